@@ -1,0 +1,119 @@
+"""A run's folder, and what a person sees while the run goes on.
+
+Every command that takes time writes the same things: `config.json` (what was asked), `metrics.jsonl` (one JSON object
+a logged step), `tensorboard/` (the same scalars) and progress on the terminal. The file of metrics is the truth; a
+resumed run cuts off what lies past the step it resumes from, so that no step is ever logged twice.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from envs.errors import InputError
+from envs.files import write_atomic, write_json_atomic
+
+console = Console(highlight=False)
+
+
+class RunFolder:
+    """Opens `path` for a new run, or with `resume` for the continuation of the one that is there.
+
+    Raises InputError where the folder already holds a run and `resume` is false, or holds one of another configuration.
+    """
+
+    def __init__(self, path: Path | str, config: Any = None, *, resume: bool = False, resume_step: int = 0) -> None:
+        self.path = Path(path)
+        self.metrics_path = self.path / "metrics.jsonl"
+        recorded = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else (config or {})
+        recorded = json.loads(json.dumps(recorded, default=str))
+        if (self.path / "config.json").exists() and not resume:
+            raise InputError(f"{self.path} already holds a run: give another --out, or --resume to continue it")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(self.path / "config.json", recorded)
+        rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step] if resume else []
+        write_atomic(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._file = self.metrics_path.open("a", buffering=1)
+        # TensorBoard's own writer: torch's and tensorboardX's would load torch into every process that plays games.
+        self._writer = EventFileWriter(str(self.path / "tensorboard"))
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write one step's scalars to both places. Names use slashes: `train/loss`, `validation/psnr`."""
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._writer.add_event(Event(step=step, wall_time=time.time(), summary=scalars))
+
+    def close(self) -> None:
+        self._file.close()
+        self._writer.close()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl`, without a last line that a crash cut short."""
+    file = Path(path) / "metrics.jsonl"
+    if not file.exists():
+        return []
+    rows = []
+    for line in file.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+class Bar:
+    """What `progress` yields: `advance` by some units, `note` the figures to show beside the bar."""
+
+    def __init__(self, bar: Progress, task: Any, description: str, total: int) -> None:
+        self._bar, self._task, self._description, self._total = bar, task, description, total
+        self._started = self._shown = time.monotonic()
+        self.done = 0
+
+    def advance(self, units: int = 1, note: str | None = None) -> None:
+        self.done += units
+        self._bar.update(self._task, advance=units)
+        if note is not None:
+            self._bar.update(self._task, note=note)
+        self._plain(note or "")
+
+    def _plain(self, note: str) -> None:
+        """Where no terminal is attached (a log file, CI), one plain line every 15 seconds instead of a moving bar."""
+        now = time.monotonic()
+        if console.is_terminal or now - self._shown < 15:
+            return
+        self._shown = now
+        left = (now - self._started) / max(self.done, 1) * (self._total - self.done)
+        console.print(f"{self._description}: {self.done}/{self._total}, {left:.0f} s left {note}")
+
+
+@contextmanager
+def progress(description: str, total: int, done: int = 0) -> Iterator[Bar]:
+    """A progress bar with the time left, shown on a terminal; plain lines elsewhere.
+
+    `total` and `done` count the same units; `done` is what an earlier run had finished.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total, completed=done, note="")
+        yield Bar(bar, task, description, total - done)
