@@ -1,0 +1,127 @@
+"""What the commands share: their common flags, one Ray session, and checks of what a person typed."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from envs.errors import InputError
+
+Preset = Literal["debug", "cpu", "paper"]
+LOGICAL_CPUS = 8
+OBJECT_STORE_BYTES = 400_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayArgs:
+    """The flag of every command that starts Ray."""
+
+    ray_address: str | None = None
+    """Cluster to run on, e.g. ray://head:10001 or auto. Default: RAY_ADDRESS if set (as under `ray job submit`),
+    otherwise a local session of this machine alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArgs(RayArgs):
+    """The flags of every command that takes long and can be continued."""
+
+    resume: bool = False
+    """Continue the run that is in --out."""
+    seed: int = 0
+    """The same seed gives the same run."""
+
+
+@contextmanager
+def ray_session(address: str | None = None) -> Iterator[None]:
+    """One Ray session for the whole command; joins the running one where the process already has one.
+
+    A local session counts more logical CPUs than the machine may have: emulators, a learner and a scorer that wait for
+    each other share two cores well, and Ray would otherwise refuse to start them.
+    """
+    for name, value in (
+        ("RAY_AUTH_MODE", "token"),
+        ("RAY_USAGE_STATS_ENABLED", "0"),
+        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
+        ("RAY_memory_monitor_refresh_ms", "0"),
+        ("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0"),
+    ):
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet_ray()
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        if address == "local":
+            ray.init(
+                address="local",
+                num_cpus=max(LOGICAL_CPUS, os.cpu_count() or 1),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError) as error:
+        if address == "local":
+            raise
+        raise InputError(f"--ray-address {address}: no Ray cluster answers there ({error}); start one or leave it out")
+    try:
+        yield
+    finally:
+        serve_shutdown()
+        ray.shutdown()
+
+
+def serve_shutdown() -> None:
+    """Stop Ray Serve if something started it, so that its controller does not outlive the command."""
+    import sys
+
+    if "ray.serve" in sys.modules:
+        from ray import serve
+
+        serve.shutdown()
+
+
+def quiet_ray() -> None:
+    """Ray's own messages only from errors on: the command says itself what it does."""
+    for name in ("ray", "ray.serve", "ray.train", "ray.tune", "ray.rllib", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def check_games(games: Sequence[str]) -> list[str]:
+    """The games as `envs` names them, each with its ROM. Raises InputError for an unknown game or a missing ROM."""
+    import envs
+
+    if not games:
+        raise InputError("no game given: name one or more, e.g. Airstriker-Genesis (autoexplore catalog lists them)")
+    checked = []
+    for game in games:
+        checked.append(envs.catalog.resolve(game))
+    return checked
+
+
+def check_folder(path: Path, what: str, made_by: str) -> Path:
+    """`path` if it exists. Raises InputError that says which command makes it."""
+    if not path.exists():
+        raise InputError(f"{what} {path} does not exist: make it with `autoexplore {made_by}`, or give another path")
+    return path
+
+
+def default_threads() -> int:
+    """Threads for torch in this process: the cores that the process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def free_bytes(path: Path) -> int:
+    """Free space of the file system that `path`, or its nearest existing parent, is on."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,37 @@
+"""Fixtures that every test file shares. One Ray session for all of them: starting one takes longer than most tests."""
+
+import os
+import sys
+
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # it counts what else runs on the machine
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray with 8 logical CPUs, which the machine need not have."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        object_store_memory=200_000_000,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    if "ray.serve" in sys.modules:
+        from ray import serve
+
+        serve.shutdown()
+    ray.shutdown()
