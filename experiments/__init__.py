@@ -1,1 +1,1 @@
-"""One file for each thing a person runs: `autoexplore <command>`. No logic that belongs to envs, worldmodel or exploration."""
+"""One file for each thing a person runs, `autoexplore <command>`; no logic that belongs to the other three."""

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,21 +44,14 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     A local session counts more logical CPUs than the machine may have: emulators, a learner and a scorer that wait for
     each other share two cores well, and Ray would otherwise refuse to start them.
     """
-    for name, value in (
-        ("RAY_AUTH_MODE", "token"),
-        ("RAY_USAGE_STATS_ENABLED", "0"),
-        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
-        ("RAY_memory_monitor_refresh_ms", "0"),
-        ("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0"),
-    ):
-        os.environ.setdefault(name, value)
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    prepare_ray_environment(local=address == "local")
     import ray
 
     if ray.is_initialized():
         yield
         return
     quiet_ray()
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
         if address == "local":
             ray.init(
@@ -72,7 +67,9 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     except (ConnectionError, ValueError) as error:
         if address == "local":
             raise
-        raise InputError(f"--ray-address {address}: no Ray cluster answers there ({error}); start one or leave it out")
+        raise InputError(
+            f"--ray-address {address}: no Ray cluster answers there ({error}); start one or leave it out"
+        ) from None
     try:
         yield
     finally:
@@ -80,10 +77,29 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+def prepare_ray_environment(*, local: bool) -> None:
+    """Environment that Ray reads when it is imported and when it starts; what the user has set stays.
+
+    Ray's core ports listen on all interfaces, so every session asks for a token (CVE-2023-48022). A local session
+    gets a fresh one, which lives in the environment of its processes: Ray would write one to the home folder, readable
+    by all.
+    """
+    values = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # it counts what other programs use and kills workers for it
+    }
+    if "ray" not in sys.modules:  # Ray reads the mode when it is imported, and turns it on itself where it is not set
+        values["RAY_AUTH_MODE"] = "token"
+    if local and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        values["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+
+
 def serve_shutdown() -> None:
     """Stop Ray Serve if something started it, so that its controller does not outlive the command."""
-    import sys
-
     if "ray.serve" in sys.modules:
         from ray import serve
 
@@ -97,15 +113,25 @@ def quiet_ray() -> None:
 
 
 def check_games(games: Sequence[str]) -> list[str]:
-    """The games as `envs` names them, each with its ROM. Raises InputError for an unknown game or a missing ROM."""
-    import envs
+    """The games' canonical names, in order, each once. Raises InputError for an unknown game or a missing ROM.
+
+    Asked before anything starts, so that a run does not stop at its third game after an hour.
+    """
+    from envs import COUNTING, catalog
 
     if not games:
         raise InputError("no game given: name one or more, e.g. Airstriker-Genesis (autoexplore catalog lists them)")
     checked = []
     for game in games:
-        checked.append(envs.catalog.resolve(game))
-    return checked
+        name = game.removesuffix("-v0")
+        if name != COUNTING:
+            name = catalog.canonical(name)
+            if not catalog.has_rom(name):
+                raise InputError(
+                    f"no ROM for {name}: `python -m envs.roms` imports 32 Atari games, `python -m envs.roms FOLDER` yours"
+                )
+        checked.append(name)
+    return list(dict.fromkeys(checked))
 
 
 def check_folder(path: Path, what: str, made_by: str) -> Path:

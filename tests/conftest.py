@@ -1,18 +1,14 @@
 """Fixtures that every test file shares. One Ray session for all of them: starting one takes longer than most tests."""
 
-import os
 import sys
-
-os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # it counts what else runs on the machine
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from experiments.common import prepare_ray_environment
+
+prepare_ray_environment(local=True)  # before any test imports Ray, which reads it then
 torch.set_num_threads(1)
 
 

@@ -1,0 +1,177 @@
+"""Charts of the report as inline SVG: they follow the page's light or dark colours and stay sharp at any width.
+
+A series is told apart by colour (Okabe and Ito's palette, safe for the colour-blind), by its dashes and by its name at
+its end. Hovering a point shows its value through an SVG title, without a script.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 460, 270
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 40
+MAX_POINTS = 160
+NOTHING = '<p class="nothing">Nothing was recorded for this chart.</p>'
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line. style: a class of the page, e.g. `base`, `random`, `explored`, `copy`. x and y: equal length."""
+
+    name: str
+    style: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar with an interval. group: the text below; value and interval in the chart's unit."""
+
+    group: str
+    name: str
+    style: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The drawing area: turns values into the SVG's coordinates and draws the axes."""
+
+    x_low: float
+    x_high: float
+    y_ticks: Sequence[float]
+    y_low: float
+    y_high: float
+
+    def x(self, value: float) -> float:
+        return LEFT + (value - self.x_low) / ((self.x_high - self.x_low) or 1) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        return HEIGHT - BOTTOM - (value - self.y_low) / ((self.y_high - self.y_low) or 1) * (HEIGHT - TOP - BOTTOM)
+
+    def axes(self, x_ticks: Sequence[float], x_label: str, y_label: str) -> str:
+        """Horizontal grid lines with their values, values below the x axis, and both labels."""
+        parts = []
+        for tick in self.y_ticks:
+            parts.append(f'<path class="grid" d="M{LEFT} {self.y(tick):.1f}H{WIDTH - RIGHT}"/>')
+            parts.append(_text("tick", LEFT - 7, self.y(tick) + 4, "end", short(tick)))
+        parts += [_text("tick", self.x(tick), HEIGHT - BOTTOM + 18, "middle", short(tick)) for tick in x_ticks]
+        parts.append(_text("axis", WIDTH - RIGHT, HEIGHT - 5, "end", x_label))
+        turned = f"translate(11 {(HEIGHT - BOTTOM + TOP) / 2:.0f}) rotate(-90)"
+        parts.append(f'<text class="axis" transform="{turned}" text-anchor="middle">{escape(y_label)}</text>')
+        return "".join(parts)
+
+
+def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: str, markers: bool = False) -> str:
+    """An SVG of the lines. Points that are not finite are left out; without any point, a sentence that says so."""
+    kept = [one for one in map(_thinned, series) if one.x]
+    if not kept:
+        return NOTHING
+    xs = [x for one in kept for x in one.x]
+    ys = [y for one in kept for y in one.y]
+    y_ticks = nice_ticks(min(ys), max(ys), 5)
+    plane = Plane(min(xs), max(max(xs), min(xs) + 1e-9), y_ticks, y_ticks[0], y_ticks[-1])
+    x_ticks = [x for x in nice_ticks(min(xs), max(xs), 5) if plane.x_low <= x <= plane.x_high]
+    parts = [plane.axes(x_ticks, x_label, y_label)]
+    for one in kept:
+        points = [(plane.x(x), plane.y(y)) for x, y in zip(one.x, one.y, strict=True)]
+        parts.append(
+            f'<polyline class="line s-{one.style}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
+        )
+        shown = "dot" if markers or len(points) == 1 else "dot hidden"
+        for (x, y), x_value, y_value in zip(points, one.x, one.y, strict=True):
+            note = f"{one.name}: {short(y_value)} at {short(x_value)}"
+            parts.append(
+                f'<circle class="{shown} f-{one.style}" cx="{x:.1f}" cy="{y:.1f}" r="3.2">'
+                f"<title>{escape(note)}</title></circle>"
+            )
+    return _figure(parts, title, [(one.name, one.style) for one in kept])
+
+
+def bar_chart(bars: Sequence[Bar], *, y_label: str, title: str) -> str:
+    """An SVG of grouped bars with their intervals as whiskers; zero is always on the axis."""
+    bars = [bar for bar in bars if math.isfinite(bar.value)]
+    if not bars:
+        return NOTHING
+    groups = list(dict.fromkeys(bar.group for bar in bars))
+    names = list(dict.fromkeys((bar.name, bar.style) for bar in bars))
+    ends = [0.0, *(v for bar in bars for v in (bar.value, bar.low, bar.high) if math.isfinite(v))]
+    ticks = nice_ticks(min(ends), max(ends), 5)
+    plane = Plane(0.0, float(len(groups)), ticks, ticks[0], ticks[-1])
+    width = min(38.0, (plane.x(1) - plane.x(0)) * 0.8 / len(names))
+    parts = [plane.axes([], "", y_label)]
+    for place, group in enumerate(groups):
+        parts.append(_text("tick", plane.x(place + 0.5), HEIGHT - BOTTOM + 18, "middle", group))
+        for bar in bars:
+            if bar.group == group:
+                left = plane.x(place + 0.5) + (names.index((bar.name, bar.style)) - len(names) / 2) * width
+                parts.append(_bar(bar, plane, left, width))
+    parts.append(f'<path class="zero" d="M{LEFT} {plane.y(0):.1f}H{WIDTH - RIGHT}"/>')
+    return _figure(parts, title, names)
+
+
+def _bar(bar: Bar, plane: Plane, left: float, width: float) -> str:
+    top, foot = plane.y(max(bar.value, 0)), plane.y(min(bar.value, 0))
+    note = f"{bar.name}, {bar.group}: {short(bar.value)} [{short(bar.low)}, {short(bar.high)}]"
+    drawn = (
+        f'<rect class="bar f-{bar.style}" x="{left + 1.5:.1f}" y="{top:.1f}" width="{width - 3:.1f}" '
+        f'height="{max(foot - top, 0.8):.1f}"><title>{escape(note)}</title></rect>'
+    )
+    if not (math.isfinite(bar.low) and math.isfinite(bar.high)):
+        return drawn
+    middle, low, high = left + width / 2, plane.y(bar.low), plane.y(bar.high)
+    path = f"M{middle:.1f} {low:.1f}V{high:.1f}M{middle - 4:.1f} {low:.1f}h8M{middle - 4:.1f} {high:.1f}h8"
+    return drawn + f'<path class="whisker" d="{path}"/>'
+
+
+def nice_ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers (1, 2 or 5 times a power of ten apart) that cover [low, high]."""
+    span = (high - low) or abs(high) or 1.0
+    rough = span / max(count - 1, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(k * step, 10) for k in range(first, max(last, first + 1) + 1)]
+
+
+def short(value: float) -> str:
+    """A number as a person writes it: 12,300, 38.4, 0.012."""
+    if not math.isfinite(value):
+        return "-"
+    if value == int(value) and abs(value) < 1e7:
+        return f"{int(value):,}"
+    size = abs(value)
+    digits = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 0.1 else None
+    return f"{value:.3g}" if digits is None else f"{value:,.{digits}f}"
+
+
+def _thinned(series: Series) -> Series:
+    """Finite points only, and at most MAX_POINTS: the page stays small, and a mean over neighbours keeps the shape."""
+    points = [(x, y) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    if len(points) > MAX_POINTS:
+        size = math.ceil(len(points) / MAX_POINTS)
+        chunks = [points[start : start + size] for start in range(0, len(points), size)]
+        points = [(chunk[-1][0], sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
+    return Series(series.name, series.style, [x for x, _ in points], [y for _, y in points])
+
+
+def _text(style: str, x: float, y: float, anchor: str, text: str) -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _figure(parts: list[str], title: str, names: Sequence[tuple[str, str]]) -> str:
+    """The drawing with its title above and the names of its lines below."""
+    legend = "".join(
+        f'<li><svg class="swatch" viewBox="0 0 26 8" aria-hidden="true"><path class="line s-{style}" d="M1 4H25"/>'
+        f"</svg>{escape(name)}</li>"
+        for name, style in names
+    )
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+        f'<ul class="legend">{legend}</ul></figure>'
+    )
