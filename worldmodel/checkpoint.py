@@ -1,0 +1,217 @@
+"""Training checkpoints: whole or absent, checked when read, and never a pickle.
+
+    <run>/checkpoints/step-00001234/
+        model.safetensors       weights and buffers of the component that is trained
+        optimizer.safetensors   AdamW's moments, named after the parameters
+        state.json              step, component, configuration, recipe, position in the data
+        manifest.json           sha256 of the three above, written last
+
+The folder is written under a temporary name, fsynced and renamed, so that a crash leaves the previous one. The newest
+complete folder is the one that counts; a damaged one is named and never passed over in silence.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from envs.errors import InputError
+from envs.files import new_folder, write_json_atomic
+from envs.runs import console
+
+FORMAT = "autoexplore-checkpoint-1"
+_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    """Hex sha256 over names, types, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint folder whose hashes were checked, and its `state.json`."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+    @property
+    def component(self) -> str:
+        return str(self.state["component"])
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of `model.safetensors`, on the CPU."""
+        return _read_tensors(self.path / "model.safetensors")
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """The tensors of `optimizer.safetensors`, on the CPU."""
+        return _read_tensors(self.path / "optimizer.safetensors")
+
+
+def save_checkpoint(
+    run: Path, state: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer, *, keep_last: int
+) -> Path:
+    """Write `<run>/checkpoints/step-<state["step"]>` atomically, then delete all but the newest `keep_last`.
+
+    `state` is plain JSON data with at least `step`, `component` and `config`. A complete checkpoint of the same step
+    is left as it is: a step's state is a function of the run, so it holds the same.
+    """
+    path = run / "checkpoints" / f"step-{state['step']:08d}"
+    if not (path / "manifest.json").exists():
+        tensors, groups = optimizer_state(module, optimizer)
+        with new_folder(path) as folder:
+            save_file(_cpu(module.state_dict()), folder / "model.safetensors")
+            save_file(tensors, folder / "optimizer.safetensors")
+            write_json_atomic(folder / "state.json", {"format": FORMAT, **state, "optimizer": groups})
+            hashes = {name: file_sha256(folder / name) for name in _FILES}
+            write_json_atomic(folder / "manifest.json", {"format": FORMAT, "sha256": hashes})
+    for old in _complete(run)[:-keep_last]:
+        (old / "manifest.json").unlink()  # first, so that a crash half-way leaves no folder that looks complete
+        shutil.rmtree(old)
+    return path
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The complete checkpoint of the highest step in a run's folder, its hashes not yet checked; None without one."""
+    complete = _complete(run)
+    return complete[-1] if complete else None
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Check a checkpoint folder, or the newest one of a run's folder, and read its state.
+
+    Raises InputError that names the file where one is missing, cut short or changed, and the checkpoint before it.
+    """
+    path = Path(path)
+    if (path / "checkpoints").is_dir():
+        newest = newest_checkpoint(path)
+        if newest is None:
+            raise InputError(f"{path} holds no complete checkpoint: train it first")
+        path = newest
+    if not path.is_dir():
+        raise InputError(f"{path}: no such checkpoint folder")
+    manifest = _read_json(path / "manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: not a training checkpoint of this version (format {manifest.get('format')!r})")
+    for name in _FILES:
+        file = path / name
+        if not file.is_file() or file_sha256(file) != manifest["sha256"].get(name):
+            what = "differs from its sha256 in manifest.json" if file.is_file() else "is missing"
+            raise InputError(f"{file} {what}: the checkpoint is damaged; {_advice(path)}")
+    return Checkpoint(path, _read_json(path / "state.json"))
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
+    """Copy weights into a module, all of them or none.
+
+    Raises InputError before anything is copied where a name, shape or type differs: another architecture.
+    """
+    own = module.state_dict()
+    for name in sorted(own.keys() ^ weights.keys()):
+        where = "only in the file" if name in weights else "missing in the file"
+        raise InputError(f"{source}: weights of another architecture: {name} is {where}; use its own configuration")
+    for name, tensor in own.items():
+        here, there = (tuple(tensor.shape), tensor.dtype), (tuple(weights[name].shape), weights[name].dtype)
+        if here != there:
+            raise InputError(f"{source}: weights of another architecture: {name} is {there[0]}, the model's {here[0]}")
+    module.load_state_dict(weights, strict=True)
+
+
+def optimizer_state(
+    module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An optimizer's state as tensors named `<quantity>/<parameter>` and its groups as JSON data."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    tensors = {
+        f"{quantity}/{names[cast(nn.Parameter, parameter)]}": value
+        for parameter, values in optimizer.state.items()
+        for quantity, value in values.items()
+    }
+    groups = [
+        {
+            **{key: value for key, value in group.items() if key != "params"},
+            "params": [names[p] for p in group["params"]],
+        }
+        for group in optimizer.param_groups
+    ]
+    return _cpu(tensors), groups
+
+
+def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    """Give an optimizer over the same parameters the state that a checkpoint holds. Raises InputError otherwise."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    groups = checkpoint.state["optimizer"]
+    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    if order != [name for group in groups for name in group["params"]]:
+        raise InputError(f"{checkpoint.path}: trains other parameters than this run: continue it with its own settings")
+    places = {name: place for place, name in enumerate(order)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in checkpoint.optimizer_tensors().items():
+        quantity, name = key.split("/", 1)
+        state.setdefault(places[name], {})[quantity] = tensor
+    numbered = [{**group, "params": [places[name] for name in group["params"]]} for group in groups]
+    optimizer.load_state_dict({"state": state, "param_groups": numbered})
+
+
+def remove_leftovers(run: Path) -> None:
+    """Delete temporary folders that a crash during a save left in a run, and name checkpoints without a manifest."""
+    for folder in (run / "checkpoints").glob(".step-*.tmp"):
+        shutil.rmtree(folder)
+    for folder in (run / "checkpoints").glob("step-*"):
+        if not (folder / "manifest.json").exists():
+            console.print(f"{folder} is incomplete (it has no manifest.json) and is left out")
+
+
+def _complete(run: Path) -> list[Path]:
+    return sorted(file.parent for file in (run / "checkpoints").glob("step-*/manifest.json"))
+
+
+def _advice(path: Path) -> str:
+    older = [other for other in _complete(path.parent.parent) if other.name < path.name]
+    if path.parent.name != "checkpoints" or not older:
+        return "there is no earlier one beside it"
+    return f"to go on from the one before it, {older[-1].name}, delete this folder"
+
+
+def _cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a safetensors file ({error})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: the checkpoint is incomplete; {_advice(path.parent)}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); {_advice(path.parent)}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object; {_advice(path.parent)}")
+    return value

@@ -1,0 +1,240 @@
+"""Numbers that say how good predicted frames are (spec: appendix A.2 of the paper).
+
+Frames are float in [0, 1]. Shapes: B windows, T frames, C=3, H, W; `...` any leading dimensions.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from envs.errors import InputError
+
+PSNR_CAP = 100.0
+"""Decibels given to identical frames (mean squared error at most 1e-10), so that means stay finite."""
+
+ACTION_COUNT = 5
+
+
+class Generator(Protocol):
+    """What the metrics ask of a world model: `worldmodel.genie.GenieReduxG.generate`."""
+
+    def generate(
+        self,
+        frames_BPCHW: Tensor,
+        actions_BA: Tensor,
+        *,
+        steps: int = 25,
+        temperature: float = 1.0,
+        mode: str = "one_pass",
+        generator: torch.Generator | None = None,
+    ) -> Tensor: ...
+
+
+def _check_pair(x: Tensor, y: Tensor) -> None:
+    if x.shape != y.shape or x.ndim < 3:
+        raise InputError(f"frames of shape {tuple(x.shape)} and {tuple(y.shape)} cannot be compared: make them equal")
+
+
+def decibels(mse: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of mean squared errors of frames in [0, 1], at most `PSNR_CAP` dB."""
+    return -10 * torch.log10(mse.clamp_min(10 ** (-PSNR_CAP / 10)))
+
+
+def frame_psnr(x: Tensor, y: Tensor) -> Tensor:
+    """PSNR in dB of each frame, the error taken over its C, H, W. x, y (..., C, H, W) -> (...)."""
+    _check_pair(x, y)
+    return decibels((x.float() - y.float()).square().mean((-3, -2, -1)))
+
+
+def psnr(x: Tensor, y: Tensor) -> float:
+    """Mean over frames of each frame's PSNR in dB, range 1 (appendix A.2). Identical frames count `PSNR_CAP` dB."""
+    return frame_psnr(x, y).mean().item()
+
+
+def moving_pixels(frames: Tensor, reference: Tensor) -> Tensor:
+    """Where a frame differs from the reference in any channel by more than half a grey level.
+
+    frames (..., C, H, W), reference broadcastable to it -> bool (..., H, W).
+    """
+    return ((frames.float() - reference.float()).abs() > 0.5 / 255).any(-3)
+
+
+def moving_psnr(x: Tensor, y: Tensor, moving: Tensor) -> Tensor:
+    """PSNR in dB of each frame over its moving pixels only; NaN where nothing moved.
+
+    x, y (..., C, H, W), moving bool (..., H, W) -> (...). Take the mean with `nanmean`: a frame in which nothing moved
+    says nothing about how motion is predicted.
+    """
+    _check_pair(x, y)
+    error = (x.float() - y.float()).square().mean(-3) * moving
+    count = moving.sum((-2, -1))
+    return torch.where(count > 0, decibels(error.sum((-2, -1)) / count.clamp_min(1)), torch.nan)
+
+
+def frame_ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Structural similarity of each frame (Wang et al. 2004). x, y (..., C, H, W) in [0, 1] -> (...), at most 1.
+
+    Gaussian window of 11 with sigma 1.5, K1 = 0.01, K2 = 0.03, range 1, over the places where the window fits;
+    the mean over channels and places. The window is separable: two passes of 11 instead of one of 121.
+    """
+    _check_pair(x, y)
+    if min(x.shape[-2:]) < 11:
+        raise InputError(f"frames of {tuple(x.shape[-2:])} pixels are smaller than the SSIM window of 11x11")
+    lead = x.shape[:-2]
+    x, y = x.float().reshape(-1, 1, *x.shape[-2:]), y.float().reshape(-1, 1, *y.shape[-2:])
+    offsets = torch.arange(11, dtype=x.dtype, device=x.device) - 5
+    window = torch.exp(-offsets.square() / (2 * 1.5**2))
+    window = window / window.sum()
+    planes = torch.cat([x, y, x * x, y * y, x * y])
+    planes = F.conv2d(F.conv2d(planes, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = planes.chunk(5)
+    c1, c2 = 0.01**2, 0.03**2
+    variance_x, variance_y, covariance = mean_xx - mean_x**2, mean_yy - mean_y**2, mean_xy - mean_x * mean_y
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
+    return similarity.mean((-3, -2, -1)).reshape(lead).mean(-1)
+
+
+def ssim(x: Tensor, y: Tensor) -> float:
+    """Mean over frames of `frame_ssim`."""
+    return frame_ssim(x, y).mean().item()
+
+
+class GaussianFit:
+    """Mean and covariance of a set of feature vectors, gathered batch by batch in float64.
+
+    Sums add up, so parts of a set that different workers saw are merged exactly, before the distance and not after.
+    """
+
+    def __init__(self, dimensions: int) -> None:
+        self.count = 0
+        self.sum_D = torch.zeros(dimensions, dtype=torch.float64)
+        self.outer_DD = torch.zeros(dimensions, dimensions, dtype=torch.float64)
+
+    def add(self, features_ND: Tensor) -> None:
+        features = features_ND.detach().to("cpu", torch.float64)
+        self.count += len(features)
+        self.sum_D += features.sum(0)
+        self.outer_DD += features.T @ features
+
+    def merge(self, other: "GaussianFit") -> None:
+        self.count += other.count
+        self.sum_D += other.sum_D
+        self.outer_DD += other.outer_DD
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """(mean_D, covariance_DD) with the unbiased divisor. Raises InputError with fewer than two vectors."""
+        if self.count < 2:
+            raise InputError(f"a Frechet distance needs at least 2 frames on each side, here are {self.count}")
+        mean = self.sum_D / self.count
+        return mean, (self.outer_DD - self.count * torch.outer(mean, mean)) / (self.count - 1)
+
+    def distance(self, other: "GaussianFit") -> float:
+        """`gaussian_distance` of the two fits."""
+        return gaussian_distance(*self.moments(), *other.moments())
+
+
+def gaussian_distance(mean_x: Tensor, covariance_x: Tensor, mean_y: Tensor, covariance_y: Tensor) -> float:
+    """Squared Frechet distance of two Gaussians: |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), in float64.
+
+    The trace of the root is the sum of the roots of the eigenvalues of S_x^(1/2) S_y S_x^(1/2), which is symmetric, so
+    nothing is approximated and singular covariances (fewer frames than features) are no special case.
+    """
+    values, vectors = torch.linalg.eigh(covariance_x.double())
+    root_x = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    product = torch.linalg.eigvalsh(root_x @ covariance_y.double() @ root_x)
+    trace = covariance_x.diagonal().double().sum() + covariance_y.diagonal().double().sum()
+    distance = (mean_x - mean_y).double().square().sum() + trace - 2 * product.clamp_min(0).sqrt().sum()
+    return max(distance.item(), 0.0)
+
+
+def frechet_distance(features_x: Tensor, features_y: Tensor) -> float:
+    """Squared Frechet distance of Gaussians fitted to two sets of features, (N, D) and (M, D) (Heusel et al. 2017)."""
+    fits = []
+    for features in (features_x, features_y):
+        fits.append(GaussianFit(features.shape[1]))
+        fits[-1].add(features)
+    return fits[0].distance(fits[1])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over windows with its 95 % confidence interval [low, high]; NaN bounds where one window says nothing."""
+
+    mean: float
+    low: float
+    high: float
+    values_B: Tensor
+    """The values of the single windows."""
+
+
+def estimate(values_B: Tensor, groups_B: Tensor | None = None) -> Estimate:
+    """Mean and 95 % interval of values that are independent between groups (episodes), not within one.
+
+    Windows of an episode resemble each other, so that counting them as independent makes the interval too narrow: the
+    standard error is the cluster-robust one, with Student's t at groups - 1 degrees of freedom. Without `groups_B`
+    each value is its own group, which gives the textbook interval.
+    """
+    values = values_B.double().flatten()
+    if groups_B is None:
+        groups_B = torch.arange(len(values))
+    mean = values.mean()
+    _, group = groups_B.flatten().unique(return_inverse=True)
+    groups = int(group.max()) + 1 if len(values) else 0
+    if groups < 2:
+        return Estimate(mean.item(), float("nan"), float("nan"), values_B)
+    sums = torch.zeros(groups, dtype=torch.float64).index_add(0, group, values - mean)
+    error = (sums.square().sum() * groups / (groups - 1)).sqrt() / len(values)
+    half = (student_t_975(groups - 1) * error).item()
+    return Estimate(mean.item(), mean.item() - half, mean.item() + half, values_B)
+
+
+@functools.cache
+def student_t_975(freedom: int) -> float:
+    """The 97.5 % point of Student's t distribution with `freedom` >= 1 degrees of freedom, to four digits.
+
+    With t = sqrt(n) tan(a) its density becomes proportional to cos(a)^(n-1) on a finite range, which is summed up.
+    """
+    angles = torch.linspace(0, torch.pi / 2, 200_001, dtype=torch.float64)
+    area = torch.cumulative_trapezoid(torch.cos(angles) ** (freedom - 1), angles)
+    place = int(torch.searchsorted(area, 0.95 * area[-1])) + 1
+    return freedom**0.5 * torch.tan(angles[place]).item()
+
+
+def delta_psnr(
+    model: Generator,
+    frames_BTCHW: Tensor,
+    actions_BT: Tensor,
+    *,
+    t: int = 4,
+    context: int = 2,
+    steps: int = 25,
+    mode: str = "one_pass",
+    seed: int = 0,
+    groups_B: Tensor | None = None,
+) -> Estimate:
+    """Controllability: PSNR(x_t, x'_t) - PSNR(x_t, x''_t) in dB at the t-th predicted frame, averaged over windows.
+
+    x' is predicted with the true actions, x'' with the actions of the predicted frames replaced by uniformly random
+    ones (appendix A.2; Genie). Both branches take the same `steps` and start from the same `seed`, so that only the
+    actions differ. frames_BTCHW (B, >= context + t, 3, H, W), actions_BT (B, >= context + t - 1); the action beside
+    frame k is the one that made frame k + 1. `groups_B`: episode of each window, see `estimate`.
+    """
+    if frames_BTCHW.shape[1] < context + t or actions_BT.shape[1] < context + t - 1:
+        raise InputError(f"delta-PSNR at t={t} needs {context + t} frames a window, here are {frames_BTCHW.shape[1]}")
+    given, truth = frames_BTCHW[:, :context], frames_BTCHW[:, context + t - 1]
+    actions = actions_BT[:, : context + t - 1]
+    device = actions.device
+    noise = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(ACTION_COUNT, actions.shape, generator=noise).to(actions)
+    replaced = torch.cat([actions[:, : context - 1], drawn[:, context - 1 :]], dim=1)
+    quality = []
+    for branch in (actions, replaced):
+        generator = torch.Generator(device).manual_seed(seed)
+        predicted = model.generate(given, branch, steps=steps, mode=mode, generator=generator)
+        quality.append(frame_psnr(truth, predicted[:, t - 1]))
+    return estimate(quality[0] - quality[1], groups_B)

@@ -1,0 +1,76 @@
+"""Which window stands at which place of an endless, shuffled stream: a permutation that needs no memory.
+
+The stream is epoch after epoch of a shuffled pass over all windows. The window at a place is computed, not stored, so
+that a run's data position is one number (samples consumed), resuming costs nothing, and ranks split a batch without
+talking to each other.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from envs.errors import InputError
+
+ROUNDS = 6
+_MIX_1, _MIX_2, _GOLDEN = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: uint64 -> uint64, every input bit reaches every output bit."""
+    values = (values ^ (values >> np.uint64(30))) * _MIX_1
+    values = (values ^ (values >> np.uint64(27))) * _MIX_2
+    return values ^ (values >> np.uint64(31))
+
+
+def feistel_permutation(places: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
+    """The image of each place under a keyed permutation of 0..size-1. places, key: uint64 (N,) -> uint64 (N,).
+
+    A balanced Feistel network permutes 0..4^b-1, the smallest such range that holds `size`; a value that lands outside
+    is sent round again (cycle walking), which keeps it a permutation of 0..size-1 (Black and Rogaway 2002). The range
+    is less than four times `size`, so a place takes fewer than four rounds on average.
+    """
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    round_keys = [_mix(key + _GOLDEN * np.uint64(number + 1)) for number in range(ROUNDS)]
+    values = places.copy()
+    outside = np.arange(len(places))
+    while len(outside):
+        left, right = values[outside] >> shift, values[outside] & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix(right ^ round_key[outside]) & mask)
+        values[outside] = (left << shift) | right
+        outside = outside[values[outside] >= size]
+    return values
+
+
+@dataclass(frozen=True)
+class ClipSampler:
+    """The shuffled stream of windows 0..windows-1 of one seed; every epoch holds each window exactly once.
+
+    A global batch is `batch_size` consecutive places of the stream, and rank r of R takes the r-th of its R equal
+    parts. So the global batches do not depend on the number of ranks: 8 ranks of 14 see what 4 ranks of 28 see.
+    """
+
+    windows: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.windows < 1:
+            raise InputError("no window to sample from: the episodes are shorter than a clip; give longer ones")
+
+    def window_ids(self, places: np.ndarray) -> np.ndarray:
+        """The window at each place of the stream, places counted over all epochs from 0. int64 (N,) -> int64 (N,)."""
+        epochs, inside = np.divmod(places.astype(np.uint64), np.uint64(self.windows))
+        key = _mix(np.uint64(self.seed % 2**64) + _GOLDEN * (epochs + np.uint64(1)))
+        return feistel_permutation(inside, self.windows, key).astype(np.int64)
+
+    def batch(self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
+        """This rank's windows of the global batch that starts at `samples_consumed`, int64 (batch_size / ranks,)."""
+        if batch_size % ranks:
+            raise InputError(f"a batch of {batch_size} does not split over {ranks} workers: make it a multiple")
+        share = batch_size // ranks
+        return self.window_ids(samples_consumed + rank * share + np.arange(share))
+
+    def epoch(self, samples_consumed: int) -> float:
+        """Passes over the data so far, in [0, inf)."""
+        return samples_consumed / self.windows
