@@ -1,0 +1,109 @@
+"""Every game that stable-retro knows: its console, whether its ROM is here, and what kind of game it is."""
+
+import difflib
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import stable_retro.data
+
+from envs.errors import InputError
+
+LABELS = ("view", "axis", "motion")
+
+
+def games(
+    console: str | None = None,
+    view: str | None = None,
+    axis: str | None = None,
+    motion: str | None = None,
+    playable: bool | None = None,
+    limit: int | None = None,
+) -> list[str]:
+    """Names of the games that match every given value, in alphabetical order, without the "-v0" ending.
+
+    `playable` asks for games with (True) or without (False) a ROM; `limit` cuts the list.
+    Raises InputError for a console or label that no game has.
+    """
+    rows = table()
+    for column, wanted in (("console", console), ("view", view), ("axis", axis), ("motion", motion)):
+        if wanted is not None:
+            known = sorted(rows[column].unique())
+            if wanted not in known:
+                raise InputError(f"no game has {column} {wanted!r}: known are {', '.join(known)}")
+            rows = rows[rows[column] == wanted]
+    if playable is not None:
+        rows = rows[rows["playable"] == playable]
+    return list(rows["game"][:limit])
+
+
+def table() -> pd.DataFrame:
+    """One row a game: game, console, playable (its ROM is imported), view, axis, motion ("unknown" until labelled)."""
+    rows = [{"game": game, "console": console_of(game), "playable": has_rom(game)} for game in integrations()]
+    frame = pd.DataFrame(rows, columns=["game", "console", "playable"])
+    for label in LABELS:
+        frame[label] = "unknown"
+    return frame
+
+
+@cache
+def integrations() -> tuple[str, ...]:
+    """Names of stable-retro's stable integrations, whether their ROM is there or not, without "-v0"."""
+    names = stable_retro.data.list_games(stable_retro.data.Integrations.STABLE)
+    return tuple(sorted(name.removesuffix("-v0") for name in names))
+
+
+def console_of(game: str) -> str:
+    """The console in a game's name: "Airstriker-Genesis" -> "Genesis"."""
+    return canonical(game).rsplit("-", 1)[-1]
+
+
+def canonical(game: str) -> str:
+    """A game's name without "-v0". Raises InputError with the nearest names where stable-retro has no such game."""
+    name = game.removesuffix("-v0")
+    if name in integrations():
+        return name
+    folded = {known.casefold(): known for known in integrations()}
+    short = {known.rsplit("-", 1)[0].casefold(): known for known in integrations()}
+    wanted = name.casefold()
+    near = [short[wanted]] if wanted in short else []
+    near += [folded[match] for match in difflib.get_close_matches(wanted, folded, n=3, cutoff=0.5)]
+    near += [short[match] for match in difflib.get_close_matches(wanted, short, n=3, cutoff=0.7)]
+    hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "see `autoexplore catalog` for all names"
+    raise InputError(f"no game is called {game!r}: {hint}")
+
+
+def folder(game: str) -> Path:
+    """Where stable-retro keeps a game's ROM, savestates and description."""
+    name = canonical(game)
+    root = Path(stable_retro.data.path()) / "stable"
+    versioned = root / f"{name}-v0"
+    return versioned if versioned.is_dir() else root / name
+
+
+def rom_path(game: str) -> Path | None:
+    """The game's ROM file, or None where it is not imported."""
+    # os.listdir once a game: stable-retro's own search asks the file system twenty times, too slow for 1,006 games.
+    place = folder(game)
+    names = set(os.listdir(place))
+    metadata = place / "metadata.json"
+    if "metadata.json" in names and "original_rom_name" in (text := metadata.read_text()):
+        original = json.loads(text)["original_rom_name"]
+        if original in names:
+            return place / original
+    for extension in stable_retro.data.EMU_EXTENSIONS:
+        if f"rom{extension}" in names:
+            return place / f"rom{extension}"
+    return None
+
+
+def has_rom(game: str) -> bool:
+    """Whether the game can be played here."""
+    return rom_path(game) is not None
+
+
+def states(game: str) -> list[str]:
+    """Names of the game's savestates."""
+    return sorted(file.stem for file in folder(game).glob("*.state") if not file.name.startswith("_"))

@@ -1,0 +1,169 @@
+"""Playing one episode, and the Ray actor that plays many. This module is all that a playing process loads: no torch."""
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+import envs
+from envs.controls import ACTIONS
+from envs.errors import InputError
+from envs.recording import Episode
+from envs.shards import Shard, write_shard
+
+
+@dataclass(frozen=True)
+class Session:
+    """What identifies an episode. The same session always gives the same frames."""
+
+    game: str
+    policy_id: str
+    seed: int
+    """Of the whole run."""
+    episode: int
+    """Number within the game, from 0."""
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits."""
+        return self._digest()[:16]
+
+    @property
+    def policy_seed(self) -> int:
+        """The seed, below 2^63, of this one episode's policy."""
+        return int(self._digest()[16:32], 16) >> 1
+
+    def _digest(self) -> str:
+        identity = json.dumps([self.game, self.policy_id, self.seed, self.episode])
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+
+class Policy(Protocol):
+    """Anything that plays."""
+
+    def reset(self, seed: int) -> None:
+        """Begin an episode; what follows depends on the seed and the frames alone."""
+
+    def act(self, frame_HWC: NDArray[np.uint8]) -> int:
+        """The action for the newest frame."""
+
+
+class RandomPolicy:
+    """Uniform over the five actions, one a step (the paper's random agent)."""
+
+    def reset(self, seed: int) -> None:
+        """Begin an episode."""
+        self._generator = np.random.Generator(np.random.PCG64(seed))
+
+    def act(self, frame_HWC: NDArray[np.uint8]) -> int:
+        """The next action, whatever the frame shows."""
+        return int(self._generator.integers(len(ACTIONS)))
+
+
+def load_policy(name: str, *, epsilon: float, temperature: float) -> Policy:
+    """The random policy, or for "checkpoint:<folder>" the agent that `autoexplore explore` trained (this loads torch)."""
+    if name == "random":
+        return RandomPolicy()
+    from exploration.policy import load_policy as load_agent
+
+    return load_agent(name.removeprefix("checkpoint:"), epsilon=epsilon, temperature=temperature)
+
+
+def policy_id(name: str, *, epsilon: float, temperature: float) -> str:
+    """The policy's name inside a session: for an agent it depends on its weights, not on where they lie.
+
+    Raises InputError for an unknown policy or a folder that is not there.
+    """
+    if name == "random":
+        return "random"
+    kind, _, path = name.partition(":")
+    folder = Path(path)
+    if kind != "checkpoint" or not path:
+        raise InputError(f"policy {name!r} is not known: give 'random' or 'checkpoint:<folder of an agent>'")
+    if not folder.is_dir():
+        raise InputError(f"policy {name!r}: there is no folder {folder}")
+    digest = hashlib.sha256()
+    for file in sorted(item for item in folder.rglob("*") if item.is_file()):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return f"checkpoint-{digest.hexdigest()[:12]}-epsilon{epsilon:g}-temperature{temperature:g}"
+
+
+def play_episode(env: gymnasium.Env[Any, Any], policy: Policy, session: Session, *, steps: int) -> Episode:
+    """Play `session` until the game ends or `steps` steps are done. `env` is one that `envs.make` gave for its game."""
+    game: Any = env.unwrapped
+    frame_HWC, _ = env.reset(seed=session.policy_seed % 2**32)
+    policy.reset(session.policy_seed)
+    frames, actions, rewards = [frame_HWC], [], []
+    terminated = truncated = False
+    while not (terminated or truncated):
+        action = policy.act(frame_HWC)
+        frame_HWC, reward, terminated, truncated, _ = env.step(np.int64(action))
+        frames.append(frame_HWC)
+        actions.append(action)
+        rewards.append(reward)
+        truncated = truncated or (len(actions) >= steps and not terminated)
+    return Episode(
+        session_id=session.id,
+        game=session.game,
+        frames_THWC=np.stack(frames),
+        actions=np.array(actions, np.uint8),
+        rewards=np.array(rewards, np.float32),
+        policy_id=session.policy_id,
+        seed=session.seed,
+        terminated=terminated,
+        truncated=truncated,
+        console=game.console,
+        rom_sha1=game.rom_sha1,
+        retro_version=game.retro_version,
+        init_state=game.init_state,
+        frame_skip=game.frame_skip,
+        buttons=game.action_masks,
+        resize=game.resize,
+        info={"episode": session.episode, "max_steps": steps},
+    )
+
+
+@dataclass(frozen=True)
+class Played:
+    """What an actor reports of one episode."""
+
+    shard: Shard
+    cpu_seconds: float
+    """Of its whole process, while it played, compressed and wrote."""
+
+
+class Player:
+    """The Ray actor: takes a session, plays it, writes its shard, reports it.
+
+    Holds one emulator and swaps it between games.
+    """
+
+    def __init__(self, root: str, policy: str, epsilon: float, temperature: float, steps: int) -> None:
+        self._root, self._steps = Path(root), steps
+        self._policy = load_policy(policy, epsilon=epsilon, temperature=temperature)
+        self._env: gymnasium.Env[Any, Any] | None = None
+        self._game = ""
+
+    def play(self, session: Session) -> Played:
+        """Play one session. Its shard is on disk, whole, when this returns."""
+        started = time.process_time()
+        if self._game != session.game:
+            self._swap(session.game)
+        assert self._env is not None
+        episode = play_episode(self._env, self._policy, session, steps=self._steps)
+        shard = write_shard(self._root, [episode.encode()], session.id)
+        return Played(shard, time.process_time() - started)
+
+    def _swap(self, game: str) -> None:
+        """Close the emulator that is open, and open the game's."""
+        if self._env is not None:
+            self._env.close()
+            self._env, self._game = None, ""
+        self._env = envs.make(game)
+        self._game = game
