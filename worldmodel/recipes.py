@@ -55,12 +55,10 @@ class TrainConfig:
     """Checkpoints to keep."""
     seed: int = 0
     """Decides initial weights, order of the data, masks and noise."""
-    threads: int = 4
-    """Threads that decode clips, for each worker; 0 decodes in the training thread."""
-    prefetch: int = 4
-    """Batches decoded ahead."""
-    torch_threads: int = 0
-    """Threads of torch's own operations for each worker; 0 leaves torch's default."""
+    threads: int = 0
+    """Torch threads of each worker; 0 leaves torch's own choice."""
+    loader_threads: int = 4
+    """Threads of each worker that decode clips ahead of the training; 0 decodes in the training thread."""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "clip_stride", "log_every", "checkpoint_every", "keep_last"):
@@ -95,7 +93,7 @@ _DEBUG = {
     "validation_clips": 4,
     "checkpoint_every": 10,
     "threads": 1,
-    "torch_threads": 1,
+    "loader_threads": 1,
 }
 
 _CPU = {
@@ -108,7 +106,7 @@ _CPU = {
     "validation_clips": 48,
     "checkpoint_every": 500,
     "keep_last": 2,
-    "threads": 1,
+    "loader_threads": 1,
 }
 
 _PRESETS: dict[str, dict[str, dict[str, object]]] = {

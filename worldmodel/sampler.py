@@ -11,8 +11,8 @@ import numpy as np
 
 from envs.errors import InputError
 
-ROUNDS = 6
 _MIX_1, _MIX_2, _GOLDEN = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(0x9E3779B97F4A7C15)
+_ROUND_CONSTANTS = [np.uint64(int(_GOLDEN) * (number + 1) % 2**64) for number in range(6)]
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
@@ -31,7 +31,7 @@ def feistel_permutation(places: np.ndarray, size: int, key: np.ndarray) -> np.nd
     """
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    round_keys = [_mix(key + _GOLDEN * np.uint64(number + 1)) for number in range(ROUNDS)]
+    round_keys = [_mix(key + constant) for constant in _ROUND_CONSTANTS]
     values = places.copy()
     outside = np.arange(len(places))
     while len(outside):
