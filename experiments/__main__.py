@@ -67,11 +67,12 @@ def parse(argv: list[str]) -> Any:
         Annotated[module.Args, tyro.conf.subcommand(name=name, description=_first_paragraph(module.__doc__ or ""))]
         for name, module in zip(COMMANDS, modules, strict=True)
     )
+    kinds: Any = Union[commands]  # noqa: UP007  # made at run time, where `|` has no meaning for a tuple
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
-                Union[commands],  # type: ignore[arg-type]  # noqa: UP007  # made at run time from the table above
+                kinds,
                 prog="autoexplore",
                 description=DESCRIPTION,
                 args=argv,

@@ -128,7 +128,7 @@ def check_games(games: Sequence[str]) -> list[str]:
             name = catalog.canonical(name)
             if not catalog.has_rom(name):
                 raise InputError(
-                    f"no ROM for {name}: `python -m envs.roms` imports 32 Atari games, `python -m envs.roms FOLDER` yours"
+                    f"no ROM for {name}: import it with `python -m envs.roms FOLDER`, 32 Atari games without a FOLDER"
                 )
         checked.append(name)
     return list(dict.fromkeys(checked))

@@ -22,7 +22,7 @@ class Args(RunArgs):
     preset: Preset = "cpu"
     """Sizes of replay, batches and schedule."""
     scorer: Literal["local", "serve"] = "local"
-    """Who computes the reward: the model inside the process, or replicas of a Ray Serve app. Both give the same numbers."""
+    """Who computes the reward: the model in the process, or replicas of a Ray Serve app; both give the same numbers."""
     runners: int = 2
     """Processes that play."""
     envs_per_runner: int = 4

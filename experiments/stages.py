@@ -23,15 +23,14 @@ FINISHED, STARTED = "finished", "started"
 class Stage:
     """One step of a pipeline.
 
-    name: its key, and its record's file name. says: what it does, for the person who waits. run: called with the
-    context and whether to continue a run that was cut off; returns figures to keep. inputs: the stages it reads.
-    output: what it writes, relative to the run's folder. weight: its share of the run's time, in any unit.
-    settings: what decides its result, for the hash.
+    name: its key, and its record's file name. says: what it does, for the person who waits. run: does it, and returns
+    figures to keep. inputs: the stages it reads. output: what it writes, relative to the run's folder. weight: its
+    share of the run's time, in any unit. settings: what decides its result, for the hash.
     """
 
     name: str
     says: str
-    run: Callable[["Context", bool], dict[str, Any]]
+    run: Callable[["Job"], dict[str, Any]]
     inputs: tuple[str, ...]
     output: str
     weight: float
@@ -40,7 +39,7 @@ class Stage:
 
 @dataclass
 class Context:
-    """What a stage's function gets: the run's folder, the plan, and the records of the stages before it."""
+    """A pipeline's run: its folder, its plan, and the records of the stages that are finished."""
 
     root: Path
     plan: Any
@@ -54,6 +53,27 @@ class Context:
     def result(self, stage: str) -> dict[str, Any]:
         """What a finished stage's function returned."""
         return dict(self.records[stage]["result"])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage's function gets. out: where to write. resume: whether a run that was cut off is there."""
+
+    context: Context
+    out: Path
+    resume: bool
+
+    @property
+    def plan(self) -> Any:
+        return self.context.plan
+
+    def path(self, stage: str) -> Path:
+        """Where the output of a stage lies."""
+        return self.context.path(stage)
+
+    def result(self, stage: str) -> dict[str, Any]:
+        """What the function of a finished stage returned."""
+        return self.context.result(stage)
 
 
 def run_stages(stages: Sequence[Stage], context: Context, expected_seconds: float | None) -> list[str]:
@@ -94,7 +114,7 @@ def _run(stage: Stage, context: Context, reads: str, resume: bool, earlier: floa
     write_json_atomic(record_path(context, stage.name), record)
     started = time.monotonic()
     try:
-        result = stage.run(context, resume)
+        result = stage.run(Job(context, context.path(stage.name), resume))
     except BaseException:
         record["seconds"] = earlier + time.monotonic() - started
         write_json_atomic(record_path(context, stage.name), record)

@@ -1,6 +1,5 @@
 """Train the tokenizer or the dynamics model on recorded episodes, through Ray Train."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,7 +35,7 @@ class Args(RunArgs):
     """Clips a step, where the preset's number does not fit."""
     lr: float | None = None
     """Highest learning rate, where the preset's does not fit."""
-    threads: int | None = None
+    torch_threads: int | None = None
     """Torch threads of a worker. Default: the cores that this process may use, shared among the workers."""
 
 
@@ -58,15 +57,16 @@ def run(args: Args) -> None:
 
     from envs.runs import console
     from worldmodel import preset
-    from worldmodel.train import recipe, train
+    from worldmodel.recipes import recipe
+    from worldmodel.train import train
 
     changes = {
         name: value
-        for name in ("iterations", "batch_size", "lr", "threads")
+        for name in ("iterations", "batch_size", "lr", "torch_threads")
         if (value := getattr(args, name)) is not None
     }
-    changes.setdefault("threads", max(1, default_threads() // max(args.workers, 1)))
-    settings = dataclasses.replace(recipe(args.component, args.preset), seed=args.seed, **changes)
+    changes.setdefault("torch_threads", max(1, default_threads() // max(args.workers, 1)))
+    settings = recipe(args.component, args.preset, seed=args.seed, **changes)
     with ray_session(args.ray_address):
         checkpoint = train(
             args.component,

@@ -1,0 +1,310 @@
+"""The stages of the loop: what each calls in envs, worldmodel and exploration, and in what order they run."""
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.common import default_threads
+from experiments.plan import Plan
+from experiments.stages import Job, Stage
+
+SEEDS = {"random": 0, "explored": 1, "more-random": 2, "test-random": 3, "test-explored": 4, "explore": 5}
+"""Added to 1,000 times the run's seed: no two parts play the same episodes."""
+
+MODELS = ("base", "random", "explored")
+"""The models compared; `models/<name>` holds each."""
+TEST_SETS = ("random", "explored")
+"""Whose held-out episodes; `data/test-<name>` holds each."""
+
+
+def stage_table(c: Plan) -> list[Stage]:
+    """The stages of a plan, in order. Weights are seconds on two cores at preset cpu."""
+    games = f"{len(c.games)} game{'s' if len(c.games) > 1 else ''}"
+    play = [c.games, c.seed]
+    test = [*play, c.test_episodes, c.explored_steps]
+    return [
+        Stage(
+            "collect-random",
+            f"a random agent plays {games}, {c.random_episodes} episodes each",
+            partial(collect_play, part="random", episodes=c.random_episodes, steps=c.random_steps),
+            inputs=(),
+            output="data/random",
+            weight=20,
+            settings=[*play, c.random_episodes, c.random_steps],
+        ),
+        Stage(
+            "tokenizer",
+            "learns to turn frames into tokens and back",
+            partial(train_component, component="tokenizer", data=("collect-random",), changes=c.tokenizer),
+            inputs=("collect-random",),
+            output="tokenizer",
+            weight=220,
+            settings=[c.preset, c.seed, c.tokenizer],
+        ),
+        Stage(
+            "dynamics",
+            "learns to predict the tokens of the next frame from the past and the action",
+            partial(
+                train_component,
+                component="dynamics",
+                data=("collect-random",),
+                changes=c.dynamics,
+                tokenizer="tokenizer",
+            ),
+            inputs=("collect-random", "tokenizer"),
+            output="dynamics",
+            weight=280,
+            settings=[c.preset, c.seed, c.dynamics],
+        ),
+        joined("base", "tokenizer", "dynamics"),
+        Stage(
+            "explore",
+            "an agent learns to go where the base model is unsure",
+            explore,
+            inputs=("model-base",),
+            output="explore",
+            weight=200,
+            settings=[*play, c.preset, c.explore, c.scorer],
+        ),
+        Stage(
+            "collect-explored",
+            f"the explorer plays {games}, {c.explored_episodes} episodes each",
+            partial(collect_play, part="explored", episodes=c.explored_episodes, steps=c.explored_steps),
+            inputs=("explore",),
+            output="data/explored",
+            weight=20,
+            settings=[*play, c.explored_episodes, c.explored_steps, c.explored_epsilon],
+        ),
+        Stage(
+            "collect-more-random",
+            "the random agent plays as many frames more, for the comparison",
+            collect_as_much,
+            inputs=("collect-explored",),
+            output="data/more-random",
+            weight=15,
+            settings=[*play, c.explored_steps],
+        ),
+        Stage(
+            "collect-test-random",
+            "held-out episodes of the random agent",
+            partial(collect_play, part="test-random", episodes=c.test_episodes, steps=c.explored_steps),
+            inputs=(),
+            output="data/test-random",
+            weight=8,
+            settings=test,
+        ),
+        Stage(
+            "collect-test-explored",
+            "held-out episodes of the explorer",
+            partial(collect_play, part="test-explored", episodes=c.test_episodes, steps=c.explored_steps),
+            inputs=("explore",),
+            output="data/test-explored",
+            weight=10,
+            settings=[*test, c.explored_epsilon],
+        ),
+        *finetuned(c, "explored", "collect-explored", "what the explorer saw"),
+        *finetuned(c, "random", "collect-more-random", "as much random play"),
+        Stage(
+            "evaluate",
+            "measures the three models on the held-out episodes",
+            evaluate_models,
+            inputs=(*(f"model-{name}" for name in MODELS), *(f"collect-test-{name}" for name in TEST_SETS)),
+            output="evaluation",
+            weight=110,
+            settings=[c.evaluate, c.seed],
+        ),
+        Stage("report", "draws the report", draw_report, inputs=("evaluate",), output="report", weight=30),
+    ]
+
+
+def finetuned(c: Plan, side: str, data: str, words: str) -> list[Stage]:
+    """The base model fine-tuned for one side of the comparison: both sides get the same settings and seed."""
+    decoder, dynamics = f"decoder-{side}", f"dynamics-{side}"
+    both = ("collect-random", data)
+    return [
+        Stage(
+            decoder,
+            f"fine-tunes the tokenizer's decoder alone, with {words}",
+            partial(train_component, component="tokenizer", data=both, changes=c.decoder_finetune, init="tokenizer"),
+            inputs=("tokenizer", *both),
+            output=f"finetune/{side}/decoder",
+            weight=30,
+            settings=[c.preset, c.seed, c.decoder_finetune],
+        ),
+        Stage(
+            dynamics,
+            f"fine-tunes the dynamics model, with {words}",
+            partial(
+                train_component,
+                component="dynamics",
+                data=both,
+                changes=c.dynamics_finetune,
+                tokenizer="tokenizer",
+                init="dynamics",
+            ),
+            inputs=("tokenizer", "dynamics", *both),
+            output=f"finetune/{side}/dynamics",
+            weight=60,
+            settings=[c.preset, c.seed, c.dynamics_finetune],
+        ),
+        joined(side, decoder, dynamics),
+    ]
+
+
+def joined(name: str, tokenizer: str, dynamics: str) -> Stage:
+    """The stage that puts a tokenizer and a dynamics model together as `models/<name>`."""
+    return Stage(
+        f"model-{name}",
+        "puts tokenizer and dynamics model together",
+        partial(join, tokenizer=tokenizer, dynamics=dynamics),
+        inputs=(tokenizer, dynamics),
+        output=f"models/{name}",
+        weight=1,
+    )
+
+
+def part_seed(c: Plan, part: str) -> int:
+    return 1_000 * c.seed + SEEDS[part]
+
+
+def collect_play(job: Job, *, part: str, episodes: int, steps: int) -> dict[str, Any]:
+    """Episodes of one agent, as many of each game. Collecting completes a set that is there by itself."""
+    from envs.collect import collect
+
+    c: Plan = job.plan
+    explorer = part.endswith("explored")
+    policy = f"checkpoint:{job.result('explore')['checkpoint']}" if explorer else "random"
+    done = collect(
+        c.games,
+        str(job.out),
+        episodes=episodes,
+        steps=steps,
+        policy=policy,
+        workers=c.workers,
+        seed=part_seed(c, part),
+        epsilon=c.explored_epsilon if explorer else 0.0,
+    )
+    return {"frames": done.frames, "episodes": done.episodes}
+
+
+def collect_as_much(job: Job) -> dict[str, Any]:
+    """Random play until each game has as many frames as the explorer's data has of it, to within one episode."""
+    from envs.collect import collect
+
+    c: Plan = job.plan
+    wanted = frames_by_game(job.path("collect-explored"))
+    for game in c.games:
+        episodes = 0
+        while (there := frames_by_game(job.out).get(game, 0)) < wanted.get(game, 0):
+            mean = there / episodes if episodes else c.explored_steps + 1
+            episodes += max(1, round((wanted[game] - there) / mean))
+            collect(
+                [game],
+                str(job.out),
+                episodes=episodes,
+                steps=c.explored_steps,
+                policy="random",
+                workers=c.workers,
+                seed=part_seed(c, "more-random"),
+            )
+    return {"frames": sum(frames_by_game(job.out).values()), "wanted": sum(wanted.values())}
+
+
+def frames_by_game(folder: Path) -> Counter[str]:
+    """Frames of each game in a folder of episodes; empty where there is no folder yet."""
+    from envs.episodes import EpisodeReader
+
+    if not (folder / "manifest.json").exists():
+        return Counter()
+    counts: Counter[str] = Counter()
+    for record in EpisodeReader(folder).records:
+        counts[record.game] += record.num_frames
+    return counts
+
+
+def train_component(
+    job: Job,
+    *,
+    component: Literal["tokenizer", "dynamics"],
+    data: tuple[str, ...],
+    changes: dict[str, Any],
+    tokenizer: str | None = None,
+    init: str | None = None,
+) -> dict[str, Any]:
+    """Train, or with `init` fine-tune, one component in this process. A tokenizer is fine-tuned in its decoder alone.
+
+    The dynamics model is fine-tuned with the base tokenizer: a fine-tuned decoder leaves the tokens as they were.
+    """
+    from worldmodel import preset
+    from worldmodel.recipes import recipe
+    from worldmodel.train import train
+
+    c: Plan = job.plan
+    checkpoint = train(
+        component,
+        config=preset(c.preset),
+        recipe=recipe(component, c.preset, seed=c.seed, torch_threads=default_threads(), **changes),
+        data=[str(job.path(name)) for name in data],
+        out=job.out,
+        resume=job.resume,
+        init=job.path(init) if init else None,
+        tokenizer=job.path(tokenizer) if tokenizer else None,
+        decoder_only=component == "tokenizer" and init is not None,
+    )
+    return {"checkpoint": str(checkpoint)}
+
+
+def join(job: Job, *, tokenizer: str, dynamics: str) -> dict[str, Any]:
+    """Save a tokenizer and a dynamics model as one model."""
+    from worldmodel import GenieReduxG
+    from worldmodel.checkpoint import load_dynamics, load_tokenizer
+
+    model = GenieReduxG(load_tokenizer(job.path(tokenizer)), load_dynamics(job.path(dynamics)))
+    model.save(job.out)
+    return {"parameters": sum(p.numel() for p in model.parameters())}
+
+
+def explore(job: Job) -> dict[str, Any]:
+    """Train the explorer on the base model's uncertainty."""
+    import exploration
+
+    c: Plan = job.plan
+    best = exploration.explore(
+        list(c.games),
+        job.path("model-base"),
+        job.out,
+        preset=c.preset,
+        scorer=c.scorer,
+        resume=job.resume,
+        seed=part_seed(c, "explore"),
+        **c.explore,
+    )
+    return {"checkpoint": str(best)}
+
+
+def evaluate_models(job: Job) -> dict[str, Any]:
+    """`evaluation/<model>-<test set>.json` for the three models on both halves of the test set."""
+    import torch
+
+    from envs.files import write_json_atomic
+    from worldmodel import GenieReduxG
+    from worldmodel.evaluate import evaluate
+
+    c: Plan = job.plan
+    torch.set_num_threads(default_threads())
+    for name in MODELS:
+        model = GenieReduxG.load(job.path(f"model-{name}"))
+        for test in TEST_SETS:
+            path = job.out / f"{name}-{test}.json"
+            if not path.exists():
+                data = [str(job.path(f"collect-test-{test}"))]
+                write_json_atomic(path, evaluate(model, data, seed=c.seed, **c.evaluate))
+    return {}
+
+
+def draw_report(job: Job) -> dict[str, Any]:
+    """The report, and its main figures as lines of text."""
+    from experiments.report import build
+
+    return {"lines": build(job.context.root, job.out)}
