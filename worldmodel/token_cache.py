@@ -1,0 +1,103 @@
+"""The tokens of a frozen tokenizer, computed once for a data set and read from the disk ever after.
+
+A frame's tokens depend on the frames before it in its window, so whole windows are stored: one .npy file of shape
+(windows, T, h, w), uint16, mapped into memory, named after the tokenizer's encoding weights and the windows.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.errors import InputError
+from envs.files import sync_folder
+from envs.runs import progress
+from worldmodel.checkpoint import encoder_sha256
+from worldmodel.clips import Clips, model_frames
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """B windows of T frames of hxw token ids. actions_BT[b, t] turned frame t into frame t + 1."""
+
+    tokens_BThw: Tensor
+    """int64"""
+    actions_BT: Tensor
+    """int64 (B, T - 1)"""
+    games_B: Tensor
+    """int64, places in `Clips.games`"""
+    window_ids_B: Tensor
+    """int64, numbers of the windows in the data"""
+
+
+class TokenClips:
+    """Windows of tokens, by the same numbers as the `Clips` that they come from. Draw from it with a `ClipLoader`."""
+
+    def __init__(self, path: Path, clips: Clips) -> None:
+        self._tokens: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        self._clips = clips
+        self.manifest_hash = clips.manifest_hash
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def describe(self, window_id: int) -> str:
+        """A window in words, for messages."""
+        return self._clips.describe(window_id)
+
+    def batch(self, window_ids: np.ndarray) -> TokenBatch:
+        """Read windows."""
+        actions_BT, games_B = self._clips.labels(window_ids)
+        tokens = torch.from_numpy(self._tokens[window_ids].astype(np.int64))
+        return TokenBatch(tokens, actions_BT, games_B, torch.from_numpy(window_ids))
+
+
+def cache_tokens(
+    tokenizer: Any, clips: Clips, cache_dir: Path | str, *, batch_size: int = 8, device: torch.device | str = "cpu"
+) -> TokenClips:
+    """Encode all windows of `clips` with a frozen tokenizer, unless that was done before, and open the result.
+
+    `tokenizer.encode` gets float32 frames without autocast, as it does when the model generates. The file appears when
+    it is complete. Raises InputError where there are no windows or the disk is full.
+    """
+    if not len(clips):
+        raise InputError("no window to encode: the episodes are shorter than a clip; give longer ones")
+    identity = f"{encoder_sha256(tokenizer)} {clips.manifest_hash}"
+    path = Path(cache_dir) / f"tokens-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
+    if not path.exists():
+        _encode(tokenizer, clips, path, batch_size, device)
+    return TokenClips(path, clips)
+
+
+@torch.no_grad()
+def _encode(tokenizer: Any, clips: Clips, path: Path, batch_size: int, device: torch.device | str) -> None:
+    training = tokenizer.training
+    tokenizer.eval()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stored: np.memmap | None = None
+        with progress("encoding clips", len(clips)) as bar:
+            for start in range(0, len(clips), batch_size):
+                ids = np.arange(start, min(start + batch_size, len(clips)))
+                frames = model_frames(clips.batch(ids).frames_BTHWC.to(device))
+                tokens = tokenizer.encode(frames).cpu().numpy()
+                if stored is None:
+                    shape = (len(clips), *tokens.shape[1:])
+                    stored = np.lib.format.open_memmap(temporary, "w+", np.uint16, shape)
+                stored[ids] = tokens
+                bar.advance(len(ids))
+        assert stored is not None
+        stored.flush()
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"cannot store tokens in {path.parent}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+        tokenizer.train(training)
