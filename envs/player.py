@@ -67,7 +67,10 @@ class RandomPolicy:
 
 
 def load_policy(name: str, *, epsilon: float, temperature: float) -> Policy:
-    """The random policy, or for "checkpoint:<folder>" the agent that `autoexplore explore` trained (this loads torch)."""
+    """The random policy, or for "checkpoint:<folder>" the agent that `autoexplore explore` trained.
+
+    Only the latter loads torch.
+    """
     if name == "random":
         return RandomPolicy()
     from exploration.policy import load_policy as load_agent

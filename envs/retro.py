@@ -58,9 +58,10 @@ class RetroGame(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self.buttons: list[str | None] = list(self._emulator_env.buttons)
         self.action_masks = action_masks(self.buttons, self.console)
         self._presses = [_bits(mask, len(self.buttons)) for mask in self.action_masks]
+        self._no_buttons = _bits(0, len(self.buttons))
         self._start = self._start_state()
         self._steps = 0
-        self._screen: NDArray[np.uint8] | None = None
+        self._screen: Any = None
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(ACTIONS), seed=seed)
 
@@ -77,10 +78,14 @@ class RetroGame(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Rewind to the start state. Every reset gives the same frame, whatever the seed."""
+        """Rewind to the start state and hold nothing for one step. Every reset gives the same frame, whatever the seed.
+
+        The step is there because a core draws its first frame after a rewind only in part, or black.
+        """
         super().reset(seed=seed)
         self._emulator_env.initial_state = self._start
-        self._screen, _ = self._emulator_env.reset(seed=seed)
+        self._emulator_env.reset(seed=seed)
+        self._advance(self._no_buttons)
         self._steps = 0
         return letterbox(self._screen, self.size), {}
 
@@ -91,11 +96,20 @@ class RetroGame(gymnasium.Env[NDArray[np.uint8], np.int64]):
         """
         if self._screen is None:
             raise InputError(f"{self.game}: call reset() before step()")
+        reward, terminated = self._advance(self._presses[int(action)])
+        self._steps += 1
+        truncated = self.max_steps is not None and self._steps >= self.max_steps
+        return letterbox(self._screen, self.size), reward, terminated, truncated, {}
+
+    def _advance(self, buttons: NDArray[np.uint8]) -> tuple[float, bool]:
+        """Play `frame_skip` emulator frames, draw the last two into the screen, and return reward and game over.
+
+        stable-retro's own step would draw, and look up every variable, for frames that nobody sees.
+        """
         env, emulator, data = self._emulator_env, self._emulator_env.em, self._emulator_env.data
-        emulator.set_button_mask(self._presses[int(action)], 0)
+        emulator.set_button_mask(buttons, 0)
         reward, terminated = 0.0, False
         before_last: NDArray[np.uint8] | None = None
-        # stable-retro's own step would draw and look up every variable for frames that nobody sees.
         for frame in range(self.frame_skip):
             emulator.step()
             data.update_ram()
@@ -108,9 +122,7 @@ class RetroGame(gymnasium.Env[NDArray[np.uint8], np.int64]):
         if before_last is not None and before_last.shape == last.shape:  # some consoles change resolution
             last = np.maximum(before_last, last)
         self._screen = last
-        self._steps += 1
-        truncated = self.max_steps is not None and self._steps >= self.max_steps
-        return letterbox(self._screen, self.size), float(reward), terminated, truncated, {}
+        return float(reward), terminated
 
     def render(self) -> Any:
         """The screen at the console's own resolution, uint8 (h, w, 3); None before the first reset."""
