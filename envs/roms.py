@@ -1,0 +1,114 @@
+"""`python -m envs.roms [FOLDER ...]`: import ROMs into stable-retro, by their checksums.
+
+Without a folder it imports the Atari games that the package `ale-py` carries. Only ROMs that stable-retro knows are
+taken, and importing again changes nothing. ROMs of other games are yours to bring: this project has none.
+"""
+
+import argparse
+import importlib.util
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import stable_retro.data
+
+from envs import catalog
+from envs.errors import InputError
+from envs.files import write_atomic
+
+MAX_ROM = 2**25  # bytes; the largest that stable-retro takes
+
+
+def import_roms(folder: Path) -> list[str]:
+    """Import every ROM under `folder`, zip archives included; names of the games that got one, in alphabetical order.
+
+    Raises InputError where `folder` does not exist or a ROM cannot be stored.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}: give one that holds ROM files")
+    known = stable_retro.data.get_known_hashes()
+    imported = []
+    for file in sorted(item for item in folder.rglob("*") if item.suffix.lower() in _extensions()):
+        for name, data in _contents(file):
+            rom, sha1 = _groom(name, data)
+            if sha1 not in known:
+                continue
+            game, extension, place = known[sha1]
+            target = Path(place) / game / f"rom{extension}"
+            if not target.exists():
+                _store(target, rom)
+                imported.append(game.removesuffix("-v0"))
+    return sorted(imported)
+
+
+def _extensions() -> set[str]:
+    """File names that may be ROMs; .bin, .smd and .smc are common besides those of the emulator cores."""
+    return {*stable_retro.data.EMU_EXTENSIONS, ".bin", ".smd", ".smc", ".zip"}
+
+
+def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of the file itself, and of what is in it where it is a zip archive."""
+    data = file.read_bytes()
+    yield file.name, data
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            for entry in archive.infolist():
+                if Path(entry.filename).suffix.lower() in _extensions() and entry.file_size <= MAX_ROM:
+                    yield entry.filename, archive.read(entry)
+
+
+def _groom(name: str, data: bytes) -> tuple[bytes, str]:
+    """A ROM without a copier's header, and its SHA-1; stable-retro knows how. No SHA-1 where it makes nothing of it."""
+    try:
+        return stable_retro.data.groom_rom(name, io.BytesIO(data))
+    except (ValueError, TypeError, AttributeError) as error:  # its reader of interleaved .smd files is from Python 2
+        print(f"{name} is no ROM that can be read: {error}", file=sys.stderr)
+        return data, ""
+
+
+def _store(target: Path, rom: bytes) -> None:
+    """Put a ROM where stable-retro looks for it, and a second time under the name that arcade cores ask for."""
+    names = [target.name]
+    metadata = target.parent / "metadata.json"
+    if metadata.exists():
+        names += filter(None, [json.loads(metadata.read_text()).get("original_rom_name")])
+    try:
+        for name in names:
+            write_atomic(target.parent / name, rom)
+    except OSError as error:
+        raise InputError(f"cannot store {target}: {error.strerror or error}") from error
+
+
+def bundled_folder() -> Path | None:
+    """Where `ale-py` keeps its Atari ROMs, or None where it is not installed. The package itself is not imported."""
+    spec = importlib.util.find_spec("ale_py")
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "roms"
+    return folder if folder.is_dir() else None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Import from the given folders, or from `ale-py`, and say how many games can be played."""
+    parser = argparse.ArgumentParser(prog="python -m envs.roms", description="Import game ROMs into stable-retro.")
+    parser.add_argument("folders", nargs="*", type=Path, help="folders with ROM files; default: those of ale-py")
+    folders = parser.parse_args(arguments).folders
+    if not folders:
+        bundled = bundled_folder()
+        if bundled is None:
+            print("ale-py is not installed: `pip install 'autoexplore[atari]'` brings 32 Atari games")
+        folders = [bundled] if bundled else []
+    new = sum(len(import_roms(folder)) for folder in folders)
+    playable = len(catalog.games(playable=True))
+    print(f"{new} games imported; {playable} of {len(catalog.integrations())} can be played")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
