@@ -1,0 +1,289 @@
+"""AutoExplore as an RLlib `Algorithm`: collect with the reward of the world model, keep, learn from what was kept.
+
+One iteration is one epoch of appendix A.3. `exploration.run.explore` puts a whole run together from a recipe.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    SAMPLE_TIMER,
+    SYNCH_WORKER_WEIGHTS_TIMER,
+    TIMERS,
+)
+
+from envs.errors import InputError
+from exploration.connector import LOOKBACK, ExploreCallbacks, to_fragment
+from exploration.learner import ExploreLearner, LossConfig
+from exploration.module import AgentModule
+from exploration.policy import CnnLstm, PolicyConfig
+from exploration.recipes import ExploreRecipe, epsilon_at
+from exploration.replay import Batch, Replay
+from exploration.reward import TOP_FRACTION, check_top_fraction
+from exploration.runner import GameRunner
+from exploration.scorers import Scorer
+from exploration.vector import check_places
+
+GAMES_ENV = "autoexplore-games"
+LEARN_TIMER = "learn_timer"
+PATIENCE_S = 120.0
+"""How long an epoch waits for any runner to come back."""
+
+
+class AutoExploreConfig(AlgorithmConfig):
+    """Settings of AutoExplore, all of them flat attributes, so that Tune can vary any. The defaults are the paper's."""
+
+    # RLlib gives these no type, or that of its own default alone.
+    lr: Any
+    env_runner_cls: Any
+    num_cpus_per_env_runner: Any
+    evaluation_config: Any
+    grad_clip: Any
+    gamma: Any
+    seed: Any
+    callbacks_class: Any
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or AutoExplore)
+        defaults = ExploreRecipe()
+        self.games: tuple[str, ...] = ()
+        self.max_steps: int | None = defaults.max_steps
+        self.scorer: Callable[[], Scorer] | None = None
+        self.top_fraction = defaults.top_fraction
+        self.epsilon, self.final_epsilon = defaults.epsilon, defaults.final_epsilon
+        self.epsilon_epochs, self.temperature = defaults.epsilon_epochs, defaults.temperature
+        self.steps_per_epoch, self.updates_per_epoch = defaults.steps, defaults.updates
+        self.segments, self.segment, self.burn_in = defaults.batch_size, defaults.segment, defaults.burn_in
+        self.replay_capacity, self.replay_in_checkpoint = defaults.replay_capacity, defaults.replay_in_checkpoint
+        loss = defaults.loss
+        self.lambda_, self.entropy_coeff, self.value_coeff = loss.lambda_, loss.entropy_coeff, loss.value_coeff
+        self.returns, self.rho_clip, self.normalize_advantages = loss.returns, loss.rho_clip, loss.normalize_advantages
+        self.channels, self.units = defaults.network.channels, defaults.network.units
+        self.precision = defaults.precision
+        self.runner_threads = 1
+        self.gamma, self.lr = loss.gamma, defaults.lr
+        self.grad_clip, self.grad_clip_by = defaults.grad_clip, "global_norm"
+        self.env_runner_cls = GameRunner
+        self.callbacks_class = ExploreCallbacks
+        self.num_cpus_per_env_runner = 0.5
+        self.num_env_runners, self.num_envs_per_env_runner = defaults.runners, defaults.envs_per_runner
+        self.episode_lookback_horizon = LOOKBACK
+        self.evaluation_duration_unit = "timesteps"
+        self.evaluation_force_reset_envs_before_iteration = True
+        # What is compared between agents must not depend on what is tuned: the paper's fraction, no chance.
+        self.evaluation_config = {"explore": False, "top_fraction": TOP_FRACTION}
+        self.restart_failed_env_runners = self.restart_failed_sub_environments = True
+        self.delay_between_env_runner_restarts_s = 1.0
+
+    def exploring(
+        self,
+        *,
+        games: Sequence[str] | Any = NotProvided,
+        scorer: Callable[[], Scorer] | Any | None = NotProvided,
+        max_steps: int | Any | None = NotProvided,
+        top_fraction: float | Any = NotProvided,
+    ) -> Self:
+        """What is explored and what for.
+
+        `games`: the envs get them in turn (or none, with `.environment(env)` for any env of uint8 HWC frames);
+        `scorer`: makes a runner's scorer, or None for the env's own reward; `max_steps`: after which an episode is cut.
+        """
+        given: dict[str, Any] = {"games": games, "scorer": scorer, "max_steps": max_steps, "top_fraction": top_fraction}
+        for name, value in given.items():
+            if value is not NotProvided:
+                setattr(self, name, tuple(value) if name == "games" else value)
+        if self.games:
+            self.environment(GAMES_ENV)
+        return self
+
+    def training(self, **settings: Any) -> Self:
+        """RLlib's own settings, and every attribute of this class by its name."""
+        own = {name: settings.pop(name) for name in list(settings) if name in _OWN_SETTINGS}
+        super().training(**settings)
+        for name, value in own.items():
+            setattr(self, name, value)
+        return self
+
+    @property
+    def loss(self) -> LossConfig:
+        """The learner's view of the settings."""
+        return LossConfig(
+            gamma=float(self.gamma),
+            lambda_=self.lambda_,
+            entropy_coeff=self.entropy_coeff,
+            value_coeff=self.value_coeff,
+            returns=self.returns,
+            rho_clip=self.rho_clip,
+            normalize_advantages=self.normalize_advantages,
+        )
+
+    def validate(self) -> None:
+        """Raises InputError for settings that cannot be meant."""
+        super().validate()
+        check_top_fraction(self.top_fraction)
+        _ = self.loss
+        if self.games:
+            check_places(self.games, self.num_env_runners, self.num_envs_per_env_runner)
+        if self.episode_lookback_horizon < LOOKBACK:
+            raise InputError(f"episode_lookback_horizon {self.episode_lookback_horizon}: windows need {LOOKBACK}")
+        if self.num_learners > 1 and self.segments % self.num_learners:
+            raise InputError(f"{self.segments} segments cannot be shared out to {self.num_learners} learners")
+
+    def get_default_learner_class(self) -> type:
+        return ExploreLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        model: dict[str, Any] = {"channels": tuple(self.channels), "units": self.units, "max_seq_len": self.segment + 1}
+        model["precision"] = self.precision
+        return RLModuleSpec(module_class=AgentModule, model_config=model)
+
+    def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
+        """Steps of an env in one `sample()`: an epoch's."""
+        return self.steps_per_epoch
+
+
+_OWN_SETTINGS = frozenset(
+    (
+        *("top_fraction", "epsilon", "final_epsilon", "epsilon_epochs", "temperature", "steps_per_epoch"),
+        *("updates_per_epoch", "segments", "segment", "burn_in", "replay_capacity", "replay_in_checkpoint"),
+        *("lambda_", "entropy_coeff", "value_coeff", "returns", "rho_clip", "normalize_advantages"),
+        *("channels", "units", "precision", "runner_threads"),
+    )
+)
+
+
+class AutoExplore(Algorithm):
+    """Appendix A.3. `train()` is one epoch: every env plays `steps_per_epoch`, then `updates_per_epoch` updates."""
+
+    config: AutoExploreConfig
+    # RLlib declares these as None until setup() has run.
+    learner_group: Any
+    env_runner_group: Any
+    spaces: Any
+    metrics: Any
+
+    @classmethod
+    def get_default_config(cls) -> AutoExploreConfig:
+        return AutoExploreConfig()
+
+    def setup(self, config: Any) -> None:
+        super().setup(config)
+        self.replay = Replay(self.config.replay_capacity, seed=self.config.seed or 0)
+
+    @property
+    def epsilon(self) -> float:
+        """What the current epoch's agent acts by."""
+        c = self.config
+        return epsilon_at(self.iteration, c.epsilon, c.final_epsilon, c.epsilon_epochs)
+
+    def training_step(self) -> None:
+        """Collect, keep, learn, hand the new weights to the runners."""
+        with self.metrics.log_time((TIMERS, SAMPLE_TIMER)):
+            self._collect()
+        with self.metrics.log_time((TIMERS, LEARN_TIMER)):
+            for _ in range(self.config.updates_per_epoch):
+                batch = self.replay.sample(self.config.segments, self.config.segment, self.config.burn_in)
+                self.metrics.aggregate(self._update(batch), key=LEARNER_RESULTS)
+        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+            self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+        self.metrics.log_dict({"epsilon": self.epsilon, "replay_steps": len(self.replay)}, window=1)
+
+    def _collect(self) -> None:
+        """One epoch's steps into the replay. Waits for runners to come back if none answers, but not for ever."""
+        deadline = time.monotonic() + PATIENCE_S
+        kept = 0
+        while not kept:
+            # Pushed before every sampling, so that it reaches runners that were restarted.
+            self.env_runner_group.foreach_env_runner(
+                partial(_set_exploration, epsilon=self.epsilon, temperature=self.config.temperature)
+            )
+            sampled: Any = synchronous_parallel_sample(
+                worker_set=self.env_runner_group,
+                max_env_steps=self.config.steps_per_epoch * self.config.num_envs_per_env_runner,
+                concat=True,
+                sample_timeout_s=self.config.sample_timeout_s,
+                _uses_new_env_runners=True,
+                _return_metrics=True,
+            )
+            episodes, results = sampled
+            self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
+            for episode in episodes:
+                self.replay.add(to_fragment(episode))
+                kept += len(episode)
+            if not kept:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"no runner has brought a step that could be scored for {PATIENCE_S:.0f} s")
+                time.sleep(1.0)
+                self.restore_env_runners(self.env_runner_group)
+
+    def _update(self, batch: Batch) -> Any:
+        """One update by all learners -> their metrics."""
+        steps = {
+            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME))
+        }
+        learners = self.config.num_learners
+        if learners < 2:
+            return self.learner_group.update(batch=as_learner_batch(batch), timesteps=steps)
+        # RLlib would cut one batch in the middle of a segment; each learner gets whole ones.
+        shards = [{name: rows[part::learners] for name, rows in batch.items()} for part in range(learners)]
+        return self.learner_group.update(batches=[as_learner_batch(shard) for shard in shards], timesteps=steps)
+
+    def _before_evaluate(self) -> None:
+        """RLlib resets the envs of remote evaluation runners, but not those of a local one."""
+        if self.eval_env_runner is not None:
+            self.eval_env_runner._needs_initial_reset = True
+
+    def network(self) -> CnnLstm:
+        """A copy of the agent's network as the learner has it."""
+        state = self.learner_group.get_weights()[DEFAULT_MODULE_ID]
+        from ray.rllib.utils.torch_utils import convert_to_torch_tensor
+
+        spaces = self.spaces[DEFAULT_MODULE_ID]
+        shape = PolicyConfig(
+            actions=int(spaces[1].n),
+            channels=tuple(self.config.channels),
+            units=self.config.units,
+            size=spaces[0].shape[0],
+        )
+        network = CnnLstm(shape)
+        network.load_state_dict(
+            {name.removeprefix("network."): tensor for name, tensor in convert_to_torch_tensor(state).items()}
+        )
+        return network
+
+    def get_state(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """RLlib's state and, if the configuration says so, the replay."""
+        state: dict[str, Any] = super().get_state(*arguments, **options)
+        if self.config.replay_in_checkpoint:
+            state["replay"] = self.replay.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `get_state`; the replay becomes the stored one, or stays empty where none was stored."""
+        super().set_state(state)
+        if "replay" in state:
+            self.replay.set_state(state["replay"])
+
+
+def as_learner_batch(batch: Batch) -> MultiAgentBatch:
+    """`Replay.sample`'s arrays as RLlib's learner takes them."""
+    columns: dict[str, Any] = {name: rows for name, rows in batch.items() if name not in ("h", "c")}
+    columns[Columns.STATE_IN] = {"h": batch["h"], "c": batch["c"]}
+    return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(np.sum(batch["valid"])))
+
+
+def _set_exploration(runner: Any, epsilon: float, temperature: float) -> None:
+    runner.set_exploration(epsilon, temperature)

@@ -1,0 +1,160 @@
+"""The reward connector: scores what an environment runner has collected and writes the rewards into its episodes.
+
+Nothing acts on the reward while it plays, so whole fragments are scored at the end of `sample()`, many windows a
+request and all requests in flight: a call per step would halve the rate (ray.md). A fragment that could not be scored
+is taken out and counted; it never carries a made-up reward.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
+
+from exploration.replay import Fragment
+from exploration.reward import WINDOW, check_top_fraction, cut_windows, uncertainty_reward
+from exploration.scorers import Scorer, ScoringError
+
+LOOKBACK = WINDOW - 1
+"""Steps that a fragment keeps of the one before, so that windows cross the cut."""
+SCORED = "scored"
+"""Extra column of an episode: whether a step has a reward."""
+GAME = "game"
+"""Key of an episode's custom data."""
+
+
+class RewardConnector(ConnectorV2):
+    """Called with `episodes`, finished fragments (numpy): writes their rewards and the `scored` column.
+
+    Fragments without a score are removed from the list and kept in `dropped` until the next call.
+    """
+
+    def __init__(self, scorer: Scorer, top_fraction: float) -> None:
+        super().__init__()
+        check_top_fraction(top_fraction)
+        self.scorer, self.top_fraction = scorer, top_fraction
+        self.dropped: list[tuple[SingleAgentEpisode, str]] = []
+
+    def __call__(
+        self,
+        *,
+        rl_module: Any = None,
+        batch: dict[str, Any] | None = None,
+        episodes: list[Any],
+        explore: bool | None = None,
+        shared_data: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Score all fragments; every request is sent before the first answer is waited for."""
+        self.dropped = []
+        pending = []
+        for episode in list(episodes):
+            windows = cut_windows(episode.observations.data, np.asarray(episode.actions.data), len(episode))
+            score = self.scorer.submit(windows.frames_B5HWC, windows.actions_B4) if windows.scored_T.any() else None
+            pending.append((episode, windows.scored_T, score))
+        for episode, scored_T, score in pending:
+            rewards_T = np.zeros(len(episode), np.float32)
+            try:
+                if score is not None:
+                    rewards_T[scored_T] = uncertainty_reward(score(), self.top_fraction)
+            except ScoringError as error:
+                self.dropped.append((episode, str(error)))
+                episodes[:] = [kept for kept in episodes if kept is not episode]
+            else:
+                write_rewards(episode, rewards_T, scored_T)
+        return batch or {}
+
+
+def write_rewards(episode: SingleAgentEpisode, rewards_T: NDArray[np.float32], scored_T: NDArray[np.bool_]) -> None:
+    """Replace a fragment's rewards by these, and note which of its steps have one."""
+    episode.set_rewards(new_data=rewards_T, at_indices=slice(0, len(episode)))
+    lookback = episode.rewards.lookback
+    column_T = np.concatenate([np.zeros(lookback, np.bool_), scored_T])
+    episode.extra_model_outputs[SCORED] = InfiniteLookbackBuffer(column_T, lookback=lookback)
+
+
+def to_fragment(episode: SingleAgentEpisode) -> Fragment:
+    """What the replay keeps of a fragment (numpy) that has its rewards. Raises ValueError for one without lookback."""
+    steps, past = len(episode), episode.rewards.lookback
+    if episode.t_started > 0 and past == 0:
+        raise ValueError("a fragment in mid-episode needs the step before it for the LSTM state: lookback of 1 or more")
+    outputs: dict[str, Any] = {name: buffer.data for name, buffer in episode.extra_model_outputs.items()}
+    scored_T = outputs[SCORED][past:] if SCORED in outputs else np.ones(steps, np.bool_)
+    return Fragment(
+        episode_id=episode.id_,
+        game=episode.custom_data.get(GAME, ""),
+        first_step=episode.t_started,
+        terminated=bool(episode.is_terminated),
+        frames_THWC=np.asarray(episode.observations.data)[past:],
+        actions_T=np.asarray(episode.actions.data[past:], np.int64),
+        rewards_T=np.asarray(episode.rewards.data[past:], np.float32),
+        log_probabilities_T=np.asarray(outputs[Columns.ACTION_LOGP][past:], np.float32),
+        scored_T=np.asarray(scored_T, np.bool_),
+        h_TD=_state_before(outputs[Columns.STATE_OUT]["h"], past),
+        c_TD=_state_before(outputs[Columns.STATE_OUT]["c"], past),
+    )
+
+
+def _state_before(state_after_LD: NDArray[np.floating], past: int) -> NDArray[np.float16]:
+    """LSTM states before each step from those after it; an episode starts from zeros."""
+    first = state_after_LD[past - 1 : past] if past else np.zeros_like(state_after_LD[:1])
+    return np.concatenate([first, state_after_LD[past:-1]]).astype(np.float16)
+
+
+class ExploreCallbacks(RLlibCallback):
+    """Notes each episode's game, and scores what a runner has collected before it leaves the runner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._connector: RewardConnector | None = None
+        self._incomplete: set[str] = set()
+
+    # RLlib calls these with keywords of which only a few matter here.
+    def on_episode_created(self, *_: Any, **given: Any) -> None:
+        """Write the game's name into the episode; its later fragments keep it."""
+        given["episode"].custom_data[GAME] = given["env_runner"].games[given["env_index"]]
+
+    def on_sample_end(self, *_: Any, **given: Any) -> None:
+        """Score the fragments where they are, and log what they hold by game."""
+        env_runner, metrics_logger, samples = given["env_runner"], given["metrics_logger"], given["samples"]
+        config = env_runner.config
+        if config.scorer is not None:
+            if self._connector is None:
+                self._connector = RewardConnector(config.scorer(), config.top_fraction)
+            self._connector(episodes=samples)
+            self._incomplete |= {episode.id_ for episode, _ in self._connector.dropped}
+            self._incomplete -= forget(env_runner, self._incomplete)
+            metrics_logger.log_value("fragments_dropped", len(self._connector.dropped), reduce="lifetime_sum")
+        log_games(metrics_logger, samples, env_runner.games)
+
+
+def forget(env_runner: Any, incomplete: set[str]) -> set[str]:
+    """Keep episodes that lost a fragment out of RLlib's own returns, where it would count as 0.
+
+    Returns the ids of those that are over.
+    """
+    done = env_runner._done_episodes_for_metrics
+    over = {episode.id_ for episode in done} & incomplete
+    done[:] = [episode for episode in done if episode.id_ not in over]
+    for episode_id in incomplete:
+        env_runner._ongoing_episodes_for_metrics.pop(episode_id, None)
+    return over
+
+
+def log_games(metrics_logger: Any, samples: list[Any], games: list[str]) -> None:
+    """Sums by game, which add up over runners: rewards, steps with a reward, all steps, envs."""
+    for game in dict.fromkeys(games):
+        own = [episode for episode in samples if episode.custom_data.get(GAME) == game]
+        scored = [episode.extra_model_outputs[SCORED].get() for episode in own if SCORED in episode.extra_model_outputs]
+        steps = sum(map(len, own))
+        sums = {
+            "reward": float(sum(episode.get_return() for episode in own)),
+            "scored": float(sum(column.sum() for column in scored)) if scored else float(steps),
+            "steps": float(steps),
+            "envs": float(games.count(game)),
+        }
+        metrics_logger.log_dict(sums, key=("games", game), reduce="sum")

@@ -1,0 +1,170 @@
+"""The replay buffer: what the agent saw, did and got, and segments drawn from it uniformly over their start.
+
+A reward is written once, when its step was collected (ray.md); the buffer never changes what it holds. Pixels stay
+uint8, so that the pixels in a batch are those of the env.
+
+Shapes: T steps of a stretch or segment, B segments, D units of the LSTM.
+"""
+
+from collections import deque
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.errors import InputError
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Consecutive steps of one episode. Step i is what stands between frame i and frame i + 1."""
+
+    episode_id: str
+    game: str
+    first_step: int
+    """Place of step 0 within its episode."""
+    terminated: bool
+    """Whether the game ended with the last step; otherwise the value of the last frame is what follows."""
+    frames_THWC: NDArray[np.uint8]
+    """T + 1 frames."""
+    actions_T: NDArray[np.int64]
+    rewards_T: NDArray[np.float32]
+    log_probabilities_T: NDArray[np.float32]
+    """Of each action, under what the agent acted by when it chose it."""
+    scored_T: NDArray[np.bool_]
+    """False where the step has no reward: the loss leaves it out."""
+    h_TD: NDArray[np.float16]
+    """LSTM state before each step, as it was then (half precision: an error of 1e-3 at most)."""
+    c_TD: NDArray[np.float16]
+
+    def __len__(self) -> int:
+        return len(self.actions_T)
+
+    def followed_by(self, later: "Fragment") -> bool:
+        """Whether `later` goes on where this one stops."""
+        same = self.episode_id == later.episode_id and not self.terminated
+        return same and self.first_step + len(self) == later.first_step
+
+    def joined(self, later: "Fragment") -> "Fragment":
+        """One fragment of both; their common frame is kept once."""
+        parts: dict[str, Any] = {
+            field.name: np.concatenate([getattr(self, field.name), getattr(later, field.name)])
+            for field in fields(self)
+            if field.name.endswith(("_T", "_TD"))
+        }
+        frames_THWC = np.concatenate([self.frames_THWC[:-1], later.frames_THWC])
+        return replace(self, terminated=later.terminated, frames_THWC=frames_THWC, **parts)
+
+
+Batch = dict[str, NDArray[Any]]
+
+
+class Replay:
+    """Keeps the newest `capacity` steps, in stretches of consecutive ones; evicts the oldest stretch first."""
+
+    def __init__(self, capacity: int, seed: int = 0) -> None:
+        if capacity < 1:
+            raise InputError(f"replay capacity {capacity}: must hold 1 step or more")
+        self.capacity = capacity
+        self._stretches: deque[Fragment] = deque()
+        self._generator = np.random.default_rng(seed)
+
+    def __len__(self) -> int:
+        """Steps that are kept."""
+        return sum(map(len, self._stretches))
+
+    def add(self, fragment: Fragment) -> None:
+        """Keep a fragment; it prolongs a stretch if it follows one. A dropped fragment in between leaves a gap."""
+        if not len(fragment):
+            return
+        for place in range(len(self._stretches) - 1, -1, -1):
+            if self._stretches[place].followed_by(fragment):
+                self._stretches[place] = self._stretches[place].joined(fragment)
+                break
+        else:
+            self._stretches.append(fragment)
+        steps = len(self)
+        while steps > self.capacity and len(self._stretches) > 1:
+            steps -= len(self._stretches.popleft())
+
+    def sample(self, batch_size: int, length: int, burn_in: int = 0) -> Batch:
+        """Segments of `length` steps whose first step is drawn uniformly from all steps that are kept.
+
+        obs uint8 (B, T + 1, H, W, 3); actions int64, rewards and logp float32, terminated, valid and learn bool, all
+        (B, T); h and c float32 (B, D), the state before the first step. Where a stretch ends before the segment does,
+        `valid` is false and everything is zero. `learn` marks the steps of the loss: valid, scored, and past the first
+        `burn_in` ones, which only warm the LSTM up, unless the segment starts its episode and needs no warming.
+        Raises InputError while the buffer is empty.
+        """
+        if not self._stretches:
+            raise InputError("the replay is empty: collect steps before drawing from it")
+        ends = np.cumsum([len(stretch) for stretch in self._stretches])
+        draws = self._generator.integers(ends[-1], size=batch_size)
+        places = np.searchsorted(ends, draws, side="right")
+        first = self._stretches[0]
+        batch: Batch = {
+            "obs": np.zeros((batch_size, length + 1, *first.frames_THWC.shape[1:]), np.uint8),
+            "actions": np.zeros((batch_size, length), np.int64),
+            "rewards": np.zeros((batch_size, length), np.float32),
+            "logp": np.zeros((batch_size, length), np.float32),
+            "terminated": np.zeros((batch_size, length), np.bool_),
+            "valid": np.zeros((batch_size, length), np.bool_),
+            "learn": np.zeros((batch_size, length), np.bool_),
+            "h": np.zeros((batch_size, first.h_TD.shape[1]), np.float32),
+            "c": np.zeros((batch_size, first.c_TD.shape[1]), np.float32),
+        }
+        for row, (place, draw) in enumerate(zip(places, draws, strict=True)):
+            stretch = self._stretches[place]
+            _fill(batch, row, stretch, int(draw - ends[place]) + len(stretch), length, burn_in)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything needed to go on exactly: arrays of all stretches one after another, and plain JSON values."""
+        stretches = list(self._stretches)
+        names = [field.name for field in fields(Fragment) if field.name.endswith(("_T", "_TD", "_THWC"))]
+        return {
+            "arrays": {name: np.concatenate([getattr(item, name) for item in stretches]) for name in names}
+            if stretches
+            else {},
+            "stretches": [
+                {"episode_id": s.episode_id, "game": s.game, "first_step": s.first_step, "terminated": s.terminated}
+                | {"steps": len(s)}
+                for s in stretches
+            ],
+            "generator": self._generator.bit_generator.state,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Become the buffer whose `get_state` this is; what was here before is gone."""
+        self._stretches.clear()
+        step = 0
+        for index, about in enumerate(state["stretches"]):
+            stop = step + about["steps"]
+            # The frames of a stretch are one more than its steps.
+            parts: dict[str, Any] = {
+                name: array[step + index : stop + index + 1] if name.endswith("_THWC") else array[step:stop]
+                for name, array in state["arrays"].items()
+            }
+            own = {name: value for name, value in about.items() if name != "steps"}
+            self._stretches.append(Fragment(**own, **{name: np.array(part) for name, part in parts.items()}))
+            step = stop
+        self._generator.bit_generator.state = state["generator"]
+
+
+def _fill(batch: Batch, row: int, stretch: Fragment, start: int, length: int, burn_in: int) -> None:
+    """Write the segment of `stretch` that begins at its step `start` into one row of a batch of zeros."""
+    steps = min(length, len(stretch) - start)
+    span = slice(start, start + steps)
+    batch["obs"][row, : steps + 1] = stretch.frames_THWC[start : start + steps + 1]
+    batch["actions"][row, :steps] = stretch.actions_T[span]
+    batch["rewards"][row, :steps] = stretch.rewards_T[span]
+    batch["logp"][row, :steps] = stretch.log_probabilities_T[span]
+    batch["valid"][row, :steps] = True
+    batch["learn"][row, :steps] = stretch.scored_T[span]
+    if start + stretch.first_step > 0:
+        batch["learn"][row, :burn_in] = False
+    if stretch.terminated and start + steps == len(stretch):
+        batch["terminated"][row, steps - 1] = True
+    batch["h"][row] = stretch.h_TD[start]
+    batch["c"][row] = stretch.c_TD[start]

@@ -1,0 +1,52 @@
+"""The environment runner: RLlib's own, with games in processes of their own and faults that cost one fragment."""
+
+from typing import Any
+
+import torch
+from gymnasium.wrappers.vector import DictInfoToList
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+
+from exploration.vector import close_vector_env, games_of_runner, vector_env
+
+
+class GameRunner(SingleAgentEnvRunner):
+    """Plays `config.games`, or any env of `config.environment` where no games are set.
+
+    A game's process that dies is noticed at the next step: RLlib's loop calls `make_env` again, throws away what it had
+    collected since the last `sample()`, and goes on.
+    """
+
+    games: list[str]
+    """The game of each env of this runner."""
+    config: Any
+    module: Any
+    env: Any
+
+    def make_env(self) -> None:
+        """Open the envs, closing those that are open, dead or alive."""
+        if self.worker_index:  # a runner in the learner's own process leaves the learner's threads alone
+            torch.set_num_threads(max(1, int(self.config.runner_threads)))
+        if not self.config.games:
+            super().make_env()
+            self.games = [str(self.config.env)] * self.num_envs
+            return
+        if self.env is not None:
+            close_vector_env(self.env)
+        # Runners count from 1; a runner in the algorithm's own process is number 0, or has none.
+        place = max((self.worker_index or 0) - 1, 0)
+        self.games = games_of_runner(self.config.games, place, self.config.num_envs_per_env_runner)
+        self.env = DictInfoToList(vector_env(self.games, self.config.max_steps))
+        self.num_envs = len(self.games)
+        self._needs_initial_reset = True
+
+    def stop(self) -> None:
+        """End the games' processes."""
+        if self.env is not None and self.config.games:
+            close_vector_env(self.env)
+        else:
+            super().stop()
+
+    def set_exploration(self, epsilon: float, temperature: float) -> None:
+        """What the policy acts by while it explores."""
+        if self.module is not None:
+            self.module.set_exploration(epsilon, temperature)

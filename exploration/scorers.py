@@ -1,0 +1,116 @@
+"""Where the reward's entropies come from: a world model inside the process, or replicas of a Ray Serve app.
+
+Both have one method and give the same numbers. This is the only place where the agent meets the world model.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exploration.reward import CONTEXT
+
+Entropies = NDArray[np.float32]
+TOLERANCE = 1e-4
+"""How far rounding may carry an entropy out of [0, 1]."""
+
+
+class ScoringError(RuntimeError):
+    """Windows that could not be scored, after what retries there are. Their fragment must not be learnt from."""
+
+
+class Scorer(Protocol):
+    """Windows in, token entropies out."""
+
+    def submit(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Callable[[], Entropies]:
+        """Begin to score windows; calling what is returned waits for the entropies (B, N) in [0, 1].
+
+        That call raises ScoringError where no score can be had.
+        """
+
+
+def checked(entropy_BN: Any, windows: int) -> Entropies:
+    """The entropies of `windows` windows as float32 in [0, 1]; ScoringError if they are none, or not finite."""
+    array = np.asarray(entropy_BN, np.float32)
+    if array.ndim != 2 or len(array) != windows or array.shape[1] == 0:
+        raise ScoringError(f"the reward service answered shape {array.shape} for {windows} windows")
+    if not np.isfinite(array).all():
+        raise ScoringError("the reward service answered entropies that are not finite")
+    if array.min() < -TOLERANCE or array.max() > 1 + TOLERANCE:
+        raise ScoringError(f"the reward service answered entropies from {array.min()} to {array.max()}, not in [0, 1]")
+    return array.clip(0.0, 1.0)
+
+
+class LocalScorer:
+    """A `GenieReduxG` folder, loaded into this process at the first window."""
+
+    def __init__(
+        self, model_path: Path | str, *, steps: int = 1, batch: int = 32, device: str = "cpu", threads: int = 0
+    ) -> None:
+        """`steps`: MaskGIT passes (1 as published); `batch`: windows in a forward pass; `threads`: torch's own if 0."""
+        self._path, self._steps, self._batch, self._device, self._threads = model_path, steps, batch, device, threads
+        self._model: Any = None
+
+    def entropies(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Entropies:
+        """Windows uint8 and their actions -> entropies (B, N) in [0, 1]."""
+        from worldmodel.serve import load_model, score_windows
+
+        if self._model is None:
+            self._model = load_model(self._path, device=self._device, threads=self._threads)
+        entropy_BN = score_windows(
+            self._model, frames_B5HWC, actions_B4, context=CONTEXT, steps=self._steps, batch=self._batch
+        )
+        return checked(entropy_BN, len(frames_B5HWC))
+
+    def submit(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Callable[[], Entropies]:
+        """`entropies` when its result is asked for."""
+        return lambda: self.entropies(frames_B5HWC, actions_B4)
+
+
+class ServeScorer:
+    """The app that `worldmodel.serve.run` started: requests of some windows each, all of them in flight at once."""
+
+    def __init__(self, app_name: str, *, windows: int = 128, timeout_s: float = 60.0, retries: int = 1) -> None:
+        """`windows`: in one request; `timeout_s`: for one answer; `retries`: of a request that failed."""
+        self._app_name, self._windows, self._timeout_s, self._retries = app_name, windows, timeout_s, retries
+        self._handle: Any = None
+
+    def entropies(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Entropies:
+        """Windows uint8 and their actions -> entropies (B, N) in [0, 1]. Raises ScoringError after the last retry."""
+        return self.submit(frames_B5HWC, actions_B4)()
+
+    def submit(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Callable[[], Entropies]:
+        """Send all requests now; the returned call waits for them."""
+        spans = [slice(at, at + self._windows) for at in range(0, len(frames_B5HWC), self._windows)]
+        # A copy each: the windows are views that overlap, and a request must hold its own alone.
+        requests = [(np.ascontiguousarray(frames_B5HWC[span]), actions_B4[span]) for span in spans]
+        sent = [self._send(*request) for request in requests]
+        return lambda: np.concatenate([self._wait(*pair) for pair in zip(sent, requests, strict=True)])
+
+    def _send(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Any:
+        if self._handle is None:
+            from ray import serve
+
+            self._handle = serve.get_app_handle(self._app_name)
+        return self._handle.entropies.remote(frames_B5HWC, actions_B4)
+
+    def _wait(self, response: Any, request: tuple[NDArray[np.uint8], NDArray[np.integer]]) -> Entropies:
+        """One request's answer, asked again where the replica died or did not answer in time."""
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        for attempt in range(self._retries + 1):
+            if attempt:
+                response = self._send(*request)
+            deadline = time.monotonic() + self._timeout_s
+            try:
+                return checked(response.result(timeout_s=max(deadline - time.monotonic(), 0.0)), len(request[0]))
+            except TimeoutError:
+                response.cancel()
+                error: Exception = ScoringError(f"no answer from app {self._app_name!r} in {self._timeout_s} s")
+            except (RayError, RayServeException) as failure:
+                error = failure
+        raise ScoringError(f"{len(request[0])} windows without a score: {error}") from error
