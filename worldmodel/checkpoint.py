@@ -15,7 +15,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +25,11 @@ from torch import Tensor, nn
 from envs.errors import InputError
 from envs.files import new_folder, write_json_atomic
 from envs.runs import console
+
+if TYPE_CHECKING:  # the functions below import them themselves: saving a whole model needs this module in turn
+    from worldmodel.config import WorldModelConfig
+    from worldmodel.dynamics import Dynamics
+    from worldmodel.tokenizer import Tokenizer
 
 FORMAT = "autoexplore-checkpoint-1"
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -136,6 +141,57 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path | s
         if here != there:
             raise InputError(f"{source}: weights of another architecture: {name} is {there[0]}, the model's {here[0]}")
     module.load_state_dict(weights, strict=True)
+
+
+def load_component(module: nn.Module, component: str, path: Path | str) -> None:
+    """Give a tokenizer or dynamics module the weights in a run's folder, a checkpoint or a saved GenieReduxG."""
+    weights, _ = _component(Path(path), component)
+    load_weights(module, weights, path)
+
+
+def load_tokenizer(path: Path | str, device: torch.device | str = "cpu") -> "Tokenizer":
+    """The trained tokenizer, in eval mode, from a run's folder, a checkpoint or a folder that `GenieReduxG.save` wrote.
+
+    Raises InputError where there is none, it is damaged, or it belongs to another version.
+    """
+    from worldmodel.tokenizer import Tokenizer
+
+    weights, config = _component(Path(path), "tokenizer")
+    tokenizer = Tokenizer(config)
+    load_weights(tokenizer, weights, path)
+    return tokenizer.to(device).eval()
+
+
+def load_dynamics(path: Path | str, device: torch.device | str = "cpu") -> "Dynamics":
+    """As `load_tokenizer`, for the dynamics model."""
+    from worldmodel.dynamics import Dynamics
+
+    weights, config = _component(Path(path), "dynamics")
+    dynamics = Dynamics(config)
+    load_weights(dynamics, weights, path)
+    return dynamics.to(device).eval()
+
+
+def _component(path: Path, component: str) -> tuple[dict[str, Tensor], "WorldModelConfig"]:
+    """A component's weights and configuration, hashes checked."""
+    from worldmodel.config import WorldModelConfig
+    from worldmodel.genie import GenieReduxG
+
+    if (path / f"{component}.safetensors").exists():
+        model = GenieReduxG.load(path)
+        return getattr(model, component).state_dict(), model.cfg
+    found = open_checkpoint(path)
+    if found.component != component:
+        raise InputError(f"{found.path} holds a {found.component}, not a {component}: give another path")
+    return found.weights(), WorldModelConfig.from_dict(found.state["config"])
+
+
+def encoder_sha256(tokenizer: "Tokenizer") -> str:
+    """Hash of all in a tokenizer that decides its token ids: training its decoder alone does not change it."""
+    decoder = {id(parameter) for parameter in tokenizer.decoder_parameters()}
+    weights = {name: value for name, value in tokenizer.named_parameters() if id(value) not in decoder}
+    sizes = hashlib.sha256(json.dumps(tokenizer.cfg.to_dict() | {"dynamics": None}).encode())
+    return tensors_sha256({**weights, f"codebook of {sizes.hexdigest()}": tokenizer.codebook})
 
 
 def optimizer_state(

@@ -9,9 +9,9 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ class ClipBatch:
     """int64, places in `Clips.games`"""
     window_ids_B: Tensor
     """int64, numbers of the windows in the data"""
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on a device."""
+        return type(self)(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
 def model_frames(frames_BTHWC: Tensor) -> Tensor:

@@ -16,8 +16,6 @@ from envs.errors import InputError
 PSNR_CAP = 100.0
 """Decibels given to identical frames (mean squared error at most 1e-10), so that means stay finite."""
 
-ACTION_COUNT = 5
-
 
 class Generator(Protocol):
     """What the metrics ask of a world model: `worldmodel.genie.GenieReduxG.generate`."""
@@ -216,6 +214,7 @@ def delta_psnr(
     mode: str = "one_pass",
     seed: int = 0,
     groups_B: Tensor | None = None,
+    action_count: int = 5,
 ) -> Estimate:
     """Controllability: PSNR(x_t, x'_t) - PSNR(x_t, x''_t) in dB at the t-th predicted frame, averaged over windows.
 
@@ -223,6 +222,7 @@ def delta_psnr(
     ones (appendix A.2; Genie). Both branches take the same `steps` and start from the same `seed`, so that only the
     actions differ. frames_BTCHW (B, >= context + t, 3, H, W), actions_BT (B, >= context + t - 1); the action beside
     frame k is the one that made frame k + 1. `groups_B`: episode of each window, see `estimate`.
+    `action_count`: random actions are drawn from 0 to action_count - 1.
     """
     if frames_BTCHW.shape[1] < context + t or actions_BT.shape[1] < context + t - 1:
         raise InputError(f"delta-PSNR at t={t} needs {context + t} frames a window, here are {frames_BTCHW.shape[1]}")
@@ -230,7 +230,7 @@ def delta_psnr(
     actions = actions_BT[:, : context + t - 1]
     device = actions.device
     noise = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(ACTION_COUNT, actions.shape, generator=noise).to(actions)
+    drawn = torch.randint(action_count, actions.shape, generator=noise).to(actions)
     replaced = torch.cat([actions[:, : context - 1], drawn[:, context - 1 :]], dim=1)
     quality = []
     for branch in (actions, replaced):

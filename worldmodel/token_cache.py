@@ -6,9 +6,10 @@ A frame's tokens depend on the frames before it in its window, so whole windows 
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from envs.files import sync_folder
 from envs.runs import progress
 from worldmodel.checkpoint import encoder_sha256
 from worldmodel.clips import Clips, model_frames
+from worldmodel.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class TokenBatch:
     """int64, places in `Clips.games`"""
     window_ids_B: Tensor
     """int64, numbers of the windows in the data"""
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on a device."""
+        return type(self)(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
 class TokenClips:
@@ -58,46 +64,68 @@ class TokenClips:
 
 
 def cache_tokens(
-    tokenizer: Any, clips: Clips, cache_dir: Path | str, *, batch_size: int = 8, device: torch.device | str = "cpu"
+    tokenizer: Tokenizer,
+    clips: Clips,
+    cache_dir: Path | str,
+    *,
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+    part: int = 0,
+    parts: int = 1,
+    barrier: Callable[[], None] = lambda: None,
 ) -> TokenClips:
     """Encode all windows of `clips` with a frozen tokenizer, unless that was done before, and open the result.
 
-    `tokenizer.encode` gets float32 frames without autocast, as it does when the model generates. The file appears when
-    it is complete. Raises InputError where there are no windows or the disk is full.
+    Frames are encoded in float32 without autocast, as when the model generates. Several processes of one machine share
+    the work: each calls with its `part` of `parts` and a `barrier` among them. The file appears when it is complete.
+    Raises InputError where there are no windows or the disk is full.
     """
     if not len(clips):
         raise InputError("no window to encode: the episodes are shorter than a clip; give longer ones")
     identity = f"{encoder_sha256(tokenizer)} {clips.manifest_hash}"
     path = Path(cache_dir) / f"tokens-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
-    if not path.exists():
-        _encode(tokenizer, clips, path, batch_size, device)
+    temporary = path.with_name(f".{path.name}.{os.getpid() if parts == 1 else 'shared'}.tmp")
+    try:
+        if part == 0 and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            grid = tokenizer.cfg.grid
+            np.lib.format.open_memmap(temporary, "w+", np.uint16, (len(clips), clips.length, grid, grid)).flush()
+        barrier()
+        if not path.exists():
+            _encode(tokenizer, clips, temporary, batch_size, device, part, parts)
+            barrier()
+            if part == 0:
+                os.replace(temporary, path)
+                sync_folder(path.parent)
+            barrier()
+    except OSError as error:
+        raise InputError(f"cannot store tokens in {path.parent}: {error.strerror or error}") from error
+    finally:
+        if part == 0:
+            temporary.unlink(missing_ok=True)
     return TokenClips(path, clips)
 
 
 @torch.no_grad()
-def _encode(tokenizer: Any, clips: Clips, path: Path, batch_size: int, device: torch.device | str) -> None:
+def _encode(
+    tokenizer: Tokenizer,
+    clips: Clips,
+    path: Path,
+    batch_size: int,
+    device: torch.device | str,
+    part: int,
+    parts: int,
+) -> None:
+    """Write the tokens of this part's windows, a contiguous range, into the file."""
+    stored = np.lib.format.open_memmap(path, "r+")
+    first, last = (len(clips) * end // parts for end in (part, part + 1))
     training = tokenizer.training
     tokenizer.eval()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stored: np.memmap | None = None
-        with progress("encoding clips", len(clips)) as bar:
-            for start in range(0, len(clips), batch_size):
-                ids = np.arange(start, min(start + batch_size, len(clips)))
-                frames = model_frames(clips.batch(ids).frames_BTHWC.to(device))
-                tokens = tokenizer.encode(frames).cpu().numpy()
-                if stored is None:
-                    shape = (len(clips), *tokens.shape[1:])
-                    stored = np.lib.format.open_memmap(temporary, "w+", np.uint16, shape)
-                stored[ids] = tokens
-                bar.advance(len(ids))
-        assert stored is not None
-        stored.flush()
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise InputError(f"cannot store tokens in {path.parent}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-        tokenizer.train(training)
+    with progress("encoding clips", last - first) as bar:
+        for start in range(first, last, batch_size):
+            ids = np.arange(start, min(start + batch_size, last))
+            frames = model_frames(clips.batch(ids).frames_BTHWC.to(device))
+            stored[ids] = tokenizer.encode(frames).cpu().numpy()
+            bar.advance(len(ids))
+    stored.flush()
+    tokenizer.train(training)

@@ -1,0 +1,87 @@
+"""What is optimised for each component: from a batch to named losses, through one interface for one training loop."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from worldmodel.dynamics import Dynamics
+
+from worldmodel.clips import ClipBatch, model_frames
+from worldmodel.metrics import frame_psnr
+from worldmodel.token_cache import TokenBatch
+from worldmodel.tokenizer import Tokenizer
+
+
+class Objective(Protocol):
+    """A module around the trained `model`. Calling it gives named scalars, "loss" among them, which is minimised."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    def __call__(self, batch: ClipBatch | TokenBatch, progress: float) -> dict[str, Tensor]: ...
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by their names in `model`."""
+
+    def figures(self) -> dict[str, float]:
+        """What else to log about the model as it is."""
+
+    def train(self, mode: bool = True) -> Any: ...
+
+
+class TokenizerObjective(nn.Module):
+    """The tokenizer's own losses on frames, and their PSNR. With `decoder_only` token ids stay as they are."""
+
+    def __init__(self, tokenizer: Tokenizer, *, decoder_only: bool = False) -> None:
+        super().__init__()
+        self.model = tokenizer
+        if decoder_only:
+            tokenizer.freeze_encoder()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def forward(self, batch: ClipBatch | TokenBatch, progress: float) -> dict[str, Tensor]:
+        """`progress`: share of the run that is done, in [0, 1]."""
+        assert isinstance(batch, ClipBatch)
+        frames_BTCHW = model_frames(batch.frames_BTHWC)
+        self.model.set_progress(progress)
+        output = self.model(frames_BTCHW)
+        with torch.no_grad():
+            quality = frame_psnr(output.frames.clamp(0, 1), frames_BTCHW).mean()
+        return {**output.losses, "psnr": quality}
+
+    def figures(self) -> dict[str, float]:
+        return self.model.quantizer.usage()
+
+
+class DynamicsObjective(nn.Module):
+    """The dynamics model's losses on tokens: stored ones, or those of frames that the frozen tokenizer encodes here."""
+
+    def __init__(self, dynamics: Dynamics, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.model = dynamics
+        # In a tuple, so that the tokenizer's weights are not taken for the dynamics model's.
+        self._tokenizer = (tokenizer.eval().requires_grad_(False),)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return dict(self.model.named_parameters())
+
+    def forward(self, batch: ClipBatch | TokenBatch, progress: float) -> dict[str, Tensor]:
+        """`progress`: share of the run that is done, in [0, 1]."""
+        return self.model.loss(self.tokens(batch), batch.actions_BT, generator=None, progress=progress)
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The frozen tokenizer."""
+        return self._tokenizer[0]
+
+    def tokens(self, batch: ClipBatch | TokenBatch) -> Tensor:
+        """tokens_BThw of a batch. Encoding runs without autocast, as in `cache_tokens`, so that both give the same."""
+        if isinstance(batch, TokenBatch):
+            return batch.tokens_BThw
+        with torch.no_grad(), torch.autocast(batch.frames_BTHWC.device.type, enabled=False):
+            return self.tokenizer.encode(model_frames(batch.frames_BTHWC))

@@ -1,0 +1,262 @@
+"""Training a component of the world model through Ray Train: in this process, or on workers that average gradients.
+
+    train("tokenizer", config=preset("cpu"), recipe=recipe("tokenizer", "cpu"), data=["data"], out="runs/tokenizer")
+    train("dynamics", ..., tokenizer="runs/tokenizer", out="runs/dynamics")
+
+The run's folder holds config.json, metrics.jsonl, tensorboard/ and checkpoints/. The loop is in `worldmodel.trainer`.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from envs.errors import InputError
+from envs.runs import console, progress, read_metrics
+from worldmodel import checkpoint
+from worldmodel.clips import Clips
+from worldmodel.config import WorldModelConfig
+from worldmodel.dynamics import Dynamics
+from worldmodel.job import Job
+from worldmodel.objectives import DynamicsObjective, Objective, TokenizerObjective
+from worldmodel.recipes import COMPONENTS, TrainConfig, recipe
+from worldmodel.stopping import Interrupt, StopFile
+from worldmodel.token_cache import TokenClips, cache_tokens
+from worldmodel.tokenizer import Tokenizer
+from worldmodel.trainer import NonFiniteLoss, Trainer, seed_everything
+
+__all__ = ["NonFiniteLoss", "TrainConfig", "recipe", "train"]
+
+RESTARTS = 3
+"""How often workers that died are replaced, each time from the newest checkpoint."""
+
+
+def train(
+    component: str,
+    *,
+    config: WorldModelConfig,
+    recipe: TrainConfig,
+    data: Sequence[str | Path],
+    out: str | Path,
+    workers: int = 0,
+    resume: bool = False,
+    init: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    decoder_only: bool = False,
+    cache_dir: str | Path | None = None,
+) -> Path:
+    """Train `component` ("tokenizer" or "dynamics") on the train split of `data`; return the newest checkpoint.
+
+    `workers`: Ray Train workers, 0 trains in this process without starting Ray. `init`: weights to start from.
+    `tokenizer`: for dynamics, the trained tokenizer that is frozen. Both are a run's folder, a checkpoint, or a folder
+    that `GenieReduxG.save` wrote. `decoder_only`: a tokenizer's decoder alone is trained, token ids stay the same.
+    `cache_dir` holds staged episodes and tokens, for all runs beside each other (default: `cache` beside `out`).
+    `resume` continues the run in `out` bit for bit; a run that is complete already is left as it is.
+
+    Raises InputError for settings that do not fit together, data or weights that cannot be used, and a folder that
+    holds another run; NonFiniteLoss where training breaks down; KeyboardInterrupt after Ctrl+C, a checkpoint saved.
+    """
+    out = Path(out).absolute()
+    job = Job(
+        component=component,
+        config=config,
+        recipe=recipe,
+        data=tuple(str(Path(folder).absolute()) for folder in data),
+        out=out,
+        cache_dir=Path(cache_dir or out.parent / "cache").absolute(),
+        init=None if init is None else Path(init).absolute(),
+        tokenizer=None if tokenizer is None else Path(tokenizer).absolute(),
+        decoder_only=decoder_only,
+    )
+    _check(job, workers, resume)
+    newest = checkpoint.newest_checkpoint(job.out)
+    if newest is None or checkpoint.open_checkpoint(newest).step < recipe.iterations:
+        finished = _fit_on_workers(job, workers) if workers else _fit_here(job)
+        newest = checkpoint.open_checkpoint(job.out).path
+        if not finished:
+            console.print(f"stopped; {newest.name} of {recipe.iterations} steps is saved: go on with --resume")
+            raise KeyboardInterrupt
+    return newest
+
+
+def _check(job: Job, workers: int, resume: bool) -> None:
+    """Refuse what a person can have got wrong, before anything starts."""
+    if job.component not in COMPONENTS:
+        raise InputError(f"unknown component {job.component!r}: choose one of {', '.join(COMPONENTS)}")
+    if not job.data:
+        raise InputError("no data given: name one or more folders of episodes")
+    if (job.component == "dynamics") != (job.tokenizer is not None):
+        raise InputError("a dynamics run needs the run or checkpoint of a trained tokenizer, and only that one does")
+    if job.decoder_only and (job.component != "tokenizer" or job.init is None):
+        raise InputError("decoder-only training fine-tunes a trained tokenizer: give it as init")
+    if job.recipe.batch_size % max(workers, 1):
+        raise InputError(f"a batch of {job.recipe.batch_size} cannot be split over {workers} workers: use a multiple")
+    if (job.out / "config.json").exists():
+        if not resume:
+            raise InputError(f"{job.out} already holds a run: give another --out, or --resume to continue it")
+        job.check_resumable()
+
+
+def build_objective(job: Job, device: torch.device) -> Objective:
+    """The component with its first weights (random from the seed, or those of `init`), and what is optimised."""
+    seed_everything(job.recipe.seed, "first weights")
+    if job.component == "tokenizer":
+        tokenizer = Tokenizer(job.config)
+        if job.init is not None:
+            checkpoint.load_component(tokenizer, "tokenizer", job.init)
+        return TokenizerObjective(tokenizer.to(device), decoder_only=job.decoder_only)
+    assert job.tokenizer is not None
+    frozen = checkpoint.load_tokenizer(job.tokenizer, device)
+    dynamics = Dynamics(job.config).to(device)
+    if job.init is not None:
+        checkpoint.load_component(dynamics, "dynamics", job.init)
+        if not torch.equal(dynamics.codebook, frozen.codebook):
+            raise InputError(f"{job.tokenizer} is not the tokenizer that the dynamics in {job.init} was trained with")
+    dynamics.set_codebook(frozen.codebook)
+    return DynamicsObjective(dynamics, frozen)
+
+
+def open_data(
+    job: Job, objective: Objective, device: torch.device, *, part: int = 0, parts: int = 1
+) -> tuple[Clips | TokenClips, Clips | None]:
+    """Training windows and validation clips. `part` of `parts` is the rank on this machine: one stages, all encode."""
+    recipe = job.recipe
+    if part == 0:
+        Clips(job.data, job.cache_dir, length=recipe.clip_length)
+    _barrier(parts)
+    train, validation = (
+        Clips(job.data, job.cache_dir, length=recipe.clip_length, stride=recipe.clip_stride, split=split)
+        for split in ("train", "val")
+    )
+    windows: Clips | TokenClips = train
+    if isinstance(objective, DynamicsObjective) and recipe.token_cache:
+        windows = cache_tokens(
+            objective.tokenizer,
+            train,
+            job.cache_dir,
+            device=device,
+            part=part,
+            parts=parts,
+            barrier=lambda: _barrier(parts),
+        )
+    return windows, validation if len(validation) else None
+
+
+def _barrier(parts: int) -> None:
+    if parts > 1:
+        torch.distributed.barrier()
+
+
+def run_worker(options: dict[str, Any]) -> bool:
+    """What Ray Train runs on each worker: build, restore, train. True where the run came to its end."""
+    import ray.train
+    import ray.train.torch
+
+    job: Job = options["job"]
+    context = ray.train.get_context()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if job.recipe.threads:
+        torch.set_num_threads(job.recipe.threads)
+    objective = build_objective(job, device)
+    part, parts = context.get_local_rank(), context.get_local_world_size()
+    windows, validation = open_data(job, objective, device, part=part, parts=parts)
+    stop = options.get("stop") or StopFile(job.out)
+    return Trainer(job, objective, windows, validation, rank=rank, ranks=ranks, device=device, stop=stop.asked).train()
+
+
+def _fit(job: Job, workers: int, stop: "Interrupt | None" = None) -> bool:
+    """One run of Ray Train. Its own folder for bookkeeping holds nothing that a later run needs."""
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    gpus = ray.cluster_resources().get("GPU", 0) if workers else 0
+    trainer = TorchTrainer(
+        run_worker,  # type: ignore[arg-type]  # Ray's annotation does not know of return values
+        train_loop_config={"job": job, "stop": stop},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(workers) and gpus >= workers),
+        run_config=RunConfig(name=f"{job.component}-{os.getpid()}", storage_path=str(job.out / "ray")),
+    )
+    return bool(trainer.fit().return_value)  # type: ignore[attr-defined]
+
+
+def _fit_here(job: Job) -> bool:
+    """Train in this process, without starting Ray; what is set for the whole process is set back afterwards."""
+    logger, threads = logging.getLogger("ray.train"), torch.get_num_threads()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # below it, Ray Train says that this mode is one for debugging
+    try:
+        with Interrupt() as stop:
+            return _fit(job, 0, stop)
+    finally:
+        logger.setLevel(level)
+        torch.set_num_threads(threads)
+
+
+def _fit_on_workers(job: Job, workers: int) -> bool:
+    """Train on Ray workers; those that die are replaced, and go on from the newest checkpoint."""
+    from ray.train import WorkerGroupError
+
+    for restart in range(RESTARTS + 1):
+        try:
+            return _fit_watched(job, workers)
+        except WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                cause = _own_error(failure)
+                if cause is not None:
+                    raise cause from None
+            if restart == RESTARTS:
+                raise
+            newest = checkpoint.newest_checkpoint(job.out)
+            start = newest.name if newest else "the start"
+            console.print(f"a training worker died: going on from {start} with new ones ({restart + 1} of {RESTARTS})")
+    raise AssertionError("unreachable")
+
+
+def _own_error(failure: BaseException | None) -> Exception | None:
+    """The InputError or NonFiniteLoss that a worker raised, out of what Ray wrapped it in."""
+    while failure is not None:
+        if isinstance(failure, InputError | NonFiniteLoss):
+            return failure
+        failure = getattr(failure, "_base_exc", None) or failure.__cause__
+    return None
+
+
+def _fit_watched(job: Job, workers: int) -> bool:
+    """Run Ray Train in a thread; meanwhile show its progress here and pass Ctrl+C on to the workers as a stop file."""
+    outcome: list[bool | BaseException] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(_fit(job, workers))
+        except BaseException as error:  # handed over to the thread that waits
+            outcome.append(error)
+
+    stop = StopFile(job.out)
+    stop.clear()
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    done = _last_step(job.out)
+    with Interrupt() as interrupt, progress(f"training {job.component}", job.recipe.iterations, done) as bar:
+        thread.start()
+        while thread.is_alive():
+            thread.join(timeout=0.5)
+            if interrupt.asked():
+                stop.ask()
+            step = _last_step(job.out)
+            if step > done:
+                bar.advance(step - done)
+                done = step
+    stop.clear()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _last_step(run: Path) -> int:
+    rows = read_metrics(run)
+    return int(rows[-1]["step"]) if rows else 0

@@ -1,0 +1,291 @@
+"""The training loop: one for every component, one or several ranks, and the same numbers after any interruption.
+
+Everything that is random in step k is a function of (seed, k, rank), and the data of step k one of (seed, samples
+consumed). So weights, optimizer and those two numbers are the whole state of a run.
+"""
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from envs.runs import RunFolder, progress
+from worldmodel import checkpoint
+from worldmodel.clips import ClipBatch, ClipLoader, Clips
+from worldmodel.job import Job
+from worldmodel.objectives import Objective
+from worldmodel.token_cache import TokenBatch, TokenClips
+
+_SHOWN = ("train/loss", "train/psnr", "train/accuracy", "validation/loss", "validation/psnr", "validation/accuracy")
+"""What stands beside the progress bar."""
+
+
+class NonFiniteLoss(FloatingPointError):
+    """A loss or gradient was infinite or not a number: no optimizer step was made of it, and nothing was saved."""
+
+
+def seed_everything(*key: object) -> None:
+    """Seed torch, numpy and Python's `random` from a hash of `key`."""
+    seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest())
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class Trainer:
+    """One rank of a run, restored from the newest checkpoint where there is one.
+
+    `windows` is the training data; `validation` None where there is none. `stop` is asked after every step whether the
+    run shall end early, which it does with a checkpoint.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        objective: Objective,
+        windows: Clips | TokenClips,
+        validation: Clips | None,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        device: torch.device,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.job, self.recipe, self.objective, self.stop = job, job.recipe, objective, stop
+        self.windows, self.validation = windows, validation
+        self.rank, self.ranks, self.device = rank, ranks, device
+        self.parameters = list(objective.trainable().values())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=self.recipe.lr,
+            betas=self.recipe.betas,
+            weight_decay=self.recipe.weight_decay,
+            fused=True,
+        )
+        self.step = 0
+        data_state = self._restore()
+        self.loader = ClipLoader[Any](
+            windows,
+            self.recipe.batch_size,
+            seed=self.recipe.seed,
+            rank=rank,
+            ranks=ranks,
+            threads=self.recipe.loader_threads,
+            state=data_state,
+            batches=self.recipe.iterations - self.step,
+        )
+        self.forward: Any = objective
+        if ranks > 1:
+            self.forward = nn.parallel.DistributedDataParallel(
+                objective,
+                device_ids=[device] if device.type == "cuda" else None,
+                find_unused_parameters=True,  # a quantiser that is switched on late leaves some unused at first
+            )
+
+    def train(self) -> bool:
+        """Run to the end, or to the step after which a stop is asked for; True where the run is complete."""
+        recipe, meter = self.recipe, Meter()
+        stopping = False
+        with ExitStack() as opened:
+            opened.callback(self.loader.close)
+            log = self._open_journal(opened)
+            self.objective.train()
+            while self.step < recipe.iterations and not stopping:
+                with meter.waiting():
+                    batch = next(self.loader)
+                with meter.working():
+                    parts, stopping = self.train_step(batch)
+                self.step += 1
+                meter.add(parts)
+                last = stopping or self.step == recipe.iterations
+                if last or self.step % recipe.log_every == 0:
+                    log(meter.steps, self._figures(meter))
+                if recipe.validate_every and self.validation and (last or self.step % recipe.validate_every == 0):
+                    log(0, self.validate(self.validation))
+                if last or self.step % recipe.checkpoint_every == 0:
+                    self.save()
+        return self.step == recipe.iterations
+
+    def train_step(self, batch: ClipBatch | TokenBatch) -> tuple[dict[str, Tensor], bool]:
+        """One optimizer step. Returns its named losses, learning rate and gradient norm, and whether to stop after it.
+
+        Raises NonFiniteLoss before the weights change where the loss or the gradient of any rank is not finite.
+        """
+        recipe = self.recipe
+        seed_everything(recipe.seed, "step", self.step, self.rank)
+        rate = recipe.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            losses = self.forward(batch.to(self.device), self.progress)
+        losses["loss"].backward()
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        finite = bool(torch.isfinite(norm) & torch.isfinite(losses["loss"]))
+        broken, stopping = self._any_rank(not finite, self.stop())
+        if broken:
+            raise NonFiniteLoss(self._name_batch(batch, losses, norm, finite))
+        if recipe.grad_clip:
+            nn.utils.clip_grads_with_norm_(self.parameters, recipe.grad_clip, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = {name: value.detach().float() for name, value in losses.items()}
+        return {**parts, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}, stopping
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]; 1 from the start where a trained model is fine-tuned."""
+        return 1.0 if self.job.init is not None else self.step / self.recipe.iterations
+
+    @torch.no_grad()
+    def validate(self, clips: Clips) -> dict[str, float]:
+        """Mean of every named loss over evenly spread validation clips, summed over ranks before the division.
+
+        Masks and noise are the same at every validation, so that its values differ by the weights alone.
+        """
+        self.objective.train(False)
+        ids = clips.spread(self.recipe.validation_clips)
+        share, size = ids[self.rank :: self.ranks], max(1, self.recipe.batch_size // self.ranks)
+        # A rank without a clip of its own takes one with no weight, so that all ranks add up the same names.
+        batches = [(share[at : at + size], 1.0) for at in range(0, len(share), size)] or [(ids[:1], 0.0)]
+        totals: dict[str, Tensor] = {}
+        for number, (window_ids, weight) in enumerate(batches):
+            seed_everything(self.recipe.seed, "validation", number, self.rank)
+            batch = clips.batch(window_ids).to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+                losses = self.objective(batch, 1.0)
+            for name, value in {**losses, "clips": torch.ones(())}.items():
+                totals[name] = totals.get(name, 0) + value.detach().double().cpu() * weight * len(window_ids)
+        self.objective.train()
+        sums = self._sum_over_ranks(torch.stack(list(totals.values()))).tolist()
+        values = dict(zip(totals, sums, strict=True))
+        count = values.pop("clips")
+        return {f"validation/{name}": value / count for name, value in values.items()}
+
+    def save(self) -> None:
+        """Rank 0 writes a checkpoint; every rank tells Ray Train that it is there."""
+        import ray.train
+
+        if self.rank == 0:
+            state = {**self.job.identity(), "step": self.step, "data": self.loader.state()}
+            checkpoint.save_checkpoint(
+                self.job.out, state, self.objective.model, self.optimizer, keep_last=self.recipe.keep_last
+            )
+        ray.train.report({"step": self.step})
+
+    def _restore(self) -> dict[str, Any] | None:
+        """Go on from the newest checkpoint of the run's folder, if any; returns the position in the data."""
+        newest = checkpoint.newest_checkpoint(self.job.out)
+        if newest is None:
+            return None
+        found = checkpoint.open_checkpoint(newest)
+        checkpoint.load_weights(self.objective.model, found.weights(), found.path)
+        checkpoint.load_optimizer(self.objective.model, self.optimizer, found)
+        self.step = found.step
+        return dict(found.state["data"])
+
+    def _open_journal(self, opened: ExitStack) -> Callable[[int, dict[str, float]], None]:
+        """What writes down the figures of the current step, and how many steps they are about; rank 0 alone writes.
+
+        Metrics of steps after the restored one are cut off.
+        """
+        if self.rank:
+            return lambda steps, figures: None
+        checkpoint.remove_leftovers(self.job.out)
+        journal = RunFolder(self.job.out, self.job.identity(), resume=True, resume_step=self.step)
+        opened.enter_context(journal)
+        bar = opened.enter_context(progress(f"training {self.job.component}", self.recipe.iterations, self.step))
+
+        def log(steps: int, figures: dict[str, float]) -> None:
+            journal.log(self.step, figures)
+            bar.advance(steps, ", ".join(f"{name} {figures[name]:.4g}" for name in figures if name in _SHOWN))
+
+        return log
+
+    def _figures(self, meter: "Meter") -> dict[str, float]:
+        """Means since the last line of metrics, over steps and ranks, and how fast the run is. Empties the meter."""
+        means = self._sum_over_ranks(torch.stack(list(meter.sums.values())).double().cpu()) / self.ranks / meter.steps
+        figures = {
+            **dict(zip(meter.sums, means.tolist(), strict=True)),
+            **self.objective.figures(),
+            "epoch": self.loader.state()["epoch"],
+            "clips_per_second": meter.steps * self.recipe.batch_size / meter.seconds,
+            "data_wait": meter.waited / meter.seconds,
+            "seconds_left": (self.recipe.iterations - self.step) * meter.seconds / meter.steps,
+        }
+        meter.clear()
+        return {f"train/{name}": value for name, value in figures.items()}
+
+    def _any_rank(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set on any rank."""
+        if self.ranks == 1:
+            return list(flags)
+        counts = torch.tensor([float(flag) for flag in flags], device=self.device)
+        dist.all_reduce(counts, dist.ReduceOp.MAX)
+        return [bool(count) for count in counts]
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        if self.ranks == 1:
+            return values
+        values = values.to(self.device)
+        dist.all_reduce(values)
+        return values.cpu()
+
+    def _name_batch(self, batch: ClipBatch | TokenBatch, losses: dict[str, Tensor], norm: Tensor, finite: bool) -> str:
+        """One line about a step that was not finite, the same on every rank."""
+        parts = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+        windows = "; ".join(self.windows.describe(window_id) for window_id in batch.window_ids_B.tolist()[:8])
+        line = f"rank {self.rank}: {parts}, gradient norm {norm.item():.4g}, batch: {windows}"
+        lines: list[str | None] = [line]
+        if self.ranks > 1:
+            lines = [None] * self.ranks
+            dist.all_gather_object(lines, None if finite else line)
+        told = " | ".join(line for line in lines if line is not None)
+        return (
+            f"loss or gradient of step {self.step} not finite, weights unchanged: lower --lr or see the batch: {told}"
+        )
+
+
+class Meter:
+    """Sums of what steps return, kept on the device until a line of metrics is due, and the time that steps took."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+        self.waited = self.worked = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Waiting for data and working; validation and checkpoints are not in it."""
+        return self.waited + self.worked
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in which the next batch is waited for."""
+        started = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - started
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Time of a step."""
+        started = time.perf_counter()
+        yield
+        self.worked += time.perf_counter() - started
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        """Count a step and add up what it returned."""
+        for name, value in parts.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
