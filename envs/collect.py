@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from envs import COUNTING, catalog
 from envs.episodes import EpisodeWriter
 from envs.errors import InputError
-from envs.player import Played, Player, Session, play_episode, policy_id
+from envs.player import GameError, Played, Player, Session, play_episode, policy_id
 from envs.runs import Bar, console
 from envs.runs import progress as progress_bar
 
@@ -94,6 +94,8 @@ def collect(
                 _Crew(writer, options, min(workers, len(open_sessions)), summary, bar).play(open_sessions)
         wanted = {session.id for session in sessions}
         records = [record for session_id, record in writer.sessions.items() if session_id in wanted]
+    if not records:
+        raise InputError(f"no episode could be played: {'; '.join(f'{g}: {r}' for g, r in summary.skipped.items())}")
     summary.episodes, summary.frames = len(records), sum(record.num_frames for record in records)
     summary.seconds = time.monotonic() - started
     return summary
@@ -156,6 +158,8 @@ class _Crew:
             self._idle.append(actor)
             if not isinstance(error.cause, InputError):
                 raise
+            if not isinstance(error.cause, GameError):
+                raise InputError(str(error.cause)) from None
             self._set_aside(session.game, str(error.cause))
             return
         self._idle.append(actor)

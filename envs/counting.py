@@ -61,6 +61,8 @@ class CountingEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
     def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Count one step and show `action` on the frame that it makes."""
+        if not 0 <= action < len(ACTIONS):
+            raise InputError(f"Counting: action {action} is not one of 0 to {len(ACTIONS) - 1}")
         self._step, self._action = self._step + 1, int(action)
         truncated = self.max_steps is not None and self._step >= self.max_steps
         return self.render(), float(self._step), False, truncated, {}

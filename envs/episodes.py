@@ -7,7 +7,7 @@ A shard appears whole or not at all. One that a killed writer left without an en
 next.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +117,9 @@ class EpisodeWriter:
 
     def _adopt(self) -> None:
         """Take in whole shards without an entry, and clear away what a killed writer was writing."""
-        for leftover in self.root.glob("env=*/.part-*.tmp"):
-            leftover.unlink(missing_ok=True)
+        for pattern in ("env=*/.part-*.tmp", f".{manifest.NAME}.*.tmp"):
+            for leftover in self.root.glob(pattern):
+                leftover.unlink(missing_ok=True)
         known = self._manifest.sessions()
         for file in sorted(self.root.glob("env=*/part-*.parquet")):
             path = file.relative_to(self.root).as_posix()
@@ -134,7 +135,7 @@ class EpisodeWriter:
                 known.update({session.session_id: session for session in shard.sessions})
 
 
-class EpisodeReader(Sequence[Episode]):
+class EpisodeReader:
     """Read-only view of a data set, or of its train or val part, ordered by game and session.
 
     A shard is compared with the manifest's sha256 when it is first touched. Raises InputError, naming the file, for one
@@ -163,7 +164,7 @@ class EpisodeReader(Sequence[Episode]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> Episode:
         """Episode `index` with its frames decoded."""
         encoded = self.encoded(index)
         try:

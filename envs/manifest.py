@@ -88,14 +88,17 @@ def load(root: Path) -> Manifest:
         if version != SCHEMA_VERSION:
             raise InputError(f"{path} has schema {version}, this version reads schema {SCHEMA_VERSION}")
         shards = [_shard(entry, path) for entry in content["shards"]]
-        return Manifest({shard.path: shard for shard in shards}, content["validation"], content["recipes"])
+        validation = {game: dict(split) for game, split in content["validation"].items()}
+        return Manifest({shard.path: shard for shard in shards}, validation, dict(content["recipes"]))
     except FileNotFoundError as error:
         raise InputError(
             f"{root} holds no episodes ({NAME} is missing): `autoexplore collect --out {root}` makes them"
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: delete it, and the next collect rebuilds it from the shards") from error
 
 
@@ -138,5 +141,6 @@ class FolderLock:
     def release(self) -> None:
         """Let others write."""
         if self._file is not None:
+            self._file.truncate(0)
             self._file.close()
             self._file = None

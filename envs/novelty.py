@@ -14,8 +14,8 @@ def distinct_screens(frames_THWC: NDArray[np.uint8]) -> set[bytes]:
 
     Two frames have the same key where the mean grey of each of 8x8 cells falls into the same of 16 levels. That tells
     places and positions of a sprite apart (a sprite that crosses into another cell), but not a blinking pixel, a score
-    that counts up by one digit, or a sprite that moves by a pixel. Unite the sets of several episodes with `|`; `len` is
-    the count. Raises InputError for frames of another shape or type.
+    that counts up by one digit, or a sprite that moves by a pixel. Unite the sets of several episodes with `|`; `len`
+    is the count. Raises InputError for frames of another shape or type.
     """
     if frames_THWC.dtype != np.uint8 or frames_THWC.ndim != 4 or frames_THWC.shape[3] != 3:
         raise InputError(f"frames must be uint8 (T, H, W, 3), not {frames_THWC.dtype} {frames_THWC.shape}")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,6 +133,10 @@ def play_episode(env: gymnasium.Env[Any, Any], policy: Policy, session: Session,
     )
 
 
+class GameError(InputError):
+    """One game cannot be played; the others can."""
+
+
 @dataclass(frozen=True)
 class Played:
     """What an actor reports of one episode."""
@@ -149,13 +154,19 @@ class Player:
 
     def __init__(self, root: str, policy: str, epsilon: float, temperature: float, steps: int) -> None:
         self._root, self._steps = Path(root), steps
-        self._policy = load_policy(policy, epsilon=epsilon, temperature=temperature)
+        # Not loaded here: an error in an actor's constructor looks like its death, not like the mistake it is.
+        self._policy: Policy | None = None
+        self._load = partial(load_policy, policy, epsilon=epsilon, temperature=temperature)
         self._env: gymnasium.Env[Any, Any] | None = None
         self._game = ""
 
     def play(self, session: Session) -> Played:
-        """Play one session. Its shard is on disk, whole, when this returns."""
+        """Play one session. Its shard is on disk, whole, when this returns.
+
+        Raises GameError where the game cannot be opened, and InputError where the policy or the folder cannot be used.
+        """
         started = time.process_time()
+        self._policy = self._policy or self._load()
         if self._game != session.game:
             self._swap(session.game)
         assert self._env is not None
@@ -168,5 +179,8 @@ class Player:
         if self._env is not None:
             self._env.close()
             self._env, self._game = None, ""
-        self._env = envs.make(game)
+        try:
+            self._env = envs.make(game)
+        except InputError as error:
+            raise GameError(str(error)) from error
         self._game = game

@@ -96,6 +96,8 @@ class RetroGame(gymnasium.Env[NDArray[np.uint8], np.int64]):
         """
         if self._screen is None:
             raise InputError(f"{self.game}: call reset() before step()")
+        if not 0 <= action < len(self._presses):  # a negative one would silently count from the end
+            raise InputError(f"{self.game}: action {action} is not one of 0 to {len(self._presses) - 1}")
         reward, terminated = self._advance(self._presses[int(action)])
         self._steps += 1
         truncated = self.max_steps is not None and self._steps >= self.max_steps

@@ -160,13 +160,13 @@ def check_shard(root: Path, shard: Shard) -> None:
     try:
         size = file.stat().st_size
         if size != shard.bytes:
-            raise InputError(f"{file} has {size} bytes, not {shard.bytes}: it is damaged, collect it again")
+            raise InputError(f"{file} has {size} bytes, not {shard.bytes}: it was cut short, collect again")
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
     if digest != shard.sha256:
-        raise InputError(f"{file} differs from what was written (sha256): it is damaged, collect it again")
+        raise InputError(f"{file} is not what was written (sha256 differs): delete it and collect again")
 
 
 def _row(episode: EncodedEpisode) -> dict[str, Any]:
