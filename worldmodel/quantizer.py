@@ -1,0 +1,146 @@
+"""Cosine vector quantiser: features and codes on the unit sphere, dead codes re-seeded, use measured.
+
+The published code normalises its codebook once, at the start, and lets codes die; with a codebook learnt by gradient
+six of 1,024 were left at small size. Here every code that is not used is moved to a feature that is badly represented.
+
+Shapes: M features, K codes, D width of a code; `...` any leading dimensions.
+"""
+
+import math
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from worldmodel.config import TokenizerConfig
+
+
+class CosineQuantizer(nn.Module):
+    """Nearest code by cosine, straight-through gradients. What changes while it learns is in its `state_dict`.
+
+    codebook = "gradient": rows are a parameter, learnt by the codebook MSE (the paper). "ema": rows are the normalised
+    moving average of the features they stand for, and the codebook MSE is not needed.
+    """
+
+    rows: Tensor
+    use_K: Tensor
+    sums_KD: Tensor
+    progress: Tensor
+
+    def __init__(self, cfg: TokenizerConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        rows = F.normalize(torch.randn(cfg.codes, cfg.code_dim), dim=-1)
+        if cfg.codebook == "gradient":
+            self.rows = nn.Parameter(rows)
+        else:
+            self.register_buffer("rows", rows)
+            self.register_buffer("sums_KD", rows / cfg.codes)
+        # Share of the features that each code stands for, as a moving average: sums to 1.
+        self.register_buffer("use_K", torch.full((cfg.codes,), 1 / cfg.codes))
+        self.register_buffer("progress", torch.zeros(()))
+        self.learns = True
+        """Whether training moves the codes. Off while the decoder alone is trained."""
+
+    @property
+    def codebook(self) -> Tensor:
+        """(K, D), rows of length 1."""
+        return F.normalize(self.rows.float(), dim=-1)
+
+    @property
+    def active(self) -> bool:
+        """Whether features are quantised at this point of the run."""
+        return not (self.training and self.learns) or float(self.progress) >= self.cfg.quantizer_start
+
+    def ids(self, features: Tensor) -> Tensor:
+        """Index of the nearest code. (..., D) -> int64 (...)."""
+        return nearest(F.normalize(features.float(), dim=-1).flatten(0, -2), self.codebook).view(features.shape[:-1])
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(..., D) -> (unit vectors of the same shape, ids (...), losses `codebook` and `commitment`).
+
+        In training it also learns: moving averages, and codes that died are re-seeded with the global random state.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            unit = F.normalize(features.float(), dim=-1)
+            flat = unit.detach().flatten(0, -2)
+            ids = nearest(flat, self.codebook.detach())
+            if self.training and self.learns:
+                self._learn(flat, ids)
+            codes = F.embedding(ids, self.codebook).view_as(unit)
+            losses = {"commitment": F.mse_loss(unit, codes.detach())}
+            if isinstance(self.rows, nn.Parameter):
+                losses["codebook"] = F.mse_loss(codes, unit.detach())
+            quantised = unit + (codes - unit).detach() if self.active else unit
+        return quantised, ids.view(features.shape[:-1]), losses
+
+    def usage(self) -> dict[str, float]:
+        """`perplexity` of the code use, `codes_used` and `share_used`: codes with a share above 1/100 of 1/K."""
+        shares = (self.use_K / self.use_K.sum()).double()
+        entropy = -(shares * shares.clamp_min(1e-12).log()).sum().item()
+        used = int((shares > 0.01 / len(shares)).sum().item())
+        return {"perplexity": math.exp(entropy), "codes_used": used, "share_used": used / len(shares)}
+
+    @torch.no_grad()
+    def _learn(self, flat_MD: Tensor, ids_M: Tensor) -> None:
+        counts, sums = self._batch_sums(flat_MD, ids_M)
+        weight = 1 - self.cfg.ema_decay
+        total = counts.sum()
+        self.use_K.lerp_(counts / total, weight)
+        if self.cfg.codebook == "ema":
+            self.sums_KD.lerp_(sums / total, weight)
+            self.rows.copy_(F.normalize(self.sums_KD, dim=-1))
+        if self.cfg.reseed_below and float(self.progress) < self.cfg.reseed_until:
+            self._reseed(flat_MD, ids_M)
+
+    def _batch_sums(self, flat_MD: Tensor, ids_M: Tensor) -> tuple[Tensor, Tensor]:
+        """(K,) features of each code in this batch and (K, D) their sums, over all workers."""
+        packed = flat_MD.new_zeros(len(self.use_K), flat_MD.shape[1] + 1)
+        packed.index_add_(0, ids_M, F.pad(flat_MD, (0, 1), value=1.0))
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(packed)
+        return packed[:, -1], packed[:, :-1]
+
+    def _reseed(self, flat_MD: Tensor, ids_M: Tensor) -> None:
+        """Move dead codes to features of the batch, drawn by how badly they are represented (as k-means++ does)."""
+        dead = (self.use_K < self.cfg.reseed_below / len(self.use_K)).nonzero().flatten()
+        if not len(dead):
+            return
+        distance_M = (1 - (flat_MD * self.codebook[ids_M]).sum(-1)).clamp_min(0)
+        count = min(len(dead), int((distance_M > 1e-6).sum()))
+        seeds = flat_MD.new_zeros(len(dead), flat_MD.shape[1] + 1)
+        if count:
+            drawn = torch.multinomial(distance_M + 1e-12, count)
+            seeds[:count] = F.pad(flat_MD[drawn], (0, 1), value=1.0)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.broadcast(seeds, 0)
+        dead, seeds = dead[seeds[:, -1] > 0], seeds[seeds[:, -1] > 0, :-1]
+        # A new code starts with the mean use, so that it has time to find its features before it is judged again.
+        start = 1 / len(self.use_K)
+        self.rows.data[dead] = seeds
+        self.use_K[dead] = start
+        if self.cfg.codebook == "ema":
+            self.sums_KD[dead] = seeds * start
+
+
+def nearest(unit_MD: Tensor, codebook_KD: Tensor) -> Tensor:
+    """Index of the code with the largest dot product, of each feature. Chunked: M x K products need not fit at once."""
+    return torch.cat([(part @ codebook_KD.T).argmax(-1) for part in unit_MD.split(16_384)])
+
+
+def background_share(tokens_BThw: Tensor, frames_BTCHW: Tensor) -> dict[str, float]:
+    """How far the commonest code of later frames stands for "nothing changed here" (section 5 of the paper).
+
+    Share of the tokens after frame 0 that are the commonest code, on patches whose pixels equal the frame before
+    (`static`) and on the others (`moving`); NaN where there are none. The commonest code is that of the given tokens.
+    """
+    grid = tokens_BThw.shape[-1]
+    patch = frames_BTCHW.shape[-1] // grid
+    later = tokens_BThw[:, 1:]
+    changed = (frames_BTCHW[:, 1:] != frames_BTCHW[:, :-1]).any(2)
+    moving = changed.unflatten(-1, (grid, patch)).unflatten(-3, (grid, patch)).any(-1).any(-2)
+    background = later == later.flatten().mode().values
+    return {
+        "static": background[~moving].float().mean().item(),
+        "moving": background[moving].float().mean().item(),
+    }

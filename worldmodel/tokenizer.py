@@ -1,0 +1,161 @@
+"""Tokenizer: frames to a grid of tokens and back (ST-ViViT VQ-VAE; spec: section 2, table 7 of the paper).
+
+Shapes: B clips, T frames, C=3, H=W pixels, h=w patches, D width, K codes.
+"""
+
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.config import WorldModelConfig
+from worldmodel.quantizer import CosineQuantizer
+from worldmodel.transformer import Past, PositionBias, Stack
+
+
+@dataclass(frozen=True)
+class TokenizerOutput:
+    """A training pass: reconstructed frames BTCHW, not clamped; tokens int64 BThw; named losses, among them `loss`."""
+
+    frames: Tensor
+    tokens: Tensor
+    losses: dict[str, Tensor]
+
+
+class Tokenizer(nn.Module):
+    """Each patch of each frame becomes one of K codes, which knows the frames before it and none after it.
+
+    The first frame of a clip and later frames have patch embeddings and output heads of their own, so that a later
+    patch in which nothing happens can become one and the same token.
+    """
+
+    def __init__(self, cfg: WorldModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        c = cfg.tokenizer
+        pixels = 3 * c.patch**2
+        self.embed_first, self.embed_later = _embedding(pixels, c.dim), _embedding(pixels, c.dim)
+        self.bias = PositionBias(cfg.grid, c.dim, c.heads)
+        shape = (c.dim, c.heads, c.head_dim)
+        self.encoder = Stack(*shape, c.encoder_blocks, temporal=c.temporal)
+        self.to_code = nn.Linear(c.dim, c.code_dim)
+        self.quantizer = CosineQuantizer(c)
+        self.from_code = nn.Linear(c.code_dim, c.dim)
+        self.decoder = Stack(*shape, c.decoder_blocks, temporal=c.temporal, temporal_first=True)
+        self.head_first, self.head_later = nn.Linear(c.dim, pixels), nn.Linear(c.dim, pixels)
+        # Grey at the start: the network learns differences from it.
+        for head in (self.head_first, self.head_later):
+            nn.init.constant_(head.bias, 0.5)
+
+    @property
+    def codebook(self) -> Tensor:
+        """(K, code_dim), rows of length 1."""
+        return self.quantizer.codebook
+
+    def set_progress(self, fraction_of_run: float) -> None:
+        """Tell how much of the training run is done, in [0, 1], before a step: it decides when codes are quantised."""
+        self.quantizer.progress.fill_(fraction_of_run)
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """What decoder-only fine-tuning trains: all that comes after the token ids.
+
+        The position bias is shared with the encoder and stays out. Call `freeze_encoder` too: it stops the moving
+        averages of the codebook.
+        """
+        parts = (self.from_code, self.decoder, self.head_first, self.head_later)
+        return list(chain.from_iterable(part.parameters() for part in parts))
+
+    def freeze_encoder(self) -> None:
+        """For decoder-only fine-tuning: from now on nothing that decides a token id changes, in training neither."""
+        self.requires_grad_(False)
+        for parameter in self.decoder_parameters():
+            parameter.requires_grad_(True)
+        self.quantizer.learns = False
+
+    def encode(self, frames_BTCHW: Tensor) -> Tensor:
+        """Frames in [0, 1] -> tokens int64 BThw. Clips longer than cfg.frames are read with a sliding window.
+
+        Raises InputError for another shape, type or range.
+        """
+        self.cfg.check_frames(frames_BTCHW)
+        tokens = []
+        past: Past | None = None
+        for part in frames_BTCHW.split(self._stretch(frames_BTCHW.shape[1]), 1):
+            features, past = self._features(part, past)
+            tokens.append(self.quantizer.ids(features))
+            past = past.last(self.cfg.frames - part.shape[1])
+        return torch.cat(tokens, 1)
+
+    def decode(self, tokens_BThw: Tensor) -> Tensor:
+        """Tokens of a clip, from its first frame on -> frames in [0, 1]. Raises InputError for other shapes or ids."""
+        self.cfg.check_tokens(tokens_BThw)
+        frames = []
+        past: Past | None = None
+        codebook = self.codebook
+        for part in tokens_BThw.split(self._stretch(tokens_BThw.shape[1]), 1):
+            made, past = self._pixels(F.embedding(part, codebook), past)
+            frames.append(made.float().clamp(0, 1))
+            past = past.last(self.cfg.frames - part.shape[1])
+        return torch.cat(frames, 1)
+
+    def forward(self, frames_BTCHW: Tensor) -> TokenizerOutput:
+        """A training pass over clips: reconstruction, tokens and losses (`reconstruction`, `commitment`, `codebook`).
+
+        loss = reconstruction MSE + codebook MSE + 0.25 commitment MSE, without the codebook term where codes are moving
+        averages, and without both before the quantiser is switched on.
+        """
+        self.cfg.check_frames(frames_BTCHW)
+        features, _ = self._features(frames_BTCHW, None)
+        codes, tokens, losses = self.quantizer(features)
+        made, _ = self._pixels(codes, None)
+        made = made.float()
+        losses["reconstruction"] = self._reconstruction_loss(made, frames_BTCHW)
+        loss = losses["reconstruction"]
+        if self.quantizer.active:
+            loss = loss + self.cfg.tokenizer.commitment * losses["commitment"]
+        if "codebook" in losses:
+            loss = loss + losses["codebook"]
+        return TokenizerOutput(made, tokens, {"loss": loss, **losses})
+
+    def _reconstruction_loss(self, made: Tensor, frames_BTCHW: Tensor) -> Tensor:
+        weight = self.cfg.tokenizer.changed_pixel_weight
+        if weight == 1:
+            return F.mse_loss(made, frames_BTCHW)
+        changed = (frames_BTCHW[:, 1:] != frames_BTCHW[:, :-1]).any(2, keepdim=True)
+        weights = F.pad(changed * (weight - 1.0), (0, 0, 0, 0, 0, 0, 1, 0)) + 1.0
+        return ((made - frames_BTCHW).square() * weights).mean() / weights.mean()
+
+    def _stretch(self, frames: int) -> int:
+        """Frames in a pass: all where they fit into the window, else half a window after half a window."""
+        return frames if frames <= self.cfg.frames else self.cfg.frames // 2
+
+    def _features(self, frames_BTCHW: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        p = self.cfg.tokenizer.patch
+        patches = frames_BTCHW.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # B T C h p w p
+        patches = patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)
+        x = _first_and_later(patches, self.embed_first, self.embed_later, first=past is None)
+        x, past = self.encoder(x, self.bias(), past=past)
+        return self.to_code(x), past
+
+    def _pixels(self, codes_BThwD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        p = self.cfg.tokenizer.patch
+        first = past is None
+        x, past = self.decoder(self.from_code(codes_BThwD), self.bias(), past=past)
+        patches = _first_and_later(x, self.head_first, self.head_later, first=first)
+        frames = patches.unflatten(-1, (3, p, p)).permute(0, 1, 4, 2, 5, 3, 6)  # B T C h p w p
+        return frames.flatten(-2).flatten(-3, -2), past
+
+
+def _embedding(pixels: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(pixels), nn.Linear(pixels, dim), nn.LayerNorm(dim))
+
+
+def _first_and_later(x: Tensor, on_first: nn.Module, on_later: nn.Module, *, first: bool) -> Tensor:
+    """One layer for frame 0 of a clip and another for the rest. A clip that goes on from a past has no frame 0."""
+    if not first:
+        return on_later(x)
+    if x.shape[1] == 1:
+        return on_first(x)
+    return torch.cat([on_first(x[:, :1]), on_later(x[:, 1:])], 1)

@@ -1,0 +1,320 @@
+"""Causal space-time transformer (spec: section 1; ST-ViViT of the paper), with an exact past.
+
+A stack runs over frames that need not be one film in order. A `Timeline` says when each frame happens, which frames it
+sees and which two come before it: a film, a film that continues an earlier one (`Past`), or clean and masked frames
+side by side are the same code, which is why what training computes is what generation computes.
+
+Shapes: B clips, F frames, P frames of the past, S = P + F frames that can be seen, N = h*w patches, D width, H heads,
+E width of a head, A width of the condition.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PEG_FRAMES = 2
+"""Frames before its own that a positional encoding generator reads."""
+
+
+class Timeline:
+    """Order of frames: `times_S` when each happens, `sees_FS` what each attends to, `before_2F` which two precede it.
+
+    S counts the frames of the past, then the frames themselves. `before_2F`, row 0 two frames earlier and row 1 one,
+    counts in [a frame of zeros, the last PEG_FRAMES frames of the past, the frames themselves]; None where the frames
+    are a film, each after the one before it.
+    """
+
+    def __init__(self, times_S: Tensor, sees_FS: Tensor, before_2F: Tensor | None = None) -> None:
+        self.times_S, self.sees_FS, self.before_2F = times_S, sees_FS, before_2F
+
+    @classmethod
+    def film(cls, frames: int, past: int = 0, device: torch.device | None = None) -> "Timeline":
+        """`frames` frames of a film that go on from `past` finished ones."""
+        times = torch.arange(past + frames, device=device)
+        return cls(times, times[None, :] <= times[past:, None])
+
+    def distance_bias(self, slopes_H: Tensor) -> Tensor:
+        """ALiBi with the mask in it: -slope * frames of distance, -inf where a frame is not seen. -> (H, F, S)."""
+        times = self.times_S
+        distance = times[len(times) - len(self.sees_FS) :, None] - times[None, :]
+        bias = -slopes_H[:, None, None] * distance
+        return bias.masked_fill(~self.sees_FS, -torch.inf)
+
+
+@dataclass
+class PartPast:
+    """What one part of a block keeps of finished frames: inputs of its PEG and, of a temporal part, keys and values."""
+
+    tail_BPhwD: Tensor
+    """Inputs of the PEG at the last PEG_FRAMES frames, zeros where there were none."""
+    keys_BHPE: Tensor | None = None
+    """Temporal part: (B*N, H, P, E)."""
+    values_BHPE: Tensor | None = None
+
+
+@dataclass
+class Past:
+    """What a stack keeps of `frames` finished frames. Made by `Stack.forward`, handed to the next call."""
+
+    frames: int
+    parts: list[PartPast]
+
+    def last(self, frames: int) -> "Past":
+        """The same with keys and values of the last `frames` frames only: the window slides on."""
+        if self.frames <= frames:
+            return self
+        parts = [
+            PartPast(
+                part.tail_BPhwD,
+                None if part.keys_BHPE is None else part.keys_BHPE[:, :, -frames:],
+                None if part.values_BHPE is None else part.values_BHPE[:, :, -frames:],
+            )
+            for part in self.parts
+        ]
+        return Past(frames, parts)
+
+
+class PositionGenerator(nn.Module):
+    """PEG: depthwise 3x3x3 convolution, zeros around a frame, causal in time. It tells a patch where it is.
+
+    The same as `conv3d` with padding (2 past, 1, 1), computed as one 2-D convolution for each frame in time: CPUs have
+    fast kernels for those (10 times faster in bf16), and frames of the past need not be neighbours in memory.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, 1, PEG_FRAMES + 1, 3, 3))
+        nn.init.uniform_(self.weight, -1 / math.sqrt(27), 1 / math.sqrt(27))
+
+    def forward(self, x_BFhwD: Tensor, timeline: Timeline, tail_BPhwD: Tensor | None) -> Tensor:
+        batch, frames = x_BFhwD.shape[:2]
+        result = self._tap(x_BFhwD, 2)
+        known = x_BFhwD if tail_BPhwD is None else torch.cat([tail_BPhwD, x_BFhwD], 1)
+        missing = PEG_FRAMES if tail_BPhwD is None else 0
+        if timeline.before_2F is None:
+            for tap in range(PEG_FRAMES):
+                # Frame f reads frame f - (2 - tap), which is place f + tap - missing of what is known.
+                late = max(missing - tap, 0)
+                if late < frames:
+                    read = known[:, max(tap - missing, 0) :][:, : frames - late]
+                    result[:, late:] += self._tap(read, tap)
+            return result
+        zero = x_BFhwD.new_zeros(batch, 1 + missing, *x_BFhwD.shape[2:])
+        places = torch.cat([zero, known], 1)
+        for tap in range(PEG_FRAMES):
+            result = result + self._tap(places.index_select(1, timeline.before_2F[tap]), tap)
+        return result
+
+    def _tap(self, x_BFhwD: Tensor, tap: int) -> Tensor:
+        images = x_BFhwD.flatten(0, 1).permute(0, 3, 1, 2)
+        made = F.conv2d(images, self.weight[:, :, tap], padding=1, groups=len(self.weight))
+        return made.permute(0, 2, 3, 1).unflatten(0, x_BFhwD.shape[:2])
+
+
+class PositionBias(nn.Module):
+    """Continuous position bias: an MLP from the offset between two patches to a bias for each head.
+
+    A grid of n x n patches has only (2n-1)^2 distinct offsets (961 for 16x16): the MLP runs on those and its results
+    are gathered. Offsets enter as sign(x) log(1 + |x|), as in Swin v2 and the published code.
+    """
+
+    offsets: Tensor
+    index: Tensor
+
+    def __init__(self, grid: int, dim: int, heads: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2, dim), nn.LeakyReLU(0.1), nn.Linear(dim, dim), nn.LeakyReLU(0.1), nn.Linear(dim, heads)
+        )
+        steps = torch.arange(-(grid - 1), grid)
+        offsets = torch.cartesian_prod(steps, steps).float()
+        self.register_buffer("offsets", offsets.sign() * offsets.abs().log1p(), persistent=False)
+        place = torch.cartesian_prod(torch.arange(grid), torch.arange(grid))
+        relative = place[:, None] - place[None, :] + grid - 1
+        self.register_buffer("index", relative[..., 0] * (2 * grid - 1) + relative[..., 1], persistent=False)
+
+    def forward(self) -> Tensor:
+        """-> (H, N, N)."""
+        bias_OH = self.layers(self.offsets)
+        return bias_OH.T.index_select(1, self.index.flatten()).unflatten(1, self.index.shape)
+
+
+class Attention(nn.Module):
+    """Heads with L2-normalised queries and keys, learnt scales for each dimension, logits times 8."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.norm = nn.LayerNorm(dim, bias=False)
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, dim, bias=False)
+        self.q_scale = nn.Parameter(torch.ones(head_dim))
+        self.k_scale = nn.Parameter(torch.ones(head_dim))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., D) -> queries, keys, values (..., H, E)."""
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
+        return F.normalize(q, dim=-1) * (8 * self.q_scale), F.normalize(k, dim=-1) * self.k_scale, v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Softmax attention, additive bias, logits unscaled. q, k, v (B, H, ., E), bias (H, Q, K) -> (B, H, Q, E)."""
+    dtype = v.dtype
+    return F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v, attn_mask=bias.to(dtype)[None], scale=1.0)
+
+
+class FeedForward(nn.Module):
+    """GEGLU, inner width int(4 * 2/3 * dim), no biases."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        inner = int(4 * 2 / 3 * dim)
+        self.norm = nn.LayerNorm(dim, bias=False)
+        self.up = nn.Linear(dim, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.up(self.norm(x)).chunk(2, -1)
+        return self.down(value * F.gelu(gate))
+
+
+class Part(nn.Module):
+    """x += PEG(x); x += attention(LN(x)); x += FF(LN(x)): one half of a block, in space or in time."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.peg = PositionGenerator(dim)
+        self.attention = Attention(dim, heads, head_dim)
+        self.feed_forward = FeedForward(dim)
+
+    def forward(
+        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: Timeline, past: PartPast | None
+    ) -> tuple[Tensor, PartPast]:
+        """-> (frames of the same shape, what this part keeps of them)."""
+        tail = None if past is None else past.tail_BPhwD
+        kept = PartPast(_tail(x_BFhwD, tail))
+        x = x_BFhwD + self.peg(x_BFhwD, timeline, tail)
+        x = x + self.attention.out(self.mix(x, bias_HNN, timeline, past, kept))
+        return x + self.feed_forward(x), kept
+
+    def mix(
+        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: Timeline, past: PartPast | None, kept: PartPast
+    ) -> Tensor:
+        """What the heads make of x, (B, F, h, w, H*E); keys and values that a later frame needs go into `kept`."""
+        raise NotImplementedError
+
+
+class SpatialPart(Part):
+    """Patches of a frame attend to each other, with the continuous position bias."""
+
+    def mix(
+        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: Timeline, past: PartPast | None, kept: PartPast
+    ) -> Tensor:
+        q, k, v = (t.flatten(2, 3).flatten(0, 1).transpose(1, 2) for t in self.attention.project(x_BFhwD))
+        return attend(q, k, v, bias_HNN).transpose(1, 2).reshape(*x_BFhwD.shape[:4], -1)
+
+
+class TemporalPart(Part):
+    """A patch attends to itself in the frames that it sees, with ALiBi."""
+
+    slopes_H: Tensor
+
+    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+        super().__init__(dim, heads, head_dim)
+        # 2^-1 .. 2^-8 for 8 heads; for other counts the same range in equal ratios (ALiBi).
+        slopes = 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)
+        self.register_buffer("slopes_H", slopes, persistent=False)
+
+    def mix(
+        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: Timeline, past: PartPast | None, kept: PartPast
+    ) -> Tensor:
+        # (B, F, h, w, H, E) -> (B*N, H, F, E)
+        q, k, v = (t.permute(0, 2, 3, 4, 1, 5).flatten(0, 2) for t in self.attention.project(x_BFhwD))
+        if past is not None and past.keys_BHPE is not None and past.values_BHPE is not None:
+            k, v = torch.cat([past.keys_BHPE.to(k.dtype), k], 2), torch.cat([past.values_BHPE.to(v.dtype), v], 2)
+        kept.keys_BHPE, kept.values_BHPE = k, v
+        mixed = attend(q, k, v, timeline.distance_bias(self.slopes_H))
+        batch, _, height, width, _ = x_BFhwD.shape
+        return mixed.unflatten(0, (batch, height, width)).permute(0, 4, 1, 2, 3, 5).flatten(4)
+
+
+class Condition(nn.Module):
+    """Concatenate a condition to every patch of a frame and project back to `dim`.
+
+    Starts as the identity on the patch and small on the condition, and is written as a step away from the identity.
+    The columns of the weight are used apart, since the condition is the same for all patches of a frame.
+    """
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.weight = nn.Parameter(torch.cat([torch.randn(dim, width) * 0.02, torch.zeros(dim, dim)], 1))
+
+    def forward(self, x_BFhwD: Tensor, condition_BFA: Tensor) -> Tensor:
+        from_condition = F.linear(condition_BFA, self.weight[:, : self.width])
+        return x_BFhwD + from_condition[:, :, None, None] + F.linear(x_BFhwD, self.weight[:, self.width :])
+
+
+def _tail(x_BFhwD: Tensor, before: Tensor | None) -> Tensor:
+    if before is None:
+        before = x_BFhwD.new_zeros(len(x_BFhwD), PEG_FRAMES, *x_BFhwD.shape[2:])
+    return torch.cat([before, x_BFhwD[:, -PEG_FRAMES:]], 1)[:, -PEG_FRAMES:]
+
+
+class Stack(nn.Module):
+    """Blocks of a spatial and a temporal part, and a last LayerNorm.
+
+    `temporal_first` turns the parts of each block round (the decoder). With `condition` > 0 each block begins with a
+    `Condition` of that width.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        blocks: int,
+        *,
+        temporal: bool = True,
+        temporal_first: bool = False,
+        condition: int = 0,
+    ) -> None:
+        super().__init__()
+        kinds: list[type[Part]] = [SpatialPart, TemporalPart] if temporal else [SpatialPart]
+        order = kinds[::-1] if temporal_first else kinds
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({kind.__name__.removesuffix("Part").lower(): kind(dim, heads, head_dim) for kind in order})
+            for _ in range(blocks)
+        )
+        self.conditions = nn.ModuleList(Condition(dim, condition) for _ in range(blocks if condition else 0))
+        self.norm = nn.LayerNorm(dim, bias=False)
+
+    def forward(
+        self,
+        x_BFhwD: Tensor,
+        bias_HNN: Tensor,
+        *,
+        condition_BFA: Tensor | None = None,
+        timeline: Timeline | None = None,
+        past: Past | None = None,
+    ) -> tuple[Tensor, Past]:
+        """Run the frames, after those of `past` where it is given -> (frames of the same shape, the past with them).
+
+        Without a `timeline` the frames are a film that goes on from the past.
+        """
+        seen = past.frames if past else 0
+        timeline = timeline or Timeline.film(x_BFhwD.shape[1], seen, x_BFhwD.device)
+        parts = [part for block in self.blocks for part in block.values()]  # type: ignore[operator]
+        before: list[PartPast | None] = list(past.parts) if past else [None] * len(parts)
+        per_block = len(parts) // max(len(self.blocks), 1)
+        kept: list[PartPast] = []
+        x = x_BFhwD
+        for place, part in enumerate(parts):
+            if condition_BFA is not None and place % per_block == 0:
+                x = self.conditions[place // per_block](x, condition_BFA)
+            x, new = part(x, bias_HNN, timeline, before[place])
+            kept.append(new)
+        return self.norm(x), Past(seen + x.shape[1], kept)
