@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Self
 
 import numpy as np
+import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -20,25 +21,22 @@ from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     LEARNER_RESULTS,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
-    SAMPLE_TIMER,
-    SYNCH_WORKER_WEIGHTS_TIMER,
-    TIMERS,
 )
 
 from envs.errors import InputError
+from envs.novelty import distinct_screens
 from exploration.connector import LOOKBACK, ExploreCallbacks, to_fragment
-from exploration.learner import ExploreLearner, LossConfig
+from exploration.learner import LOSS_PARTS, ExploreLearner, LossConfig
 from exploration.module import AgentModule
 from exploration.policy import CnnLstm, PolicyConfig
 from exploration.recipes import ExploreRecipe, epsilon_at
-from exploration.replay import Batch, Replay
+from exploration.replay import Batch, Fragment, Replay
 from exploration.reward import TOP_FRACTION, check_top_fraction
 from exploration.runner import GameRunner
 from exploration.scorers import Scorer
 from exploration.vector import check_places
 
 GAMES_ENV = "autoexplore-games"
-LEARN_TIMER = "learn_timer"
 PATIENCE_S = 120.0
 """How long an epoch waits for any runner to come back."""
 
@@ -182,6 +180,7 @@ class AutoExplore(Algorithm):
     def setup(self, config: Any) -> None:
         super().setup(config)
         self.replay = Replay(self.config.replay_capacity, seed=self.config.seed or 0)
+        self.screens: dict[str, set[bytes]] = {}
 
     @property
     def epsilon(self) -> float:
@@ -191,15 +190,15 @@ class AutoExplore(Algorithm):
 
     def training_step(self) -> None:
         """Collect, keep, learn, hand the new weights to the runners."""
-        with self.metrics.log_time((TIMERS, SAMPLE_TIMER)):
-            self._collect()
-        with self.metrics.log_time((TIMERS, LEARN_TIMER)):
-            for _ in range(self.config.updates_per_epoch):
-                batch = self.replay.sample(self.config.segments, self.config.segment, self.config.burn_in)
-                self.metrics.aggregate(self._update(batch), key=LEARNER_RESULTS)
-        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-            self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+        started = time.monotonic()
+        self._collect()
+        collected = time.monotonic()
+        self._learn()
+        learned = time.monotonic()
+        self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
         self.metrics.log_dict({"epsilon": self.epsilon, "replay_steps": len(self.replay)}, window=1)
+        seconds = {"sample": collected - started, "learn": learned - collected}
+        self.metrics.log_dict(seconds, key="seconds", window=1)  # RLlib's own timers are running averages
 
     def _collect(self) -> None:
         """One epoch's steps into the replay. Waits for runners to come back if none answers, but not for ever."""
@@ -221,13 +220,31 @@ class AutoExplore(Algorithm):
             episodes, results = sampled
             self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
             for episode in episodes:
-                self.replay.add(to_fragment(episode))
+                self._keep(to_fragment(episode))
                 kept += len(episode)
             if not kept:
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"no runner has brought a step that could be scored for {PATIENCE_S:.0f} s")
                 time.sleep(1.0)
                 self.restore_env_runners(self.env_runner_group)
+
+    def _keep(self, fragment: Fragment) -> None:
+        """Put a fragment into the replay, and its screens among those that were seen of its game."""
+        self.replay.add(fragment)
+        if self.config.games:
+            self.screens.setdefault(fragment.game, set()).update(distinct_screens(fragment.frames_THWC))
+
+    def _learn(self) -> None:
+        """One epoch's updates; the means of the loss's parts over them are logged under `learning`."""
+        means: dict[str, list[float]] = {}
+        for _ in range(self.config.updates_per_epoch):
+            results = self._update(self.replay.sample(self.config.segments, self.config.segment, self.config.burn_in))
+            for name in LOSS_PARTS:
+                means.setdefault(name, []).append(float(results[0][DEFAULT_MODULE_ID][name].peek()))
+            self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        self.metrics.log_dict(
+            {name: float(np.mean(values)) for name, values in means.items()}, key="learning", window=1
+        )
 
     def _update(self, batch: Batch) -> Any:
         """One update by all learners -> their metrics."""
@@ -249,8 +266,6 @@ class AutoExplore(Algorithm):
     def network(self) -> CnnLstm:
         """A copy of the agent's network as the learner has it."""
         state = self.learner_group.get_weights()[DEFAULT_MODULE_ID]
-        from ray.rllib.utils.torch_utils import convert_to_torch_tensor
-
         spaces = self.spaces[DEFAULT_MODULE_ID]
         shape = PolicyConfig(
             actions=int(spaces[1].n),
@@ -259,14 +274,14 @@ class AutoExplore(Algorithm):
             size=spaces[0].shape[0],
         )
         network = CnnLstm(shape)
-        network.load_state_dict(
-            {name.removeprefix("network."): tensor for name, tensor in convert_to_torch_tensor(state).items()}
-        )
+        weights = {name.removeprefix("network."): torch.tensor(array) for name, array in state.items()}
+        network.load_state_dict(weights)
         return network
 
     def get_state(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         """RLlib's state and, if the configuration says so, the replay."""
         state: dict[str, Any] = super().get_state(*arguments, **options)
+        state["screens"] = {game: sorted(keys) for game, keys in self.screens.items()}
         if self.config.replay_in_checkpoint:
             state["replay"] = self.replay.get_state()
         return state
@@ -274,6 +289,7 @@ class AutoExplore(Algorithm):
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from a `get_state`; the replay becomes the stored one, or stays empty where none was stored."""
         super().set_state(state)
+        self.screens = {game: set(keys) for game, keys in state.get("screens", {}).items()}
         if "replay" in state:
             self.replay.set_state(state["replay"])
 

@@ -71,8 +71,9 @@ class RewardConnector(ConnectorV2):
 
 def write_rewards(episode: SingleAgentEpisode, rewards_T: NDArray[np.float32], scored_T: NDArray[np.bool_]) -> None:
     """Replace a fragment's rewards by these, and note which of its steps have one."""
-    episode.set_rewards(new_data=rewards_T, at_indices=slice(0, len(episode)))
     lookback = episode.rewards.lookback
+    # set_rewards would warn about every reward that is a numpy scalar.
+    episode.rewards.data = np.concatenate([np.asarray(episode.rewards.data[:lookback], np.float32), rewards_T])
     column_T = np.concatenate([np.zeros(lookback, np.bool_), scored_T])
     episode.extra_model_outputs[SCORED] = InfiniteLookbackBuffer(column_T, lookback=lookback)
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from envs.errors import InputError
 
 RETURNS = ("lambda", "vtrace")
+LOSS_PARTS = ("total_loss", "policy_loss", "value_loss", "entropy", "return", "ratio", "learn_share")
+"""What a learner logs of each update; the first is RLlib's name for the whole."""
 
 
 def lambda_returns(
@@ -143,5 +145,5 @@ class ExploreLearner(TorchLearner):
         loss = parts.pop("loss")
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss {loss.item()} with parts { {k: v.item() for k, v in parts.items()} }")
-        self.metrics.log_dict(parts, key=module_id, reduce="mean", window=None)
+        self.metrics.log_dict(parts, key=module_id, window=1)
         return loss

@@ -146,8 +146,10 @@ class Replay:
                 name: array[step + index : stop + index + 1] if name.endswith("_THWC") else array[step:stop]
                 for name, array in state["arrays"].items()
             }
-            own = {name: value for name, value in about.items() if name != "steps"}
-            self._stretches.append(Fragment(**own, **{name: np.array(part) for name, part in parts.items()}))
+            own: dict[str, Any] = {name: value for name, value in about.items() if name != "steps"}
+            # Copies, so that a stretch that is evicted frees its memory.
+            own |= {name: np.array(part) for name, part in parts.items()}
+            self._stretches.append(Fragment(**own))
             step = stop
         self._generator.bit_generator.state = state["generator"]
 

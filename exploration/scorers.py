@@ -47,19 +47,17 @@ def checked(entropy_BN: Any, windows: int) -> Entropies:
 class LocalScorer:
     """A `GenieReduxG` folder, loaded into this process at the first window."""
 
-    def __init__(
-        self, model_path: Path | str, *, steps: int = 1, batch: int = 32, device: str = "cpu", threads: int = 0
-    ) -> None:
-        """`steps`: MaskGIT passes (1 as published); `batch`: windows in a forward pass; `threads`: torch's own if 0."""
-        self._path, self._steps, self._batch, self._device, self._threads = model_path, steps, batch, device, threads
+    def __init__(self, model_path: Path | str, *, steps: int = 1, batch: int = 0, device: str = "cpu") -> None:
+        """`steps`: MaskGIT passes (1 as published); `batch`: windows in a forward pass, 0 for what suits the device."""
+        self._path, self._steps, self._batch, self._device = model_path, steps, batch, device
         self._model: Any = None
 
     def entropies(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Entropies:
         """Windows uint8 and their actions -> entropies (B, N) in [0, 1]."""
-        from worldmodel.serve import load_model, score_windows
+        from worldmodel.uncertainty import load_model, score_windows
 
         if self._model is None:
-            self._model = load_model(self._path, device=self._device, threads=self._threads)
+            self._model = load_model(self._path, self._device)
         entropy_BN = score_windows(
             self._model, frames_B5HWC, actions_B4, context=CONTEXT, steps=self._steps, batch=self._batch
         )

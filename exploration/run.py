@@ -1,0 +1,204 @@
+"""A whole exploration run: recipe in, the best agent's folder out, every epoch on disk.
+
+<out>/config.json  metrics.jsonl  tensorboard/   as every run
+<out>/checkpoints/step-*/                        `exploration.checkpoint`, one an epoch
+<out>/best/                                      the agent with the best evaluation return; `load_policy` plays it
+"""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from envs import catalog
+from envs.errors import InputError
+from envs.runs import RunFolder, progress
+from exploration.algorithm import AutoExplore, AutoExploreConfig
+from exploration.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from exploration.policy import save_policy
+from exploration.recipes import ExploreRecipe, recipe
+from exploration.reward import TOP_FRACTION
+from exploration.scorers import LocalScorer, Scorer, ServeScorer
+from exploration.vector import check_places
+
+SCORERS = ("local", "serve")
+
+
+def explore(
+    games: Sequence[str],
+    model_path: Path | str,
+    out: Path | str,
+    *,
+    preset: str = "cpu",
+    scorer: str = "local",
+    runners: int | None = None,
+    envs_per_runner: int | None = None,
+    epochs: int | None = None,
+    resume: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Train an agent to go where the world model in `model_path` is unsure, and return the folder of the best one.
+
+    The envs of all runners get the games in turn. `scorer`: "local" loads the model into every runner, "serve" starts
+    replicas that all runners ask; both give the same numbers. None keeps the preset's number. With `resume` the newest
+    checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay; a finished run returns at once.
+    Runs on the Ray that the process is connected to. Raises InputError for what cannot be meant.
+    """
+    plan = recipe(preset, runners=runners, envs_per_runner=envs_per_runner, epochs=epochs)
+    names = [game if game == "Counting" else catalog.canonical(game) for game in games]
+    check_places(names, plan.runners, plan.envs_per_runner)
+    if scorer not in SCORERS:
+        raise InputError(f"scorer {scorer!r} is not known: choose one of {', '.join(SCORERS)}")
+    out = Path(out)
+    epoch, state, about = _start(out, resume)
+    if epoch >= plan.epochs:
+        return out / "best"
+    config = {"games": names, "model": str(model_path), "scorer": scorer, "seed": seed, **dataclasses.asdict(plan)}
+    with RunFolder(out, config, resume=resume, resume_step=epoch) as run, _scorer(scorer, model_path, plan) as factory:
+        logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+        # A resumed run's runners must not play the chance of the first epochs again.
+        algorithm: Any = configure(plan, names, factory, seed=seed + 1_000_003 * epoch).build_algo()
+        try:
+            if state is not None:
+                algorithm.set_state(state)
+            _Run(run, algorithm, plan, names, about).train(epoch)
+        finally:
+            algorithm.stop()
+    return out / "best"
+
+
+def configure(
+    plan: ExploreRecipe, games: Sequence[str], scorer: Callable[[], Scorer] | None, *, seed: int = 0
+) -> AutoExploreConfig:
+    """The RLlib configuration of a recipe."""
+    loss = dataclasses.asdict(plan.loss)
+    network = {"channels": plan.network.channels, "units": plan.network.units, "precision": plan.precision}
+    schedule = {name: getattr(plan, name) for name in ("epsilon", "final_epsilon", "epsilon_epochs", "temperature")}
+    kept = {name: getattr(plan, name) for name in ("segment", "burn_in", "replay_capacity", "replay_in_checkpoint")}
+    config = AutoExploreConfig()
+    config.exploring(games=games, scorer=scorer, max_steps=plan.max_steps, top_fraction=plan.top_fraction)
+    config.env_runners(num_env_runners=plan.runners, num_envs_per_env_runner=plan.envs_per_runner)
+    config.training(lr=plan.lr, grad_clip=plan.grad_clip, **loss, **network, **schedule, **kept)
+    config.training(steps_per_epoch=plan.steps, updates_per_epoch=plan.updates, segments=plan.batch_size)
+    config.evaluation(
+        evaluation_interval=plan.evaluate_every,
+        evaluation_num_env_runners=0,
+        evaluation_duration=plan.evaluation_steps * len(games),
+        evaluation_config={
+            "explore": False,
+            "top_fraction": TOP_FRACTION,
+            "num_envs_per_env_runner": len(games),
+            "steps_per_epoch": plan.evaluation_steps,
+        },
+    )
+    config.debugging(seed=seed, log_level="ERROR")
+    return config
+
+
+@contextmanager
+def _scorer(name: str, model_path: Path | str, plan: ExploreRecipe) -> Iterator[Callable[[], Scorer]]:
+    """What makes a runner's scorer; with "serve" the app runs as long as the block."""
+    if not Path(model_path).is_dir():
+        raise InputError(f"{model_path}: no world model here: give a folder that GenieReduxG.save wrote")
+    if name == "local":
+        yield partial(LocalScorer, Path(model_path).absolute(), steps=plan.maskgit_steps)
+        return
+    from worldmodel import serve
+
+    app_name = serve.run(model_path, steps=plan.maskgit_steps)
+    try:
+        yield partial(ServeScorer, app_name)
+    finally:
+        serve.stop(app_name)
+
+
+def _start(out: Path, resume: bool) -> tuple[int, dict[str, Any] | None, dict[str, Any]]:
+    """(epochs done, state, about) of the newest checkpoint, or of a run's beginning."""
+    complete = complete_checkpoints(out) if resume else []
+    if not complete:
+        return 0, None, {"best_return": None, "env_steps": 0}
+    return load_checkpoint(complete[-1])
+
+
+class _Run:
+    """The loop over epochs, and what it notes of them."""
+
+    def __init__(
+        self, run: RunFolder, algorithm: AutoExplore, plan: ExploreRecipe, games: list[str], about: dict[str, Any]
+    ) -> None:
+        self.run, self.algorithm, self.plan, self.games, self.about = run, algorithm, plan, games, about
+
+    def train(self, epoch: int) -> None:
+        """All epochs from `epoch` on."""
+        with progress(f"explore {len(self.games)} games", self.plan.epochs, done=epoch) as bar:
+            while epoch < self.plan.epochs:
+                started = time.monotonic()
+                result = self.algorithm.train()
+                epoch += 1
+                metrics = training_metrics(result)
+                self.about["env_steps"] += metrics.pop("steps")
+                metrics |= {"explore/env_steps": self.about["env_steps"]}
+                metrics |= {f"explore/screens/{game}": len(keys) for game, keys in self.algorithm.screens.items()}
+                if epoch % self.plan.evaluate_every == 0:
+                    metrics |= self._judge(result["evaluation"], epoch)
+                elif epoch == self.plan.epochs:
+                    metrics |= self._judge(self.algorithm.evaluate(), epoch)
+                metrics["explore/epoch_seconds"] = time.monotonic() - started
+                self.run.log(epoch, metrics)
+                self._save(epoch)
+                bar.advance(note=f"reward {metrics['explore/reward']:.3f}, entropy {metrics['explore/entropy']:.2f}")
+
+    def _judge(self, evaluation: dict[str, Any], epoch: int) -> dict[str, float]:
+        """The evaluation's metrics; the agent becomes the best one if its return is."""
+        metrics = evaluation_metrics(evaluation)
+        value = metrics.get("evaluation/intrinsic_return")
+        best = self.about["best_return"]
+        if value is not None and (best is None or value > best):
+            self.about["best_return"] = value
+            about = {"epoch": epoch, "evaluation_return": value, "games": self.games}
+            save_policy(self.run.path / "best", self.algorithm.network(), about)
+        return metrics
+
+    def _save(self, epoch: int) -> None:
+        state = self.algorithm.get_state(components=["learner_group"])
+        # Statistics of a process that ended mean nothing to the next one, and are not plain data.
+        state.pop("metrics_logger", None)
+        state["learner_group"]["learner"].pop("metrics_logger", None)
+        about = json.loads(json.dumps(self.about))
+        save_checkpoint(self.run.path, epoch, self.algorithm.network(), state, about, keep_last=self.plan.keep_last)
+
+
+def training_metrics(result: dict[str, Any]) -> dict[str, float]:
+    """What is logged of an epoch, from RLlib's result; `steps` is the number of steps that were collected."""
+    runners = result["env_runners"]
+    games = {game: {name: float(value) for name, value in sums.items()} for game, sums in runners["games"].items()}
+    total = {name: sum(sums[name] for sums in games.values()) for name in ("reward", "scored", "steps")}
+    metrics = {f"explore/{name}": float(value) for name, value in result["learning"].items()}
+    metrics |= {f"explore/intrinsic_return/{game}": sums["reward"] / sums["envs"] for game, sums in games.items()}
+    metrics["explore/reward"] = total["reward"] / max(total["scored"], 1.0)
+    metrics["explore/epsilon"] = float(result["epsilon"])
+    metrics["explore/replay_steps"] = float(result["replay_steps"])
+    metrics["explore/fragments_dropped"] = float(runners.get("fragments_dropped", 0))
+    metrics["explore/sample_seconds"] = float(result["seconds"]["sample"])
+    metrics["explore/learn_seconds"] = float(result["seconds"]["learn"])
+    metrics["explore/env_steps_per_second"] = total["steps"] / max(metrics["explore/sample_seconds"], 1e-9)
+    metrics["steps"] = total["steps"]
+    return metrics
+
+
+def evaluation_metrics(evaluation: dict[str, Any]) -> dict[str, float]:
+    """Intrinsic return of `evaluation_steps` steps by game, and its mean over games, where every game counts the same.
+
+    A game that ends early is played again within these steps, so that a short life earns no more and no less by itself.
+    """
+    games = evaluation.get("env_runners", {}).get("games", {})
+    returns = {game: float(sums["reward"]) / float(sums["envs"]) for game, sums in games.items()}
+    metrics = {f"evaluation/intrinsic_return/{game}": value for game, value in returns.items()}
+    if returns:
+        metrics["evaluation/intrinsic_return"] = sum(returns.values()) / len(returns)
+    return metrics
