@@ -92,8 +92,8 @@ def save_checkpoint(
             hashes = {name: file_sha256(folder / name) for name in _FILES}
             write_json_atomic(folder / "manifest.json", {"format": FORMAT, "sha256": hashes})
     for old in _complete(run)[:-keep_last]:
-        (old / "manifest.json").unlink()  # first, so that a crash half-way leaves no folder that looks complete
-        shutil.rmtree(old)
+        # Renamed first, so that a crash half-way leaves no folder that looks like a checkpoint.
+        shutil.rmtree(old.replace(old.with_name(f".{old.name}.old.tmp")))
     return path
 
 
@@ -236,7 +236,7 @@ def remove_leftovers(run: Path) -> None:
         shutil.rmtree(folder)
     for folder in (run / "checkpoints").glob("step-*"):
         if not (folder / "manifest.json").exists():
-            console.print(f"{folder} is incomplete (it has no manifest.json) and is left out")
+            console.print(f"{folder} is incomplete (it has no manifest.json) and is left out", soft_wrap=True)
 
 
 def _complete(run: Path) -> list[Path]:

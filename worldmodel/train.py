@@ -78,7 +78,8 @@ def train(
         finished = _fit_on_workers(job, workers) if workers else _fit_here(job)
         newest = checkpoint.open_checkpoint(job.out).path
         if not finished:
-            console.print(f"stopped; {newest.name} of {recipe.iterations} steps is saved: go on with --resume")
+            line = f"stopped; {newest.name} of {recipe.iterations} is saved in {job.out}: go on with --resume"
+            console.print(line, soft_wrap=True)
             raise KeyboardInterrupt
     return newest
 
@@ -111,6 +112,10 @@ def build_objective(job: Job, device: torch.device) -> Objective:
         return TokenizerObjective(tokenizer.to(device), decoder_only=job.decoder_only)
     assert job.tokenizer is not None
     frozen = checkpoint.load_tokenizer(job.tokenizer, device)
+    if (frozen.cfg.tokenizer, frozen.cfg.size) != (job.config.tokenizer, job.config.size):
+        raise InputError(
+            f"{job.tokenizer}: not a tokenizer of the given configuration: train both with the same preset"
+        )
     dynamics = Dynamics(job.config).to(device)
     if job.init is not None:
         checkpoint.load_component(dynamics, "dynamics", job.init)
@@ -165,8 +170,18 @@ def run_worker(options: dict[str, Any]) -> bool:
     objective = build_objective(job, device)
     part, parts = context.get_local_rank(), context.get_local_world_size()
     windows, validation = open_data(job, objective, device, part=part, parts=parts)
-    stop = options.get("stop") or StopFile(job.out)
-    return Trainer(job, objective, windows, validation, rank=rank, ranks=ranks, device=device, stop=stop.asked).train()
+    trainer = Trainer(
+        job,
+        objective,
+        windows,
+        validation,
+        rank=rank,
+        ranks=ranks,
+        device=device,
+        stop=(options["stop"] or StopFile(job.out)).asked,
+        saved=lambda step: ray.train.report({"step": step}),
+    )
+    return trainer.train()
 
 
 def _fit(job: Job, workers: int, stop: "Interrupt | None" = None) -> bool:

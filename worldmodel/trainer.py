@@ -42,8 +42,8 @@ def seed_everything(*key: object) -> None:
 class Trainer:
     """One rank of a run, restored from the newest checkpoint where there is one.
 
-    `windows` is the training data; `validation` None where there is none. `stop` is asked after every step whether the
-    run shall end early, which it does with a checkpoint.
+    `windows` is the training data; `validation` None where there is none. `stop` is asked in every step whether the
+    run shall end after it, which it does with a checkpoint; `saved` is told on every rank of each checkpoint's step.
     """
 
     def __init__(
@@ -57,8 +57,10 @@ class Trainer:
         ranks: int = 1,
         device: torch.device,
         stop: Callable[[], bool] = lambda: False,
+        saved: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self.job, self.recipe, self.objective, self.stop = job, job.recipe, objective, stop
+        self.job, self.recipe, self.objective = job, job.recipe, objective
+        self.stop, self.saved = stop, saved
         self.windows, self.validation = windows, validation
         self.rank, self.ranks, self.device = rank, ranks, device
         self.parameters = list(objective.trainable().values())
@@ -170,15 +172,13 @@ class Trainer:
         return {f"validation/{name}": value / count for name, value in values.items()}
 
     def save(self) -> None:
-        """Rank 0 writes a checkpoint; every rank tells Ray Train that it is there."""
-        import ray.train
-
+        """Rank 0 writes a checkpoint."""
         if self.rank == 0:
             state = {**self.job.identity(), "step": self.step, "data": self.loader.state()}
             checkpoint.save_checkpoint(
                 self.job.out, state, self.objective.model, self.optimizer, keep_last=self.recipe.keep_last
             )
-        ray.train.report({"step": self.step})
+        self.saved(self.step)
 
     def _restore(self) -> dict[str, Any] | None:
         """Go on from the newest checkpoint of the run's folder, if any; returns the position in the data."""

@@ -1,0 +1,389 @@
+"""Training: exact resume, joins between data and models, refusals, and the same numbers on one worker and on two."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recordings import record
+
+from envs.counting import read_frame
+from envs.errors import InputError
+from envs.runs import read_metrics
+from worldmodel import checkpoint
+from worldmodel.clips import Clips, ClipSampler
+from worldmodel.config import preset
+from worldmodel.job import Job
+from worldmodel.objectives import DynamicsObjective, TokenizerObjective
+from worldmodel.token_cache import cache_tokens
+from worldmodel.tokenizer import Tokenizer
+from worldmodel.train import NonFiniteLoss, TrainConfig, recipe, train
+from worldmodel.trainer import Trainer
+
+CONFIG = preset("debug")
+# Codes that are re-seeded are drawn with a rank's own noise: left out where one and two workers are compared.
+STEADY = dataclasses.replace(CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, reseed_below=0.0))
+SHORT = recipe("tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return record(tmp_path_factory.mktemp("train") / "data", episodes=4, steps=40)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_run(data: str) -> Path:
+    """A complete run of 8 steps, with checkpoints of steps 4 and 8; also what interrupted runs are compared with."""
+    out = Path(data).parent / "tokenizer"
+    train("tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def dynamics_run(data: str, tokenizer_run: Path) -> Path:
+    out = Path(data).parent / "dynamics"
+    train("dynamics", config=CONFIG, recipe=SHORT, data=[data], out=out, tokenizer=tokenizer_run)
+    return out
+
+
+def assert_same_checkpoint(run: Path, other: Path) -> None:
+    """Weights, buffers, optimizer and position in the data of the newest checkpoints are equal bit for bit."""
+    a, b = checkpoint.open_checkpoint(run), checkpoint.open_checkpoint(other)
+    assert (a.step, a.state["data"]) == (b.step, b.state["data"])
+    for mine, theirs in ((a.weights(), b.weights()), (a.optimizer_tensors(), b.optimizer_tensors())):
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            assert torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize("component", ["tokenizer", "dynamics"])
+def test_a_resumed_run_equals_one_that_never_stopped(
+    component: str, data: str, tokenizer_run: Path, dynamics_run: Path, tmp_path: Path
+) -> None:
+    straight = tokenizer_run if component == "tokenizer" else dynamics_run
+    resumed = tmp_path / "resumed"
+    shutil.copytree(straight, resumed)
+    shutil.rmtree(resumed / "checkpoints/step-00000008")
+    torch.manual_seed(99)  # what else the process drew must not matter
+    np.random.seed(99)
+    options: dict[str, Any] = {"tokenizer": tokenizer_run} if component == "dynamics" else {}
+    newest = train(component, config=CONFIG, recipe=SHORT, data=[data], out=resumed, resume=True, **options)
+    assert newest == resumed / "checkpoints/step-00000008"
+    assert_same_checkpoint(resumed, straight)
+    logged = [[row["step"] for row in read_metrics(run) if "train/loss" in row] for run in (resumed, straight)]
+    assert logged[0] == logged[1] == [2, 4, 6, 8]
+    losses = [[row["train/loss"] for row in read_metrics(run) if "train/loss" in row] for run in (resumed, straight)]
+    assert losses[0] == losses[1]
+
+
+def test_a_complete_run_is_left_as_it_is_by_resume(data: str, tokenizer_run: Path) -> None:
+    before = (tokenizer_run / "metrics.jsonl").stat().st_mtime_ns
+    newest = train("tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=tokenizer_run, resume=True)
+    assert newest.name == "step-00000008"
+    assert (tokenizer_run / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+INTERRUPTED = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+from worldmodel.config import preset
+from worldmodel.train import recipe, train
+from worldmodel.trainer import Trainer
+settings = recipe("tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2)
+train_step = Trainer.train_step
+def interrupted_step(self, batch):
+    if self.step == step:
+        os.kill(os.getpid(), number)
+    return train_step(self, batch)
+Trainer.train_step = interrupted_step
+for step, number, out in ((6, signal.SIGKILL, "killed"), (5, signal.SIGINT, "interrupted")):
+    child = os.fork()
+    if child == 0:
+        try:
+            train("tokenizer", config=preset("debug"), recipe=settings, data=[sys.argv[1]], out=out)
+        except KeyboardInterrupt:
+            os._exit(130)
+        os._exit(1)
+    print(out, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_killed_and_interrupted_runs_go_on_to_what_an_undisturbed_one_reaches(
+    data: str, tokenizer_run: Path, tmp_path: Path
+) -> None:
+    """SIGKILL in the 7th step loses the steps since the last checkpoint; Ctrl+C in the 6th saves that one."""
+    command = [sys.executable, "-c", INTERRUPTED, data]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "killed -9" in done.stdout, done.stderr
+    assert "interrupted 130" in done.stdout, done.stderr
+    assert "go on with --resume" in done.stdout
+    for name, step in (("killed", 4), ("interrupted", 6)):
+        assert checkpoint.open_checkpoint(tmp_path / name).step == step
+        train("tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=tmp_path / name, resume=True)
+        assert_same_checkpoint(tmp_path / name, tokenizer_run)
+        steps = [row["step"] for row in read_metrics(tmp_path / name) if "train/loss" in row]
+        assert steps == [2, 4, 6, 8]
+
+
+def test_two_gloo_workers_learn_what_one_process_learns(
+    ray_cluster: None, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Same batches, averaged gradients and code statistics: the same weights but for the order of additions.
+
+    The run on two workers begins with two steps of one process, so that resuming with other workers is tested too.
+    """
+    settings = recipe("tokenizer", "debug", iterations=6, batch_size=4, log_every=2, checkpoint_every=2, keep_last=9)
+    options: dict[str, Any] = {"config": STEADY, "recipe": settings, "data": [data], "cache_dir": tmp_path / "cache"}
+    train("tokenizer", out=tmp_path / "one", **options)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    for step in (4, 6):
+        shutil.rmtree(tmp_path / f"two/checkpoints/step-{step:08d}")
+    train("tokenizer", out=tmp_path / "two", workers=2, resume=True, **options)
+    one, two = (checkpoint.open_checkpoint(tmp_path / name) for name in ("one", "two"))
+    assert one.state["data"] == two.state["data"]
+    assert one.weights().keys() == two.weights().keys()
+    for name, value in one.weights().items():
+        torch.testing.assert_close(two.weights()[name], value, atol=2e-5, rtol=1e-3, msg=name)
+    logs = [read_metrics(tmp_path / name) for name in ("one", "two")]
+    rows = [{row["step"]: row for row in log if "train/loss" in row} for log in logs]
+    assert list(rows[0]) == list(rows[1]) == [2, 4, 6]
+    for step in (4, 6):
+        for name in ("train/loss", "train/grad_norm", "train/lr", "train/perplexity", "train/epoch"):
+            assert rows[1][step][name] == pytest.approx(rows[0][step][name], rel=1e-3), (step, name)
+    checks = [[row for row in log if "validation/psnr" in row] for log in logs]
+    assert checks[1][-1]["validation/psnr"] == pytest.approx(checks[0][-1]["validation/psnr"], rel=1e-3)
+
+
+def test_decoder_only_training_leaves_token_ids_bit_identical(data: str, tokenizer_run: Path, tmp_path: Path) -> None:
+    settings = recipe("tokenizer", "debug", iterations=6, lr=1e-2)
+    options: dict[str, Any] = {"init": tokenizer_run, "decoder_only": True, "cache_dir": tokenizer_run.parent / "cache"}
+    tuned = train("tokenizer", config=CONFIG, recipe=settings, data=[data], out=tmp_path / "tuned", **options)
+    before, after = checkpoint.load_tokenizer(tokenizer_run), checkpoint.load_tokenizer(tuned)
+    frames = torch.rand(2, 6, 3, 64, 64)
+    assert torch.equal(before.encode(frames), after.encode(frames))
+    assert torch.equal(before.codebook, after.codebook)
+    assert checkpoint.encoder_sha256(before) == checkpoint.encoder_sha256(after)
+    decoder = {id(parameter) for parameter in after.decoder_parameters()}
+    for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        assert torch.equal(old, new) != (id(new) in decoder), name
+    # Without the option the same training does change ids: the test above can fail.
+    free = train(
+        "tokenizer", config=CONFIG, recipe=settings, data=[data], out=tmp_path / "free", init=tokenizer_run,
+        cache_dir=tokenizer_run.parent / "cache",
+    )  # fmt: skip
+    assert not torch.equal(before.encode(frames), checkpoint.load_tokenizer(free).encode(frames))
+
+
+class PatchTokenizer(torch.nn.Module):
+    """A tokenizer whose ids are readable: whether a patch of 4x4 pixels is brighter than half."""
+
+    cfg = dataclasses.replace(CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, patch=4))
+    codebook = torch.eye(2)
+
+    def decoder_parameters(self) -> list[torch.nn.Parameter]:
+        return []
+
+    def encode(self, frames_BTCHW: torch.Tensor) -> torch.Tensor:
+        return (frames_BTCHW.mean(2).unflatten(-1, (-1, 4)).unflatten(-3, (-1, 4)).mean((-1, -3)) > 0.5).long()
+
+
+class SpyDynamics(torch.nn.Module):
+    """A dynamics model that keeps what it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def loss(self, tokens, actions, *, generator=None, progress=0.0):
+        self.seen.append((tokens.clone(), actions.clone()))
+        return {"loss": self.weight.square()}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_actions_reach_the_dynamics_beside_the_frame_they_act_on(cached: bool, data: str, tmp_path: Path) -> None:
+    """Episode -> staged clip -> (stored tokens) -> loader -> objective: frame t + 1 shows the action beside frame t."""
+    clips, tokenizer, dynamics = Clips([data], tmp_path, length=6), PatchTokenizer(), SpyDynamics()
+    windows: Any = cache_tokens(tokenizer, clips, tmp_path) if cached else clips  # type: ignore[arg-type]
+    objective = DynamicsObjective(dynamics, tokenizer)  # type: ignore[arg-type]
+    job = Job("dynamics", CONFIG, SHORT, (data,), tmp_path / "run", tmp_path)
+    Trainer(job, objective, windows, None, device=torch.device("cpu")).train()
+    assert len(dynamics.seen) == SHORT.iterations
+    compared = 0
+    for tokens_BThw, actions_BT in dynamics.seen:
+        pixels = tokens_BThw.repeat_interleave(4, -1).repeat_interleave(4, -2) * 255
+        frames = pixels[..., None].expand(*pixels.shape, 3).numpy().astype(np.uint8)
+        for clip, actions in zip(frames, actions_BT.tolist(), strict=True):
+            shown = [read_frame(frame) for frame in clip]
+            assert [action for _, action in shown[1:]] == actions
+            assert [number for number, _ in shown] == list(range(shown[0][0], shown[0][0] + len(clip)))
+            compared += len(actions)
+    assert compared == SHORT.iterations * SHORT.batch_size * 5
+
+
+def test_the_real_dynamics_applies_an_action_to_the_frame_after_it(dynamics_run: Path) -> None:
+    """The last part of the way: another action beside frame t changes the logits of the frames after it, no others."""
+    dynamics = checkpoint.load_dynamics(dynamics_run)
+    tokens = torch.randint(CONFIG.tokenizer.codes, (1, 6, 8, 8), generator=torch.Generator().manual_seed(0))
+    actions = torch.zeros(1, 5, dtype=torch.long)
+    for t in range(5):
+        changed = actions.clone()
+        changed[0, t] = 3
+        same = (dynamics(tokens, actions) == dynamics(tokens, changed)).all(-1).all(-1).all(-1)[0]
+        assert same[: t + 1].all()
+        assert not same[t + 1 :].any()
+
+
+def test_cached_tokens_are_those_of_encoding_now_and_are_computed_once(
+    data: str, tokenizer_run: Path, tmp_path: Path
+) -> None:
+    tokenizer = checkpoint.load_tokenizer(tokenizer_run)
+    clips = Clips([data], tmp_path, length=6, stride=3)
+    cached = cache_tokens(tokenizer, clips, tmp_path, batch_size=5)
+    ids = np.array([7, 0, len(clips) - 1])
+    batch, frames = cached.batch(ids), clips.batch(ids)
+    objective = DynamicsObjective(SpyDynamics(), tokenizer)  # type: ignore[arg-type]
+    assert torch.equal(batch.tokens_BThw, objective.tokens(frames))
+    assert torch.equal(batch.actions_BT, frames.actions_BT)
+    assert torch.equal(batch.window_ids_B, frames.window_ids_B)
+    (file,) = tmp_path.glob("tokens-*.npy")
+    written = file.stat().st_mtime_ns
+    with torch.no_grad():
+        tokenizer.decoder_parameters()[0].add_(1)  # a fine-tuned decoder finds the same tokens
+    cache_tokens(tokenizer, clips, tmp_path)
+    assert file.stat().st_mtime_ns == written
+    with torch.no_grad():
+        tokenizer.to_code.weight.add_(1)
+    cache_tokens(tokenizer, clips, tmp_path)
+    assert len(list(tmp_path.glob("tokens-*.npy"))) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_the_batch(
+    data: str, tmp_path: Path
+) -> None:
+    class Breaking(SpyDynamics):
+        def loss(self, tokens, actions, *, generator=None, progress=0.0):
+            self.seen.append((tokens, actions))
+            return {"loss": (self.weight + 1).square() * (float("nan") if len(self.seen) == 4 else 1.0)}
+
+    clips = Clips([data], tmp_path, length=6)
+    objective = DynamicsObjective(Breaking(), PatchTokenizer())  # type: ignore[arg-type]
+    job = Job("dynamics", CONFIG, recipe("dynamics", "debug", checkpoint_every=3), (data,), tmp_path / "run", tmp_path)
+    trainer = Trainer(job, objective, clips, None, device=torch.device("cpu"))
+    with pytest.raises(NonFiniteLoss) as stopped:
+        trainer.train()
+    for window_id in ClipSampler(len(clips), job.recipe.seed).batch(3 * 2, 2).tolist():
+        assert clips.describe(window_id) in str(stopped.value)
+    assert "step 3" in str(stopped.value)
+    saved = checkpoint.open_checkpoint(tmp_path / "run")
+    assert saved.step == 3
+    assert torch.equal(saved.weights()["weight"], objective.model.weight.detach())
+
+
+def test_gradient_is_clipped_once_and_its_norm_before_that_is_logged(data: str, tmp_path: Path) -> None:
+    clips = Clips([data], tmp_path, length=6)
+    norms = []
+    for clip in (0.0, 1e-3):
+        torch.manual_seed(0)
+        settings = recipe("tokenizer", "debug", grad_clip=clip)
+        job = Job("tokenizer", CONFIG, settings, (data,), tmp_path / f"run{clip}", tmp_path)
+        trainer = Trainer(job, TokenizerObjective(Tokenizer(CONFIG)), clips, None, device=torch.device("cpu"))
+        parts, _ = trainer.train_step(next(trainer.loader))
+        norms.append(parts["grad_norm"].item())
+        # After one step AdamW's first moment is 0.1 times the gradient that it was given.
+        given = sum(float(state["exp_avg"].square().sum()) for state in trainer.optimizer.state.values()) ** 0.5 * 10
+        assert given == pytest.approx(clip or norms[0], rel=1e-3)
+    assert norms[0] == norms[1] > 1e-3
+
+
+def test_learning_rate_warms_up_from_half_and_ends_at_the_minimum_at_the_last_step() -> None:
+    settings = recipe("tokenizer", "paper")
+    assert settings.learning_rate(0) == 0.5e-4
+    assert settings.learning_rate(2500) == pytest.approx(0.75e-4)
+    assert settings.learning_rate(5000) == 1e-4
+    assert settings.learning_rate(71_999) == 5e-5
+    rates = [settings.learning_rate(step) for step in range(5000, 72_000, 100)]
+    assert rates == sorted(rates, reverse=True)
+    assert TrainConfig(iterations=10, warmup=0).learning_rate(9) == 5e-5
+
+
+def test_validation_is_the_mean_over_clips_however_they_are_batched(
+    data: str, tokenizer_run: Path, tmp_path: Path
+) -> None:
+    clips, held_out = Clips([data], tmp_path, length=6), Clips([data], tmp_path, length=6, split="val")
+    tokenizer = checkpoint.load_tokenizer(tokenizer_run)
+    figures = []
+    for size in (1, 3, 7):
+        settings = recipe("tokenizer", "debug", batch_size=size, validation_clips=10)
+        job = Job("tokenizer", CONFIG, settings, (data,), tmp_path / f"run{size}", tmp_path)
+        trainer = Trainer(job, TokenizerObjective(tokenizer), clips, held_out, device=torch.device("cpu"))
+        figures.append(trainer.validate(held_out)["validation/psnr"])
+    frames = held_out.batch(held_out.spread(10)).frames_BTHWC.movedim(-1, 2) / 255
+    with torch.no_grad():
+        made = tokenizer.eval()(frames).frames.clamp(0, 1)
+    expected = -10 * (made - frames).square().mean((-3, -2, -1)).log10().mean()
+    assert figures == pytest.approx([expected.item()] * 3, abs=1e-3)
+
+
+def test_what_does_not_fit_together_is_refused_in_one_line(data: str, tokenizer_run: Path, tmp_path: Path) -> None:
+    base: dict[str, Any] = {"config": CONFIG, "recipe": SHORT, "data": [data], "out": tmp_path / "run"}
+    other = dataclasses.replace(CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, dim=48))
+    again: dict[str, Any] = {"out": tokenizer_run, "resume": True}
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("lam", {}, "unknown component"),
+        ("tokenizer", {"data": []}, "no data given"),
+        ("tokenizer", {"data": [tmp_path / "nowhere"]}, "nowhere"),
+        ("dynamics", {}, "needs the run or checkpoint of a trained tokenizer"),
+        ("tokenizer", {"decoder_only": True}, "decoder-only"),
+        ("tokenizer", {"workers": 3}, "cannot be split over 3 workers"),
+        ("tokenizer", {"out": tokenizer_run}, "already holds a run"),
+        ("tokenizer", {**again, "recipe": recipe("tokenizer", "debug")}, "recipe.iterations is 8, not 20"),
+        ("tokenizer", {**again, "config": other}, "config.tokenizer.dim is 32, not 48"),
+        ("tokenizer", {"init": tokenizer_run, "config": other}, "another architecture"),
+        ("dynamics", {"tokenizer": tokenizer_run, "config": other}, "not a tokenizer of the given configuration"),
+        ("dynamics", {"tokenizer": tmp_path / "nowhere"}, "nowhere"),
+    ]
+    for component, change, words in cases:
+        with pytest.raises(InputError) as refusal:
+            train(component, **{**base, **change})
+        assert words in str(refusal.value), str(refusal.value)
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(InputError, match="precision"):
+        recipe("tokenizer", "debug", precision="fp16")
+    with pytest.raises(InputError, match="unknown preset"):
+        recipe("tokenizer", "huge")
+    with pytest.raises(InputError, match="no training setting is called 'lrr'"):
+        recipe("tokenizer", "debug", lrr=1)
+
+
+def test_a_damaged_newest_checkpoint_stops_resume_and_offers_the_one_before(
+    data: str, tokenizer_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tokenizer_run, tmp_path / "run")
+    with (tmp_path / "run/checkpoints/step-00000008/model.safetensors").open("r+b") as file:
+        file.truncate(100)
+    options: dict[str, Any] = {"config": CONFIG, "recipe": SHORT, "data": [data], "out": tmp_path / "run"}
+    with pytest.raises(InputError, match=r"step-00000008.*damaged.*step-00000004, delete this folder"):
+        train("tokenizer", resume=True, **options)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000008")
+    train("tokenizer", resume=True, cache_dir=tokenizer_run.parent / "cache", **options)
+    assert_same_checkpoint(tmp_path / "run", tokenizer_run)
+
+
+def test_a_run_says_in_its_folder_what_it_is(tokenizer_run: Path) -> None:
+    recorded = json.loads((tokenizer_run / "config.json").read_text())
+    assert recorded["recipe"]["iterations"] == 8
+    assert recorded["component"] == "tokenizer"
+    row = [row for row in read_metrics(tokenizer_run) if "train/loss" in row][-1]
+    for name in ("reconstruction", "psnr", "lr", "grad_norm", "clips_per_second", "codes_used", "seconds_left"):
+        assert f"train/{name}" in row
+    assert any((tokenizer_run / "tensorboard").iterdir())
+    assert time.time() - row["time"] < 3600
