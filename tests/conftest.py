@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,3 +32,15 @@ def ray_cluster() -> Iterator[None]:
 
         serve.shutdown()
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained `debug` world model: enough for everything that only asks one."""
+    import worldmodel
+
+    torch.manual_seed(0)
+    config = worldmodel.preset("debug")
+    folder = tmp_path_factory.mktemp("world") / "model"
+    worldmodel.GenieReduxG(worldmodel.Tokenizer(config), worldmodel.Dynamics(config)).save(folder)
+    return folder
