@@ -47,7 +47,7 @@ def execute(argv: list[str]) -> int:
     """Run one command. argv: what stands after `autoexplore`. Returns the exit code."""
     try:
         args = parse(argv)
-        sys.modules[type(args).__module__].run(args)  # type: ignore[attr-defined]  # every command's module has it
+        sys.modules[type(args).__module__].run(args)
     except KeyboardInterrupt:
         print(f"\nstopped. {_how_to_go_on(argv)}", file=sys.stderr)
         return STOPPED
@@ -93,7 +93,7 @@ def _usage_line(box: str) -> str:
             break
         if text and not text.startswith(("╭", "╰")):
             words.append(text)
-    return " ".join(words) + "; see autoexplore --help"
+    return " ".join(words).rstrip(".") + "; see autoexplore --help"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

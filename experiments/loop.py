@@ -174,7 +174,7 @@ def collect_play(job: Job, *, part: str, episodes: int, steps: int) -> dict[str,
 
     c: Plan = job.plan
     explorer = part.endswith("explored")
-    policy = f"checkpoint:{job.result('explore')['checkpoint']}" if explorer else "random"
+    policy = f"checkpoint:{(job.path('explore') / 'best').resolve()}" if explorer else "random"
     done = collect(
         c.games,
         str(job.out),
@@ -237,20 +237,20 @@ def train_component(
     The dynamics model is fine-tuned with the base tokenizer: a fine-tuned decoder leaves the tokens as they were.
     """
     from worldmodel import preset
-    from worldmodel.recipes import recipe
-    from worldmodel.train import train
+    from worldmodel.train import recipe, train
 
     c: Plan = job.plan
     checkpoint = train(
         component,
         config=preset(c.preset),
-        recipe=recipe(component, c.preset, seed=c.seed, torch_threads=default_threads(), **changes),
+        recipe=recipe(component, c.preset, seed=c.seed, threads=default_threads(), **changes),
         data=[str(job.path(name)) for name in data],
         out=job.out,
         resume=job.resume,
         init=job.path(init) if init else None,
         tokenizer=job.path(tokenizer) if tokenizer else None,
         decoder_only=component == "tokenizer" and init is not None,
+        cache_dir=job.context.root / "cache",
     )
     return {"checkpoint": str(checkpoint)}
 
@@ -270,7 +270,7 @@ def explore(job: Job) -> dict[str, Any]:
     import exploration
 
     c: Plan = job.plan
-    best = exploration.explore(
+    exploration.explore(
         list(c.games),
         job.path("model-base"),
         job.out,
@@ -280,7 +280,7 @@ def explore(job: Job) -> dict[str, Any]:
         seed=part_seed(c, "explore"),
         **c.explore,
     )
-    return {"checkpoint": str(best)}
+    return {}
 
 
 def evaluate_models(job: Job) -> dict[str, Any]:

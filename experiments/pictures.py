@@ -153,7 +153,7 @@ def heat_map(values_Thw: NDArray[np.float32], frames_THWC: Frames, high: float) 
     return np.clip(shown * 0.85 + grey * 0.25, 0, 255).astype(np.uint8)
 
 
-def montage(screens: Sequence[Frames], columns: int, scale: int = 1) -> NDArray[np.uint8]:
+def montage(screens: Sequence[Frames], columns: int, scale: int = 2) -> NDArray[np.uint8]:
     """Single frames (H, W, 3) in rows of `columns`, as one RGBA picture."""
     blank = np.zeros_like(screens[0])
     padded = [*screens, *[blank] * (-len(screens) % columns)]

@@ -56,10 +56,11 @@ class Plane:
     def axes(self, x_ticks: Sequence[float], x_label: str, y_label: str) -> str:
         """Horizontal grid lines with their values, values below the x axis, and both labels."""
         parts = []
-        for tick in self.y_ticks:
+        for tick, told in zip(self.y_ticks, tick_texts(self.y_ticks), strict=True):
             parts.append(f'<path class="grid" d="M{LEFT} {self.y(tick):.1f}H{WIDTH - RIGHT}"/>')
-            parts.append(_text("tick", LEFT - 7, self.y(tick) + 4, "end", short(tick)))
-        parts += [_text("tick", self.x(tick), HEIGHT - BOTTOM + 18, "middle", short(tick)) for tick in x_ticks]
+            parts.append(_text("tick", LEFT - 7, self.y(tick) + 4, "end", told))
+        for tick, told in zip(x_ticks, tick_texts(x_ticks), strict=True):
+            parts.append(_text("tick", self.x(tick), HEIGHT - BOTTOM + 18, "middle", told))
         parts.append(_text("axis", WIDTH - RIGHT, HEIGHT - 5, "end", x_label))
         turned = f"translate(11 {(HEIGHT - BOTTOM + TOP) / 2:.0f}) rotate(-90)"
         parts.append(f'<text class="axis" transform="{turned}" text-anchor="middle">{escape(y_label)}</text>')
@@ -111,7 +112,7 @@ def bar_chart(bars: Sequence[Bar], *, y_label: str, title: str) -> str:
                 left = plane.x(place + 0.5) + (names.index((bar.name, bar.style)) - len(names) / 2) * width
                 parts.append(_bar(bar, plane, left, width))
     parts.append(f'<path class="zero" d="M{LEFT} {plane.y(0):.1f}H{WIDTH - RIGHT}"/>')
-    return _figure(parts, title, names)
+    return _figure(parts, title, names, filled=True)
 
 
 def _bar(bar: Bar, plane: Plane, left: float, width: float) -> str:
@@ -136,6 +137,12 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(k * step, 10) for k in range(first, max(last, first + 1) + 1)]
+
+
+def tick_texts(ticks: Sequence[float]) -> list[str]:
+    """An axis's values, all with as many decimals as the finest of them needs."""
+    decimals = next((d for d in range(6) if all(abs(round(t, d) - t) < 1e-9 for t in ticks)), 6)
+    return [f"{tick:,.{decimals}f}" for tick in ticks]
 
 
 def short(value: float) -> str:
@@ -163,11 +170,13 @@ def _text(style: str, x: float, y: float, anchor: str, text: str) -> str:
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _figure(parts: list[str], title: str, names: Sequence[tuple[str, str]]) -> str:
-    """The drawing with its title above and the names of its lines below."""
+def _figure(parts: list[str], title: str, names: Sequence[tuple[str, str]], *, filled: bool = False) -> str:
+    """The drawing with its title above and the names of its lines or bars below."""
+    marks = {style: f'<rect class="bar f-{style}" x="7" width="12" height="8"/>' for _, style in names}
+    if not filled:
+        marks = {style: f'<path class="line s-{style}" d="M1 4H25"/>' for _, style in names}
     legend = "".join(
-        f'<li><svg class="swatch" viewBox="0 0 26 8" aria-hidden="true"><path class="line s-{style}" d="M1 4H25"/>'
-        f"</svg>{escape(name)}</li>"
+        f'<li><svg class="swatch" viewBox="0 0 26 8" aria-hidden="true">{marks[style]}</svg>{escape(name)}</li>'
         for name, style in names
     )
     return (

@@ -1,7 +1,6 @@
-"""How many distinct screens an agent has seen, and which.
+"""Which distinct screens an agent has seen, in which order, and which of them nobody else saw.
 
-Two frames are the same screen where they look alike at a coarse glance: grey, 16x16 squares, 8 levels (after the cells
-of Go-Explore, Ecoffet et al. 2021). Exact comparison would count every flicker and every turn of a score's last digit.
+What counts as a distinct screen is `envs.novelty.distinct_screens`.
 """
 
 from collections.abc import Iterable
@@ -11,44 +10,40 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-GRID, LEVELS = 16, 8
+from envs.novelty import distinct_screens
+
 KEPT = 20_000
 """Frames kept as examples for each game and agent; the rest are only counted."""
 COMPARED = 4_000
 """Examples among which the most different ones are looked for."""
 
 
-def screen_ids(frames_THWC: NDArray[np.uint8]) -> list[bytes]:
-    """An identity for each frame's screen, uint8 (T, H, W, 3) with H and W multiples of 16 -> T values."""
-    count, height, width = frames_THWC.shape[:3]
-    squares = frames_THWC.reshape(count, GRID, height // GRID, GRID, width // GRID, 3)
-    grey = squares.mean((2, 4, 5), dtype=np.float32)
-    cells = (grey * (LEVELS / 256)).astype(np.uint8)
-    return [cell.tobytes() for cell in cells]
-
-
 @dataclass
 class Seen:
     """What one agent saw of one game. ids: its screens. curve: how many of them after so many frames.
-    screens: id -> the first frame that showed it, for the first KEPT of them.
+    examples: id -> the first frame that showed it, for the first KEPT of them.
     """
 
     frames: int = 0
     ids: set[bytes] = field(default_factory=set)
     curve: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
-    screens: dict[bytes, NDArray[np.uint8]] = field(default_factory=dict)
+    examples: dict[bytes, NDArray[np.uint8]] = field(default_factory=dict)
 
     def add(self, frames_THWC: NDArray[np.uint8], every: int = 50) -> None:
-        """Take in one episode."""
+        """Take in one episode; the curve gets a point every so many frames."""
         for start in range(0, len(frames_THWC), every):
             part = frames_THWC[start : start + every]
-            for frame, identity in zip(part, screen_ids(part), strict=True):
-                if identity not in self.ids:
-                    self.ids.add(identity)
-                    if len(self.screens) < KEPT:
-                        self.screens[identity] = frame
+            if distinct_screens(part) - self.ids:
+                self._keep(part)
             self.frames += len(part)
             self.curve.append((self.frames, len(self.ids)))
+
+    def _keep(self, frames_THWC: NDArray[np.uint8]) -> None:
+        for frame in frames_THWC:
+            (identity,) = distinct_screens(frame[None])
+            if identity not in self.ids and len(self.examples) < KEPT:
+                self.examples[identity] = frame
+            self.ids.add(identity)
 
 
 def seen_by_game(folder: Path) -> dict[str, Seen]:
@@ -65,17 +60,17 @@ def seen_by_game(folder: Path) -> dict[str, Seen]:
 def only_in(here: Seen, elsewhere: Iterable[Seen], count: int) -> list[NDArray[np.uint8]]:
     """Up to `count` screens of `here` that are in none of the others, as different from each other as can be.
 
-    Each next one is the farthest from those already taken (by mean absolute difference of coarse squares).
+    Each next one is the farthest from those already taken, by the mean absolute difference of the frames.
     """
     others: set[bytes] = set().union(*(seen.ids for seen in elsewhere))
-    own = [(identity, frame) for identity, frame in here.screens.items() if identity not in others]
+    own = [frame for identity, frame in here.examples.items() if identity not in others]
     if not own:
         return []
     own = own[:: max(len(own) // COMPARED, 1)]
-    cells = np.stack([np.frombuffer(identity, np.uint8) for identity, _ in own]).astype(np.float32)
+    small = np.stack(own)[:, ::4, ::4].astype(np.float32).reshape(len(own), -1)
     taken = [0]
-    distance = np.abs(cells - cells[0]).mean(1)
+    distance = np.abs(small - small[0]).mean(1)
     while len(taken) < min(count, len(own)):
         taken.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.abs(cells - cells[taken[-1]]).mean(1))
-    return [own[index][1] for index in taken]
+        distance = np.minimum(distance, np.abs(small - small[taken[-1]]).mean(1))
+    return [own[index] for index in taken]

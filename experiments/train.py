@@ -35,7 +35,7 @@ class Args(RunArgs):
     """Clips a step, where the preset's number does not fit."""
     lr: float | None = None
     """Highest learning rate, where the preset's does not fit."""
-    torch_threads: int | None = None
+    threads: int | None = None
     """Torch threads of a worker. Default: the cores that this process may use, shared among the workers."""
 
 
@@ -57,15 +57,14 @@ def run(args: Args) -> None:
 
     from envs.runs import console
     from worldmodel import preset
-    from worldmodel.recipes import recipe
-    from worldmodel.train import train
+    from worldmodel.train import recipe, train
 
     changes = {
         name: value
-        for name in ("iterations", "batch_size", "lr", "torch_threads")
+        for name in ("iterations", "batch_size", "lr", "threads")
         if (value := getattr(args, name)) is not None
     }
-    changes.setdefault("torch_threads", max(1, default_threads() // max(args.workers, 1)))
+    changes.setdefault("threads", max(1, default_threads() // max(args.workers, 1)))
     settings = recipe(args.component, args.preset, seed=args.seed, **changes)
     with ray_session(args.ray_address):
         checkpoint = train(
