@@ -85,15 +85,19 @@ def parse(argv: list[str]) -> Any:
 
 
 def _usage_line(box: str) -> str:
-    """Tyro explains a usage error in a drawn box of many lines: the first part of it, as one line."""
-    words: list[str] = []
+    """Tyro explains a usage error in a box of many lines, titled and ruled off: its first part, as one line.
+
+    Where the terminal has no box characters the title is a part of its own.
+    """
+    parts: list[list[str]] = [[]]
     for line in box.splitlines():
-        text = line.strip().strip("│").strip()
-        if words and set(text) <= set("─╌-"):
-            break
-        if text and not text.startswith(("╭", "╰")):
-            words.append(text)
-    return " ".join(words).rstrip(".") + "; see autoexplore --help"
+        text = line.strip(" │")
+        if text and set(text) <= set("─-"):
+            parts.append([])
+        elif text and not text.startswith(("╭", "╰")):
+            parts[-1].append(text)
+    told = parts[0] if "╭" in box or len(parts) < 2 else parts[1]
+    return " ".join(told).rstrip(".") + "; see autoexplore --help"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

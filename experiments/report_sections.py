@@ -156,8 +156,8 @@ def result(measured: Measured) -> dict[str, Any]:
         "verdict": verdict(measured),
         "tables": tables,
         "table_note": f"{measured.get('base').windows} windows of {h} predicted frames each, from held-out "
-        "episodes of both agents. A dot marks the best of a column. Moving pixels: those that differ from the last frame "
-        "given. Delta-PSNR: PSNR at the fourth frame with the true actions minus with random ones, the mean over "
+        "episodes of both agents. A dot marks the best of a column. Moving pixels: those that differ from the last "
+        "frame given. Delta-PSNR: PSNR at the fourth frame with the true actions minus with random ones, the mean over "
         "windows and its 95 % interval.",
         "result_charts": [
             Markup(bar_chart(bars, y_label="delta-PSNR, dB", title="How much the controls matter to the model")),
@@ -261,9 +261,9 @@ def codes(root: Path, length: int) -> tuple[str, Markup]:
     use = code_use(model, [root / "data" / f"test-{test}" for test in TESTS], length)
     total = len(use.shares)
     words = (
-        f"On held-out frames the tokenizer uses {use.used:,} of its {total:,} codes, as many as {use.perplexity:.0f} codes "
-        f"used evenly would carry. Its commonest code stands on {use.static:.0%} of the patches in which nothing changed "
-        f"since the frame before and on {use.moving:.0%} of the others"
+        f"On held-out frames the tokenizer uses {use.used:,} of its {total:,} codes, and as evenly as {use.perplexity:.0f} "
+        f"equal ones. Its commonest code stands on {use.static:.0%} of the patches in which nothing changed since the "
+        f"frame before and on {use.moving:.0%} of the others"
         + (": a code for standing still, as the paper found." if use.static > 2 * use.moving else ".")
     )
     # Ranks and shares span decades: both axes show powers of ten.
