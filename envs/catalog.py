@@ -5,11 +5,14 @@ import json
 import os
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import stable_retro.data
 
 from envs.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LABELS = ("view", "axis", "motion")
 
@@ -39,8 +42,10 @@ def games(
     return list(rows["game"][:limit])
 
 
-def table() -> pd.DataFrame:
+def table() -> "pd.DataFrame":
     """One row a game: game, console, playable (its ROM is imported), view, axis, motion ("unknown" until labelled)."""
+    import pandas as pd  # here, because processes that play games need no tables
+
     rows = [{"game": game, "console": console_of(game), "playable": has_rom(game)} for game in integrations()]
     frame = pd.DataFrame(rows, columns=["game", "console", "playable"])
     for label in LABELS:

@@ -146,7 +146,9 @@ class _Crew:
         actor, session = self._running.pop(reference)
         try:
             played: Played = ray.get(reference)
-        except RayActorError:
+        except RayActorError as error:
+            if "creation task" in str(error):  # it could not even start: no game's fault
+                raise
             self._deaths[session] += 1
             self._idle.append(self._hire())
             if self._deaths[session] < ATTEMPTS:

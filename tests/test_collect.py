@@ -1,0 +1,292 @@
+"""Collecting with real actors on real games: the same frames whatever the workers, nothing lost when one is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+import envs.collect
+from envs.collect import CollectSummary, Session, collect, play_episode
+from envs.counting import CountingEnv, read_frame
+from envs.episodes import EpisodeReader, EpisodeWriter
+from envs.errors import InputError
+from envs.player import Player, RandomPolicy, policy_id
+from envs.retro import RetroGame
+
+# Actors cannot import a test file: what this one gives them travels along.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+GAME = "Airstriker-Genesis"
+ATARI = "Kangaroo-Atari2600"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file of a data set, by name, without the lock."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
+
+
+def run(games: list[str], out: Path, **options: Any) -> CollectSummary:
+    return collect(games, out, **{"episodes": 3, "steps": 40, "progress": False, **options})
+
+
+@pytest.fixture(scope="module")
+def one_worker(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CollectSummary]:
+    folder = tmp_path_factory.mktemp("collect") / "one"
+    return folder, run([GAME, ATARI, "Counting"], folder, workers=1, seed=5)
+
+
+def test_same_seed_same_bytes_whatever_the_workers(one_worker: tuple[Path, CollectSummary], tmp_path: Path) -> None:
+    folder, summary = one_worker
+    other = run([GAME, f"{ATARI}-v0", "Counting"], tmp_path, workers=3, seed=5)
+    assert tree(folder) == tree(tmp_path)
+    assert len(tree(folder)) == 10
+    for result in (summary, other):
+        assert (result.episodes, result.frames, result.played_episodes, result.played_frames) == (9, 369, 9, 369)
+        assert result.cpu_seconds > 0
+        assert result.seconds > 0
+        assert result.skipped == {}
+
+
+def test_another_seed_plays_otherwise(one_worker: tuple[Path, CollectSummary], tmp_path: Path) -> None:
+    run(["Counting"], tmp_path, seed=6)
+    actions = {tuple(item.actions) for folder in (one_worker[0], tmp_path) for item in EpisodeReader(folder)}
+    assert len(actions) == 9 + 3
+
+
+def test_actions_are_uniform_and_seeded_by_the_session() -> None:
+    policy = RandomPolicy()
+    frame = np.zeros((64, 64, 3), np.uint8)
+    policy.reset(Session(GAME, "random", 0, 0).policy_seed)
+    actions = [policy.act(frame) for _ in range(20_000)]
+    assert np.abs(np.bincount(actions, minlength=5) / len(actions) - 0.2).max() < 0.01
+    seeds = {Session(GAME, "random", seed, number).policy_seed for seed in range(10) for number in range(100)}
+    assert len(seeds) == 1000
+
+
+def test_the_action_beside_a_frame_made_the_next_one(one_worker: tuple[Path, CollectSummary]) -> None:
+    """Through actor, shard, manifest and reader."""
+    reader = EpisodeReader(one_worker[0])
+    counting = [item for item in reader if item.game == "Counting"]
+    assert len(counting) == 3
+    for item in counting:
+        assert read_frame(item.frames_THWC[0]) == (0, -1)
+        for step, action in enumerate(item.actions):
+            assert read_frame(item.frames_THWC[step + 1]) == (step + 1, action)
+        assert (item.rewards == np.arange(1, 41)).all()
+
+
+def test_an_episode_says_how_to_play_it_again(one_worker: tuple[Path, CollectSummary]) -> None:
+    item = next(item for item in EpisodeReader(one_worker[0]) if item.game == GAME)
+    assert (item.console, item.init_state, item.frame_skip, item.seed) == ("Genesis", "Level1", 4, 5)
+    assert (item.policy_id, item.resize, len(item.rom_sha1)) == ("random", "letterbox-cv2-area", 40)
+    env = RetroGame(item.game, state=item.init_state, frame_skip=item.frame_skip)
+    assert item.buttons == env.action_masks
+    frames = [env.reset()[0], *(env.step(np.int64(action))[0] for action in item.actions)]
+    env.close()
+    assert (np.stack(frames) == item.frames_THWC).all()
+
+
+def test_game_over_and_cut_off_are_told_apart() -> None:
+    env = RetroGame(GAME)
+    over = play_episode(env, RandomPolicy(), Session(GAME, "random", 0, 0), steps=2000)
+    env.close()
+    assert (over.terminated, over.truncated) == (True, False)
+    assert 100 < len(over.actions) < 2000
+    cut = play_episode(CountingEnv(), RandomPolicy(), Session("Counting", "random", 0, 0), steps=9)
+    assert (cut.terminated, cut.truncated, len(cut.actions)) == (False, True, 9)
+
+
+def test_a_second_run_plays_only_what_is_missing(ray_cluster: None, tmp_path: Path) -> None:
+    run(["Counting"], tmp_path, episodes=2)
+    before = tree(tmp_path)
+    split = EpisodeReader(tmp_path, "val").session_ids
+    again = run(["Counting"], tmp_path, episodes=2)
+    assert (again.episodes, again.played_episodes) == (2, 0)
+    assert tree(tmp_path) == before
+    more = run(["Counting", ATARI], tmp_path, episodes=4)
+    assert (more.episodes, more.played_episodes) == (8, 6)
+    assert {name for name in before if name != "manifest.json"} <= set(tree(tmp_path))
+    assert set(split) <= set(EpisodeReader(tmp_path, "val").session_ids)
+    with pytest.raises(InputError, match="give another folder"):
+        run(["Counting"], tmp_path, steps=41)
+
+
+def test_a_game_without_rom_is_left_out(ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = run(["SonicTheHedgehog-Genesis", "Counting"], tmp_path)
+    assert summary.skipped == {"SonicTheHedgehog-Genesis": "its ROM is not imported"}
+    assert (summary.episodes, set(EpisodeReader(tmp_path).games)) == (3, {"Counting"})
+    assert "SonicTheHedgehog-Genesis is left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("games", "options", "message"),
+    [
+        (["SonicTheHedgehog-Genesis"], {}, "none of the games can be played"),
+        ([], {}, "none of the games can be played"),
+        (["Airstriker"], {}, "did you mean Airstriker-Genesis"),
+        (["Counting"], {"episodes": 0}, "must be at least 1"),
+        (["Counting"], {"steps": 0}, "must be at least 1"),
+        (["Counting"], {"policy": "clever"}, "policy 'clever' is not known"),
+        (["Counting"], {"policy": "checkpoint:/nowhere"}, "there is no folder /nowhere"),
+    ],
+)
+def test_bad_input(tmp_path: Path, games: list[str], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        run(games, tmp_path, **options)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+def test_players_load_no_torch(ray_cluster: None, tmp_path: Path) -> None:
+    player: Any = ray.remote(num_cpus=1)(Player).remote(str(tmp_path), "random", 0.0, 1.0, 20)
+    ray.get(player.play.remote(Session(ATARI, "random", 0, 0)))
+    modules, megabytes = ray.get(player.__ray_call__.remote(lambda self: (_modules(), _megabytes())))
+    ray.kill(player)
+    assert "stable_retro" in modules
+    assert not modules & {"torch", "tensorboard", "pandas", "matplotlib"}
+    assert megabytes < 300
+
+
+def _modules() -> set[str]:
+    return set(sys.modules)
+
+
+def _megabytes() -> int:
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") // 2**20
+
+
+def test_an_agent_is_named_by_its_weights(tmp_path: Path) -> None:
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "module.safetensors").write_bytes(content)
+    names = [policy_id(f"checkpoint:{tmp_path / name}", epsilon=0.1, temperature=1.0) for name in "abc"]
+    assert names[0] == names[1] != names[2]
+    assert policy_id(f"checkpoint:{tmp_path / 'a'}", epsilon=0.2, temperature=1.0) != names[0]
+
+
+def test_a_killed_player_is_replaced_and_its_episode_played_again(
+    one_worker: tuple[Path, CollectSummary], tmp_path: Path
+) -> None:
+    """SIGKILL to one actor after the other while they play; the set is the same as without."""
+    done = threading.Event()
+    killed: list[int] = []
+
+    def killer() -> None:
+        while len(killed) < 3 and not done.wait(0.3):
+            if players := [pid for pid in descendants(os.getpid()) if is_player(pid) and pid not in killed]:
+                killed.append(players[0])
+                os.kill(players[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    try:
+        summary = run([GAME], tmp_path, episodes=8, steps=300, workers=2)
+    finally:
+        done.set()
+        thread.join()
+    assert len(killed) >= 2
+    assert (summary.episodes, summary.skipped) == (8, {})
+    clean = tmp_path.parent / "clean"
+    run([GAME], clean, episodes=8, steps=300, workers=2)
+    assert tree(tmp_path) == tree(clean)
+
+
+def test_a_game_whose_players_always_die_is_set_aside(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(envs.collect, "Player", _DyingPlayer)
+    summary = run(["Counting", ATARI], tmp_path, workers=1)
+    assert summary.skipped == {ATARI: "its player died 3 times in episode 0"}
+    assert (summary.episodes, set(EpisodeReader(tmp_path).games)) == (3, {"Counting"})
+    with pytest.raises(InputError, match="no episode could be played: Kangaroo-Atari2600: its player died 3 times"):
+        run([ATARI], tmp_path / "only", workers=1)
+
+
+class _DyingPlayer(Player):
+    """Crashes as a broken emulator core does, on one game."""
+
+    def play(self, session: Session) -> Any:
+        if session.game == ATARI:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().play(session)
+
+
+DRIVER = """
+import sys
+from envs.collect import collect
+if __name__ == "__main__":
+    collect(["Airstriker-Genesis"], sys.argv[1], episodes=8, steps=300, workers=2, progress=False)
+"""
+
+
+def test_a_killed_run_is_completed_by_the_next(ray_cluster: None, tmp_path: Path) -> None:
+    """SIGKILL to the driver while its actors play: at most the open episodes are played again, and none is doubled."""
+    folder = tmp_path / "set"
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("RAY_ADDRESS", None)
+    driver = subprocess.Popen([sys.executable, str(script), str(folder)], env=environment)
+    try:
+        wait_for(lambda: len(list(folder.glob("env=*/part-*.parquet"))) >= 3 or driver.poll() is not None)
+        players = [pid for pid in descendants(driver.pid) if is_player(pid)]
+    finally:
+        driver.kill()
+        driver.wait()
+    assert players, "killed while playing"
+    wait_for(lambda: not any(is_player(pid) for pid in players))
+    whole = len(list(folder.glob("env=*/part-*.parquet")))
+    assert 3 <= whole < 8
+    summary = run([GAME], folder, episodes=8, steps=300)
+    assert (summary.episodes, summary.played_episodes) == (8, 8 - whole)
+    reader = EpisodeReader(folder)
+    assert len(set(reader.session_ids)) == len(reader) == 8
+    undisturbed = tmp_path / "undisturbed"
+    run([GAME], undisturbed, episodes=8, steps=300)
+    assert tree(folder) == tree(undisturbed)
+
+
+def test_collecting_into_a_folder_that_is_being_written(ray_cluster: None, tmp_path: Path) -> None:
+    with EpisodeWriter(tmp_path), pytest.raises(InputError, match="being written by"):
+        run(["Counting"], tmp_path)
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def descendants(root: int) -> Iterator[int]:
+    """All processes below `root`."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError):
+                continue  # it ended meanwhile
+    found = {root}
+    while new := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= new
+    yield from sorted(found - {root})
+
+
+def is_player(pid: int) -> bool:
+    try:
+        return b"ray::Player" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
