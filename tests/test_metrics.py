@@ -93,13 +93,19 @@ def test_frechet_distance_equals_scipys_matrix_root(count: int) -> None:
     assert metrics.frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
 
 
-def test_fits_of_parts_merge_into_the_fit_of_the_whole() -> None:
-    features = torch.randn(40, 6)
-    whole, first, second = (metrics.GaussianFit(6) for _ in range(3))
+@pytest.mark.parametrize("cut", [1, 5, 13, 39])
+@pytest.mark.parametrize("dimensions", [6, 64])
+def test_fits_of_parts_merge_into_the_fit_of_the_whole(cut: int, dimensions: int) -> None:
+    features, others = torch.randn(40, dimensions), torch.randn(30, dimensions)
+    whole, first, second, real = (metrics.GaussianFit(dimensions) for _ in range(4))
     whole.add(features)
-    first.add(features[:13])
-    second.add(features[13:])
+    first.add(features[:cut])
+    second.add(features[cut:])
     first.merge(second)
+    real.add(others)
+    assert first.count == 40
+    assert first.distance(real) == pytest.approx(whole.distance(real), rel=1e-9)
+    assert first.distance(real) == pytest.approx(metrics.gaussian_distance(*first.moments(), *real.moments()), rel=1e-6)
     for merged, expected in zip(first.moments(), whole.moments(), strict=True):
         torch.testing.assert_close(merged, expected)
 

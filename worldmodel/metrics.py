@@ -103,37 +103,78 @@ def ssim(x: Tensor, y: Tensor) -> float:
 
 
 class GaussianFit:
-    """Mean and covariance of a set of feature vectors, gathered batch by batch in float64.
+    """A set of feature vectors (N, D) as a Frechet distance needs it, gathered batch by batch.
 
-    Sums add up, so parts of a set that different workers saw are merged exactly, before the distance and not after.
+    Up to D vectors are kept as they are, more are summed up in float64. Either way parts of a set that different
+    workers saw are merged exactly, before the distance and not after.
     """
 
     def __init__(self, dimensions: int) -> None:
         self.count = 0
-        self.sum_D = torch.zeros(dimensions, dtype=torch.float64)
-        self.outer_DD = torch.zeros(dimensions, dimensions, dtype=torch.float64)
+        self.dimensions = dimensions
+        self._vectors: list[Tensor] = []
+        self._sum_D = torch.zeros(0, dtype=torch.float64)
+        self._outer_DD = torch.zeros(0, 0, dtype=torch.float64)
+
+    @property
+    def vectors_ND(self) -> Tensor | None:
+        """All vectors, float64, where there are few enough to be kept."""
+        return torch.cat(self._vectors).double() if self._vectors else None
 
     def add(self, features_ND: Tensor) -> None:
-        features = features_ND.detach().to("cpu", torch.float64)
+        """Take in vectors."""
+        features = features_ND.detach().cpu()
+        if self.count + len(features) <= self.dimensions:
+            self._vectors.append(features)
+        else:
+            self._sum_up()
+            self._sum_D += features.double().sum(0)
+            self._outer_DD += features.double().T @ features.double()
         self.count += len(features)
-        self.sum_D += features.sum(0)
-        self.outer_DD += features.T @ features
 
     def merge(self, other: "GaussianFit") -> None:
-        self.count += other.count
-        self.sum_D += other.sum_D
-        self.outer_DD += other.outer_DD
+        """Take in the vectors of another set."""
+        vectors = other.vectors_ND
+        if vectors is not None:
+            self.add(vectors)
+        elif other.count:
+            self._sum_up()
+            self._sum_D += other._sum_D
+            self._outer_DD += other._outer_DD
+            self.count += other.count
+
+    def _sum_up(self) -> None:
+        if not len(self._sum_D):
+            self._sum_D = torch.zeros(self.dimensions, dtype=torch.float64)
+            self._outer_DD = torch.zeros(self.dimensions, self.dimensions, dtype=torch.float64)
+        vectors = self.vectors_ND
+        if vectors is not None:
+            self._sum_D += vectors.sum(0)
+            self._outer_DD += vectors.T @ vectors
+            self._vectors = []
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """(mean_D, covariance_DD) with the unbiased divisor. Raises InputError with fewer than two vectors."""
-        if self.count < 2:
-            raise InputError(f"a Frechet distance needs at least 2 frames on each side, here are {self.count}")
-        mean = self.sum_D / self.count
-        return mean, (self.outer_DD - self.count * torch.outer(mean, mean)) / (self.count - 1)
+        """(mean_D, covariance_DD) with the unbiased divisor."""
+        self._check()
+        self._sum_up()
+        mean = self._sum_D / self.count
+        return mean, (self._outer_DD - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
     def distance(self, other: "GaussianFit") -> float:
-        """`gaussian_distance` of the two fits."""
-        return gaussian_distance(*self.moments(), *other.moments())
+        """Squared Frechet distance to another set. Raises InputError with fewer than two vectors on a side."""
+        x, y = self.vectors_ND, other.vectors_ND
+        if x is None or y is None:
+            return gaussian_distance(*self.moments(), *other.moments())
+        self._check()
+        other._check()
+        # With few vectors: S_x = A^T A, S_y = B^T B, and tr (S_x S_y)^(1/2) is the sum of singular values of A B^T.
+        a, b = ((v - v.mean(0)) / (len(v) - 1) ** 0.5 for v in (x, y))
+        trace = a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
+        return max(((x.mean(0) - y.mean(0)).square().sum() + trace).item(), 0.0)
+
+    def _check(self) -> None:
+        if self.count < 2:
+            raise InputError(f"a Frechet distance needs at least 2 frames on each side, here are {self.count}")
 
 
 def gaussian_distance(mean_x: Tensor, covariance_x: Tensor, mean_y: Tensor, covariance_y: Tensor) -> float:

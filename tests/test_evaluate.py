@@ -1,0 +1,136 @@
+"""Evaluation on the counting env, where a perfect model can be written down, and with a real model once."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recordings import record
+
+from envs.counting import CountingEnv, read_frame
+from envs.episodes import EpisodeReader
+from envs.errors import InputError
+from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
+from worldmodel.clips import Clips
+from worldmodel.evaluate import Settings, evaluate, joined, plan_windows, score_windows, summarise
+from worldmodel.features import feature_network
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return record(tmp_path_factory.mktemp("evaluate") / "data", episodes=3, steps=50)
+
+
+class CountingModel(torch.nn.Module):
+    """Knows the counting env: reads the last given frame and plays the actions after it. `blind`: ignores them."""
+
+    def __init__(self, blind: bool = False) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.blind = blind
+        self.cfg = SimpleNamespace(actions=5)
+        self.tokenizer = SimpleNamespace(encode=lambda frames: frames, decode=lambda tokens: tokens)
+        self.asked: list[dict[str, Any]] = []
+
+    def generate(self, frames, actions, *, steps=25, temperature=1.0, mode="one_pass", generator=None):
+        self.asked.append({"steps": steps, "mode": mode, "frames": tuple(frames.shape)})
+        films = []
+        for given, taken in zip(frames, actions[:, frames.shape[1] - 1 :].tolist(), strict=True):
+            env = CountingEnv()
+            env._step, _ = read_frame((given[-1].movedim(0, -1) * 255).byte().numpy())
+            shown = [env.step(np.int64(0 if self.blind else action))[0] for action in taken]
+            films.append(torch.from_numpy(np.stack(shown)).movedim(-1, 1) / 255)
+        return torch.stack(films)
+
+
+def test_a_model_that_knows_the_game_is_perfect_and_copying_is_not(data: str) -> None:
+    """Proves the alignment of frames, actions and steps: a shift by one would cost every figure here."""
+    model = CountingModel()
+    result = evaluate(model, [data], context=2, horizon=10, stride=20, steps=3, mode="autoregressive", distance=False)  # type: ignore[arg-type]
+    overall = result["overall"]
+    assert overall["windows"] == sum((len(episode.frames_THWC) - 12) // 20 + 1 for episode in EpisodeReader(data))
+    assert overall["episodes"] == 3
+    assert overall["prediction"]["by_step"]["psnr"] == [100.0] * 10
+    assert overall["prediction"]["one_step"] == pytest.approx({"psnr": 100, "ssim": 1, "moving_psnr": 100})
+    assert overall["reconstruction"] == pytest.approx({"psnr": 100, "ssim": 1, "moving_psnr": 100})
+    assert max(overall["copy"]["by_step"]["psnr"]) < 30
+    assert overall["copy"]["mean"]["moving_psnr"] < overall["copy"]["mean"]["psnr"]
+    assert result["games"] == {"Counting": overall}
+    assert all(asked["steps"] == 3 and asked["mode"] == "autoregressive" for asked in model.asked)
+    assert all(asked["frames"][1] == 2 for asked in model.asked)
+    delta = overall["delta_psnr"]
+    assert delta["t"] == 4
+    assert delta["low"] < delta["mean"] < delta["high"]
+    assert delta["mean"] > 30  # a random action is the true one in a fifth of the windows
+
+
+def test_copying_is_scored_against_each_predicted_frame(data: str, tmp_path: Path) -> None:
+    """The baseline's figures, computed by hand from the episodes."""
+    clips = Clips([data], tmp_path, length=12, stride=20, split=None)
+    expected = []
+    for number in range(len(clips)):
+        place, start = clips.locate(number)
+        episode = next(e for e in EpisodeReader(data) if e.session_id == clips.episodes[place].session_id)
+        frames = episode.frames_THWC[start : start + 12] / 255
+        expected.append([-10 * np.log10(((frames[2 + k] - frames[1]) ** 2).mean()) for k in range(10)])
+    result = evaluate(CountingModel(), [data], distance=False)  # type: ignore[arg-type]
+    assert result["overall"]["copy"]["by_step"]["psnr"] == pytest.approx(np.mean(expected, 0).tolist(), abs=1e-3)
+
+
+def test_a_model_that_ignores_actions_has_no_control(data: str) -> None:
+    result = evaluate(CountingModel(blind=True), [data], distance=False)  # type: ignore[arg-type]
+    assert result["overall"]["delta_psnr"]["mean"] == 0
+
+
+def test_figures_do_not_depend_on_how_windows_are_batched_or_joined(data: str, tmp_path: Path) -> None:
+    clips = Clips([data], tmp_path, length=6, stride=5, split=None)
+    network = feature_network()
+    settings = Settings(horizon=4, stride=5)
+    ids = plan_windows(clips, 7)["Counting"]
+    assert len(ids) == 7
+    model: Any = CountingModel(blind=True)
+    whole = summarise(score_windows(model, clips, ids, settings, network), settings)
+    parts = [score_windows(model, clips, part, settings, network) for part in (ids[:1], ids[1:5], ids[5:])]
+    split = summarise(joined(parts), settings)
+    assert split["prediction"]["distance"] == pytest.approx(whole["prediction"]["distance"], rel=1e-4)
+    for side in ("prediction", "copy"):
+        assert split[side]["by_step"]["psnr"] == pytest.approx(whole[side]["by_step"]["psnr"])
+        assert split[side]["distance"] > 0
+
+
+def test_distance_takes_in_the_same_frames_of_each_side_and_is_named(data: str) -> None:
+    result = evaluate(CountingModel(), [data], limit=3, distance_frames=12)  # type: ignore[arg-type]
+    assert result["distance_name"] == "FID-EfficientNetLite0"
+    assert result["overall"]["prediction"]["distance"] == pytest.approx(0, abs=1e-3)
+    assert result["overall"]["copy"]["distance"] > 0.1
+    without = evaluate(CountingModel(), [data], limit=3, distance=False)  # type: ignore[arg-type]
+    assert without["distance_name"] is None
+    assert without["overall"]["prediction"]["distance"] is None
+
+
+def test_a_real_model_is_measured_the_same_twice_and_the_result_is_written_whole(data: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GenieReduxG(Tokenizer(preset("debug")), Dynamics(preset("debug"))).eval()
+    options: dict[str, Any] = {"horizon": 4, "steps": 2, "limit": 2, "distance": False, "cache_dir": tmp_path / "cache"}
+    first = evaluate(model, [data], out=tmp_path / "result.json", **options)
+    assert json.loads((tmp_path / "result.json").read_text()) == first
+    assert evaluate(model, [data], **options) == first
+    assert len(first["overall"]["prediction"]["by_step"]["psnr"]) == 4
+    assert 0 < first["overall"]["prediction"]["mean"]["psnr"] < 60
+    assert first["settings"]["horizon"] == 4
+    one_split = evaluate(model, [data], split="val", **options)
+    assert one_split["overall"]["episodes"] == 1
+    assert one_split["overall"]["delta_psnr"]["low"] is None  # one episode gives no interval
+
+
+def test_bad_settings_and_short_episodes_are_refused(data: str) -> None:
+    model: Any = CountingModel()
+    with pytest.raises(InputError, match=r"no episode of Counting has the 202 frames"):
+        evaluate(model, [data], horizon=200, distance=False)
+    with pytest.raises(InputError, match="steps = 0"):
+        evaluate(model, [data], steps=0)
+    with pytest.raises(InputError, match="limit = 0"):
+        evaluate(model, [data], limit=0)
