@@ -34,7 +34,9 @@ class RunFolder:
     def __init__(self, path: Path | str, config: Any = None, *, resume: bool = False, resume_step: int = 0) -> None:
         self.path = Path(path)
         self.metrics_path = self.path / "metrics.jsonl"
-        recorded = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else (config or {})
+        recorded = config or {}
+        if dataclasses.is_dataclass(config) and not isinstance(config, type):
+            recorded = dataclasses.asdict(config)
         recorded = json.loads(json.dumps(recorded, default=str))
         if (self.path / "config.json").exists() and not resume:
             raise InputError(f"{self.path} already holds a run: give another --out, or --resume to continue it")

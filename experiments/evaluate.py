@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from experiments.common import check_folder, default_threads
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class Args:
     """MaskGIT steps for each group of frames. Default: the model's own number."""
     limit: int | None = None
     """At most this many windows of each game."""
+    inception: Path | None = None
+    """TorchScript file of Inception v3, for FID proper. Without it FID-EfficientNetLite0 is measured."""
     seed: int = 0
     """Seed of the sampling."""
     threads: int | None = None
@@ -60,9 +65,41 @@ def run(args: Args) -> None:
         stride=args.stride,
         mode=args.mode,
         limit=args.limit,
+        inception=args.inception,
         seed=args.seed,
         **options,
     )
     if args.out is not None:
         write_json_atomic(args.out, figures)
-    console.print(figures)
+    console.print(as_table(figures))
+
+
+def as_table(figures: dict[str, Any]) -> "Table":
+    """The figures of every game and of all, the model's beside those of copying the last given frame."""
+    from rich.table import Table
+
+    horizon = figures["settings"]["horizon"]
+    heads = ("1 step, dB", f"{horizon} steps, dB", "moving, dB", "SSIM", figures["distance_name"] or "distance")
+    table = Table("", "", "windows", "rebuilt, dB", *heads, "delta-PSNR, dB", box=None, header_style="bold")
+
+    def told(value: float | None, digits: int = 2) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    sets = {**figures["games"], **({"all": figures["overall"]} if len(figures["games"]) > 1 else {})}
+    for game, values in sets.items():
+        for side in ("prediction", "copy"):
+            of, mine = values[side], side == "prediction"
+            delta = values["delta_psnr"]
+            table.add_row(
+                game if mine else "",
+                "model" if mine else "copy",
+                str(values["windows"]) if mine else "",
+                told(values["reconstruction"]["psnr"]) if mine else "",
+                told(of["one_step"]["psnr"]),
+                told(of["mean"]["psnr"]),
+                told(of["mean"]["moving_psnr"]),
+                told(of["mean"]["ssim"], 3),
+                told(of["distance"], 1),
+                f"{told(delta['mean'])} [{told(delta['low'])}, {told(delta['high'])}]" if mine else "",
+            )
+    return table

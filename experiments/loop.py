@@ -287,7 +287,6 @@ def evaluate_models(job: Job) -> dict[str, Any]:
     """`evaluation/<model>-<test set>.json` for the three models on both halves of the test set."""
     import torch
 
-    from envs.files import write_json_atomic
     from worldmodel import GenieReduxG
     from worldmodel.evaluate import evaluate
 
@@ -299,7 +298,7 @@ def evaluate_models(job: Job) -> dict[str, Any]:
             path = job.out / f"{name}-{test}.json"
             if not path.exists():
                 data = [str(job.path(f"collect-test-{test}"))]
-                write_json_atomic(path, evaluate(model, data, seed=c.seed, **c.evaluate))
+                evaluate(model, data, seed=c.seed, cache_dir=job.context.root / "cache", out=path, **c.evaluate)
     return {}
 
 

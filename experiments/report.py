@@ -38,6 +38,7 @@ def build(root: Path, out: Path) -> list[str]:
     from envs.files import write_atomic
     from experiments import report_sections as sections
     from experiments.report_data import headline, read_measured, short_name
+    from experiments.report_training import training
     from experiments.screens import seen_by_game
 
     plan: dict[str, Any] = json.loads((root / "config.json").read_text())["pipeline"]
@@ -49,7 +50,7 @@ def build(root: Path, out: Path) -> list[str]:
         **sections.games(root, plan, measured),
         **sections.horizon(measured),
         **sections.screens(seen),
-        **sections.training(root, measured),
+        **training(root, measured),
         **sections.the_run(root, plan),
     }
     environment = jinja2.Environment(

@@ -117,11 +117,32 @@ def read_measured(evaluation: Path) -> Measured:
         }
     games = tuple(name for name in of["base"]["both"] if name != "all")
     horizon = len(of["base"]["both"]["all"].psnr)
-    return Measured(of, games, horizon, str(raw["distance_name"]))
+    return Measured(of, games, horizon, str(raw["distance_name"] or "Frechet distance"))
 
 
-def _figures(values: dict[str, Any], who: str) -> Figures:
-    raise NotImplementedError
+def _figures(values: dict[str, Any], side: str) -> Figures:
+    """One set of `worldmodel.evaluate.evaluate`; side: `prediction`, or `copy`, which has no actions and no tokens."""
+
+    def known(value: float | None) -> float:
+        return math.nan if value is None else value
+
+    by_step = values[side]["by_step"]
+    psnr, ssim, moving = (tuple(map(known, by_step[name])) for name in ("psnr", "ssim", "moving_psnr"))
+    distance = known(values[side]["distance"])
+    if side == "copy":
+        return Figures(values["windows"], psnr, ssim, moving, distance=distance)
+    delta = values["delta_psnr"]
+    return Figures(
+        values["windows"],
+        psnr,
+        ssim,
+        moving,
+        known(values["reconstruction"]["psnr"]),
+        distance,
+        known(delta["mean"]),
+        known(delta["low"]),
+        known(delta["high"]),
+    )
 
 
 def verdict(measured: Measured) -> list[str]:
@@ -182,7 +203,7 @@ def headline(measured: Measured) -> list[str]:
         f"One step ahead: {best.one_step:.1f} dB (copying {copy.one_step:.1f}), explored fine-tuning",
         f"{measured.horizon} steps ahead, mean: {best.whole:.1f} dB (copying {copy.whole:.1f}), "
         f"random fine-tuning {measured.get('random').whole:.1f}, base {measured.get('base').whole:.1f}",
-        f"Delta-PSNR: {best.delta:.2f} dB [{best.delta_low:.2f}, {best.delta_high:.2f}]",
+        f"Delta-PSNR: {best.delta:.2f} dB, 95 % interval {best.delta_low:.2f} to {best.delta_high:.2f}",
     ]
 
 
