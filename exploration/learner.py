@@ -80,8 +80,8 @@ class LossConfig:
     value_coeff: float = 1.0
     returns: str = "lambda"
     """lambda, or vtrace (off-policy corrected)."""
-    rho_clip: float = 0.0
-    """Largest weight of a step's policy gradient, pi / mu below it; 0 weighs every step 1 (the paper)."""
+    rho_clip: float = 1.0
+    """Largest weight of a step's policy gradient, pi / mu below it. 0 weighs every step 1, as published."""
     normalize_advantages: bool = False
     """Give the advantages of a batch mean 0 and deviation 1."""
 

@@ -116,7 +116,7 @@ PRESETS: dict[str, ExploreRecipe] = {
         batch_size=16,
         replay_capacity=20_000,
         lr=3e-4,
-        loss=LossConfig(gamma=0.95, rho_clip=1.0, normalize_advantages=True),
+        loss=LossConfig(gamma=0.95, normalize_advantages=True),
         epsilon_epochs=6,
         evaluate_every=4,
         evaluation_steps=80,

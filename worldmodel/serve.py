@@ -6,6 +6,7 @@ answers: `swap` tells every replica, and one that starts later reads which weigh
 
 import asyncio
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ class UncertaintyService:
         if threads:
             torch.set_num_threads(threads)
         self._options: dict[str, Any] = {"context": context, "steps": steps, "batch": batch}
-        self._device = device
-        self._model = load_model(newest_weights(app_name), device)
+        self._device, self._weights = device, newest_weights(app_name)
+        self._model = load_model(self._weights, device)
 
     async def entropies(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> NDArray[np.float32]:
         """Windows uint8 and their actions -> entropies (B, N) in [0, 1]."""
@@ -59,8 +60,12 @@ class UncertaintyService:
 
     async def load(self, path: str) -> str:
         """Swap in the weights of another folder; requests that are being answered keep the old ones."""
-        self._model = await asyncio.to_thread(load_model, path, self._device)
+        self._model, self._weights = await asyncio.to_thread(load_model, path, self._device), path
         return path
+
+    async def describe(self) -> dict[str, Any]:
+        """Process id, folder of the weights, torch threads: to find out who answers, and with what."""
+        return {"pid": os.getpid(), "weights": self._weights, "threads": torch.get_num_threads()}
 
 
 def _key(app_name: str) -> bytes:
@@ -134,6 +139,12 @@ def swap(app_name: str, model_path: Path | str) -> int:
         _set_newest_weights(app_name, old)
         handle.broadcast("load", old).results()
         raise InputError(f"{model_path}: the replicas cannot load it ({error.cause}); they keep {old}") from error
+
+
+def describe(app_name: str = APP_NAME) -> list[dict[str, Any]]:
+    """What each replica of a running app says of itself."""
+    answers: list[dict[str, Any]] = serve.get_app_handle(app_name).broadcast("describe").results()
+    return answers
 
 
 def stop(app_name: str = APP_NAME) -> None:
