@@ -27,6 +27,7 @@ __all__ = ["CollectSummary", "Session", "collect", "play_episode"]
 
 ATTEMPTS = 3
 COMMIT_SECONDS = 5.0
+NO_GAME = "no game given: name one or more, e.g. Airstriker-Genesis (`autoexplore catalog` lists them)"
 
 
 @dataclass
@@ -75,10 +76,13 @@ def collect(
     names = list(dict.fromkeys(_canonical(game) for game in games))
     summary = CollectSummary(skipped={game: "its ROM is not imported" for game in names if not _playable(game)})
     names = [game for game in names if game not in summary.skipped]
+    if not names:
+        missing = ", ".join([*list(summary.skipped)[:3], *["..."][: len(summary.skipped) > 3]])
+        raise InputError(
+            f"no ROM for {missing}: import yours with `python -m envs.roms FOLDER`" if missing else NO_GAME
+        )
     for game, reason in summary.skipped.items():
         console.print(f"{game} is left out: {reason}")
-    if not names:
-        raise InputError("none of the games can be played: import ROMs with `python -m envs.roms FOLDER`")
     sessions = [Session(game, playing, seed, episode) for game in names for episode in range(episodes)]
     with EpisodeWriter(out) as writer:
         writer.plan(((s.game, s.id) for s in sessions), f"{playing} seed {seed}", {"steps": steps})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments.common import RunArgs, check_games, ray_session
+from experiments.common import RunArgs, ray_session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +36,13 @@ def run(args: Args) -> None:
     from envs.errors import InputError
     from envs.runs import console
 
-    games = check_games(args.games)
     if args.out.exists() and any(args.out.iterdir()) and not args.resume:
         raise InputError(
             f"{args.out} already holds episodes: --resume completes the set, another --out begins a new one"
         )
     with ray_session(args.ray_address):
         done = collect(
-            games,
+            args.games,
             str(args.out),
             episodes=args.episodes,
             steps=args.steps,
@@ -53,7 +52,8 @@ def run(args: Args) -> None:
             epsilon=args.epsilon,
             temperature=args.temperature,
         )
-    rate = done.frames / max(done.seconds, 1e-9)
+    rate = done.played_frames / max(done.seconds, 1e-9)
     console.print(
-        f"{args.out}: {done.episodes} episodes, {done.frames:,} frames in {done.seconds:.0f} s ({rate:,.0f} a second)"
+        f"{args.out}: {done.episodes} episodes, {done.frames:,} frames; "
+        f"{done.played_frames:,} of them played now, in {done.seconds:.0f} s ({rate:,.0f} a second)"
     )

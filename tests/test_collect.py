@@ -139,8 +139,8 @@ def test_a_game_without_rom_is_left_out(ray_cluster: None, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("games", "options", "message"),
     [
-        (["SonicTheHedgehog-Genesis"], {}, "none of the games can be played"),
-        ([], {}, "none of the games can be played"),
+        (["SonicTheHedgehog-Genesis"], {}, "no ROM for SonicTheHedgehog-Genesis: import"),
+        ([], {}, "no game given"),
         (["Airstriker"], {}, "did you mean Airstriker-Genesis"),
         (["Counting"], {"episodes": 0}, "must be at least 1"),
         (["Counting"], {"steps": 0}, "must be at least 1"),

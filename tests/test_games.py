@@ -104,7 +104,7 @@ def test_reset_gives_the_same_frames_whatever_was_played_before() -> None:
 def test_every_playable_game_starts_and_obeys(game: str) -> None:
     """The first screen is drawn, and what is pressed makes a difference soon: no game waits for START.
 
-    CrazyClimber plays a tune for 80 steps first; the others obey within 20.
+    Seven of them play a tune or an intro first, CrazyClimber the longest, of 80 steps.
     """
     env = envs.make(game)
     try:
