@@ -1,0 +1,201 @@
+"""The reward service: the numbers of the in-process scorer, live weights, a killed replica, answers that never come."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from envs.errors import InputError
+from exploration.algorithm import AutoExploreConfig
+from exploration.reward import uncertainty_reward
+from exploration.scorers import LocalScorer, ScoringError, ServeScorer
+
+WINDOWS = 40
+
+
+def windows(count: int = WINDOWS, seed: int = 0):
+    generator = np.random.default_rng(seed)
+    frames_B5HWC = generator.integers(0, 256, (count, 5, 64, 64, 3), dtype=np.uint8)
+    return frames_B5HWC, generator.integers(0, 5, (count, 4))
+
+
+@pytest.fixture(scope="module")
+def app(ray_cluster, tiny_world):
+    from worldmodel import serve
+
+    name = serve.run(tiny_world, app_name="reward-under-test", num_cpus=0.5)
+    yield name
+    serve.stop(name)
+
+
+@pytest.fixture(scope="module")
+def other_world(tmp_path_factory):
+    """Another model of the same size."""
+    import worldmodel
+
+    torch.manual_seed(1)
+    config = worldmodel.preset("debug")
+    folder = tmp_path_factory.mktemp("world") / "other"
+    worldmodel.GenieReduxG(worldmodel.Tokenizer(config), worldmodel.Dynamics(config)).save(folder)
+    return folder
+
+
+def test_serve_and_in_process_give_the_same_numbers(app, tiny_world):
+    frames_B5HWC, actions_B4 = windows()
+    local = LocalScorer(tiny_world).entropies(frames_B5HWC, actions_B4)
+    assert local.dtype == np.float32
+    assert local.min() >= 0
+    assert local.max() <= 1
+    # One request, several requests that end in the middle of a batch, and windows that are views of one film.
+    for size in (256, 7):
+        served = ServeScorer(app, windows=size).entropies(frames_B5HWC, actions_B4)
+        np.testing.assert_allclose(served, local, atol=1e-5)
+    film = np.lib.stride_tricks.sliding_window_view(frames_B5HWC[:, 0], 5, axis=0)
+    views_B5HWC = np.moveaxis(film, -1, 1)
+    served = ServeScorer(app).entropies(views_B5HWC, actions_B4[: len(views_B5HWC)])
+    np.testing.assert_allclose(
+        served, LocalScorer(tiny_world).entropies(views_B5HWC, actions_B4[: len(views_B5HWC)]), atol=1e-5
+    )
+
+
+def test_weights_are_swapped_while_it_answers(app, tiny_world, other_world):
+    from worldmodel import serve
+
+    frames_B5HWC, actions_B4 = windows()
+    old, new = (LocalScorer(path).entropies(frames_B5HWC, actions_B4) for path in (tiny_world, other_world))
+    assert not np.allclose(old, new, atol=1e-3)
+    answers, stop = [], threading.Event()
+
+    def ask():
+        scorer = ServeScorer(app, retries=0)
+        while not stop.is_set():
+            answers.append(scorer.entropies(frames_B5HWC, actions_B4))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        while not answers:
+            time.sleep(0.01)
+        started = time.monotonic()
+        assert serve.swap(app, other_world) == 1
+        assert time.monotonic() - started < 5
+        answered = len(answers)
+        while len(answers) < answered + 3:
+            time.sleep(0.01)
+    finally:
+        stop.set()
+        asking.join()
+    kinds = ["old" if np.allclose(answer, old, atol=1e-5) else "new" for answer in answers]
+    np.testing.assert_allclose(answers[-1], new, atol=1e-5)
+    assert kinds == sorted(kinds, reverse=True), "first old, then new, nothing in between and nothing lost"
+
+    # Weights that cannot be loaded change nothing.
+    broken = other_world.parent / "broken"
+    broken.mkdir(exist_ok=True)
+    (broken / "manifest.json").write_text("{}")
+    for path in (broken, other_world / "nowhere"):
+        with pytest.raises(InputError, match=path.name):
+            serve.swap(app, path)
+    np.testing.assert_allclose(ServeScorer(app).entropies(frames_B5HWC, actions_B4), new, atol=1e-5)
+    serve.swap(app, tiny_world)
+
+
+class Answer:
+    """Stands in for a response of the service."""
+
+    def __init__(self, value):
+        self.value, self.cancelled = value, False
+
+    def result(self, timeout_s):
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+    def cancel(self):
+        self.cancelled = True
+
+
+@pytest.mark.parametrize("bad", [TimeoutError(), np.full((2, 8), np.nan, np.float32)])
+def test_late_and_broken_answers_become_errors_not_rewards(bad):
+    scorer = ServeScorer("nobody")
+    given: list[Answer] = []
+
+    def remote(frames_B5HWC, actions_B4):
+        given.append(Answer(bad))
+        return given[-1]
+
+    scorer._handle = SimpleNamespace(entropies=SimpleNamespace(remote=remote))
+    with pytest.raises(ScoringError):
+        scorer.entropies(*windows(2))
+    if isinstance(bad, TimeoutError):
+        assert len(given) == 2, "asked twice"
+        assert all(answer.cancelled for answer in given), "what is late is called off"
+    else:
+        assert len(given) == 1, "an answer that is wrong would be wrong again"
+
+
+class Served:
+    """Makes the scorer of a runner."""
+
+    def __init__(self, app):
+        self.app = app
+
+    def __call__(self):
+        return ServeScorer(self.app, windows=64)
+
+
+def test_training_goes_on_when_the_replica_is_killed(app, other_world, tiny_world):
+    """Its requests are asked again, of a replica that starts with the newest weights; every reward is the true one."""
+    from worldmodel import serve
+
+    config = AutoExploreConfig().exploring(games=["Counting"], scorer=Served(app), max_steps=300)
+    config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
+    config.training(steps_per_epoch=200, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), units=8)
+    algorithm = config.debugging(log_level="ERROR").build_algo()
+    serve.swap(app, other_world)
+    (replica,) = serve.describe(app)
+    # In the middle of the scoring: the first answers may have come, the last have not.
+    killer = threading.Thread(target=_kill_when_busy, args=(replica["pid"],))
+    killer.start()
+    try:
+        result = algorithm.train()
+        stretches = list(algorithm.replay._stretches)
+    finally:
+        killer.join()
+        algorithm.stop()
+    assert result["env_runners"]["fragments_dropped"] == 0
+    assert sum(map(len, stretches)) == 400
+    (now,) = serve.describe(app)
+    assert now["pid"] != replica["pid"]
+    local = LocalScorer(other_world)
+    for stretch in stretches:
+        frames = np.lib.stride_tricks.sliding_window_view(stretch.frames_THWC, 5, axis=0)
+        actions = np.lib.stride_tricks.sliding_window_view(stretch.actions_T, 4)
+        expected = uncertainty_reward(local.entropies(np.moveaxis(frames, -1, 1), actions))
+        np.testing.assert_allclose(stretch.rewards_T[3:], expected, atol=1e-5)
+    serve.swap(app, tiny_world)
+
+
+def _kill_when_busy(pid: int) -> None:
+    """SIGKILL a process as soon as it has worked for a moment."""
+
+    def ticks() -> int:
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+
+    busy = ticks()
+    while ticks() < busy + 0.3 * os.sysconf("SC_CLK_TCK"):
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_bad_model_folder_is_one_line(ray_cluster, tmp_path):
+    from worldmodel import serve
+
+    with pytest.raises(InputError, match="no world model"):
+        serve.run(tmp_path)
