@@ -2,10 +2,15 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,8 @@ CONFIG = preset("debug")
 # Codes that are re-seeded are drawn with a rank's own noise: left out where one and two workers are compared.
 STEADY = dataclasses.replace(CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, reseed_below=0.0))
 SHORT = recipe("tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2)
+# As many windows as the run draws: its tokens are stored.
+DYNAMICS = dataclasses.replace(SHORT, clip_stride=8)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,8 @@ def tokenizer_run(data: str) -> Path:
 @pytest.fixture(scope="module")
 def dynamics_run(data: str, tokenizer_run: Path) -> Path:
     out = Path(data).parent / "dynamics"
-    train("dynamics", config=CONFIG, recipe=SHORT, data=[data], out=out, tokenizer=tokenizer_run)
+    train("dynamics", config=CONFIG, recipe=DYNAMICS, data=[data], out=out, tokenizer=tokenizer_run)
+    assert list((out.parent / "cache").glob("tokens-*.npy"))
     return out
 
 
@@ -73,8 +81,10 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     shutil.rmtree(resumed / "checkpoints/step-00000008")
     torch.manual_seed(99)  # what else the process drew must not matter
     np.random.seed(99)
-    options: dict[str, Any] = {"tokenizer": tokenizer_run} if component == "dynamics" else {}
-    newest = train(component, config=CONFIG, recipe=SHORT, data=[data], out=resumed, resume=True, **options)
+    options: dict[str, Any] = {"recipe": SHORT}
+    if component == "dynamics":
+        options = {"recipe": DYNAMICS, "tokenizer": tokenizer_run}
+    newest = train(component, config=CONFIG, data=[data], out=resumed, resume=True, **options)
     assert newest == resumed / "checkpoints/step-00000008"
     assert_same_checkpoint(resumed, straight)
     logged = [[row["step"] for row in read_metrics(run) if "train/loss" in row] for run in (resumed, straight)]
@@ -133,31 +143,53 @@ def test_killed_and_interrupted_runs_go_on_to_what_an_undisturbed_one_reaches(
         assert steps == [2, 4, 6, 8]
 
 
-def test_two_gloo_workers_learn_what_one_process_learns(
+def descendants(pid: int) -> Iterator[int]:
+    """Processes that this one, or one of its descendants, started."""
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, file.read_text().split()):
+            yield child
+            yield from descendants(child)
+
+
+def kill_a_worker_after(step: int, run: Path) -> None:
+    while not any(row["step"] >= step for row in read_metrics(run)):
+        time.sleep(0.02)
+    for pid in descendants(os.getpid()):
+        if "RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_text():
+            os.kill(pid, signal.SIGKILL)
+            return
+
+
+def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
     ray_cluster: None, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Same batches, averaged gradients and code statistics: the same weights but for the order of additions.
 
-    The run on two workers begins with two steps of one process, so that resuming with other workers is tested too.
+    The two continue what one process began, and after one of them is killed, two new ones go on from its checkpoint.
     """
-    settings = recipe("tokenizer", "debug", iterations=6, batch_size=4, log_every=2, checkpoint_every=2, keep_last=9)
+    settings = recipe("tokenizer", "debug", iterations=16, batch_size=4, log_every=1, checkpoint_every=2, keep_last=99)
     options: dict[str, Any] = {"config": STEADY, "recipe": settings, "data": [data], "cache_dir": tmp_path / "cache"}
     train("tokenizer", out=tmp_path / "one", **options)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    for step in (4, 6):
+    for step in range(4, 17, 2):
         shutil.rmtree(tmp_path / f"two/checkpoints/step-{step:08d}")
+    (tmp_path / "two/metrics.jsonl").write_text("")
+    killer = threading.Thread(target=kill_a_worker_after, args=(5, tmp_path / "two"))
+    killer.start()
     train("tokenizer", out=tmp_path / "two", workers=2, resume=True, **options)
+    killer.join()
+    assert "a training worker died: going on from step-000000" in capfd.readouterr().out
     one, two = (checkpoint.open_checkpoint(tmp_path / name) for name in ("one", "two"))
     assert one.state["data"] == two.state["data"]
     assert one.weights().keys() == two.weights().keys()
     for name, value in one.weights().items():
-        torch.testing.assert_close(two.weights()[name], value, atol=2e-5, rtol=1e-3, msg=name)
+        torch.testing.assert_close(two.weights()[name], value, atol=1e-4, rtol=1e-3, msg=name)
     logs = [read_metrics(tmp_path / name) for name in ("one", "two")]
     rows = [{row["step"]: row for row in log if "train/loss" in row} for log in logs]
-    assert list(rows[0]) == list(rows[1]) == [2, 4, 6]
-    for step in (4, 6):
+    assert [row["step"] for row in logs[1] if "train/loss" in row] == list(range(3, 17))
+    for step, row in rows[1].items():
         for name in ("train/loss", "train/grad_norm", "train/lr", "train/perplexity", "train/epoch"):
-            assert rows[1][step][name] == pytest.approx(rows[0][step][name], rel=1e-3), (step, name)
+            assert row[name] == pytest.approx(rows[0][step][name], rel=1e-3), (step, name)
     checks = [[row for row in log if "validation/psnr" in row] for log in logs]
     assert checks[1][-1]["validation/psnr"] == pytest.approx(checks[0][-1]["validation/psnr"], rel=1e-3)
 
@@ -264,6 +296,24 @@ def test_cached_tokens_are_those_of_encoding_now_and_are_computed_once(
         tokenizer.to_code.weight.add_(1)
     cache_tokens(tokenizer, clips, tmp_path)
     assert len(list(tmp_path.glob("tokens-*.npy"))) == 2
+
+
+def test_processes_that_share_the_encoding_store_what_one_alone_does(
+    data: str, tokenizer_run: Path, tmp_path: Path
+) -> None:
+    tokenizer = checkpoint.load_tokenizer(tokenizer_run)
+    clips = Clips([data], tmp_path, length=6, stride=4)
+    alone = cache_tokens(tokenizer, clips, tmp_path / "alone")
+    barrier = threading.Barrier(3)
+    options: dict[str, Any] = {"parts": 3, "barrier": barrier.wait, "batch_size": 4}
+    with ThreadPoolExecutor(3) as pool:
+        shared = list(
+            pool.map(lambda part: cache_tokens(tokenizer, clips, tmp_path / "b", part=part, **options), range(3))
+        )
+    ids = np.arange(len(clips))
+    for tokens in shared:
+        assert torch.equal(tokens.batch(ids).tokens_BThw, alone.batch(ids).tokens_BThw)
+    assert [file.suffix for file in (tmp_path / "b").iterdir()] == [".npy"]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_the_batch(

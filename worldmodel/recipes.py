@@ -42,7 +42,8 @@ class TrainConfig:
     precision: str = "bf16"
     """bf16 (autocast, weights stay fp32) or fp32."""
     token_cache: bool = True
-    """Dynamics: encode every window once and train on the stored tokens; otherwise encode in each step."""
+    """Dynamics: encode every window once and train on the stored tokens, where the run is long enough to see each
+    window once on average. Shorter runs, or False: encode in each step."""
     log_every: int = 50
     """Steps between lines of metrics."""
     validate_every: int = 1_000

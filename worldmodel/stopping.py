@@ -34,7 +34,8 @@ class Interrupt:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        console.print("stopping after this step, with a checkpoint; press Ctrl+C again to stop at once without one")
+        line = "stopping after this step, with a checkpoint; press Ctrl+C again to stop at once without one"
+        console.print(line, soft_wrap=True)
 
 
 class StopFile:

@@ -8,6 +8,7 @@ The run's folder holds config.json, metrics.jsonl, tensorboard/ and checkpoints/
 
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,7 +139,8 @@ def open_data(
         for split in ("train", "val")
     )
     windows: Clips | TokenClips = train
-    if isinstance(objective, DynamicsObjective) and recipe.token_cache:
+    pays = recipe.token_cache and recipe.iterations * recipe.batch_size >= len(train)
+    if isinstance(objective, DynamicsObjective) and pays:
         windows = cache_tokens(
             objective.tokenizer,
             train,
@@ -197,7 +199,10 @@ def _fit(job: Job, workers: int, stop: "Interrupt | None" = None) -> bool:
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(workers) and gpus >= workers),
         run_config=RunConfig(name=f"{job.component}-{os.getpid()}", storage_path=str(job.out / "ray")),
     )
-    return bool(trainer.fit().return_value)  # type: ignore[attr-defined]
+    try:
+        return bool(trainer.fit().return_value)  # type: ignore[attr-defined]
+    finally:
+        shutil.rmtree(job.out / "ray", ignore_errors=True)
 
 
 def _fit_here(job: Job) -> bool:
@@ -229,14 +234,15 @@ def _fit_on_workers(job: Job, workers: int) -> bool:
                 raise
             newest = checkpoint.newest_checkpoint(job.out)
             start = newest.name if newest else "the start"
-            console.print(f"a training worker died: going on from {start} with new ones ({restart + 1} of {RESTARTS})")
+            line = f"a training worker died: going on from {start} with new ones ({restart + 1} of {RESTARTS})"
+            console.print(line, soft_wrap=True)
     raise AssertionError("unreachable")
 
 
-def _own_error(failure: BaseException | None) -> Exception | None:
-    """The InputError or NonFiniteLoss that a worker raised, out of what Ray wrapped it in."""
+def _own_error(failure: BaseException | None) -> InputError | None:
+    """The InputError that a worker raised, out of what Ray wrapped it in."""
     while failure is not None:
-        if isinstance(failure, InputError | NonFiniteLoss):
+        if isinstance(failure, InputError):
             return failure
         failure = getattr(failure, "_base_exc", None) or failure.__cause__
     return None

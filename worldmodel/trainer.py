@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from envs.errors import InputError
 from envs.runs import RunFolder, progress
 from worldmodel import checkpoint
 from worldmodel.clips import ClipBatch, ClipLoader, Clips
@@ -27,7 +28,7 @@ _SHOWN = ("train/loss", "train/psnr", "train/accuracy", "validation/loss", "vali
 """What stands beside the progress bar."""
 
 
-class NonFiniteLoss(FloatingPointError):
+class NonFiniteLoss(InputError):
     """A loss or gradient was infinite or not a number: no optimizer step was made of it, and nothing was saved."""
 
 
