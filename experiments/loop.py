@@ -243,7 +243,7 @@ def train_component(
     checkpoint = train(
         component,
         config=preset(c.preset),
-        recipe=recipe(component, c.preset, seed=c.seed, threads=default_threads(), **changes),
+        recipe=recipe(component, c.preset, seed=c.seed, threads=c.threads or default_threads(), **changes),
         data=[str(job.path(name)) for name in data],
         out=job.out,
         resume=job.resume,
@@ -291,7 +291,7 @@ def evaluate_models(job: Job) -> dict[str, Any]:
     from worldmodel.evaluate import evaluate
 
     c: Plan = job.plan
-    torch.set_num_threads(default_threads())
+    torch.set_num_threads(c.threads or default_threads())
     for name in MODELS:
         model = GenieReduxG.load(job.path(f"model-{name}"))
         for test in TEST_SETS:

@@ -31,6 +31,8 @@ class Plan:
     """Share of random actions mixed into the explorer's own when it collects."""
     workers: int = 2
     """Emulator processes that collect."""
+    threads: int = 0
+    """Torch threads of training and evaluation; 0 for as many as there are cores."""
     tokenizer: dict[str, Any] = field(default_factory=dict)
     """Changes to the preset's recipe of the tokenizer's training."""
     dynamics: dict[str, Any] = field(default_factory=dict)
@@ -62,8 +64,9 @@ PLANS: dict[str, Plan] = {
         explored_steps=60,
         explored_epsilon=0.1,
         explore={"runners": 1, "envs_per_runner": 2},
+        threads=1,
         scorer="local",
-        evaluate={"horizon": 4, "limit": 2, "steps": 2, "mode": "autoregressive"},
+        evaluate={"horizon": 4, "limit": 2, "steps": 2, "mode": "autoregressive", "distance_frames": 4},
         expected_seconds=90.0,
     ),
     "cpu": Plan(

@@ -181,11 +181,13 @@ def _control(measured: Measured) -> str:
     parts = []
     for model in MODELS:
         figures = measured.get(model)
-        parts.append(f"{figures.delta:.2f} dB [{figures.delta_low:.2f}, {figures.delta_high:.2f}] ({model})")
+        parts.append(f"{MODEL_NAMES[model].lower()} {figures.delta:.2f} dB{interval_words(figures)}")
     sure = [model for model in MODELS if measured.get(model).delta_low > 0]
-    told = {0: "of none of them is it surely above zero", len(MODELS): "it is surely above zero for all three"}
-    words = told.get(len(sure), f"it is surely above zero for {' and '.join(sure)} only")
-    return f"How much the true actions help over random ones (delta-PSNR, 95 % interval): {', '.join(parts)}: {words}."
+    told = {0: "it is surely above zero for none of them", len(MODELS): "it is surely above zero for all three"}
+    words = told.get(
+        len(sure), f"it is surely above zero for {' and '.join(MODEL_NAMES[model].lower() for model in sure)} only"
+    )
+    return f"How much the true actions help over random ones (delta-PSNR): {', '.join(parts)}; {words}."
 
 
 def _signed(value: float) -> str:
@@ -203,8 +205,15 @@ def headline(measured: Measured) -> list[str]:
         f"One step ahead: {best.one_step:.1f} dB (copying {copy.one_step:.1f}), explored fine-tuning",
         f"{measured.horizon} steps ahead, mean: {best.whole:.1f} dB (copying {copy.whole:.1f}), "
         f"random fine-tuning {measured.get('random').whole:.1f}, base {measured.get('base').whole:.1f}",
-        f"Delta-PSNR: {best.delta:.2f} dB, 95 % interval {best.delta_low:.2f} to {best.delta_high:.2f}",
+        f"Delta-PSNR: {best.delta:.2f} dB{interval_words(best)}",
     ]
+
+
+def interval_words(figures: Figures) -> str:
+    """The interval of delta-PSNR; nothing where too few episodes leave it unknown."""
+    if not math.isfinite(figures.delta_low):
+        return ""
+    return f" (95 % interval {figures.delta_low:.2f} to {figures.delta_high:.2f})"
 
 
 def short_name(game: str) -> str:

@@ -44,3 +44,15 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "model"
     worldmodel.GenieReduxG(worldmodel.Tokenizer(config), worldmodel.Dynamics(config)).save(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A whole pipeline of preset debug: its folder, and what it printed. Nobody may change the folder."""
+    from envs.runs import console
+    from experiments import pipeline
+
+    folder = tmp_path_factory.mktemp("pipeline") / "run"
+    with console.capture() as printed:
+        pipeline.run(pipeline.Args(out=folder, preset="debug"))
+    return folder, printed.get()
