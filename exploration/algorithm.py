@@ -37,6 +37,8 @@ from exploration.scorers import Scorer
 from exploration.vector import check_places
 
 GAMES_ENV = "autoexplore-games"
+SAMPLE_TIMEOUT_S = 900.0
+"""How long an epoch waits for a runner that is alive."""
 PATIENCE_S = 120.0
 """How long an epoch waits for any runner to come back."""
 
@@ -53,6 +55,7 @@ class AutoExploreConfig(AlgorithmConfig):
     gamma: Any
     seed: Any
     callbacks_class: Any
+    sample_timeout_s: Any
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or AutoExplore)
@@ -85,6 +88,8 @@ class AutoExploreConfig(AlgorithmConfig):
         self.evaluation_config = {"explore": False, "top_fraction": TOP_FRACTION}
         self.restart_failed_env_runners = self.restart_failed_sub_environments = True
         self.delay_between_env_runner_restarts_s = 1.0
+        # RLlib would throw away what a runner brings after a minute; an epoch with its rewards may take longer.
+        self.sample_timeout_s = self.evaluation_sample_timeout_s = SAMPLE_TIMEOUT_S
 
     def exploring(
         self,

@@ -60,6 +60,8 @@ class ExploreRecipe:
     """Share of a frame's tokens, the most uncertain, whose mean entropy is the reward."""
     maskgit_steps: int = 1
     """Passes of the world model for one reward."""
+    replicas: int = 2
+    """Copies of the world model that answer, where the scorer is "serve"."""
     evaluate_every: int = 5
     """Epochs between evaluations; there is always one at the end."""
     evaluation_steps: int = 200
@@ -69,7 +71,15 @@ class ExploreRecipe:
 
     def __post_init__(self) -> None:
         counts = ("epochs", "envs_per_runner", "steps", "max_steps", "updates", "batch_size", "segment")
-        for name in (*counts, "replay_capacity", "evaluate_every", "evaluation_steps", "keep_last", "maskgit_steps"):
+        for name in (
+            *counts,
+            "replay_capacity",
+            "evaluate_every",
+            "evaluation_steps",
+            "keep_last",
+            "maskgit_steps",
+            "replicas",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)}: must be 1 or more")
         for name in ("runners", "burn_in", "epsilon_epochs"):

@@ -55,7 +55,8 @@ def explore(
     if scorer not in SCORERS:
         raise InputError(f"scorer {scorer!r} is not known: choose one of {', '.join(SCORERS)}")
     out = Path(out)
-    epoch, state, about = _start(out, resume)
+    identity = {"games": names, "network": json.loads(json.dumps(dataclasses.asdict(plan.network)))}
+    epoch, state, about = _start(out, resume, identity)
     if epoch >= plan.epochs:
         return out / "best"
     config = {"games": names, "model": str(model_path), "scorer": scorer, "seed": seed, **dataclasses.asdict(plan)}
@@ -110,19 +111,26 @@ def _scorer(name: str, model_path: Path | str, plan: ExploreRecipe) -> Iterator[
         return
     from worldmodel import serve
 
-    app_name = serve.run(model_path, steps=plan.maskgit_steps)
+    app_name = serve.run(model_path, steps=plan.maskgit_steps, replicas=plan.replicas)
     try:
         yield partial(ServeScorer, app_name)
     finally:
         serve.stop(app_name)
 
 
-def _start(out: Path, resume: bool) -> tuple[int, dict[str, Any] | None, dict[str, Any]]:
-    """(epochs done, state, about) of the newest checkpoint, or of a run's beginning."""
+def _start(out: Path, resume: bool, identity: dict[str, Any]) -> tuple[int, dict[str, Any] | None, dict[str, Any]]:
+    """(epochs done, state, about) of the newest checkpoint, or of a run's beginning.
+
+    Raises InputError where the checkpoint is of other games or of another network: neither can go on.
+    """
     complete = complete_checkpoints(out) if resume else []
     if not complete:
-        return 0, None, {"best_return": None, "env_steps": 0}
-    return load_checkpoint(complete[-1])
+        return 0, None, {"best_return": None, "env_steps": 0, **identity}
+    epoch, state, about = load_checkpoint(complete[-1])
+    for name, asked in identity.items():
+        if about[name] != asked:
+            raise InputError(f"{out} was started with {name} {about[name]}, not {asked}: resume it as it was started")
+    return epoch, state, about
 
 
 class _Run:

@@ -71,8 +71,12 @@ class LocalScorer:
 class ServeScorer:
     """The app that `worldmodel.serve.run` started: requests of some windows each, all of them in flight at once."""
 
-    def __init__(self, app_name: str, *, windows: int = 128, timeout_s: float = 60.0, retries: int = 1) -> None:
-        """`windows`: in one request; `timeout_s`: for one answer; `retries`: of a request that failed."""
+    def __init__(self, app_name: str, *, windows: int = 64, timeout_s: float = 300.0, retries: int = 1) -> None:
+        """`windows`: in one request; `timeout_s`: for one answer; `retries`: of a request that failed.
+
+        All requests of all runners wait for their turn, so the time-out is that of a queue, not of a calculation. A
+        replica that dies is noticed at once, whatever the time-out.
+        """
         self._app_name, self._windows, self._timeout_s, self._retries = app_name, windows, timeout_s, retries
         self._handle: Any = None
 

@@ -387,6 +387,9 @@ def test_a_run_leaves_an_agent_that_plays_and_goes_on_where_it_was(ray_cluster, 
     assert [path.name for path in checkpoints] == ["step-00000002", "step-00000003"]
     assert explore(GAMES, tiny_world, out, epochs=3, resume=True, **small) == best, "finished: nothing to do"
     load_policy(checkpoints[-1])
+    for other in ({"games": GAMES[:1]}, {"preset": "cpu"}):
+        with pytest.raises(InputError, match="resume it as it was started"):
+            explore(**{"games": GAMES, "model_path": tiny_world, "out": out, "resume": True, **small, **other})
     (checkpoints[-1] / "arrays.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match="sha256"):
         load_checkpoint(checkpoints[-1])
