@@ -27,7 +27,6 @@ __all__ = ["CollectSummary", "Session", "collect", "play_episode"]
 
 ATTEMPTS = 3
 COMMIT_SECONDS = 5.0
-NO_GAME = "no game given: name one or more, e.g. Airstriker-Genesis (`autoexplore catalog` lists them)"
 
 
 @dataclass
@@ -73,16 +72,8 @@ def collect(
         raise InputError(f"episodes {episodes}, steps {steps} and workers {workers} must be at least 1")
     started = time.monotonic()
     playing = policy_id(policy, epsilon=epsilon, temperature=temperature)
-    names = list(dict.fromkeys(_canonical(game) for game in games))
-    summary = CollectSummary(skipped={game: "its ROM is not imported" for game in names if not _playable(game)})
-    names = [game for game in names if game not in summary.skipped]
-    if not names:
-        missing = ", ".join([*list(summary.skipped)[:3], *["..."][: len(summary.skipped) > 3]])
-        raise InputError(
-            f"no ROM for {missing}: import yours with `python -m envs.roms FOLDER`" if missing else NO_GAME
-        )
-    for game, reason in summary.skipped.items():
-        console.print(f"{game} is left out: {reason}")
+    names, skipped = _playable(games)
+    summary = CollectSummary(skipped=skipped)
     sessions = [Session(game, playing, seed, episode) for game in names for episode in range(episodes)]
     with EpisodeWriter(out) as writer:
         writer.plan(((s.game, s.id) for s in sessions), f"{playing} seed {seed}", {"steps": steps})
@@ -93,7 +84,7 @@ def collect(
         # Validation sessions first: a run that is cut short can still be evaluated.
         open_sessions.sort(key=lambda s: (names.index(s.game), not writer.is_validation(s.game, s.id), s.episode))
         if open_sessions:
-            options = (str(writer.root.resolve()), policy, epsilon, temperature, steps)
+            options = (str(writer.root.resolve()), _absolute(policy), epsilon, temperature, steps)
             with _connected(workers), _bar(len(sessions), len(open_sessions), progress) as bar:
                 _Crew(writer, options, min(workers, len(open_sessions)), summary, bar).play(open_sessions)
         wanted = {session.id for session in sessions}
@@ -213,9 +204,25 @@ def _bar(total: int, left: int, shown: bool) -> Iterator[Bar | None]:
         yield bar
 
 
-def _canonical(game: str) -> str:
-    return COUNTING if game.removesuffix("-v0") == COUNTING else catalog.canonical(game)
+def _playable(games: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The games that can be played, under their canonical names and each once, and the others with the reason.
+
+    Raises InputError for a name that no game has, and where no game is left.
+    """
+    if not games:
+        raise InputError("no game given: name one or more, e.g. Airstriker-Genesis (`autoexplore catalog` lists them)")
+    known = [COUNTING if game.removesuffix("-v0") == COUNTING else catalog.canonical(game) for game in games]
+    names = [game for game in dict.fromkeys(known) if game == COUNTING or catalog.has_rom(game)]
+    skipped = {game: "its ROM is not imported" for game in known if game not in names}
+    if not names:
+        some = ", ".join(list(skipped)[:3]) + (", ..." if len(skipped) > 3 else "")
+        raise InputError(f"no ROM for {some}: import yours with `python -m envs.roms FOLDER`")
+    for game, reason in skipped.items():
+        console.print(f"{game} is left out: {reason}")
+    return names, skipped
 
 
-def _playable(game: str) -> bool:
-    return game == COUNTING or catalog.has_rom(game)
+def _absolute(policy: str) -> str:
+    """A checkpoint's folder as an actor finds it, which may run in another folder."""
+    kind, _, path = policy.partition(":")
+    return f"{kind}:{Path(path).resolve()}" if path else policy

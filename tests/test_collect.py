@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 
 import envs.collect
 from envs.collect import CollectSummary, Session, collect, play_episode
 from envs.counting import CountingEnv, read_frame
 from envs.episodes import EpisodeReader, EpisodeWriter
 from envs.errors import InputError
-from envs.player import Player, RandomPolicy, policy_id
+from envs.player import GameError, Player, RandomPolicy, policy_id
 from envs.retro import RetroGame
+from exploration.policy import CnnLstm, PolicyConfig, save_policy
 
 # Actors cannot import a test file: what this one gives them travels along.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -184,6 +186,23 @@ def test_an_agent_is_named_by_its_weights(tmp_path: Path) -> None:
     assert policy_id(f"checkpoint:{tmp_path / 'a'}", epsilon=0.2, temperature=1.0) != names[0]
 
 
+def test_an_agent_plays_the_same_whatever_the_workers(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    save_policy(tmp_path / "agent", CnnLstm(PolicyConfig(channels=(4, 4), units=8)))
+    monkeypatch.chdir(tmp_path)
+    for folder, workers in (("one", 1), ("two", 2)):
+        run([ATARI], tmp_path / folder, policy="checkpoint:agent", workers=workers, epsilon=0.1, steps=20)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    played = list(EpisodeReader(tmp_path / "one"))
+    assert {item.policy_id for item in played} == {policy_id("checkpoint:agent", epsilon=0.1, temperature=1.0)}
+    assert len({tuple(item.actions) for item in played}) == 3
+    (tmp_path / "agent" / "module.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="damaged policy"):
+        run([ATARI], tmp_path / "three", policy="checkpoint:agent")
+
+
 def test_a_killed_player_is_replaced_and_its_episode_played_again(undisturbed: Path, tmp_path: Path) -> None:
     """SIGKILL to one actor after the other while they play; the set is the same as without."""
     done = threading.Event()
@@ -207,23 +226,23 @@ def test_a_killed_player_is_replaced_and_its_episode_played_again(undisturbed: P
     assert tree(tmp_path) == tree(undisturbed)
 
 
-def test_a_game_whose_players_always_die_is_set_aside(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_game_that_breaks_is_set_aside(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(envs.collect, "Player", _DyingPlayer)
-    summary = run(["Counting", ATARI], tmp_path, workers=1)
-    assert summary.skipped == {ATARI: "its player died 3 times in episode 0"}
+    summary = run([ATARI, GAME, "Counting"], tmp_path, workers=1)
+    assert summary.skipped == {ATARI: "its player died 3 times in episode 0", GAME: "this core is broken"}
     assert (summary.episodes, set(EpisodeReader(tmp_path).games)) == (3, {"Counting"})
     with pytest.raises(InputError, match="no episode could be played: Kangaroo-Atari2600: its player died 3 times"):
         run([ATARI], tmp_path / "only", workers=1)
 
 
 class _DyingPlayer(Player):
-    """Crashes as a broken emulator core does, on one game."""
+    """Crashes on one game, as a broken emulator core does, and cannot open another."""
 
     def play(self, session: Session) -> Any:
         if session.game == ATARI:
             os.kill(os.getpid(), signal.SIGKILL)
+        if session.game == GAME:
+            raise GameError("this core is broken")
         return super().play(session)
 
 
@@ -258,6 +277,12 @@ def test_a_killed_run_is_completed_by_the_next(undisturbed: Path, tmp_path: Path
     reader = EpisodeReader(folder)
     assert len(set(reader.session_ids)) == len(reader) == 6
     assert tree(folder) == tree(undisturbed)
+
+
+def test_a_folder_that_cannot_be_written_stops_the_run(ray_cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "env=Counting").write_text("in the way")
+    with pytest.raises(InputError, match=r"cannot write .*env=Counting/part-"):
+        run(["Counting"], tmp_path)
 
 
 def test_collecting_into_a_folder_that_is_being_written(ray_cluster: None, tmp_path: Path) -> None:
