@@ -15,7 +15,6 @@ import pytest
 from envs import manifest
 from envs.episodes import EpisodeReader, EpisodeWriter, decode_frames, encode_frames
 from envs.errors import InputError
-from envs.manifest import Manifest
 from envs.recording import Episode
 from envs.shards import SCHEMA, write_shard
 
@@ -136,31 +135,6 @@ def test_bytes_depend_on_the_episodes_alone(tmp_path: Path) -> None:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
     hashes = {EpisodeReader(tmp_path / folder).manifest_hash for folder in ("one", "two")}
     assert len(hashes) == 1
-
-
-@pytest.mark.parametrize("size", [1, 2, 50, 149, 150, 1000])
-def test_validation_is_one_percent_and_at_least_one(size: int) -> None:
-    plan = Manifest()
-    plan.plan((game, f"{game}{i}") for game in ("A", "B") for i in range(size))
-    for game in ("A", "B"):
-        wanted = 0 if size == 1 else max(1, round(size / 100))
-        assert sum(plan.validation[game].values()) == wanted
-
-
-def test_split_never_changes_while_a_set_grows() -> None:
-    plan = Manifest()
-    seen: dict[str, bool] = {}
-    for size in (1, 2, 10, 50, 51, 400, 1000):
-        plan.plan(("A", f"s{i}") for i in range(size))
-        split = plan.validation["A"]
-        assert all(split[session] == was for session, was in seen.items())
-        seen = dict(split)
-        assert sum(split.values()) == (0 if size == 1 else max(1, round(size / 100)))
-    shuffled = Manifest()
-    shuffled.plan(("B", f"s{i}") for i in reversed(range(1000)))
-    ordered = Manifest()
-    ordered.plan(("B", f"s{i}") for i in range(1000))
-    assert shuffled.validation == ordered.validation, "the order of planning does not matter"
 
 
 def test_splits_part_the_set(tmp_path: Path) -> None:
