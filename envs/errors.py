@@ -1,4 +1,4 @@
-"""The one error type that a person's mistake raises, so that the command line can answer with one line and exit code 2."""
+"""The one error type that a person's mistake raises: the command line answers it with one line and exit code 2."""
 
 
 class InputError(ValueError):
