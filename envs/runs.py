@@ -22,7 +22,8 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from envs.errors import InputError
 from envs.files import write_atomic, write_json_atomic
 
-console = Console(highlight=False)
+# Lines are not broken where no terminal is: a path that is cut in two cannot be copied.
+console = Console(highlight=False, soft_wrap=True)
 
 
 class RunFolder:

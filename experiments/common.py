@@ -5,6 +5,8 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,14 +56,15 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     quiet_ray()
     try:
         if address == "local":
-            ray.init(
-                address="local",
-                num_cpus=max(LOGICAL_CPUS, os.cpu_count() or 1),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with held_stderr(drop="Set ray log level"):
+                ray.init(
+                    address="local",
+                    num_cpus=max(LOGICAL_CPUS, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
@@ -89,6 +92,8 @@ def prepare_ray_environment(*, local: bool) -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # it counts what other programs use and kills workers for it
+        # Ray's C++ part calls RLlib's restartable actors an error, though RLlib keeps what they need. `info` shows all.
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
     if "ray" not in sys.modules:  # Ray reads the mode when it is imported, and turns it on itself where it is not set
         values["RAY_AUTH_MODE"] = "token"
@@ -96,6 +101,24 @@ def prepare_ray_environment(*, local: bool) -> None:
         values["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     for name, value in values.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def held_stderr(drop: str) -> Iterator[None]:
+    """Hold back what Python and C++ write to stderr; show it when the block ends, without lines that hold `drop`."""
+    sys.stderr.flush()
+    own = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
+            held.seek(0)
+            for line in held.read().splitlines(keepends=True):
+                if drop.encode() not in line:
+                    os.write(2, line)
 
 
 def serve_shutdown() -> None:
@@ -110,6 +133,8 @@ def quiet_ray() -> None:
     """Ray's own messages only from errors on: the command says itself what it does."""
     for name in ("ray", "ray.serve", "ray.train", "ray.tune", "ray.rllib", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # RLlib hands torch tensors to Gymnasium's spaces, which take them as well.
+    warnings.filterwarnings("ignore", message=".*Casting input x to numpy array")
 
 
 def check_games(games: Sequence[str]) -> list[str]:
