@@ -131,6 +131,7 @@ def score_windows(
         steps=settings.steps,
         mode=settings.mode,
         seed=seed,
+        predicted_BFCHW=predicted[:, : shared_frames(settings, t)],
         action_count=model.cfg.actions,
     )
     since_before = moving_pixels(frames[:, 1:], frames[:, :-1])
@@ -152,6 +153,14 @@ def score_windows(
         delta.values_B.cpu(),
         {} if network is None else _fits(network, {"real": truth, **sides}, distance_share),
     )
+
+
+def shared_frames(settings: Settings, t: int) -> int:
+    """How many predicted frames decide frame t: all in one pass, those of its pair and before it in pairs.
+
+    The branch with random actions needs to predict only these; its noise is then that of the branch with true ones.
+    """
+    return settings.horizon if settings.mode == "one_pass" else min(settings.horizon, t + t % 2)
 
 
 def _fits(network: FeatureNetwork, sets: dict[str, Tensor], share: float) -> dict[str, GaussianFit]:
@@ -195,8 +204,8 @@ def evaluate(
         SIDE = {"one_step": FIGURES, "mean": FIGURES, "by_step": {"psnr": [F values], ...}, "distance"}
         FIGURES = {"psnr", "ssim", "moving_psnr"}
 
-    PSNR in dB. A figure that nothing says anything about (no pixel moved, one episode only) is null. Raises InputError
-    for bad settings, and where no episode is long enough for a window.
+    PSNR in dB, at most `metrics.PSNR_CAP`. A figure that nothing says anything about (no pixel moved, one episode only)
+    is null. Raises InputError for bad settings, and where no episode is long enough for a window.
     """
     settings = Settings(**options)
     network = feature_network(inception, str(next(model.parameters()).device)) if distance else None

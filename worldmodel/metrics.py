@@ -13,8 +13,11 @@ from torch.nn import functional as F
 
 from envs.errors import InputError
 
-PSNR_CAP = 100.0
-"""Decibels given to identical frames (mean squared error at most 1e-10), so that means stay finite."""
+ERROR_FLOOR = (0.5 / 255) ** 2
+"""Smallest mean squared error that counts: half a grey level, which 8-bit frames cannot show. Identical frames would
+have no finite PSNR, and a larger stand-in for it would let a few still frames decide every mean."""
+PSNR_CAP = 54.1514
+"""PSNR of identical frames, in dB: that of ERROR_FLOOR."""
 
 
 class Generator(Protocol):
@@ -39,7 +42,7 @@ def _check_pair(x: Tensor, y: Tensor) -> None:
 
 def decibels(mse: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of mean squared errors of frames in [0, 1], at most `PSNR_CAP` dB."""
-    return -10 * torch.log10(mse.clamp_min(10 ** (-PSNR_CAP / 10)))
+    return -10 * torch.log10(mse.clamp_min(ERROR_FLOOR))
 
 
 def frame_psnr(x: Tensor, y: Tensor) -> Tensor:
@@ -254,28 +257,31 @@ def delta_psnr(
     steps: int = 25,
     mode: str = "one_pass",
     seed: int = 0,
+    predicted_BFCHW: Tensor | None = None,
     groups_B: Tensor | None = None,
     action_count: int = 5,
 ) -> Estimate:
     """Controllability: PSNR(x_t, x'_t) - PSNR(x_t, x''_t) in dB at the t-th predicted frame, averaged over windows.
 
     x' is predicted with the true actions, x'' with the actions of the predicted frames replaced by uniformly random
-    ones (appendix A.2; Genie). Both branches take the same `steps` and start from the same `seed`, so that only the
-    actions differ. frames_BTCHW (B, >= context + t, 3, H, W), actions_BT (B, >= context + t - 1); the action beside
-    frame k is the one that made frame k + 1. `groups_B`: episode of each window, see `estimate`.
-    `action_count`: random actions are drawn from 0 to action_count - 1.
+    ones (appendix A.2; Genie). Both branches predict as many frames, take the same `steps` and start from the same
+    `seed`, so that only the actions differ. frames_BTCHW (B, >= context + t, 3, H, W), actions_BT (B, >= context + t -
+    1); the action beside frame k is the one that made frame k + 1. `predicted_BFCHW`: x', where it was made before
+    with these settings and a generator of this seed. `groups_B`: episode of each window, see `estimate`.
     """
     if frames_BTCHW.shape[1] < context + t or actions_BT.shape[1] < context + t - 1:
         raise InputError(f"delta-PSNR at t={t} needs {context + t} frames a window, here are {frames_BTCHW.shape[1]}")
     given, truth = frames_BTCHW[:, :context], frames_BTCHW[:, context + t - 1]
-    actions = actions_BT[:, : context + t - 1]
-    device = actions.device
-    noise = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(action_count, actions.shape, generator=noise).to(actions)
+    count = t if predicted_BFCHW is None else predicted_BFCHW.shape[1]
+    actions = actions_BT[:, : context + count - 1]
+    drawn = torch.randint(action_count, actions.shape, generator=torch.Generator().manual_seed(seed)).to(actions)
     replaced = torch.cat([actions[:, : context - 1], drawn[:, context - 1 :]], dim=1)
-    quality = []
-    for branch in (actions, replaced):
-        generator = torch.Generator(device).manual_seed(seed)
-        predicted = model.generate(given, branch, steps=steps, mode=mode, generator=generator)
-        quality.append(frame_psnr(truth, predicted[:, t - 1]))
-    return estimate(quality[0] - quality[1], groups_B)
+
+    def predict(branch: Tensor) -> Tensor:
+        generator = torch.Generator(actions.device).manual_seed(seed)
+        return model.generate(given, branch, steps=steps, mode=mode, generator=generator)
+
+    true_branch = predict(actions) if predicted_BFCHW is None else predicted_BFCHW
+    random_branch = predict(replaced)
+    values_B = frame_psnr(truth, true_branch[:, t - 1]) - frame_psnr(truth, random_branch[:, t - 1])
+    return estimate(values_B, groups_B)
