@@ -14,7 +14,8 @@ from envs.errors import InputError
 from worldmodel.config import WorldModelConfig
 from worldmodel.losses import token_distance_cross_entropy, token_distances
 from worldmodel.maskgit import mask_ratios, random_mask
-from worldmodel.transformer import PEG_FRAMES, Past, PositionBias, Stack, Timeline
+from worldmodel.positions import PositionBias, Timeline
+from worldmodel.transformer import Past, Stack
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class TwoStreams:
 
     @staticmethod
     def _place(wanted: Tensor, sees_masked: Tensor, clean: int, first: int) -> Tensor:
-        """Where `Timeline.before_2F` finds frame `wanted`: masked inside the chunk, else clean; zeros before 0."""
+        """Where in the pass frame `wanted` is: masked inside the chunk, else clean; -1 before frame 0."""
         frame = torch.where(wanted >= sees_masked, clean + wanted - first, wanted)
-        return torch.where(wanted < 0, torch.zeros_like(frame), 1 + PEG_FRAMES + frame)
+        return frame.clamp_min(-1)
 
 
 class Dynamics(nn.Module):
@@ -104,7 +105,7 @@ class Dynamics(nn.Module):
     ) -> tuple[Tensor, Past]:
         """Frames after those of `past` -> (hidden BFhwD before the head, the past with these frames)."""
         return self.stack(
-            self._embed(tokens_BFhw), self.bias(), condition_BFA=condition_BFA, timeline=timeline, past=past
+            self.embed(tokens_BFhw), self.bias(), condition_BFA=condition_BFA, timeline=timeline, past=past
         )
 
     def loss(
@@ -182,7 +183,8 @@ class Dynamics(nn.Module):
         ]
         return torch.cat(parts, 1), starts
 
-    def _embed(self, tokens_BFhw: Tensor) -> Tensor:
+    def embed(self, tokens_BFhw: Tensor) -> Tensor:
+        """Learnt embedding of each id, and the projected code vector where the id is not the mask. -> BFhwD."""
         x = self.embedding(tokens_BFhw)
         if self.from_code is None:
             return x

@@ -104,7 +104,7 @@ class GenieReduxG(nn.Module):
         while tokens.shape[1] < given + wanted:
             begin = tokens.shape[1]
             ahead = conditions[:, begin : begin + together]
-            made = self._fill(past.last(window - ahead.shape[1]), ahead, steps, temperature, generator)
+            made = self._fill(past.last(window - together), ahead, steps, temperature, generator)
             tokens = torch.cat([tokens, made], 1)
             if tokens.shape[1] < given + wanted:
                 past = self._read(made, ahead, past)
@@ -156,7 +156,7 @@ class GenieReduxG(nn.Module):
         window = self.cfg.frames
         stretch = tokens_BFhw.shape[1] if tokens_BFhw.shape[1] < window else window // 2
         for tokens, conditions in zip(tokens_BFhw.split(stretch, 1), conditions_BFA.split(stretch, 1), strict=True):
-            kept = past.last(window - tokens.shape[1]) if past else None
+            kept = past.last(window - stretch) if past else None
             _, past = self.dynamics.run(tokens, conditions, kept)
         assert past is not None
         return past

@@ -125,7 +125,8 @@ class CosineQuantizer(nn.Module):
 
 def nearest(unit_MD: Tensor, codebook_KD: Tensor) -> Tensor:
     """Index of the code with the largest dot product, of each feature. Chunked: M x K products need not fit at once."""
-    return torch.cat([(part @ codebook_KD.T).argmax(-1) for part in unit_MD.split(16_384)])
+    # max is twice as fast as argmax on a CPU.
+    return torch.cat([(part @ codebook_KD.T).max(-1).indices for part in unit_MD.split(16_384)])
 
 
 def background_share(tokens_BThw: Tensor, frames_BTCHW: Tensor) -> dict[str, float]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.config import WorldModelConfig
+from worldmodel.positions import PositionBias
 from worldmodel.quantizer import CosineQuantizer
-from worldmodel.transformer import Past, PositionBias, Stack
+from worldmodel.transformer import Past, Stack
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,11 @@ class Tokenizer(nn.Module):
         self.cfg.check_frames(frames_BTCHW)
         tokens = []
         past: Past | None = None
-        for part in frames_BTCHW.split(self._stretch(frames_BTCHW.shape[1]), 1):
-            features, past = self._features(part, past)
+        stretch = self._stretch(frames_BTCHW.shape[1])
+        for part in frames_BTCHW.split(stretch, 1):
+            features, past = self.features(part, past)
             tokens.append(self.quantizer.ids(features))
-            past = past.last(self.cfg.frames - part.shape[1])
+            past = past.last(self.cfg.frames - stretch)
         return torch.cat(tokens, 1)
 
     def decode(self, tokens_BThw: Tensor) -> Tensor:
@@ -94,10 +96,11 @@ class Tokenizer(nn.Module):
         frames = []
         past: Past | None = None
         codebook = self.codebook
-        for part in tokens_BThw.split(self._stretch(tokens_BThw.shape[1]), 1):
-            made, past = self._pixels(F.embedding(part, codebook), past)
+        stretch = self._stretch(tokens_BThw.shape[1])
+        for part in tokens_BThw.split(stretch, 1):
+            made, past = self.pixels(F.embedding(part, codebook), past)
             frames.append(made.float().clamp(0, 1))
-            past = past.last(self.cfg.frames - part.shape[1])
+            past = past.last(self.cfg.frames - stretch)
         return torch.cat(frames, 1)
 
     def forward(self, frames_BTCHW: Tensor) -> TokenizerOutput:
@@ -107,9 +110,9 @@ class Tokenizer(nn.Module):
         averages, and without both before the quantiser is switched on.
         """
         self.cfg.check_frames(frames_BTCHW)
-        features, _ = self._features(frames_BTCHW, None)
+        features, _ = self.features(frames_BTCHW, None)
         codes, tokens, losses = self.quantizer(features)
-        made, _ = self._pixels(codes, None)
+        made, _ = self.pixels(codes, None)
         made = made.float()
         losses["reconstruction"] = self._reconstruction_loss(made, frames_BTCHW)
         loss = losses["reconstruction"]
@@ -131,7 +134,8 @@ class Tokenizer(nn.Module):
         """Frames in a pass: all where they fit into the window, else half a window after half a window."""
         return frames if frames <= self.cfg.frames else self.cfg.frames // 2
 
-    def _features(self, frames_BTCHW: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+    def features(self, frames_BTCHW: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+        """What the encoder makes of frames, unquantised, (B, T, h, w, code_dim), and the past with them."""
         p = self.cfg.tokenizer.patch
         patches = frames_BTCHW.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # B T C h p w p
         patches = patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)
@@ -139,7 +143,8 @@ class Tokenizer(nn.Module):
         x, past = self.encoder(x, self.bias(), past=past)
         return self.to_code(x), past
 
-    def _pixels(self, codes_BThwD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+    def pixels(self, codes_BThwD: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+        """What the decoder makes of codes, BTCHW and not clamped, and the past with them."""
         p = self.cfg.tokenizer.patch
         first = past is None
         x, past = self.decoder(self.from_code(codes_BThwD), self.bias(), past=past)

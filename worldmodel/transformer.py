@@ -8,40 +8,14 @@ Shapes: B clips, F frames, P frames of the past, S = P + F frames that can be se
 E width of a head, A width of the condition.
 """
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PEG_FRAMES = 2
-"""Frames before its own that a positional encoding generator reads."""
-
-
-class Timeline:
-    """Order of frames: `times_S` when each happens, `sees_FS` what each attends to, `before_2F` which two precede it.
-
-    S counts the frames of the past, then the frames themselves. `before_2F`, row 0 two frames earlier and row 1 one,
-    counts in [a frame of zeros, the last PEG_FRAMES frames of the past, the frames themselves]; None where the frames
-    are a film, each after the one before it.
-    """
-
-    def __init__(self, times_S: Tensor, sees_FS: Tensor, before_2F: Tensor | None = None) -> None:
-        self.times_S, self.sees_FS, self.before_2F = times_S, sees_FS, before_2F
-
-    @classmethod
-    def film(cls, frames: int, past: int = 0, device: torch.device | None = None) -> "Timeline":
-        """`frames` frames of a film that go on from `past` finished ones."""
-        times = torch.arange(past + frames, device=device)
-        return cls(times, times[None, :] <= times[past:, None])
-
-    def distance_bias(self, slopes_H: Tensor) -> Tensor:
-        """ALiBi with the mask in it: -slope * frames of distance, -inf where a frame is not seen. -> (H, F, S)."""
-        times = self.times_S
-        distance = times[len(times) - len(self.sees_FS) :, None] - times[None, :]
-        bias = -slopes_H[:, None, None] * distance
-        return bias.masked_fill(~self.sees_FS, -torch.inf)
+from worldmodel.positions import PEG_FRAMES, PositionGenerator, Timeline
 
 
 @dataclass
@@ -77,71 +51,6 @@ class Past:
         return Past(frames, parts)
 
 
-class PositionGenerator(nn.Module):
-    """PEG: depthwise 3x3x3 convolution, zeros around a frame, causal in time. It tells a patch where it is.
-
-    The same as `conv3d` with padding (2 past, 1, 1), computed as one 2-D convolution for each frame in time: CPUs have
-    fast kernels for those (10 times faster in bf16), and frames of the past need not be neighbours in memory.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim, 1, PEG_FRAMES + 1, 3, 3))
-        nn.init.uniform_(self.weight, -1 / math.sqrt(27), 1 / math.sqrt(27))
-
-    def forward(self, x_BFhwD: Tensor, timeline: Timeline, tail_BPhwD: Tensor | None) -> Tensor:
-        batch, frames = x_BFhwD.shape[:2]
-        result = self._tap(x_BFhwD, 2)
-        known = x_BFhwD if tail_BPhwD is None else torch.cat([tail_BPhwD, x_BFhwD], 1)
-        missing = PEG_FRAMES if tail_BPhwD is None else 0
-        if timeline.before_2F is None:
-            for tap in range(PEG_FRAMES):
-                # Frame f reads frame f - (2 - tap), which is place f + tap - missing of what is known.
-                late = max(missing - tap, 0)
-                if late < frames:
-                    read = known[:, max(tap - missing, 0) :][:, : frames - late]
-                    result[:, late:] += self._tap(read, tap)
-            return result
-        zero = x_BFhwD.new_zeros(batch, 1 + missing, *x_BFhwD.shape[2:])
-        places = torch.cat([zero, known], 1)
-        for tap in range(PEG_FRAMES):
-            result = result + self._tap(places.index_select(1, timeline.before_2F[tap]), tap)
-        return result
-
-    def _tap(self, x_BFhwD: Tensor, tap: int) -> Tensor:
-        images = x_BFhwD.flatten(0, 1).permute(0, 3, 1, 2)
-        made = F.conv2d(images, self.weight[:, :, tap], padding=1, groups=len(self.weight))
-        return made.permute(0, 2, 3, 1).unflatten(0, x_BFhwD.shape[:2])
-
-
-class PositionBias(nn.Module):
-    """Continuous position bias: an MLP from the offset between two patches to a bias for each head.
-
-    A grid of n x n patches has only (2n-1)^2 distinct offsets (961 for 16x16): the MLP runs on those and its results
-    are gathered. Offsets enter as sign(x) log(1 + |x|), as in Swin v2 and the published code.
-    """
-
-    offsets: Tensor
-    index: Tensor
-
-    def __init__(self, grid: int, dim: int, heads: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(2, dim), nn.LeakyReLU(0.1), nn.Linear(dim, dim), nn.LeakyReLU(0.1), nn.Linear(dim, heads)
-        )
-        steps = torch.arange(-(grid - 1), grid)
-        offsets = torch.cartesian_prod(steps, steps).float()
-        self.register_buffer("offsets", offsets.sign() * offsets.abs().log1p(), persistent=False)
-        place = torch.cartesian_prod(torch.arange(grid), torch.arange(grid))
-        relative = place[:, None] - place[None, :] + grid - 1
-        self.register_buffer("index", relative[..., 0] * (2 * grid - 1) + relative[..., 1], persistent=False)
-
-    def forward(self) -> Tensor:
-        """-> (H, N, N)."""
-        bias_OH = self.layers(self.offsets)
-        return bias_OH.T.index_select(1, self.index.flatten()).unflatten(1, self.index.shape)
-
-
 class Attention(nn.Module):
     """Heads with L2-normalised queries and keys, learnt scales for each dimension, logits times 8."""
 
@@ -157,13 +66,43 @@ class Attention(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., D) -> queries, keys, values (..., H, E)."""
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
-        return F.normalize(q, dim=-1) * (8 * self.q_scale), F.normalize(k, dim=-1) * self.k_scale, v
+        return unit(q, 8 * self.q_scale), unit(k, self.k_scale), v
+
+
+class _Unit(torch.autograd.Function):
+    """`unit` with four passes over memory backward, where `F.normalize` and a product take nine."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(1e-6).reciprocal_()
+        direction = x * inverse
+        ctx.save_for_backward(direction, inverse, scale)
+        return direction * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        direction, inverse, scale = ctx.saved_tensors
+        along = grad * direction
+        to_x = (grad * scale).addcmul_(direction, (along @ scale)[..., None], value=-1).mul_(inverse)
+        return to_x, along.flatten(0, -2).sum(0)
+
+
+def unit(x: Tensor, scale_E: Tensor) -> Tensor:
+    """x / |x| * scale along the last dimension, in the type of x."""
+    made: Tensor = _Unit.apply(x, scale_E.to(x.dtype))
+    return made
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Softmax attention, additive bias, logits unscaled. q, k, v (B, H, ., E), bias (H, Q, K) -> (B, H, Q, E)."""
-    dtype = v.dtype
-    return F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v, attn_mask=bias.to(dtype)[None], scale=1.0)
+    """Softmax attention, additive bias, logits unscaled. q, k, v (B, H, ., E), bias (H, Q, K) -> (B, H, Q, E).
+
+    On a CPU plain products: its fused kernel does not use the matrix unit in bf16 and is 2-4 times slower at 256
+    patches or at a few frames.
+    """
+    bias = bias.to(v.dtype)
+    if v.device.type == "cpu":
+        return (q @ k.transpose(-1, -2) + bias).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
 
 
 class FeedForward(nn.Module):
@@ -178,7 +117,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.up(self.norm(x)).chunk(2, -1)
-        return self.down(value * F.gelu(gate))
+        return self.down(value * F.gelu(gate.contiguous()))  # on strided input a CPU's gelu is 10 times slower
 
 
 class Part(nn.Module):
