@@ -7,6 +7,7 @@ resumed run cuts off what lies past the step it resumes from, so that no step is
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from envs.errors import InputError
 from envs.files import write_atomic, write_json_atomic
 
 # Lines are not broken where no terminal is: a path that is cut in two cannot be copied.
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 class RunFolder:

@@ -18,6 +18,11 @@ MODEL_NAMES = {
     "random": "+ more random play",
     "explored": "+ explored play",
 }
+IN_WORDS = {
+    "base": "the base model",
+    "random": "the one with more random play",
+    "explored": "the one with explored play",
+}
 TESTS = ("random", "explored")
 TEST_NAMES = {"both": "all held-out episodes", "random": "the random agent's", "explored": "the explorer's"}
 EQUAL_DB = 0.1
@@ -158,7 +163,7 @@ def verdict(measured: Measured) -> list[str]:
     halves = []
     for test in TESTS:
         gain = measured.get("explored", test).whole - measured.get("random", test).whole
-        halves.append(f"{_signed(gain)} dB on {TEST_NAMES[test]} episodes")
+        halves.append(f"{signed(gain)} dB on {TEST_NAMES[test]} episodes")
     sentences.append(
         f"Explored against random, by who played the held-out episodes: {' and '.join(halves)}. "
         "Half of the test set comes from each agent, with seeds that no training data has."
@@ -181,17 +186,18 @@ def _control(measured: Measured) -> str:
     parts = []
     for model in MODELS:
         figures = measured.get(model)
-        parts.append(f"{MODEL_NAMES[model].lower()} {figures.delta:.2f} dB{interval_words(figures)}")
+        parts.append(f"{IN_WORDS[model]} {figures.delta:.2f} dB{interval_words(figures)}")
     sure = [model for model in MODELS if measured.get(model).delta_low > 0]
     told = {0: "it is surely above zero for none of them", len(MODELS): "it is surely above zero for all three"}
-    words = told.get(
-        len(sure), f"it is surely above zero for {' and '.join(MODEL_NAMES[model].lower() for model in sure)} only"
-    )
+    words = told.get(len(sure), f"it is surely above zero for {' and '.join(IN_WORDS[model] for model in sure)} only")
     return f"How much the true actions help over random ones (delta-PSNR): {', '.join(parts)}; {words}."
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.1f}" if math.isfinite(value) else "unknown"
+def signed(value: float, digits: int = 1) -> str:
+    """+1.3, -0.2, 0.0; never -0.0."""
+    if not math.isfinite(value):
+        return "unknown"
+    return f"{value:+.{digits}f}" if round(value, digits) else f"{0:.{digits}f}"
 
 
 def headline(measured: Measured) -> list[str]:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from experiments.report_charts import Bar, Series, bar_chart, line_chart
 from experiments.report_data import (
     COPY,
+    IN_WORDS,
     MODEL_NAMES,
     MODELS,
     TEST_NAMES,
@@ -21,6 +22,7 @@ from experiments.report_data import (
     Measured,
     mean,
     short_name,
+    signed,
     verdict,
 )
 from experiments.screens import Seen
@@ -70,9 +72,9 @@ def cards(measured: Measured, seen: SeenBy) -> list[dict[str, str]]:
             number(best.delta, 2),
             "dB",
             "gained by knowing the true actions",
-            f"95 % interval {number(best.delta_low, 2)} to {number(best.delta_high, 2)}",
+            f"95 % interval {interval(best)}" if interval(best) else "too few episodes for an interval",
         ),
-        card(f"{gain:+.2f}", "dB", "explored against random play", f"fine-tuned alike, {h} steps ahead"),
+        card(signed(gain, 2), "dB", "explored against random play", f"fine-tuned alike, {h} steps ahead"),
         card(f"{explored:,}", "", "distinct screens the explorer saw", f"random agent, as many frames: {random:,}"),
     ]
 
@@ -211,7 +213,7 @@ def horizon(measured: Measured) -> dict[str, Any]:
         title = short_name(game)
         charts.append(Markup(line_chart(lines, x_label="steps ahead", y_label="PSNR, dB", title=title, markers=True)))
     beats = [m for m in MODELS if measured.get(m).psnr[-1] > measured.get(COPY).psnr[-1]]
-    names = " and ".join(MODEL_NAMES[m].lower() for m in beats) or "none of the models"
+    names = " and ".join(IN_WORDS[m] for m in beats) or "none of the models"
     last = f"At step {measured.horizon}, {names} {'are' if len(beats) > 1 else 'is'} above copying, over all games."
     return {
         "horizon_text": "How fast predictions fade: each model, and copying the last frame given, against the number "

@@ -138,7 +138,9 @@ def test_words_follow_from_numbers() -> None:
     unsure = measured(copy=20, base=24, random=25, explored=27)
     for test in unsure.of["base"].values():
         test["all"] = dataclasses.replace(test["all"], delta_low=-0.1)
-    assert "surely above zero for + more random play and + explored play only" in " ".join(verdict(unsure))
+    assert "surely above zero for the one with more random play and the one with explored play only" in " ".join(
+        verdict(unsure)
+    )
 
 
 def test_best_of_a_column_is_marked_only_where_there_is_one() -> None:
