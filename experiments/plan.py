@@ -51,7 +51,7 @@ class Plan:
     """How long the whole takes on two cores; None where it was not measured."""
 
 
-DEMO_GAMES = ("Airstriker-Genesis", "Kangaroo-Atari2600", "Hero-Atari2600")
+DEMO_GAMES = ("Airstriker-Genesis", "StarGunner-Atari2600", "JourneyEscape-Atari2600")
 
 PLANS: dict[str, Plan] = {
     "debug": Plan(
