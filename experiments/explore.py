@@ -38,7 +38,9 @@ def run(args: Args) -> None:
 
     import exploration
     from envs.runs import console
+    from worldmodel import GenieReduxG
 
+    GenieReduxG.load(args.model)  # what is wrong with it is said here, not in the log of a runner
     with ray_session(args.ray_address):
         best = exploration.explore(
             games,

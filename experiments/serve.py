@@ -43,8 +43,9 @@ def run(args: Args) -> None:
 
     from envs.runs import console
     from exploration.scorers import ServeScorer
-    from worldmodel import serve
+    from worldmodel import GenieReduxG, serve
 
+    GenieReduxG.load(args.model)  # what is wrong with it is said here, not in a replica's log
     with ray_session(args.ray_address):
         serve.run(
             args.model,
