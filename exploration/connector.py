@@ -123,14 +123,15 @@ class ExploreCallbacks(RLlibCallback):
         """Score the fragments where they are, and log what they hold by game."""
         env_runner, metrics_logger, samples = given["env_runner"], given["metrics_logger"], given["samples"]
         config = env_runner.config
+        dropped: list[Any] = []
         if config.scorer is not None:
             if self._connector is None:
                 self._connector = RewardConnector(config.scorer(), config.top_fraction)
             self._connector(episodes=samples)
-            self._incomplete |= {episode.id_ for episode, _ in self._connector.dropped}
+            dropped = [episode for episode, _ in self._connector.dropped]
+            self._incomplete |= {episode.id_ for episode in dropped}
             self._incomplete -= forget(env_runner, self._incomplete)
-            metrics_logger.log_value("fragments_dropped", len(self._connector.dropped), reduce="lifetime_sum")
-        log_games(metrics_logger, samples, env_runner.games)
+        log_games(metrics_logger, samples, dropped, env_runner.games)
 
 
 def forget(env_runner: Any, incomplete: set[str]) -> set[str]:
@@ -146,8 +147,8 @@ def forget(env_runner: Any, incomplete: set[str]) -> set[str]:
     return over
 
 
-def log_games(metrics_logger: Any, samples: list[Any], games: list[str]) -> None:
-    """Sums by game, which add up over runners: rewards, steps with a reward, all steps, envs."""
+def log_games(metrics_logger: Any, samples: list[Any], dropped: list[Any], games: list[str]) -> None:
+    """Sums by game, which add up over runners: rewards, steps with a reward, all steps, envs, fragments dropped."""
     for game in dict.fromkeys(games):
         own = [episode for episode in samples if episode.custom_data.get(GAME) == game]
         scored = [episode.extra_model_outputs[SCORED].get() for episode in own if SCORED in episode.extra_model_outputs]
@@ -157,5 +158,6 @@ def log_games(metrics_logger: Any, samples: list[Any], games: list[str]) -> None
             "scored": float(sum(column.sum() for column in scored)) if scored else float(steps),
             "steps": float(steps),
             "envs": float(games.count(game)),
+            "dropped": float(sum(episode.custom_data.get(GAME) == game for episode in dropped)),
         }
         metrics_logger.log_dict(sums, key=("games", game), reduce="sum")

@@ -160,6 +160,8 @@ class _Run:
                 self.run.log(epoch, metrics)
                 self._save(epoch)
                 bar.advance(note=f"reward {metrics['explore/reward']:.3f}, entropy {metrics['explore/entropy']:.2f}")
+        if not (self.run.path / "best").is_dir():  # no evaluation was whole: the last agent is all there is
+            save_policy(self.run.path / "best", self.algorithm.network(), {"epoch": epoch, "games": self.games})
 
     def _judge(self, evaluation: dict[str, Any], epoch: int) -> dict[str, float]:
         """The evaluation's metrics; the agent becomes the best one if its return is."""
@@ -185,13 +187,13 @@ def training_metrics(result: dict[str, Any]) -> dict[str, float]:
     """What is logged of an epoch, from RLlib's result; `steps` is the number of steps that were collected."""
     runners = result["env_runners"]
     games = {game: {name: float(value) for name, value in sums.items()} for game, sums in runners["games"].items()}
-    total = {name: sum(sums[name] for sums in games.values()) for name in ("reward", "scored", "steps")}
+    total = {name: sum(sums[name] for sums in games.values()) for name in ("reward", "scored", "steps", "dropped")}
     metrics = {f"explore/{name}": float(value) for name, value in result["learning"].items()}
     metrics |= {f"explore/intrinsic_return/{game}": sums["reward"] / sums["envs"] for game, sums in games.items()}
     metrics["explore/reward"] = total["reward"] / max(total["scored"], 1.0)
     metrics["explore/epsilon"] = float(result["epsilon"])
     metrics["explore/replay_steps"] = float(result["replay_steps"])
-    metrics["explore/fragments_dropped"] = float(runners.get("fragments_dropped", 0))
+    metrics["explore/fragments_dropped"] = total["dropped"]
     metrics["explore/sample_seconds"] = float(result["seconds"]["sample"])
     metrics["explore/learn_seconds"] = float(result["seconds"]["learn"])
     metrics["explore/env_steps_per_second"] = total["steps"] / max(metrics["explore/sample_seconds"], 1e-9)
@@ -203,10 +205,12 @@ def evaluation_metrics(evaluation: dict[str, Any]) -> dict[str, float]:
     """Intrinsic return of `evaluation_steps` steps by game, and its mean over games, where every game counts the same.
 
     A game that ends early is played again within these steps, so that a short life earns no more and no less by itself.
+    Games of which a fragment had no score have no return, and then there is no mean either.
     """
     games = evaluation.get("env_runners", {}).get("games", {})
-    returns = {game: float(sums["reward"]) / float(sums["envs"]) for game, sums in games.items()}
+    whole = {game: sums for game, sums in games.items() if not sums["dropped"]}
+    returns = {game: float(sums["reward"]) / float(sums["envs"]) for game, sums in whole.items()}
     metrics = {f"evaluation/intrinsic_return/{game}": value for game, value in returns.items()}
-    if returns:
+    if returns and len(returns) == len(games):
         metrics["evaluation/intrinsic_return"] = sum(returns.values()) / len(returns)
     return metrics

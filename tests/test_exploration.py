@@ -20,6 +20,7 @@ from exploration.learner import LossConfig, actor_critic_loss, lambda_returns, v
 from exploration.policy import behaviour_log_probabilities
 from exploration.recipes import PRESETS, ExploreRecipe, recipe
 from exploration.replay import Fragment, Replay
+from exploration.run import evaluation_metrics
 
 GAMMA, LAMBDA = 0.9, 0.8
 
@@ -413,6 +414,15 @@ def test_what_cannot_be_meant_is_one_line(change, message, tmp_path):
     with pytest.raises(InputError, match=message) as caught:
         explore(**asked)
     assert "\n" not in str(caught.value)
+
+
+def test_an_evaluation_with_a_hole_is_none():
+    games = {"a": {"reward": 6.0, "envs": 2.0, "dropped": 0.0}, "b": {"reward": 1.0, "envs": 1.0, "dropped": 0.0}}
+    whole = evaluation_metrics({"env_runners": {"games": games}})
+    assert whole["evaluation/intrinsic_return"] == 2
+    games["b"]["dropped"] = 1.0
+    assert evaluation_metrics({"env_runners": {"games": games}}) == {"evaluation/intrinsic_return/a": 3}
+    assert evaluation_metrics({}) == {}
 
 
 def test_presets_and_schedule():

@@ -168,14 +168,19 @@ def test_answers_that_cannot_be_entropies_are_refused(answer, windows):
         checked(answer, windows)
 
 
-class _ActionScorers:
-    def __call__(self):
-        return ActionScorer()
+class ActionScorers:
+    """Makes the scorer of a runner."""
+
+    def __init__(self, fail_at_step: int = -1) -> None:
+        self.fail_at_step = fail_at_step
+
+    def __call__(self) -> ActionScorer:
+        return ActionScorer(self.fail_at_step)
 
 
 def test_actions_stay_beside_their_frames_through_rllib(ray_cluster):
     """Counting envs in processes of their own -> RLlib's runner -> connector, which asserts it -> replay."""
-    config = AutoExploreConfig().exploring(games=["Counting"], scorer=_ActionScorers(), max_steps=13)
+    config = AutoExploreConfig().exploring(games=["Counting"], scorer=ActionScorers(), max_steps=13)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
     config.training(steps_per_epoch=11, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), units=8)
     algorithm = config.build_algo()
@@ -200,6 +205,23 @@ def test_actions_stay_beside_their_frames_through_rllib(ray_cluster):
         frames = [env.reset()[0]] + [env.step(action)[0] for action in stretch.actions_T]
         np.testing.assert_array_equal(stretch.frames_THWC, np.stack(frames))
         assert stretch.frames_THWC.dtype == np.uint8
+
+
+def test_dropped_fragments_are_counted_and_reach_neither_replay_nor_returns(ray_cluster):
+    config = AutoExploreConfig().exploring(games=["Counting"], scorer=ActionScorers(fail_at_step=8), max_steps=20)
+    config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
+    config.training(steps_per_epoch=10, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), units=8)
+    algorithm = config.debugging(log_level="ERROR").build_algo()
+    try:
+        result = algorithm.train()  # the first try brings nothing, so that the epoch collects again
+        stretches = list(algorithm.replay._stretches)
+    finally:
+        algorithm.stop()
+    assert result["env_runners"]["games"]["Counting"]["dropped"] == 2
+    assert [(stretch.first_step, len(stretch)) for stretch in stretches] == [(10, 10), (10, 10)]
+    for stretch in stretches:
+        np.testing.assert_allclose(stretch.rewards_T, stretch.actions_T / 10, rtol=1e-6)
+    assert np.isnan(result["env_runners"].get("episode_return_mean", np.nan)), "an episode with a hole has no return"
 
 
 def test_local_scorer_is_the_models_own_calculation(tiny_world):

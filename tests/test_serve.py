@@ -169,7 +169,7 @@ def test_training_goes_on_when_the_replica_is_killed(app, other_world, tiny_worl
     finally:
         killer.join()
         algorithm.stop()
-    assert result["env_runners"]["fragments_dropped"] == 0
+    assert result["env_runners"]["games"]["Counting"]["dropped"] == 0
     assert sum(map(len, stretches)) == 400
     (now,) = serve.describe(app)
     assert now["pid"] != replica["pid"]
