@@ -193,11 +193,24 @@ def code_use(model: "GenieReduxG", folders: Sequence[Path], length: int, windows
     return CodeUse(tuple(shares.tolist()), math.exp(entropy), background["static"], background["moving"])
 
 
-def times(context: int, horizon: int) -> list[dict[str, str]]:
-    """The film strip's column heads: frames given, then steps ahead; the first and the last are told in the table."""
-    given = [{"text": "given", "kind": "given"} for _ in range(context)]
-    told = {1, horizon}
-    return given + [{"text": f"+{k}", "kind": "told" if k in told else "made"} for k in range(1, horizon + 1)]
+PRESSED = {"right": "\N{RIGHTWARDS ARROW}", "left": "\N{LEFTWARDS ARROW}", "up": "\N{UPWARDS ARROW}"}
+PRESSED |= {"down": "\N{DOWNWARDS ARROW}", "jump": "jump"}
+
+
+def times(window: Window, context: int) -> list[dict[str, str]]:
+    """The film strip's column heads: frames given, then steps ahead, each with the button that led to its frame.
+
+    The first step and the last are marked: they are told in the table.
+    """
+    from envs.controls import ACTIONS
+
+    heads = []
+    for place in range(len(window.shown)):
+        ahead = place - context + 1
+        kind = "given" if ahead < 1 else "told" if ahead in (1, len(window.shown) - context) else "made"
+        pressed = PRESSED[ACTIONS[window.shown_actions[place - 1]]] if place else ""
+        heads.append({"text": f"+{ahead}" if ahead > 0 else "given", "kind": kind, "pressed": pressed})
+    return heads
 
 
 def screen_montages(random: Seen, explored: Seen, random_data: Sequence[Seen]) -> list[dict[str, Any]]:

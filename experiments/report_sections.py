@@ -188,7 +188,7 @@ def games(root: Path, plan: dict[str, Any], measured: Measured) -> dict[str, Any
                 continue
             rows, made = figures.film(window, models, MODEL_NAMES, {**sampling, "seed": plan["seed"]})
             caption = f"One of {TEST_NAMES[test]} held-out episodes ({window.session}), from frame {window.start}."
-            strips.append({"times": figures.times(figures.CONTEXT, h), "rows": rows, "caption": caption})
+            strips.append({"times": figures.times(window, figures.CONTEXT), "rows": rows, "caption": caption})
             if moving is None or test == "explored":
                 moving = figures.gif_picture([window.shown, *made.values()], 4, figures.CONTEXT)
         if moving is not None:
@@ -197,7 +197,8 @@ def games(root: Path, plan: dict[str, Any], measured: Measured) -> dict[str, Any
     return {
         "games": shown,
         "games_text": f"Two frames and the buttons pressed are given, {h} frames are predicted. The windows were "
-        "chosen by how much moves in them (the upper quartile of their game), not by how well a model does.",
+        "chosen by how much moves in them (the upper quartile of their game), not by how well a model does. Below each "
+        "time stands the button that led to its frame.",
         "heat_high": number(figures.HEAT_HIGH),
     }
 
