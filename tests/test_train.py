@@ -64,7 +64,7 @@ def dynamics_run(data: str, tokenizer_run: Path) -> Path:
 def assert_same_checkpoint(run: Path, other: Path) -> None:
     """Weights, buffers, optimizer and position in the data of the newest checkpoints are equal bit for bit."""
     a, b = checkpoint.open_checkpoint(run), checkpoint.open_checkpoint(other)
-    assert (a.step, a.state["data"]) == (b.step, b.state["data"])
+    assert (a.step, a.state["data_state"]) == (b.step, b.state["data_state"])
     for mine, theirs in ((a.weights(), b.weights()), (a.optimizer_tensors(), b.optimizer_tensors())):
         assert mine.keys() == theirs.keys()
         for name, value in mine.items():
@@ -180,7 +180,7 @@ def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
     killer.join()
     assert "a training worker died: going on from step-000000" in capfd.readouterr().out
     one, two = (checkpoint.open_checkpoint(tmp_path / name) for name in ("one", "two"))
-    assert one.state["data"] == two.state["data"]
+    assert one.state["data_state"] == two.state["data_state"]
     assert one.weights().keys() == two.weights().keys()
     for name, value in one.weights().items():
         torch.testing.assert_close(two.weights()[name], value, atol=1e-4, rtol=1e-3, msg=name)
@@ -426,6 +426,24 @@ def test_a_damaged_newest_checkpoint_stops_resume_and_offers_the_one_before(
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000008")
     train("tokenizer", resume=True, cache_dir=tokenizer_run.parent / "cache", **options)
     assert_same_checkpoint(tmp_path / "run", tokenizer_run)
+
+
+def test_a_run_may_move_but_not_change_its_data_or_tokenizer(
+    data: str, tokenizer_run: Path, dynamics_run: Path, tmp_path: Path
+) -> None:
+    for source, name in ((dynamics_run, "run"), (Path(data), "data"), (tokenizer_run, "tokenizer")):
+        shutil.copytree(source, tmp_path / name)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000008")
+    other_data = record(tmp_path / "other", episodes=4, steps=40, seed=5)
+    other = tmp_path / "other-tokenizer"
+    train("tokenizer", config=CONFIG, recipe=recipe("tokenizer", "debug"), data=[data], out=other)
+    options: dict[str, Any] = {"config": CONFIG, "recipe": DYNAMICS, "out": tmp_path / "run", "resume": True}
+    with pytest.raises(InputError, match="tokenizer_sha256 was another"):
+        train("dynamics", data=[tmp_path / "data"], tokenizer=other, **options)
+    with pytest.raises(InputError, match="trained on other data"):
+        train("dynamics", data=[other_data], tokenizer=tmp_path / "tokenizer", **options)
+    train("dynamics", data=[tmp_path / "data"], tokenizer=tmp_path / "tokenizer", **options)
+    assert_same_checkpoint(tmp_path / "run", dynamics_run)
 
 
 def test_a_run_says_in_its_folder_what_it_is(tokenizer_run: Path) -> None:

@@ -48,6 +48,8 @@ class Settings:
     """Which predicted frame delta-PSNR looks at; the last one where the horizon is shorter."""
     distance_frames: int = 0
     """Predicted frames of a game that the Frechet distance takes in, evenly spread; 0 for all."""
+    precision: str = "fp32"
+    """fp32, or bf16 (autocast): about a third less time on a CPU, for figures that differ a little."""
     batch_size: int = 8
     """Windows predicted together."""
     seed: int = 0
@@ -57,6 +59,8 @@ class Settings:
         for name in ("context", "horizon", "stride", "steps", "delta_t", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: must be 1 or more")
+        if self.precision not in ("fp32", "bf16"):
+            raise InputError(f"precision = {self.precision!r}: choose fp32 or bf16")
 
 
 @dataclass
@@ -111,29 +115,11 @@ def score_windows(
     batch = clips.batch(window_ids).to(device)
     frames, context = model_frames(batch.frames_BTHWC), settings.context
     given, truth = frames[:, :context], frames[:, context:]
-    made = model.tokenizer.decode(model.tokenizer.encode(frames))
-    predicted = model.generate(
-        given,
-        batch.actions_BT,
-        steps=settings.steps,
-        mode=settings.mode,
-        generator=torch.Generator(device).manual_seed(seed),
-    )
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        made = model.tokenizer.decode(model.tokenizer.encode(frames)).float()
+        predicted, delta_B = _predict(model, frames, batch.actions_BT, settings, seed)
     sides = {"prediction": predicted, "copy": given[:, -1:].expand_as(truth)}
     moving = moving_pixels(truth, given[:, -1:])
-    t = min(settings.delta_t, settings.horizon)
-    delta = delta_psnr(
-        model,
-        frames,
-        batch.actions_BT,
-        t=t,
-        context=context,
-        steps=settings.steps,
-        mode=settings.mode,
-        seed=seed,
-        predicted_BFCHW=predicted[:, : shared_frames(settings, t)],
-        action_count=model.cfg.actions,
-    )
     since_before = moving_pixels(frames[:, 1:], frames[:, :-1])
     return Scores(
         [clips.episodes[clips.locate(window_id)[0]].session_id for window_id in window_ids.tolist()],
@@ -150,9 +136,31 @@ def score_windows(
             }
             for side, shown in sides.items()
         },
-        delta.values_B.cpu(),
+        delta_B.cpu(),
         {} if network is None else _fits(network, {"real": truth, **sides}, distance_share),
     )
+
+
+def _predict(
+    model: GenieReduxG, frames_BTCHW: Tensor, actions_BT: Tensor, settings: Settings, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The predicted frames (B, F, C, H, W) and each window's delta-PSNR (B,)."""
+    generator = torch.Generator(frames_BTCHW.device).manual_seed(seed)
+    sampling: dict[str, Any] = {"steps": settings.steps, "mode": settings.mode}
+    predicted = model.generate(frames_BTCHW[:, : settings.context], actions_BT, generator=generator, **sampling).float()
+    t = min(settings.delta_t, settings.horizon)
+    delta = delta_psnr(
+        model,
+        frames_BTCHW,
+        actions_BT,
+        t=t,
+        context=settings.context,
+        seed=seed,
+        predicted_BFCHW=predicted[:, : shared_frames(settings, t)],
+        action_count=model.cfg.actions,
+        **sampling,
+    )
+    return predicted, delta.values_B
 
 
 def shared_frames(settings: Settings, t: int) -> int:

@@ -10,15 +10,10 @@ from envs.errors import InputError
 from worldmodel.config import WorldModelConfig
 from worldmodel.recipes import TrainConfig
 
-_MAY_CHANGE = (
-    "log_every",
-    "validate_every",
-    "validation_clips",
-    "checkpoint_every",
-    "keep_last",
-    "threads",
-    "loader_threads",
-)
+_HOW = ("log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_last", "threads", "loader_threads")
+_WHERE = ("data", "tokenizer", "init")
+"""Paths: what lies there is compared by hash, or is in the checkpoint."""
+_MAY_CHANGE = {*_WHERE, *(f"recipe.{name}" for name in _HOW)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Job:
     def check_resumable(self) -> None:
         """Raise InputError where the run in `out` is another one than this, naming the first difference.
 
-        How often to log, check and save, and the numbers of threads, may change: they do not change what is learnt.
+        How often to log, check and save, numbers of threads and paths may change: they do not change what is learnt.
         """
         path = self.out / "config.json"
         try:
@@ -61,7 +56,7 @@ class Job:
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read ({error}): this is no run to resume") from error
         for name, (there, here) in _differences(recorded, self.identity()):
-            if name.removeprefix("recipe.") not in _MAY_CHANGE:
+            if name not in _MAY_CHANGE:
                 raise InputError(
                     f"cannot resume {self.out}: its {name} is {there}, not {here}: give that or a new --out"
                 )

@@ -4,9 +4,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from worldmodel.dynamics import Dynamics
 
+from worldmodel.checkpoint import encoder_sha256
 from worldmodel.clips import ClipBatch, model_frames
+from worldmodel.dynamics import Dynamics
 from worldmodel.metrics import frame_psnr
 from worldmodel.token_cache import TokenBatch
 from worldmodel.tokenizer import Tokenizer
@@ -25,6 +26,9 @@ class Objective(Protocol):
 
     def figures(self) -> dict[str, float]:
         """What else to log about the model as it is."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """What must be the same when a run is resumed, and is neither in its settings nor among the trained weights."""
 
     def train(self, mode: bool = True) -> Any: ...
 
@@ -54,6 +58,9 @@ class TokenizerObjective(nn.Module):
     def figures(self) -> dict[str, float]:
         return self.model.quantizer.usage()
 
+    def fingerprint(self) -> dict[str, str]:
+        return {}
+
 
 class DynamicsObjective(nn.Module):
     """The dynamics model's losses on tokens: stored ones, or those of frames that the frozen tokenizer encodes here."""
@@ -73,6 +80,9 @@ class DynamicsObjective(nn.Module):
 
     def figures(self) -> dict[str, float]:
         return {}
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"tokenizer_sha256": encoder_sha256(self.tokenizer)}
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -24,8 +24,12 @@ from worldmodel.job import Job
 from worldmodel.objectives import Objective
 from worldmodel.token_cache import TokenBatch, TokenClips
 
-_SHOWN = ("train/loss", "train/psnr", "train/accuracy", "validation/loss", "validation/psnr", "validation/accuracy")
-"""What stands beside the progress bar."""
+_SHOWN = {
+    f"{part}/{name}": f"{words}{name}"
+    for part, words in (("train", ""), ("validation", "validation "))
+    for name in ("loss", "psnr", "accuracy")
+}
+"""What stands beside the progress bar, and how it is called there."""
 
 
 class NonFiniteLoss(InputError):
@@ -73,6 +77,7 @@ class Trainer:
             fused=True,
         )
         self.step = 0
+        self.fingerprint = objective.fingerprint()
         data_state = self._restore()
         self.loader = ClipLoader[Any](
             windows,
@@ -175,7 +180,8 @@ class Trainer:
     def save(self) -> None:
         """Rank 0 writes a checkpoint."""
         if self.rank == 0:
-            state = {**self.job.identity(), "step": self.step, "data": self.loader.state()}
+            position = {"step": self.step, "data_state": self.loader.state()}
+            state = {**self.job.identity(), **self.fingerprint, **position}
             checkpoint.save_checkpoint(
                 self.job.out, state, self.objective.model, self.optimizer, keep_last=self.recipe.keep_last
             )
@@ -187,10 +193,13 @@ class Trainer:
         if newest is None:
             return None
         found = checkpoint.open_checkpoint(newest)
+        for name, value in self.fingerprint.items():
+            if found.state.get(name) != value:
+                raise InputError(f"{found.path}: the run's {name} was another: resume it with what it was started with")
         checkpoint.load_weights(self.objective.model, found.weights(), found.path)
         checkpoint.load_optimizer(self.objective.model, self.optimizer, found)
         self.step = found.step
-        return dict(found.state["data"])
+        return dict(found.state["data_state"])
 
     def _open_journal(self, opened: ExitStack) -> Callable[[int, dict[str, float]], None]:
         """What writes down the figures of the current step, and how many steps they are about; rank 0 alone writes.
@@ -206,7 +215,9 @@ class Trainer:
 
         def log(steps: int, figures: dict[str, float]) -> None:
             journal.log(self.step, figures)
-            bar.advance(steps, ", ".join(f"{name} {figures[name]:.4g}" for name in figures if name in _SHOWN))
+            bar.advance(
+                steps, ", ".join(f"{words} {figures[name]:.4g}" for name, words in _SHOWN.items() if name in figures)
+            )
 
         return log
 
