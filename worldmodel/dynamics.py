@@ -129,7 +129,9 @@ class Dynamics(nn.Module):
             raise InputError("dynamics has no codebook: call set_codebook(tokenizer.codebook) before training")
         run = self._clean_past if self.cfg.dynamics.objective == "clean_past" else self._masked
         hidden, targets, mask = run(tokens_BThw, actions_BT, generator)
-        logits = self.head(hidden[mask])
+        # All tokens through the head, then the masked ones: their number differs from step to step, and for each new
+        # shape a CPU's matrix kernels are compiled and kept (5 MB a step).
+        logits = self.head(hidden)[mask]
         wanted = targets[mask]
         distances = token_distances(self.codebook)
         return {
