@@ -1,4 +1,9 @@
-"""Every game that stable-retro knows: its console, whether its ROM is here, and what kind of game it is."""
+"""Every game that stable-retro knows: its console, whether its ROM is here, and what kind of game it is.
+
+The labels stand in `catalog.csv`, one row a game: two annotators' own knowledge of each game, without any published
+label set. Where they differed on the motion style the case was decided one by one, elsewhere the surer of the two holds
+and the confidence is the lower one. `unknown` means that neither could say.
+"""
 
 import difflib
 import json
@@ -14,7 +19,7 @@ from envs.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-LABELS = ("view", "axis", "motion")
+LABELS_FILE = Path(__file__).with_name("catalog.csv")
 
 
 def games(
@@ -28,7 +33,8 @@ def games(
     """Names of the games that match every given value, in alphabetical order, without the "-v0" ending.
 
     `playable` asks for games with (True) or without (False) a ROM; `limit` cuts the list.
-    Raises InputError for a console or label that no game has.
+    Labels are those of `table`, e.g. motion="platformer", view="side". Raises InputError for a console or label that no
+    game has.
     """
     rows = table()
     for column, wanted in (("console", console), ("view", view), ("axis", axis), ("motion", motion)):
@@ -43,14 +49,18 @@ def games(
 
 
 def table() -> "pd.DataFrame":
-    """One row a game: game, console, playable (its ROM is imported), view, axis, motion ("unknown" until labelled)."""
+    """One row a game: game, console, playable (its ROM is imported) and the labels of `catalog.csv`.
+
+    view (side, third person, top, first person, several), axis (free, horizontal, vertical, fixed, tube), motion
+    (platformer, fight, ...), right to secondary (what each control does), transition and scrolling (yes, no), each "unknown" where nobody could say;
+    confidence in [0, 1] of the row as a whole; source (knowledge, probed, watched).
+    """
     import pandas as pd  # here, because processes that play games need no tables
 
-    rows = [{"game": game, "console": console_of(game), "playable": has_rom(game)} for game in integrations()]
-    frame = pd.DataFrame(rows, columns=["game", "console", "playable"])
-    for label in LABELS:
-        frame[label] = "unknown"
-    return frame
+    rows = [{"game": game, "playable": has_rom(game)} for game in integrations()]
+    labels = pd.read_csv(LABELS_FILE, keep_default_na=False, dtype={"title": str})
+    frame = pd.DataFrame(rows).merge(labels, on="game", how="left", validate="one_to_one")
+    return frame[["game", "console", "playable", *(name for name in labels if name not in ("game", "console"))]]
 
 
 @cache

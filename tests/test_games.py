@@ -255,3 +255,49 @@ def test_distinct_screens_counts_places_not_pixels() -> None:
         distinct_screens(frames.astype(np.float32))
     with pytest.raises(InputError, match="cells"):
         distinct_screens(np.zeros((1, 60, 60, 3), np.uint8))
+
+
+LABEL_WORDS = {
+    "view": {"side", "third person", "top", "first person", "several", "unknown"},
+    "axis": {"free", "horizontal", "vertical", "fixed", "tube", "unknown"},
+    "motion": {
+        "platformer",
+        "space_shooter",
+        "fight",
+        "shooter",
+        "action",
+        "sport",
+        "maze",
+        "race",
+        "grid",
+        "pong",
+        "simulation",
+        "pinball",
+        "flying_platformer",
+        "tetris",
+        "other",
+        "unknown",
+    },
+    "transition": {"yes", "no", "unknown"},
+    "scrolling": {"yes", "no", "unknown"},
+}
+
+
+def test_every_game_is_labelled_in_the_vocabulary() -> None:
+    table = catalog.table()
+    assert list(table["game"]) == list(catalog.integrations())
+    assert not table.isna().any().any()
+    for column, words in LABEL_WORDS.items():
+        assert set(table[column]) <= words, column
+    assert table["confidence"].between(0, 1).all()
+    assert (table.loc[table["motion"] == "unknown", "confidence"] == 0).all()
+    assert (table["motion"] != "unknown").sum() >= 974
+
+
+def test_games_answers_combinations_of_labels() -> None:
+    side_platformers = catalog.games(console="Nes", view="side", motion="platformer")
+    assert {"SuperMarioBros-Nes", "AdventureIslandII-Nes"} <= set(side_platformers)
+    assert "1942-Nes" not in side_platformers
+    assert catalog.games(motion="pong", playable=True) == ["Breakout-Atari2600", "Pong-Atari2600"]
+    with pytest.raises(InputError, match="no game has motion 'dancing'"):
+        catalog.games(motion="dancing")
