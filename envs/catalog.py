@@ -52,8 +52,8 @@ def table() -> "pd.DataFrame":
     """One row a game: game, console, playable (its ROM is imported) and the labels of `catalog.csv`.
 
     view (side, third person, top, first person, several), axis (free, horizontal, vertical, fixed, tube), motion
-    (platformer, fight, ...), right to secondary (what each control does), transition and scrolling (yes, no), each "unknown" where nobody could say;
-    confidence in [0, 1] of the row as a whole; source (knowledge, probed, watched).
+    (platformer, fight, ...), right to secondary (what each control does), transition and scrolling (yes, no), each
+    "unknown" where nobody could say; confidence in [0, 1] of the row as a whole; source (knowledge, probed, watched).
     """
     import pandas as pd  # here, because processes that play games need no tables
 
