@@ -24,7 +24,7 @@ def use_half(precision: str, device: torch.device) -> bool:
 
 
 class AgentModule(TorchRLModule, ValueFunctionAPI):
-    """Recurrent policy and value. `model_config` holds the fields of `PolicyConfig` except `actions`.
+    """Recurrent policy and value. `model_config` holds `channels` and `units` of `PolicyConfig`, and `precision`.
 
     Observations uint8 BTHWC; state {"h": (B, D), "c": (B, D)}. Acting for exploration goes by the mixture of
     `behaviour_log_probabilities`, evaluation by the most likely action.
@@ -32,16 +32,18 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
 
     model_config: Any
     action_space: Any
+    observation_space: Any
 
     def setup(self) -> None:
-        """Build the network for the env's number of actions."""
-        fields = {field.name for field in dataclasses.fields(PolicyConfig)} - {"actions"}
+        """Build the network for the env's frames and number of actions."""
+        fields = {field.name for field in dataclasses.fields(PolicyConfig)} - {"actions", "size"}
         given = {name: value for name, value in self.model_config.items() if name in fields}
         if "channels" in given:
             given["channels"] = tuple(given["channels"])
-        self.network = CnnLstm(PolicyConfig(actions=int(self.action_space.n), **given))
+        size = self.observation_space.shape[0]
+        self.network = CnnLstm(PolicyConfig(actions=int(self.action_space.n), size=size, **given))
         self.epsilon, self.temperature = 0.0, 1.0
-        self.half = use_half(self.model_config.get("precision", "fp32"), next(self.network.parameters()).device)
+        self.precision = self.model_config.get("precision", "fp32")
 
     def set_exploration(self, epsilon: float, temperature: float) -> None:
         """What `forward_exploration` acts by from now on."""
@@ -72,8 +74,8 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         return output
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        device = next(self.network.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.half):
+        device = next(self.network.parameters()).device  # known only now: RLlib moves the module after its set-up
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_half(self.precision, device)):
             output = self._forward(batch)
         return {name: output[name].float() for name in (Columns.ACTION_DIST_INPUTS, Columns.VF_PREDS)}
 
