@@ -35,7 +35,7 @@ def score_windows(
 ) -> NDArray[np.float32]:
     """Token entropies (B, N) in [0, 1] of the last frames.
 
-    `batch` windows go through the model together; 0 for what suits the device. The model sees the first `context` frames
+    `batch` windows go through together; 0 for what suits the device. The model sees the first `context` frames
     and all actions; `steps` are MaskGIT passes (spec: reward).
     """
     device = next(model.parameters()).device
