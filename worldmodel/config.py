@@ -29,6 +29,9 @@ class TokenizerConfig:
     """Space-time blocks before the quantiser."""
     decoder_blocks: int = 8
     """Time-space blocks after it."""
+    patch_norm: bool = True
+    """LayerNorm of a patch's pixels before they are embedded (the paper's). It makes plain patches of different
+    brightness equal: without it they can be told apart."""
     temporal: bool = True
     """Whether blocks have a temporal part; without it each frame is encoded and decoded by itself."""
     codes: int = 1024
@@ -45,6 +48,9 @@ class TokenizerConfig:
     """Share of the run after which features are quantised; before it they pass as they are."""
     reseed_below: float = 0.02
     """A code whose use falls below this share of the mean use is dead and re-seeded from the batch; 0 for never."""
+    reseed_error: float = 0.02
+    """Dead codes move only to features whose 1 - cosine to their code is at least this: else what hardly ever changes,
+    the background, gets hundreds of codes that noise tells apart, and tokens of a still scene flicker."""
     reseed_until: float = 0.8
     """Share of the run after which no code is re-seeded, so that the end of the run refines a settled codebook."""
     changed_pixel_weight: float = 1.0
@@ -73,6 +79,8 @@ class DynamicsConfig:
     """clean_past: share of chunks whose tokens are all masked, as the first sampling step meets them."""
     tdce_weight: float = 3.0
     """Lambda of the token distance cross-entropy (eq. 1); 0 is plain cross-entropy."""
+    together: int = 2
+    """Frames that autoregressive generation predicts at a time."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,8 @@ class WorldModelConfig:
                 raise InputError(f"{name} = {value!r}: choose {' or '.join(allowed)}")
         if self.frames < 2:
             raise InputError(f"frames = {self.frames}: a window needs 2 frames or more to hold an action")
+        if not 1 <= self.dynamics.together < self.frames:
+            raise InputError(f"dynamics.together = {self.dynamics.together}: expected 1 to {self.frames - 1}")
         if not self.dynamics.chunk_lengths or min(self.dynamics.chunk_lengths) < 0:
             raise InputError(f"dynamics.chunk_lengths = {self.dynamics.chunk_lengths}: give lengths of 0 (all) or more")
 
@@ -197,11 +207,14 @@ PRESETS: dict[str, WorldModelConfig] = {
             heads=2,
             encoder_blocks=1,
             decoder_blocks=1,
+            temporal=False,
+            patch_norm=False,
             codebook="ema",
             quantizer_start=0.3,
+            reseed_error=0.05,
         ),
         dynamics=DynamicsConfig(
-            dim=128, heads=2, blocks=2, objective="clean_past", chunk_lengths=(1, 2, 0), all_masked=0.5
+            dim=128, heads=2, blocks=2, objective="clean_past", chunk_lengths=(1, 1, 2, 0), all_masked=0.5
         ),
     ),
     "paper": WorldModelConfig(),

@@ -26,8 +26,6 @@ from worldmodel.transformer import Past
 FORMAT = "autoexplore-model-1"
 _PARTS = ("tokenizer", "dynamics")
 _MODES = ("one_pass", "autoregressive")
-_TOGETHER = 2
-"""Frames that autoregressive generation predicts at a time (the paper's)."""
 _BATCH = 32
 """Windows in a pass of the reward query, so that its memory does not grow with the request."""
 
@@ -65,10 +63,10 @@ class GenieReduxG(nn.Module):
     ) -> Tensor:
         """Continue films. frames (B, P, 3, H, W) in [0, 1], actions (B, P+F-1) -> the F frames that follow, in [0, 1].
 
-        `one_pass` predicts all frames together, as many at a time as the window holds; `autoregressive` two at a time,
-        `steps` passes each. The given frames are tokenised once; keys, values and PEG inputs of finished frames are
-        kept, so that a pass computes only the frames that are being generated. Past cfg.frames the window slides.
-        Noise comes from `generator`. Raises InputError for bad input.
+        `one_pass` predicts all frames together, as many at a time as the window holds; `autoregressive`
+        cfg.dynamics.together at a time, `steps` passes each. The given frames are tokenised once; keys, values and PEG
+        inputs of finished frames are kept, so that a pass computes only the frames that are being generated. Past
+        cfg.frames the window slides. Noise comes from `generator`. Raises InputError for bad input.
         """
         tokens = self.generate_tokens(
             frames_BPCHW, actions_BA, steps=steps, temperature=temperature, mode=mode, generator=generator
@@ -97,7 +95,8 @@ class GenieReduxG(nn.Module):
         self.cfg.check_actions(actions_BA, len(frames_BPCHW), given + wanted - 1)
         _check_sampling(steps, temperature, mode)
         window = self.cfg.frames
-        together = min(wanted, _TOGETHER if mode == "autoregressive" else window - min(given, window // 2))
+        at_once = window - min(given, window // 2) if mode == "one_pass" else self.cfg.dynamics.together
+        together = min(wanted, at_once)
         conditions = self.dynamics.conditions(actions_BA)
         tokens = self.tokenizer.encode(frames_BPCHW)
         past = self._read(tokens, conditions[:, :given], None)

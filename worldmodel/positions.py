@@ -28,6 +28,7 @@ class Timeline:
 
     def __init__(self, times_S: Tensor, sees_FS: Tensor, before_2F: Tensor | None = None) -> None:
         self.times_S, self.sees_FS, self.before_2F = times_S, sees_FS, before_2F
+        self._links: dict[int, Links] = {}
 
     @classmethod
     def film(cls, frames: int, past: int = 0, device: torch.device | None = None) -> "Timeline":
@@ -37,6 +38,11 @@ class Timeline:
 
     def links(self, known: int) -> Links:
         """What the PEG reads of `known` frames: the last of the past, where there is one, and the timeline's own."""
+        if known not in self._links:
+            self._links[known] = self._find_links(known)
+        return self._links[known]
+
+    def _find_links(self, known: int) -> Links:
         if self.before_2F is None:
             places = torch.arange(known, device=self.times_S.device)
             return tuple((places[: max(known - late, 0)], places[late:]) for late in (2, 1))

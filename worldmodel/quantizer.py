@@ -107,10 +107,11 @@ class CosineQuantizer(nn.Module):
         if not len(dead):
             return
         distance_M = (1 - (flat_MD * self.codebook[ids_M]).sum(-1)).clamp_min(0)
-        count = min(len(dead), int((distance_M > 1e-6).sum()))
+        distance_M = distance_M.masked_fill(distance_M < self.cfg.reseed_error, 0)
+        count = min(len(dead), int((distance_M > 0).sum()))
         seeds = flat_MD.new_zeros(len(dead), flat_MD.shape[1] + 1)
         if count:
-            drawn = torch.multinomial(distance_M + 1e-12, count)
+            drawn = torch.multinomial(distance_M, count)
             seeds[:count] = F.pad(flat_MD[drawn], (0, 1), value=1.0)
         if distributed.is_available() and distributed.is_initialized():
             distributed.broadcast(seeds, 0)

@@ -37,7 +37,7 @@ class Tokenizer(nn.Module):
         self.cfg = cfg
         c = cfg.tokenizer
         pixels = 3 * c.patch**2
-        self.embed_first, self.embed_later = _embedding(pixels, c.dim), _embedding(pixels, c.dim)
+        self.embed_first, self.embed_later = (_embedding(pixels, c.dim, c.patch_norm) for _ in range(2))
         self.bias = PositionBias(cfg.grid, c.dim, c.heads)
         shape = (c.dim, c.heads, c.head_dim)
         self.encoder = Stack(*shape, c.encoder_blocks, temporal=c.temporal)
@@ -153,8 +153,8 @@ class Tokenizer(nn.Module):
         return frames.flatten(-2).flatten(-3, -2), past
 
 
-def _embedding(pixels: int, dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(pixels), nn.Linear(pixels, dim), nn.LayerNorm(dim))
+def _embedding(pixels: int, dim: int, norm: bool) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(pixels) if norm else nn.Identity(), nn.Linear(pixels, dim), nn.LayerNorm(dim))
 
 
 def _first_and_later(x: Tensor, on_first: nn.Module, on_later: nn.Module, *, first: bool) -> Tensor:

@@ -60,6 +60,7 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(dim, bias=False)
         self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
         self.out = nn.Linear(heads * head_dim, dim, bias=False)
+        nn.init.zeros_(self.out.weight)  # a part starts as its PEG alone
         self.q_scale = nn.Parameter(torch.ones(head_dim))
         self.k_scale = nn.Parameter(torch.ones(head_dim))
 
@@ -114,6 +115,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(dim, bias=False)
         self.up = nn.Linear(dim, 2 * inner, bias=False)
         self.down = nn.Linear(inner, dim, bias=False)
+        nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.up(self.norm(x)).chunk(2, -1)
@@ -163,9 +165,8 @@ class TemporalPart(Part):
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__(dim, heads, head_dim)
-        # 2^-1 .. 2^-8 for 8 heads; for other counts the same range in equal ratios (ALiBi).
-        slopes = 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)
-        self.register_buffer("slopes_H", slopes, persistent=False)
+        # 2^-1 .. 2^-8 for 8 heads (ALiBi); the same range in equal ratios for other counts.
+        self.register_buffer("slopes_H", 2.0 ** -torch.linspace(1, 8, heads), persistent=False)
 
     def mix(
         self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: Timeline, past: PartPast | None, kept: PartPast
