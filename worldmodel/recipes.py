@@ -114,7 +114,7 @@ _PRESETS: dict[str, dict[str, dict[str, object]]] = {
     "debug": {"tokenizer": _DEBUG, "dynamics": _DEBUG},
     "cpu": {
         "tokenizer": {**_CPU, "iterations": 2_600, "clip_length": 4, "clip_stride": 1},
-        "dynamics": {**_CPU, "iterations": 2_200, "clip_length": 4, "clip_stride": 4, "lr": 1.5e-3},
+        "dynamics": {**_CPU, "iterations": 2_000, "clip_length": 4, "clip_stride": 4, "lr": 1.5e-3},
     },
     "paper": {
         "tokenizer": {},
