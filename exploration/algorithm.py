@@ -206,7 +206,10 @@ class AutoExplore(Algorithm):
         self.metrics.log_dict(seconds, key="seconds", window=1)  # RLlib's own timers are running averages
 
     def _collect(self) -> None:
-        """One epoch's steps into the replay. Waits for runners to come back if none answers, but not for ever."""
+        """One epoch's steps into the replay. Waits for runners to come back if none answers, but not for ever.
+
+        Raises InputError with what a runner says cannot be used.
+        """
         deadline = time.monotonic() + PATIENCE_S
         kept = 0
         while not kept:
@@ -228,6 +231,9 @@ class AutoExplore(Algorithm):
                 self._keep(to_fragment(episode))
                 kept += len(episode)
             if not kept:
+                faults = self.env_runner_group.foreach_env_runner(lambda runner: runner.fault)
+                if any(faults):
+                    raise InputError(next(filter(None, faults)))
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"no runner has brought a step that could be scored for {PATIENCE_S:.0f} s")
                 time.sleep(1.0)

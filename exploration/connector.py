@@ -15,6 +15,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
+from envs.errors import InputError
 from exploration.replay import Fragment
 from exploration.reward import WINDOW, check_top_fraction, cut_windows, uncertainty_reward
 from exploration.scorers import Scorer, ScoringError
@@ -125,10 +126,15 @@ class ExploreCallbacks(RLlibCallback):
         config = env_runner.config
         dropped: list[Any] = []
         if config.scorer is not None:
-            if self._connector is None:
-                self._connector = RewardConnector(config.scorer(), config.top_fraction)
-            self._connector(episodes=samples)
-            dropped = [episode for episode, _ in self._connector.dropped]
+            try:
+                if self._connector is None:
+                    self._connector = RewardConnector(config.scorer(), config.top_fraction)
+                self._connector(episodes=samples)
+                dropped = [episode for episode, _ in self._connector.dropped]
+            except InputError as error:
+                # A new runner would meet the same: hand the message over instead of being restarted for ever.
+                env_runner.fault = str(error)
+                dropped, samples[:] = list(samples), []
             self._incomplete |= {episode.id_ for episode in dropped}
             self._incomplete -= forget(env_runner, self._incomplete)
         log_games(metrics_logger, samples, dropped, env_runner.games)

@@ -59,6 +59,7 @@ def explore(
     epoch, state, about = _start(out, resume, identity)
     if epoch >= plan.epochs:
         return out / "best"
+    LocalScorer(model_path).load()  # a model that cannot be used is named here, before anything is started
     config = {"games": names, "model": str(model_path), "scorer": scorer, "seed": seed, **dataclasses.asdict(plan)}
     with RunFolder(out, config, resume=resume, resume_step=epoch) as run, _scorer(scorer, model_path, plan) as factory:
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
@@ -104,8 +105,6 @@ def configure(
 @contextmanager
 def _scorer(name: str, model_path: Path | str, plan: ExploreRecipe) -> Iterator[Callable[[], Scorer]]:
     """What makes a runner's scorer; with "serve" the app runs as long as the block."""
-    if not Path(model_path).is_dir():
-        raise InputError(f"{model_path}: no world model here: give a folder that GenieReduxG.save wrote")
     if name == "local":
         yield partial(LocalScorer, Path(model_path).absolute(), steps=plan.maskgit_steps)
         return

@@ -18,6 +18,8 @@ class GameRunner(SingleAgentEnvRunner):
 
     games: list[str]
     """The game of each env of this runner."""
+    fault: str = ""
+    """What makes it useless for this runner to go on, e.g. a world model that cannot be loaded."""
     config: Any
     module: Any
     env: Any

@@ -52,14 +52,20 @@ class LocalScorer:
         self._path, self._steps, self._batch, self._device = model_path, steps, batch, device
         self._model: Any = None
 
-    def entropies(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Entropies:
-        """Windows uint8 and their actions -> entropies (B, N) in [0, 1]."""
-        from worldmodel.uncertainty import load_model, score_windows
+    def load(self) -> Any:
+        """The model, loaded if it was not yet. Raises InputError for a folder that is none, damaged, or too old."""
+        from worldmodel.uncertainty import load_model
 
         if self._model is None:
             self._model = load_model(self._path, self._device)
+        return self._model
+
+    def entropies(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Entropies:
+        """Windows uint8 and their actions -> entropies (B, N) in [0, 1]."""
+        from worldmodel.uncertainty import score_windows
+
         entropy_BN = score_windows(
-            self._model, frames_B5HWC, actions_B4, context=CONTEXT, steps=self._steps, batch=self._batch
+            self.load(), frames_B5HWC, actions_B4, context=CONTEXT, steps=self._steps, batch=self._batch
         )
         return checked(entropy_BN, len(frames_B5HWC))
 
