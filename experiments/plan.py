@@ -81,7 +81,7 @@ PLANS: dict[str, Plan] = {
         decoder_finetune={"iterations": 250, "validate_every": 0},
         dynamics_finetune={"iterations": 250, "lr": 5e-4, "validate_every": 0},
         explore={"runners": 2, "envs_per_runner": 4},
-        evaluate={"limit": 10, "steps": 2, "mode": "autoregressive", "distance_frames": 60},
+        evaluate={"limit": 12, "steps": 1, "mode": "autoregressive", "distance_frames": 60},
         expected_seconds=1_100.0,
     ),
     "paper": Plan(

@@ -214,7 +214,13 @@ PRESETS: dict[str, WorldModelConfig] = {
             reseed_error=0.05,
         ),
         dynamics=DynamicsConfig(
-            dim=128, heads=2, blocks=2, objective="clean_past", chunk_lengths=(1, 1, 2, 0), all_masked=0.5
+            dim=128,
+            heads=2,
+            blocks=2,
+            objective="clean_past",
+            chunk_lengths=(1, 1, 2, 0),
+            all_masked=0.5,
+            together=1,
         ),
     ),
     "paper": WorldModelConfig(),
