@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from exploration.reward import CONTEXT
 
 Entropies = NDArray[np.float32]
+Request = tuple[NDArray[np.uint8], NDArray[np.integer]]
 TOLERANCE = 1e-4
 """How far rounding may carry an entropy out of [0, 1]."""
 
@@ -95,26 +96,33 @@ class ServeScorer:
         spans = [slice(at, at + self._windows) for at in range(0, len(frames_B5HWC), self._windows)]
         # A copy each: the windows are views that overlap, and a request must hold its own alone.
         requests = [(np.ascontiguousarray(frames_B5HWC[span]), actions_B4[span]) for span in spans]
-        sent = [self._send(*request) for request in requests]
-        return lambda: np.concatenate([self._wait(*pair) for pair in zip(sent, requests, strict=True)])
+        deadline = time.monotonic() + self._timeout_s
+        sent = [self._send(request) for request in requests]
+        return lambda: np.concatenate([self._wait(*pair, deadline) for pair in zip(sent, requests, strict=True)])
 
-    def _send(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Any:
-        if self._handle is None:
-            from ray import serve
+    def _send(self, request: Request) -> Any:
+        """The response to come, or the exception that kept the request from being sent."""
+        from ray import serve
+        from ray.serve.exceptions import RayServeException
 
-            self._handle = serve.get_app_handle(self._app_name)
-        return self._handle.entropies.remote(frames_B5HWC, actions_B4)
+        try:
+            if self._handle is None:
+                self._handle = serve.get_app_handle(self._app_name)
+            return self._handle.entropies.remote(*request)
+        except RayServeException as error:  # no such app, or it is being replaced
+            return error
 
-    def _wait(self, response: Any, request: tuple[NDArray[np.uint8], NDArray[np.integer]]) -> Entropies:
+    def _wait(self, response: Any, request: Request, deadline: float) -> Entropies:
         """One request's answer, asked again where the replica died or did not answer in time."""
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
         for attempt in range(self._retries + 1):
             if attempt:
-                response = self._send(*request)
-            deadline = time.monotonic() + self._timeout_s
+                response, deadline = self._send(request), time.monotonic() + self._timeout_s
             try:
+                if isinstance(response, Exception):
+                    raise response
                 return checked(response.result(timeout_s=max(deadline - time.monotonic(), 0.0)), len(request[0]))
             except TimeoutError:
                 response.cancel()

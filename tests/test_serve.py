@@ -140,6 +140,11 @@ def test_late_and_broken_answers_become_errors_not_rewards(bad):
         assert len(given) == 1, "an answer that is wrong would be wrong again"
 
 
+def test_no_app_is_an_error_not_a_reward(app):
+    with pytest.raises(ScoringError, match="nobody"):
+        ServeScorer("nobody").entropies(*windows(2))
+
+
 class Served:
     """Makes the scorer of a runner."""
 
