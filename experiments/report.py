@@ -39,7 +39,7 @@ def build(root: Path, out: Path) -> list[str]:
     from experiments import report_sections as sections
     from experiments.report_data import headline, read_measured, short_name
     from experiments.report_training import training
-    from experiments.screens import seen_by_game
+    from experiments.screens import compared, seen_by_game
 
     plan: dict[str, Any] = json.loads((root / "config.json").read_text())["pipeline"]
     measured = read_measured(root / "evaluation")
@@ -62,9 +62,8 @@ def build(root: Path, out: Path) -> list[str]:
     )
     html = environment.get_template("report.html.j2").render(page)
     write_atomic(out / "index.html", html.encode())
-    found = [
-        f"{short_name(game)} {len(seen['explored'][game].ids):,} against {len(seen['more-random'][game].ids):,}"
-        for game in seen["explored"]
-        if game in seen["more-random"]
-    ]
+    found = []
+    for game in sections.both_saw(seen):
+        explored, random = compared(seen["explored"][game], seen["more-random"][game])
+        found.append(f"{short_name(game)} {explored:,} against {random:,}")
     return [*headline(measured), f"Distinct screens, explorer against random agent: {', '.join(found)}"]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 460, 270
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 40
+NARROW = 340
+LEFT, RIGHT, TOP, BOTTOM = 60, 18, 14, 42
 MAX_POINTS = 160
 NOTHING = '<p class="nothing">Nothing was recorded for this chart.</p>'
 
@@ -38,51 +39,90 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """One axis: what it spans, and the values told on it. log: equal ratios are equally far apart."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    log: bool = False
+
+    @classmethod
+    def over(cls, values: Sequence[float], *, log: bool = False, snug: bool = False) -> "Axis":
+        """An axis that covers values. snug: it ends at the outermost of them, not at round numbers beyond."""
+        low, high = min(values), max(values)
+        if log:
+            ticks = log_ticks(low, high)
+            return cls(min(low, ticks[0]), max(high, ticks[-1]), ticks, log=True)
+        if not snug:
+            ticks = tuple(nice_ticks(low, high, 5))
+            return cls(ticks[0], ticks[-1], ticks)
+        low = 0.0 if 0 < low <= 0.06 * high else low  # steps are logged from the first few on: show where they start
+        return cls(low, max(high, low + 1e-9), tuple(tick for tick in nice_ticks(low, high, 6) if low <= tick <= high))
+
+    def share(self, value: float) -> float:
+        """Where a value lies, from 0 at the low end to 1 at the high one."""
+        if self.log:
+            return math.log(value / self.low) / (math.log(self.high / self.low) or 1)
+        return (value - self.low) / ((self.high - self.low) or 1)
+
+    def texts(self) -> list[str]:
+        """The ticks in figures: all with as many decimals as the finest of them, or each by itself on a log axis."""
+        return [f"{tick:g}" for tick in self.ticks] if self.log else tick_texts(self.ticks)
+
+
+@dataclass(frozen=True)
 class Plane:
     """The drawing area: turns values into the SVG's coordinates and draws the axes."""
 
-    x_low: float
-    x_high: float
-    y_ticks: Sequence[float]
-    y_low: float
-    y_high: float
+    across: Axis
+    up: Axis
+    width: int = WIDTH
 
     def x(self, value: float) -> float:
-        return LEFT + (value - self.x_low) / ((self.x_high - self.x_low) or 1) * (WIDTH - LEFT - RIGHT)
+        return LEFT + self.across.share(value) * (self.width - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - (value - self.y_low) / ((self.y_high - self.y_low) or 1) * (HEIGHT - TOP - BOTTOM)
+        return HEIGHT - BOTTOM - self.up.share(value) * (HEIGHT - TOP - BOTTOM)
 
-    def axes(self, x_ticks: Sequence[float], x_label: str, y_label: str) -> str:
+    def axes(self, x_label: str, y_label: str) -> str:
         """Horizontal grid lines with their values, values below the x axis, and both labels."""
         parts = []
-        for tick, told in zip(self.y_ticks, tick_texts(self.y_ticks), strict=True):
-            parts.append(f'<path class="grid" d="M{LEFT} {self.y(tick):.1f}H{WIDTH - RIGHT}"/>')
+        for tick, told in zip(self.up.ticks, self.up.texts(), strict=True):
+            parts.append(f'<path class="grid" d="M{LEFT} {self.y(tick):.1f}H{self.width - RIGHT}"/>')
             parts.append(_text("tick", LEFT - 7, self.y(tick) + 4, "end", told))
-        for tick, told in zip(x_ticks, tick_texts(x_ticks), strict=True):
+        for tick, told in zip(self.across.ticks, self.across.texts(), strict=True):
             parts.append(_text("tick", self.x(tick), HEIGHT - BOTTOM + 18, "middle", told))
-        parts.append(_text("axis", WIDTH - RIGHT, HEIGHT - 5, "end", x_label))
+        parts.append(_text("axis", self.width - RIGHT, HEIGHT - 4, "end", x_label))
         turned = f"translate(11 {(HEIGHT - BOTTOM + TOP) / 2:.0f}) rotate(-90)"
         parts.append(f'<text class="axis" transform="{turned}" text-anchor="middle">{escape(y_label)}</text>')
         return "".join(parts)
 
 
-def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: str, markers: bool = False) -> str:
-    """An SVG of the lines. Points that are not finite are left out; without any point, a sentence that says so."""
-    kept = [one for one in map(_thinned, series) if one.x]
+def line_chart(
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str,
+    markers: bool = False,
+    log_x: bool = False,
+    log_y: bool = False,
+    width: int = WIDTH,
+) -> str:
+    """An SVG of the lines. Points without a place (not finite, or not positive on a log axis) are left out; without any
+    point, a sentence that says so.
+    """
+    kept = [one for one in (_drawable(one, log_x=log_x, log_y=log_y) for one in series) if one.x]
     if not kept:
         return NOTHING
-    xs = [x for one in kept for x in one.x]
-    ys = [y for one in kept for y in one.y]
-    y_ticks = nice_ticks(min(ys), max(ys), 5)
-    plane = Plane(min(xs), max(max(xs), min(xs) + 1e-9), y_ticks, y_ticks[0], y_ticks[-1])
-    x_ticks = [x for x in nice_ticks(min(xs), max(xs), 5) if plane.x_low <= x <= plane.x_high]
-    parts = [plane.axes(x_ticks, x_label, y_label)]
+    across = Axis.over([x for one in kept for x in one.x], log=log_x, snug=True)
+    plane = Plane(across, Axis.over([y for one in kept for y in one.y], log=log_y), width)
+    parts = [plane.axes(x_label, y_label)]
     for one in kept:
         points = [(plane.x(x), plane.y(y)) for x, y in zip(one.x, one.y, strict=True)]
-        parts.append(
-            f'<polyline class="line s-{one.style}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
-        )
+        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(f'<polyline class="line s-{one.style}" points="{drawn}"/>')
         shown = "dot" if markers or len(points) == 1 else "dot hidden"
         for (x, y), x_value, y_value in zip(points, one.x, one.y, strict=True):
             note = f"{one.name}: {short(y_value)} at {short(x_value)}"
@@ -90,7 +130,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: s
                 f'<circle class="{shown} f-{one.style}" cx="{x:.1f}" cy="{y:.1f}" r="3.2">'
                 f"<title>{escape(note)}</title></circle>"
             )
-    return _figure(parts, title, [(one.name, one.style) for one in kept])
+    return _figure(parts, title, [(one.name, one.style) for one in kept], width)
 
 
 def bar_chart(bars: Sequence[Bar], *, y_label: str, title: str) -> str:
@@ -101,10 +141,9 @@ def bar_chart(bars: Sequence[Bar], *, y_label: str, title: str) -> str:
     groups = list(dict.fromkeys(bar.group for bar in bars))
     names = list(dict.fromkeys((bar.name, bar.style) for bar in bars))
     ends = [0.0, *(v for bar in bars for v in (bar.value, bar.low, bar.high) if math.isfinite(v))]
-    ticks = nice_ticks(min(ends), max(ends), 5)
-    plane = Plane(0.0, float(len(groups)), ticks, ticks[0], ticks[-1])
+    plane = Plane(Axis(0.0, float(len(groups)), ()), Axis.over(ends))
     width = min(38.0, (plane.x(1) - plane.x(0)) * 0.8 / len(names))
-    parts = [plane.axes([], "", y_label)]
+    parts = [plane.axes("", y_label)]
     for place, group in enumerate(groups):
         parts.append(_text("tick", plane.x(place + 0.5), HEIGHT - BOTTOM + 18, "middle", group))
         for bar in bars:
@@ -112,7 +151,7 @@ def bar_chart(bars: Sequence[Bar], *, y_label: str, title: str) -> str:
                 left = plane.x(place + 0.5) + (names.index((bar.name, bar.style)) - len(names) / 2) * width
                 parts.append(_bar(bar, plane, left, width))
     parts.append(f'<path class="zero" d="M{LEFT} {plane.y(0):.1f}H{WIDTH - RIGHT}"/>')
-    return _figure(parts, title, names, filled=True)
+    return _figure(parts, title, names, WIDTH, filled=True)
 
 
 def _bar(bar: Bar, plane: Plane, left: float, width: float) -> str:
@@ -139,6 +178,18 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     return [round(k * step, 10) for k in range(first, max(last, first + 1) + 1)]
 
 
+def log_ticks(low: float, high: float) -> tuple[float, ...]:
+    """Powers of ten that cover [low, high]; 1, 2 and 5 times them where the range is less than two decades."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    decades = [10.0**power for power in range(first, max(last, first + 1) + 1)]
+    if last - first > 2:
+        return tuple(decades)
+    fine = [factor * decade for decade in decades for factor in (1, 2, 5)]
+    start = max(place for place, tick in enumerate(fine) if tick <= low * (1 + 1e-9))
+    end = min(place for place, tick in enumerate(fine) if tick >= high * (1 - 1e-9) and place > start)
+    return tuple(fine[start : end + 1])
+
+
 def tick_texts(ticks: Sequence[float]) -> list[str]:
     """An axis's values, all with as many decimals as the finest of them needs."""
     decimals = next((d for d in range(6) if all(abs(round(t, d) - t) < 1e-9 for t in ticks)), 6)
@@ -156,9 +207,13 @@ def short(value: float) -> str:
     return f"{value:.3g}" if digits is None else f"{value:,.{digits}f}"
 
 
-def _thinned(series: Series) -> Series:
-    """Finite points only, and at most MAX_POINTS: the page stays small, and a mean over neighbours keeps the shape."""
-    points = [(x, y) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+def _drawable(series: Series, *, log_x: bool, log_y: bool) -> Series:
+    """The points that have a place; more than MAX_POINTS are averaged over neighbours, so that the page stays small."""
+    points = [
+        (x, y)
+        for x, y in zip(series.x, series.y, strict=True)
+        if math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x) and (y > 0 or not log_y)
+    ]
     if len(points) > MAX_POINTS:
         size = math.ceil(len(points) / MAX_POINTS)
         chunks = [points[start : start + size] for start in range(0, len(points), size)]
@@ -170,7 +225,7 @@ def _text(style: str, x: float, y: float, anchor: str, text: str) -> str:
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _figure(parts: list[str], title: str, names: Sequence[tuple[str, str]], *, filled: bool = False) -> str:
+def _figure(parts: list[str], title: str, names: Sequence[tuple[str, str]], width: int, *, filled: bool = False) -> str:
     """The drawing with its title above and the names of its lines or bars below."""
     marks = {style: f'<rect class="bar f-{style}" x="7" width="12" height="8"/>' for _, style in names}
     if not filled:
@@ -181,6 +236,6 @@ def _figure(parts: list[str], title: str, names: Sequence[tuple[str, str]], *, f
     )
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
         f'<ul class="legend">{legend}</ul></figure>'
     )

@@ -25,6 +25,8 @@ IN_WORDS = {
 }
 TESTS = ("random", "explored")
 TEST_NAMES = {"both": "all held-out episodes", "random": "the random agent's", "explored": "the explorer's"}
+CHANCE_DB = 0.5
+"""Differences below this many dB are called what they may be, with one seed: chance."""
 EQUAL_DB = 0.1
 """PSNRs closer than this many dB are called equal."""
 
@@ -178,7 +180,8 @@ def _compared(gain: float, one: str, other: str) -> str:
     if abs(gain) < EQUAL_DB:
         return f"{one} made no difference to {other} beyond {EQUAL_DB} dB."
     better, worse = (one, other) if gain > 0 else (other, one)
-    return f"{better[0].upper() + better[1:]} was worth {abs(gain):.1f} dB more than {worse[0].lower() + worse[1:]}."
+    words = f"{better[0].upper() + better[1:]} was worth {abs(gain):.1f} dB more than {worse[0].lower() + worse[1:]}."
+    return words + (" One run with one seed: so small a difference may be chance." if abs(gain) < CHANCE_DB else "")
 
 
 def _control(measured: Measured) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from experiments.report_charts import Bar, Series, bar_chart, line_chart
+from experiments.report_charts import NARROW, Bar, Series, bar_chart, line_chart
 from experiments.report_data import (
     COPY,
     IN_WORDS,
@@ -25,7 +25,7 @@ from experiments.report_data import (
     signed,
     verdict,
 )
-from experiments.screens import Seen
+from experiments.screens import Seen, compared
 from experiments.stages import duration
 
 SeenBy = Mapping[str, Mapping[str, Seen]]
@@ -58,8 +58,8 @@ def cards(measured: Measured, seen: SeenBy) -> list[dict[str, str]]:
     """The main figures: each with what it has to be compared with."""
     copy, base, best = measured.get(COPY), measured.get("base"), measured.get("explored")
     lowest = min(measured.get("base", game=game).reconstruction for game in measured.games)
-    explored = sum(len(one.ids) for one in seen["explored"].values())
-    random = sum(len(one.ids) for one in seen["more-random"].values())
+    pairs = [compared(seen["explored"][game], seen["more-random"][game]) for game in both_saw(seen)]
+    explored, random = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
     gain = best.whole - measured.get("random").whole
     h = measured.horizon
     return [
@@ -212,7 +212,11 @@ def horizon(measured: Measured) -> dict[str, Any]:
             for m in (COPY, *MODELS)
         ]
         title = short_name(game)
-        charts.append(Markup(line_chart(lines, x_label="steps ahead", y_label="PSNR, dB", title=title, markers=True)))
+        charts.append(
+            Markup(
+                line_chart(lines, x_label="steps ahead", y_label="PSNR, dB", title=title, markers=True, width=NARROW)
+            )
+        )
     beats = [m for m in MODELS if measured.get(m).psnr[-1] > measured.get(COPY).psnr[-1]]
     names = " and ".join(IN_WORDS[m] for m in beats) or "none of the models"
     last = f"At step {measured.horizon}, {names} {'are' if len(beats) > 1 else 'is'} above copying, over all games."
@@ -223,24 +227,29 @@ def horizon(measured: Measured) -> dict[str, Any]:
     }
 
 
+def both_saw(seen: SeenBy) -> list[str]:
+    """The games that both agents played."""
+    return [game for game in seen["explored"] if game in seen["more-random"]]
+
+
 def screens(seen: SeenBy) -> dict[str, Any]:
     """Where the two agents went, frame for frame."""
     from experiments.report_figures import screen_montages
 
     charts, montages, words = [], [], []
-    for game, explored in seen["explored"].items():
-        random = seen["more-random"].get(game)
-        if random is None:
-            continue
+    for game in both_saw(seen):
+        explored, random = seen["explored"][game], seen["more-random"][game]
         lines = [
             Series("random agent", "random", *zip(*random.curve, strict=True)),
             Series("explorer", "explored", *zip(*explored.curve, strict=True)),
         ]
         title = short_name(game)
-        charts.append(Markup(line_chart(lines, x_label="frames played", y_label="distinct screens", title=title)))
+        charts.append(
+            Markup(line_chart(lines, x_label="frames played", y_label="distinct screens", title=title, width=NARROW))
+        )
         before = [random, *([seen["random"][game]] if game in seen["random"] else [])]
         montages.append({"name": title, "sides": screen_montages(random, explored, before)})
-        e, r = len(explored.ids), len(random.ids)
+        e, r = compared(explored, random)
         more = "as many as" if e == r else f"{abs(e - r) / max(r, 1):.0%} {'more' if e > r else 'fewer'} than"
         words.append(f"{title}: {e:,}, {more} the random agent's {r:,}")
     return {

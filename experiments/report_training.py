@@ -1,6 +1,5 @@
 """How the parts of a run learnt: the report's curves, and what the codebook is used for."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,12 @@ def codes(root: Path, length: int) -> tuple[str, Markup]:
         f"nothing changed since the frame before and on {use.moving:.0%} of the others"
         + (": a code for standing still, as the paper found." if use.static > 2 * use.moving else ".")
     )
-    # Ranks and shares span decades: both axes show powers of ten.
-    points = [(math.log10(rank), math.log10(share)) for rank, share in enumerate(use.shares, 1) if share > 0]
-    line = Series("codes by rank", "base", [x for x, _ in points], [y for _, y in points])
+    ranks = sorted({round(10 ** (step / 20)) for step in range(61)} & set(range(1, total + 1)))
+    line = Series("codes, commonest first", "base", ranks, [use.shares[rank - 1] for rank in ranks])
     title = "Codebook: how often each code is used"
-    return words, Markup(line_chart([line], x_label="rank, log10", y_label="share of tokens, log10", title=title))
+    return words, Markup(
+        line_chart([line], x_label="rank", y_label="share of tokens", title=title, log_x=True, log_y=True)
+    )
 
 
 def training(root: Path, measured: Measured) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def training(root: Path, measured: Measured) -> dict[str, Any]:
         return Series(label, style, *read_metric(run, name))
 
     def chart(title: str, y: str, *lines: Series, x: str = "steps") -> Markup:
-        return Markup(line_chart(lines, x_label=x, y_label=y, title=title))
+        return Markup(line_chart(lines, x_label=x, y_label=y, title=title, log_y=y == "loss"))
 
     def sides(part: str, name: str) -> list[Series]:
         return [curve(tuned[side] / part, name, side, MODEL_NAMES[side]) for side in ("random", "explored")]

@@ -30,20 +30,28 @@ class Seen:
     examples: dict[bytes, NDArray[np.uint8]] = field(default_factory=dict)
 
     def add(self, frames_THWC: NDArray[np.uint8], every: int = 50) -> None:
-        """Take in one episode; the curve gets a point every so many frames."""
+        """Take in one episode. The curve gets a point at every new screen, and one every so many frames."""
         for start in range(0, len(frames_THWC), every):
             part = frames_THWC[start : start + every]
             if distinct_screens(part) - self.ids:
-                self._keep(part)
+                self._take(part)
             self.frames += len(part)
-            self.curve.append((self.frames, len(self.ids)))
+            if self.curve[-1][0] < self.frames:
+                self.curve.append((self.frames, len(self.ids)))
 
-    def _keep(self, frames_THWC: NDArray[np.uint8]) -> None:
-        for frame in frames_THWC:
+    def after(self, frames: int) -> int:
+        """Distinct screens seen when so many frames had been played."""
+        return max(count for played, count in self.curve if played <= frames)
+
+    def _take(self, frames_THWC: NDArray[np.uint8]) -> None:
+        for place, frame in enumerate(frames_THWC, 1):
             (identity,) = distinct_screens(frame[None])
-            if identity not in self.ids and len(self.examples) < KEPT:
-                self.examples[identity] = frame
+            if identity in self.ids:
+                continue
             self.ids.add(identity)
+            self.curve.append((self.frames + place, len(self.ids)))
+            if len(self.examples) < KEPT:
+                self.examples[identity] = frame
 
 
 def seen_by_game(folder: Path) -> dict[str, Seen]:
@@ -55,6 +63,12 @@ def seen_by_game(folder: Path) -> dict[str, Seen]:
     for index, game in enumerate(reader.games):
         seen.setdefault(game, Seen()).add(reader[index].frames_THWC)
     return seen
+
+
+def compared(one: Seen, other: Seen) -> tuple[int, int]:
+    """Distinct screens of each after as many frames as the one that played less has."""
+    frames = min(one.frames, other.frames)
+    return one.after(frames), other.after(frames)
 
 
 def only_in(here: Seen, elsewhere: Iterable[Seen], count: int) -> list[NDArray[np.uint8]]:

@@ -18,7 +18,7 @@ from experiments.pictures import code_colours, enlarged, film_strip, gif, heat_m
 from experiments.report_charts import Bar, Series, bar_chart, line_chart, nice_ticks, short, tick_texts
 from experiments.report_data import COPY, MODELS, TESTS, Figures, Measured, pooled, read_measured, verdict
 from experiments.report_sections import Column, table
-from experiments.screens import Seen, only_in
+from experiments.screens import Seen, compared, only_in
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -228,7 +228,9 @@ def test_screens_only_one_agent_saw(rng: np.random.Generator) -> None:
     here.add(a)  # nothing new
     there.add(np.concatenate([a[:4], b[:1]]))
     assert len(here.ids) == 6
-    assert here.curve == [(0, 0), (6, 6), (12, 6)]
+    assert here.curve == [(0, 0), *((n, n) for n in range(1, 7)), (12, 6)]
+    assert [here.after(frames) for frames in (0, 5, 6, 100)] == [0, 5, 6, 6]
+    assert compared(here, there) == (5, 5)  # after the five frames that the other has played
     alone = only_in(here, [there], 5)
     assert sorted(frame.tobytes() for frame in alone) == sorted(frame.tobytes() for frame in a[4:])
     assert only_in(here, [here], 5) == []
