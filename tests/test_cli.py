@@ -1,5 +1,6 @@
 """What a person meets: help that answers at once, and one line with exit code 2 for whatever they got wrong."""
 
+import json
 import subprocess
 import sys
 import time
@@ -137,3 +138,13 @@ def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str], tmp_p
     shown = capsys.readouterr().out
     assert "ROMs" in shown
     assert "everything that the commands need is here" in shown
+
+
+def test_benchmark_writes_ratios(ray_cluster: None, tmp_path: Path) -> None:
+    argv = ["benchmark", "--only", "collect", "windows", "--games", "Counting", "--steps", "60", "--repeats", "1"]
+    assert execute([*argv, "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [row["group"] for row in rows] == ["collect", "windows"]
+    assert all(row["rate"] > 0 for row in rows)
+    assert rows[0]["ratio"] == pytest.approx(rows[0]["rate"] / rows[0]["against_rate"])
+    assert "ratio" not in rows[1]

@@ -15,7 +15,7 @@ from PIL import Image
 from experiments import report
 from experiments.__main__ import execute
 from experiments.pictures import code_colours, enlarged, film_strip, gif, heat_map, montage, token_map
-from experiments.report_charts import Bar, Series, bar_chart, line_chart, nice_ticks, short, tick_texts
+from experiments.report_charts import Bar, Series, bar_chart, line_chart, log_ticks, nice_ticks, short, tick_texts
 from experiments.report_data import COPY, MODELS, TESTS, Figures, Measured, pooled, read_measured, verdict
 from experiments.report_sections import Column, table
 from experiments.screens import Seen, compared, only_in
@@ -191,6 +191,11 @@ def test_axes_have_round_numbers() -> None:
     assert nice_ticks(0, 97, 5) == [0, 50, 100]
     assert nice_ticks(-0.3, 1.1, 5) == [-0.5, 0.0, 0.5, 1.0, 1.5]
     assert nice_ticks(5, 5, 5)[0] <= 5 <= nice_ticks(5, 5, 5)[-1]
+    assert log_ticks(0.0003, 0.04) == pytest.approx((1e-4, 1e-3, 1e-2, 1e-1))
+    assert log_ticks(0.45, 6.0) == pytest.approx((0.2, 0.5, 1, 2, 5, 10))
+    assert log_ticks(3.0, 3.0)[0] <= 3 <= log_ticks(3.0, 3.0)[-1]
+    loss = line_chart([Series("a", "base", [1, 2, 3], [1.0, 0.0, 0.1])], x_label="", y_label="", title="", log_y=True)
+    assert loss.count("<circle") == 2  # zero has no place on a log axis
     assert tick_texts([0, 0.5, 1.0]) == ["0.0", "0.5", "1.0"]
     assert [short(v) for v in (12300, 38.44, 0.5, 0.01234, math.inf)] == ["12,300", "38.4", "0.50", "0.0123", "-"]
 
