@@ -118,8 +118,10 @@ class FeedForward(nn.Module):
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.up(self.norm(x)).chunk(2, -1)
-        return self.down(value * F.gelu(gate.contiguous()))  # on strided input a CPU's gelu is 10 times slower
+        # Two products instead of one whose halves are strided: on those a CPU's gelu is 10 times slower.
+        x = self.norm(x)
+        value_weight, gate_weight = self.up.weight.chunk(2)
+        return self.down(F.linear(x, value_weight) * F.gelu(F.linear(x, gate_weight)))
 
 
 class Part(nn.Module):
