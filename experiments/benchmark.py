@@ -194,7 +194,7 @@ def sampling_rate(args: Args, scorer: Callable[[], Any] | None) -> float:
     from exploration.recipes import recipe
     from exploration.run import configure
 
-    plan = dataclasses.replace(recipe("cpu"), steps=100, updates=1, batch_size=1, evaluate_every=1_000)
+    plan = dataclasses.replace(recipe("cpu"), steps=40, updates=1, batch_size=1, evaluate_every=1_000)
     algorithm = configure(plan, args.games, scorer).build_algo()
     try:
         rates = []
