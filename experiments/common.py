@@ -56,7 +56,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     quiet_ray()
     try:
         if address == "local":
-            with held_stderr(drop="Set ray log level"):
+            with held_output(drop="Set ray log level"):
                 ray.init(
                     address="local",
                     num_cpus=max(LOGICAL_CPUS, os.cpu_count() or 1),
@@ -76,8 +76,10 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        serve_shutdown()
-        ray.shutdown()
+        # Ray reports calls to Serve's controller that its own shutdown cuts off, as if something had failed.
+        with held_output(drop="Task ServeController."):
+            serve_shutdown()
+            ray.shutdown()
 
 
 def prepare_ray_environment(*, local: bool) -> None:
@@ -104,17 +106,22 @@ def prepare_ray_environment(*, local: bool) -> None:
 
 
 @contextmanager
-def held_stderr(drop: str) -> Iterator[None]:
-    """Hold back what Python and C++ write to stderr; show it when the block ends, without lines that hold `drop`."""
+def held_output(drop: str) -> Iterator[None]:
+    """Hold back what Python and C++ write to stdout and stderr; show it on stderr at the end, less lines with `drop`."""
+    sys.stdout.flush()
     sys.stderr.flush()
-    own = os.dup(2)
+    own = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+        for descriptor in own:
+            os.dup2(held.fileno(), descriptor)
         try:
             yield
         finally:
-            os.dup2(own, 2)
-            os.close(own)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, copy in own.items():
+                os.dup2(copy, descriptor)
+                os.close(copy)
             held.seek(0)
             for line in held.read().splitlines(keepends=True):
                 if drop.encode() not in line:

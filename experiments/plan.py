@@ -82,7 +82,7 @@ PLANS: dict[str, Plan] = {
         dynamics_finetune={"iterations": 250, "lr": 5e-4, "validate_every": 0},
         explore={"runners": 2, "envs_per_runner": 4},
         evaluate={"limit": 12, "steps": 1, "mode": "autoregressive", "distance_frames": 60},
-        expected_seconds=1_100.0,
+        expected_seconds=1_000.0,
     ),
     "paper": Plan(
         preset="paper",
