@@ -107,7 +107,7 @@ def prepare_ray_environment(*, local: bool) -> None:
 
 @contextmanager
 def held_output(drop: str) -> Iterator[None]:
-    """Hold back what Python and C++ write to stdout and stderr; show it on stderr at the end, less lines with `drop`."""
+    """Hold back what Python and C++ write to stdout and stderr; show it on stderr at the end, less `drop` lines."""
     sys.stdout.flush()
     sys.stderr.flush()
     own = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
