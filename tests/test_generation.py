@@ -100,9 +100,9 @@ def test_later_passes_refine_what_earlier_ones_began() -> None:
     tokens = model.tokenizer.encode(frames[:, :2])
     conditions = model.dynamics.conditions(actions)
     with torch.no_grad():
-        past = model._read(tokens, conditions[:, :2], None)
+        past = model.read(tokens, conditions[:, :2], None)
         seen: list[Tensor] = []
-        model._fill(past, conditions[:, 2:], 4, 1.0, seeded(), lambda logits, now: seen.append(logits))
+        model.fill(past, conditions[:, 2:], 4, 1.0, seeded(), lambda logits, now: seen.append(logits))
     for before, after in pairwise(seen):
         assert not torch.allclose(before, after)
 

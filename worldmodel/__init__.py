@@ -2,6 +2,7 @@
 
 from worldmodel.config import DynamicsConfig, TokenizerConfig, WorldModelConfig, preset
 from worldmodel.dynamics import Dynamics
+from worldmodel.env import WorldModelEnv, WorldModelVectorEnv
 from worldmodel.genie import GenieReduxG
 from worldmodel.tokenizer import Tokenizer, TokenizerOutput
 
@@ -13,5 +14,7 @@ __all__ = [
     "TokenizerConfig",
     "TokenizerOutput",
     "WorldModelConfig",
+    "WorldModelEnv",
+    "WorldModelVectorEnv",
     "preset",
 ]

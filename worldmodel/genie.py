@@ -99,14 +99,14 @@ class GenieReduxG(nn.Module):
         together = min(wanted, at_once)
         conditions = self.dynamics.conditions(actions_BA)
         tokens = self.tokenizer.encode(frames_BPCHW)
-        past = self._read(tokens, conditions[:, :given], None)
+        past = self.read(tokens, conditions[:, :given], None)
         while tokens.shape[1] < given + wanted:
             begin = tokens.shape[1]
             ahead = conditions[:, begin : begin + together]
-            made = self._fill(past.last(window - together), ahead, steps, temperature, generator)
+            made = self.fill(past.last(window - together), ahead, steps, temperature, generator)
             tokens = torch.cat([tokens, made], 1)
             if tokens.shape[1] < given + wanted:
-                past = self._read(made, ahead, past)
+                past = self.read(made, ahead, past)
         return tokens
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class GenieReduxG(nn.Module):
     def _entropy(self, given_BPCHW: Tensor, actions_BA: Tensor, steps: int) -> Tensor:
         given = given_BPCHW.shape[1]
         conditions = self.dynamics.conditions(actions_BA)
-        past = self._read(self.tokenizer.encode(given_BPCHW), conditions[:, :given], None)
+        past = self.read(self.tokenizer.encode(given_BPCHW), conditions[:, :given], None)
         ahead = conditions[:, given:]
         if steps == 1:
             masked = self._masked(ahead)
@@ -147,10 +147,10 @@ class GenieReduxG(nn.Module):
             entropy[now] = normalised_entropy(logits_BMK[:, -entropy.shape[1] :])[now]
             undecided.copy_(last)
 
-        self._fill(past, ahead, steps, 0.0, None, note)
+        self.fill(past, ahead, steps, 0.0, None, note)
         return entropy
 
-    def _read(self, tokens_BFhw: Tensor, conditions_BFA: Tensor, past: Past | None) -> Past:
+    def read(self, tokens_BFhw: Tensor, conditions_BFA: Tensor, past: Past | None) -> Past:
         """Take finished frames into the past, half a window at a time where they are many."""
         window = self.cfg.frames
         stretch = tokens_BFhw.shape[1] if tokens_BFhw.shape[1] < window else window // 2
@@ -160,7 +160,7 @@ class GenieReduxG(nn.Module):
         assert past is not None
         return past
 
-    def _fill(
+    def fill(
         self,
         past: Past,
         ahead_BFA: Tensor,

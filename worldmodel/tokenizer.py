@@ -93,15 +93,19 @@ class Tokenizer(nn.Module):
     def decode(self, tokens_BThw: Tensor) -> Tensor:
         """Tokens of a clip, from its first frame on -> frames in [0, 1]. Raises InputError for other shapes or ids."""
         self.cfg.check_tokens(tokens_BThw)
+        return self.show(tokens_BThw)[0]
+
+    def show(self, tokens_BThw: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+        """`decode` of tokens that follow those of `past` -> (frames in [0, 1], the past with them). Not checked."""
         frames = []
-        past: Past | None = None
         codebook = self.codebook
         stretch = self._stretch(tokens_BThw.shape[1])
         for part in tokens_BThw.split(stretch, 1):
-            made, past = self.pixels(F.embedding(part, codebook), past)
+            kept = past.last(self.cfg.frames - stretch) if past else None
+            made, past = self.pixels(F.embedding(part, codebook), kept)
             frames.append(made.float().clamp(0, 1))
-            past = past.last(self.cfg.frames - stretch)
-        return torch.cat(frames, 1)
+        assert past is not None
+        return torch.cat(frames, 1), past
 
     def forward(self, frames_BTCHW: Tensor) -> TokenizerOutput:
         """A training pass over clips: reconstruction, tokens and losses (`reconstruction`, `commitment`, `codebook`).
