@@ -261,7 +261,7 @@ def test_long_films_are_tokenised_through_a_window() -> None:
 # Objectives
 
 
-@pytest.mark.parametrize("objective", ["masked", "clean_past"])
+@pytest.mark.parametrize("objective", ["masked", "masked_frames", "clean_past"])
 def test_objectives_train_only_later_frames_and_follow_the_generator(objective: str) -> None:
     cfg = replace(DEBUG, dynamics=replace(DEBUG.dynamics, objective=objective))
     dynamics, tokens, actions = random_dynamics(cfg), random_tokens(cfg, 2, 5), random_actions(2, 4)
@@ -270,6 +270,21 @@ def test_objectives_train_only_later_frames_and_follow_the_generator(objective: 
         for seed in (1, 1, 2)
     )
     assert one == two != other
+
+
+def test_masked_frames_masks_each_frame_by_a_ratio_of_its_own() -> None:
+    spread = {}
+    for objective in ("masked", "masked_frames"):
+        cfg = replace(DEBUG, dynamics=replace(DEBUG.dynamics, objective=objective))
+        tokens, actions = random_tokens(cfg, 64, 5), random_actions(64, 4)
+        generator = torch.Generator().manual_seed(0)
+        _, _, mask = random_dynamics(cfg)._masked(tokens, actions, generator)
+        shares_BT = mask.flatten(2).float().mean(-1)
+        spread[objective] = shares_BT.std(1).mean().item()
+        assert shares_BT.mean().item() == pytest.approx(2 / torch.pi, abs=0.06)
+    # One ratio for a clip leaves only chance between its frames; ratios of their own spread as cos(pi/2 u), by 0.31.
+    assert spread["masked"] < 0.08
+    assert spread["masked_frames"] > 0.2
 
 
 def test_masks_follow_the_cosine_schedule_and_chunks_cover_all_later_frames() -> None:

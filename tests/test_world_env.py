@@ -1,4 +1,4 @@
-"""The world model as an env: Gymnasium's checker, the same frames as generation, seeds, and an agent that plays in it."""
+"""The world model as an env: Gymnasium's checker, the same frames as generation, seeds, an agent that plays in it."""
 
 import dataclasses
 

@@ -72,7 +72,8 @@ class DynamicsConfig:
     token_input: bool = True
     """Token input skip: add a projection of the tokenizer's code vector to the learnt embedding."""
     objective: str = "masked"
-    """masked (the paper: every later frame partly masked) or clean_past (own tokens masked, earlier frames clean)."""
+    """masked (the paper: later frames masked by one ratio a clip), masked_frames (by a ratio of each frame's own, as
+    autoregressive sampling meets them) or clean_past (own tokens masked, earlier frames clean)."""
     chunk_lengths: tuple[int, ...] = (1, 2, 0)
     """clean_past: frames that are predicted together, drawn from these for each batch; 0 is the whole clip."""
     all_masked: float = 0.0
@@ -101,7 +102,7 @@ class WorldModelConfig:
             raise InputError(f"size = {self.size} is no multiple of tokenizer.patch = {self.tokenizer.patch}")
         choices = (
             ("tokenizer.codebook", self.tokenizer.codebook, ("gradient", "ema")),
-            ("dynamics.objective", self.dynamics.objective, ("masked", "clean_past")),
+            ("dynamics.objective", self.dynamics.objective, ("masked", "masked_frames", "clean_past")),
         )
         for name, value, allowed in choices:
             if value not in allowed:

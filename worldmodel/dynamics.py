@@ -143,10 +143,14 @@ class Dynamics(nn.Module):
     def _masked(
         self, tokens_BThw: Tensor, actions_BT: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The paper's objective: one mask ratio a clip, tokens of frames 1..T-1 masked -> (hidden, targets, mask)."""
+        """The paper's objective: one mask ratio a clip, tokens of frames 1..T-1 masked -> (hidden, targets, mask).
+
+        With `masked_frames` each frame has a ratio of its own.
+        """
         later = tokens_BThw[:, 1:]
-        ratios = mask_ratios((len(later),), generator, later.device)
-        mask = random_mask(ratios, later[0].numel(), generator).view_as(later)
+        per_frame = self.cfg.dynamics.objective == "masked_frames"
+        shape, patches = (later.shape[:2], later[0, 0].numel()) if per_frame else (later.shape[:1], later[0].numel())
+        mask = random_mask(mask_ratios(shape, generator, later.device), patches, generator).view_as(later)
         given = torch.cat([tokens_BThw[:, :1], later.masked_fill(mask, self.cfg.mask_id)], 1)
         hidden, _ = self.run(given, self.conditions(actions_BT), None)
         return hidden[:, 1:], later, mask

@@ -39,6 +39,10 @@ class TrainConfig:
     """AdamW's weight decay."""
     grad_clip: float = 1.0
     """Largest norm of the gradient of a step; 0 turns clipping off."""
+    accumulate: int = 1
+    """Parts that a worker's share of a batch is computed in, one after the other, for one optimizer step."""
+    recompute: bool = False
+    """Compute each part of each block again backward instead of keeping what is inside it: less memory, more time."""
     precision: str = "bf16"
     """bf16 (autocast, weights stay fp32) or fp32."""
     token_cache: bool = True
@@ -62,11 +66,21 @@ class TrainConfig:
     """Threads of each worker that decode clips ahead of the training; 0 decodes in the training thread."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "clip_stride", "log_every", "checkpoint_every", "keep_last"):
+        for name in (
+            "iterations",
+            "batch_size",
+            "accumulate",
+            "clip_stride",
+            "log_every",
+            "checkpoint_every",
+            "keep_last",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: must be 1 or more")
         if self.clip_length < 2:
             raise InputError(f"clip_length = {self.clip_length}: a clip needs 2 frames or more to hold an action")
+        if self.batch_size % self.accumulate:
+            raise InputError(f"a batch of {self.batch_size} cannot be computed in {self.accumulate} equal parts")
         if self.precision not in ("bf16", "fp32"):
             raise InputError(f"precision = {self.precision!r}: choose bf16 or fp32")
         if not 0 < self.min_lr <= self.lr or not math.isfinite(self.lr):

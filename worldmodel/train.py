@@ -29,6 +29,7 @@ from worldmodel.stopping import Interrupt, StopFile
 from worldmodel.token_cache import TokenClips, cache_tokens
 from worldmodel.tokenizer import Tokenizer
 from worldmodel.trainer import NonFiniteLoss, Trainer, seed_everything
+from worldmodel.transformer import Stack
 
 __all__ = ["NonFiniteLoss", "TrainConfig", "recipe", "train"]
 
@@ -170,6 +171,9 @@ def run_worker(options: dict[str, Any]) -> bool:
     if job.recipe.threads:
         torch.set_num_threads(job.recipe.threads)
     objective = build_objective(job, device)
+    for module in objective.model.modules():
+        if isinstance(module, Stack):
+            module.recompute = job.recipe.recompute
     part, parts = context.get_local_rank(), context.get_local_world_size()
     windows, validation = open_data(job, objective, device, part=part, parts=parts)
     trainer = Trainer(

@@ -6,9 +6,9 @@ consumed). So weights, optimizer and those two numbers are the whole state of a 
 
 import hashlib
 import random
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from envs.runs import RunFolder, progress
 from worldmodel import checkpoint
 from worldmodel.clips import ClipBatch, ClipLoader, Clips
 from worldmodel.job import Job
+from worldmodel.meter import Meter
 from worldmodel.objectives import Objective
 from worldmodel.token_cache import TokenBatch, TokenClips
 
@@ -32,8 +33,18 @@ _SHOWN = {
 """What stands beside the progress bar, and how it is called there."""
 
 
+Batch = ClipBatch | TokenBatch
+
+
 class NonFiniteLoss(InputError):
     """A loss or gradient was infinite or not a number: no optimizer step was made of it, and nothing was saved."""
+
+
+def part_of_batch(batch: Batch, number: int, parts: int) -> Batch:
+    """Clips `number`, `number + parts`, ... of a batch."""
+    if parts == 1:
+        return batch
+    return type(batch)(*(getattr(batch, item.name)[number::parts] for item in fields(batch)))
 
 
 def seed_everything(*key: object) -> None:
@@ -131,9 +142,7 @@ class Trainer:
         rate = recipe.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            losses = self.forward(batch.to(self.device), self.progress)
-        losses["loss"].backward()
+        losses = self._backward(batch.to(self.device))
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         finite = bool(torch.isfinite(norm) & torch.isfinite(losses["loss"]))
@@ -144,8 +153,22 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(self.parameters, recipe.grad_clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        parts = {name: value.detach().float() for name, value in losses.items()}
-        return {**parts, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}, stopping
+        return {**losses, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}, stopping
+
+    def _backward(self, batch: ClipBatch | TokenBatch) -> dict[str, Tensor]:
+        """Gradients of a batch, in as many parts as the recipe says -> its named losses, means over the parts."""
+        parts, totals = self.recipe.accumulate, dict[str, Tensor]()
+        for number in range(parts):
+            quiet = self.ranks > 1 and number < parts - 1  # ranks add up their gradients once, after the last part
+            with (
+                self.forward.no_sync() if quiet else nullcontext(),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"),
+            ):
+                losses = self.forward(part_of_batch(batch, number, parts), self.progress)
+                (losses["loss"] / parts).backward()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0) + value.detach().float() / parts
+        return totals
 
     @property
     def progress(self) -> float:
@@ -221,7 +244,7 @@ class Trainer:
 
         return log
 
-    def _figures(self, meter: "Meter") -> dict[str, float]:
+    def _figures(self, meter: Meter) -> dict[str, float]:
         """Means since the last line of metrics, over steps and ranks, and how fast the run is. Empties the meter."""
         means = self._sum_over_ranks(torch.stack(list(meter.sums.values())).double().cpu()) / self.ranks / meter.steps
         figures = {
@@ -263,41 +286,3 @@ class Trainer:
         return (
             f"loss or gradient of step {self.step} not finite, weights unchanged: lower --lr or see the batch: {told}"
         )
-
-
-class Meter:
-    """Sums of what steps return, kept on the device until a line of metrics is due, and the time that steps took."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self.sums: dict[str, Tensor] = {}
-        self.steps = 0
-        self.waited = self.worked = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Waiting for data and working; validation and checkpoints are not in it."""
-        return self.waited + self.worked
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time in which the next batch is waited for."""
-        started = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - started
-
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """Time of a step."""
-        started = time.perf_counter()
-        yield
-        self.worked += time.perf_counter() - started
-
-    def add(self, parts: dict[str, Tensor]) -> None:
-        """Count a step and add up what it returned."""
-        for name, value in parts.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.steps += 1

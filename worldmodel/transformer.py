@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from worldmodel.positions import PEG_FRAMES, PositionGenerator, Timeline
 
@@ -233,6 +234,8 @@ class Stack(nn.Module):
         )
         self.conditions = nn.ModuleList(Condition(dim, condition) for _ in range(blocks if condition else 0))
         self.norm = nn.LayerNorm(dim, bias=False)
+        self.recompute = False
+        """Whether training keeps only the input of each part and computes the rest again backward: less memory."""
 
     def forward(
         self,
@@ -257,6 +260,9 @@ class Stack(nn.Module):
         for place, part in enumerate(parts):
             if condition_BFA is not None and place % per_block == 0:
                 x = self.conditions[place // per_block](x, condition_BFA)
-            x, new = part(x, bias_HNN, timeline, before[place])
+            if self.recompute and torch.is_grad_enabled():
+                x, new = checkpoint(part, x, bias_HNN, timeline, before[place], use_reentrant=False)
+            else:
+                x, new = part(x, bias_HNN, timeline, before[place])
             kept.append(new)
         return self.norm(x), Past(seen + x.shape[1], kept)

@@ -1,0 +1,45 @@
+"""Sums of what training steps return, and the time that they take."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+
+class Meter:
+    """Sums of what steps return, kept on the device until a line of metrics is due, and the time that steps took."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+        self.waited = self.worked = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Waiting for data and working; validation and checkpoints are not in it."""
+        return self.waited + self.worked
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in which the next batch is waited for."""
+        started = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - started
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Time of a step."""
+        started = time.perf_counter()
+        yield
+        self.worked += time.perf_counter() - started
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        """Count a step and add up what it returned."""
+        for name, value in parts.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
