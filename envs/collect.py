@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from envs import COUNTING, catalog
 from envs.episodes import EpisodeWriter
 from envs.errors import InputError
-from envs.player import GameError, Played, Player, Session, play_episode, policy_id
+from envs.player import EXPERT_EPSILON, GameError, Played, Player, Session, play_episode, policy_id
 from envs.runs import Bar, console
 from envs.runs import progress as progress_bar
 
@@ -27,6 +27,8 @@ __all__ = ["CollectSummary", "Session", "collect", "play_episode"]
 
 ATTEMPTS = 3
 COMMIT_SECONDS = 5.0
+WATCH_SECONDS = 1.0
+"""How often to look for emulators that hang."""
 
 
 @dataclass
@@ -57,19 +59,26 @@ def collect(
     policy: str = "random",
     workers: int = 2,
     seed: int = 0,
-    epsilon: float = 0.0,
+    epsilon: float | None = None,
     temperature: float = 1.0,
+    timeout: float | None = None,
     progress: bool = True,
 ) -> CollectSummary:
     """Play `episodes` episodes of at most `steps` steps of each game, and keep them in the folder `out`.
 
-    `policy` is "random" or "checkpoint:<folder>" with `epsilon` and `temperature`. Sessions that the folder has are not
-    played again. Needs Ray; starts and stops a local one where none is connected. A game without ROM, or one whose
-    emulator keeps dying, is reported and left out. Raises InputError for unknown games, numbers out of range, no
+    `policy` is "random", "sticky:P", or "checkpoint:<folder>" or "expert:<folder>" with `epsilon` (by default 0, and
+    0.15 for an expert) and `temperature`. An episode that takes more than `timeout` seconds (by default 60 and a tenth
+    for each step) counts as hung: its emulator is killed. Sessions that the folder has are not played again. Needs Ray;
+    starts and stops a local one where none is connected. A game without ROM, or one whose emulator keeps dying or
+    hanging, is reported and left out. Raises InputError for unknown games, numbers out of range, no
     playable game at all, or a folder that cannot be used.
     """
     if min(episodes, steps, workers) < 1:
         raise InputError(f"episodes {episodes}, steps {steps} and workers {workers} must be at least 1")
+    if timeout is not None and timeout <= 0:
+        raise InputError(f"timeout {timeout}: give seconds above 0")
+    if epsilon is None:
+        epsilon = EXPERT_EPSILON if policy.startswith("expert:") else 0.0
     started = time.monotonic()
     playing = policy_id(policy, epsilon=epsilon, temperature=temperature)
     names, skipped = _playable(games)
@@ -86,7 +95,9 @@ def collect(
         if open_sessions:
             options = (str(writer.root.resolve()), _absolute(policy), epsilon, temperature, steps)
             with _connected(workers), _bar(len(sessions), len(open_sessions), progress) as bar:
-                _Crew(writer, options, min(workers, len(open_sessions)), summary, bar).play(open_sessions)
+                crew = _Crew(writer, options, min(workers, len(open_sessions)), summary, bar)
+                crew.timeout = 60 + steps / 10 if timeout is None else timeout
+                crew.play(open_sessions)
         wanted = {session.id for session in sessions}
         records = [record for session_id, record in writer.sessions.items() if session_id in wanted]
     if not records:
@@ -96,6 +107,15 @@ def collect(
     return summary
 
 
+@dataclass(frozen=True)
+class _Playing:
+    """An actor and the session that it plays since `started`, in seconds of the monotonic clock."""
+
+    actor: Any
+    session: Session
+    started: float
+
+
 class _Crew:
     """The actors at work: hands out sessions, replaces actors that die, and keeps the manifest up to date."""
 
@@ -103,53 +123,89 @@ class _Crew:
         self, writer: EpisodeWriter, options: tuple[Any, ...], workers: int, summary: CollectSummary, bar: Bar | None
     ) -> None:
         self._writer, self._options, self._summary, self._bar = writer, options, summary, bar
-        available = int(ray.cluster_resources().get("CPU", 1))
-        self._workers = max(1, min(workers, available))
+        self._workers = workers
+        self.timeout = float("inf")
+        """Seconds that an episode may take."""
+        self._starting: dict[Any, Any] = {}
+        """Actors that have not said yet that they are there; where a cluster is full they wait for a free core."""
         self._idle: list[Any] = []
-        self._running: dict[Any, tuple[Any, Session]] = {}
+        self._running: dict[Any, _Playing] = {}
         self._deaths: Counter[Session] = Counter()
+        self._false_starts = 0
         self._started = self._committed = time.monotonic()
 
     def play(self, sessions: list[Session]) -> None:
         """Play all sessions. On any way out the actors are gone, and what they finished is in the manifest."""
         waiting = deque(sessions)
         try:
-            self._idle = [self._hire() for _ in range(self._workers)]
+            for _ in range(self._workers):
+                self._hire()
             while waiting or self._running:
                 while waiting and self._idle:
                     session = waiting.popleft()
                     if session.game not in self._summary.skipped:
                         actor = self._idle.pop()
-                        self._running[actor.play.remote(session)] = (actor, session)
-                if self._running:
-                    ready, _ = ray.wait(list(self._running), num_returns=1)
-                    for reference in ready:
+                        self._running[actor.play.remote(session)] = _Playing(actor, session, time.monotonic())
+                known = [*self._running, *self._starting]
+                ready, _ = ray.wait(known, num_returns=1, timeout=WATCH_SECONDS)
+                for reference in ready:
+                    if reference in self._starting:
+                        self._welcome(reference)
+                    else:
                         self._take(reference, waiting)
+                self._end_hung(waiting)
                 if time.monotonic() - self._committed > COMMIT_SECONDS:
                     self._writer.commit()
                     self._committed = time.monotonic()
         finally:
-            for actor in [*self._idle, *(actor for actor, _ in self._running.values())]:
+            playing = (item.actor for item in self._running.values())
+            for actor in [*self._idle, *self._starting.values(), *playing]:
                 ray.kill(actor)
             self._writer.commit()
 
-    def _hire(self) -> Any:
-        return ray.remote(num_cpus=1)(Player).remote(*self._options)
+    def _hire(self) -> None:
+        actor: Any = ray.remote(num_cpus=1)(Player).remote(*self._options)
+        self._starting[actor.process.remote()] = actor
+
+    def _welcome(self, reference: Any) -> None:
+        """An actor has started. Raises what it could not start of, where that happens again and again."""
+        actor = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except RayActorError:
+            self._false_starts += 1
+            if self._false_starts == ATTEMPTS:
+                raise
+            self._hire()
+        else:
+            self._false_starts = 0
+            self._idle.append(actor)
+
+    def _end_hung(self, waiting: deque[Session]) -> None:
+        """Kill the emulators whose episode takes too long, and play it again in another process."""
+        for reference, playing in list(self._running.items()):
+            if time.monotonic() - playing.started > self.timeout:
+                del self._running[reference]
+                ray.kill(playing.actor)
+                self._lost(playing.session, f"hung for {self.timeout:g} s", waiting)
+
+    def _lost(self, session: Session, what: str, waiting: deque[Session]) -> None:
+        """An actor was lost over a session: hire another, and try again, or set the game aside."""
+        self._deaths[session] += 1
+        self._hire()
+        if self._deaths[session] < ATTEMPTS:
+            waiting.appendleft(session)
+        else:
+            self._set_aside(session.game, f"its player {what} {ATTEMPTS} times in episode {session.episode}")
 
     def _take(self, reference: Any, waiting: deque[Session]) -> None:
         """Take one actor's report, or deal with its death."""
-        actor, session = self._running.pop(reference)
+        playing = self._running.pop(reference)
+        actor, session = playing.actor, playing.session
         try:
             played: Played = ray.get(reference)
-        except RayActorError as error:
-            if "creation task" in str(error):  # it could not even start: no game's fault
-                raise
-            self._deaths[session] += 1
-            self._idle.append(self._hire())
-            if self._deaths[session] < ATTEMPTS:
-                waiting.appendleft(session)
-            else:
-                self._set_aside(session.game, f"its player died {ATTEMPTS} times in episode {session.episode}")
+        except RayActorError:
+            self._lost(session, "died", waiting)
             return
         except RayTaskError as error:
             self._idle.append(actor)
@@ -172,7 +228,7 @@ class _Crew:
     def _set_aside(self, game: str, reason: str) -> None:
         if game not in self._summary.skipped:
             console.print(f"{game} is left out: {reason}")
-        self._summary.skipped[game] = reason
+            self._summary.skipped[game] = reason
 
 
 @contextmanager

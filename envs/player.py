@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -67,35 +68,73 @@ class RandomPolicy:
         return int(self._generator.integers(len(ACTIONS)))
 
 
-def load_policy(name: str, *, epsilon: float, temperature: float) -> Policy:
-    """The random policy, or for "checkpoint:<folder>" the agent that `autoexplore explore` trained.
+class StickyPolicy:
+    """Repeats its last action with probability `stickiness`, else draws one uniformly: walks further than chance."""
 
-    Only the latter loads torch.
-    """
-    if name == "random":
+    def __init__(self, stickiness: float) -> None:
+        self._stickiness = stickiness
+
+    def reset(self, seed: int) -> None:
+        """Begin an episode."""
+        self._generator = np.random.Generator(np.random.PCG64(seed))
+        self._action: int | None = None
+
+    def act(self, frame_HWC: NDArray[np.uint8]) -> int:
+        """The next action, whatever the frame shows."""
+        if self._action is None or self._generator.random() >= self._stickiness:
+            self._action = int(self._generator.integers(len(ACTIONS)))
+        return self._action
+
+
+EXPERT_EPSILON = 0.15
+"""Share of random actions that test sets of expert play have (appendix A.2)."""
+
+
+def load_policy(name: str, *, epsilon: float, temperature: float) -> Policy:
+    """The policy of a name that `policy_id` took. Only one with a folder loads torch."""
+    kind, _, what = name.partition(":")
+    if kind == "random":
         return RandomPolicy()
+    if kind == "sticky":
+        return StickyPolicy(float(what))
     from exploration.policy import load_policy as load_agent
 
-    return load_agent(name.removeprefix("checkpoint:"), epsilon=epsilon, temperature=temperature)
+    return load_agent(what, epsilon=epsilon, temperature=temperature)
 
 
 def policy_id(name: str, *, epsilon: float, temperature: float) -> str:
     """The policy's name inside a session: for an agent it depends on its weights, not on where they lie.
 
-    Raises InputError for an unknown policy or a folder that is not there.
+    random: uniform over the actions, one a step (the paper's). sticky:P: repeats an action with probability P.
+    checkpoint:FOLDER and expert:FOLDER: an agent, with `epsilon` and `temperature`. Raises InputError for another one,
+    a P outside [0, 1) or a folder that is not there.
     """
+    kind, _, what = name.partition(":")
     if name == "random":
         return "random"
-    kind, _, path = name.partition(":")
-    folder = Path(path)
-    if kind != "checkpoint" or not path:
-        raise InputError(f"policy {name!r} is not known: give 'random' or 'checkpoint:<folder of an agent>'")
+    if kind == "sticky":
+        return f"sticky{_stickiness(what):g}"
+    folder = Path(what)
+    if kind not in ("checkpoint", "expert") or not what:
+        raise InputError(
+            f"policy {name!r} is not known: give random, sticky:P, or checkpoint:FOLDER or expert:FOLDER of an agent"
+        )
     if not folder.is_dir():
         raise InputError(f"policy {name!r}: there is no folder {folder}")
     digest = hashlib.sha256()
     for file in sorted(item for item in folder.rglob("*") if item.is_file()):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    return f"checkpoint-{digest.hexdigest()[:12]}-epsilon{epsilon:g}-temperature{temperature:g}"
+    return f"{kind}-{digest.hexdigest()[:12]}-epsilon{epsilon:g}-temperature{temperature:g}"
+
+
+def _stickiness(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise InputError(f"policy 'sticky:{text}': give the probability to repeat, 0 or more and below 1")
+    return value
 
 
 def play_episode(env: gymnasium.Env[Any, Any], policy: Policy, session: Session, *, steps: int) -> Episode:
@@ -159,6 +198,10 @@ class Player:
         self._load = partial(load_policy, policy, epsilon=epsilon, temperature=temperature)
         self._env: gymnasium.Env[Any, Any] | None = None
         self._game = ""
+
+    def process(self) -> int:
+        """Its process id."""
+        return os.getpid()
 
     def play(self, session: Session) -> Played:
         """Play one session. Its shard is on disk, whole, when this returns.

@@ -17,17 +17,20 @@ class Args(RunArgs):
     out: Path
     """Folder of the episodes."""
     policy: str = "random"
-    """Who plays: random, or checkpoint:FOLDER with what `autoexplore explore` wrote."""
+    """Who plays: random; sticky:P, which repeats an action with probability P; checkpoint:FOLDER with what
+    `autoexplore explore` wrote; expert:FOLDER, the same for test sets."""
     episodes: int = 4
     """Episodes of each game."""
     steps: int = 500
     """Longest episode in steps; a step is four emulator frames."""
     workers: int = 2
-    """Emulator processes at a time."""
-    epsilon: float = 0.0
-    """Share of random actions mixed into a checkpoint's own."""
+    """Emulator processes at a time; those that a cluster has no core for yet join when it has."""
+    epsilon: float | None = None
+    """Share of random actions mixed into an agent's own; by default 0, and 0.15 for an expert."""
     temperature: float = 1.0
-    """Above 1 a checkpoint chooses more evenly, below 1 more surely."""
+    """Above 1 an agent chooses more evenly, below 1 more surely."""
+    timeout: float | None = None
+    """Seconds an episode may take before its emulator counts as hung and is killed; by default 60 + steps / 10."""
 
 
 def run(args: Args) -> None:
@@ -51,6 +54,7 @@ def run(args: Args) -> None:
             seed=args.seed,
             epsilon=args.epsilon,
             temperature=args.temperature,
+            timeout=args.timeout,
         )
     rate = done.played_frames / max(done.seconds, 1e-9)
     console.print(

@@ -20,7 +20,7 @@ from envs.collect import CollectSummary, Session, collect, play_episode
 from envs.counting import CountingEnv, read_frame
 from envs.episodes import EpisodeReader, EpisodeWriter
 from envs.errors import InputError
-from envs.player import GameError, Player, RandomPolicy, policy_id
+from envs.player import GameError, Player, RandomPolicy, StickyPolicy, policy_id
 from envs.retro import RetroGame
 from exploration.policy import CnnLstm, PolicyConfig, save_policy
 
@@ -177,6 +177,21 @@ def _megabytes() -> int:
     return pages * os.sysconf("SC_PAGESIZE") // 2**20
 
 
+def test_sticky_random_repeats_as_often_as_it_says() -> None:
+    policy, frame = StickyPolicy(0.75), np.zeros((64, 64, 3), np.uint8)
+    policy.reset(3)
+    actions = np.array([policy.act(frame) for _ in range(20_000)])
+    policy.reset(3)
+    assert [policy.act(frame) for _ in range(50)] == actions[:50].tolist()
+    # An action is followed by the same one where it is repeated, or drawn again: 0.75 + 0.25 / 5.
+    assert (actions[1:] == actions[:-1]).mean() == pytest.approx(0.8, abs=0.01)
+    assert np.bincount(actions, minlength=5) / len(actions) == pytest.approx(np.full(5, 0.2), abs=0.02)
+    assert policy_id("sticky:0.75", epsilon=0, temperature=1) == "sticky0.75"
+    for wrong in ("sticky:1", "sticky:-0.1", "sticky:", "sticky:much"):
+        with pytest.raises(InputError, match="give the probability to repeat"):
+            policy_id(wrong, epsilon=0, temperature=1)
+
+
 def test_an_agent_is_named_by_its_weights(tmp_path: Path) -> None:
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).mkdir()
@@ -224,6 +239,48 @@ def test_a_killed_player_is_replaced_and_its_episode_played_again(undisturbed: P
     assert len(killed) == 2
     assert (summary.episodes, summary.skipped) == (6, {})
     assert tree(tmp_path) == tree(undisturbed)
+
+
+def test_a_hung_player_is_killed_and_its_episode_played_again(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGSTOP to an actor while it plays: it answers nothing any more, not even a polite request to end."""
+    done = threading.Event()
+    stopped: list[int] = []
+
+    def stopper() -> None:
+        while not stopped and not done.wait(0.05):
+            for process in descendants(os.getpid()):
+                if not stopped and is_player(process, ".play"):
+                    stopped.append(process)
+                    os.kill(process, signal.SIGSTOP)
+
+    thread = threading.Thread(target=stopper)
+    thread.start()
+    try:
+        summary = run([GAME], tmp_path, episodes=6, steps=200, timeout=8.0)
+    finally:
+        done.set()
+        thread.join()
+    assert (len(stopped), summary.episodes, summary.skipped) == (1, 6, {})
+    assert tree(tmp_path) == tree(undisturbed)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{stopped[0]}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{stopped[0]}").exists(), "the hung process still runs"
+
+
+def test_a_game_that_always_hangs_is_set_aside(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class HangingPlayer(Player):
+        def play(self, session: Session) -> Any:
+            while session.game == GAME:
+                time.sleep(1)
+            return super().play(session)
+
+    monkeypatch.setattr(envs.collect, "Player", HangingPlayer)
+    summary = run([GAME, "Counting"], tmp_path, episodes=2, timeout=1.5)
+    assert summary.skipped == {GAME: "its player hung for 1.5 s 3 times in episode 0"}
+    assert [record.game for record in EpisodeReader(tmp_path).records] == ["Counting"] * 2
 
 
 def test_a_game_that_breaks_is_set_aside(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,8 +369,9 @@ def descendants(root: int) -> Iterator[int]:
     yield from sorted(found - {root})
 
 
-def is_player(pid: int) -> bool:
+def is_player(pid: int, doing: str = "") -> bool:
+    """Whether a process is an actor that plays; `doing` names a method that it has to be in."""
     try:
-        return b"ray::Player" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return f"ray::Player{doing}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
