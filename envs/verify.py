@@ -76,7 +76,7 @@ def _shard_fault(root: Path, shard: Shard) -> str:
         for row, record in enumerate(shard.sessions):
             episode = read_row(root / shard.path, row)
             if session_record(episode) != record:
-                return f"row {row} holds session {episode.session_id} of {episode.game}, which the manifest describes otherwise"
+                return f"row {row} holds session {episode.session_id} of {episode.game}, not what the manifest says"
             if shard.path.split("/")[0] != f"env={episode.game}":
                 return f"session {episode.session_id} of {episode.game} lies in another game's folder"
             _check_content(episode)

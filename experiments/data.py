@@ -116,7 +116,8 @@ def _verify(args: Verify) -> None:
 
     found = verify(args.uri, workers=args.workers)
     console.print(
-        f"{args.uri}: {found.files:,} files, {found.sessions:,} sessions, {found.frames:,} frames, {found.bytes:,} bytes"
+        f"{args.uri}: {found.files:,} files, {found.sessions:,} sessions, {found.frames:,} frames, "
+        f"{found.bytes:,} bytes"
     )
     for path, fault in found.faults.items():
         console.print(f"bad: {path}: {fault}", markup=False)
@@ -192,6 +193,7 @@ def _import(args: Import) -> None:
 
 def _replay(args: Replay) -> None:
     from envs.replay import replay
+
     from envs.runs import console
 
     replay(args.source, args.out, size=args.size, workers=args.workers, progress=True)
