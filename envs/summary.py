@@ -22,8 +22,7 @@ class GameSummary:
 
     episodes: int = 0
     frames: int = 0
-    bytes: int = 0
-    """Of the files."""
+    file_bytes: int = 0
     steps: int = 0
     reward: float = 0.0
     """Summed over all steps."""
@@ -37,7 +36,7 @@ class GameSummary:
 
     def add(self, other: "GameSummary") -> None:
         """Take in other episodes."""
-        for name in ("episodes", "frames", "bytes", "steps", "reward", "terminated", "validation"):
+        for name in ("episodes", "frames", "file_bytes", "steps", "reward", "terminated", "validation"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.actions.update(other.actions)
         self.screens = None if self.screens is None or other.screens is None else self.screens | other.screens
@@ -50,8 +49,8 @@ class GameSummary:
             "episodes": self.episodes,
             "validation_episodes": self.validation,
             "frames": self.frames,
-            "bytes": self.bytes,
-            "bytes_per_frame": self.bytes / max(self.frames, 1),
+            "bytes": self.file_bytes,
+            "bytes_per_frame": self.file_bytes / max(self.frames, 1),
             "mean_length": self.steps / max(self.episodes, 1),
             "action_shares": {names[index]: self.actions[index] / max(self.steps, 1) for index in used},
             "reward_mean": self.reward / max(self.steps, 1),
@@ -71,7 +70,7 @@ def summarize(uri: str, *, workers: int = 2) -> dict[str, GameSummary]:
     validation = set(EpisodeReader(uri, "val").session_ids)
     games: dict[str, GameSummary] = {game: GameSummary() for game in sorted(set(reader.games))}
     for shard in manifest.load(local_folder(uri)).shards.values():
-        games[shard.sessions[0].game].bytes += shard.bytes
+        games[shard.sessions[0].game].file_bytes += shard.bytes
     with progress("stats", len(reader)) as bar, ThreadPoolExecutor(workers) as pool:
         for game, figures in _in_batches(pool, reader, workers):
             games[game].add(figures)

@@ -43,7 +43,6 @@ def verify(uri: str, *, workers: int = 2) -> Verification:
     held = manifest.load(root)
     shards = [shard for _, shard in sorted(held.shards.items())]
     found = Verification(files=len(shards))
-    found.faults.update(_manifest_faults(held))
     with progress("verify", len(shards)) as bar, ThreadPoolExecutor(workers) as pool:
         waiting = {pool.submit(_shard_fault, root, shard): shard for shard in shards}
         for done in as_completed(waiting):
@@ -54,6 +53,7 @@ def verify(uri: str, *, workers: int = 2) -> Verification:
             if fault:
                 found.faults[shard.path] = fault
             bar.advance(1, f"{len(found.faults)} bad")
+    found.faults.update(_manifest_faults(held))  # last: they explain best what a file seems to hold
     for path in stray_files(root, held):
         found.faults[path] = _stray_fault(root, path, held)
     found.faults = dict(sorted(found.faults.items()))

@@ -156,7 +156,7 @@ def _stats(args: Stats) -> None:
             "-" if values["distinct_screens"] is None else f"{values['distinct_screens']:,}",
         )
     console.print(shown)
-    console.print(f"{total.bytes:,} bytes in all")
+    console.print(f"{total.file_bytes:,} bytes in all")
     if args.out is not None:
         write_json_atomic(args.out, {"all": total.to_json(), "games": {g: f.to_json() for g, f in games.items()}})
         console.print(f"figures: {args.out}")
@@ -175,7 +175,7 @@ def _compact(args: Compact) -> None:
 
 
 def _export(args: Export) -> None:
-    from envs.interop import export_episodes
+    from envs.interop.convert import export_episodes
     from envs.runs import console
 
     written = export_episodes(args.uri, args.to, args.format)
@@ -183,7 +183,7 @@ def _export(args: Export) -> None:
 
 
 def _import(args: Import) -> None:
-    from envs.interop import import_episodes
+    from envs.interop.convert import import_episodes
     from envs.runs import console
 
     added, held = import_episodes(args.source, args.out, args.format)

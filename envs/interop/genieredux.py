@@ -152,7 +152,7 @@ class _Session:
         unknown = [name for name in names if name.upper() not in CAPTIONS]
         if unknown:
             raise InputError(
-                f"{self._home / 'info.json'}: action {unknown[0]!r} is none of ours ({', '.join(CAPTIONS)}): leave it out"
+                f"{self._home / 'info.json'}: action {unknown[0]!r} is none of {', '.join(CAPTIONS)}: leave it out"
             )
         return [CAPTIONS.index(name.upper()) for name in names]
 
@@ -250,7 +250,7 @@ def _image(file: Path) -> NDArray[np.uint8]:
 
 def _video_frames(file: Path, ids: list[int]) -> list[NDArray[np.uint8]]:
     video = cv2.VideoCapture(str(file))
-    frames = []
+    frames: list[NDArray[np.uint8]] = []
     try:
         for _ in range(ids[-1] + 1):
             read, image = video.read()
