@@ -43,8 +43,8 @@ class GameSummary:
 
     def to_json(self) -> dict[str, Any]:
         """The figures as they are shown: shares and means, in [0, 1] and a step."""
-        names = {index: ACTIONS[index] if index < len(ACTIONS) else str(index) for index in range(256)}
-        used = range(max(len(ACTIONS), max(self.actions, default=0) + 1))
+        more = range(len(ACTIONS), max(self.actions, default=0) + 1)  # of games with more actions, by number
+        names = [*ACTIONS, *map(str, more)]
         return {
             "episodes": self.episodes,
             "validation_episodes": self.validation,
@@ -52,7 +52,7 @@ class GameSummary:
             "bytes": self.file_bytes,
             "bytes_per_frame": self.file_bytes / max(self.frames, 1),
             "mean_length": self.steps / max(self.episodes, 1),
-            "action_shares": {names[index]: self.actions[index] / max(self.steps, 1) for index in used},
+            "action_shares": {name: self.actions[i] / max(self.steps, 1) for i, name in enumerate(names)},
             "reward_mean": self.reward / max(self.steps, 1),
             "terminated_share": self.terminated / max(self.episodes, 1),
             "distinct_screens": None if self.screens is None else len(self.screens),

@@ -115,16 +115,16 @@ def test_data_that_the_published_code_made(spoiled: Path, tmp_path: Path) -> Non
     info["info"]["config"]["n_skip_frames"] = 2
     file.write_text(json.dumps(info))
     session = spoiled / "000000" / "000000"
-    video = cv2.VideoWriter(str(session / "frames.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 15, (64, 64))
+    video = cv2.VideoWriter(str(session / "frames.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 15, (64, 64))
     for image in sorted((session / "frames").iterdir()):
-        video.write(cv2.imread(str(image)))
+        video.write(np.asarray(Image.open(image))[:, :, ::-1])
     video.release()
     steps = json.loads((session / "actions.json").read_text())["actions"]
     shutil.rmtree(session / "frames")
     import_episodes(spoiled, str(tmp_path / "back"), "genieredux")
     swap = {0: 1, 1: 0}
     back = episodes(tmp_path / "back")
-    read = next(episode for episode in back if episode.info["imported"]["session"] == "000000" and len(episode.actions))
+    read = next(episode for episode in back if episode.info["imported"]["session"] == "000000")
     assert {episode.game for episode in back} == {"Counting"}
     assert (read.policy_id, read.frame_skip, read.console) == ("unknown", 2, "Counting")
     chosen = [step["action"].index(1) for step in steps[1:]]
@@ -190,6 +190,14 @@ def test_a_malformed_published_file_is_named(
     assert str(spoiled / name) in str(error.value)
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_session_of_one_frame_is_left_out(spoiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _edit(
+        spoiled / "000000" / "000001" / "actions.json", lambda content: content.update(actions=content["actions"][:1])
+    )
+    assert import_episodes(spoiled, str(tmp_path / "back")) == (2, 0)
+    assert f"{spoiled}/000000/000001 is left out" in capsys.readouterr().out
 
 
 def test_unknown_actions_are_refused(spoiled: Path, tmp_path: Path) -> None:

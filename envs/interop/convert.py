@@ -76,10 +76,10 @@ def detect(source: Path) -> str:
     """The format of the files in `source`. Raises InputError where they are of none that can be read."""
     if not source.is_dir():
         raise InputError(f"{source} is not a folder: give the folder of a published or a Minari data set")
-    if any(source.glob("**/data/metadata.json")) or (source / "metadata.json").exists():
-        return "minari"
-    if any(source.glob("**/actions.json")) or any(source.glob("**/info.json")):
+    if genieredux.action_files(source):
         return "genieredux"
+    if minari.homes(source):
+        return "minari"
     raise InputError(f"{source} holds neither actions.json (genieredux) nor data/metadata.json (minari): give --format")
 
 

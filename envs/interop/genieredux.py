@@ -27,6 +27,7 @@ from envs.controls import ACTIONS
 from envs.errors import InputError
 from envs.interop.facts import KEY, facts, recording_fields
 from envs.recording import Episode
+from envs.runs import console
 
 VERSION = "0.0.0"
 CAPTIONS = ("RIGHT", "LEFT", "UP", "DOWN", "ACTION_JUMP")
@@ -94,6 +95,15 @@ def _write_session(folder: Path, episode: Episode) -> None:
     (folder / "actions.json").write_text(json.dumps({"actions": steps}))
 
 
+def action_files(folder: Path) -> list[Path]:
+    """Every session's `actions.json`, where `folder` is a game's, a data set's or one of several data sets'."""
+    for depth in (2, 3, 4):  # no deeper search: there are millions of frames
+        files = list(folder.glob("*/" * depth + "actions.json"))
+        if files:
+            return files
+    return []
+
+
 class Source:
     """Data in the published layout: a folder of games, or one game's folder.
 
@@ -101,13 +111,16 @@ class Source:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._found = [
-            _Session(home, place)
-            for home in sorted({file.parents[2] for file in folder.glob("**/actions.json") if len(file.parents) > 2})
-            for place in sorted(file.parent for file in home.glob("*/*/actions.json"))
-        ]
-        if not self._found:
+        homes = sorted({file.parents[2] for file in action_files(folder)})
+        if not homes:
             raise InputError(f"{folder} holds no <game>/<instance>/<session>/actions.json: is it the published layout?")
+        found = [_Session(home, file.parent) for home in homes for file in sorted(home.glob("*/*/actions.json"))]
+        for session in found:
+            if session.length < 1:
+                console.print(
+                    f"{session.folder} is left out: it has no two frames, so no step leads from one to another"
+                )
+        self._found = [session for session in found if session.length > 0]
         self.sessions = [(session.game, session.session_id) for session in self._found]
 
     def episode(self, index: int) -> Episode:
@@ -119,7 +132,7 @@ class _Session:
     """One session's folder."""
 
     def __init__(self, home: Path, folder: Path) -> None:
-        self._home, self._folder = home, folder
+        self._home, self.folder = home, folder
         self._info = _read_info(home)
         self._facts = self._own_facts()
         published = self._info.get("info")
@@ -131,6 +144,9 @@ class _Session:
         content = _bytes(folder / "actions.json")
         identity = [self.game, folder.parent.name, folder.name, hashlib.sha256(content).hexdigest()]
         self.session_id = hashlib.sha256(json.dumps(["genieredux", *identity]).encode()).hexdigest()[:16]
+        first_source, actions, _, _ = self._steps()
+        self.length = len(actions) - (first_source < 0)
+        """Steps from a frame to a frame."""
 
     def _own_facts(self) -> dict[str, Any]:
         """What our own export says of the session, or nothing."""
@@ -138,9 +154,9 @@ class _Session:
         if own is None:
             return {}
         try:
-            values = own["sessions"][int(self._folder.name)]
+            values = own["sessions"][int(self.folder.name)]
         except (TypeError, KeyError, IndexError, ValueError) as error:
-            raise InputError(f"{self._home / 'info.json'} does not describe session {self._folder.name}") from error
+            raise InputError(f"{self._home / 'info.json'} does not describe session {self.folder.name}") from error
         return recording_fields(values, self._home / "info.json")
 
     @cached_property
@@ -164,10 +180,8 @@ class _Session:
             dropped, actions, rewards = actions[0], actions[1:], rewards[1:]
         else:
             ids = [first_source, *ids]
-        if not actions:
-            raise InputError(f"{self._folder} has no two frames: an episode needs at least one step between frames")
-        frames_THWC = _read_frames(self._folder, ids)
-        origin = {"format": "genieredux", "lossy": True, "session": self._facts.get("session_id", self._folder.name)}
+        frames_THWC = _read_frames(self.folder, ids)
+        origin = {"format": "genieredux", "lossy": True, "session": self._facts.get("session_id", self.folder.name)}
         fields = self._facts or {
             "policy_id": "unknown",
             "seed": 0,
@@ -195,7 +209,7 @@ class _Session:
 
     def _steps(self) -> tuple[int, list[int], list[float], list[int]]:
         """The frame before the first action (-1 for none), and each step's action, reward and frame after it."""
-        file = self._folder / "actions.json"
+        file = self.folder / "actions.json"
         try:
             content = json.loads(_bytes(file))
             rows = content["actions"] if isinstance(content, dict) else content

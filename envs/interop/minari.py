@@ -87,6 +87,13 @@ def _buffer(minari: Any, episode: Episode) -> Any:
     )
 
 
+def homes(folder: Path) -> list[Path]:
+    """The folders of the data sets: `folder` itself or below it, or above it where it is the "data" of one."""
+    if folder.name == "data" and (folder / "metadata.json").exists():
+        return [folder.parent]
+    return sorted(file.parents[1] for depth in range(5) for file in folder.glob("*/" * depth + "data/metadata.json"))
+
+
 class Source:
     """Minari data sets: a datasets path, or one data set's folder.
 
@@ -95,12 +102,10 @@ class Source:
 
     def __init__(self, folder: Path) -> None:
         self._minari = _minari()
-        homes = sorted(file.parents[1] for file in folder.glob("**/data/metadata.json"))
-        if (folder / "metadata.json").exists() and folder.name == "data":
-            homes = [folder.parent]
-        if not homes:
+        places = homes(folder)
+        if not places:
             raise InputError(f"{folder} holds no Minari data set (<name>/data/metadata.json)")
-        self._found = [(home, number) for home in homes for number in range(self._open(home).total_episodes)]
+        self._found = [(home, number) for home in places for number in range(self._open(home).total_episodes)]
         self._facts = [_episode_facts(home, self._open(home), number) for home, number in self._found]
         self.sessions = [(known["game"], known["session_id"]) for known in self._facts]
 
