@@ -114,7 +114,10 @@ class Source:
         homes = sorted({file.parents[2] for file in action_files(folder)})
         if not homes:
             raise InputError(f"{folder} holds no <game>/<instance>/<session>/actions.json: is it the published layout?")
-        found = [_Session(home, file.parent) for home in homes for file in sorted(home.glob("*/*/actions.json"))]
+        found = []
+        for home in homes:
+            info = _read_info(home)
+            found += [_Session(home, info, file.parent) for file in sorted(home.glob("*/*/actions.json"))]
         for session in found:
             if session.length < 1:
                 console.print(
@@ -131,9 +134,8 @@ class Source:
 class _Session:
     """One session's folder."""
 
-    def __init__(self, home: Path, folder: Path) -> None:
-        self._home, self.folder = home, folder
-        self._info = _read_info(home)
+    def __init__(self, home: Path, info: dict[str, Any], folder: Path) -> None:
+        self._home, self._info, self.folder = home, info, folder
         self._facts = self._own_facts()
         published = self._info.get("info")
         published = published if isinstance(published, dict) else {}
