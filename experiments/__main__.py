@@ -20,6 +20,7 @@ from envs.errors import InputError
 COMMANDS = (
     "catalog",
     "collect",
+    "data",
     "train",
     "explore",
     "evaluate",
