@@ -8,6 +8,7 @@ and the confidence is the lower one. `unknown` means that neither could say.
 import difflib
 import json
 import os
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,32 +21,88 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LABELS_FILE = Path(__file__).with_name("catalog.csv")
+SUBSETS_FOLDER = Path(__file__).with_name("subsets")
+
+VIEWS = ("side", "third person", "top", "first person", "several")
+AXES = ("free", "horizontal", "vertical", "fixed", "tube")
+MOTIONS = (
+    *("platformer", "space_shooter", "fight", "shooter", "action", "sport", "maze", "race", "grid", "pong"),
+    *("simulation", "pinball", "flying_platformer", "tetris", "other"),
+)
+CONTROLS = ("right", "left", "up", "down", "jump", "secondary")
+
+Choice = str | Sequence[str] | None
+"""One label, several of which each is good, or any."""
 
 
 def games(
-    console: str | None = None,
-    view: str | None = None,
-    axis: str | None = None,
-    motion: str | None = None,
+    console: Choice = None,
+    view: Choice = None,
+    axis: Choice = None,
+    motion: Choice = None,
     playable: bool | None = None,
     limit: int | None = None,
+    *,
+    subset: str | None = None,
+    right: Choice = None,
+    left: Choice = None,
+    up: Choice = None,
+    down: Choice = None,
+    jump: Choice = None,
+    secondary: Choice = None,
+    transition: Choice = None,
+    scrolling: Choice = None,
+    min_confidence: float = 0.0,
 ) -> list[str]:
     """Names of the games that match every given value, in alphabetical order, without the "-v0" ending.
 
-    `playable` asks for games with (True) or without (False) a ROM; `limit` cuts the list.
-    Labels are those of `table`, e.g. motion="platformer", view="side". Raises InputError for a console or label that no
-    game has.
+    Labels are those of `table`; a value is one label or several that are all good, e.g. motion="platformer",
+    up=("climb", "none"). `playable` asks for games with (True) or without (False) a ROM, `subset` for those of a named
+    list (`subsets`), `min_confidence` in [0, 1] for labels at least so sure; `limit` cuts the list. Raises InputError
+    for a label or console that no game has, an unknown subset, or a number out of range.
     """
-    rows = table()
-    for column, wanted in (("console", console), ("view", view), ("axis", axis), ("motion", motion)):
-        if wanted is not None:
-            known = sorted(rows[column].unique())
-            if wanted not in known:
-                raise InputError(f"no game has {column} {wanted!r}: known are {', '.join(known)}")
-            rows = rows[rows[column] == wanted]
+    if not 0 <= min_confidence <= 1 or (limit is not None and limit < 0):
+        raise InputError(f"min_confidence {min_confidence} must be in [0, 1] and limit {limit} 0 or more")
+    wanted = {"console": console, "view": view, "axis": axis, "motion": motion, "right": right, "left": left, "up": up}
+    wanted |= {"down": down, "jump": jump, "secondary": secondary, "transition": transition, "scrolling": scrolling}
+    rows = rows_of = table()
+    for column, choice in wanted.items():
+        if choice is not None:
+            labels = [choice] if isinstance(choice, str) else list(choice)
+            known = sorted(rows_of[column].unique())
+            if strange := set(labels) - set(known):
+                raise InputError(f"no game has {column} {sorted(strange)[0]!r}: known are {', '.join(known)}")
+            rows = rows[rows[column].isin(labels)]
+    if subset is not None:
+        rows = rows[rows["game"].isin(read_subset(subset))]
     if playable is not None:
         rows = rows[rows["playable"] == playable]
+    rows = rows[rows["confidence"] >= min_confidence]
     return list(rows["game"][:limit])
+
+
+def subsets() -> list[str]:
+    """Names of the frozen lists of games."""
+    return sorted(file.stem for file in SUBSETS_FOLDER.glob("*.txt"))
+
+
+def read_subset(name: str) -> list[str]:
+    """The games of a named subset, in its own order. Raises InputError for an unknown name.
+
+    platformers-200: the first 200 platformers in alphabetical order. platformers-50: 50 platformers whose right, left,
+    up, down and jump do the same, drawn by the hash of their names (section 3 of the paper).
+    """
+    if name not in subsets():
+        raise InputError(f"no subset is called {name!r}: there are {', '.join(subsets())}")
+    lines = (SUBSETS_FOLDER / f"{name}.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def expand(names: Iterable[str]) -> list[str]:
+    """Game names with each subset's name replaced by its games, each game once, in order."""
+    known = subsets()
+    lists = [read_subset(name) if name in known else [name] for name in names]
+    return list(dict.fromkeys(game for names in lists for game in names))
 
 
 def table() -> "pd.DataFrame":

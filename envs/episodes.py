@@ -68,6 +68,17 @@ class EpisodeWriter:
         self._manifest.plan(sessions)
         self._manifest.save(self.root)
 
+    def copy_plan(self, source: "EpisodeReader", recipe: dict[str, Any]) -> None:
+        """Take over which sessions of another set are for validation; `recipe` says how this one is made of it.
+
+        Raises InputError where the folder was made otherwise.
+        """
+        held = self._manifest.recipes.setdefault("copy", recipe)
+        if held != recipe:
+            raise InputError(f"{self.root} was made with {held}, not {recipe}: give another folder")
+        self._manifest.validation = source.validation
+        self._manifest.save(self.root)
+
     def is_validation(self, game: str, session_id: str) -> bool:
         """Whether a planned session is for validation."""
         return self._manifest.validation.get(game, {}).get(session_id, False)
@@ -157,6 +168,11 @@ class EpisodeReader:
         ]
         self._rows.sort(key=lambda item: (item[0].game, item[0].session_id))
         self._checked: set[str] = set()
+
+    @property
+    def validation(self) -> dict[str, dict[str, bool]]:
+        """Game -> session id -> is it for validation."""
+        return {game: dict(split) for game, split in self._manifest.validation.items()}
 
     def _is_validation(self, record: SessionRecord) -> bool:
         return self._manifest.validation.get(record.game, {}).get(record.session_id, False)
