@@ -83,7 +83,9 @@ def playable(games: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """
     if not games:
         raise InputError("no game given: name one or more, e.g. Airstriker-Genesis (`autoexplore catalog` lists them)")
-    known = [COUNTING if game.removesuffix("-v0") == COUNTING else catalog.canonical(game) for game in games]
+    known = [
+        COUNTING if game.removesuffix("-v0") == COUNTING else catalog.canonical(game) for game in catalog.expand(games)
+    ]
     names = [game for game in dict.fromkeys(known) if game == COUNTING or catalog.has_rom(game)]
     skipped = {game: "its ROM is not imported" for game in known if game not in names}
     if not names:

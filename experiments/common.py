@@ -145,7 +145,7 @@ def quiet_ray() -> None:
 
 
 def check_games(games: Sequence[str]) -> list[str]:
-    """The games' canonical names, in order, each once. Raises InputError for an unknown game or a missing ROM.
+    """The games' canonical names, in order, each once; a subset's name stands for its games. Raises InputError for an unknown game or a missing ROM.
 
     Asked before anything starts, so that a run does not stop at its third game after an hour.
     """
@@ -154,7 +154,7 @@ def check_games(games: Sequence[str]) -> list[str]:
     if not games:
         raise InputError("no game given: name one or more, e.g. Airstriker-Genesis (autoexplore catalog lists them)")
     checked = []
-    for game in games:
+    for game in catalog.expand(games):
         name = game.removesuffix("-v0")
         if name != COUNTING:
             name = catalog.canonical(name)
