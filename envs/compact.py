@@ -9,14 +9,15 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from envs import manifest
-from envs.episodes import EpisodeWriter, local_folder
+from envs.episodes import EpisodeWriter
 from envs.errors import InputError
-from envs.manifest import FolderLock, Manifest
+from envs.locks import lock
+from envs.manifest import Manifest
+from envs.places import Place, place
 from envs.recording import EncodedEpisode
 from envs.runs import Bar, progress
 from envs.shards import Shard, check_shard, inspect_shard, read_row, write_shard
@@ -48,20 +49,20 @@ def compact(uri: str, *, megabytes: int = 128) -> Compaction:
     """
     if megabytes < 1:
         raise InputError(f"--megabytes is at least 1, not {megabytes}")
-    root = local_folder(uri)
+    root = place(uri)
     manifest.load(root)  # raises where there is none: a writer would begin an empty set
     done = Compaction()
-    lock = FolderLock(root)
+    held_lock = lock(root)
     try:
         done.leftovers = _sweep(root, manifest.load(root))
     finally:
-        lock.release()
+        held_lock.release()
     with EpisodeWriter(uri) as writer:  # takes in what a killed collector left complete
         if writer.damaged:
             raise InputError(
                 f"{root / writer.damaged[0]} is damaged or gone: `autoexplore data verify` lists such files"
             )
-    lock = FolderLock(root)
+    held_lock = lock(root)
     try:
         held = manifest.load(root)
         done.files_before = len(held.shards)
@@ -73,7 +74,7 @@ def compact(uri: str, *, megabytes: int = 128) -> Compaction:
                 done.bytes += merged.bytes
         done.files_after = len(held.shards)
     finally:
-        lock.release()
+        held_lock.release()
     return done
 
 
@@ -93,7 +94,7 @@ def _groups(held: Manifest, limit: int) -> Iterator[list[Shard]]:
         yield group
 
 
-def _merge(root: Path, held: Manifest, group: list[Shard], bar: Bar) -> Shard:
+def _merge(root: Place, held: Manifest, group: list[Shard], bar: Bar) -> Shard:
     """Replace `group` by one file, on disk and in the manifest."""
     episodes = []
     for shard in group:
@@ -133,13 +134,13 @@ def same(one: EncodedEpisode, other: EncodedEpisode) -> bool:
     return True
 
 
-def _sessions(root: Path, shard: Shard) -> list[EncodedEpisode]:
+def _sessions(root: Place, shard: Shard) -> list[EncodedEpisode]:
     """The sessions of a file that is as the manifest says."""
     check_shard(root, shard)
     return [read_row(root / shard.path, row) for row in range(len(shard.sessions))]
 
 
-def _sweep(root: Path, held: Manifest) -> int:
+def _sweep(root: Place, held: Manifest) -> int:
     """Delete unlisted files all of whose sessions the set holds, bit for bit, in listed files. Returns how many."""
     where = {
         record.session_id: (shard, row) for shard in held.shards.values() for row, record in enumerate(shard.sessions)

@@ -13,19 +13,13 @@ from typing import Any
 
 from envs import manifest
 from envs.errors import InputError
-from envs.manifest import FolderLock, Manifest
+from envs.locks import lock
+from envs.manifest import Manifest
+from envs.places import place
 from envs.recording import CHUNK, EncodedEpisode, Episode, decode_frames, encode_frames
 from envs.shards import SessionRecord, Shard, check_shard, inspect_shard, read_row, write_shard
 
 __all__ = ["CHUNK", "EncodedEpisode", "Episode", "EpisodeReader", "EpisodeWriter", "decode_frames", "encode_frames"]
-
-
-def local_folder(uri: str | Path) -> Path:
-    """The folder that `uri` names. Raises InputError for a place that is not a local folder."""
-    text = str(uri)
-    if "://" in text and not text.startswith("file://"):
-        raise InputError(f"{text} is not a local folder: episodes can only be kept in one")
-    return Path(text.removeprefix("file://"))
 
 
 class EpisodeWriter:
@@ -37,8 +31,8 @@ class EpisodeWriter:
     """
 
     def __init__(self, uri: str | Path) -> None:
-        self.root = local_folder(uri)
-        self._lock = FolderLock(self.root)
+        self.root = place(uri)
+        self._lock = lock(self.root)
         try:
             self._manifest = manifest.load(self.root) if (self.root / manifest.NAME).exists() else Manifest()
             self.damaged: list[str] = []
@@ -132,8 +126,8 @@ class EpisodeWriter:
             for leftover in self.root.glob(pattern):
                 leftover.unlink(missing_ok=True)
         known = self._manifest.sessions()
-        for file in sorted(self.root.glob("env=*/part-*.parquet")):
-            path = file.relative_to(self.root).as_posix()
+        files = self.root.glob("env=*/part-*.parquet")
+        for path in sorted(file.relative_to(self.root).as_posix() for file in files):  # type: ignore[arg-type]
             if path in self._manifest.shards or path in self.damaged:
                 continue
             try:
@@ -156,7 +150,7 @@ class EpisodeReader:
     def __init__(self, uri: str | Path, split: str | None = None) -> None:
         if split not in (None, "train", "val"):
             raise InputError(f"split is 'train', 'val' or None for all, not {split!r}")
-        self.root = local_folder(uri)
+        self.root = place(uri)
         self.split = split
         self._manifest = manifest.load(self.root)
         self.manifest_hash = self._manifest.hash()

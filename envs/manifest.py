@@ -5,17 +5,15 @@ lock.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from pathlib import PurePosixPath
+from typing import Any
 
 from envs.errors import InputError
-from envs.files import write_json_atomic
+from envs.places import Place, replace_bytes
 from envs.shards import SCHEMA_VERSION, SessionRecord, Shard
 
 NAME = "manifest.json"
@@ -71,15 +69,15 @@ class Manifest:
             },
         }
 
-    def save(self, root: Path) -> None:
+    def save(self, root: Place) -> None:
         """Replace the folder's manifest. Raises InputError where nothing can be written."""
         try:
-            write_json_atomic(root / NAME, self.to_json())
+            replace_bytes(root / NAME, (json.dumps(self.to_json(), indent=2) + "\n").encode())
         except OSError as error:
             raise InputError(f"cannot write {root / NAME}: {error.strerror or error}") from error
 
 
-def load(root: Path) -> Manifest:
+def load(root: Place) -> Manifest:
     """A folder's manifest. Raises InputError where there is none, or one that is damaged or of another schema."""
     path = root / NAME
     try:
@@ -102,7 +100,7 @@ def load(root: Path) -> Manifest:
         raise InputError(f"{path} is damaged: delete it, and the next collect rebuilds it from the shards") from error
 
 
-def _shard(entry: dict[str, Any], path: Path) -> Shard:
+def _shard(entry: dict[str, Any], path: Place) -> Shard:
     """One entry of the manifest's list of files."""
     name = PurePosixPath(entry["path"])
     if name.is_absolute() or ".." in name.parts:
@@ -113,34 +111,3 @@ def _shard(entry: dict[str, Any], path: Path) -> Shard:
 def _rank(session_id: str) -> str:
     """Sorts sessions in an order that has nothing to do with how they were made."""
     return hashlib.sha256(session_id.encode()).hexdigest()
-
-
-class FolderLock:
-    """Keeps a second writer out of a folder until it is released. The system drops the lock of a process that dies.
-
-    Raises InputError where another writer holds it.
-    """
-
-    def __init__(self, root: Path) -> None:
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            self._file: IO[str] | None = (root / ".lock").open("a+")
-        except OSError as error:
-            raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise InputError(f"{root} is being written by {holder}: wait for it, or give another folder") from error
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        self._file.flush()
-
-    def release(self) -> None:
-        """Let others write."""
-        if self._file is not None:
-            self._file.truncate(0)
-            self._file.close()
-            self._file = None

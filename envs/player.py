@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import envs
 from envs.controls import ACTIONS
 from envs.errors import InputError
+from envs.places import place
 from envs.recording import Episode
 from envs.shards import Shard, write_shard
 
@@ -192,7 +193,7 @@ class Player:
     """
 
     def __init__(self, root: str, policy: str, epsilon: float, temperature: float, steps: int) -> None:
-        self._root, self._steps = Path(root), steps
+        self._root, self._steps = place(root), steps
         # Not loaded here: an error in an actor's constructor looks like its death, not like the mistake it is.
         self._policy: Policy | None = None
         self._load = partial(load_policy, policy, epsilon=epsilon, temperature=temperature)

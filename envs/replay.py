@@ -20,6 +20,7 @@ from envs.collect import playable
 from envs.crew import CollectSummary, Crew, connected, episode_timeout, shown_bar
 from envs.episodes import EpisodeReader, EpisodeWriter
 from envs.errors import InputError
+from envs.places import place
 from envs.player import GameError, Played
 from envs.recording import Episode
 from envs.retro import letterbox
@@ -82,7 +83,7 @@ class Replayer:
     """The Ray actor: plays a recorded session again, and writes it at the other size."""
 
     def __init__(self, source: str, out: str, size: int) -> None:
-        self._source, self._out, self._size = source, Path(out), size
+        self._source, self._out, self._size = source, place(out), size
         self._reader: EpisodeReader | None = None
         self._env: gymnasium.Env[Any, Any] | None = None
         self._key: tuple[Any, ...] = ()

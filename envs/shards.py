@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.errors import InputError
-from envs.files import write_atomic
+from envs.places import Place, RemotePath, replace_bytes
 from envs.recording import EncodedEpisode
 
 SCHEMA_VERSION = 1
@@ -82,7 +81,7 @@ def shard_path(game: str, writer: str, number: int = 0) -> str:
     return f"env={game}/part-{writer}-{number}.parquet"
 
 
-def write_shard(root: Path, episodes: Sequence[EncodedEpisode], writer: str, number: int = 0) -> Shard:
+def write_shard(root: Place, episodes: Sequence[EncodedEpisode], writer: str, number: int = 0) -> Shard:
     """Write episodes of one game into one file that is either whole or absent, and describe it for the manifest.
 
     The bytes depend on the episodes alone. Raises InputError for episodes of several games, or where nothing can be
@@ -105,7 +104,7 @@ def write_shard(root: Path, episodes: Sequence[EncodedEpisode], writer: str, num
     data = buffer.getvalue()
     path = shard_path(games.pop(), writer, number)
     try:
-        write_atomic(root / path, data)
+        replace_bytes(root / path, data)
     except OSError as error:
         raise InputError(f"cannot write {root / path}: {error.strerror or error}") from error
     return Shard(path, len(data), hashlib.sha256(data).hexdigest(), tuple(session_record(e) for e in episodes))
@@ -116,7 +115,7 @@ def session_record(episode: EncodedEpisode) -> SessionRecord:
     return SessionRecord(episode.session_id, episode.game, episode.policy_id, episode.num_frames)
 
 
-def read_row(path: Path, row: int) -> EncodedEpisode:
+def read_row(path: Place, row: int) -> EncodedEpisode:
     """One episode of a shard, compressed.
 
     Raises InputError that names the file where it is damaged or of another schema.
@@ -124,7 +123,8 @@ def read_row(path: Path, row: int) -> EncodedEpisode:
     try:
         state = path.stat()
         footer = _footer(path, state.st_ino, state.st_size, state.st_mtime_ns)
-        file = pq.ParquetFile(path, metadata=footer, memory_map=True, page_checksum_verification=True)
+        source = path.open("rb") if isinstance(path, RemotePath) else path
+        file = pq.ParquetFile(source, metadata=footer, memory_map=True, page_checksum_verification=True)
         if not file.schema_arrow.equals(SCHEMA):
             raise InputError(f"{path} has other columns than this version reads (schema {SCHEMA_VERSION})")
         values = file.read_row_group(row).to_pylist()[0]
@@ -136,12 +136,15 @@ def read_row(path: Path, row: int) -> EncodedEpisode:
 
 
 @lru_cache(maxsize=8)
-def _footer(path: Path, *state: int) -> pq.FileMetaData:
+def _footer(path: Place, *state: int) -> pq.FileMetaData:
     """A file's directory of rows: parsing that of a thousand rows takes longer than reading one of them."""
+    if isinstance(path, RemotePath):
+        with path.open() as file:
+            return pq.read_metadata(file)
     return pq.read_metadata(path, memory_map=True)
 
 
-def inspect_shard(root: Path, path: str) -> Shard:
+def inspect_shard(root: Place, path: str) -> Shard:
     """Describe a whole shard that no manifest lists, after decoding every frame in it.
 
     Raises InputError if it is damaged.
@@ -163,7 +166,7 @@ def inspect_shard(root: Path, path: str) -> Shard:
     return Shard(path, len(data), hashlib.sha256(data).hexdigest(), tuple(records))
 
 
-def check_shard(root: Path, shard: Shard) -> None:
+def check_shard(root: Place, shard: Shard) -> None:
     """Compare a file with the size and hash that the manifest has for it. Raises InputError that names the file."""
     file = root / shard.path
     try:
@@ -171,10 +174,12 @@ def check_shard(root: Path, shard: Shard) -> None:
         if size != shard.bytes:
             raise InputError(f"{file} has {size} bytes, not {shard.bytes}: it was cut short, collect again")
         with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            digest = hashlib.sha256()
+            while block := opened.read(1 << 20):
+                digest.update(block)
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
-    if digest != shard.sha256:
+    if digest.hexdigest() != shard.sha256:
         raise InputError(f"{file} is not what was written (sha256 differs): delete it and collect again")
 
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from envs import manifest
 from envs.controls import ACTIONS
-from envs.episodes import EpisodeReader, local_folder
+from envs.episodes import EpisodeReader
 from envs.errors import InputError
 from envs.novelty import CELLS, distinct_screens
+from envs.places import place
 from envs.runs import progress
 
 
@@ -69,7 +70,7 @@ def summarize(uri: str, *, workers: int = 2) -> dict[str, GameSummary]:
     reader = EpisodeReader(uri)
     validation = set(EpisodeReader(uri, "val").session_ids)
     games: dict[str, GameSummary] = {game: GameSummary() for game in sorted(set(reader.games))}
-    for shard in manifest.load(local_folder(uri)).shards.values():
+    for shard in manifest.load(place(uri)).shards.values():
         games[shard.sessions[0].game].file_bytes += shard.bytes
     with progress("stats", len(reader)) as bar, ThreadPoolExecutor(workers) as pool:
         for game, figures in _in_batches(pool, reader, workers):

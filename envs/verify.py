@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from envs import manifest
-from envs.episodes import local_folder
 from envs.errors import InputError
 from envs.manifest import Manifest
+from envs.places import Place, place
 from envs.recording import EncodedEpisode, decode_frames
 from envs.runs import progress
 from envs.shards import Shard, check_shard, inspect_shard, read_row, session_record
@@ -39,7 +38,7 @@ def verify(uri: str, *, workers: int = 2) -> Verification:
     """
     if workers < 1:
         raise InputError(f"--workers is at least 1, not {workers}")
-    root = local_folder(uri)
+    root = place(uri)
     held = manifest.load(root)
     shards = [shard for _, shard in sorted(held.shards.items())]
     found = Verification(files=len(shards))
@@ -60,7 +59,7 @@ def verify(uri: str, *, workers: int = 2) -> Verification:
     return found
 
 
-def stray_files(root: Path, held: Manifest) -> Iterator[str]:
+def stray_files(root: Place, held: Manifest) -> Iterator[str]:
     """Paths of files among the episodes that the manifest does not name, and of half-written manifests."""
     files = [*root.glob("env=*/**/*"), *root.glob(f".{manifest.NAME}.*.tmp")]
     for file in sorted(item for item in files if not item.is_dir()):
@@ -69,7 +68,7 @@ def stray_files(root: Path, held: Manifest) -> Iterator[str]:
             yield path
 
 
-def _shard_fault(root: Path, shard: Shard) -> str:
+def _shard_fault(root: Place, shard: Shard) -> str:
     """What is wrong with a file that the manifest lists, or an empty text."""
     try:
         check_shard(root, shard)
@@ -124,7 +123,7 @@ def _manifest_faults(held: Manifest) -> dict[str, str]:
     return faults
 
 
-def _stray_fault(root: Path, path: str, held: Manifest) -> str:
+def _stray_fault(root: Place, path: str, held: Manifest) -> str:
     """Why a file that the manifest does not name lies there, and what takes it away."""
     if not path.endswith(".parquet"):
         return "no part of the set: a killed writer left it, the next collect or compact clears it away"

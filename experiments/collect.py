@@ -1,7 +1,6 @@
 """Play games and record the episodes: seeded, resumable, one emulator a process."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
@@ -13,9 +12,10 @@ class Args(RunArgs):
     """Play games with a random or a trained agent and record the episodes."""
 
     games: tyro.conf.Positional[tuple[str, ...]]
-    """Games to play, e.g. Airstriker-Genesis Kangaroo-Atari2600, or Counting, which needs no ROM; or a list, platformers-50."""
-    out: Path
-    """Folder of the episodes."""
+    """Games to play, e.g. Airstriker-Genesis Kangaroo-Atari2600; a list of them, platformers-50; or Counting, which
+    needs no ROM."""
+    out: str
+    """Folder of the episodes, or a place like s3://bucket/prefix."""
     policy: str = "random"
     """Who plays: random; sticky:P, which repeats an action with probability P; checkpoint:FOLDER with what
     `autoexplore explore` wrote; expert:FOLDER, the same for test sets."""
@@ -35,18 +35,20 @@ class Args(RunArgs):
 
 def run(args: Args) -> None:
     """Collect, then say what was stored and how fast. Episodes that are already there are kept with --resume."""
+    from envs import manifest
     from envs.collect import collect
     from envs.errors import InputError
+    from envs.places import place
     from envs.runs import console
 
-    if args.out.exists() and any(args.out.iterdir()) and not args.resume:
+    if (place(args.out) / manifest.NAME).exists() and not args.resume:
         raise InputError(
             f"{args.out} already holds episodes: --resume completes the set, another --out begins a new one"
         )
     with ray_session(args.ray_address):
         done = collect(
             args.games,
-            str(args.out),
+            args.out,
             episodes=args.episodes,
             steps=args.steps,
             policy=args.policy,

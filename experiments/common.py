@@ -145,7 +145,9 @@ def quiet_ray() -> None:
 
 
 def check_games(games: Sequence[str]) -> list[str]:
-    """The games' canonical names, in order, each once; a subset's name stands for its games. Raises InputError for an unknown game or a missing ROM.
+    """The games' canonical names, in order, each once; a subset's name stands for its games.
+
+    Raises InputError for an unknown game or a missing ROM.
 
     Asked before anything starts, so that a run does not stop at its third game after an hour.
     """

@@ -193,7 +193,6 @@ def _import(args: Import) -> None:
 
 def _replay(args: Replay) -> None:
     from envs.replay import replay
-
     from envs.runs import console
 
     replay(args.source, args.out, size=args.size, workers=args.workers, progress=True)

@@ -15,8 +15,8 @@ class Args(RunArgs):
 
     component: tyro.conf.Positional[Literal["tokenizer", "dynamics"]]
     """What to train. dynamics needs --tokenizer."""
-    data: tuple[Path, ...]
-    """Folders of episodes, made by `autoexplore collect`; several are united."""
+    data: tuple[str, ...]
+    """Folders of episodes, or places like s3://bucket/prefix, made by `autoexplore collect`; several are united."""
     out: Path
     """Folder of the run."""
     preset: Preset = "cpu"
@@ -42,9 +42,11 @@ class Args(RunArgs):
 def run(args: Args) -> None:
     """Train and say where the newest checkpoint lies. Raises InputError for what does not fit together."""
     from envs.errors import InputError
+    from envs.places import is_remote
 
     for folder in args.data:
-        check_folder(folder, "data folder", "collect")
+        if not is_remote(folder):
+            check_folder(Path(folder), "data folder", "collect")
     if args.component == "dynamics" and args.tokenizer is None:
         raise InputError("training dynamics needs --tokenizer: the run folder of a trained tokenizer")
     if args.component == "tokenizer" and args.tokenizer is not None:
@@ -71,7 +73,7 @@ def run(args: Args) -> None:
             args.component,
             config=preset(args.preset),
             recipe=settings,
-            data=[str(folder) for folder in args.data],
+            data=args.data,
             out=args.out,
             workers=args.workers,
             resume=args.resume,

@@ -1,5 +1,6 @@
 """Fixtures that every test file shares. One Ray session for all of them: starting one takes longer than most tests."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from experiments.common import prepare_ray_environment
 
 prepare_ray_environment(local=True)  # before any test imports Ray, which reads it then
+# Keys of the S3 server on loopback. Ray's workers inherit them, so they stand here before it starts.
+os.environ.update(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_DEFAULT_REGION="us-east-1")
 torch.set_num_threads(1)
 
 

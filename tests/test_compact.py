@@ -15,7 +15,7 @@ from envs import manifest
 from envs.compact import compact, same
 from envs.episodes import EpisodeReader, EpisodeWriter
 from envs.errors import InputError
-from envs.manifest import FolderLock
+from envs.locks import FolderLock
 from envs.recording import EncodedEpisode
 from envs.shards import inspect_shard, write_shard
 from envs.verify import verify

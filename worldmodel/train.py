@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from envs.errors import InputError
+from envs.places import is_remote
 from envs.runs import console, progress, read_metrics
 from worldmodel import checkpoint
 from worldmodel.clips import Clips
@@ -67,7 +68,7 @@ def train(
         component=component,
         config=config,
         recipe=recipe,
-        data=tuple(str(Path(folder).absolute()) for folder in data),
+        data=tuple(str(folder if is_remote(folder) else Path(folder).absolute()) for folder in data),
         out=out,
         cache_dir=Path(cache_dir or out.parent / "cache").absolute(),
         init=None if init is None else Path(init).absolute(),
