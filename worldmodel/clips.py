@@ -126,21 +126,41 @@ class Clips(WindowIndex):
 Batch = TypeVar("Batch", covariant=True)
 
 
+class Sampler(Protocol):
+    """An endless order of windows: `ClipSampler`, or `worldmodel.streaming.StreamSampler`."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def ranks_matter(self) -> bool:
+        """Whether the order depends on the number of ranks."""
+
+    def batch(self, samples_consumed: int, batch_size: int, rank: int, ranks: int) -> np.ndarray: ...
+
+    def epoch(self, samples_consumed: int) -> float: ...
+
+
 class Windows(Protocol[Batch]):
-    """What a loader draws from: `Clips`, or `worldmodel.token_cache.TokenClips`."""
+    """What a loader draws from: `Clips`, `worldmodel.streaming.StreamClips`, or `worldmodel.token_cache.TokenClips`."""
 
     manifest_hash: str
 
-    def sampler(self, seed: int) -> ClipSampler: ...
+    def __len__(self) -> int: ...
+
+    def sampler(self, seed: int) -> Sampler: ...
 
     def batch(self, window_ids: np.ndarray) -> Batch: ...
+
+    def close(self) -> None: ...
 
 
 class ClipLoader(Generic[Batch]):
     """The shuffled stream of batches of one rank, decoded ahead by threads, always in the same order.
 
     `batch_size` counts the clips of all ranks together. `state()` after a batch, given back as `state`, continues with
-    the next batch exactly, also with another number of ranks. The stream ends after `batches`, or never.
+    the next batch exactly; also with another number of ranks, but where the data is streamed. The stream ends after
+    `batches`, or never.
     """
 
     def __init__(
@@ -161,6 +181,8 @@ class ClipLoader(Generic[Batch]):
         if state is not None:
             if (state["manifest_hash"], state["seed"]) != (windows.manifest_hash, seed):
                 raise InputError("the run was trained on other data, clips or seed: continue it with the same ones")
+            if self._sampler.ranks_matter and state["ranks"] != ranks:
+                raise InputError(f"the run streamed its data to {state['ranks']} workers: continue it with as many")
             self._consumed = int(state["samples_consumed"])
         self._asked = self._consumed
         self._end = None if batches is None else self._consumed + batches * batch_size
@@ -191,14 +213,16 @@ class ClipLoader(Generic[Batch]):
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands after the batches that were handed out, as JSON data."""
-        return {
+        state = {
             "seed": self._sampler.seed,
             "epoch": self._sampler.epoch(self._consumed),
             "samples_consumed": self._consumed,
             "manifest_hash": self._windows.manifest_hash,
         }
+        return state | ({"ranks": self._ranks} if self._sampler.ranks_matter else {})
 
     def close(self) -> None:
         """Stop the threads."""
+        self._windows.close()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)

@@ -56,6 +56,9 @@ class TokenClips:
         """The order in which a `ClipLoader` draws: that of the clips."""
         return self._clips.sampler(seed)
 
+    def close(self) -> None:
+        """There is nothing to close."""
+
     def describe(self, window_id: int) -> str:
         """A window in words, for messages."""
         return self._clips.describe(window_id)

@@ -73,6 +73,9 @@ class WindowIndex:
             return np.arange(len(self))
         return np.arange(count) * len(self) // count
 
+    def close(self) -> None:
+        """Give up what is being read ahead, where anything is."""
+
 
 class EpisodeTable(Sequence[EpisodeInfo]):
     """Episodes as columns: a record is made when it is asked for, since there may be very many."""
