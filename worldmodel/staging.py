@@ -30,7 +30,7 @@ from envs.runs import Bar, console, progress
 STAGED_VERSION = 2
 MAX_DAMAGED = 0.05
 """Share of a data set's shards that may be damaged; with more, the data set is no more the one that was asked for."""
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("session_id", pa.string()),
         ("game", pa.string()),
@@ -56,7 +56,7 @@ def stage(uri: str | Path, cache_dir: Path | str) -> Path:
     where more are damaged or the disk is full.
     """
     reader = EpisodeReader(uri)
-    path = Path(cache_dir) / f"episodes-v{STAGED_VERSION}-{reader.manifest_hash[:32]}.arrow"
+    path = staged_path(cache_dir, reader.manifest_hash)
     if path.exists():
         return path
     shards: dict[str, list[int]] = {}
@@ -91,12 +91,17 @@ def stage(uri: str | Path, cache_dir: Path | str) -> Path:
     return path
 
 
+def staged_path(cache_dir: Path | str, manifest_hash: str) -> Path:
+    """Where the complete copy of a data set lies."""
+    return Path(cache_dir) / f"episodes-v{STAGED_VERSION}-{manifest_hash[:32]}.arrow"
+
+
 def _copy(
     reader: EpisodeReader, shards: dict[str, list[int]], held_out: set[str], file: Any, bar: Bar
 ) -> dict[str, str]:
     """Write the episodes of all whole shards; returns the others with the reason, which is also in the file."""
     skipped: dict[str, str] = {}
-    with pa.ipc.new_file(file, _SCHEMA) as writer:
+    with pa.ipc.new_file(file, SCHEMA) as writer:
         rows: list[dict[str, Any]] = []
         size = 0
         for path, indexes in sorted(shards.items()):
@@ -111,10 +116,10 @@ def _copy(
                 rows.append(_row(episode, blobs, episode.session_id in held_out))
                 size += sum(map(len, blobs))
                 if size > _BATCH_BYTES:
-                    writer.write_batch(pa.RecordBatch.from_pylist(rows, _SCHEMA))
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
                     rows, size = [], 0
         # What was left out is known only now, so the last record batch carries it.
-        last = pa.RecordBatch.from_pylist(rows, _SCHEMA)
+        last = pa.RecordBatch.from_pylist(rows, SCHEMA)
         writer.write_batch(last, custom_metadata={"skipped": json.dumps(skipped)})
     if skipped:
         console.print(f"{reader.root}: staged without {_named(skipped, len(shards))}")
