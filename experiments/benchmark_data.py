@@ -40,6 +40,7 @@ def collecting(args: Args, scratch: Path) -> Iterator[Row]:
         env = envs.make(game)
         try:
             bare, stored = [], []
+            stored_rate(env, scratch / "stored", game, -1, 20)  # loads what is loaded once
             for number in range(args.repeats):
                 bare.append(bare_rate(env, number, args.steps))
                 stored.append(stored_rate(env, scratch / "stored", game, number, args.steps))
