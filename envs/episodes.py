@@ -212,6 +212,11 @@ class EpisodeReader:
         return [record.game for record, _, _ in self._rows]
 
     @property
+    def shards(self) -> list[Shard]:
+        """The shard of each episode, in the order of the episodes."""
+        return [shard for _, shard, _ in self._rows]
+
+    @property
     def records(self) -> list[SessionRecord]:
         """Session id, game, policy and number of frames of each episode, in the order of the episodes."""
         return [record for record, _, _ in self._rows]

@@ -35,6 +35,9 @@ class Args(RunArgs):
     """Clips a step, where the preset's number does not fit."""
     lr: float | None = None
     """Highest learning rate, where the preset's does not fit."""
+    stream_sessions: int | None = None
+    """Stream the data instead of copying it to the local disk: how many compressed sessions a worker holds in memory,
+    e.g. 10000. For data sets larger than the disk."""
     threads: int | None = None
     """Torch threads of a worker. Default: the cores that this process may use, shared among the workers."""
 
@@ -63,7 +66,7 @@ def run(args: Args) -> None:
 
     changes = {
         name: value
-        for name in ("iterations", "batch_size", "lr", "threads")
+        for name in ("iterations", "batch_size", "lr", "stream_sessions", "threads")
         if (value := getattr(args, name)) is not None
     }
     changes.setdefault("threads", max(1, default_threads() // max(args.workers, 1)))

@@ -169,28 +169,28 @@ def test_staging_is_done_once_and_again_when_the_data_changes(tmp_path: Path) ->
     assert [file.name for file in (tmp_path / "cache").iterdir() if file.name.startswith(".")] == []
 
 
-def test_staging_refuses_a_damaged_shard_and_leaves_no_file(tmp_path: Path) -> None:
-    uri = record(tmp_path / "data", episodes=2, steps=12)
-    shard = next(Path(uri).glob("env=*/*.parquet"))
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 4
-    shard.write_bytes(content)
-    with pytest.raises(InputError, match=shard.name):
-        stage(uri, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
 def test_a_flipped_bit_in_the_staged_copy_is_named(tmp_path: Path) -> None:
     uri = record(tmp_path / "data", episodes=3, steps=40)
     path = stage(uri, tmp_path / "cache")
     clips = Clips([uri], tmp_path / "cache", length=8, split=None)
-    start = int(clips._files[0].boundaries[0])
-    stop = int(clips._files[0].boundaries[1])
-    with path.open("r+b") as file:
-        file.seek((start + stop) // 2)
-        byte = file.read(1)[0]
-        file.seek((start + stop) // 2)
-        file.write(bytes([byte ^ 1]))
+    staged = clips._files[0]
     session = clips.episodes[0].session_id
-    with pytest.raises(InputError, match=f"session {session} of Counting"):
-        clips.batch(np.array([0]))
+    blob = staged.boundaries[:2].tolist()
+    whole = path.read_bytes()
+    for place in (blob[0], blob[0] + 4, sum(blob) // 2, blob[1] - 1):
+        flip(path, place)
+        with pytest.raises(InputError, match=f"session {session} of Counting.*delete it"):
+            clips.batch(np.array([0]))
+        path.write_bytes(whole)
+    flip(path, int(staged.places["actions_start"][0]))
+    with pytest.raises(InputError, match="CRC-32 of actions"):
+        Clips([uri], tmp_path / "cache", length=8, split=None)
+
+
+def flip(path: Path, place: int) -> None:
+    """Change one bit of a file where it lies."""
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))

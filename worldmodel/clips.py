@@ -5,7 +5,6 @@ and data sets, and never cross an episode's end. B clips, T frames, H, W pixels,
 """
 
 import hashlib
-import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,13 +13,15 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from envs.episodes import decode_frames
 from envs.errors import InputError
 from worldmodel.sampler import ClipSampler
-from worldmodel.staging import StagedEpisode, StagedFile, open_staged, stage
+from worldmodel.staging import one_size, open_staged, stage
+from worldmodel.windows import WindowIndex
 
 __all__ = ["ClipBatch", "ClipLoader", "ClipSampler", "Clips", "stage"]
 
@@ -48,10 +49,11 @@ def model_frames(frames_BTHWC: Tensor) -> Tensor:
     return frames_BTHWC.movedim(-1, -3).float().div_(255)
 
 
-class Clips:
+class Clips(WindowIndex):
     """All windows of `length` frames, one at every `stride`-th frame, of the union of data sets, by number.
 
-    Opening costs memory for each episode, none for a window. `split`: "train", "val" or None for both.
+    Opening costs memory for each episode, none for a window. `split`: "train", "val" or None for both. Damaged shards
+    are left out as `worldmodel.staging.stage` says.
     """
 
     def __init__(
@@ -65,103 +67,100 @@ class Clips:
     ) -> None:
         if not uris:
             raise InputError("no data given: name one or more folders of episodes")
-        self.length, self.stride = length, stride
         paths = [stage(uri, cache_dir) for uri in uris]
         # The hash names what window numbers mean: which data sets in which order, which split, which windows.
         identity = [*(path.stem for path in paths), split, length, stride]
         self.manifest_hash = hashlib.sha256(repr(identity).encode()).hexdigest()
-        self._files: list[StagedFile] = []
-        self.episodes: list[StagedEpisode] = []
-        for number, path in enumerate(paths):
-            staged, episodes = open_staged(path, number, split)
-            self._files.append(staged)
-            self.episodes.extend(episodes)
-        sizes = {(episode.height, episode.width) for episode in self.episodes}
-        if len(sizes) > 1:
-            raise InputError(f"the data holds frames of several sizes, {sorted(sizes)}: train on one size at a time")
-        self.games = sorted({episode.game for episode in self.episodes})
-        self._game_numbers = {game: number for number, game in enumerate(self.games)}
-        frames = np.array([episode.num_frames for episode in self.episodes], np.int64)
-        # _ends[e] is the number of the first window after episode e.
-        self._ends = np.maximum(0, (frames - length) // stride + 1).cumsum()
+        numbers: dict[str, int] = {}
+        self._files = [open_staged(path, number, split, numbers) for number, path in enumerate(paths)]
+        self.skipped = {
+            f"{uri}/{shard}": why
+            for uri, file in zip(uris, self._files, strict=True)
+            for shard, why in file.skipped.items()
+        }
+        """Shard that was left out -> what is wrong with it."""
+        self._places = np.concatenate([file.places for file in self._files])
+        self._size = one_size(self._places)
+        names = list(numbers)
+        games = sorted(names[number] for number in np.unique(self._places["game"]).tolist())
+        order = np.array([games.index(name) if name in games else -1 for name in names], np.int32)
+        self._places["game"] = order[self._places["game"]]
+        session_ids = pa.chunked_array([part for file in self._files for part in file.session_ids], pa.string())
+        columns = (self._places["num_frames"], self._places["game"], games, session_ids)
+        super().__init__(*columns, length=length, stride=stride)
 
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def locate(self, window_id: int) -> tuple[int, int]:
-        """(place in `episodes`, first frame) of a window."""
-        episode = int(np.searchsorted(self._ends, window_id, side="right"))
-        before = int(self._ends[episode - 1]) if episode else 0
-        return episode, (int(window_id) - before) * self.stride
-
-    def window_game(self, window_id: int) -> str:
-        """The game that a window shows."""
-        return self.episodes[self.locate(window_id)[0]].game
-
-    def describe(self, window_id: int) -> str:
-        """A window in words, for messages."""
-        place, start = self.locate(window_id)
-        episode = self.episodes[place]
-        return f"window {window_id} (session {episode.session_id} of {episode.game}, frame {start})"
-
-    def spread(self, count: int) -> np.ndarray:
-        """At most `count` window numbers, evenly spread over all, the same at every call; all for 0. int64 (N,)"""
-        if count == 0 or count >= len(self):
-            return np.arange(len(self))
-        return np.arange(count) * len(self) // count
+    def sampler(self, seed: int) -> ClipSampler:
+        """The order in which a `ClipLoader` draws."""
+        return ClipSampler(len(self), seed)
 
     def batch(self, window_ids: np.ndarray) -> ClipBatch:
         """Decode windows. Raises InputError that names the session where one is damaged."""
-        located = [(self.episodes[place], start) for place, start in map(self.locate, window_ids.tolist())]
-        shape = (len(located), self.length, located[0][0].height, located[0][0].width, 3)
+        places_B, starts_B = self.places(window_ids)
+        rows_B = self._places[places_B]
+        chunks_B = rows_B["chunk"]
+        first_B, last_B = starts_B // chunks_B, (starts_B + self.length - 1) // chunks_B
+        where = (rows_B["file"], rows_B["first_blob"] + first_B, last_B - first_B + 1, starts_B % chunks_B, chunks_B)
+        height, width = self._size
         # Filled in place: a list that is stacked afterwards touches twice the memory, which is what costs time here.
-        frames = np.empty(shape, np.uint8)
-        for number, (episode, start) in enumerate(located):
-            frames[number] = self._frames(episode, start)
-        return ClipBatch(torch.from_numpy(frames), *self.labels(window_ids), torch.from_numpy(window_ids))
+        frames_BTHWC = np.empty((len(window_ids), self.length, height, width, 3), np.uint8)
+        for number, (file, blob, blobs, start, chunk) in enumerate(zip(*(c.tolist() for c in where), strict=True)):
+            try:
+                found = self._files[file].blobs(blob, blobs)
+                shape = {"height": height, "width": width, "chunk": chunk, "out": frames_BTHWC[number]}
+                decode_frames(found, start, start + self.length, **shape)
+            except InputError as error:
+                raise InputError(f"{self.describe(int(window_ids[number]))}, staged copy: {error}") from error
+        return ClipBatch(torch.from_numpy(frames_BTHWC), *self.labels(window_ids), torch.from_numpy(window_ids))
 
     def labels(self, window_ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """(actions_BT int64 (B, length - 1), games_B) of windows, without decoding frames."""
+        places_B, starts_B = self.places(window_ids)
+        rows_B = self._places[places_B]
         actions = np.empty((len(window_ids), self.length - 1), np.int64)
-        games = torch.empty(len(window_ids), dtype=torch.int64)
-        for number, (place, start) in enumerate(map(self.locate, window_ids.tolist())):
-            episode = self.episodes[place]
-            first = episode.actions_start + start
-            actions[number] = np.frombuffer(self._files[episode.file].bytes, np.uint8, self.length - 1, first)
-            games[number] = self._game_numbers[episode.game]
-        return torch.from_numpy(actions), games
-
-    def _frames(self, episode: StagedEpisode, start: int) -> np.ndarray:
-        file = self._files[episode.file]
-        first, last = start // episode.chunk, (start + self.length - 1) // episode.chunk
-        edges = file.boundaries[episode.first_blob + first : episode.first_blob + last + 2].tolist()
-        blobs = [file.bytes[begin:end] for begin, end in itertools.pairwise(edges)]
-        inside = start - first * episode.chunk
-        shape = {"height": episode.height, "width": episode.width, "chunk": episode.chunk}
-        try:
-            return decode_frames(blobs, inside, inside + self.length, **shape)  # type: ignore[arg-type]
-        except InputError as error:
-            raise InputError(f"session {episode.session_id} of {episode.game}, staged copy: {error}") from error
+        where = zip(rows_B["file"].tolist(), (rows_B["actions_start"] + starts_B).tolist(), strict=True)
+        for number, (file, first) in enumerate(where):
+            actions[number] = np.frombuffer(self._files[file].bytes, np.uint8, self.length - 1, first)
+        return torch.from_numpy(actions), torch.from_numpy(rows_B["game"].astype(np.int64))
 
 
 Batch = TypeVar("Batch", covariant=True)
 
 
+class Sampler(Protocol):
+    """An endless order of windows: `ClipSampler`, or `worldmodel.streaming.StreamSampler`."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def ranks_matter(self) -> bool:
+        """Whether the order depends on the number of ranks."""
+
+    def batch(self, samples_consumed: int, batch_size: int, rank: int, ranks: int) -> np.ndarray: ...
+
+    def epoch(self, samples_consumed: int) -> float: ...
+
+
 class Windows(Protocol[Batch]):
-    """What a loader draws from: `Clips`, or `worldmodel.token_cache.TokenClips`."""
+    """What a loader draws from: `Clips`, `worldmodel.streaming.StreamClips`, or `worldmodel.token_cache.TokenClips`."""
 
     manifest_hash: str
 
     def __len__(self) -> int: ...
 
+    def sampler(self, seed: int) -> Sampler: ...
+
     def batch(self, window_ids: np.ndarray) -> Batch: ...
+
+    def close(self) -> None: ...
 
 
 class ClipLoader(Generic[Batch]):
     """The shuffled stream of batches of one rank, decoded ahead by threads, always in the same order.
 
     `batch_size` counts the clips of all ranks together. `state()` after a batch, given back as `state`, continues with
-    the next batch exactly, also with another number of ranks. The stream ends after `batches`, or never.
+    the next batch exactly; also with another number of ranks, but where the data is streamed. The stream ends after
+    `batches`, or never.
     """
 
     def __init__(
@@ -177,11 +176,13 @@ class ClipLoader(Generic[Batch]):
         batches: int | None = None,
     ) -> None:
         self._windows, self._batch_size, self._rank, self._ranks = windows, batch_size, rank, ranks
-        self._sampler = ClipSampler(len(windows), seed)
+        self._sampler = windows.sampler(seed)
         self._consumed = 0
         if state is not None:
             if (state["manifest_hash"], state["seed"]) != (windows.manifest_hash, seed):
                 raise InputError("the run was trained on other data, clips or seed: continue it with the same ones")
+            if self._sampler.ranks_matter and state["ranks"] != ranks:
+                raise InputError(f"the run streamed its data to {state['ranks']} workers: continue it with as many")
             self._consumed = int(state["samples_consumed"])
         self._asked = self._consumed
         self._end = None if batches is None else self._consumed + batches * batch_size
@@ -212,14 +213,16 @@ class ClipLoader(Generic[Batch]):
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands after the batches that were handed out, as JSON data."""
-        return {
+        state = {
             "seed": self._sampler.seed,
             "epoch": self._sampler.epoch(self._consumed),
             "samples_consumed": self._consumed,
             "manifest_hash": self._windows.manifest_hash,
         }
+        return state | ({"ranks": self._ranks} if self._sampler.ranks_matter else {})
 
     def close(self) -> None:
         """Stop the threads."""
+        self._windows.close()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)

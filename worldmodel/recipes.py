@@ -48,6 +48,11 @@ class TrainConfig:
     token_cache: bool = True
     """Dynamics: encode every window once and train on the stored tokens, where the run is long enough to see each
     window once on average. Shorter runs, or False: encode in each step."""
+    stream_sessions: int = 0
+    """Compressed sessions that each worker holds in memory, for data sets larger than the local disk; they pass through
+    instead of being staged. 0 stages."""
+    stream_bytes: int = 8 << 30
+    """Most bytes of those sessions."""
     log_every: int = 50
     """Steps between lines of metrics."""
     validate_every: int = 1_000
@@ -77,6 +82,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: must be 1 or more")
+        if self.stream_sessions < 0 or self.stream_sessions == 1 or self.stream_bytes < 1:
+            raise InputError(f"stream_sessions = {self.stream_sessions}: must be 2 or more, or 0 to stage the data")
         if self.clip_length < 2:
             raise InputError(f"clip_length = {self.clip_length}: a clip needs 2 frames or more to hold an action")
         if self.batch_size % self.accumulate:

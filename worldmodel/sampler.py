@@ -5,7 +5,9 @@ that a run's data position is one number (samples consumed), resuming costs noth
 talking to each other.
 """
 
+import hashlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -43,6 +45,11 @@ def feistel_permutation(places: np.ndarray, size: int, key: np.ndarray) -> np.nd
     return values
 
 
+def key_of(*parts: object) -> np.uint64:
+    """A key for `feistel_permutation` from anything that names what is permuted."""
+    return np.uint64(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()))
+
+
 @dataclass(frozen=True)
 class ClipSampler:
     """The shuffled stream of windows 0..windows-1 of one seed; every epoch holds each window exactly once.
@@ -50,6 +57,8 @@ class ClipSampler:
     A global batch is `batch_size` consecutive places of the stream, and rank r of R takes the r-th of its R equal
     parts. So the global batches do not depend on the number of ranks: 8 ranks of 14 see what 4 ranks of 28 see.
     """
+
+    ranks_matter: ClassVar[bool] = False
 
     windows: int
     seed: int = 0

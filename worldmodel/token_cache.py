@@ -19,7 +19,7 @@ from envs.errors import InputError
 from envs.files import sync_folder
 from envs.runs import progress
 from worldmodel.checkpoint import encoder_sha256
-from worldmodel.clips import Clips, model_frames
+from worldmodel.clips import Clips, ClipSampler, model_frames
 from worldmodel.tokenizer import Tokenizer
 
 
@@ -51,6 +51,13 @@ class TokenClips:
 
     def __len__(self) -> int:
         return len(self._clips)
+
+    def sampler(self, seed: int) -> ClipSampler:
+        """The order in which a `ClipLoader` draws: that of the clips."""
+        return self._clips.sampler(seed)
+
+    def close(self) -> None:
+        """There is nothing to close."""
 
     def describe(self, window_id: int) -> str:
         """A window in words, for messages."""

@@ -27,6 +27,7 @@ from worldmodel.job import Job
 from worldmodel.objectives import DynamicsObjective, Objective, TokenizerObjective
 from worldmodel.recipes import COMPONENTS, TrainConfig, recipe
 from worldmodel.stopping import Interrupt, StopFile
+from worldmodel.streaming import StreamClips
 from worldmodel.token_cache import TokenClips, cache_tokens
 from worldmodel.tokenizer import Tokenizer
 from worldmodel.trainer import NonFiniteLoss, Trainer, seed_everything
@@ -130,9 +131,11 @@ def build_objective(job: Job, device: torch.device) -> Objective:
 
 def open_data(
     job: Job, objective: Objective, device: torch.device, *, part: int = 0, parts: int = 1
-) -> tuple[Clips | TokenClips, Clips | None]:
+) -> tuple[Clips | StreamClips | TokenClips, Clips | StreamClips | None]:
     """Training windows and validation clips. `part` of `parts` is the rank on this machine: one stages, all encode."""
     recipe = job.recipe
+    if recipe.stream_sessions:
+        return _open_streams(job)
     if part == 0:
         Clips(job.data, job.cache_dir, length=recipe.clip_length)
     _barrier(parts)
@@ -153,6 +156,23 @@ def open_data(
             barrier=lambda: _barrier(parts),
         )
     return windows, validation if len(validation) else None
+
+
+def _open_streams(job: Job) -> tuple[StreamClips, StreamClips | None]:
+    """`open_data` without a local copy: tokens are encoded in each step."""
+    recipe = job.recipe
+    train, validation = (
+        StreamClips(
+            job.data,
+            length=recipe.clip_length,
+            stride=recipe.clip_stride,
+            split=split,
+            sessions=recipe.stream_sessions,
+            max_bytes=recipe.stream_bytes,
+        )
+        for split in ("train", "val")
+    )
+    return train, validation if len(validation) else None
 
 
 def _barrier(parts: int) -> None:

@@ -23,6 +23,7 @@ from worldmodel.clips import ClipBatch, ClipLoader, Clips
 from worldmodel.job import Job
 from worldmodel.meter import Meter
 from worldmodel.objectives import Objective
+from worldmodel.streaming import StreamClips
 from worldmodel.token_cache import TokenBatch, TokenClips
 
 _SHOWN = {
@@ -66,8 +67,8 @@ class Trainer:
         self,
         job: Job,
         objective: Objective,
-        windows: Clips | TokenClips,
-        validation: Clips | None,
+        windows: Clips | StreamClips | TokenClips,
+        validation: Clips | StreamClips | None,
         *,
         rank: int = 0,
         ranks: int = 1,
@@ -176,7 +177,7 @@ class Trainer:
         return 1.0 if self.job.init is not None else self.step / self.recipe.iterations
 
     @torch.no_grad()
-    def validate(self, clips: Clips) -> dict[str, float]:
+    def validate(self, clips: Clips | StreamClips) -> dict[str, float]:
         """Mean of every named loss over evenly spread validation clips, summed over ranks before the division.
 
         Masks and noise are the same at every validation, so that its values differ by the weights alone.

@@ -1,0 +1,241 @@
+"""The rows of the benchmark about data: playing and storing it, cutting windows out of it, opening a large set."""
+
+import statistics
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+import envs
+from envs import manifest
+from envs.collect import collect
+from envs.episodes import EpisodeReader, decode_frames
+from envs.player import Player, RandomPolicy, Session, play_episode
+from envs.recording import encode_frames
+from envs.shards import SessionRecord, Shard, write_shard
+from experiments.benchmark import Args, Row, middle
+
+DATA_GAMES = (
+    "Airstriker-Genesis",
+    "Kangaroo-Atari2600",
+    "Hero-Atari2600",
+    "MontezumaRevenge-Atari2600",
+    "Frostbite-Atari2600",
+    "PrivateEye-Atari2600",
+    "ElevatorAction-Atari2600",
+    "Adventure-Atari2600",
+)
+"""What stored data are measured on where no games are asked for."""
+LENGTH = 16
+BATCH = 112
+
+
+def collecting(args: Args, scratch: Path) -> Iterator[Row]:
+    """Frames stored per CPU-second, against the bare emulator turn about in this process; two players against one."""
+    for game in args.games:
+        env = envs.make(game)
+        try:
+            bare, stored = [], []
+            stored_rate(env, scratch / "stored", game, -1, 20)  # loads what is loaded once
+            for number in range(args.repeats):
+                bare.append(bare_rate(env, number, args.steps))
+                stored.append(stored_rate(env, scratch / "stored", game, number, args.steps))
+        finally:
+            env.close()
+        rates = statistics.median(stored), "/s", "emulator, skip, maximum and resize alone", statistics.median(bare)
+        yield Row("collect", f"{game}: frames stored a core", *rates, 0.95)
+    one, two = players_rates(args, scratch)
+    yield Row("collect", f"{args.games[0]}: frames stored by two players, wall time", two, "/s", "one player", one, 1.9)
+
+
+def bare_rate(env: Any, seed: int, steps: int) -> float:
+    """Frames per CPU-second of the emulator core alone: four frames a step, the brighter of the last two, shrunk."""
+    game = env.unwrapped
+    env.reset(seed=0)
+    actions = np.random.default_rng(seed).integers(5, size=steps)
+    if not hasattr(game, "_emulator_env"):  # a game without an emulator
+        started = time.process_time()
+        for action in actions:
+            if env.step(np.int64(action))[2]:
+                env.reset(seed=0)
+        return steps / (time.process_time() - started)
+    emulator, presses = game._emulator_env.em, game._presses
+    height, width = emulator.get_screen().shape[:2]
+    scale = game.size / max(height, width)
+    size = (round(width * scale), round(height * scale))
+    frames = []
+    started = time.process_time()
+    for action in actions.tolist():
+        emulator.set_button_mask(presses[action], 0)
+        for _ in range(game.frame_skip - 1):
+            emulator.step()
+        before_last = emulator.get_screen()
+        emulator.step()
+        brighter = np.maximum(before_last, emulator.get_screen())
+        frames.append(cv2.resize(brighter, size, interpolation=cv2.INTER_AREA))
+    return steps / (time.process_time() - started)
+
+
+def stored_rate(env: Any, folder: Path, game: str, seed: int, steps: int) -> float:
+    """Frames per CPU-second that are played, compressed and written. Raises where one is not what was played."""
+    seconds, frames = 0.0, 0
+    while frames < steps:
+        session = Session(game, "random", seed, frames)
+        started = time.process_time()
+        episode = play_episode(env, RandomPolicy(), session, steps=steps)
+        encoded = episode.encode()
+        write_shard(folder, [encoded], session.id)
+        seconds += time.process_time() - started
+        frames += episode.num_frames
+        if not np.array_equal(encoded.decode().frames_THWC, episode.frames_THWC):
+            raise AssertionError(f"{game}: stored frames differ from those played")
+    return frames / seconds
+
+
+def players_rates(args: Args, scratch: Path) -> tuple[float, float]:
+    """Frames per second of wall time that one and two players store, each warm, turn about."""
+    import ray
+
+    options = (str((scratch / "players").resolve()), "random", 0.0, 1.0, args.steps)
+    players: list[Any] = [ray.remote(num_cpus=1)(Player).remote(*options) for _ in range(2)]
+    episode = 0
+
+    def play(crew: list[Any]) -> float:
+        nonlocal episode
+        started, waiting = time.perf_counter(), []
+        for _ in range(2):
+            for player in crew:
+                waiting.append(player.play.remote(Session(args.games[0], "random", 0, episode)))
+                episode += 1
+        played = ray.get(waiting)
+        frames = sum(record.num_frames for item in played for record in item.shard.sessions)
+        return frames / (time.perf_counter() - started)
+
+    try:
+        play(players)
+        rates = [(play(players[:1]), play(players)) for _ in range(args.repeats)]
+    finally:
+        for player in players:
+            ray.kill(player)
+    one, two = zip(*rates, strict=True)
+    return statistics.median(one), statistics.median(two)
+
+
+def windows(args: Args, scratch: Path) -> Iterator[Row]:
+    """Random windows of 16 frames per CPU-second, bytes of a stored frame, and opening ten million windows."""
+    from worldmodel.clips import ClipLoader, Clips
+
+    data = scratch / "windows"
+    games = DATA_GAMES if args.games == Args.games else args.games
+    collect(games, data, episodes=4, steps=args.steps, progress=False)
+    reader = EpisodeReader(data)
+    frames = sum(record.num_frames for record in reader.records)
+    stored = sum(shard.bytes for shard in {shard.path: shard for shard in reader.shards}.values())
+    yield Row("windows", f"stored frame, {len(games)} games", stored / frames, "B", "goal", 150, 1, at_most=True)
+    cutting = middle(args.repeats, cut_windows(reader))
+    yield Row("windows", "windows a core, from compressed episodes", cutting, "/s", "goal", 9_000, 1)
+    clips = Clips([data], scratch / "cache", length=LENGTH, split=None)
+    loading = middle(args.repeats, drawn_batches(ClipLoader(clips, BATCH), 30))
+    yield Row("windows", f"windows a core, ready in batches of {BATCH}", loading, "/s", "goal", 10_000, 1)
+    pngs = middle(args.repeats, drawn_batches(png_loader(reader, scratch / "png"), 2))
+    yield Row("windows", "the same", loading, "/s", "torch DataLoader over PNG files", pngs, 10)
+    seconds, megabytes = open_large(scratch / "large")
+    what = "opening 10 million windows"
+    yield Row("windows", f"{what}: time", seconds * 1e3, "ms", "goal", 1_000, 1, at_most=True)
+    yield Row("windows", f"{what}: memory", megabytes, "MB", "goal", 100, 1, at_most=True)
+
+
+def cut_windows(reader: EpisodeReader) -> Callable[[], float]:
+    """What measures random windows per CPU-second, cut one by one from episodes as they are stored."""
+    episodes = [reader.encoded(index) for index in range(len(reader))]
+    episodes = [episode for episode in episodes if episode.num_frames >= LENGTH]
+    generator = np.random.default_rng(0)
+
+    def measure() -> float:
+        chosen = [episodes[place] for place in generator.integers(len(episodes), size=2_000)]
+        places = [(e, int(generator.integers(e.num_frames - LENGTH + 1))) for e in chosen]
+        started = time.process_time()
+        for episode, start in places:
+            shape = {"height": episode.height, "width": episode.width, "chunk": episode.chunk}
+            decode_frames(episode.chunks, start, start + LENGTH, **shape)
+        return len(places) / (time.process_time() - started)
+
+    return measure
+
+
+def drawn_batches(batches: Iterator[Any], count: int) -> Callable[[], float]:
+    """What measures windows per CPU-second that come in batches."""
+    next(batches)
+
+    def measure() -> float:
+        started = time.process_time()
+        for _ in range(count):
+            next(batches)
+        return count * BATCH / (time.process_time() - started)
+
+    return measure
+
+
+def png_loader(reader: EpisodeReader, folder: Path) -> Iterator[Any]:
+    """The plain way: a PNG file a frame, a Dataset that reads 16 of them, and torch's DataLoader in this process."""
+    import torch
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+
+    starts: list[tuple[Path, int]] = []
+    for index in range(0, len(reader), 4):  # an episode of each game is enough to read from
+        episode = reader[index]
+        place = folder / episode.session_id
+        place.mkdir(parents=True)
+        for number, frame in enumerate(episode.frames_THWC):
+            Image.fromarray(frame).save(place / f"{number:06}.png")
+        starts += [(place, start) for start in range(episode.num_frames - LENGTH + 1)]
+
+    class Windows(Dataset[torch.Tensor]):
+        def __len__(self) -> int:
+            return len(starts)
+
+        def __getitem__(self, number: int) -> torch.Tensor:
+            place, start = starts[number]
+            frames = [np.asarray(Image.open(place / f"{at:06}.png")) for at in range(start, start + LENGTH)]
+            return torch.from_numpy(np.stack(frames))
+
+    def endless() -> Iterator[Any]:
+        while True:
+            yield from DataLoader(Windows(), BATCH, shuffle=True)
+
+    return endless()
+
+
+def open_large(folder: Path) -> tuple[float, float]:
+    """(CPU-seconds, MB more of resident memory) that opening a staged set of ten million windows takes."""
+    import psutil
+    import pyarrow as pa
+
+    from worldmodel import staging
+    from worldmodel.clips import Clips
+
+    episodes, frames = 10_000, 1_000 + LENGTH - 1
+    blob = encode_frames(np.zeros((32, 64, 64, 3), np.uint8))[0]
+    ids = [f"{number:016x}" for number in range(episodes)]
+    shards = [Shard(f"env=Counting/{i}", 1, "", (SessionRecord(i, "Counting", "random", frames),)) for i in ids]
+    large = manifest.Manifest({shard.path: shard for shard in shards}, {"Counting": dict.fromkeys(ids, False)})
+    large.save(folder)
+    blobs, actions = [blob] * -(-frames // 32), bytes(frames - 1)
+    same = {"game": "Counting", "validation": False, "height": 64, "width": 64, "chunk": 32, "actions": actions}
+    same |= {"actions_crc": zlib.crc32(actions), "frames": blobs, "frames_crc": [zlib.crc32(blob)] * len(blobs)}
+    with pa.ipc.new_file(staging.staged_path(folder, large.hash()), staging.SCHEMA) as writer:
+        for first in range(0, episodes, 1_000):
+            rows = [{"session_id": session_id, **same} for session_id in ids[first : first + 1_000]]
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, staging.SCHEMA), {"skipped": "{}"})
+    process = psutil.Process()
+    before, started = process.memory_info().rss, time.process_time()
+    clips = Clips([folder], folder, length=LENGTH)
+    seconds, memory = time.process_time() - started, process.memory_info().rss - before
+    if len(clips) != 10_000_000:
+        raise AssertionError(f"{len(clips)} windows are not ten million")
+    return seconds, memory / 1e6
