@@ -268,8 +268,8 @@ def test_a_lost_manifest_is_rebuilt_from_the_shards(tmp_path: Path) -> None:
 def test_folders_that_hold_no_episodes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no episodes"):
         EpisodeReader(tmp_path / "nothing")
-    with pytest.raises(InputError, match="s3://bucket/x is not a local folder"):
-        EpisodeReader("s3://bucket/x")
+    with pytest.raises(InputError, match="ftp://host/x: not a place for data"):
+        EpisodeReader("ftp://host/x")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to"):
         EpisodeWriter(tmp_path / "file" / "folder")
