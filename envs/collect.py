@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from envs import COUNTING, catalog
+from envs import BUILTIN, catalog, check_builtin
 from envs.episodes import EpisodeWriter
 from envs.errors import InputError
 from envs.player import GameError, Played, Player, Session, play_episode, policy_id
@@ -211,8 +211,8 @@ def _playable(games: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """
     if not games:
         raise InputError("no game given: name one or more, e.g. Airstriker-Genesis (`autoexplore catalog` lists them)")
-    known = [COUNTING if game.removesuffix("-v0") == COUNTING else catalog.canonical(game) for game in games]
-    names = [game for game in dict.fromkeys(known) if game == COUNTING or catalog.has_rom(game)]
+    known = [check_builtin(game) or catalog.canonical(game) for game in games]
+    names = [game for game in dict.fromkeys(known) if game in BUILTIN or catalog.has_rom(game)]
     skipped = {game: "its ROM is not imported" for game in known if game not in names}
     if not names:
         some = ", ".join(list(skipped)[:3]) + (", ..." if len(skipped) > 3 else "")

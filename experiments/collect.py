@@ -13,7 +13,7 @@ class Args(RunArgs):
     """Play games with a random or a trained agent and record the episodes."""
 
     games: tyro.conf.Positional[tuple[str, ...]]
-    """Games to play, e.g. Airstriker-Genesis Kangaroo-Atari2600, or Counting, which needs no ROM."""
+    """Games to play, e.g. Airstriker-Genesis Kangaroo-Atari2600, or Counting and CoinRun, which need no ROM."""
     out: Path
     """Folder of the episodes."""
     policy: str = "random"
