@@ -6,21 +6,43 @@ if TYPE_CHECKING:
     import gymnasium
 
 COUNTING = "Counting"
+COINRUN = "CoinRun"
+BUILTIN = (COUNTING, COINRUN)
+"""Games that are not stable-retro's: they need no ROM. CoinRun needs the extra `coinrun`."""
 
 
 def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
     """The env of one game: observations uint8 (64, 64, 3), actions Discrete(5) in the order of `envs.controls.ACTIONS`.
 
-    `game` is a stable-retro name, with or without its "-v0" ending, or "Counting" for the env of `envs.counting` that
-    needs no ROM. Options: frame_skip=4, size=64, seed=None, state=None (a savestate's name), max_steps=None.
+    `game` is a stable-retro name, with or without its "-v0" ending, "Counting" for the env of `envs.counting` that
+    needs no ROM, or "CoinRun" for the one of `envs.coinrun` with seven actions and further options.
+    Options: frame_skip=4 (CoinRun: 1), size=64, seed=None, state=None (a savestate's name), max_steps=None.
     A process holds one emulator at a time: close the env before you make the next one.
-    Raises InputError for an unknown game, a missing ROM or an unknown state.
+    Raises InputError for an unknown game, a missing ROM or package, or an unknown state.
     """
     # Imported here, so that readers of episodes load no emulator.
-    if game.removesuffix("-v0") == COUNTING:
+    name = game.removesuffix("-v0")
+    if name == COINRUN:
+        from envs.coinrun import CoinRunEnv
+
+        return CoinRunEnv(**options)
+    if name == COUNTING:
         from envs.counting import CountingEnv
 
         return CountingEnv(**options)
     from envs.retro import RetroGame
 
     return RetroGame(game, **options)
+
+
+def check_builtin(game: str) -> str | None:
+    """The name of a game of `BUILTIN`, or None for one of stable-retro's. Raises InputError if its package is missing.
+
+    The package of CoinRun is loaded for that: it can be there, and still lack a library of the system.
+    """
+    name = game.removesuffix("-v0")
+    if name == COINRUN:
+        from envs.coinrun import load_envpool
+
+        load_envpool()
+    return name if name in BUILTIN else None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from envs import COUNTING, catalog
+from envs import BUILTIN, catalog, check_builtin
 from envs.crew import CollectSummary, Crew, connected, episode_timeout, shown_bar
 from envs.episodes import EpisodeWriter
 from envs.errors import InputError
@@ -83,10 +83,8 @@ def playable(games: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """
     if not games:
         raise InputError("no game given: name one or more, e.g. Airstriker-Genesis (`autoexplore catalog` lists them)")
-    known = [
-        COUNTING if game.removesuffix("-v0") == COUNTING else catalog.canonical(game) for game in catalog.expand(games)
-    ]
-    names = [game for game in dict.fromkeys(known) if game == COUNTING or catalog.has_rom(game)]
+    known = [check_builtin(game) or catalog.canonical(game) for game in catalog.expand(games)]
+    names = [game for game in dict.fromkeys(known) if game in BUILTIN or catalog.has_rom(game)]
     skipped = {game: "its ROM is not imported" for game in known if game not in names}
     if not names:
         some = ", ".join(list(skipped)[:3]) + (", ..." if len(skipped) > 3 else "")

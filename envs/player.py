@@ -58,7 +58,9 @@ class Policy(Protocol):
 
 
 class RandomPolicy:
-    """Uniform over the five actions, one a step (the paper's random agent)."""
+    """Uniform over the game's actions, one a step (the paper's random agent)."""
+
+    actions = len(ACTIONS)
 
     def reset(self, seed: int) -> None:
         """Begin an episode."""
@@ -66,11 +68,13 @@ class RandomPolicy:
 
     def act(self, frame_HWC: NDArray[np.uint8]) -> int:
         """The next action, whatever the frame shows."""
-        return int(self._generator.integers(len(ACTIONS)))
+        return int(self._generator.integers(self.actions))
 
 
 class StickyPolicy:
     """Repeats its last action with probability `stickiness`, else draws one uniformly: walks further than chance."""
+
+    actions = len(ACTIONS)
 
     def __init__(self, stickiness: float) -> None:
         self._stickiness = stickiness
@@ -83,7 +87,7 @@ class StickyPolicy:
     def act(self, frame_HWC: NDArray[np.uint8]) -> int:
         """The next action, whatever the frame shows."""
         if self._action is None or self._generator.random() >= self._stickiness:
-            self._action = int(self._generator.integers(len(ACTIONS)))
+            self._action = int(self._generator.integers(self.actions))
         return self._action
 
 
@@ -141,6 +145,10 @@ def _stickiness(text: str) -> float:
 def play_episode(env: gymnasium.Env[Any, Any], policy: Policy, session: Session, *, steps: int) -> Episode:
     """Play `session` until the game ends or `steps` steps are done. `env` is one that `envs.make` gave for its game."""
     game: Any = env.unwrapped
+    if isinstance(policy, RandomPolicy | StickyPolicy):
+        policy.actions = int(game.action_space.n)
+    elif getattr(policy, "actions", len(ACTIONS)) != game.action_space.n:
+        raise GameError(f"{session.game} has {game.action_space.n} actions, the policy others: play it with 'random'")
     frame_HWC, _ = env.reset(seed=session.policy_seed % 2**32)
     policy.reset(session.policy_seed)
     frames, actions, rewards = [frame_HWC], [], []

@@ -12,8 +12,8 @@ class Args(RunArgs):
     """Play games with a random or a trained agent and record the episodes."""
 
     games: tyro.conf.Positional[tuple[str, ...]]
-    """Games to play, e.g. Airstriker-Genesis Kangaroo-Atari2600; a list of them, platformers-50; or Counting, which
-    needs no ROM."""
+    """Games to play, e.g. Airstriker-Genesis Kangaroo-Atari2600; a list of them, platformers-50; or Counting and
+    CoinRun, which need no ROM."""
     out: str
     """Folder of the episodes, or a place like s3://bucket/prefix."""
     policy: str = "random"

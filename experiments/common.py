@@ -151,15 +151,15 @@ def check_games(games: Sequence[str]) -> list[str]:
 
     Asked before anything starts, so that a run does not stop at its third game after an hour.
     """
-    from envs import COUNTING, catalog
+    from envs import catalog, check_builtin
 
     if not games:
         raise InputError("no game given: name one or more, e.g. Airstriker-Genesis (autoexplore catalog lists them)")
     checked = []
     for game in catalog.expand(games):
-        name = game.removesuffix("-v0")
-        if name != COUNTING:
-            name = catalog.canonical(name)
+        name = check_builtin(game)
+        if name is None:
+            name = catalog.canonical(game)
             if not catalog.has_rom(name):
                 raise InputError(
                     f"no ROM for {name}: import it with `python -m envs.roms FOLDER`, 32 Atari games without a FOLDER"
