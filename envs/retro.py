@@ -5,6 +5,7 @@ An emulator core keeps global state, so a process can hold one game at a time; s
 
 import gc
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -102,6 +103,32 @@ class RetroGame(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self._steps += 1
         truncated = self.max_steps is not None and self._steps >= self.max_steps
         return letterbox(self._screen, self.size), reward, terminated, truncated, {}
+
+    def save_state(self) -> bytes:
+        """The whole console at this moment, for `load_state`."""
+        return bytes(self._emulator_env.em.get_state())
+
+    def load_state(self, state: bytes) -> None:
+        """Go back to a moment of `save_state`; what follows is bit for bit the same. The next step draws the screen."""
+        if not self._emulator_env.em.set_state(state):
+            raise InputError(f"{self.game}: this is no state of the {self.console} emulator")
+
+    def hold(self, buttons: Sequence[str]) -> NDArray[np.uint8]:
+        """Hold buttons, by name and none of them or several, for one step -> the screen, uint8 (h, w, 3).
+
+        Raises InputError for a button that the console lacks.
+        """
+        for button in buttons:
+            if button not in self.buttons:
+                raise InputError(f"{self.game}: console {self.console} has no button {button}")
+        self._advance(np.array([button in buttons for button in self.buttons], np.uint8))
+        screen: NDArray[np.uint8] = self._screen
+        return screen
+
+    @property
+    def game_over(self) -> bool:
+        """Whether the game, as it is now, is at its end."""
+        return bool(self._emulator_env.data.is_done())
 
     def _advance(self, buttons: NDArray[np.uint8]) -> tuple[float, bool]:
         """Play `frame_skip` emulator frames, draw the last two into the screen, and return reward and game over.

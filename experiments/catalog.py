@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments import catalog_import
+from experiments import catalog_import, catalog_probe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +19,7 @@ class Listing:
 
 Action = (
     Annotated[Listing, tyro.conf.subcommand("list", description="List the games that match the flags.")]
+    | Annotated[catalog_probe.Args, tyro.conf.subcommand("probe", description=catalog_probe.__doc__)]
     | Annotated[catalog_import.Args, tyro.conf.subcommand("import", description=catalog_import.__doc__)]
 )
 
@@ -72,6 +73,7 @@ def run(args: Args) -> None:
     """Do the action; the list alone is printed here."""
     if not isinstance(args.action, Listing):
         module = {
+            catalog_probe.Args: catalog_probe,
             catalog_import.Args: catalog_import,
         }[type(args.action)]
         module.run(args.action)
