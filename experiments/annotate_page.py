@@ -1,7 +1,7 @@
 """The annotation page: an app that shows a game's clips and takes its labels, on this machine only.
 
 The page is `annotate.html`, whole in itself. Another site that a browser has open cannot use the app: it answers only
-to a loopback name in the Host header (so no foreign name can be pointed at it), and takes labels only from its own page.
+to a loopback name in the Host header (so no foreign name can be pointed at it) and takes labels only from its own page.
 """
 
 import threading

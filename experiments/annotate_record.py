@@ -78,7 +78,7 @@ def record(game: str, folder: Path) -> None:
 
 
 def sheet(env: Held, state: bytes, mask: int, down: list[bool]) -> tuple[NDArray[np.uint8], int, int]:
-    """Play from `state`, holding `mask` while `down` says so. One picture of all frames, and a frame's width and height.
+    """Play from `state`, holding `mask` while `down` says so. A picture of all frames, a frame's width and height.
 
     The picture is uint8 RGB (height * rows, width * ACROSS, 3).
     """
