@@ -34,6 +34,15 @@ JUMP_BUTTON = {
 }
 
 
+# The second button of the pairs in RetroAct, for consoles outside it their nearest kin's. Atari 2600 has one button.
+SECONDARY_BUTTON = {
+    **dict.fromkeys(("Nes", "Sms", "GameBoy", "GbColor", "GbAdvance", "GameGear", "SCD", "Genesis", "N64"), "B"),
+    **dict.fromkeys(("Snes", "32x", "NintendoDs"), "Y"),
+    **dict.fromkeys(("Saturn", "Arcade", "FBNeo"), "A"),
+    "PCEngine": "II",
+}
+
+
 def button_mask(action: int, buttons: Sequence[str | None], console: str) -> int:
     """The buttons that `action` holds, as bits: bit i is `buttons[i]` of the emulator core. Fits uint16.
 
@@ -54,3 +63,10 @@ def button_mask(action: int, buttons: Sequence[str | None], console: str) -> int
 def action_masks(buttons: Sequence[str | None], console: str) -> tuple[int, ...]:
     """`button_mask` of each action in the order of `ACTIONS`."""
     return tuple(button_mask(action, buttons, console) for action in range(len(ACTIONS)))
+
+
+def control_buttons(buttons: Sequence[str | None], console: str) -> dict[str, str]:
+    """Control -> the button of the console that it presses: the five actions, and `secondary` where there is one."""
+    named = {**DIRECTIONS, "jump": JUMP_BUTTON[console]}
+    second = SECONDARY_BUTTON.get(console)
+    return {**named, "secondary": second} if second is not None and second in buttons else named

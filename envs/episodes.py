@@ -8,14 +8,13 @@ next.
 """
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from envs import manifest
 from envs.errors import InputError
 from envs.locks import lock
 from envs.manifest import Manifest
-from envs.places import place
+from envs.places import Place, place
 from envs.recording import CHUNK, EncodedEpisode, Episode, decode_frames, encode_frames
 from envs.shards import SessionRecord, Shard, check_shard, inspect_shard, read_row, write_shard
 
@@ -30,7 +29,7 @@ class EpisodeWriter:
     be written.
     """
 
-    def __init__(self, uri: str | Path) -> None:
+    def __init__(self, uri: str | Place) -> None:
         self.root = place(uri)
         self._lock = lock(self.root)
         try:
@@ -96,6 +95,7 @@ class EpisodeWriter:
 
     def commit(self) -> str:
         """Make everything added part of the set, and return the manifest's hash."""
+        self._lock.check()
         self._manifest.plan((session.game, session.session_id) for session in self.sessions.values())
         self._manifest.save(self.root)
         return self._manifest.hash()
@@ -147,7 +147,7 @@ class EpisodeReader:
     that is missing, cut short or changed by a single bit, and for a folder without episodes.
     """
 
-    def __init__(self, uri: str | Path, split: str | None = None) -> None:
+    def __init__(self, uri: str | Place, split: str | None = None) -> None:
         if split not in (None, "train", "val"):
             raise InputError(f"split is 'train', 'val' or None for all, not {split!r}")
         self.root = place(uri)

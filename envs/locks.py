@@ -31,21 +31,25 @@ class FolderLock:
     """
 
     def __init__(self, root: Path) -> None:
+        self._file: IO[str] | None = None
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self._file: IO[str] | None = (root / NAME).open("a+")
-        except OSError as error:
-            raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
-        try:
+            self._file = (root / NAME).open("a+")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {os.uname().nodename}")
+            self._file.flush()
         except BlockingIOError as error:
+            assert self._file is not None
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
             raise InputError(f"{root} is being written by {holder}: wait for it, or give another folder") from error
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        self._file.flush()
+        except OSError as error:
+            raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
+
+    def check(self) -> None:
+        """Nothing: the system keeps the lock for as long as the process lives."""
 
     def release(self) -> None:
         """Let others write."""
@@ -65,6 +69,7 @@ class RemoteLock:
     def __init__(self, root: RemotePath) -> None:
         self._object = root / NAME
         self._holder = {"holder": f"process {os.getpid()} on {os.uname().nodename}", "token": secrets.token_hex(8)}
+        self._lost, self._renewed = False, 0.0
         try:
             held = self._read()
             age = time.time() - float(held.get("time", 0))
@@ -83,11 +88,19 @@ class RemoteLock:
         self._thread = threading.Thread(target=self._keep, name="lock", daemon=True)
         self._thread.start()
 
+    def check(self) -> None:
+        """Raises InputError where the lock could not be renewed in time and another writer may have come."""
+        if self._lost or time.time() - self._renewed > STALE_SECONDS:
+            raise InputError(
+                f"{self._object.parent} was lost to another writer, or the store did not answer: run again"
+            )
+
     def release(self) -> None:
         """Let others write."""
         self._done.set()
         self._thread.join()
-        self._object.unlink(missing_ok=True)
+        if not self._lost:
+            self._object.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, str]:
         if not self._object.exists():
@@ -95,8 +108,15 @@ class RemoteLock:
         return dict(json.loads(self._object.read_text()))
 
     def _renew(self) -> None:
-        self._object.write_bytes(json.dumps({**self._holder, "time": time.time()}).encode())
+        now = time.time()
+        self._object.write_bytes(json.dumps({**self._holder, "time": now}).encode())
+        self._renewed = now
 
     def _keep(self) -> None:
         while not self._done.wait(RENEW_SECONDS):
-            self._renew()
+            try:
+                self._lost = self._lost or self._read().get("token") != self._holder["token"]
+                if not self._lost:
+                    self._renew()
+            except OSError:
+                continue  # tried again at the next turn; `check` says when that was too long ago

@@ -17,16 +17,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.controls import DIRECTIONS, JUMP_BUTTON
+from envs.controls import control_buttons
 from envs.errors import InputError
 from envs.retro import RetroGame
 
-# The second button of RetroAct's pairs (jump / secondary); a console that is not here has none.
-SECONDARY_BUTTON = {
-    **dict.fromkeys(("Nes", "Sms", "GameBoy", "GbColor", "GbAdvance", "GameGear", "Genesis", "SCD", "N64"), "B"),
-    **dict.fromkeys(("Snes", "32x", "NintendoDs"), "Y"),
-    "PCEngine": "II",
-}
 OPPOSITE = {"right": "left", "left": "right", "up": "down", "down": "up"}
 CONTROLS = ("right", "left", "up", "down", "jump", "secondary")
 STARTERS = ("START", "RESET")
@@ -106,7 +100,7 @@ def probe(game: str, *, states: int = 8, steps: int = HOLD_STEPS, seed: int = 0)
         raise InputError(f"probe: states {states} must be 1 or more, steps {steps} 3 or more")
     env = RetroGame(game)
     try:
-        buttons = control_buttons(env)
+        buttons = control_buttons(env.buttons, env.console)
         env.reset()
         start = env.save_state()
         starter = _starter(env, start, buttons, steps)
@@ -120,13 +114,6 @@ def probe(game: str, *, states: int = 8, steps: int = HOLD_STEPS, seed: int = 0)
         return Probe(env.game, summarise(trials), bool(starter), starter, len(reached))
     finally:
         env.close()
-
-
-def control_buttons(env: RetroGame) -> dict[str, str]:
-    """Control -> the button of the console that it presses; without `secondary` where there is no second button."""
-    second = SECONDARY_BUTTON.get(env.console)
-    named = {**DIRECTIONS, "jump": JUMP_BUTTON[env.console]}
-    return {**named, "secondary": second} if second in env.buttons and second is not None else named
 
 
 def compare(idle: Sequence[NDArray[np.uint8]], held: Mapping[str, Sequence[NDArray[np.uint8]]]) -> dict[str, Trial]:

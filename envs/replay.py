@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 
 import envs
-from envs import catalog
+from envs import BUILTIN, catalog
 from envs.collect import playable
 from envs.crew import CollectSummary, Crew, connected, episode_timeout, shown_bar
 from envs.episodes import EpisodeReader, EpisodeWriter
@@ -143,6 +143,8 @@ def _check_same(recorded: Episode, frame: int, seen_HWC: Any, reward: float, rec
 
 
 def _check_rom(recorded: Episode) -> None:
+    if recorded.game in BUILTIN:
+        raise GameError("it is drawn at one size, and has no screen to see it larger on")
     path = catalog.rom_path(recorded.game)
     if path is not None and hashlib.sha1(path.read_bytes()).hexdigest() != recorded.rom_sha1:
         raise GameError(f"the ROM here is another one than that of session {recorded.session_id} (sha1 differs)")

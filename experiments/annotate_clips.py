@@ -20,14 +20,6 @@ from typing import Any
 from envs.controls import DIRECTIONS
 from envs.errors import InputError
 
-# The second button of the pairs in RetroAct, for consoles outside it their nearest kin's. Atari 2600 has one button.
-SECONDARY_BUTTON = {
-    **dict.fromkeys(("Nes", "Sms", "GameBoy", "GbColor", "GbAdvance", "GameGear", "SCD", "Genesis", "N64"), "B"),
-    **dict.fromkeys(("Snes", "32x", "NintendoDs"), "Y"),
-    **dict.fromkeys(("Saturn", "Arcade", "FBNeo"), "A"),
-    "PCEngine": "II",
-}
-
 VERSION = 1
 """Of the recording; clips of another one are recorded anew."""
 FPS = 30

@@ -23,8 +23,9 @@ from experiments.annotate_clips import Recorder, read_clips
 PAGE = Path(__file__).with_name("annotate.html")
 LOOPBACK = ("127.0.0.1", "localhost")
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self'; connect-src 'self'; script-src 'unsafe-inline'; "
-    "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; connect-src 'self'; "
+    "script-src 'unsafe-inline'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments import catalog_import, catalog_probe
+from experiments import catalog_agree, catalog_annotate, catalog_import, catalog_probe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +20,8 @@ class Listing:
 Action = (
     Annotated[Listing, tyro.conf.subcommand("list", description="List the games that match the flags.")]
     | Annotated[catalog_probe.Args, tyro.conf.subcommand("probe", description=catalog_probe.__doc__)]
+    | Annotated[catalog_annotate.Args, tyro.conf.subcommand("annotate", description=catalog_annotate.__doc__)]
+    | Annotated[catalog_agree.Args, tyro.conf.subcommand("agree", description=catalog_agree.__doc__)]
     | Annotated[catalog_import.Args, tyro.conf.subcommand("import", description=catalog_import.__doc__)]
 )
 
@@ -74,6 +76,8 @@ def run(args: Args) -> None:
     if not isinstance(args.action, Listing):
         module = {
             catalog_probe.Args: catalog_probe,
+            catalog_annotate.Args: catalog_annotate,
+            catalog_agree.Args: catalog_agree,
             catalog_import.Args: catalog_import,
         }[type(args.action)]
         module.run(args.action)

@@ -99,6 +99,11 @@ def serving(out: Path, *games: str) -> Iterator[tuple[str, subprocess.Popen[str]
             yield process.stdout.readline().split()[0], process
         finally:
             process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
 
 @pytest.fixture
@@ -137,7 +142,9 @@ def test_the_page_shows_clips_over_http_and_records_what_is_missing(out: Path) -
         assert ask(picture)[1] == (out / "clips" / GENESIS / file).read_bytes()
         for wrong in ("/0/..%2Fclips.png", "/9/none.png"):
             assert ask(f"{url}api/games/{GENESIS}/clips{wrong}")[0] == 404
+        deadline = time.monotonic() + 60
         while (about := json.loads(ask(f"{url}api/games/{PONG}/clips")[1]))["status"] in ("waiting", "recording"):
+            assert time.monotonic() < deadline
             time.sleep(0.2)
         assert about["status"] == "ready", about
 

@@ -1,12 +1,7 @@
 """Collecting with real actors on real games: the same frames whatever the workers, nothing lost when one is killed."""
 
 import os
-import signal
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +10,11 @@ import pytest
 import ray
 import torch
 
-import envs.collect
 from envs.collect import CollectSummary, Session, collect, play_episode
 from envs.counting import CountingEnv, read_frame
 from envs.episodes import EpisodeReader, EpisodeWriter
 from envs.errors import InputError
-from envs.player import GameError, Player, RandomPolicy, StickyPolicy, policy_id
+from envs.player import Player, RandomPolicy, StickyPolicy, policy_id
 from envs.retro import RetroGame
 from exploration.policy import CnnLstm, PolicyConfig, save_policy
 
@@ -45,14 +39,6 @@ def run(games: list[str], out: Path, **options: Any) -> CollectSummary:
 def one_worker(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CollectSummary]:
     folder = tmp_path_factory.mktemp("collect") / "one"
     return folder, run([GAME, ATARI, "Counting"], folder, workers=1, seed=5)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run gives of which nothing is killed."""
-    folder = tmp_path_factory.mktemp("collect") / "undisturbed"
-    run([GAME], folder, episodes=6, steps=200)
-    return folder
 
 
 def test_same_seed_same_bytes_whatever_the_workers(one_worker: tuple[Path, CollectSummary], tmp_path: Path) -> None:
@@ -218,124 +204,6 @@ def test_an_agent_plays_the_same_whatever_the_workers(
         run([ATARI], tmp_path / "three", policy="checkpoint:agent")
 
 
-def test_a_killed_player_is_replaced_and_its_episode_played_again(undisturbed: Path, tmp_path: Path) -> None:
-    """SIGKILL to one actor after the other while they play; the set is the same as without."""
-    done = threading.Event()
-    killed: list[int] = []
-
-    def killer() -> None:
-        while len(killed) < 2 and not done.wait(0.2):
-            if players := [pid for pid in descendants(os.getpid()) if is_player(pid) and pid not in killed]:
-                killed.append(players[0])
-                os.kill(players[0], signal.SIGKILL)
-
-    thread = threading.Thread(target=killer)
-    thread.start()
-    try:
-        summary = run([GAME], tmp_path, episodes=6, steps=200)
-    finally:
-        done.set()
-        thread.join()
-    assert len(killed) == 2
-    assert (summary.episodes, summary.skipped) == (6, {})
-    assert tree(tmp_path) == tree(undisturbed)
-
-
-def test_a_hung_player_is_killed_and_its_episode_played_again(undisturbed: Path, tmp_path: Path) -> None:
-    """SIGSTOP to an actor while it plays: it answers nothing any more, not even a polite request to end."""
-    done = threading.Event()
-    stopped: list[int] = []
-
-    def stopper() -> None:
-        while not stopped and not done.wait(0.05):
-            for process in descendants(os.getpid()):
-                if not stopped and is_player(process, ".play"):
-                    stopped.append(process)
-                    os.kill(process, signal.SIGSTOP)
-
-    thread = threading.Thread(target=stopper)
-    thread.start()
-    try:
-        summary = run([GAME], tmp_path, episodes=6, steps=200, timeout=8.0)
-    finally:
-        done.set()
-        thread.join()
-    assert (len(stopped), summary.episodes, summary.skipped) == (1, 6, {})
-    assert tree(tmp_path) == tree(undisturbed)
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{stopped[0]}").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{stopped[0]}").exists(), "the hung process still runs"
-
-
-def test_a_game_that_always_hangs_is_set_aside(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class HangingPlayer(Player):
-        def play(self, session: Session) -> Any:
-            while session.game == GAME:
-                time.sleep(1)
-            return super().play(session)
-
-    monkeypatch.setattr(envs.collect, "Player", HangingPlayer)
-    summary = run([GAME, "Counting"], tmp_path, episodes=2, timeout=1.5)
-    assert summary.skipped == {GAME: "its player hung for 1.5 s 3 times in episode 0"}
-    assert [record.game for record in EpisodeReader(tmp_path).records] == ["Counting"] * 2
-
-
-def test_a_game_that_breaks_is_set_aside(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envs.collect, "Player", _DyingPlayer)
-    summary = run([ATARI, GAME, "Counting"], tmp_path, workers=1)
-    assert summary.skipped == {ATARI: "its player died 3 times in episode 0", GAME: "this core is broken"}
-    assert (summary.episodes, set(EpisodeReader(tmp_path).games)) == (3, {"Counting"})
-    with pytest.raises(InputError, match="no episode could be played: Kangaroo-Atari2600: its player died 3 times"):
-        run([ATARI], tmp_path / "only", workers=1)
-
-
-class _DyingPlayer(Player):
-    """Crashes on one game, as a broken emulator core does, and cannot open another."""
-
-    def play(self, session: Session) -> Any:
-        if session.game == ATARI:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if session.game == GAME:
-            raise GameError("this core is broken")
-        return super().play(session)
-
-
-DRIVER = """
-import sys
-from envs.collect import collect
-if __name__ == "__main__":
-    collect(["Airstriker-Genesis"], sys.argv[1], episodes=6, steps=200, workers=2, progress=False)
-"""
-
-
-def test_a_killed_run_is_completed_by_the_next(undisturbed: Path, tmp_path: Path) -> None:
-    """SIGKILL to the driver while its actors play: at most the open episodes are played again, and none is doubled."""
-    folder = tmp_path / "set"
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment.pop("RAY_ADDRESS", None)
-    driver = subprocess.Popen([sys.executable, str(script), str(folder)], env=environment)
-    try:
-        wait_for(lambda: len(list(folder.glob("env=*/part-*.parquet"))) >= 1 or driver.poll() is not None)
-        players = [pid for pid in descendants(driver.pid) if is_player(pid)]
-    finally:
-        driver.kill()
-        driver.wait()
-    assert players, "killed while playing"
-    wait_for(lambda: not any(is_player(pid) for pid in players))
-    whole = len(list(folder.glob("env=*/part-*.parquet")))
-    assert 1 <= whole < 6
-    summary = run([GAME], folder, episodes=6, steps=200)
-    assert (summary.episodes, summary.played_episodes) == (6, 6 - whole)
-    reader = EpisodeReader(folder)
-    assert len(set(reader.session_ids)) == len(reader) == 6
-    assert tree(folder) == tree(undisturbed)
-
-
 def test_a_folder_that_cannot_be_written_stops_the_run(ray_cluster: None, tmp_path: Path) -> None:
     (tmp_path / "env=Counting").write_text("in the way")
     with pytest.raises(InputError, match=r"cannot write .*env=Counting/part-"):
@@ -345,33 +213,3 @@ def test_a_folder_that_cannot_be_written_stops_the_run(ray_cluster: None, tmp_pa
 def test_collecting_into_a_folder_that_is_being_written(ray_cluster: None, tmp_path: Path) -> None:
     with EpisodeWriter(tmp_path), pytest.raises(InputError, match="being written by"):
         run(["Counting"], tmp_path)
-
-
-def wait_for(condition: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-
-
-def descendants(root: int) -> Iterator[int]:
-    """All processes below `root`."""
-    parents = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, IndexError):
-                continue  # it ended meanwhile
-    found = {root}
-    while new := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= new
-    yield from sorted(found - {root})
-
-
-def is_player(pid: int, doing: str = "") -> bool:
-    """Whether a process is an actor that plays; `doing` names a method that it has to be in."""
-    try:
-        return f"ray::Player{doing}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False

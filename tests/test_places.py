@@ -91,6 +91,20 @@ def test_one_writer_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert not (root / locks.NAME).exists()
 
 
+def test_a_writer_whose_lock_was_taken_over_writes_no_manifest(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = place(bucket.format("sets/five"))
+    assert isinstance(root, RemotePath)
+    monkeypatch.setattr(locks, "RENEW_SECONDS", 0.1)
+    first = EpisodeWriter(root)
+    other = {"holder": "process 2 elsewhere", "token": "other", "time": time.time()}
+    (root / locks.NAME).write_bytes(json.dumps(other).encode())
+    time.sleep(0.5)
+    with pytest.raises(InputError, match="was lost to another writer"):
+        first.commit()
+    first.close()
+    assert json.loads((root / locks.NAME).read_text())["token"] == "other"
+
+
 def test_places_that_cannot_be_used(bucket: str) -> None:
     with pytest.raises(InputError, match="not a place for data: give a folder, or s3://bucket/prefix"):
         place("ftp://host/data")
