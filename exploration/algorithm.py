@@ -272,7 +272,7 @@ class AutoExplore(Algorithm):
     def _before_evaluate(self) -> None:
         """RLlib resets the envs of remote evaluation runners, but not those of a local one."""
         if self.eval_env_runner is not None:
-            self.eval_env_runner._needs_initial_reset = True
+            self.eval_env_runner.start_evaluation()
 
     def network(self) -> CnnLstm:
         """A copy of the agent's network as the learner has it."""

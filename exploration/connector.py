@@ -61,7 +61,9 @@ class RewardConnector(ConnectorV2):
             rewards_T = np.zeros(len(episode), np.float32)
             try:
                 if score is not None:
-                    rewards_T[scored_T] = uncertainty_reward(score(), self.top_fraction)
+                    answer = score()  # entropies (B, N), or from `exploration.baselines` rewards (B,)
+                    rewards_B = answer if answer.ndim == 1 else uncertainty_reward(answer, self.top_fraction)
+                    rewards_T[scored_T] = rewards_B
             except ScoringError as error:
                 self.dropped.append((episode, str(error)))
                 episodes[:] = [kept for kept in episodes if kept is not episode]
@@ -119,6 +121,11 @@ class ExploreCallbacks(RLlibCallback):
     def on_episode_created(self, *_: Any, **given: Any) -> None:
         """Write the game's name into the episode; its later fragments keep it."""
         given["episode"].custom_data[GAME] = given["env_runner"].games[given["env_index"]]
+
+    def forget(self) -> None:
+        """Let a reward that remembers what it has seen begin anew."""
+        if self._connector is not None and hasattr(self._connector.scorer, "forget"):
+            self._connector.scorer.forget()
 
     def on_sample_end(self, *_: Any, **given: Any) -> None:
         """Score the fragments where they are, and log what they hold by game."""

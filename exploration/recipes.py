@@ -24,6 +24,8 @@ class ExploreRecipe:
     """Processes that play; 0 plays in the process that learns."""
     envs_per_runner: int = 4
     """Games that each of them plays at a time."""
+    learners: int = 0
+    """Processes that learn, which share each batch; 0 learns in the process that leads the run."""
     steps: int = 200
     """Steps that every env plays in an epoch."""
     max_steps: int = 1_000
@@ -82,7 +84,7 @@ class ExploreRecipe:
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)}: must be 1 or more")
-        for name in ("runners", "burn_in", "epsilon_epochs"):
+        for name in ("runners", "learners", "burn_in", "epsilon_epochs"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} {getattr(self, name)}: must be 0 or more")
         if self.lr <= 0 or self.grad_clip <= 0:
