@@ -16,6 +16,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
 from envs.errors import InputError
+from exploration.film import Film
 from exploration.replay import Fragment
 from exploration.reward import WINDOW, check_top_fraction, cut_windows, uncertainty_reward
 from exploration.scorers import Scorer, ScoringError
@@ -93,7 +94,7 @@ def to_fragment(episode: SingleAgentEpisode) -> Fragment:
         game=episode.custom_data.get(GAME, ""),
         first_step=episode.t_started,
         terminated=bool(episode.is_terminated),
-        frames_THWC=np.asarray(episode.observations.data)[past:],
+        film=Film.of(np.asarray(episode.observations.data)[past:]),
         actions_T=np.asarray(episode.actions.data[past:], np.int64),
         rewards_T=np.asarray(episode.rewards.data[past:], np.float32),
         log_probabilities_T=np.asarray(outputs[Columns.ACTION_LOGP][past:], np.float32),

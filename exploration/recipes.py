@@ -46,6 +46,11 @@ class ExploreRecipe:
     """Adam's learning rate."""
     grad_clip: float = 10.0
     """Largest norm of a gradient."""
+    normalize_rewards: bool = False
+    """Learn from rewards that have mean 0 and deviation 1 in the replay, game by game. A reward that is always above 0
+    otherwise makes the value learn its level first, and the value of what follows a segment's end lags behind."""
+    clip_rewards: bool = False
+    """Learn from rewards cut to [-1, 1]: for a game's own, which may be points by the thousand."""
     loss: LossConfig = field(default_factory=LossConfig)
     network: PolicyConfig = field(default_factory=PolicyConfig)
     precision: str = "auto"
@@ -68,6 +73,8 @@ class ExploreRecipe:
     """Epochs between evaluations; there is always one at the end."""
     evaluation_steps: int = 200
     """Steps that every env plays in an evaluation, from a fresh start."""
+    evaluate_greedily: bool = True
+    """Judge the agent by its most likely actions; otherwise by actions drawn as it draws them when it collects."""
     keep_last: int = 2
     """Checkpoints to keep."""
 
@@ -144,4 +151,9 @@ def recipe(preset: str, **changes: Any) -> ExploreRecipe:
     """A preset with some fields replaced; None keeps the preset's. Raises InputError for an unknown preset."""
     if preset not in PRESETS:
         raise InputError(f"preset {preset!r} is not known: choose one of {', '.join(PRESETS)}")
-    return dataclasses.replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
+    return changed(PRESETS[preset], **changes)
+
+
+def changed(plan: ExploreRecipe, **changes: Any) -> ExploreRecipe:
+    """A recipe with some fields replaced; None keeps the recipe's. Raises InputError for what cannot be meant."""
+    return dataclasses.replace(plan, **{name: value for name, value in changes.items() if value is not None})

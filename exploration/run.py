@@ -21,7 +21,7 @@ from envs.runs import RunFolder, progress
 from exploration.algorithm import AutoExplore, AutoExploreConfig
 from exploration.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from exploration.policy import save_policy
-from exploration.recipes import ExploreRecipe, recipe
+from exploration.recipes import ExploreRecipe, changed, recipe
 from exploration.reward import TOP_FRACTION
 from exploration.scorers import Scorer
 from exploration.sources import RewardSource
@@ -34,6 +34,7 @@ def explore(
     out: Path | str,
     *,
     preset: str = "cpu",
+    plan: ExploreRecipe | None = None,
     reward: str = "autoexplore",
     reward_data: Sequence[str] = (),
     scorer: str = "local",
@@ -47,14 +48,14 @@ def explore(
 ) -> Path:
     """Train an agent to go where the world model in `model_path` is unsure, and return the folder of the best one.
 
-    The envs of all runners get the games in turn; where `envs_per_runner` is None and the preset's are too few, there
+    `plan` stands in for the preset's. The envs of all runners get the games in turn; where `envs_per_runner` is None and the preset's are too few, there
     are as many as the games need. `reward`, `reward_data` and `scorer` are those of `RewardSource`; count, random and
     env need no model. Of the other numbers None keeps the preset's. With `resume` the newest checkpoint in `out` goes
     on where it was: weights, optimizer, epsilon, replay; a finished run returns at once. Runs on the Ray that the
     process is connected to. Raises InputError for what cannot be meant.
     """
     changes = {"runners": runners, "epochs": epochs, "learners": learners, "top_fraction": top_fraction}
-    plan = recipe(preset, envs_per_runner=envs_per_runner, **changes)
+    plan = changed(plan or recipe(preset), envs_per_runner=envs_per_runner, **changes)
     names = [game_name(game) for game in games]
     if envs_per_runner is None and names:
         needed = math.ceil(len(names) / max(plan.runners, 1))
@@ -97,7 +98,8 @@ def configure(
     loss = dataclasses.asdict(plan.loss)
     network = {"channels": plan.network.channels, "units": plan.network.units, "precision": plan.precision}
     schedule = {name: getattr(plan, name) for name in ("epsilon", "final_epsilon", "epsilon_epochs", "temperature")}
-    kept = {name: getattr(plan, name) for name in ("segment", "burn_in", "replay_capacity", "replay_in_checkpoint")}
+    same = ("segment", "burn_in", "replay_capacity", "replay_in_checkpoint", "normalize_rewards", "clip_rewards")
+    kept = {name: getattr(plan, name) for name in same}
     config = AutoExploreConfig()
     config.exploring(games=games, scorer=scorer, max_steps=plan.max_steps, top_fraction=plan.top_fraction)
     config.env_runners(num_env_runners=plan.runners, num_envs_per_env_runner=plan.envs_per_runner)
@@ -109,7 +111,7 @@ def configure(
         evaluation_num_env_runners=0,
         evaluation_duration=plan.evaluation_steps * len(games),
         evaluation_config={
-            "explore": False,
+            "explore": not plan.evaluate_greedily,
             "top_fraction": TOP_FRACTION,
             "num_envs_per_env_runner": len(games),
             "steps_per_epoch": plan.evaluation_steps,
