@@ -53,7 +53,6 @@ class AutoExploreConfig(AlgorithmConfig):
     num_cpus_per_env_runner: Any
     evaluation_config: Any
     grad_clip: Any
-    clip_rewards: Any
     gamma: Any
     seed: Any
     callbacks_class: Any
@@ -75,7 +74,7 @@ class AutoExploreConfig(AlgorithmConfig):
         self.lambda_, self.entropy_coeff, self.value_coeff = loss.lambda_, loss.entropy_coeff, loss.value_coeff
         self.returns, self.rho_clip, self.normalize_advantages = loss.returns, loss.rho_clip, loss.normalize_advantages
         self.channels, self.units = defaults.network.channels, defaults.network.units
-        self.normalize_rewards, self.clip_rewards = defaults.normalize_rewards, defaults.clip_rewards
+        self.normalize_rewards, self.cut_rewards = defaults.normalize_rewards, defaults.cut_rewards
         self.precision = defaults.precision
         self.runner_threads = 1
         self.gamma, self.lr = loss.gamma, defaults.lr
@@ -166,7 +165,7 @@ _OWN_SETTINGS = frozenset(
         *("top_fraction", "epsilon", "final_epsilon", "epsilon_epochs", "temperature", "steps_per_epoch"),
         *("updates_per_epoch", "segments", "segment", "burn_in", "replay_capacity", "replay_in_checkpoint"),
         *("lambda_", "entropy_coeff", "value_coeff", "returns", "rho_clip", "normalize_advantages"),
-        *("normalize_rewards", "clip_rewards", "channels", "units", "precision", "runner_threads"),
+        *("normalize_rewards", "cut_rewards", "channels", "units", "precision", "runner_threads"),
     )
 )
 
@@ -244,7 +243,7 @@ class AutoExplore(Algorithm):
 
     def _keep(self, fragment: Fragment) -> None:
         """Put a fragment into the replay, and its screens among those that were seen of its game."""
-        if self.config.clip_rewards:
+        if self.config.cut_rewards:
             fragment = replace(fragment, rewards_T=fragment.rewards_T.clip(-1, 1))
         self.replay.add(fragment)
         if self.config.games:

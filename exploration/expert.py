@@ -36,7 +36,7 @@ def _of(preset: str, **changes: object) -> ExploreRecipe:
     """A preset of the explorer, paid by the game: cheap to collect, so that it plays longer, and far-sighted."""
     plan = recipe(preset)
     loss = dataclasses.replace(plan.loss, gamma=0.99, normalize_advantages=True, entropy_coeff=0.01)
-    return dataclasses.replace(plan, loss=loss, normalize_rewards=False, clip_rewards=True, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(plan, loss=loss, normalize_rewards=False, cut_rewards=True, **changes)  # type: ignore[arg-type]
 
 
 EXPERTS: dict[str, ExploreRecipe] = {
@@ -44,7 +44,7 @@ EXPERTS: dict[str, ExploreRecipe] = {
     "cpu": _of(
         "cpu", epochs=25, steps=100, updates=40, epsilon_epochs=15, evaluate_every=5, evaluation_steps=400, lr=1e-3
     ),
-    "paper": _of("paper", clip_rewards=True),
+    "paper": _of("paper", cut_rewards=True),
 }
 
 

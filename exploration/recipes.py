@@ -49,7 +49,7 @@ class ExploreRecipe:
     normalize_rewards: bool = False
     """Learn from rewards that have mean 0 and deviation 1 in the replay, game by game. A reward that is always above 0
     otherwise makes the value learn its level first, and the value of what follows a segment's end lags behind."""
-    clip_rewards: bool = False
+    cut_rewards: bool = False
     """Learn from rewards cut to [-1, 1]: for a game's own, which may be points by the thousand."""
     loss: LossConfig = field(default_factory=LossConfig)
     network: PolicyConfig = field(default_factory=PolicyConfig)

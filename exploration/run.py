@@ -48,11 +48,11 @@ def explore(
 ) -> Path:
     """Train an agent to go where the world model in `model_path` is unsure, and return the folder of the best one.
 
-    `plan` stands in for the preset's. The envs of all runners get the games in turn; where `envs_per_runner` is None and the preset's are too few, there
-    are as many as the games need. `reward`, `reward_data` and `scorer` are those of `RewardSource`; count, random and
-    env need no model. Of the other numbers None keeps the preset's. With `resume` the newest checkpoint in `out` goes
-    on where it was: weights, optimizer, epsilon, replay; a finished run returns at once. Runs on the Ray that the
-    process is connected to. Raises InputError for what cannot be meant.
+    `plan` stands in for the preset's. The envs of all runners get the games in turn; where `envs_per_runner` is None
+    and the preset's are too few, there are as many as the games need. `reward`, `reward_data` and `scorer` are those of
+    `RewardSource`; count, random and env need no model. Of the other numbers None keeps the preset's. With `resume` the
+    newest checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay; a finished run returns at
+    once. Runs on the Ray that the process is connected to. Raises InputError for what cannot be meant.
     """
     changes = {"runners": runners, "epochs": epochs, "learners": learners, "top_fraction": top_fraction}
     plan = changed(plan or recipe(preset), envs_per_runner=envs_per_runner, **changes)
@@ -98,7 +98,7 @@ def configure(
     loss = dataclasses.asdict(plan.loss)
     network = {"channels": plan.network.channels, "units": plan.network.units, "precision": plan.precision}
     schedule = {name: getattr(plan, name) for name in ("epsilon", "final_epsilon", "epsilon_epochs", "temperature")}
-    same = ("segment", "burn_in", "replay_capacity", "replay_in_checkpoint", "normalize_rewards", "clip_rewards")
+    same = ("segment", "burn_in", "replay_capacity", "replay_in_checkpoint", "normalize_rewards", "cut_rewards")
     kept = {name: getattr(plan, name) for name in same}
     config = AutoExploreConfig()
     config.exploring(games=games, scorer=scorer, max_steps=plan.max_steps, top_fraction=plan.top_fraction)
