@@ -24,6 +24,7 @@ COMMANDS = (
     "train",
     "explore",
     "expert",
+    "agents",
     "evaluate",
     "generate",
     "serve",

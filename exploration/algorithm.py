@@ -264,7 +264,7 @@ class AutoExplore(Algorithm):
         )
 
     def _reward_scale(self) -> Scale:
-        """Rewards of mean 0 and of deviation 1 - gamma, game by game: a return is then a weighted mean of normal ones."""
+        """Rewards of mean 0 and deviation 1 - gamma, game by game: a return is then a weighted mean of normal ones."""
         horizon = 1 / max(1 - float(self.config.gamma), 1e-3)
         return {game: (middle, width * horizon) for game, (middle, width) in self.replay.reward_scale().items()}
 
@@ -277,7 +277,11 @@ class AutoExplore(Algorithm):
         if learners < 2:
             return self.learner_group.update(batch=as_learner_batch(batch), timesteps=steps)
         # RLlib would cut one batch in the middle of a segment; each learner gets whole ones.
-        shards = [{name: rows[part::learners] for name, rows in batch.items()} for part in range(learners)]
+        count = np.full(len(batch["learn"]), max(batch["learn"].sum(), 1) / learners, np.float32)
+        shards = [
+            {name: rows[part::learners] for name, rows in (batch | {"count": count}).items()}
+            for part in range(learners)
+        ]
         return self.learner_group.update(batches=[as_learner_batch(shard) for shard in shards], timesteps=steps)
 
     def _before_evaluate(self) -> None:
