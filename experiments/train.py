@@ -44,18 +44,11 @@ class Args(RunArgs):
 
 def run(args: Args) -> None:
     """Train and say where the newest checkpoint lies. Raises InputError for what does not fit together."""
-    from envs.errors import InputError
     from envs.places import is_remote
 
     for folder in args.data:
         if not is_remote(folder):
             check_folder(Path(folder), "data folder", "collect")
-    if args.component == "dynamics" and args.tokenizer is None:
-        raise InputError("training dynamics needs --tokenizer: the run folder of a trained tokenizer")
-    if args.component == "tokenizer" and args.tokenizer is not None:
-        raise InputError("--tokenizer is only for dynamics; to continue from a tokenizer's weights give --init")
-    if args.decoder_only and args.init is None:
-        raise InputError("--decoder-only fine-tunes a trained tokenizer: give it with --init")
     for folder_or_none in (args.tokenizer, args.init):
         if folder_or_none is not None:
             check_folder(folder_or_none, "checkpoint", "train")
