@@ -46,7 +46,7 @@ class TrainConfig:
     precision: str = "bf16"
     """bf16 (autocast, weights stay fp32) or fp32."""
     compile: bool = False
-    """Compile the parts of the blocks (torch.compile): a minute or more at the start, faster steps after it."""
+    """Compile the feed-forward layers (torch.compile): a minute or more at the start, faster steps on a GPU."""
     parallel: str = "ddp"
     """How several workers hold the model: ddp (each a copy) or fsdp (each a share of weights, gradients and moments,
     put together block by block when they are needed)."""

@@ -27,7 +27,7 @@ from worldmodel.hardware import device_peak
 from worldmodel.job import Job
 from worldmodel.meter import Meter
 from worldmodel.objectives import Objective
-from worldmodel.parallel import adding_up, compile_parts, distribute, shared_like, whole
+from worldmodel.parallel import adding_up, compile_layers, distribute, shared_like, whole
 from worldmodel.streaming import StreamClips
 from worldmodel.token_cache import TokenBatch, TokenClips
 
@@ -90,7 +90,7 @@ class Trainer:
         self.fingerprint = objective.fingerprint()
         found = self._restore()
         if self.recipe.compile:
-            compile_parts(objective.model.modules())
+            compile_layers(objective.model.modules())
         self.forward: Any = distribute(objective, self.recipe.parallel, ranks, device)
         trainable = objective.trainable()
         self.parameters = list(trainable.values())
