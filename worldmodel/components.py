@@ -48,8 +48,8 @@ def _dynamics(job: Job, device: torch.device) -> Objective:
     return DynamicsObjective(dynamics, frozen)
 
 
-COMPONENTS: dict[str, Component] = {
+TRAINED: dict[str, Component] = {
     "tokenizer": Component(_tokenizer, decoder_only=True),
     "dynamics": Component(_dynamics, needs_tokenizer=True),
 }
-"""By the names in `worldmodel.recipes.COMPONENTS`."""
+"""By the names of `worldmodel.recipes.RECIPES`, which says how long each is trained."""

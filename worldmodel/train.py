@@ -21,11 +21,11 @@ from envs.places import is_remote
 from envs.runs import console, progress, read_metrics
 from worldmodel import checkpoint
 from worldmodel.clips import Clips
-from worldmodel.components import COMPONENTS
+from worldmodel.components import TRAINED
 from worldmodel.config import WorldModelConfig
 from worldmodel.job import Job
 from worldmodel.objectives import DynamicsObjective, Objective
-from worldmodel.recipes import TrainConfig, recipe
+from worldmodel.recipes import COMPONENTS, TrainConfig, recipe
 from worldmodel.stopping import Interrupt, StopFile
 from worldmodel.streaming import StreamClips
 from worldmodel.token_cache import TokenClips, cache_tokens
@@ -93,7 +93,7 @@ def _check(job: Job, workers: int, resume: bool) -> None:
         raise InputError(f"unknown component {job.component!r}: choose one of {', '.join(COMPONENTS)}")
     if not job.data:
         raise InputError("no data given: name one or more folders of episodes")
-    component = COMPONENTS[job.component]
+    component = TRAINED[job.component]
     if component.needs_tokenizer and job.tokenizer is None:
         raise InputError(f"training {job.component} needs --tokenizer: the run or checkpoint of a trained tokenizer")
     if job.tokenizer is not None and not component.needs_tokenizer:
@@ -111,7 +111,7 @@ def _check(job: Job, workers: int, resume: bool) -> None:
 def build_objective(job: Job, device: torch.device) -> Objective:
     """The component with its first weights (random from the seed, or those of `init`), and what is optimised."""
     seed_everything(job.recipe.seed, "first weights")
-    return COMPONENTS[job.component].build(job, device)
+    return TRAINED[job.component].build(job, device)
 
 
 def open_data(
