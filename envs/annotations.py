@@ -55,7 +55,7 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
     "motion": _MOTION,
     "right": _RIGHT,
     "left": _LEFT,
-    "up": _UP,
+    "up": (*_UP, UNKNOWN),
     "down": _DOWN,
     "jump": (*_JUMP, "rotate", "dash", "brake", "block", "none", UNKNOWN),
     "secondary": (*_SECOND, "rotate", "block", "brake", "fly", "none", UNKNOWN),
