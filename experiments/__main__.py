@@ -23,6 +23,7 @@ COMMANDS = (
     "data",
     "train",
     "explore",
+    "expert",
     "evaluate",
     "generate",
     "serve",
@@ -133,7 +134,7 @@ def _how_to_go_on(argv: list[str]) -> str:
     command = shlex.join(["autoexplore", *argv])
     if argv[:1] == ["pipeline"]:
         return f"Finished stages are kept; go on with: {command}"
-    if argv and argv[0] in ("collect", "train", "explore"):
+    if argv and argv[0] in ("collect", "train", "explore", "expert"):
         return f"Go on with: {command}" + ("" if "--resume" in argv else " --resume")
     return f"Start again with: {command}"
 
