@@ -27,6 +27,7 @@ from envs.errors import InputError
 from envs.novelty import distinct_screens
 from exploration.connector import LOOKBACK, ExploreCallbacks, to_fragment
 from exploration.learner import LOSS_PARTS, ExploreLearner, LossConfig
+from exploration.live import TUNABLE, apply
 from exploration.module import AgentModule
 from exploration.policy import CnnLstm, PolicyConfig
 from exploration.recipes import ExploreRecipe, epsilon_at
@@ -184,8 +185,21 @@ class AutoExplore(Algorithm):
 
     def setup(self, config: Any) -> None:
         super().setup(config)
+        self.settings = self.config
         self.replay = Replay(self.config.replay_capacity, seed=self.config.seed or 0)
         self.screens: dict[str, set[bytes]] = {}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on with other values of the `TUNABLE` settings, without building anything anew; Tune calls it.
+
+        False, and nothing is changed, where another setting of this class differs: that needs a new algorithm.
+        """
+        self.config = self.settings  # Tune puts its dict there, but everything reads the object
+        fixed = _OWN_SETTINGS - TUNABLE.keys() - {"final_epsilon"}
+        if any(new_config.get(name, getattr(self.config, name)) != getattr(self.config, name) for name in fixed):
+            return False
+        apply(self, {name: new_config[name] for name in TUNABLE if name in new_config})
+        return True
 
     @property
     def epsilon(self) -> float:
@@ -214,8 +228,9 @@ class AutoExplore(Algorithm):
         kept = 0
         while not kept:
             # Pushed before every sampling, so that it reaches runners that were restarted.
+            acting = {"epsilon": self.epsilon, "temperature": self.config.temperature}
             self.env_runner_group.foreach_env_runner(
-                partial(_set_exploration, epsilon=self.epsilon, temperature=self.config.temperature)
+                partial(_set_exploration, **acting, top_fraction=self.config.top_fraction)
             )
             sampled: Any = synchronous_parallel_sample(
                 worker_set=self.env_runner_group,
@@ -312,5 +327,6 @@ def as_learner_batch(batch: Batch) -> MultiAgentBatch:
     return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(np.sum(batch["valid"])))
 
 
-def _set_exploration(runner: Any, epsilon: float, temperature: float) -> None:
+def _set_exploration(runner: Any, epsilon: float, temperature: float, top_fraction: float) -> None:
     runner.set_exploration(epsilon, temperature)
+    vars(runner.config)["top_fraction"] = top_fraction  # frozen, but a restarted runner has the first one

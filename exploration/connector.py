@@ -129,6 +129,7 @@ class ExploreCallbacks(RLlibCallback):
             try:
                 if self._connector is None:
                     self._connector = RewardConnector(config.scorer(), config.top_fraction)
+                self._connector.top_fraction = config.top_fraction  # it may change while the agent learns
                 self._connector(episodes=samples)
                 dropped = [episode for episode, _ in self._connector.dropped]
             except InputError as error:

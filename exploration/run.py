@@ -17,9 +17,11 @@ from typing import Any
 
 from envs import catalog
 from envs.errors import InputError
-from envs.runs import RunFolder, progress
+from envs.files import write_json_atomic
+from envs.runs import RunFolder, console, progress
 from exploration.algorithm import AutoExplore, AutoExploreConfig
 from exploration.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from exploration.live import apply, current, requests
 from exploration.policy import save_policy
 from exploration.recipes import ExploreRecipe, recipe
 from exploration.reward import TOP_FRACTION
@@ -61,13 +63,14 @@ def explore(
         return out / "best"
     LocalScorer(model_path).load()  # a model that cannot be used is named here, before anything is started
     config = {"games": names, "model": str(model_path), "scorer": scorer, "seed": seed, **dataclasses.asdict(plan)}
-    with RunFolder(out, config, resume=resume, resume_step=epoch) as run, _scorer(scorer, model_path, plan) as factory:
+    with RunFolder(out, config, resume=resume, resume_step=epoch) as run, open_scorer(scorer, model_path, plan) as factory:
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
         # A resumed run's runners must not play the chance of the first epochs again.
         algorithm: Any = configure(plan, names, factory, seed=seed + 1_000_003 * epoch).build_algo()
         try:
             if state is not None:
                 algorithm.set_state(state)
+                apply(algorithm, about.get("settings", {}))  # what a person had changed; the optimizer's rate with it
             _Run(run, algorithm, plan, names, about).train(epoch)
         finally:
             algorithm.stop()
@@ -103,7 +106,7 @@ def configure(
 
 
 @contextmanager
-def _scorer(name: str, model_path: Path | str, plan: ExploreRecipe) -> Iterator[Callable[[], Scorer]]:
+def open_scorer(name: str, model_path: Path | str, plan: ExploreRecipe) -> Iterator[Callable[[], Scorer]]:
     """What makes a runner's scorer; with "serve" the app runs as long as the block."""
     if name == "local":
         yield partial(LocalScorer, Path(model_path).absolute(), steps=plan.maskgit_steps)
@@ -145,9 +148,11 @@ class _Run:
         with progress(f"explore {len(self.games)} games", self.plan.epochs, done=epoch) as bar:
             while epoch < self.plan.epochs:
                 started = time.monotonic()
+                self._take_changes(epoch + 1)
                 result = self.algorithm.train()
                 epoch += 1
                 metrics = training_metrics(result)
+                metrics |= {f"settings/{name}": value for name, value in current(self.algorithm.config).items()}
                 self.about["env_steps"] += metrics.pop("steps")
                 metrics |= {"explore/env_steps": self.about["env_steps"]}
                 metrics |= {f"explore/screens/{game}": len(keys) for game, keys in self.algorithm.screens.items()}
@@ -162,6 +167,22 @@ class _Run:
         if not (self.run.path / "best").is_dir():  # no evaluation was whole: the last agent is all there is
             save_policy(self.run.path / "best", self.algorithm.network(), {"epoch": epoch, "games": self.games})
 
+    def _take_changes(self, epoch: int) -> None:
+        """Apply what a person has asked for since the epoch before, and note when it took effect.
+
+        `about` goes into every checkpoint: a resumed run has the same settings, and asks for the same request only once.
+        """
+        history = self.about.setdefault("changes", [])
+        for asked in requests(self.run.path, after=len(history)):
+            apply(self.algorithm, asked["set"])
+            self.about.setdefault("settings", {}).update(asked["set"])
+            history.append({"epoch": epoch, **asked})
+            words = ", ".join(f"{name}={value:g}" for name, value in asked["set"].items()) or asked.get("refused", "")
+            self.run.log_text(epoch, "changes", f"from epoch {epoch} on: {words}")
+            console.print(f"from epoch {epoch} on: {words}")
+        if history:
+            write_json_atomic(self.run.path / "history.json", history)
+
     def _judge(self, evaluation: dict[str, Any], epoch: int) -> dict[str, float]:
         """The evaluation's metrics; the agent becomes the best one if its return is."""
         metrics = evaluation_metrics(evaluation)
@@ -174,12 +195,18 @@ class _Run:
         return metrics
 
     def _save(self, epoch: int) -> None:
-        state = self.algorithm.get_state(components=["learner_group"])
-        # Statistics of a process that ended mean nothing to the next one, and are not plain data.
-        state.pop("metrics_logger", None)
-        state["learner_group"]["learner"].pop("metrics_logger", None)
+        state = plain_state(self.algorithm)
         about = json.loads(json.dumps(self.about))
         save_checkpoint(self.run.path, epoch, self.algorithm.network(), state, about, keep_last=self.plan.keep_last)
+
+
+def plain_state(algorithm: AutoExplore) -> dict[str, Any]:
+    """What a checkpoint keeps of an algorithm: learner, optimizer, replay, screens, epoch."""
+    state = algorithm.get_state(components=["learner_group"])
+    # Statistics of a process that ended mean nothing to the next one, and are not plain data.
+    state.pop("metrics_logger", None)
+    state["learner_group"]["learner"].pop("metrics_logger", None)
+    return state
 
 
 def training_metrics(result: dict[str, Any]) -> dict[str, float]:
