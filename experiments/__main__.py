@@ -23,6 +23,7 @@ COMMANDS = (
     "data",
     "train",
     "explore",
+    "expert",
     "tune",
     "rounds",
     "evaluate",
@@ -135,7 +136,7 @@ def _how_to_go_on(argv: list[str]) -> str:
     command = shlex.join(["autoexplore", *argv])
     if argv[:1] in (["pipeline"], ["rounds"]):
         return f"Finished stages are kept; go on with: {command}"
-    if argv and argv[0] in ("collect", "train", "explore", "tune"):
+    if argv and argv[0] in ("collect", "train", "explore", "expert", "tune"):
         return f"Go on with: {command}" + ("" if "--resume" in argv else " --resume")
     return f"Start again with: {command}"
 

@@ -5,6 +5,7 @@ One iteration is one epoch of appendix A.3. `exploration.run.explore` puts a who
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -74,6 +75,7 @@ class AutoExploreConfig(AlgorithmConfig):
         self.lambda_, self.entropy_coeff, self.value_coeff = loss.lambda_, loss.entropy_coeff, loss.value_coeff
         self.returns, self.rho_clip, self.normalize_advantages = loss.returns, loss.rho_clip, loss.normalize_advantages
         self.channels, self.units = defaults.network.channels, defaults.network.units
+        self.normalize_rewards, self.cut_rewards = defaults.normalize_rewards, defaults.cut_rewards
         self.precision = defaults.precision
         self.runner_threads = 1
         self.gamma, self.lr = loss.gamma, defaults.lr
@@ -164,7 +166,7 @@ _OWN_SETTINGS = frozenset(
         *("top_fraction", "epsilon", "final_epsilon", "epsilon_epochs", "temperature", "steps_per_epoch"),
         *("updates_per_epoch", "segments", "segment", "burn_in", "replay_capacity", "replay_in_checkpoint"),
         *("lambda_", "entropy_coeff", "value_coeff", "returns", "rho_clip", "normalize_advantages"),
-        *("channels", "units", "precision", "runner_threads"),
+        *("normalize_rewards", "cut_rewards", "channels", "units", "precision", "runner_threads"),
     )
 )
 
@@ -256,15 +258,19 @@ class AutoExplore(Algorithm):
 
     def _keep(self, fragment: Fragment) -> None:
         """Put a fragment into the replay, and its screens among those that were seen of its game."""
+        if self.config.cut_rewards:
+            fragment = replace(fragment, rewards_T=fragment.rewards_T.clip(-1, 1))
         self.replay.add(fragment)
         if self.config.games:
             self.screens.setdefault(fragment.game, set()).update(distinct_screens(fragment.frames_THWC))
 
     def _learn(self) -> None:
         """One epoch's updates; the means of the loss's parts over them are logged under `learning`."""
+        c = self.config
+        scale = self.replay.reward_scale() if c.normalize_rewards else None
         means: dict[str, list[float]] = {}
-        for _ in range(self.config.updates_per_epoch):
-            results = self._update(self.replay.sample(self.config.segments, self.config.segment, self.config.burn_in))
+        for _ in range(c.updates_per_epoch):
+            results = self._update(self.replay.sample(c.segments, c.segment, c.burn_in, scale))
             for name in LOSS_PARTS:
                 means.setdefault(name, []).append(float(results[0][DEFAULT_MODULE_ID][name].peek()))
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
@@ -287,7 +293,7 @@ class AutoExplore(Algorithm):
     def _before_evaluate(self) -> None:
         """RLlib resets the envs of remote evaluation runners, but not those of a local one."""
         if self.eval_env_runner is not None:
-            self.eval_env_runner._needs_initial_reset = True
+            self.eval_env_runner.start_evaluation()
 
     def network(self) -> CnnLstm:
         """A copy of the agent's network as the learner has it."""
@@ -303,6 +309,13 @@ class AutoExplore(Algorithm):
         weights = {name.removeprefix("network."): torch.tensor(array) for name, array in state.items()}
         network.load_state_dict(weights)
         return network
+
+    def set_network(self, network: CnnLstm) -> None:
+        """Begin with the weights of a network of this shape; optimizer, replay and epoch stay what they are."""
+        weights = {f"network.{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+        self.learner_group.set_weights({DEFAULT_MODULE_ID: weights})
+        for group in filter(None, (self.env_runner_group, self.eval_env_runner_group)):
+            group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
 
     def get_state(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         """RLlib's state and, if the configuration says so, the replay."""

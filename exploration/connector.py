@@ -16,6 +16,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
 from envs.errors import InputError
+from exploration.film import Film
 from exploration.replay import Fragment
 from exploration.reward import WINDOW, check_top_fraction, cut_windows, uncertainty_reward
 from exploration.scorers import Scorer, ScoringError
@@ -61,7 +62,9 @@ class RewardConnector(ConnectorV2):
             rewards_T = np.zeros(len(episode), np.float32)
             try:
                 if score is not None:
-                    rewards_T[scored_T] = uncertainty_reward(score(), self.top_fraction)
+                    answer = score()  # entropies (B, N), or from `exploration.baselines` rewards (B,)
+                    rewards_B = answer if answer.ndim == 1 else uncertainty_reward(answer, self.top_fraction)
+                    rewards_T[scored_T] = rewards_B
             except ScoringError as error:
                 self.dropped.append((episode, str(error)))
                 episodes[:] = [kept for kept in episodes if kept is not episode]
@@ -91,7 +94,7 @@ def to_fragment(episode: SingleAgentEpisode) -> Fragment:
         game=episode.custom_data.get(GAME, ""),
         first_step=episode.t_started,
         terminated=bool(episode.is_terminated),
-        frames_THWC=np.asarray(episode.observations.data)[past:],
+        film=Film.of(np.asarray(episode.observations.data)[past:]),
         actions_T=np.asarray(episode.actions.data[past:], np.int64),
         rewards_T=np.asarray(episode.rewards.data[past:], np.float32),
         log_probabilities_T=np.asarray(outputs[Columns.ACTION_LOGP][past:], np.float32),
@@ -119,6 +122,11 @@ class ExploreCallbacks(RLlibCallback):
     def on_episode_created(self, *_: Any, **given: Any) -> None:
         """Write the game's name into the episode; its later fragments keep it."""
         given["episode"].custom_data[GAME] = given["env_runner"].games[given["env_index"]]
+
+    def forget(self) -> None:
+        """Let a reward that remembers what it has seen begin anew."""
+        if self._connector is not None and hasattr(self._connector.scorer, "forget"):
+            self._connector.scorer.forget()
 
     def on_sample_end(self, *_: Any, **given: Any) -> None:
         """Score the fragments where they are, and log what they hold by game."""

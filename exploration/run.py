@@ -2,72 +2,91 @@
 
 <out>/config.json  metrics.jsonl  tensorboard/   as every run
 <out>/checkpoints/step-*/                        `exploration.checkpoint`, one an epoch
+<out>/reward/                                    what a reward learnt before the agent began (`exploration.sources`)
 <out>/best/                                      the agent with the best evaluation return; `load_policy` plays it
 """
 
 import dataclasses
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from envs import catalog
+from envs import COINRUN, catalog, check_builtin
 from envs.errors import InputError
 from envs.files import write_json_atomic
 from envs.runs import RunFolder, console, progress
 from exploration.algorithm import AutoExplore, AutoExploreConfig
 from exploration.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from exploration.live import apply, current, requests
-from exploration.policy import save_policy
-from exploration.recipes import ExploreRecipe, recipe
+from exploration.policy import load_network, save_policy
+from exploration.recipes import ExploreRecipe, changed, recipe
 from exploration.reward import TOP_FRACTION
-from exploration.scorers import LocalScorer, Scorer, ServeScorer
+from exploration.scorers import Scorer
+from exploration.sources import RewardSource
 from exploration.vector import check_places
-
-SCORERS = ("local", "serve")
 
 
 def explore(
     games: Sequence[str],
-    model_path: Path | str,
+    model_path: Path | str | None,
     out: Path | str,
     *,
     preset: str = "cpu",
+    plan: ExploreRecipe | None = None,
+    reward: str = "autoexplore",
+    reward_data: Sequence[str] = (),
     scorer: str = "local",
     runners: int | None = None,
     envs_per_runner: int | None = None,
     epochs: int | None = None,
+    learners: int | None = None,
+    top_fraction: float | None = None,
+    init: Path | str | None = None,
+    app: str | None = None,
+    watch: bool = False,
     resume: bool = False,
     seed: int = 0,
 ) -> Path:
     """Train an agent to go where the world model in `model_path` is unsure, and return the folder of the best one.
 
-    The envs of all runners get the games in turn. `scorer`: "local" loads the model into every runner, "serve" starts
-    replicas that all runners ask; both give the same numbers. None keeps the preset's number. With `resume` the newest
-    checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay; a finished run returns at once.
-    Runs on the Ray that the process is connected to. Raises InputError for what cannot be meant.
+    `plan` stands in for the preset's. The envs of all runners get the games in turn; where `envs_per_runner` is None
+    and the preset's are too few, there are as many as the games need. `reward`, `reward_data` and `scorer` are those of
+    `RewardSource`, and so is `app`; count, random and env need no model. Of the other numbers None keeps the preset's.
+    `init`: a policy's folder, whose weights the agent begins with. `watch`: show it on the terminal. With `resume` the
+    newest checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay; a finished run returns at
+    once. Runs on the Ray that the process is connected to. Raises InputError for what cannot be meant.
     """
-    plan = recipe(preset, runners=runners, envs_per_runner=envs_per_runner, epochs=epochs)
-    names = [game if game == "Counting" else catalog.canonical(game) for game in games]
+    changes = {"runners": runners, "epochs": epochs, "learners": learners, "top_fraction": top_fraction}
+    plan = changed(plan or recipe(preset), envs_per_runner=envs_per_runner, **changes)
+    names = [game_name(game) for game in games]
+    if envs_per_runner is None and names:
+        needed = math.ceil(len(names) / max(plan.runners, 1))
+        plan = dataclasses.replace(plan, envs_per_runner=max(plan.envs_per_runner, needed))
     check_places(names, plan.runners, plan.envs_per_runner)
-    if scorer not in SCORERS:
-        raise InputError(f"scorer {scorer!r} is not known: choose one of {', '.join(SCORERS)}")
+    source = RewardSource(reward, scorer, tuple(map(str, reward_data)), app)
     out = Path(out)
-    identity = {"games": names, "network": json.loads(json.dumps(dataclasses.asdict(plan.network)))}
-    epoch, state, about = _start(out, resume, identity)
+    network = json.loads(json.dumps(dataclasses.asdict(plan.network)))
+    epoch, state, about = _start(out, resume, {"games": names, "network": network, "reward": reward})
     if epoch >= plan.epochs:
         return out / "best"
-    LocalScorer(model_path).load()  # a model that cannot be used is named here, before anything is started
-    config = {"games": names, "model": str(model_path), "scorer": scorer, "seed": seed, **dataclasses.asdict(plan)}
-    with RunFolder(out, config, resume=resume, resume_step=epoch) as run, open_scorer(scorer, model_path, plan) as factory:
+    start = None if init is None else load_network(init)
+    if start is not None and start.config != plan.network:
+        raise InputError(f"{init}: a policy of another network, {start.config}, than this run's {plan.network}")
+    source.check(model_path)  # a model that cannot be used is named here, before anything is started
+    config: dict[str, Any] = {"games": names, "model": None if model_path is None else str(model_path), "seed": seed}
+    config |= {"reward": dataclasses.asdict(source), **dataclasses.asdict(plan)}
+    opened = source.open(model_path, out / "reward", steps=plan.maskgit_steps, replicas=plan.replicas, seed=seed)
+    with RunFolder(out, config, resume=resume, resume_step=epoch) as run, opened as factory:
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
         # A resumed run's runners must not play the chance of the first epochs again.
         algorithm: Any = configure(plan, names, factory, seed=seed + 1_000_003 * epoch).build_algo()
         try:
+            if start is not None and state is None:
+                algorithm.set_network(start)
             if state is not None:
                 algorithm.set_state(state)
                 apply(algorithm, about.get("settings", {}))  # what a person had changed; the optimizer's rate with it
@@ -77,6 +96,13 @@ def explore(
     return out / "best"
 
 
+def game_name(game: str) -> str:
+    """A game's canonical name. Raises InputError for an unknown one, or one with other actions than the agent's."""
+    if (name := check_builtin(game)) == COINRUN:
+        raise InputError("CoinRun has seven actions, the explorer five: explore another game")
+    return name or catalog.canonical(game)
+
+
 def configure(
     plan: ExploreRecipe, games: Sequence[str], scorer: Callable[[], Scorer] | None, *, seed: int = 0
 ) -> AutoExploreConfig:
@@ -84,10 +110,12 @@ def configure(
     loss = dataclasses.asdict(plan.loss)
     network = {"channels": plan.network.channels, "units": plan.network.units, "precision": plan.precision}
     schedule = {name: getattr(plan, name) for name in ("epsilon", "final_epsilon", "epsilon_epochs", "temperature")}
-    kept = {name: getattr(plan, name) for name in ("segment", "burn_in", "replay_capacity", "replay_in_checkpoint")}
+    same = ("segment", "burn_in", "replay_capacity", "replay_in_checkpoint", "normalize_rewards", "cut_rewards")
+    kept = {name: getattr(plan, name) for name in same}
     config = AutoExploreConfig()
     config.exploring(games=games, scorer=scorer, max_steps=plan.max_steps, top_fraction=plan.top_fraction)
     config.env_runners(num_env_runners=plan.runners, num_envs_per_env_runner=plan.envs_per_runner)
+    config.learners(num_learners=plan.learners)
     config.training(lr=plan.lr, grad_clip=plan.grad_clip, **loss, **network, **schedule, **kept)
     config.training(steps_per_epoch=plan.steps, updates_per_epoch=plan.updates, segments=plan.batch_size)
     config.evaluation(
@@ -95,7 +123,7 @@ def configure(
         evaluation_num_env_runners=0,
         evaluation_duration=plan.evaluation_steps * len(games),
         evaluation_config={
-            "explore": False,
+            "explore": not plan.evaluate_greedily,
             "top_fraction": TOP_FRACTION,
             "num_envs_per_env_runner": len(games),
             "steps_per_epoch": plan.evaluation_steps,
@@ -103,21 +131,6 @@ def configure(
     )
     config.debugging(seed=seed, log_level="ERROR")
     return config
-
-
-@contextmanager
-def open_scorer(name: str, model_path: Path | str, plan: ExploreRecipe) -> Iterator[Callable[[], Scorer]]:
-    """What makes a runner's scorer; with "serve" the app runs as long as the block."""
-    if name == "local":
-        yield partial(LocalScorer, Path(model_path).absolute(), steps=plan.maskgit_steps)
-        return
-    from worldmodel import serve
-
-    app_name = serve.run(model_path, steps=plan.maskgit_steps, replicas=plan.replicas)
-    try:
-        yield partial(ServeScorer, app_name)
-    finally:
-        serve.stop(app_name)
 
 
 def _start(out: Path, resume: bool, identity: dict[str, Any]) -> tuple[int, dict[str, Any] | None, dict[str, Any]]:
@@ -130,7 +143,7 @@ def _start(out: Path, resume: bool, identity: dict[str, Any]) -> tuple[int, dict
         return 0, None, {"best_return": None, "env_steps": 0, **identity}
     epoch, state, about = load_checkpoint(complete[-1])
     for name, asked in identity.items():
-        if about[name] != asked:
+        if about.get(name, asked) != asked:
             raise InputError(f"{out} was started with {name} {about[name]}, not {asked}: resume it as it was started")
     return epoch, state, about
 

@@ -6,6 +6,7 @@ import torch
 from gymnasium.wrappers.vector import DictInfoToList
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
+from exploration.connector import ExploreCallbacks
 from exploration.vector import close_vector_env, games_of_runner, vector_env
 
 
@@ -47,6 +48,13 @@ class GameRunner(SingleAgentEnvRunner):
             close_vector_env(self.env)
         else:
             super().stop()
+
+    def start_evaluation(self) -> None:
+        """Begin fresh episodes, and let a reward that remembers begin anew: agents of all ages are judged alike."""
+        self._needs_initial_reset = True
+        for callback in self._callbacks:
+            if isinstance(callback, ExploreCallbacks):
+                callback.forget()
 
     def set_exploration(self, epsilon: float, temperature: float) -> None:
         """What the policy acts by while it explores."""

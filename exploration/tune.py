@@ -13,7 +13,6 @@ fraction, acting without chance: by their own, the smallest fraction would alway
 import dataclasses
 import json
 import logging
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from envs import catalog, check_builtin
 from envs.errors import InputError
 from envs.files import write_json_atomic
 from envs.runs import Bar, RunFolder, progress
@@ -33,8 +31,8 @@ from exploration.checkpoint import complete_checkpoints, load_checkpoint, save_c
 from exploration.live import apply, current
 from exploration.policy import load_network, save_policy
 from exploration.recipes import ExploreRecipe, recipe
-from exploration.run import configure, evaluation_metrics, open_scorer, plain_state, training_metrics
-from exploration.scorers import LocalScorer
+from exploration.run import configure, evaluation_metrics, game_name, plain_state, training_metrics
+from exploration.sources import RewardSource
 
 METRIC = "evaluation_return"
 RANGES: dict[str, tuple[float, float]] = {
@@ -131,8 +129,8 @@ def tune(
         raise InputError(f"{trials} trials: a population needs 2 or more")
     if not 1 <= every < plan.epochs:
         raise InputError(f"every {every}: agents must be compared within the {plan.epochs} epochs, give 1 or more")
-    plan = dataclasses.replace(plan, evaluate_every=every)
-    names = [check_builtin(game) or catalog.canonical(game) for game in games]
+    plan = dataclasses.replace(plan, evaluate_every=every, evaluate_greedily=True)
+    names = [game_name(game) for game in games]
     out = Path(out)
     told = {"games": names, "model": str(model_path), "scorer": scorer, "seed": seed, "trials": trials}
     asked = json.loads(json.dumps({"tune": told | dataclasses.asdict(plan)}))
@@ -141,8 +139,10 @@ def tune(
             raise InputError(f"{out} was started with other settings: resume it as it was started")
         if (out / "tune.json").exists():
             return dict(json.loads((out / "tune.json").read_text()))
-    LocalScorer(model_path).load()  # a model that cannot be used is named here, before anything is started
-    with RunFolder(out, asked, resume=resume) as run, open_scorer(scorer, model_path, plan) as factory:
+    source = RewardSource(scorer=scorer)
+    source.check(model_path)  # a model that cannot be used is named here, before anything is started
+    opened = source.open(model_path, out / "reward", steps=plan.maskgit_steps, replicas=plan.replicas, seed=seed)
+    with RunFolder(out, asked, resume=resume) as run, opened as factory:
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
         tuner = _tuner(out, plan, trials, configure(plan, names, factory, seed=seed).to_dict(), resume=resume, seed=seed)
         done = sum(len(rows) for rows in read_rows(out).values())
@@ -169,14 +169,12 @@ def _tuner(
     out: Path, plan: ExploreRecipe, trials: int, space: dict[str, Any], *, resume: bool, seed: int
 ) -> ray_tune.Tuner:
     """Tune's object for a new run or for one that was cut off."""
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "0")
     random.seed(seed)  # PBT draws from the global generators
     np.random.seed(seed)
     folder = out.absolute() / "trials"
-    if resume and ray_tune.Tuner.can_restore(str(folder)):
-        tunable = {name: ray_tune.loguniform(*limits) for name, limits in RANGES.items()}
-        return ray_tune.Tuner.restore(str(folder), trainable=TuneTrial, param_space=space | tunable, resume_errored=True)
     domains = {name: ray_tune.loguniform(*limits) for name, limits in RANGES.items()}
+    if resume and ray_tune.Tuner.can_restore(str(folder)):
+        return ray_tune.Tuner.restore(str(folder), trainable=TuneTrial, param_space=space | domains, resume_errored=True)
     scheduler = PopulationBasedTraining(
         time_attr="training_iteration",
         perturbation_interval=plan.evaluate_every,
@@ -233,12 +231,15 @@ def read_rows(out: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def read_copies(out: Path) -> list[dict[str, Any]]:
-    """Who copied whom after which epoch, as the scheduler noted it, oldest first."""
+    """Who copied whom after which epoch, as the scheduler noted it, oldest first.
+
+    Of the one that reported last it notes the epoch before; both are equally old when one copies the other.
+    """
     file = out / "trials" / "pbt_global.txt"
     copies = []
     for line in file.read_text().splitlines() if file.exists() else []:
-        target, source, epoch, *_ = json.loads(line)
-        copies.append({"trial": _number(target), "from": _number(source), "epoch": int(epoch)})
+        target, source, *epochs = json.loads(line)[:4]
+        copies.append({"trial": _number(target), "from": _number(source), "epoch": max(map(int, epochs))})
     return copies
 
 
