@@ -85,6 +85,29 @@ def current(config: Any) -> dict[str, float]:
     return {name: float(getattr(config, name)) for name in TUNABLE}
 
 
+def in_effect(algorithm: "AutoExplore") -> dict[str, float]:
+    """The values as the processes have them: the optimizer's rate, what a runner acts by and is paid by."""
+    values = current(algorithm.config)
+    for answer in algorithm.learner_group.foreach_learner(_learner_says):
+        values |= answer.get() if answer.ok else {}
+    for said in algorithm.env_runner_group.foreach_env_runner(_runner_says):
+        values |= said or {}
+    return values
+
+
+def _learner_says(learner: Any) -> dict[str, float]:
+    (optimizer, *_) = learner._named_optimizers.values()
+    rate = float(learner._get_optimizer_lr(optimizer))
+    return {"lr": rate, "entropy_coeff": float(learner.config.loss.entropy_coeff)}
+
+
+def _runner_says(runner: Any) -> dict[str, float]:
+    if runner.module is None:  # a local runner beside remote ones plays nothing
+        return {}
+    acting = {"epsilon": float(runner.module.epsilon), "temperature": float(runner.module.temperature)}
+    return acting | {"top_fraction": float(runner.config.top_fraction)}
+
+
 def _write(config: Any, changes: dict[str, float]) -> None:
     """Into the same object, which its owner froze: everything that holds it must see the new values."""
     vars(config).update(changes)

@@ -21,7 +21,7 @@ from envs.files import write_json_atomic
 from envs.runs import RunFolder, console, progress
 from exploration.algorithm import AutoExplore, AutoExploreConfig
 from exploration.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
-from exploration.live import apply, current, requests
+from exploration.live import apply, in_effect, requests
 from exploration.policy import load_network, save_policy
 from exploration.recipes import ExploreRecipe, changed, recipe
 from exploration.reward import TOP_FRACTION
@@ -165,7 +165,7 @@ class _Run:
                 result = self.algorithm.train()
                 epoch += 1
                 metrics = training_metrics(result)
-                metrics |= {f"settings/{name}": value for name, value in current(self.algorithm.config).items()}
+                metrics |= {f"settings/{name}": value for name, value in in_effect(self.algorithm).items()}
                 self.about["env_steps"] += metrics.pop("steps")
                 metrics |= {"explore/env_steps": self.about["env_steps"]}
                 metrics |= {f"explore/screens/{game}": len(keys) for game, keys in self.algorithm.screens.items()}

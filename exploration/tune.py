@@ -28,7 +28,7 @@ from envs.files import write_json_atomic
 from envs.runs import Bar, RunFolder, progress
 from exploration.algorithm import AutoExplore
 from exploration.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
-from exploration.live import apply, current
+from exploration.live import apply, current, in_effect
 from exploration.policy import load_network, save_policy
 from exploration.recipes import ExploreRecipe, recipe
 from exploration.run import configure, evaluation_metrics, game_name, plain_state, training_metrics
@@ -68,12 +68,11 @@ class TuneTrial(AutoExplore):
     def step(self) -> dict[str, Any]:
         """One epoch -> its figures, the settings it had, and the newest evaluation's return (0 before the first)."""
         epoch = self.iteration + 1
-        settings = current(self.config)
         result = super().step()
         if epoch % self.config.evaluation_interval == 0:
             self.judged = evaluation_metrics(result["evaluation"]).get("evaluation/intrinsic_return", self.judged)
         screens = sum(len(keys) for keys in self.screens.values())
-        return {**training_metrics(result), METRIC: self.judged, "screens": screens, "settings": settings}
+        return {**training_metrics(result), METRIC: self.judged, "screens": screens, "settings": in_effect(self)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """One checkpoint of `exploration.checkpoint` inside Tune's folder."""
