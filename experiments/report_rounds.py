@@ -30,7 +30,9 @@ def build(root: Path, out: Path) -> list[str]:
     new = [sum(counts["new"] for counts in row["screens"].values()) for row in measured]
     lines = []
     for place in rounds:
-        line = f"Round {place}: {new[place]:,} new distinct screens; entropy on them {mean[place - 1, place]:.3f} before "
+        line = (
+            f"Round {place}: {new[place]:,} new distinct screens; entropy on them {mean[place - 1, place]:.3f} before "
+        )
         line += f"learning from them, {mean[place, place]:.3f} after"
         if (place - 1, place + 1) in mean:
             other = mean[place, place + 1] - mean[place - 1, place + 1]
@@ -41,8 +43,8 @@ def build(root: Path, out: Path) -> list[str]:
         out,
         title=f"{len(rounds)} rounds of exploring and learning",
         subtitle=f"rounds, {', '.join(games)}",
-        lead="In each round an agent goes where the model of the round before is unsure, and the model learns from what "
-        "it brings back. " + verdict(mean, new),
+        lead="In each round an agent goes where the model of the round before is unsure, and the model learns from "
+        "what it brings back. " + verdict(mean, new),
         sections=sections,
         root=root,
     )
@@ -112,7 +114,7 @@ def moving_on(root: Path, measured: list[dict[str, Any]]) -> Section:
     ]
     return Section(
         "Whether the agents moved on",
-        ["Distinct screens of each round's recorded play, and how many of them neither random play nor an earlier round had."],
+        ["Distinct screens of each round's recorded play, and how many of them no play before it had."],
         tables=[Table(("Play of", "Game", "Frames", "Distinct screens", "New ones"), rows)],
         charts=[Markup(chart) for chart in charts],
     )

@@ -21,8 +21,8 @@ NAMES = {
 LOG = ("lr", "entropy_coeff")
 
 
-def build(root: Path) -> list[str]:
-    """Write <root>/report/index.html and changes.json from tune.json; returns its main figures as lines of text."""
+def build(root: Path, out: Path) -> list[str]:
+    """Write <out>/index.html and changes.json from <root>/tune.json; returns its main figures as lines of text."""
     from envs.files import write_json_atomic
 
     found: dict[str, Any] = json.loads((root / "tune.json").read_text())
@@ -80,14 +80,14 @@ def build(root: Path) -> list[str]:
     ]
     lead = f"{len(trials)} agents explored {games}. The worse ones copied the better and varied their settings."
     write_page(
-        root / "report",
+        out,
         title="A population that tunes itself",
         subtitle=f"tune, {games}",
         lead=lead,
         sections=sections,
         root=root,
     )
-    write_json_atomic(root / "report" / "changes.json", changes)
+    write_json_atomic(out / "changes.json", changes)
     return lines
 
 

@@ -199,7 +199,9 @@ def say(place: int, rows: list[list[Any]], screens: dict[str, dict[str, int]]) -
     new = sum(counts["new"] for counts in screens.values())
     words = f"round {place}: {new:,} screens that no earlier round had"
     if place:
-        words += f"; entropy on its screens {mean[place - 1, place]:.3f} before learning, {mean[place, place]:.3f} after"
+        words += (
+            f"; entropy on its screens {mean[place - 1, place]:.3f} before learning, {mean[place, place]:.3f} after"
+        )
     console.print(words)
     return [words]
 

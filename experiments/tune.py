@@ -92,6 +92,6 @@ def train(args: Args) -> None:
             resume=args.resume,
             seed=args.seed,
         )
-    for line in build(args.out):
+    for line in build(args.out, args.out / "report"):
         console.print(line)
     console.print(f"Report: {(args.out / 'report' / 'index.html').resolve()}")

@@ -27,6 +27,7 @@ from ray.rllib.utils.metrics import (
 from envs.errors import InputError
 from envs.novelty import distinct_screens
 from exploration.connector import LOOKBACK, ExploreCallbacks, to_fragment
+from exploration.glimpse import Glimpses, joined
 from exploration.learner import LOSS_PARTS, ExploreLearner, LossConfig
 from exploration.live import TUNABLE, apply
 from exploration.module import AgentModule
@@ -190,6 +191,7 @@ class AutoExplore(Algorithm):
         self.settings = self.config
         self.replay = Replay(self.config.replay_capacity, seed=self.config.seed or 0)
         self.screens: dict[str, set[bytes]] = {}
+        self.glimpses: Glimpses | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Go on with other values of the `TUNABLE` settings, without building anything anew; Tune calls it.
@@ -255,6 +257,7 @@ class AutoExplore(Algorithm):
                     raise RuntimeError(f"no runner has brought a step that could be scored for {PATIENCE_S:.0f} s")
                 time.sleep(1.0)
                 self.restore_env_runners(self.env_runner_group)
+        self.glimpses = joined(self.env_runner_group.foreach_env_runner(lambda runner: runner.glimpses))
 
     def _keep(self, fragment: Fragment) -> None:
         """Put a fragment into the replay, and its screens among those that were seen of its game."""

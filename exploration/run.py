@@ -4,6 +4,8 @@
 <out>/checkpoints/step-*/                        `exploration.checkpoint`, one an epoch
 <out>/reward/                                    what a reward learnt before the agent began (`exploration.sources`)
 <out>/best/                                      the agent with the best evaluation return; `load_policy` plays it
+<out>/changes.jsonl  history.json                what a person asked for while it ran, and since when it holds
+<out>/glimpses/  film/                           the most surprising screen of each epoch; the best agent beside chance
 """
 
 import dataclasses
@@ -12,22 +14,27 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from envs import COINRUN, catalog, check_builtin
+from envs.drawing import png
 from envs.errors import InputError
 from envs.files import write_json_atomic
-from envs.runs import RunFolder, console, progress
+from envs.runs import Bar, RunFolder, console, progress
 from exploration.algorithm import AutoExplore, AutoExploreConfig
 from exploration.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from exploration.glimpse import save_glimpse
 from exploration.live import apply, in_effect, requests
 from exploration.policy import load_network, save_policy
 from exploration.recipes import ExploreRecipe, changed, recipe
 from exploration.reward import TOP_FRACTION
 from exploration.scorers import Scorer
+from exploration.showing import make_films
 from exploration.sources import RewardSource
 from exploration.vector import check_places
+from exploration.watch import Watch
 
 
 def explore(
@@ -90,7 +97,8 @@ def explore(
             if state is not None:
                 algorithm.set_state(state)
                 apply(algorithm, about.get("settings", {}))  # what a person had changed; the optimizer's rate with it
-            _Run(run, algorithm, plan, names, about).train(epoch)
+            _Run(run, algorithm, plan, names, about, watch=watch).train(epoch)
+            make_films(run, plan.epochs, names, seed=seed)
         finally:
             algorithm.stop()
     return out / "best"
@@ -152,13 +160,21 @@ class _Run:
     """The loop over epochs, and what it notes of them."""
 
     def __init__(
-        self, run: RunFolder, algorithm: AutoExplore, plan: ExploreRecipe, games: list[str], about: dict[str, Any]
+        self,
+        run: RunFolder,
+        algorithm: AutoExplore,
+        plan: ExploreRecipe,
+        games: list[str],
+        about: dict[str, Any],
+        *,
+        watch: bool = False,
     ) -> None:
         self.run, self.algorithm, self.plan, self.games, self.about = run, algorithm, plan, games, about
+        self.watch = watch and console.is_terminal
 
     def train(self, epoch: int) -> None:
         """All epochs from `epoch` on."""
-        with progress(f"explore {len(self.games)} games", self.plan.epochs, done=epoch) as bar:
+        with self._display(epoch) as bar:
             while epoch < self.plan.epochs:
                 started = time.monotonic()
                 self._take_changes(epoch + 1)
@@ -176,14 +192,32 @@ class _Run:
                 metrics["explore/epoch_seconds"] = time.monotonic() - started
                 self.run.log(epoch, metrics)
                 self._save(epoch)
+                self._keep_glimpse(epoch)
+                if isinstance(bar, Watch):
+                    bar.show(metrics, self.algorithm.glimpses)
                 bar.advance(note=f"reward {metrics['explore/reward']:.3f}, entropy {metrics['explore/entropy']:.2f}")
         if not (self.run.path / "best").is_dir():  # no evaluation was whole: the last agent is all there is
             save_policy(self.run.path / "best", self.algorithm.network(), {"epoch": epoch, "games": self.games})
 
+    def _display(self, epoch: int) -> AbstractContextManager[Bar | Watch]:
+        """What a person sees meanwhile."""
+        if self.watch:
+            return Watch(console, self.games, self.plan.epochs, done=epoch)
+        return progress(f"explore {len(self.games)} games", self.plan.epochs, done=epoch)
+
+    def _keep_glimpse(self, epoch: int) -> None:
+        """The most surprising screen of the epoch, in the run's folder and among TensorBoard's images."""
+        if self.algorithm.glimpses is None:
+            return
+        peak = self.algorithm.glimpses.peak
+        save_glimpse(self.run.path, epoch, peak)
+        shown = peak.pair()
+        self.run.log_picture(epoch, "uncertainty", png(shown), *shown.shape[:2])
+
     def _take_changes(self, epoch: int) -> None:
         """Apply what a person has asked for since the epoch before, and note when it took effect.
 
-        `about` goes into every checkpoint: a resumed run has the same settings, and asks for the same request only once.
+        `about` goes into every checkpoint: a resumed run has the same settings, and takes each request only once.
         """
         history = self.about.setdefault("changes", [])
         for asked in requests(self.run.path, after=len(history)):

@@ -15,6 +15,7 @@ import json
 import logging
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,7 +58,7 @@ class TuneTrial(AutoExplore):
         self.judged = 0.0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """As an agent that has just been built with these settings: Tune loads a checkpoint afterwards, if it has one."""
+        """As an agent that was just built with these settings; Tune loads a checkpoint afterwards, if it has one."""
         if not super().reset_config(new_config):
             return False
         self.set_state(self.fresh)
@@ -143,7 +144,9 @@ def tune(
     opened = source.open(model_path, out / "reward", steps=plan.maskgit_steps, replicas=plan.replicas, seed=seed)
     with RunFolder(out, asked, resume=resume) as run, opened as factory:
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-        tuner = _tuner(out, plan, trials, configure(plan, names, factory, seed=seed).to_dict(), resume=resume, seed=seed)
+        tuner = _tuner(
+            out, plan, trials, configure(plan, names, factory, seed=seed).to_dict(), resume=resume, seed=seed
+        )
         done = sum(len(rows) for rows in read_rows(out).values())
         with progress(f"tune {trials} agents", trials * plan.epochs, done=min(done, trials * plan.epochs)) as bar:
             Watcher.bar = bar
@@ -173,7 +176,9 @@ def _tuner(
     folder = out.absolute() / "trials"
     domains = {name: ray_tune.loguniform(*limits) for name, limits in RANGES.items()}
     if resume and ray_tune.Tuner.can_restore(str(folder)):
-        return ray_tune.Tuner.restore(str(folder), trainable=TuneTrial, param_space=space | domains, resume_errored=True)
+        return ray_tune.Tuner.restore(
+            str(folder), trainable=TuneTrial, param_space=space | domains, resume_errored=True
+        )
     scheduler = PopulationBasedTraining(
         time_attr="training_iteration",
         perturbation_interval=plan.evaluate_every,
@@ -221,7 +226,7 @@ def within_ranges(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_rows(out: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """What Tune noted of every trial: trial -> epoch -> figures. An epoch that was played twice counts as the last time."""
+    """What Tune noted of every trial: trial -> epoch -> figures. Of an epoch played twice the last time counts."""
     trials: dict[str, dict[int, dict[str, Any]]] = {}
     for file in sorted((out / "trials").glob("*/result.json")):
         lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -260,7 +265,7 @@ def summary(out: Path, trials: int) -> dict[str, Any]:
             "screens": [rows[epoch]["screens"] for epoch in epochs],
             "settings": {key: [rows[epoch]["settings"][key] for epoch in epochs] for key in RANGES},
         }
-        for before, epoch in zip(epochs, epochs[1:], strict=False):
+        for before, epoch in pairwise(epochs):
             old, new = rows[before]["settings"], rows[epoch]["settings"]
             moved = {key: [old[key], new[key]] for key in RANGES if old[key] != new[key]}
             source = copies.get((name, before))

@@ -129,7 +129,9 @@ def test_a_running_experiment_takes_a_change_and_keeps_it(ray_cluster, tiny_worl
 
 
 def test_a_line_broken_by_hand_sets_nothing(tmp_path):
-    (tmp_path / live.CHANGES).write_text('{"time": 1, "set": {"lr": 0.5}}\nnonsense\n{"time": 2, "set": {"lr": 9}}\n{"ti')
+    (tmp_path / live.CHANGES).write_text(
+        '{"time": 1, "set": {"lr": 0.5}}\nnonsense\n{"time": 2, "set": {"lr": 9}}\n{"ti'
+    )
     asked = live.requests(tmp_path, after=0)
     assert [one["set"] for one in asked] == [{"lr": 0.5}, {}, {}]
     assert live.requests(tmp_path, after=2) == asked[2:]
