@@ -13,6 +13,7 @@ fraction, acting without chance: by their own, the smallest fraction would alway
 import dataclasses
 import json
 import logging
+import os
 import random
 from collections.abc import Sequence
 from itertools import pairwise
@@ -171,6 +172,7 @@ def _tuner(
     out: Path, plan: ExploreRecipe, trials: int, space: dict[str, Any], *, resume: bool, seed: int
 ) -> ray_tune.Tuner:
     """Tune's object for a new run or for one that was cut off."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its boxes of settings, which `verbose` does not silence
     random.seed(seed)  # PBT draws from the global generators
     np.random.seed(seed)
     folder = out.absolute() / "trials"
