@@ -38,10 +38,10 @@ class Args(RunArgs):
     """Highest learning rate, where the recipe's does not fit."""
     accumulate: int | None = None
     """Parts that a worker's share of a batch is computed in, one after the other, where it does not fit into memory."""
-    recompute: bool | None = None
+    recompute: bool = False
     """Compute each part of each block again backward instead of keeping what is inside it: less memory, more time."""
-    compile: bool | None = None
-    """Compile the blocks (torch.compile)."""
+    compile: bool = False
+    """Compile the feed-forward layers (torch.compile)."""
     parallel: Literal["ddp", "fsdp"] | None = None
     """How several workers hold the model: ddp (each a copy) or fsdp (each a share)."""
     ema: float | None = None
@@ -76,7 +76,7 @@ def run(args: Args) -> None:
     """Train and say where the newest checkpoint lies. Raises InputError for what does not fit together."""
     from worldmodel.recipes import find_recipe, recipe
 
-    changes = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
+    changes = {name: value for name in SETTINGS if (value := getattr(args, name)) not in (None, False)}
     changes.setdefault("threads", max(1, default_threads() // max(args.workers, 1)))
     chosen = find_recipe(args.component, args.recipe)
     settings = recipe(args.component, args.preset, args.recipe, seed=args.seed, **changes)
