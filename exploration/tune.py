@@ -81,9 +81,9 @@ class TuneTrial(AutoExplore):
         about = {"settings": current(self.config), "games": list(self.config.games), METRIC: self.judged}
         save_checkpoint(Path(checkpoint_dir), self.iteration, self.network(), plain_state(self), about, keep_last=1)
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
+    def load_checkpoint(self, checkpoint: Any) -> None:
         """Another's weights, optimizer and replay; the settings stay this trial's own."""
-        _, state, about = load_checkpoint(complete_checkpoints(Path(checkpoint_dir))[-1])
+        _, state, about = load_checkpoint(complete_checkpoints(Path(checkpoint))[-1])
         self.set_state(state)
         self.judged = float(about[METRIC])
         apply(self, current(self.config))  # the optimizer came with the other's learning rate
@@ -161,7 +161,7 @@ def tune(
         if min(len(rows["epochs"]) for rows in found["trials"].values()) < plan.epochs:
             raise KeyboardInterrupt  # Tune catches it, saves its state and returns
         _log(run, found)
-    best = max(results, key=lambda result: result.metrics[METRIC])
+    best: Any = results.get_best_result(METRIC, "max", scope="last")
     network = load_network(complete_checkpoints(Path(best.checkpoint.path))[-1])
     save_policy(out / "best", network, {"games": names, "evaluation_return": best.metrics[METRIC]})
     write_json_atomic(out / "tune.json", found)
@@ -256,7 +256,8 @@ def _number(tag: str) -> str:
 
 def summary(out: Path, trials: int) -> dict[str, Any]:
     """What changed when: curves of every trial, and each change of settings with its cause."""
-    histories, changes = {}, []
+    histories: dict[str, dict[str, Any]] = {}
+    changes: list[dict[str, Any]] = []
     copies = {(copy["trial"], copy["epoch"]): copy["from"] for copy in read_copies(out)}
     for name, rows in read_rows(out).items():
         epochs = sorted(rows)
@@ -281,7 +282,7 @@ def _log(run: RunFolder, found: dict[str, Any]) -> None:
     """The curves of all trials in the run's own metrics."""
     epochs = sorted({epoch for history in found["trials"].values() for epoch in history["epochs"]})
     for place, epoch in enumerate(epochs):
-        values = {}
+        values: dict[str, float] = {}
         for name, history in found["trials"].items():
             if place < len(history["epochs"]):
                 values |= {f"{name}/{key}": history[key][place] for key in (METRIC, "reward", "screens")}
