@@ -21,15 +21,14 @@ from envs.places import is_remote
 from envs.runs import console, progress, read_metrics
 from worldmodel import checkpoint
 from worldmodel.clips import Clips
+from worldmodel.components import TRAINED
 from worldmodel.config import WorldModelConfig
-from worldmodel.dynamics import Dynamics
 from worldmodel.job import Job
-from worldmodel.objectives import DynamicsObjective, Objective, TokenizerObjective
+from worldmodel.objectives import DynamicsObjective, Objective
 from worldmodel.recipes import COMPONENTS, TrainConfig, recipe
 from worldmodel.stopping import Interrupt, StopFile
 from worldmodel.streaming import StreamClips
 from worldmodel.token_cache import TokenClips, cache_tokens
-from worldmodel.tokenizer import Tokenizer
 from worldmodel.trainer import NonFiniteLoss, Trainer, seed_everything
 from worldmodel.transformer import Stack
 
@@ -53,7 +52,7 @@ def train(
     decoder_only: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Train `component` ("tokenizer" or "dynamics") on the train split of `data`; return the newest checkpoint.
+    """Train a component of `worldmodel.components` on the train split of `data`; return the newest checkpoint.
 
     `workers`: Ray Train workers, 0 trains in this process without starting Ray. `init`: weights to start from.
     `tokenizer`: for dynamics, the trained tokenizer that is frozen. Both are a run's folder, a checkpoint, or a folder
@@ -94,10 +93,13 @@ def _check(job: Job, workers: int, resume: bool) -> None:
         raise InputError(f"unknown component {job.component!r}: choose one of {', '.join(COMPONENTS)}")
     if not job.data:
         raise InputError("no data given: name one or more folders of episodes")
-    if (job.component == "dynamics") != (job.tokenizer is not None):
-        raise InputError("a dynamics run needs the run or checkpoint of a trained tokenizer, and only that one does")
-    if job.decoder_only and (job.component != "tokenizer" or job.init is None):
-        raise InputError("decoder-only training fine-tunes a trained tokenizer: give it as init")
+    component = TRAINED[job.component]
+    if component.needs_tokenizer and job.tokenizer is None:
+        raise InputError(f"training {job.component} needs --tokenizer: the run or checkpoint of a trained tokenizer")
+    if job.tokenizer is not None and not component.needs_tokenizer:
+        raise InputError(f"--tokenizer is not for {job.component}; to continue from its weights give --init")
+    if job.decoder_only and not (component.decoder_only and job.init is not None):
+        raise InputError("--decoder-only fine-tunes a trained tokenizer: give it with --init")
     if job.recipe.batch_size % max(workers, 1):
         raise InputError(f"a batch of {job.recipe.batch_size} cannot be split over {workers} workers: use a multiple")
     if (job.out / "config.json").exists():
@@ -109,24 +111,7 @@ def _check(job: Job, workers: int, resume: bool) -> None:
 def build_objective(job: Job, device: torch.device) -> Objective:
     """The component with its first weights (random from the seed, or those of `init`), and what is optimised."""
     seed_everything(job.recipe.seed, "first weights")
-    if job.component == "tokenizer":
-        tokenizer = Tokenizer(job.config)
-        if job.init is not None:
-            checkpoint.load_component(tokenizer, "tokenizer", job.init)
-        return TokenizerObjective(tokenizer.to(device), decoder_only=job.decoder_only)
-    assert job.tokenizer is not None
-    frozen = checkpoint.load_tokenizer(job.tokenizer, device)
-    if (frozen.cfg.tokenizer, frozen.cfg.size) != (job.config.tokenizer, job.config.size):
-        raise InputError(
-            f"{job.tokenizer}: not a tokenizer of the given configuration: train both with the same preset"
-        )
-    dynamics = Dynamics(job.config).to(device)
-    if job.init is not None:
-        checkpoint.load_component(dynamics, "dynamics", job.init)
-        if not torch.equal(dynamics.codebook, frozen.codebook):
-            raise InputError(f"{job.tokenizer} is not the tokenizer that the dynamics in {job.init} was trained with")
-    dynamics.set_codebook(frozen.codebook)
-    return DynamicsObjective(dynamics, frozen)
+    return TRAINED[job.component].build(job, device)
 
 
 def open_data(
