@@ -161,7 +161,8 @@ def tune(
         if min(len(rows["epochs"]) for rows in found["trials"].values()) < plan.epochs:
             raise KeyboardInterrupt  # Tune catches it, saves its state and returns
         _log(run, found)
-    best: Any = next(result for result in results if Path(result.path).name == found["best"])
+    every_one: list[Any] = [results[place] for place in range(len(results))]
+    best = next(result for result in every_one if Path(result.path).name == found["best"])
     network = load_network(complete_checkpoints(Path(best.checkpoint.path))[-1])
     save_policy(out / "best", network, {"games": names, "evaluation_return": best.metrics[METRIC]})
     write_json_atomic(out / "tune.json", found)
