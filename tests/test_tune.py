@@ -58,7 +58,7 @@ def test_reset_config_reaches_learner_runner_and_evaluation_and_builds_nothing(r
 
 def interrupt_after_the_first_epoch(run: Path) -> None:
     deadline = time.monotonic() + 120
-    while not any(file.stat().st_size for file in run.glob("trials/*/result.json")) and time.monotonic() < deadline:
+    while not (run / "rows.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -81,7 +81,7 @@ def test_a_population_copies_its_best_and_varies_it_also_after_ctrl_c(ray_cluste
     for change in copied:
         assert change["trial"] != change["copied"]
         assert change["settings"], "a copy is varied"
-    rows = [json.loads(line) for file in out.glob("trials/*/result.json") for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     assert len({row["pid"] for row in rows}) <= 4, "two actors before Ctrl+C and two after it, used again and again"
     for row in rows:
         assert 0 < row["evaluation_return"] <= 10
