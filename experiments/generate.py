@@ -48,9 +48,10 @@ def run(args: Args) -> None:
 
     import torch
 
+    from envs.drawing import gif
     from envs.episodes import EpisodeReader
     from envs.runs import console
-    from experiments.pictures import film_strip, gif, predict, save_png
+    from experiments.pictures import film_strip, predict, save_png
     from worldmodel import GenieReduxG
 
     torch.set_num_threads(default_threads())
