@@ -246,6 +246,7 @@ def train_component(
         recipe=recipe(component, c.preset, seed=c.seed, threads=c.threads or default_threads(), **changes),
         data=[str(job.path(name)) for name in data],
         out=job.out,
+        workers=c.train_workers,
         resume=job.resume,
         init=job.path(init) if init else None,
         tokenizer=job.path(tokenizer) if tokenizer else None,
