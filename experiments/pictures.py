@@ -14,6 +14,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from worldmodel import GenieReduxG
+    from worldmodel.upscaler import Upscaler
 
 Frames = NDArray[np.uint8]
 GAP = 2
@@ -67,6 +68,14 @@ def picture_frames(frames_1TCHW: Any) -> Frames:
 def enlarged(frames: Frames, scale: int) -> Frames:
     """Each pixel of (..., H, W, 3) as a square of scale x scale."""
     return frames.repeat(scale, -3).repeat(scale, -2)
+
+
+def at_scale(frames_THWC: Frames, upscaler: "Upscaler | None", scale: int) -> tuple[Frames, int]:
+    """Frames as an upscaler makes them, and the scale that is left to draw them at; unchanged without one."""
+    if upscaler is None:
+        return frames_THWC, scale
+    large = picture_frames(upscaler.upscale(model_frames(frames_THWC)))
+    return large, max(1, scale // upscaler.cfg.factor)
 
 
 def film_strip(rows: Sequence[Frames], scale: int = 1) -> NDArray[np.uint8]:

@@ -29,7 +29,7 @@ class Args(RayArgs):
     workers: int | None = None
     """Emulator processes that collect, where the preset's number does not fit."""
     train_workers: int | None = None
-    """Ray Train workers that share each training, e.g. as many as the cluster has GPUs for it; 0 trains in the driver."""
+    """Ray Train workers that share each training, where the preset's number does not fit; 0 trains in the driver."""
 
 
 def run(args: Args) -> None:
