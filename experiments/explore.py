@@ -37,6 +37,8 @@ class Args(GameArgs, RunArgs):
     """Epochs, where the preset's number does not fit."""
     top_fraction: float | None = None
     """Share of a frame's tokens, the most uncertain, whose mean is the reward; the paper's is 0.25."""
+    watch: bool = False
+    """Show the agent's newest screen, the model's doubts and the figures in the terminal, in colour."""
 
 
 def run(args: Args) -> None:
@@ -67,6 +69,7 @@ def run(args: Args) -> None:
             learners=args.learners,
             epochs=args.epochs,
             top_fraction=args.top_fraction,
+            watch=args.watch,
             resume=args.resume,
             seed=args.seed,
         )

@@ -27,7 +27,9 @@ from ray.rllib.utils.metrics import (
 from envs.errors import InputError
 from envs.novelty import distinct_screens
 from exploration.connector import LOOKBACK, ExploreCallbacks, to_fragment
+from exploration.glimpse import Glimpses, joined
 from exploration.learner import LOSS_PARTS, ExploreLearner, LossConfig
+from exploration.live import TUNABLE, apply
 from exploration.module import AgentModule
 from exploration.policy import CnnLstm, PolicyConfig
 from exploration.recipes import ExploreRecipe, epsilon_at
@@ -186,8 +188,22 @@ class AutoExplore(Algorithm):
 
     def setup(self, config: Any) -> None:
         super().setup(config)
+        self.settings = self.config
         self.replay = Replay(self.config.replay_capacity, seed=self.config.seed or 0)
         self.screens: dict[str, set[bytes]] = {}
+        self.glimpses: Glimpses | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on with other values of the `TUNABLE` settings, without building anything anew; Tune calls it.
+
+        False, and nothing is changed, where another setting of this class differs: that needs a new algorithm.
+        """
+        self.config = self.settings  # Tune puts its dict there, but everything reads the object
+        fixed = _OWN_SETTINGS - TUNABLE.keys() - {"final_epsilon"}
+        if any(new_config.get(name, getattr(self.config, name)) != getattr(self.config, name) for name in fixed):
+            return False
+        apply(self, {name: new_config[name] for name in TUNABLE if name in new_config})
+        return True
 
     @property
     def epsilon(self) -> float:
@@ -216,8 +232,9 @@ class AutoExplore(Algorithm):
         kept = 0
         while not kept:
             # Pushed before every sampling, so that it reaches runners that were restarted.
+            acting = {"epsilon": self.epsilon, "temperature": self.config.temperature}
             self.env_runner_group.foreach_env_runner(
-                partial(_set_exploration, epsilon=self.epsilon, temperature=self.config.temperature)
+                partial(_set_exploration, **acting, top_fraction=self.config.top_fraction)
             )
             sampled: Any = synchronous_parallel_sample(
                 worker_set=self.env_runner_group,
@@ -240,6 +257,7 @@ class AutoExplore(Algorithm):
                     raise RuntimeError(f"no runner has brought a step that could be scored for {PATIENCE_S:.0f} s")
                 time.sleep(1.0)
                 self.restore_env_runners(self.env_runner_group)
+        self.glimpses = joined(self.env_runner_group.foreach_env_runner(lambda runner: runner.glimpses))
 
     def _keep(self, fragment: Fragment) -> None:
         """Put a fragment into the replay, and its screens among those that were seen of its game."""
@@ -304,6 +322,13 @@ class AutoExplore(Algorithm):
         network.load_state_dict(weights)
         return network
 
+    def set_network(self, network: CnnLstm) -> None:
+        """Begin with the weights of a network of this shape; optimizer, replay and epoch stay what they are."""
+        weights = {f"network.{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+        self.learner_group.set_weights({DEFAULT_MODULE_ID: weights})
+        for group in filter(None, (self.env_runner_group, self.eval_env_runner_group)):
+            group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+
     def get_state(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         """RLlib's state and, if the configuration says so, the replay."""
         state: dict[str, Any] = super().get_state(*arguments, **options)
@@ -327,5 +352,6 @@ def as_learner_batch(batch: Batch) -> MultiAgentBatch:
     return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(np.sum(batch["valid"])))
 
 
-def _set_exploration(runner: Any, epsilon: float, temperature: float) -> None:
+def _set_exploration(runner: Any, epsilon: float, temperature: float, top_fraction: float) -> None:
     runner.set_exploration(epsilon, temperature)
+    vars(runner.config)["top_fraction"] = top_fraction  # frozen, but a restarted runner has the first one

@@ -7,6 +7,7 @@ from gymnasium.wrappers.vector import DictInfoToList
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from exploration.connector import ExploreCallbacks
+from exploration.glimpse import Glimpses
 from exploration.vector import close_vector_env, games_of_runner, vector_env
 
 
@@ -21,6 +22,8 @@ class GameRunner(SingleAgentEnvRunner):
     """The game of each env of this runner."""
     fault: str = ""
     """What makes it useless for this runner to go on, e.g. a world model that cannot be loaded."""
+    glimpses: Glimpses | None = None
+    """Screens of what was sampled last."""
     config: Any
     module: Any
     env: Any

@@ -35,6 +35,8 @@ class RewardSource:
     """Who computes autoexplore: the model in each runner, or replicas of a Ray Serve app."""
     data: tuple[str, ...] = field(default=())
     """Folders of episodes, which disagreement and vae learn from."""
+    app: str | None = None
+    """With "serve": the name of an app that is running, which is asked and left running; None starts one."""
 
     def check(self, model_path: Path | str | None) -> None:
         """Raises InputError for what cannot be meant, before anything is started."""
@@ -60,6 +62,9 @@ class RewardSource:
         `folder` keeps what a reward learns; `steps`: MaskGIT passes.
         """
         model = None if model_path is None else Path(model_path).absolute()
+        if self.scorer == "serve" and self.app is not None:
+            yield partial(ServeScorer, self.app)
+            return
         if self.scorer == "serve":
             from worldmodel import serve
 
