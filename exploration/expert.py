@@ -37,7 +37,7 @@ def _of(preset: str, **changes: Any) -> ExploreRecipe:
     """A preset of the explorer, paid by the game: cheap to collect, so that it plays longer, and far-sighted."""
     plan = recipe(preset)
     loss = dataclasses.replace(plan.loss, gamma=0.99, normalize_advantages=True, entropy_coeff=0.01)
-    fixed = {"loss": loss, "normalize_rewards": False, "cut_rewards": True, "evaluate_greedily": False}
+    fixed: dict[str, Any] = {"loss": loss, "normalize_rewards": False, "cut_rewards": True, "evaluate_greedily": False}
     return dataclasses.replace(plan, **(fixed | changes))
 
 
