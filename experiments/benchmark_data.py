@@ -16,6 +16,7 @@ import numpy as np
 import envs
 from envs import manifest
 from envs.collect import collect
+from envs.compact import compact
 from envs.episodes import EpisodeReader, decode_frames
 from envs.player import Player, RandomPolicy, Session, play_episode
 from envs.recording import encode_frames
@@ -158,10 +159,11 @@ def windows(args: Args, scratch: Path) -> Iterator[Row]:
     data = scratch / "windows"
     games = DATA_GAMES if args.games == Args.games else args.games
     collect(games, data, episodes=4, steps=args.steps, progress=False)
+    size = frame_bytes(data)
+    yield Row("windows", f"stored frame, {len(games)} games", size, "B", "goal", 150, 1, at_most=True)
+    compact(str(data), squeeze=True)
+    yield Row("windows", "the same, merged and squeezed", frame_bytes(data), "B", "goal", 150, 1, at_most=True)
     reader = EpisodeReader(data)
-    frames = sum(record.num_frames for record in reader.records)
-    stored = sum(shard.bytes for shard in {shard.path: shard for shard in reader.shards}.values())
-    yield Row("windows", f"stored frame, {len(games)} games", stored / frames, "B", "goal", 150, 1, at_most=True)
     cutting = middle(args.repeats, cut_windows(reader))
     yield Row("windows", "windows a core, from compressed episodes", cutting, "/s", "goal", 9_000, 1)
     clips = Clips([data], scratch / "cache", length=LENGTH, split=None)
@@ -173,6 +175,13 @@ def windows(args: Args, scratch: Path) -> Iterator[Row]:
     what = "opening 10 million windows"
     yield Row("windows", f"{what}: time", seconds * 1e3, "ms", "goal", 1_000, 1, at_most=True)
     yield Row("windows", f"{what}: memory", megabytes, "MB", "goal", 100, 1, at_most=True)
+
+
+def frame_bytes(data: Path) -> float:
+    """Bytes of a data set's files for each frame in them."""
+    reader = EpisodeReader(data)
+    stored = sum(shard.bytes for shard in {shard.path: shard for shard in reader.shards}.values())
+    return stored / sum(record.num_frames for record in reader.records)
 
 
 def cut_windows(reader: EpisodeReader) -> Callable[[], float]:
