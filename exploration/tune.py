@@ -57,6 +57,11 @@ class TuneTrial(AutoExplore):
     copied: str | None
     """The agent whose checkpoint this one took over, until its next epoch has been noted."""
 
+    @property
+    def name(self) -> str:
+        """The trial's, as in every file of the run. RLlib drops what Tune says of the id when it builds an actor."""
+        return str(self._storage.trial_dir_name)
+
     def setup(self, config: Any) -> None:
         super().setup(config)
         apply(self, current(self.config))  # epsilon is one number here, not the start of a schedule
@@ -86,7 +91,7 @@ class TuneTrial(AutoExplore):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """One checkpoint of `exploration.checkpoint` inside Tune's folder."""
         about = {"settings": current(self.config), "games": list(self.config.games), METRIC: self.judged}
-        about["trial"] = short_name(self.trial_id)
+        about["trial"] = self.name
         save_checkpoint(Path(checkpoint_dir), self.iteration, self.network(), plain_state(self), about, keep_last=1)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
@@ -94,7 +99,7 @@ class TuneTrial(AutoExplore):
         _, state, about = load_checkpoint(complete_checkpoints(Path(checkpoint))[-1])
         self.set_state(state)
         self.judged = float(about[METRIC])
-        self.copied = about["trial"] if about["trial"] != short_name(self.trial_id) else None
+        self.copied = about["trial"] if about["trial"] != self.name else None
         apply(self, current(self.config))  # the optimizer came with the other's learning rate
 
 

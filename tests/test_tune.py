@@ -66,7 +66,7 @@ def interrupt_after_the_first_epoch(run: Path) -> None:
 def test_a_population_copies_its_best_and_varies_it_also_after_ctrl_c(ray_cluster, tiny_world, tmp_path, capsys):
     out = tmp_path / "tune"
     argv = ["tune", "Counting", "--model", str(tiny_world), "--out", str(out), "--preset", "debug", "--trials", "2"]
-    argv += ["--epochs", "3", "--every", "1", "--envs-per-runner", "2", "--scorer", "serve"]
+    argv += ["--epochs", "3", "--every", "1", "--runners", "0", "--envs-per-runner", "2", "--scorer", "serve"]
     person = threading.Thread(target=interrupt_after_the_first_epoch, args=(out,))
     person.start()
     assert execute(argv) == 130
