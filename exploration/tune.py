@@ -60,7 +60,8 @@ class TuneTrial(AutoExplore):
     @property
     def name(self) -> str:
         """The trial's, as in every file of the run. RLlib drops what Tune says of the id when it builds an actor."""
-        return str(self._storage.trial_dir_name)
+        storage: Any = self._storage
+        return str(storage.trial_dir_name)
 
     def setup(self, config: Any) -> None:
         super().setup(config)
