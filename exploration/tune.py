@@ -145,8 +145,8 @@ def tune(
 
     The first agent starts with the preset's settings, the others with ones drawn from RANGES. With "serve" all share
     one reward service. Returns what <out>/tune.json holds. With `resume` an interrupted run goes on from the newest
-    checkpoint of each agent. Runs on the Ray that the process is connected to. Raises InputError for what cannot be
-    meant.
+    checkpoint of each agent. Runs on the Ray that the process is connected to; on a cluster `out` must be on storage
+    that all its machines share. Raises InputError for what cannot be meant.
     """
     plan = recipe(preset, runners=runners, envs_per_runner=envs_per_runner, epochs=epochs)
     every = plan.evaluate_every if every is None else every
