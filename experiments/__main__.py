@@ -26,6 +26,7 @@ COMMANDS = (
     "expert",
     "tune",
     "rounds",
+    "agents",
     "evaluate",
     "generate",
     "serve",

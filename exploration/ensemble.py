@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 HEADS = 5
 HIDDEN = 128
-PRIOR_SCALE = 2.0
+PRIOR_SCALE = 2.5
 """Weight of a head's fixed random part."""
 
 
@@ -103,7 +103,7 @@ def train_heads(
     tokens_X: Tensor,
     codes: int,
     *,
-    updates: int = 1_000,
+    updates: int = 2_000,
     batch: int = 128,
     lr: float = 2e-3,
     seed: int = 0,

@@ -9,8 +9,9 @@ from envs.errors import InputError
 from worldmodel import checkpoint
 from worldmodel.dynamics import Dynamics
 from worldmodel.job import Job
-from worldmodel.objectives import DynamicsObjective, Objective, TokenizerObjective
+from worldmodel.objectives import DynamicsObjective, Objective, TokenizerObjective, UpscalerObjective
 from worldmodel.tokenizer import Tokenizer
+from worldmodel.upscaler import Upscaler, shape
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Component:
     """Whether it is trained on the output of a trained, frozen tokenizer."""
     decoder_only: bool = False
     """Whether its decoder can be fine-tuned alone."""
+    needs_pairs: bool = False
+    """Whether it is trained on frames beside the same frames larger."""
 
 
 def _tokenizer(job: Job, device: torch.device) -> Objective:
@@ -48,8 +51,16 @@ def _dynamics(job: Job, device: torch.device) -> Objective:
     return DynamicsObjective(dynamics, frozen)
 
 
+def _upscaler(job: Job, device: torch.device) -> Objective:
+    upscaler = Upscaler(shape(job.recipe.upscaler))
+    if job.init is not None:
+        checkpoint.load_weights(upscaler, Upscaler.load(job.init).state_dict(), job.init)
+    return UpscalerObjective(upscaler.to(device))
+
+
 TRAINED: dict[str, Component] = {
     "tokenizer": Component(_tokenizer, decoder_only=True),
     "dynamics": Component(_dynamics, needs_tokenizer=True),
+    "upscaler": Component(_upscaler, needs_pairs=True),
 }
 """By the names of `worldmodel.recipes.RECIPES`, which says how long each is trained."""

@@ -22,7 +22,7 @@ _HOW = (
     "compile",
     "parallel",
 )
-_WHERE = ("data", "tokenizer", "init")
+_WHERE = ("data", "pairs", "tokenizer", "init")
 """Paths: what lies there is compared by hash, or is in the checkpoint."""
 _MAY_CHANGE = {*_WHERE, *(f"recipe.{name}" for name in _HOW)}
 
@@ -42,6 +42,8 @@ class Job:
     tokenizer: Path | None = None
     """The frozen tokenizer of a dynamics run."""
     decoder_only: bool = False
+    pairs: str | None = None
+    """The episodes of `data` again, larger, for an upscaler."""
 
     def identity(self) -> dict[str, Any]:
         """What the run is, as JSON data: written to config.json and into every checkpoint."""
@@ -53,6 +55,7 @@ class Job:
             "init": self.init,
             "tokenizer": self.tokenizer,
             "decoder_only": self.decoder_only,
+            "pairs": self.pairs,
         }
         return dict(json.loads(json.dumps(identity, default=str)))
 
