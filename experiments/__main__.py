@@ -33,6 +33,7 @@ COMMANDS = (
     "pipeline",
     "report",
     "benchmark",
+    "scaling",
     "doctor",
 )
 DESCRIPTION = (
