@@ -16,7 +16,7 @@ class Args(RunArgs):
     games: tyro.conf.Positional[tuple[str, ...]]
     """Games to explore; the environments get them in turn."""
     model: Path
-    """World model that scores what the agent sees: a folder that `GenieReduxG.save` or the pipeline wrote."""
+    """World model that scores what the agent sees: a folder that `map` or the pipeline wrote, or `save` of a model."""
     out: Path
     """Folder of the run."""
     preset: Preset = "cpu"
@@ -38,9 +38,9 @@ def run(args: Args) -> None:
 
     import exploration
     from envs.runs import console
-    from worldmodel import GenieReduxG
+    from worldmodel import load_world_model
 
-    GenieReduxG.load(args.model)  # what is wrong with it is said here, not in the log of a runner
+    load_world_model(args.model).for_game(None)  # what is wrong with it is said here, not in the log of a runner
     with ray_session(args.ray_address):
         best = exploration.explore(
             games,

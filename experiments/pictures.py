@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 if TYPE_CHECKING:
-    from worldmodel import GenieReduxG
+    from worldmodel import WorldModel
 
 Frames = NDArray[np.uint8]
 GAP = 2
@@ -36,10 +36,10 @@ INFERNO = np.array(
 """Eight points of the inferno colour map: dark to bright in the eyes of the colour-blind too."""
 
 
-def predict(model: "GenieReduxG", given_PHWC: Frames, actions: Sequence[int] | NDArray[Any], **sampling: Any) -> Frames:
+def predict(model: "WorldModel", given_PHWC: Frames, actions: Sequence[int] | NDArray[Any], **sampling: Any) -> Frames:
     """The given frames followed by what the model predicts, uint8 (P+F, H, W, 3). actions: P+F-1 of them.
 
-    sampling: steps, temperature, mode and seed of `GenieReduxG.generate`.
+    sampling: steps, temperature, mode and seed of `WorldModel.generate`.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Train the tokenizer or the dynamics model on recorded episodes, through Ray Train."""
+"""Train the tokenizer, the latent action model or the dynamics model on recorded episodes, through Ray Train."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from experiments.common import Preset, RunArgs, check_folder, default_threads, r
 class Args(RunArgs):
     """Train one component of the world model."""
 
-    component: tyro.conf.Positional[Literal["tokenizer", "dynamics"]]
-    """What to train. dynamics needs --tokenizer."""
+    component: tyro.conf.Positional[Literal["tokenizer", "lam", "dynamics"]]
+    """What to train. dynamics needs --tokenizer; with --lam or --joint-lam it is GenieRedux's, on latent actions."""
     data: tuple[str, ...]
     """Folders of episodes, or places like s3://bucket/prefix, made by `autoexplore collect`; several are united."""
     out: Path
@@ -23,6 +23,10 @@ class Args(RunArgs):
     """Sizes of the model and of its training: debug (seconds), cpu (minutes on two cores), paper."""
     tokenizer: Path | None = None
     """For dynamics: the run folder or checkpoint of the trained tokenizer."""
+    lam: Path | None = None
+    """For dynamics: take the actions that this latent action model reads from the frames, not the recorded ones."""
+    joint_lam: bool = False
+    """For dynamics: train the latent action model at the same time, that of --lam or a new one."""
     init: Path | None = None
     """Start from the weights of this run folder or checkpoint (fine-tuning)."""
     decoder_only: bool = False
@@ -52,11 +56,11 @@ def run(args: Args) -> None:
             check_folder(Path(folder), "data folder", "collect")
     if args.component == "dynamics" and args.tokenizer is None:
         raise InputError("training dynamics needs --tokenizer: the run folder of a trained tokenizer")
-    if args.component == "tokenizer" and args.tokenizer is not None:
-        raise InputError("--tokenizer is only for dynamics; to continue from a tokenizer's weights give --init")
+    if args.component != "dynamics" and (args.tokenizer is not None or args.lam is not None or args.joint_lam):
+        raise InputError("--tokenizer, --lam and --joint-lam are for dynamics; to continue from weights give --init")
     if args.decoder_only and args.init is None:
         raise InputError("--decoder-only fine-tunes a trained tokenizer: give it with --init")
-    for folder_or_none in (args.tokenizer, args.init):
+    for folder_or_none in (args.tokenizer, args.lam, args.init):
         if folder_or_none is not None:
             check_folder(folder_or_none, "checkpoint", "train")
 
@@ -82,6 +86,8 @@ def run(args: Args) -> None:
             resume=args.resume,
             init=args.init,
             tokenizer=args.tokenizer,
+            lam=args.lam,
+            joint_lam=args.joint_lam,
             decoder_only=args.decoder_only,
         )
     console.print(f"newest checkpoint: {checkpoint}")

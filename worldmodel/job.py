@@ -11,7 +11,7 @@ from worldmodel.config import WorldModelConfig
 from worldmodel.recipes import TrainConfig
 
 _HOW = ("log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_last", "threads", "loader_threads")
-_WHERE = ("data", "tokenizer", "init")
+_WHERE = ("data", "tokenizer", "lam", "init")
 """Paths: what lies there is compared by hash, or is in the checkpoint."""
 _MAY_CHANGE = {*_WHERE, *(f"recipe.{name}" for name in _HOW)}
 
@@ -30,6 +30,10 @@ class Job:
     """Weights to start from."""
     tokenizer: Path | None = None
     """The frozen tokenizer of a dynamics run."""
+    lam: Path | None = None
+    """The latent action model whose actions a dynamics run takes instead of the recorded ones."""
+    joint_lam: bool = False
+    """Train the latent action model with the dynamics: that in `lam`, or a new one."""
     decoder_only: bool = False
 
     def identity(self) -> dict[str, Any]:
@@ -41,6 +45,8 @@ class Job:
             "data": self.data,
             "init": self.init,
             "tokenizer": self.tokenizer,
+            "lam": self.lam,
+            "joint_lam": self.joint_lam,
             "decoder_only": self.decoder_only,
         }
         return dict(json.loads(json.dumps(identity, default=str)))

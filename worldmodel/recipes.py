@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from envs.errors import InputError
 
-COMPONENTS = ("tokenizer", "dynamics")
+COMPONENTS = ("tokenizer", "lam", "dynamics")
 
 
 @dataclass(frozen=True)
@@ -132,20 +132,22 @@ _CPU = {
 }
 
 _PRESETS: dict[str, dict[str, dict[str, object]]] = {
-    "debug": {"tokenizer": _DEBUG, "dynamics": _DEBUG},
+    "debug": {"tokenizer": _DEBUG, "lam": _DEBUG, "dynamics": _DEBUG},
     "cpu": {
         "tokenizer": {**_CPU, "iterations": 2_600, "clip_length": 4, "clip_stride": 1},
+        "lam": {**_CPU, "iterations": 2_600, "clip_length": 4, "clip_stride": 1},
         "dynamics": {**_CPU, "iterations": 2_000, "clip_length": 4, "clip_stride": 4, "lr": 1.5e-3},
     },
     "paper": {
         "tokenizer": {},
+        "lam": {},
         "dynamics": {"iterations": 185_000, "batch_size": 80, "clip_stride": 8},
     },
 }
 
 
 def recipe(component: str, preset: str = "paper", **changes: object) -> TrainConfig:
-    """The TrainConfig of a preset (debug, cpu, paper) for `tokenizer` or `dynamics`, with single fields changed."""
+    """The TrainConfig of a preset (debug, cpu, paper) for one of COMPONENTS, with single fields changed."""
     if preset not in _PRESETS:
         raise InputError(f"unknown preset {preset!r}: choose one of {', '.join(_PRESETS)}")
     if component not in COMPONENTS:

@@ -2,6 +2,7 @@
 
     train("tokenizer", config=preset("cpu"), recipe=recipe("tokenizer", "cpu"), data=["data"], out="runs/tokenizer")
     train("dynamics", ..., tokenizer="runs/tokenizer", out="runs/dynamics")
+    train("dynamics", ..., tokenizer="runs/tokenizer", joint_lam=True, out="runs/genie")
 
 The run's folder holds config.json, metrics.jsonl, tensorboard/ and checkpoints/. The loop is in `worldmodel.trainer`.
 """
@@ -10,7 +11,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ from worldmodel.clips import Clips
 from worldmodel.config import WorldModelConfig
 from worldmodel.dynamics import Dynamics
 from worldmodel.job import Job
-from worldmodel.objectives import DynamicsObjective, Objective, TokenizerObjective
+from worldmodel.latent_action import LatentActionModel, check_lam
+from worldmodel.objectives import (
+    DynamicsObjective,
+    FrameObjective,
+    JointObjective,
+    LatentDynamicsObjective,
+    Objective,
+    TokenizerObjective,
+)
 from worldmodel.recipes import COMPONENTS, TrainConfig, recipe
 from worldmodel.stopping import Interrupt, StopFile
 from worldmodel.streaming import StreamClips
@@ -50,14 +59,18 @@ def train(
     resume: bool = False,
     init: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    lam: str | Path | None = None,
+    joint_lam: bool = False,
     decoder_only: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Train `component` ("tokenizer" or "dynamics") on the train split of `data`; return the newest checkpoint.
+    """Train `component`, one of COMPONENTS, on the train split of `data`; return the newest checkpoint.
 
     `workers`: Ray Train workers, 0 trains in this process without starting Ray. `init`: weights to start from.
-    `tokenizer`: for dynamics, the trained tokenizer that is frozen. Both are a run's folder, a checkpoint, or a folder
-    that `GenieReduxG.save` wrote. `decoder_only`: a tokenizer's decoder alone is trained, token ids stay the same.
+    `tokenizer`: for dynamics, the trained tokenizer that is frozen. `lam`: for dynamics on latent actions, the latent
+    action model that reads them, frozen too. All are a run's folder, a checkpoint, or a saved world model. `joint_lam`:
+    train the latent action model with the dynamics, that in `lam` or `init`, or a new one where neither is given.
+    `decoder_only`: a tokenizer's decoder alone is trained, token ids stay the same.
     `cache_dir` holds staged episodes and tokens, for all runs beside each other (default: `cache` beside `out`).
     `resume` continues the run in `out` bit for bit; a run that is complete already is left as it is.
 
@@ -67,13 +80,15 @@ def train(
     out = Path(out).absolute()
     job = Job(
         component=component,
-        config=config,
+        config=config.with_latent_actions() if lam is not None or joint_lam else config,
         recipe=recipe,
         data=tuple(str(folder if is_remote(folder) else Path(folder).absolute()) for folder in data),
         out=out,
         cache_dir=Path(cache_dir or out.parent / "cache").absolute(),
         init=None if init is None else Path(init).absolute(),
         tokenizer=None if tokenizer is None else Path(tokenizer).absolute(),
+        lam=None if lam is None else Path(lam).absolute(),
+        joint_lam=joint_lam,
         decoder_only=decoder_only,
     )
     _check(job, workers, resume)
@@ -96,6 +111,8 @@ def _check(job: Job, workers: int, resume: bool) -> None:
         raise InputError("no data given: name one or more folders of episodes")
     if (job.component == "dynamics") != (job.tokenizer is not None):
         raise InputError("a dynamics run needs the run or checkpoint of a trained tokenizer, and only that one does")
+    if job.component != "dynamics" and (job.lam is not None or job.joint_lam):
+        raise InputError("a latent action model is given to dynamics only; train one itself as component lam")
     if job.decoder_only and (job.component != "tokenizer" or job.init is None):
         raise InputError("decoder-only training fine-tunes a trained tokenizer: give it as init")
     if job.recipe.batch_size % max(workers, 1):
@@ -109,11 +126,24 @@ def _check(job: Job, workers: int, resume: bool) -> None:
 def build_objective(job: Job, device: torch.device) -> Objective:
     """The component with its first weights (random from the seed, or those of `init`), and what is optimised."""
     seed_everything(job.recipe.seed, "first weights")
-    if job.component == "tokenizer":
-        tokenizer = Tokenizer(job.config)
-        if job.init is not None:
-            checkpoint.load_component(tokenizer, "tokenizer", job.init)
-        return TokenizerObjective(tokenizer.to(device), decoder_only=job.decoder_only)
+    return _BUILDERS[job.component](job, device)
+
+
+def _tokenizer_objective(job: Job, device: torch.device) -> Objective:
+    tokenizer = Tokenizer(job.config)
+    if job.init is not None:
+        checkpoint.load_component(tokenizer, "tokenizer", job.init)
+    return TokenizerObjective(tokenizer.to(device), decoder_only=job.decoder_only)
+
+
+def _lam_objective(job: Job, device: torch.device) -> Objective:
+    lam = LatentActionModel(job.config)
+    if job.init is not None:
+        checkpoint.load_component(lam, "lam", job.init)
+    return FrameObjective(lam.to(device))
+
+
+def _dynamics_objective(job: Job, device: torch.device) -> Objective:
     assert job.tokenizer is not None
     frozen = checkpoint.load_tokenizer(job.tokenizer, device)
     if (frozen.cfg.tokenizer, frozen.cfg.size) != (job.config.tokenizer, job.config.size):
@@ -126,7 +156,28 @@ def build_objective(job: Job, device: torch.device) -> Objective:
         if not torch.equal(dynamics.codebook, frozen.codebook):
             raise InputError(f"{job.tokenizer} is not the tokenizer that the dynamics in {job.init} was trained with")
     dynamics.set_codebook(frozen.codebook)
-    return DynamicsObjective(dynamics, frozen)
+    if not job.config.dynamics.latent_actions:
+        return DynamicsObjective(dynamics, frozen)
+    lam = _lam_of_dynamics(job, dynamics).to(device)
+    return (JointObjective if job.joint_lam else LatentDynamicsObjective)(dynamics, frozen, lam)
+
+
+def _lam_of_dynamics(job: Job, dynamics: Dynamics) -> LatentActionModel:
+    """The latent action model of a run on latent actions; one that stays as it is has to be that of `init`."""
+    source = job.lam or job.init
+    lam = LatentActionModel(job.config) if source is None else checkpoint.load_lam(source)
+    if (lam.cfg.lam, lam.cfg.size) != (job.config.lam, job.config.size):
+        raise InputError(f"{source}: not a latent action model of the given configuration: train both with one preset")
+    if not job.joint_lam:
+        check_lam(dynamics, lam)
+    return lam
+
+
+_BUILDERS: dict[str, Callable[[Job, torch.device], Objective]] = {
+    "tokenizer": _tokenizer_objective,
+    "lam": _lam_objective,
+    "dynamics": _dynamics_objective,
+}
 
 
 def open_data(
@@ -145,7 +196,8 @@ def open_data(
     )
     windows: Clips | TokenClips = train
     pays = recipe.token_cache and recipe.iterations * recipe.batch_size >= len(train)
-    if isinstance(objective, DynamicsObjective) and pays:
+    # Latent actions are read from frames, so tokens alone do not do.
+    if type(objective) is DynamicsObjective and pays:
         windows = cache_tokens(
             objective.tokenizer,
             train,
