@@ -4,7 +4,7 @@ Shapes: A real actions, K latent actions. counts_AK[a, k]: how often k was read 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from worldmodel.clips import Clips, model_frames
 from worldmodel.latent_action import LatentActionModel
 
 Counts = NDArray[np.int64]
+_BATCH = 8
+"""Clips read together."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class ActionMap:
 
     counts: Mapping[str, Counts]
     """Game -> counts_AK, all of one shape."""
+    measured: Mapping[str, dict[str, float]] = field(default_factory=dict)
+    """Game -> `agreement` on clips that the map was not learnt from, where `measure` was called."""
 
     def __post_init__(self) -> None:
         shapes = {table.shape for table in self.counts.values()}
@@ -32,13 +36,20 @@ class ActionMap:
             raise InputError(f"action map: expected counts (A, K) of one or more games, got shapes {sorted(shapes)}")
 
     @classmethod
-    def fit(cls, lam: LatentActionModel, clips: Clips, *, actions: int = 5, batch_size: int = 8) -> "ActionMap":
-        """Read the latent actions of labelled clips and count them. `actions`: A, real ones. A few episodes will do.
+    def fit(cls, lam: LatentActionModel, clips: Clips, *, actions: int = 5, count: int = 0) -> "ActionMap":
+        """Read the latent actions of labelled clips and count them. `actions`: A, real ones.
 
-        Clips whose stride is their length - 1 count each transition once. Raises InputError where there is no clip, or
-        an action that is none of 0..A-1.
+        `count`: so many clips, evenly spread over all; all for 0. A few hundred transitions of a game will do. Clips
+        whose stride is their length - 1 count each transition once. Raises InputError where there is no clip, or an
+        action that is none of 0..A-1.
         """
-        return cls(count_actions(lam, clips, actions=actions, batch_size=batch_size))
+        return cls(count_actions(lam, clips, actions=actions, count=count))
+
+    def measure(self, lam: LatentActionModel, clips: Clips, *, count: int = 0) -> "ActionMap":
+        """The same map with how well it fits other labelled clips, for each of their games. Arguments as of `fit`."""
+        actions = len(self.table())
+        found = count_actions(lam, clips, actions=actions, count=count)
+        return replace(self, measured={game: agreement(table, self.latents(game)) for game, table in found.items()})
 
     def table(self, game: str | None = None) -> Counts:
         """counts_AK of a game; of all together for None, or where the map was not learnt from that game."""
@@ -62,26 +73,29 @@ class ActionMap:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, which `from_dict` turns back."""
-        return {"counts": {game: table.tolist() for game, table in self.counts.items()}}
+        counts = {game: table.tolist() for game, table in self.counts.items()}
+        return {"counts": counts, "measured": {game: dict(values) for game, values in self.measured.items()}}
 
     @classmethod
     def from_dict(cls, plain: Any) -> "ActionMap":
         """The map that `to_dict` wrote. Raises InputError for anything else."""
         try:
-            return cls({str(game): np.array(table, np.int64) for game, table in plain["counts"].items()})
+            counts = {str(game): np.array(table, np.int64) for game, table in plain["counts"].items()}
+            return cls(counts, {str(game): dict(values) for game, values in plain["measured"].items()})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"action map: expected the counts of each game, got something else ({error})") from None
 
 
-def count_actions(lam: LatentActionModel, clips: Clips, *, actions: int, batch_size: int = 8) -> dict[str, Counts]:
+def count_actions(lam: LatentActionModel, clips: Clips, *, actions: int, count: int = 0) -> dict[str, Counts]:
     """Game -> how often each latent action (K) is read where each real one (A) was taken, int64 (A, K)."""
     if not len(clips):
         raise InputError("no labelled clip: the episodes are shorter than a clip; give longer ones")
     device = next(lam.parameters()).device
     counts = {game: np.zeros((actions, lam.cfg.lam.codes), np.int64) for game in clips.games}
-    with progress("reading latent actions", len(clips)) as bar, torch.inference_mode():
-        for start in range(0, len(clips), batch_size):
-            batch = clips.batch(np.arange(start, min(start + batch_size, len(clips))))
+    window_ids = clips.spread(count)
+    with progress("reading latent actions", len(window_ids)) as bar, torch.inference_mode():
+        for start in range(0, len(window_ids), _BATCH):
+            batch = clips.batch(window_ids[start : start + _BATCH])
             real_BT = batch.actions_BT.numpy()
             if real_BT.min() < 0 or real_BT.max() >= actions:
                 raise InputError(f"labelled clips: expected actions 0 to {actions - 1}, got {real_BT.max()}")
