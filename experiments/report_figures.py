@@ -23,6 +23,7 @@ from experiments.pictures import (
     token_map,
 )
 from experiments.screens import Seen, only_in
+from exploration.glimpse import HEAT_HIGH
 
 if TYPE_CHECKING:
     from worldmodel import GenieReduxG
@@ -125,10 +126,6 @@ def film(
     rows += [("tokens", "of what happened", tokens), ("uncertainty", "of the base model", doubt)]
     strip = [{"name": name, "note": note, "image": png_picture(film_strip([row], 2))} for name, note, row in rows]
     return strip, made
-
-
-HEAT_HIGH = 0.8
-"""The entropy, as a share of the largest possible, that is drawn brightest."""
 
 
 def frame_tokens(model: "GenieReduxG", frames_THWC: Frames) -> NDArray[np.int64]:

@@ -10,7 +10,18 @@ from envs.errors import InputError
 from worldmodel.config import WorldModelConfig
 from worldmodel.recipes import TrainConfig
 
-_HOW = ("log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_last", "threads", "loader_threads")
+_HOW = (
+    "log_every",
+    "validate_every",
+    "validation_clips",
+    "checkpoint_every",
+    "keep_last",
+    "keep_best",
+    "threads",
+    "loader_threads",
+    "compile",
+    "parallel",
+)
 _WHERE = ("data", "tokenizer", "lam", "init")
 """Paths: what lies there is compared by hash, or is in the checkpoint."""
 _MAY_CHANGE = {*_WHERE, *(f"recipe.{name}" for name in _HOW)}
@@ -54,7 +65,8 @@ class Job:
     def check_resumable(self) -> None:
         """Raise InputError where the run in `out` is another one than this, naming the first difference.
 
-        How often to log, check and save, numbers of threads and paths may change: they do not change what is learnt.
+        How often to log, check and save, how work is spread and paths may change: that does not change what is learnt,
+        but for the order of additions.
         """
         path = self.out / "config.json"
         try:

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,14 @@ from envs.places import is_remote
 from envs.runs import console, progress, read_metrics
 from worldmodel import checkpoint
 from worldmodel.clips import Clips
+from worldmodel.components import TRAINED
 from worldmodel.config import WorldModelConfig
-from worldmodel.dynamics import Dynamics
 from worldmodel.job import Job
-from worldmodel.latent_action import LatentActionModel, check_lam
-from worldmodel.objectives import (
-    DynamicsObjective,
-    FrameObjective,
-    JointObjective,
-    LatentDynamicsObjective,
-    Objective,
-    TokenizerObjective,
-)
+from worldmodel.objectives import DynamicsObjective, Objective
 from worldmodel.recipes import COMPONENTS, TrainConfig, recipe
 from worldmodel.stopping import Interrupt, StopFile
 from worldmodel.streaming import StreamClips
 from worldmodel.token_cache import TokenClips, cache_tokens
-from worldmodel.tokenizer import Tokenizer
 from worldmodel.trainer import NonFiniteLoss, Trainer, seed_everything
 from worldmodel.transformer import Stack
 
@@ -64,7 +55,7 @@ def train(
     decoder_only: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Train `component`, one of COMPONENTS, on the train split of `data`; return the newest checkpoint.
+    """Train a component of `worldmodel.components` on the train split of `data`; return the newest checkpoint.
 
     `workers`: Ray Train workers, 0 trains in this process without starting Ray. `init`: weights to start from.
     `tokenizer`: for dynamics, the trained tokenizer that is frozen. `lam`: for dynamics on latent actions, the latent
@@ -109,12 +100,15 @@ def _check(job: Job, workers: int, resume: bool) -> None:
         raise InputError(f"unknown component {job.component!r}: choose one of {', '.join(COMPONENTS)}")
     if not job.data:
         raise InputError("no data given: name one or more folders of episodes")
-    if (job.component == "dynamics") != (job.tokenizer is not None):
-        raise InputError("a dynamics run needs the run or checkpoint of a trained tokenizer, and only that one does")
-    if job.component != "dynamics" and (job.lam is not None or job.joint_lam):
-        raise InputError("a latent action model is given to dynamics only; train one itself as component lam")
-    if job.decoder_only and (job.component != "tokenizer" or job.init is None):
-        raise InputError("decoder-only training fine-tunes a trained tokenizer: give it as init")
+    component = TRAINED[job.component]
+    if component.needs_tokenizer and job.tokenizer is None:
+        raise InputError(f"training {job.component} needs --tokenizer: the run or checkpoint of a trained tokenizer")
+    if job.tokenizer is not None and not component.needs_tokenizer:
+        raise InputError(f"--tokenizer is not for {job.component}; to continue from its weights give --init")
+    if (job.lam is not None or job.joint_lam) and not component.takes_lam:
+        raise InputError(f"--lam and --joint-lam are not for {job.component}: they are for dynamics on latent actions")
+    if job.decoder_only and not (component.decoder_only and job.init is not None):
+        raise InputError("--decoder-only fine-tunes a trained tokenizer: give it with --init")
     if job.recipe.batch_size % max(workers, 1):
         raise InputError(f"a batch of {job.recipe.batch_size} cannot be split over {workers} workers: use a multiple")
     if (job.out / "config.json").exists():
@@ -126,58 +120,7 @@ def _check(job: Job, workers: int, resume: bool) -> None:
 def build_objective(job: Job, device: torch.device) -> Objective:
     """The component with its first weights (random from the seed, or those of `init`), and what is optimised."""
     seed_everything(job.recipe.seed, "first weights")
-    return _BUILDERS[job.component](job, device)
-
-
-def _tokenizer_objective(job: Job, device: torch.device) -> Objective:
-    tokenizer = Tokenizer(job.config)
-    if job.init is not None:
-        checkpoint.load_component(tokenizer, "tokenizer", job.init)
-    return TokenizerObjective(tokenizer.to(device), decoder_only=job.decoder_only)
-
-
-def _lam_objective(job: Job, device: torch.device) -> Objective:
-    lam = LatentActionModel(job.config)
-    if job.init is not None:
-        checkpoint.load_component(lam, "lam", job.init)
-    return FrameObjective(lam.to(device))
-
-
-def _dynamics_objective(job: Job, device: torch.device) -> Objective:
-    assert job.tokenizer is not None
-    frozen = checkpoint.load_tokenizer(job.tokenizer, device)
-    if (frozen.cfg.tokenizer, frozen.cfg.size) != (job.config.tokenizer, job.config.size):
-        raise InputError(
-            f"{job.tokenizer}: not a tokenizer of the given configuration: train both with the same preset"
-        )
-    dynamics = Dynamics(job.config).to(device)
-    if job.init is not None:
-        checkpoint.load_component(dynamics, "dynamics", job.init)
-        if not torch.equal(dynamics.codebook, frozen.codebook):
-            raise InputError(f"{job.tokenizer} is not the tokenizer that the dynamics in {job.init} was trained with")
-    dynamics.set_codebook(frozen.codebook)
-    if not job.config.dynamics.latent_actions:
-        return DynamicsObjective(dynamics, frozen)
-    lam = _lam_of_dynamics(job, dynamics).to(device)
-    return (JointObjective if job.joint_lam else LatentDynamicsObjective)(dynamics, frozen, lam)
-
-
-def _lam_of_dynamics(job: Job, dynamics: Dynamics) -> LatentActionModel:
-    """The latent action model of a run on latent actions; one that stays as it is has to be that of `init`."""
-    source = job.lam or job.init
-    lam = LatentActionModel(job.config) if source is None else checkpoint.load_lam(source)
-    if (lam.cfg.lam, lam.cfg.size) != (job.config.lam, job.config.size):
-        raise InputError(f"{source}: not a latent action model of the given configuration: train both with one preset")
-    if not job.joint_lam:
-        check_lam(dynamics, lam)
-    return lam
-
-
-_BUILDERS: dict[str, Callable[[Job, torch.device], Objective]] = {
-    "tokenizer": _tokenizer_objective,
-    "lam": _lam_objective,
-    "dynamics": _dynamics_objective,
-}
+    return TRAINED[job.component].build(job, device)
 
 
 def open_data(
