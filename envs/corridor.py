@@ -15,22 +15,17 @@ from envs.errors import InputError
 
 ROOMS = 6
 PLACES = 4
-"""Places in a room; a step to the right or left moves by one."""
+"""Places in a room, one for each block of the floor; a step to the right or left moves by one."""
 START = PLACES + 1
 """In the second room from the left, next to the television's."""
-BLOCKS = 8
-"""Blocks across a frame; a wall is 8 x 6 of them in four grey levels, the floor below is 2 high."""
-WALL = 6
-LEVELS = np.array([30, 95, 160, 225], np.uint8)
-
-
-def _walls() -> NDArray[np.uint8]:
-    """The wall of each room, grey levels (rooms, 6, 8): all rooms differ, the same in every process."""
-    draws = np.random.default_rng(17).integers(len(LEVELS), size=(ROOMS, WALL, BLOCKS))
-    return LEVELS[draws]
-
-
-WALLS = _walls()
+BLOCKS = 4
+"""Blocks across and down a frame: three rows of wall, and one of floor with a block for each place."""
+WALL = BLOCKS - 1
+COLOURS = np.array([[230, 40, 40], [40, 200, 60], [50, 70, 230], [220, 210, 50]], np.uint8)
+SNOW = np.array([[50, 210, 210], [210, 50, 210], [250, 140, 40], [110, 60, 160]], np.uint8)
+HERE = 255
+WALLS = COLOURS[np.random.default_rng(17).integers(len(COLOURS), size=(ROOMS, WALL, BLOCKS))]
+"""The wall of each room, (rooms, 3, 4, 3): all rooms differ, the same in every process."""
 
 
 class CorridorEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
@@ -93,22 +88,19 @@ class CorridorEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         room = self.place // PLACES
         self._wall = WALLS[room]
         if room == 0 and self.television:
-            self._wall = LEVELS[self.np_random.integers(len(LEVELS), size=(WALL, BLOCKS))]
+            self._wall = SNOW[self.np_random.integers(len(SNOW), size=(WALL, BLOCKS))]
 
     def render(self) -> Any:
         """The current frame, uint8 (size, size, 3)."""
-        grey = np.zeros((BLOCKS, BLOCKS), np.uint8)
-        grey[:WALL] = self._wall
-        column = self.place % PLACES * (BLOCKS // PLACES)
-        grey[WALL:, column : column + BLOCKS // PLACES] = 255
-        block = self.size // BLOCKS
-        return np.repeat(np.repeat(grey, block, 0), block, 1)[..., None].repeat(3, 2)
+        blocks = np.zeros((BLOCKS, BLOCKS, 3), np.uint8)
+        blocks[:WALL] = self._wall
+        blocks[WALL, self.place % PLACES] = HERE
+        return blocks.repeat(self.size // BLOCKS, 0).repeat(self.size // BLOCKS, 1)
 
 
 def read_place(frame_HWC: NDArray[np.uint8]) -> int:
     """The place, from 0, that a frame shows; a wall that is no room's is the television's, in room 0."""
     block = frame_HWC.shape[0] // BLOCKS
-    grey = frame_HWC[block // 2 :: block, block // 2 :: block, 0]
-    column = int(grey[WALL:, :: BLOCKS // PLACES].sum(0).argmax())
-    rooms = [room for room in range(1, ROOMS) if np.array_equal(grey[:WALL], WALLS[room])]
-    return (rooms[0] if rooms else 0) * PLACES + column
+    blocks = frame_HWC[block // 2 :: block, block // 2 :: block]
+    rooms = [room for room in range(1, ROOMS) if np.array_equal(blocks[:WALL], WALLS[room])]
+    return (rooms[0] if rooms else 0) * PLACES + int(blocks[WALL, :, 0].argmax())

@@ -27,6 +27,7 @@ COMMANDS = (
     "expert",
     "tune",
     "rounds",
+    "agents",
     "evaluate",
     "generate",
     "serve",

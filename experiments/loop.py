@@ -246,12 +246,14 @@ def train_component(
     from worldmodel.train import recipe, train
 
     c: Plan = job.plan
+    threads = max(1, (c.threads or default_threads()) // max(1, c.train_workers))
     checkpoint = train(
         component,
         config=preset(c.preset),
-        recipe=recipe(component, c.preset, seed=c.seed, threads=c.threads or default_threads(), **changes),
+        recipe=recipe(component, c.preset, seed=c.seed, threads=threads, **changes),
         data=[str(job.path(name)) for name in data],
         out=job.out,
+        workers=c.train_workers,
         resume=job.resume,
         init=job.path(init) if init else None,
         tokenizer=job.path(tokenizer) if tokenizer else None,

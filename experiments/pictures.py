@@ -14,6 +14,7 @@ from envs.drawing import GAP, Frames, enlarged, png
 
 if TYPE_CHECKING:
     from worldmodel import WorldModel
+    from worldmodel.upscaler import Upscaler
 
 
 def predict(model: "WorldModel", given_PHWC: Frames, actions: Sequence[int] | NDArray[Any], **sampling: Any) -> Frames:
@@ -42,6 +43,14 @@ def picture_frames(frames_1TCHW: Any) -> Frames:
     """The way back: float in [0, 1], 1TCHW -> uint8 THWC."""
     pixels = (frames_1TCHW[0].clamp(0, 1) * 255).round().byte()
     return np.asarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def at_scale(frames_THWC: Frames, upscaler: "Upscaler | None", scale: int) -> tuple[Frames, int]:
+    """Frames as an upscaler makes them, and the scale that is left to draw them at; unchanged without one."""
+    if upscaler is None:
+        return frames_THWC, scale
+    large = picture_frames(upscaler.upscale(model_frames(frames_THWC)))
+    return large, max(1, scale // upscaler.cfg.factor)
 
 
 def film_strip(rows: Sequence[Frames], scale: int = 1) -> NDArray[np.uint8]:

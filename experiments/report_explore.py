@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from experiments.pictures import film_strip, png
+from envs.drawing import png
+from experiments.pictures import film_strip
 from experiments.report_charts import Series, line_chart
 from experiments.report_data import read_metric, short_name
 from experiments.report_page import Section, Shot, write_page

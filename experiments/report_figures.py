@@ -10,18 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.pictures import (
-    Frames,
-    code_colours,
-    film_strip,
-    gif,
-    heat_map,
-    model_frames,
-    montage,
-    png,
-    predict,
-    token_map,
-)
+from envs.drawing import Frames, gif, heat_map, png
+from experiments.pictures import code_colours, film_strip, model_frames, montage, predict, token_map
 from experiments.screens import Seen, only_in
 from exploration.glimpse import HEAT_HIGH
 

@@ -13,8 +13,9 @@ from experiments.common import Preset, RunArgs, check_folder, default_threads, r
 class Args(RunArgs):
     """Train one component of the world model."""
 
-    component: tyro.conf.Positional[Literal["tokenizer", "lam", "dynamics"]]
-    """What to train. dynamics needs --tokenizer; with --lam or --joint-lam it is GenieRedux's, on latent actions."""
+    component: tyro.conf.Positional[Literal["tokenizer", "lam", "dynamics", "upscaler"]]
+    """What to train. dynamics needs --tokenizer; with --lam or --joint-lam it is GenieRedux's, on latent actions.
+    upscaler needs --pairs."""
     data: tuple[str, ...] = ()
     """Folders of episodes, or places like s3://bucket/prefix, made by `autoexplore collect`; several are united."""
     out: Path | None = None
@@ -30,6 +31,8 @@ class Args(RunArgs):
     """For dynamics: take the actions that this latent action model reads from the frames, not the recorded ones."""
     joint_lam: bool = False
     """For dynamics: train the latent action model at the same time, that of --lam or a new one."""
+    pairs: str | None = None
+    """For upscaler: the episodes of --data at 256x256, made by `autoexplore data replay`."""
     init: Path | None = None
     """Start from the weights of this run folder or checkpoint (fine-tuning)."""
     workers: int = 0
@@ -42,10 +45,10 @@ class Args(RunArgs):
     """Highest learning rate, where the recipe's does not fit."""
     accumulate: int | None = None
     """Parts that a worker's share of a batch is computed in, one after the other, where it does not fit into memory."""
-    recompute: bool | None = None
+    recompute: bool = False
     """Compute each part of each block again backward instead of keeping what is inside it: less memory, more time."""
-    compile: bool | None = None
-    """Compile the blocks (torch.compile)."""
+    compile: bool = False
+    """Compile the feed-forward layers (torch.compile)."""
     parallel: Literal["ddp", "fsdp"] | None = None
     """How several workers hold the model: ddp (each a copy) or fsdp (each a share)."""
     ema: float | None = None
@@ -80,7 +83,7 @@ def run(args: Args) -> None:
     """Train and say where the newest checkpoint lies. Raises InputError for what does not fit together."""
     from worldmodel.recipes import find_recipe, recipe
 
-    changes = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
+    changes = {name: value for name in SETTINGS if (value := getattr(args, name)) not in (None, False)}
     changes.setdefault("threads", max(1, default_threads() // max(args.workers, 1)))
     chosen = find_recipe(args.component, args.recipe)
     settings = recipe(args.component, args.preset, args.recipe, seed=args.seed, **changes)
@@ -111,6 +114,7 @@ def run(args: Args) -> None:
             lam=args.lam,
             joint_lam=args.joint_lam,
             decoder_only=chosen.decoder_only,
+            pairs=args.pairs,
         )
     console.print(f"newest checkpoint: {newest}")
     best = best_checkpoint(args.out)
@@ -125,7 +129,7 @@ def check(args: Args, *, needs_init: bool) -> None:
 
     if not args.data or args.out is None:
         raise InputError(f"train {args.component} needs {'--out' if args.data else '--data'}; see --help")
-    for folder in args.data:
+    for folder in (*args.data, *((args.pairs,) if args.pairs else ())):
         if not is_remote(folder):
             check_folder(Path(folder), "data folder", "collect")
     if needs_init and args.init is None:

@@ -33,7 +33,7 @@ from exploration.live import TUNABLE, apply
 from exploration.module import AgentModule
 from exploration.policy import CnnLstm, PolicyConfig
 from exploration.recipes import ExploreRecipe, epsilon_at
-from exploration.replay import Batch, Fragment, Replay
+from exploration.replay import Batch, Fragment, Replay, Scale
 from exploration.reward import TOP_FRACTION, check_top_fraction
 from exploration.runner import GameRunner
 from exploration.scorers import Scorer
@@ -270,7 +270,7 @@ class AutoExplore(Algorithm):
     def _learn(self) -> None:
         """One epoch's updates; the means of the loss's parts over them are logged under `learning`."""
         c = self.config
-        scale = self.replay.reward_scale() if c.normalize_rewards else None
+        scale = self._reward_scale() if c.normalize_rewards else None
         means: dict[str, list[float]] = {}
         for _ in range(c.updates_per_epoch):
             results = self._update(self.replay.sample(c.segments, c.segment, c.burn_in, scale))
@@ -281,6 +281,11 @@ class AutoExplore(Algorithm):
             {name: float(np.mean(values)) for name, values in means.items()}, key="learning", window=1
         )
 
+    def _reward_scale(self) -> Scale:
+        """Rewards of mean 0 and deviation 1 - gamma, game by game: a return is then a weighted mean of normal ones."""
+        horizon = 1 / max(1 - float(self.config.gamma), 1e-3)
+        return {game: (middle, width * horizon) for game, (middle, width) in self.replay.reward_scale().items()}
+
     def _update(self, batch: Batch) -> Any:
         """One update by all learners -> their metrics."""
         steps = {
@@ -290,7 +295,11 @@ class AutoExplore(Algorithm):
         if learners < 2:
             return self.learner_group.update(batch=as_learner_batch(batch), timesteps=steps)
         # RLlib would cut one batch in the middle of a segment; each learner gets whole ones.
-        shards = [{name: rows[part::learners] for name, rows in batch.items()} for part in range(learners)]
+        count = np.full(len(batch["learn"]), max(batch["learn"].sum(), 1) / learners, np.float32)
+        shards = [
+            {name: rows[part::learners] for name, rows in (batch | {"count": count}).items()}
+            for part in range(learners)
+        ]
         return self.learner_group.update(batches=[as_learner_batch(shard) for shard in shards], timesteps=steps)
 
     def _before_evaluate(self) -> None:

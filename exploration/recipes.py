@@ -47,8 +47,9 @@ class ExploreRecipe:
     grad_clip: float = 10.0
     """Largest norm of a gradient."""
     normalize_rewards: bool = False
-    """Learn from rewards that have mean 0 and deviation 1 in the replay, game by game. A reward that is always above 0
-    otherwise makes the value learn its level first, and the value of what follows a segment's end lags behind."""
+    """Learn from rewards that have mean 0 and deviation 1 - gamma in the replay, game by game. A reward that is always
+    above 0 otherwise makes the value learn its level first: until then it says no more than how far a segment's end
+    is, and the end of an episode looks like a loss."""
     cut_rewards: bool = False
     """Learn from rewards cut to [-1, 1]: for a game's own, which may be points by the thousand."""
     loss: LossConfig = field(default_factory=LossConfig)

@@ -6,6 +6,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def play_beside(policy: Path, game: str, *, steps: int = STEPS, seed: int = 0) -
     agent.reset(seed)
     env = vector_env([game, game], None)
     try:
-        seen_2HWC, _ = env.reset(seed=[seed, seed])
+        seen_2HWC: Any = env.reset(seed=[seed, seed])[0]
         frames = [seen_2HWC]
         for _ in range(steps):
             actions = np.array([agent.act(seen_2HWC[0]), chance.integers(len(ACTIONS))])

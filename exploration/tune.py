@@ -5,6 +5,7 @@ Agents learn from rewards of their own `top_fraction`, but are compared by the r
 fraction, acting without chance: by their own, the smallest fraction would always look the best.
 
 <out>/config.json   as every run
+<out>/rows.jsonl    every epoch of every agent, as it was played
 <out>/trials/       Tune's own folder; RLlib does not write here, but Tune's state is a pickle: resume only your own
 <out>/tune.json     what changed when, and the best agent; written last
 <out>/best/         that agent; `load_policy` plays it
@@ -45,6 +46,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "top_fraction": (0.05, 1.0),
 }
 """Where settings start, even on a log scale, and what they may become."""
+ROWS = "rows.jsonl"
 QUANTILE = 0.25
 RESAMPLE = 0.25
 
@@ -52,18 +54,21 @@ RESAMPLE = 0.25
 class TuneTrial(AutoExplore):
     """AutoExplore as Tune runs it: its results are plain figures, its checkpoints those of `exploration.checkpoint`."""
 
+    copied: str | None
+    """The agent whose checkpoint this one took over, until its next epoch has been noted."""
+
     def setup(self, config: Any) -> None:
         super().setup(config)
         apply(self, current(self.config))  # epsilon is one number here, not the start of a schedule
         self.fresh = plain_state(self)
-        self.judged = 0.0
+        self.judged, self.copied = 0.0, None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """As an agent that was just built with these settings; Tune loads a checkpoint afterwards, if it has one."""
         if not super().reset_config(new_config):
             return False
         self.set_state(self.fresh)
-        self.judged = 0.0
+        self.judged, self.copied = 0.0, None
         apply(self, current(self.config))
         return True
 
@@ -74,29 +79,42 @@ class TuneTrial(AutoExplore):
         if epoch % self.config.evaluation_interval == 0:
             self.judged = evaluation_metrics(result["evaluation"]).get("evaluation/intrinsic_return", self.judged)
         screens = sum(len(keys) for keys in self.screens.values())
-        return {**training_metrics(result), METRIC: self.judged, "screens": screens, "settings": in_effect(self)}
+        copied, self.copied = self.copied, None
+        about = {METRIC: self.judged, "screens": screens, "settings": in_effect(self), "copied": copied}
+        return training_metrics(result) | about
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """One checkpoint of `exploration.checkpoint` inside Tune's folder."""
         about = {"settings": current(self.config), "games": list(self.config.games), METRIC: self.judged}
+        about["trial"] = short_name(self.trial_id)
         save_checkpoint(Path(checkpoint_dir), self.iteration, self.network(), plain_state(self), about, keep_last=1)
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
+    def load_checkpoint(self, checkpoint: Any) -> None:
         """Another's weights, optimizer and replay; the settings stay this trial's own."""
-        _, state, about = load_checkpoint(complete_checkpoints(Path(checkpoint_dir))[-1])
+        _, state, about = load_checkpoint(complete_checkpoints(Path(checkpoint))[-1])
         self.set_state(state)
         self.judged = float(about[METRIC])
+        self.copied = about["trial"] if about["trial"] != short_name(self.trial_id) else None
         apply(self, current(self.config))  # the optimizer came with the other's learning rate
 
 
 class Watcher(ray_tune.Callback):
-    """Moves the progress bar. Tune pickles callbacks, so the bar is the class's, not the object's."""
+    """Moves the progress bar and keeps the figures of every epoch: Tune's own files lose some when an agent is paused.
+
+    Tune pickles callbacks, so bar and folder are the class's, not the object's.
+    """
 
     bar: ClassVar[Bar | None] = None
+    rows: ClassVar[Path | None] = None
     best: ClassVar[float] = 0.0
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         """An agent has finished an epoch."""
+        if Watcher.rows is not None:
+            row = {name: result[name] for name in ("settings", "copied", METRIC, "screens", "explore/reward", "pid")}
+            row |= {"trial": short_name(trial.trial_id), "epoch": result["training_iteration"]}
+            with Watcher.rows.open("a") as file:
+                file.write(json.dumps(row) + "\n")
         Watcher.best = max(Watcher.best, float(result[METRIC]))
         if Watcher.bar is not None:
             Watcher.bar.advance(note=f"best return {Watcher.best:.2f}")
@@ -150,18 +168,20 @@ def tune(
         )
         done = sum(len(rows) for rows in read_rows(out).values())
         with progress(f"tune {trials} agents", trials * plan.epochs, done=min(done, trials * plan.epochs)) as bar:
-            Watcher.bar = bar
+            Watcher.bar, Watcher.rows = bar, out / ROWS
             try:
                 results = tuner.fit()
             finally:
-                Watcher.bar = None
+                Watcher.bar = Watcher.rows = None
         for error in results.errors:
             raise error
-        found = summary(out, trials)
-        if min(len(rows["epochs"]) for rows in found["trials"].values()) < plan.epochs:
+        found = summary(out)
+        finished = [history for history in found["trials"].values() if history["epochs"][-1] == plan.epochs]
+        if len(finished) < trials:
             raise KeyboardInterrupt  # Tune catches it, saves its state and returns
         _log(run, found)
-    best = max(results, key=lambda result: result.metrics[METRIC])
+    every_one: list[Any] = [results[place] for place in range(len(results))]
+    best = next(result for result in every_one if Path(result.path).name == found["best"])
     network = load_network(complete_checkpoints(Path(best.checkpoint.path))[-1])
     save_policy(out / "best", network, {"games": names, "evaluation_return": best.metrics[METRIC]})
     write_json_atomic(out / "tune.json", found)
@@ -201,7 +221,7 @@ def _tuner(
             scheduler=scheduler,
             reuse_actors=True,
             search_alg=BasicVariantGenerator(points_to_evaluate=[first], random_state=seed),
-            trial_dirname_creator=_short_name,
+            trial_dirname_creator=lambda trial: short_name(trial.trial_id),
         ),
         run_config=ray_tune.RunConfig(
             name=folder.name,
@@ -217,9 +237,9 @@ def _tuner(
     )
 
 
-def _short_name(trial: Any) -> str:
-    """00003: Tune's own names hold every setting."""
-    return str(trial.trial_id).rsplit("_", 1)[-1]
+def short_name(trial_id: str) -> str:
+    """ab12c_00003 -> 00003: the same in every file of a run."""
+    return trial_id.rsplit("_", 1)[-1]
 
 
 def within_ranges(config: dict[str, Any]) -> dict[str, Any]:
@@ -228,36 +248,19 @@ def within_ranges(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_rows(out: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """What Tune noted of every trial: trial -> epoch -> figures. Of an epoch played twice the last time counts."""
+    """Figures of every agent: trial -> epoch -> row. Of an epoch played twice the last time counts."""
+    file = out / ROWS
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     trials: dict[str, dict[int, dict[str, Any]]] = {}
-    for file in sorted((out / "trials").glob("*/result.json")):
-        lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        trials[file.parent.name] = {row["training_iteration"]: row for row in map(json.loads, lines)}
+    for row in sorted((json.loads(line) for line in lines if line.endswith("\n")), key=lambda row: row["trial"]):
+        trials.setdefault(row["trial"], {})[row["epoch"]] = row
     return trials
 
 
-def read_copies(out: Path) -> list[dict[str, Any]]:
-    """Who copied whom after which epoch, as the scheduler noted it, oldest first.
-
-    Of the one that reported last it notes the epoch before; both are equally old when one copies the other.
-    """
-    file = out / "trials" / "pbt_global.txt"
-    copies = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        target, source, *epochs = json.loads(line)[:4]
-        copies.append({"trial": _number(target), "from": _number(source), "epoch": max(map(int, epochs))})
-    return copies
-
-
-def _number(tag: str) -> str:
-    """Tune's tag of a trial, `3_lr=0.001,...`, as the name of its folder, `00003`."""
-    return f"{int(tag.split('_', 1)[0].split('@', 1)[0]):05d}"
-
-
-def summary(out: Path, trials: int) -> dict[str, Any]:
-    """What changed when: curves of every trial, and each change of settings with its cause."""
-    histories, changes = {}, []
-    copies = {(copy["trial"], copy["epoch"]): copy["from"] for copy in read_copies(out)}
+def summary(out: Path) -> dict[str, Any]:
+    """What changed when: curves of every agent, and each change of settings with whom it copied."""
+    histories: dict[str, dict[str, Any]] = {}
+    changes: list[dict[str, Any]] = []
     for name, rows in read_rows(out).items():
         epochs = sorted(rows)
         histories[name] = {
@@ -268,9 +271,8 @@ def summary(out: Path, trials: int) -> dict[str, Any]:
             "settings": {key: [rows[epoch]["settings"][key] for epoch in epochs] for key in RANGES},
         }
         for before, epoch in pairwise(epochs):
-            old, new = rows[before]["settings"], rows[epoch]["settings"]
+            old, new, source = rows[before]["settings"], rows[epoch]["settings"], rows[epoch]["copied"]
             moved = {key: [old[key], new[key]] for key in RANGES if old[key] != new[key]}
-            source = copies.get((name, before))
             if moved or source:
                 changes.append({"trial": name, "from_epoch": epoch, "copied": source, "settings": moved})
     best = max(histories, key=lambda name: histories[name][METRIC][-1]) if histories else None
@@ -281,7 +283,7 @@ def _log(run: RunFolder, found: dict[str, Any]) -> None:
     """The curves of all trials in the run's own metrics."""
     epochs = sorted({epoch for history in found["trials"].values() for epoch in history["epochs"]})
     for place, epoch in enumerate(epochs):
-        values = {}
+        values: dict[str, float] = {}
         for name, history in found["trials"].items():
             if place < len(history["epochs"]):
                 values |= {f"{name}/{key}": history[key][place] for key in (METRIC, "reward", "screens")}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import threading
 import time
 from functools import partial
@@ -55,11 +56,24 @@ def test_reset_config_reaches_learner_runner_and_evaluation_and_builds_nothing(r
         algorithm.stop()
 
 
-def test_a_population_copies_its_best_and_varies_it(ray_cluster, tiny_world, tmp_path, capsys):
+def interrupt_after_the_first_epoch(run: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not (run / "rows.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_population_copies_its_best_and_varies_it_also_after_ctrl_c(ray_cluster, tiny_world, tmp_path, capsys):
     out = tmp_path / "tune"
     argv = ["tune", "Counting", "--model", str(tiny_world), "--out", str(out), "--preset", "debug", "--trials", "2"]
     argv += ["--epochs", "3", "--every", "1", "--envs-per-runner", "2", "--scorer", "serve"]
-    assert execute(argv) == 0
+    person = threading.Thread(target=interrupt_after_the_first_epoch, args=(out,))
+    person.start()
+    assert execute(argv) == 130
+    person.join()
+    assert "--resume" in capsys.readouterr().err
+    assert not (out / "tune.json").exists()
+    assert execute([*argv, "--resume"]) == 0
     found = json.loads((out / "tune.json").read_text())
     assert [trial["epochs"] for trial in found["trials"].values()] == [[1, 2, 3]] * 2
     copied = [change for change in found["changes"] if change["copied"]]
@@ -67,8 +81,8 @@ def test_a_population_copies_its_best_and_varies_it(ray_cluster, tiny_world, tmp
     for change in copied:
         assert change["trial"] != change["copied"]
         assert change["settings"], "a copy is varied"
-    rows = [json.loads(line) for file in out.glob("trials/*/result.json") for line in file.read_text().splitlines()]
-    assert len({row["pid"] for row in rows}) == 2, "the actors were used again"
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    assert len({row["pid"] for row in rows}) <= 4, "two actors before Ctrl+C and two after it, used again and again"
     for row in rows:
         assert 0 < row["evaluation_return"] <= 10
         for name, (low, high) in (("lr", (1e-5, 3e-3)), ("top_fraction", (0.05, 1.0))):

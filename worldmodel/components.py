@@ -10,15 +10,10 @@ from worldmodel import checkpoint
 from worldmodel.dynamics import Dynamics
 from worldmodel.job import Job
 from worldmodel.latent_action import LatentActionModel, check_lam
-from worldmodel.objectives import (
-    DynamicsObjective,
-    FrameObjective,
-    JointObjective,
-    LatentDynamicsObjective,
-    Objective,
-    TokenizerObjective,
-)
+from worldmodel.latent_objectives import JointObjective, LatentDynamicsObjective
+from worldmodel.objectives import DynamicsObjective, FrameObjective, Objective, TokenizerObjective, UpscalerObjective
 from worldmodel.tokenizer import Tokenizer
+from worldmodel.upscaler import Upscaler, shape
 
 
 @dataclass(frozen=True)
@@ -33,6 +28,8 @@ class Component:
     """Whether its decoder can be fine-tuned alone."""
     takes_lam: bool = False
     """Whether it can be trained on the actions of a latent action model."""
+    needs_pairs: bool = False
+    """Whether it is trained on frames beside the same frames larger."""
 
 
 def _tokenizer(job: Job, device: torch.device) -> Objective:
@@ -79,9 +76,17 @@ def _lam_of_dynamics(job: Job, dynamics: Dynamics) -> LatentActionModel:
     return lam
 
 
+def _upscaler(job: Job, device: torch.device) -> Objective:
+    upscaler = Upscaler(shape(job.recipe.upscaler))
+    if job.init is not None:
+        checkpoint.load_weights(upscaler, Upscaler.load(job.init).state_dict(), job.init)
+    return UpscalerObjective(upscaler.to(device))
+
+
 TRAINED: dict[str, Component] = {
     "tokenizer": Component(_tokenizer, decoder_only=True),
     "lam": Component(_lam),
     "dynamics": Component(_dynamics, needs_tokenizer=True, takes_lam=True),
+    "upscaler": Component(_upscaler, needs_pairs=True),
 }
 """By the names of `worldmodel.recipes.RECIPES`, which says how long each is trained."""

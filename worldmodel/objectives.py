@@ -10,8 +10,12 @@ from worldmodel.clips import ClipBatch, model_frames
 from worldmodel.dynamics import Dynamics
 from worldmodel.latent_action import LatentActionModel
 from worldmodel.metrics import frame_psnr
+from worldmodel.pairs import PairBatch
 from worldmodel.token_cache import TokenBatch
 from worldmodel.tokenizer import Tokenizer
+from worldmodel.upscaler import Upscaler, bicubic
+
+Batch = ClipBatch | TokenBatch | PairBatch
 
 
 class Objective(Protocol):
@@ -20,7 +24,7 @@ class Objective(Protocol):
     @property
     def model(self) -> nn.Module: ...
 
-    def __call__(self, batch: ClipBatch | TokenBatch, progress: float) -> dict[str, Tensor]: ...
+    def __call__(self, batch: Batch, progress: float) -> dict[str, Tensor]: ...
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by their names in `model`."""
@@ -44,7 +48,7 @@ class FrameObjective(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def forward(self, batch: ClipBatch | TokenBatch, progress: float) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`progress`: share of the run that is done, in [0, 1]."""
         assert isinstance(batch, ClipBatch)
         frames_BTCHW = model_frames(batch.frames_BTHWC)
@@ -83,8 +87,9 @@ class DynamicsObjective(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         return dict(self.model.named_parameters())
 
-    def forward(self, batch: ClipBatch | TokenBatch, progress: float) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`progress`: share of the run that is done, in [0, 1]."""
+        assert not isinstance(batch, PairBatch)
         return self.model.loss(self.tokens(batch), batch.actions_BT, generator=None, progress=progress)
 
     def figures(self) -> dict[str, float]:
@@ -106,60 +111,28 @@ class DynamicsObjective(nn.Module):
             return self.tokenizer.encode(model_frames(batch.frames_BTHWC))
 
 
-class LatentDynamicsObjective(DynamicsObjective):
-    """The same on the actions that a frozen latent action model reads from the frames; recorded ones are not used."""
+class UpscalerObjective(nn.Module):
+    """The mean squared error of enlarged frames, and their PSNR beside that of bicubic interpolation."""
 
-    def __init__(self, dynamics: Dynamics, tokenizer: Tokenizer, lam: LatentActionModel) -> None:
-        super().__init__(dynamics, tokenizer)
-        self._lam = (lam.eval().requires_grad_(False),)  # in a tuple, as the tokenizer
-
-    def forward(self, batch: ClipBatch | TokenBatch, progress: float) -> dict[str, Tensor]:
-        """`progress`: share of the run that is done, in [0, 1]."""
-        assert isinstance(batch, ClipBatch)
-        with torch.no_grad(), torch.autocast(batch.frames_BTHWC.device.type, enabled=False):
-            actions_BT = self._lam[0].encode(model_frames(batch.frames_BTHWC))
-        return self.model.loss(self.tokens(batch), actions_BT, generator=None, progress=progress)
-
-    def fingerprint(self) -> dict[str, str]:
-        return {**super().fingerprint(), "lam_sha256": encoder_sha256(self._lam[0])}
-
-
-class DynamicsWithLam(nn.Module):
-    """What a joint run trains and saves: weights are called `dynamics.*` and `lam.*`."""
-
-    def __init__(self, dynamics: Dynamics, lam: LatentActionModel) -> None:
+    def __init__(self, upscaler: Upscaler) -> None:
         super().__init__()
-        self.dynamics, self.lam = dynamics, lam
-
-
-class JointObjective(nn.Module):
-    """Genie's: in each step the loss of the dynamics, on the actions that the model reads now, plus that model's own.
-
-    The dynamics is conditioned on the one-hot of an action's id, through which no gradient flows (Genie stops it there
-    too): a person will choose ids, so what is trained is what is played; and the code learns from making pixels of the
-    next frame out of nothing but the past and the code. A gradient from masked tokens would reward codes for telling
-    which tokens were masked, and moves while those tokens are given.
-    """
-
-    def __init__(self, dynamics: Dynamics, tokenizer: Tokenizer, lam: LatentActionModel) -> None:
-        super().__init__()
-        self.model = DynamicsWithLam(dynamics, lam)
-        self._frozen = (DynamicsObjective(dynamics, tokenizer),)
+        self.model = upscaler
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return dict(self.model.named_parameters())
 
-    def forward(self, batch: ClipBatch | TokenBatch, progress: float) -> dict[str, Tensor]:
-        """`loss` is the sum; the parts are called `dynamics_loss` and `lam_loss`. `progress`: in [0, 1]."""
-        assert isinstance(batch, ClipBatch)
-        self.model.lam.set_progress(progress)
-        output = self.model.lam(model_frames(batch.frames_BTHWC))
-        losses = self.model.dynamics.loss(self._frozen[0].tokens(batch), output.actions, progress=progress)
-        own = {f"lam_{name}": value for name, value in output.losses.items()}
-        return {**losses, **own, "dynamics_loss": losses["loss"], "loss": losses["loss"] + output.losses["loss"]}
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`progress` changes nothing here."""
+        assert isinstance(batch, PairBatch)
+        small_BCHW, large_BCHW = model_frames(batch.small_BhwC), model_frames(batch.large_BHWC)
+        made_BCHW = self.model(small_BCHW).float()
+        with torch.no_grad():
+            quality = frame_psnr(made_BCHW.clamp(0, 1), large_BCHW).mean()
+            plain = frame_psnr(bicubic(small_BCHW, self.model.cfg.factor), large_BCHW).mean()
+        return {"loss": nn.functional.mse_loss(made_BCHW, large_BCHW), "psnr": quality, "psnr_bicubic": plain}
 
     def figures(self) -> dict[str, float]:
-        return {f"lam_{name}": value for name, value in self.model.lam.quantizer.usage().items()}
+        return {}
 
     def fingerprint(self) -> dict[str, str]:
-        return self._frozen[0].fingerprint()
+        return {}

@@ -44,7 +44,8 @@ def distribute(objective: Any, kind: str, ranks: int, device: torch.device) -> A
         for module in list(objective.modules()):
             if isinstance(module, Part):
                 fully_shard(module, mesh=mesh)
-        return fully_shard(objective, mesh=mesh)
+        # What is not in a part too is given back after each pass: else a validation of the average would leave that.
+        return fully_shard(objective, mesh=mesh, reshard_after_forward=True)
     return DistributedDataParallel(
         objective,
         device_ids=[device] if device.type == "cuda" else None,

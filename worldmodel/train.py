@@ -26,12 +26,14 @@ from worldmodel.components import TRAINED
 from worldmodel.config import WorldModelConfig
 from worldmodel.job import Job
 from worldmodel.objectives import DynamicsObjective, Objective
+from worldmodel.pairs import PairClips, check_sizes
 from worldmodel.recipes import COMPONENTS, TrainConfig, recipe
 from worldmodel.stopping import Interrupt, StopFile
 from worldmodel.streaming import StreamClips
 from worldmodel.token_cache import TokenClips, cache_tokens
-from worldmodel.trainer import NonFiniteLoss, Trainer, seed_everything
+from worldmodel.trainer import NonFiniteLoss, Trainer, Validation, Windows, seed_everything
 from worldmodel.transformer import Stack
+from worldmodel.upscaler import shape
 
 __all__ = ["NonFiniteLoss", "TrainConfig", "recipe", "train"]
 
@@ -53,6 +55,7 @@ def train(
     lam: str | Path | None = None,
     joint_lam: bool = False,
     decoder_only: bool = False,
+    pairs: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
     """Train a component of `worldmodel.components` on the train split of `data`; return the newest checkpoint.
@@ -81,6 +84,7 @@ def train(
         lam=None if lam is None else Path(lam).absolute(),
         joint_lam=joint_lam,
         decoder_only=decoder_only,
+        pairs=None if pairs is None else str(pairs if is_remote(pairs) else Path(pairs).absolute()),
     )
     _check(job, workers, resume)
     newest = checkpoint.newest_checkpoint(job.out)
@@ -109,6 +113,9 @@ def _check(job: Job, workers: int, resume: bool) -> None:
         raise InputError(f"--lam and --joint-lam are not for {job.component}: they are for dynamics on latent actions")
     if job.decoder_only and not (component.decoder_only and job.init is not None):
         raise InputError("--decoder-only fine-tunes a trained tokenizer: give it with --init")
+    if component.needs_pairs != (job.pairs is not None) or (component.needs_pairs and job.recipe.stream_sessions):
+        what = "needs --pairs, made of its data by `autoexplore data replay`, and cannot stream"
+        raise InputError(f"training {job.component} {what if component.needs_pairs else 'takes no --pairs'}")
     if job.recipe.batch_size % max(workers, 1):
         raise InputError(f"a batch of {job.recipe.batch_size} cannot be split over {workers} workers: use a multiple")
     if (job.out / "config.json").exists():
@@ -125,11 +132,13 @@ def build_objective(job: Job, device: torch.device) -> Objective:
 
 def open_data(
     job: Job, objective: Objective, device: torch.device, *, part: int = 0, parts: int = 1
-) -> tuple[Clips | StreamClips | TokenClips, Clips | StreamClips | None]:
+) -> tuple[Windows, Validation | None]:
     """Training windows and validation clips. `part` of `parts` is the rank on this machine: one stages, all encode."""
     recipe = job.recipe
     if recipe.stream_sessions:
         return _open_streams(job)
+    if job.pairs is not None:
+        return _open_pairs(job, part=part, parts=parts)
     if part == 0:
         Clips(job.data, job.cache_dir, length=recipe.clip_length)
     _barrier(parts)
@@ -151,6 +160,23 @@ def open_data(
             barrier=lambda: _barrier(parts),
         )
     return windows, validation if len(validation) else None
+
+
+def _open_pairs(job: Job, *, part: int, parts: int) -> tuple[PairClips, PairClips | None]:
+    """`open_data` for an upscaler: frames beside the same frames larger."""
+    sides: list[list[str]] = [list(job.data), [str(job.pairs)]]
+    length, stride = job.recipe.clip_length, job.recipe.clip_stride
+    if part == 0:
+        for uris in sides:
+            Clips(uris, job.cache_dir, length=length)
+    _barrier(parts)
+    shape_of = shape(job.recipe.upscaler)
+    train, validation = (
+        PairClips(*(Clips(uris, job.cache_dir, length=length, stride=stride, split=split) for uris in sides))
+        for split in ("train", "val")
+    )
+    check_sizes(train, shape_of.size, shape_of.factor)
+    return train, validation if len(validation) else None
 
 
 def _open_streams(job: Job) -> tuple[StreamClips, StreamClips | None]:
