@@ -28,6 +28,7 @@ from worldmodel import (
 )
 from worldmodel.action_map import agreement, scores
 from worldmodel.checkpoint import encoder_sha256, load_component, load_dynamics, load_lam, open_checkpoint
+from worldmodel.cost import cost_of
 from worldmodel.rollout import Rollout
 from worldmodel.train import recipe, train
 
@@ -269,8 +270,8 @@ def test_settings_that_do_not_fit_are_refused(data: str, runs: dict[str, Path], 
         with pytest.raises(InputError, match=message):
             train(component, config=config, recipe=settings, data=[data], out=tmp_path / "out", **options)
 
-    refused("given to dynamics only", "lam", lam=runs["lam"])
-    refused("given to dynamics only", "tokenizer", joint_lam=True)
+    refused("are not for", "lam", lam=runs["lam"])
+    refused("are not for", "tokenizer", joint_lam=True)
     refused("holds a tokenizer, not a lam", "dynamics", tokenizer=runs["tokenizer"], lam=runs["tokenizer"])
     wider = dataclasses.replace(DEBUG, lam=dataclasses.replace(DEBUG.lam, codes=4))
     refused("not a latent action model", "dynamics", config=wider, tokenizer=runs["tokenizer"], lam=runs["lam"])
@@ -384,3 +385,16 @@ def test_map_makes_a_model_that_evaluate_drives_by_buttons(
     asked = ["evaluate", str(tmp_path / "model"), f"--data={data}", "--limit=1", "--sampling-steps=1"]
     assert execute([*asked, f"--out={figures}", "--horizon=2"]) == 0
     assert json.loads(figures.read_text())["overall"]["windows"] == 1
+
+
+def test_the_cost_of_training_is_what_torch_counts() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    lam, settings = LatentActionModel(DEBUG), recipe("lam", "debug", clip_length=6)
+    with FlopCounterMode(display=False) as counter:
+        lam(torch.rand(1, 6, 3, 64, 64))
+    cost = cost_of("lam", DEBUG, settings)
+    assert cost is not None
+    # A pass backward costs twice as much; finding the nearest code has none.
+    assert cost.flops == pytest.approx(3 * counter.get_total_flops(), rel=0.05)
+    assert cost.trained == sum(parameter.numel() for parameter in lam.parameters())

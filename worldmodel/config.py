@@ -245,6 +245,7 @@ PRESETS: dict[str, WorldModelConfig] = {
             patch_norm=False,
             code_dim=8,
             codebook="ema",
+            commitment=0.01,
             residual=True,
         ),
         dynamics=DynamicsConfig(dim=32, heads=2, head_dim=16, blocks=2, objective="clean_past", all_masked=0.5),
@@ -268,6 +269,7 @@ PRESETS: dict[str, WorldModelConfig] = {
             decoder_blocks=1,
             patch_norm=False,
             codebook="ema",
+            commitment=0.01,
             residual=True,
         ),
         dynamics=DynamicsConfig(
