@@ -22,6 +22,7 @@ COMMANDS = (
     "collect",
     "data",
     "train",
+    "map",
     "explore",
     "expert",
     "tune",
