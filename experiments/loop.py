@@ -243,7 +243,14 @@ def train_component(
     checkpoint = train(
         component,
         config=preset(c.preset),
-        recipe=recipe(component, c.preset, seed=c.seed, threads=c.threads or default_threads(), **changes),
+        recipe=recipe(
+            component,
+            c.preset,
+            "finetune" if init else None,
+            seed=c.seed,
+            threads=c.threads or default_threads(),
+            **changes,
+        ),
         data=[str(job.path(name)) for name in data],
         out=job.out,
         resume=job.resume,
