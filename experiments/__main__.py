@@ -24,6 +24,7 @@ COMMANDS = (
     "train",
     "explore",
     "evaluate",
+    "study",
     "generate",
     "serve",
     "pipeline",
