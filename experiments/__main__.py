@@ -23,6 +23,10 @@ COMMANDS = (
     "data",
     "train",
     "explore",
+    "expert",
+    "tune",
+    "rounds",
+    "agents",
     "evaluate",
     "study",
     "generate",
@@ -130,11 +134,11 @@ def _first_paragraph(text: str) -> str:
 
 
 def _how_to_go_on(argv: list[str]) -> str:
-    """What to type to continue after Ctrl+C: the pipeline always continues, other long commands with --resume."""
+    """What to type to continue after Ctrl+C: pipeline and rounds always continue, other long commands with --resume."""
     command = shlex.join(["autoexplore", *argv])
-    if argv[:1] == ["pipeline"]:
+    if argv[:1] in (["pipeline"], ["rounds"]):
         return f"Finished stages are kept; go on with: {command}"
-    if argv and argv[0] in ("collect", "train", "explore"):
+    if argv and argv[0] in ("collect", "train", "explore", "expert", "tune"):
         return f"Go on with: {command}" + ("" if "--resume" in argv else " --resume")
     return f"Start again with: {command}"
 

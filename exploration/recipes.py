@@ -24,6 +24,8 @@ class ExploreRecipe:
     """Processes that play; 0 plays in the process that learns."""
     envs_per_runner: int = 4
     """Games that each of them plays at a time."""
+    learners: int = 0
+    """Processes that learn, which share each batch; 0 learns in the process that leads the run."""
     steps: int = 200
     """Steps that every env plays in an epoch."""
     max_steps: int = 1_000
@@ -44,6 +46,12 @@ class ExploreRecipe:
     """Adam's learning rate."""
     grad_clip: float = 10.0
     """Largest norm of a gradient."""
+    normalize_rewards: bool = False
+    """Learn from rewards that have mean 0 and deviation 1 - gamma in the replay, game by game. A reward that is always
+    above 0 otherwise makes the value learn its level first: until then it says no more than how far a segment's end
+    is, and the end of an episode looks like a loss."""
+    cut_rewards: bool = False
+    """Learn from rewards cut to [-1, 1]: for a game's own, which may be points by the thousand."""
     loss: LossConfig = field(default_factory=LossConfig)
     network: PolicyConfig = field(default_factory=PolicyConfig)
     precision: str = "auto"
@@ -66,6 +74,8 @@ class ExploreRecipe:
     """Epochs between evaluations; there is always one at the end."""
     evaluation_steps: int = 200
     """Steps that every env plays in an evaluation, from a fresh start."""
+    evaluate_greedily: bool = True
+    """Judge the agent by its most likely actions; otherwise by actions drawn as it draws them when it collects."""
     keep_last: int = 2
     """Checkpoints to keep."""
 
@@ -82,7 +92,7 @@ class ExploreRecipe:
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)}: must be 1 or more")
-        for name in ("runners", "burn_in", "epsilon_epochs"):
+        for name in ("runners", "learners", "burn_in", "epsilon_epochs"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} {getattr(self, name)}: must be 0 or more")
         if self.lr <= 0 or self.grad_clip <= 0:
@@ -142,4 +152,9 @@ def recipe(preset: str, **changes: Any) -> ExploreRecipe:
     """A preset with some fields replaced; None keeps the preset's. Raises InputError for an unknown preset."""
     if preset not in PRESETS:
         raise InputError(f"preset {preset!r} is not known: choose one of {', '.join(PRESETS)}")
-    return dataclasses.replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
+    return changed(PRESETS[preset], **changes)
+
+
+def changed(plan: ExploreRecipe, **changes: Any) -> ExploreRecipe:
+    """A recipe with some fields replaced; None keeps the recipe's. Raises InputError for what cannot be meant."""
+    return dataclasses.replace(plan, **{name: value for name, value in changes.items() if value is not None})

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from envs.errors import InputError
+from exploration.film import Film
 from exploration.learner import LossConfig, actor_critic_loss, lambda_returns, vtrace_returns
 from exploration.replay import Fragment, Replay
 
@@ -148,7 +149,7 @@ def fragment(name: str, steps: int, first: int = 0, terminated: bool = False, st
         game="g",
         first_step=first,
         terminated=terminated,
-        frames_THWC=np.broadcast_to((number % 256).astype(np.uint8)[:, None, None, None], (steps + 1, 8, 8, 3)).copy(),
+        film=Film.of(np.broadcast_to((number % 256).astype(np.uint8)[:, None, None, None], (steps + 1, 8, 8, 3))),
         actions_T=number[:-1] % 5,
         rewards_T=number[:-1].astype(np.float32),
         log_probabilities_T=-number[:-1].astype(np.float32),

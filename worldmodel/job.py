@@ -10,8 +10,19 @@ from envs.errors import InputError
 from worldmodel.config import WorldModelConfig
 from worldmodel.recipes import TrainConfig
 
-_HOW = ("log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_last", "threads", "loader_threads")
-_WHERE = ("data", "tokenizer", "init")
+_HOW = (
+    "log_every",
+    "validate_every",
+    "validation_clips",
+    "checkpoint_every",
+    "keep_last",
+    "keep_best",
+    "threads",
+    "loader_threads",
+    "compile",
+    "parallel",
+)
+_WHERE = ("data", "pairs", "tokenizer", "init")
 """Paths: what lies there is compared by hash, or is in the checkpoint."""
 _MAY_CHANGE = {*_WHERE, *(f"recipe.{name}" for name in _HOW)}
 
@@ -31,6 +42,8 @@ class Job:
     tokenizer: Path | None = None
     """The frozen tokenizer of a dynamics run."""
     decoder_only: bool = False
+    pairs: str | None = None
+    """The episodes of `data` again, larger, for an upscaler."""
 
     def identity(self) -> dict[str, Any]:
         """What the run is, as JSON data: written to config.json and into every checkpoint."""
@@ -42,13 +55,15 @@ class Job:
             "init": self.init,
             "tokenizer": self.tokenizer,
             "decoder_only": self.decoder_only,
+            "pairs": self.pairs,
         }
         return dict(json.loads(json.dumps(identity, default=str)))
 
     def check_resumable(self) -> None:
         """Raise InputError where the run in `out` is another one than this, naming the first difference.
 
-        How often to log, check and save, numbers of threads and paths may change: they do not change what is learnt.
+        How often to log, check and save, how work is spread and paths may change: that does not change what is learnt,
+        but for the order of additions.
         """
         path = self.out / "config.json"
         try:
