@@ -29,6 +29,7 @@ COMMANDS = (
     "rounds",
     "agents",
     "evaluate",
+    "study",
     "generate",
     "serve",
     "pipeline",
