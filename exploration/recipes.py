@@ -127,6 +127,7 @@ PRESETS: dict[str, ExploreRecipe] = {
         epsilon_epochs=1,
         evaluate_every=2,
         evaluation_steps=10,
+        replicas=1,
     ),
     "cpu": ExploreRecipe(
         epochs=8,
