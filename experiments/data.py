@@ -196,6 +196,8 @@ def _import(args: Import) -> None:
 def _replay(args: Replay) -> None:
     from envs.replay import replay
     from envs.runs import console
+    from experiments.common import ray_session
 
-    replay(args.source, args.out, size=args.size, workers=args.workers, progress=True)
+    with ray_session():
+        replay(args.source, args.out, size=args.size, workers=args.workers, progress=True)
     console.print(f"{args.out}: the episodes of {args.source} at {args.size}x{args.size}")

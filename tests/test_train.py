@@ -268,7 +268,7 @@ def test_what_does_not_fit_together_is_refused_in_one_line(data: str, tokenizer_
         ("lam", {}, "unknown component"),
         ("tokenizer", {"data": []}, "no data given"),
         ("tokenizer", {"data": [tmp_path / "nowhere"]}, "nowhere"),
-        ("dynamics", {}, "needs the run or checkpoint of a trained tokenizer"),
+        ("dynamics", {}, "needs --tokenizer: the run or checkpoint of a trained tokenizer"),
         ("tokenizer", {"decoder_only": True}, "decoder-only"),
         ("tokenizer", {"workers": 3}, "cannot be split over 3 workers"),
         ("tokenizer", {"out": tokenizer_run}, "already holds a run"),
