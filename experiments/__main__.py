@@ -29,11 +29,13 @@ COMMANDS = (
     "rounds",
     "agents",
     "evaluate",
+    "study",
     "generate",
     "serve",
     "pipeline",
     "report",
     "benchmark",
+    "scaling",
     "doctor",
 )
 DESCRIPTION = (

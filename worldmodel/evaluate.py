@@ -44,6 +44,8 @@ class Settings:
     """one_pass or autoregressive, see `WorldModel.generate`."""
     steps: int = 25
     """MaskGIT passes."""
+    temperature: float = 1.0
+    """Of the sampling's noise."""
     delta_t: int = 4
     """Which predicted frame delta-PSNR looks at; the last one where the horizon is shorter."""
     distance_frames: int = 0
@@ -146,7 +148,11 @@ def _predict(
 ) -> tuple[Tensor, Tensor]:
     """The predicted frames (B, F, C, H, W) and each window's delta-PSNR (B,)."""
     generator = torch.Generator(frames_BTCHW.device).manual_seed(seed)
-    sampling: dict[str, Any] = {"steps": settings.steps, "mode": settings.mode}
+    sampling: dict[str, Any] = {
+        "steps": settings.steps,
+        "mode": settings.mode,
+        "temperature": settings.temperature,
+    }
     predicted = model.generate(frames_BTCHW[:, : settings.context], actions_BT, generator=generator, **sampling).float()
     t = min(settings.delta_t, settings.horizon)
     delta = delta_psnr(
