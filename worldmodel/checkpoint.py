@@ -183,8 +183,9 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path | s
 
 def load_component(module: nn.Module, component: str, path: Path | str) -> None:
     """Give a tokenizer or dynamics module the weights in a run's folder, a checkpoint or a saved GenieReduxG."""
-    weights, _ = _component(Path(path), component)
+    weights, _, tokenizer = _component(Path(path), component)
     load_weights(module, weights, path)
+    _note_tokenizer(module, tokenizer)
 
 
 def load_tokenizer(path: Path | str, device: torch.device | str = "cpu") -> "Tokenizer":
@@ -194,7 +195,7 @@ def load_tokenizer(path: Path | str, device: torch.device | str = "cpu") -> "Tok
     """
     from worldmodel.tokenizer import Tokenizer
 
-    weights, config = _component(Path(path), "tokenizer")
+    weights, config, _ = _component(Path(path), "tokenizer")
     tokenizer = Tokenizer(config)
     load_weights(tokenizer, weights, path)
     return tokenizer.to(device).eval()
@@ -204,24 +205,25 @@ def load_dynamics(path: Path | str, device: torch.device | str = "cpu") -> "Dyna
     """As `load_tokenizer`, for the dynamics model."""
     from worldmodel.dynamics import Dynamics
 
-    weights, config = _component(Path(path), "dynamics")
+    weights, config, tokenizer = _component(Path(path), "dynamics")
     dynamics = Dynamics(config)
     load_weights(dynamics, weights, path)
+    _note_tokenizer(dynamics, tokenizer)
     return dynamics.to(device).eval()
 
 
-def _component(path: Path, component: str) -> tuple[dict[str, Tensor], "WorldModelConfig"]:
-    """A component's weights and configuration, hashes checked."""
+def _component(path: Path, component: str) -> tuple[dict[str, Tensor], "WorldModelConfig", str | None]:
+    """A component's weights and configuration, hashes checked, and the hash of the tokenizer that it was trained on."""
     from worldmodel.config import WorldModelConfig
     from worldmodel.genie import GenieReduxG
 
     if (path / f"{component}.safetensors").exists():
         model = GenieReduxG.load(path)
-        return getattr(model, component).state_dict(), model.cfg
+        return getattr(model, component).state_dict(), model.cfg, encoder_sha256(model.tokenizer)
     found = open_checkpoint(path)
     if found.component != component:
         raise InputError(f"{found.path} holds a {found.component}, not a {component}: give another path")
-    return found.exported(), WorldModelConfig.from_dict(found.state["config"])
+    return found.exported(), WorldModelConfig.from_dict(found.state["config"]), found.state.get("tokenizer_sha256")
 
 
 def encoder_sha256(tokenizer: "Tokenizer") -> str:
@@ -229,7 +231,32 @@ def encoder_sha256(tokenizer: "Tokenizer") -> str:
     decoder = {id(parameter) for parameter in tokenizer.decoder_parameters()}
     weights = {name: value for name, value in tokenizer.named_parameters() if id(value) not in decoder}
     sizes = hashlib.sha256(json.dumps(tokenizer.cfg.to_dict() | {"dynamics": None}).encode())
-    return tensors_sha256({**weights, f"codebook of {sizes.hexdigest()}": tokenizer.codebook})
+    codebook = tokenizer.codebook.detach()
+    if not codebook.is_cpu:  # the last bit of a norm is another one there
+        codebook = nn.functional.normalize(tokenizer.quantizer.rows.detach().cpu().float(), dim=-1)
+    return tensors_sha256({**weights, f"codebook of {sizes.hexdigest()}": codebook})
+
+
+def check_tokenizer(tokenizer: "Tokenizer", dynamics: "Dynamics", source: Path | str = "tokenizer") -> None:
+    """Raises InputError, with both hashes, unless the tokenizer makes the tokens that the dynamics was trained on.
+
+    A dynamics model that was not loaded from a run knows only the codes: then these must be the same.
+    """
+    wanted = getattr(dynamics, "tokenizer_sha256", None)
+    same_codes = torch.allclose(dynamics.codebook.cpu(), tokenizer.codebook.detach().cpu(), atol=1e-6)
+    got = encoder_sha256(tokenizer) if wanted else tensors_sha256({"codebook": tokenizer.codebook})
+    if same_codes and wanted in (None, got):
+        return
+    wanted = wanted or tensors_sha256({"codebook": dynamics.codebook})
+    raise InputError(
+        f"{source}: not the tokenizer that the dynamics was trained with: expected the one with sha256 {wanted[:16]}, "
+        f"got {got[:16]}"
+    )
+
+
+def _note_tokenizer(module: nn.Module, sha256: str | None) -> None:
+    """Let a loaded component remember which tokenizer made its tokens; kept beside the weights, not among them."""
+    module.tokenizer_sha256 = sha256  # type: ignore[assignment]
 
 
 def optimizer_state(

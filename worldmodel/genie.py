@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from envs.errors import InputError
 from envs.files import new_folder, write_json_atomic
-from worldmodel.checkpoint import file_sha256, load_weights
+from worldmodel.checkpoint import check_tokenizer, file_sha256, load_weights
 from worldmodel.config import WorldModelConfig
 from worldmodel.dynamics import Dynamics
 from worldmodel.maskgit import sample
@@ -45,8 +45,8 @@ class GenieReduxG(nn.Module):
             )
         if not dynamics.has_codebook:
             dynamics.set_codebook(tokenizer.codebook.detach())
-        elif not torch.equal(dynamics.codebook.cpu(), tokenizer.codebook.detach().cpu()):
-            raise InputError("dynamics was trained with the codes of another tokenizer: use that one")
+        else:
+            check_tokenizer(tokenizer, dynamics)
         self.tokenizer, self.dynamics = tokenizer, dynamics
         self.cfg: WorldModelConfig = dynamics.cfg
 
