@@ -16,7 +16,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,11 +26,13 @@ from torch import Tensor, nn
 from envs.errors import InputError
 from envs.files import new_folder, write_json_atomic
 from envs.runs import console
-from worldmodel.parallel import shared_like, whole
+from worldmodel.optimizer_state import state_of
+from worldmodel.parallel import on_cpu
 
 if TYPE_CHECKING:  # the functions below import them themselves: saving a whole model needs this module in turn
     from worldmodel.config import WorldModelConfig
     from worldmodel.dynamics import Dynamics
+    from worldmodel.latent_action import LatentActionModel
     from worldmodel.tokenizer import Tokenizer
 
 FORMAT = "autoexplore-checkpoint-1"
@@ -103,10 +105,10 @@ def save_checkpoint(
     holds the same. Where ranks share the weights all must call, and the one `writer` writes.
     """
     path = run / "checkpoints" / _name(state["step"])
-    tensors, groups = optimizer_state(module, optimizer)
-    files = {"model.safetensors": _cpu(module.state_dict()), "optimizer.safetensors": tensors}
+    tensors, groups = state_of(module, optimizer)
+    files = {"model.safetensors": on_cpu(module.state_dict()), "optimizer.safetensors": tensors}
     if average is not None:
-        files[_AVERAGE] = _cpu(average)
+        files[_AVERAGE] = on_cpu(average)
     if not writer:
         return path
     if not (path / "manifest.json").exists():
@@ -182,7 +184,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path | s
 
 
 def load_component(module: nn.Module, component: str, path: Path | str) -> None:
-    """Give a tokenizer or dynamics module the weights in a run's folder, a checkpoint or a saved GenieReduxG."""
+    """Give a tokenizer, lam or dynamics module the weights in a run's folder, a checkpoint or a saved world model."""
     weights, _, tokenizer = _component(Path(path), component)
     load_weights(module, weights, path)
     _note_tokenizer(module, tokenizer)
@@ -195,45 +197,78 @@ def load_tokenizer(path: Path | str, device: torch.device | str = "cpu") -> "Tok
     """
     from worldmodel.tokenizer import Tokenizer
 
-    weights, config, _ = _component(Path(path), "tokenizer")
-    tokenizer = Tokenizer(config)
-    load_weights(tokenizer, weights, path)
-    return tokenizer.to(device).eval()
+    return _load(Tokenizer, "tokenizer", path, device)
+
+
+def load_lam(path: Path | str, device: torch.device | str = "cpu") -> "LatentActionModel":
+    """As `load_tokenizer`, for the latent action model; also one that was trained with a dynamics model."""
+    from worldmodel.latent_action import LatentActionModel
+
+    return _load(LatentActionModel, "lam", path, device)
 
 
 def load_dynamics(path: Path | str, device: torch.device | str = "cpu") -> "Dynamics":
     """As `load_tokenizer`, for the dynamics model."""
     from worldmodel.dynamics import Dynamics
 
-    weights, config, tokenizer = _component(Path(path), "dynamics")
-    dynamics = Dynamics(config)
-    load_weights(dynamics, weights, path)
-    _note_tokenizer(dynamics, tokenizer)
-    return dynamics.to(device).eval()
+    return _load(Dynamics, "dynamics", path, device)
+
+
+def _load(kind: Any, component: str, path: Path | str, device: torch.device | str) -> Any:
+    weights, config, tokenizer = _component(Path(path), component)
+    module = kind(config)
+    load_weights(module, weights, path)
+    _note_tokenizer(module, tokenizer)
+    return module.to(device).eval()
 
 
 def _component(path: Path, component: str) -> tuple[dict[str, Tensor], "WorldModelConfig", str | None]:
     """A component's weights and configuration, hashes checked, and the hash of the tokenizer that it was trained on."""
     from worldmodel.config import WorldModelConfig
-    from worldmodel.genie import GenieReduxG
+    from worldmodel.genie import load_world_model
 
     if (path / f"{component}.safetensors").exists():
-        model = GenieReduxG.load(path)
+        model = load_world_model(path)
         return getattr(model, component).state_dict(), model.cfg, encoder_sha256(model.tokenizer)
     found = open_checkpoint(path)
+    config = WorldModelConfig.from_dict(found.state["config"])
+    if found.state.get("joint_lam") and component in ("lam", "dynamics"):
+        return _joint_part(found.exported(), component, config), config, found.state.get("tokenizer_sha256")
     if found.component != component:
         raise InputError(f"{found.path} holds a {found.component}, not a {component}: give another path")
-    return found.exported(), WorldModelConfig.from_dict(found.state["config"]), found.state.get("tokenizer_sha256")
+    return found.exported(), config, found.state.get("tokenizer_sha256")
 
 
-def encoder_sha256(tokenizer: "Tokenizer") -> str:
-    """Hash of all in a tokenizer that decides its token ids: training its decoder alone does not change it."""
-    decoder = {id(parameter) for parameter in tokenizer.decoder_parameters()}
-    weights = {name: value for name, value in tokenizer.named_parameters() if id(value) not in decoder}
-    sizes = hashlib.sha256(json.dumps(tokenizer.cfg.to_dict() | {"dynamics": None}).encode())
-    codebook = tokenizer.codebook.detach()
+def _joint_part(weights: dict[str, Tensor], component: str, config: "WorldModelConfig") -> dict[str, Tensor]:
+    """The weights of one part of a joint run. Its LAM changed to the last step: the dynamics learns the hash here."""
+    from worldmodel.latent_action import LatentActionModel
+
+    parts = {
+        part: {name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(f"{part}.")}
+        for part in ("lam", "dynamics")
+    }
+    if component == "dynamics":
+        lam = LatentActionModel(config)
+        load_weights(lam, parts["lam"], "lam")
+        parts["dynamics"]["lam_hash"] = torch.tensor(list(bytes.fromhex(encoder_sha256(lam))), dtype=torch.uint8)
+    return parts[component]
+
+
+def encoder_sha256(model: "Tokenizer | LatentActionModel") -> str:
+    """Hash of all in a tokenizer that decides its token ids, or in a latent action model that decides its actions.
+
+    Training the decoder alone does not change it.
+    """
+    from worldmodel.latent_action import LatentActionModel
+
+    decoder = {id(parameter) for parameter in model.decoder_parameters()}
+    weights = {name: value for name, value in model.named_parameters() if id(value) not in decoder}
+    part = "lam" if isinstance(model, LatentActionModel) else "tokenizer"
+    config = model.cfg.to_dict()
+    sizes = hashlib.sha256(json.dumps({name: config[name] for name in ("size", "frames", part)}).encode())
+    codebook = model.codebook.detach()
     if not codebook.is_cpu:  # the last bit of a norm is another one there
-        codebook = nn.functional.normalize(tokenizer.quantizer.rows.detach().cpu().float(), dim=-1)
+        codebook = nn.functional.normalize(model.quantizer.rows.detach().cpu().float(), dim=-1)
     return tensors_sha256({**weights, f"codebook of {sizes.hexdigest()}": codebook})
 
 
@@ -257,43 +292,6 @@ def check_tokenizer(tokenizer: "Tokenizer", dynamics: "Dynamics", source: Path |
 def _note_tokenizer(module: nn.Module, sha256: str | None) -> None:
     """Let a loaded component remember which tokenizer made its tokens; kept beside the weights, not among them."""
     module.tokenizer_sha256 = sha256  # type: ignore[assignment]
-
-
-def optimizer_state(
-    module: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimizer's state as tensors named `<quantity>/<parameter>` and its groups as JSON data."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    tensors = {
-        f"{quantity}/{names[cast(nn.Parameter, parameter)]}": value
-        for parameter, values in optimizer.state.items()
-        for quantity, value in values.items()
-    }
-    groups = [
-        {
-            **{key: value for key, value in group.items() if key != "params"},
-            "params": [names[p] for p in group["params"]],
-        }
-        for group in optimizer.param_groups
-    ]
-    return _cpu(tensors), groups
-
-
-def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
-    """Give an optimizer over the same parameters the state that a checkpoint holds. Raises InputError otherwise."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    groups = checkpoint.state["optimizer"]
-    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    if order != [name for group in groups for name in group["params"]]:
-        raise InputError(f"{checkpoint.path}: trains other parameters than this run: continue it with its own settings")
-    places = {name: place for place, name in enumerate(order)}
-    parameters = dict(module.named_parameters())
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in checkpoint.optimizer_tensors().items():
-        quantity, name = key.split("/", 1)
-        state.setdefault(places[name], {})[quantity] = shared_like(tensor, parameters[name])
-    numbered = [{**group, "params": [places[name] for name in group["params"]]} for group in groups]
-    optimizer.load_state_dict({"state": state, "param_groups": numbered})
 
 
 def remove_leftovers(run: Path) -> None:
@@ -326,10 +324,6 @@ def _advice(path: Path) -> str:
             these = "this folder" if number == 0 else f"the damaged {', '.join(sorted(damaged))}"
             return f"to go on from the one before it, {other.name}, delete {these}"
     return "there is no earlier one beside it"
-
-
-def _cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

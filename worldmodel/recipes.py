@@ -33,6 +33,8 @@ class TrainConfig:
     """Steps of linear warm-up."""
     warmup_factor: float = 0.5
     """Where the warm-up starts, as a share of lr."""
+    lr_halve_every: int = 0
+    """Steps after which the learning rate is halved, again and again, in place of the cosine; 0 for the cosine."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's decay rates."""
     weight_decay: float = 1e-4
@@ -52,6 +54,8 @@ class TrainConfig:
     put together block by block when they are needed)."""
     ema: float = 0.0
     """Decay of a moving average of the weights; 0 for none. Where there is one it is validated and exported."""
+    upscaler: str = ""
+    """Upscaler: its shape, one of `worldmodel.upscaler.SHAPES`."""
     token_cache: bool = True
     """Dynamics: encode every window once and train on the stored tokens, where the run is long enough to see each
     window once on average. Shorter runs, or False: encode in each step."""
@@ -93,8 +97,10 @@ class TrainConfig:
                 raise InputError(f"{name} = {getattr(self, name)}: must be 1 or more")
         if self.stream_sessions < 0 or self.stream_sessions == 1 or self.stream_bytes < 1:
             raise InputError(f"stream_sessions = {self.stream_sessions}: must be 2 or more, or 0 to stage the data")
-        if self.clip_length < 2:
+        if self.clip_length < 2 and not (self.upscaler and self.clip_length == 1):
             raise InputError(f"clip_length = {self.clip_length}: a clip needs 2 frames or more to hold an action")
+        if self.lr_halve_every < 0:
+            raise InputError(f"lr_halve_every = {self.lr_halve_every}: must be 1 or more, or 0 for never")
         if self.batch_size % self.accumulate:
             raise InputError(f"a batch of {self.batch_size} cannot be computed in {self.accumulate} equal parts")
         for name, choices in (("precision", ("bf16", "fp32")), ("parallel", ("ddp", "fsdp"))):
@@ -109,6 +115,8 @@ class TrainConfig:
         """Rate of the step-th update, from 0: linear from warmup_factor * lr, then cosine to min_lr at the last one."""
         if step < self.warmup:
             return self.lr * (self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup)
+        if self.lr_halve_every:
+            return self.lr * 0.5 ** (step // self.lr_halve_every)
         progress = (step - self.warmup) / max(self.iterations - 1 - self.warmup, 1)
         return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
@@ -144,8 +152,28 @@ _CPU = {
 }
 
 _CPU_TOKENIZER = {**_CPU, "iterations": 2_600, "clip_length": 4, "clip_stride": 1}
+_CPU_LAM = {**_CPU, "iterations": 2_600, "clip_length": 4, "clip_stride": 1}
 _CPU_DYNAMICS = {**_CPU, "iterations": 2_000, "clip_length": 4, "clip_stride": 4, "lr": 1.5e-3}
 _CPU_FINETUNE = {"iterations": 250, "validate_every": 0}
+
+_UPSCALER = {"clip_length": 1, "clip_stride": 1}
+_DEBUG_UPSCALER = {**_DEBUG, **_UPSCALER, "upscaler": "debug"}
+_CPU_UPSCALER = {**_CPU, **_UPSCALER, "iterations": 1_200, "batch_size": 8, "upscaler": "cpu"}
+
+
+def _paper_upscaler(shape: str, images: int) -> dict[str, Any]:
+    """Appendix B: Adam at 1e-4, StepLR(25, 0.5), 300 epochs of so many images in batches of 128."""
+    return {
+        **_UPSCALER,
+        "upscaler": shape,
+        "batch_size": 128,
+        "iterations": 300 * images // 128,
+        "lr_halve_every": 25 * images // 128,
+        "warmup": 0,
+        "betas": (0.9, 0.999),
+        "weight_decay": 0.0,
+        "grad_clip": 0.0,
+    }
 
 
 @dataclass(frozen=True)
@@ -172,6 +200,12 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             {"debug": _DEBUG, "cpu": {**_CPU_TOKENIZER, **_CPU_FINETUNE}, "paper": {"iterations": 1_000}},
             needs_init=True,
             decoder_only=True,
+        ),
+    },
+    "lam": {
+        "base": Recipe(
+            "on all platformers, from scratch",
+            {"debug": _DEBUG, "cpu": _CPU_LAM, "paper": {}},
         ),
     },
     "dynamics": {
@@ -209,6 +243,14 @@ RECIPES: dict[str, dict[str, Recipe]] = {
                 "paper": {"iterations": 15_000, "batch_size": 160, "clip_stride": 8},
             },
         ),
+    },
+    "upscaler": {
+        name: Recipe(says, {"debug": _DEBUG_UPSCALER, "cpu": _CPU_UPSCALER, "paper": _paper_upscaler(shape, images)})
+        for name, says, shape, images in (
+            ("small-16k", "31 M parameters on 12,000 images (appendix B, 1)", "small", 12_000),
+            ("small-50k", "31 M parameters on 45,000 images (appendix B, 2)", "small", 45_000),
+            ("large-50k", "124 M parameters on 45,000 images (appendix B, 3)", "large", 45_000),
+        )
     },
 }
 """The runs of the paper by component and name. A component's first is what is meant where none is named."""

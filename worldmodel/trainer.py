@@ -21,15 +21,17 @@ from envs.errors import InputError
 from envs.runs import RunFolder, progress
 from worldmodel import checkpoint
 from worldmodel.averages import MovingAverage
-from worldmodel.clips import ClipBatch, ClipLoader, Clips
+from worldmodel.clips import ClipLoader, Clips
 from worldmodel.cost import cost_of
 from worldmodel.hardware import device_peak
 from worldmodel.job import Job
 from worldmodel.meter import Meter
-from worldmodel.objectives import Objective
+from worldmodel.objectives import Batch, Objective
+from worldmodel.optimizer_state import load_optimizer
+from worldmodel.pairs import PairClips
 from worldmodel.parallel import adding_up, compile_layers, distribute, shared_like, whole
 from worldmodel.streaming import StreamClips
-from worldmodel.token_cache import TokenBatch, TokenClips
+from worldmodel.token_cache import TokenClips
 
 _SHOWN = {
     f"{part}/{name}": f"{words}{name}"
@@ -39,7 +41,10 @@ _SHOWN = {
 """What stands beside the progress bar, and how it is called there."""
 
 
-Batch = ClipBatch | TokenBatch
+Windows = Clips | StreamClips | TokenClips | PairClips
+"""What a run is trained on."""
+Validation = Clips | StreamClips | PairClips
+"""What it is judged by."""
 
 
 class NonFiniteLoss(InputError):
@@ -72,8 +77,8 @@ class Trainer:
         self,
         job: Job,
         objective: Objective,
-        windows: Clips | StreamClips | TokenClips,
-        validation: Clips | StreamClips | None,
+        windows: Windows,
+        validation: Validation | None,
         *,
         rank: int = 0,
         ranks: int = 1,
@@ -150,7 +155,7 @@ class Trainer:
                     self.save()
         return self.step == recipe.iterations
 
-    def train_step(self, batch: ClipBatch | TokenBatch) -> tuple[dict[str, Tensor], bool]:
+    def train_step(self, batch: Batch) -> tuple[dict[str, Tensor], bool]:
         """One optimizer step. Returns its named losses, learning rate and gradient norm, and whether to stop after it.
 
         Raises NonFiniteLoss before the weights change where the loss or the gradient of any rank is not finite.
@@ -175,7 +180,7 @@ class Trainer:
             self.average.update(self.step + 1)
         return {**losses, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}, stopping
 
-    def _backward(self, batch: ClipBatch | TokenBatch) -> dict[str, Tensor]:
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of a batch, in as many parts as the recipe says -> its named losses, means over the parts."""
         parts, totals = self.recipe.accumulate, dict[str, Tensor]()
         for number in range(parts):
@@ -194,7 +199,7 @@ class Trainer:
         """Share of the run that is done, in [0, 1]; 1 from the start where a trained model is fine-tuned."""
         return 1.0 if self.job.init is not None else self.step / self.recipe.iterations
 
-    def validate(self, clips: Clips | StreamClips) -> dict[str, float]:
+    def validate(self, clips: Validation) -> dict[str, float]:
         """Mean of every named loss over evenly spread validation clips, summed over ranks before the division.
 
         Of the moving average of the weights where there is one. Masks and noise are the same at every validation, so
@@ -209,7 +214,7 @@ class Trainer:
         count = values.pop("clips")
         return {f"validation/{name}": value / count for name, value in values.items()}
 
-    def _validation_sums(self, clips: Clips | StreamClips) -> dict[str, Tensor]:
+    def _validation_sums(self, clips: Validation) -> dict[str, Tensor]:
         """Sums of this rank's losses, and how many `clips` they are of."""
         ids = clips.spread(self.recipe.validation_clips)
         share, size = ids[self.rank :: self.ranks], max(1, self.recipe.batch_size // self.ranks)
@@ -229,7 +234,7 @@ class Trainer:
 
     def _is_best(self, loss: float) -> bool:
         """Note a validation loss; whether it is the lowest of the run so far, and so its checkpoint one to keep."""
-        better = self.recipe.keep_best and (self.best is None or loss < self.best["loss"])
+        better = self.recipe.keep_best and math.isfinite(loss) and (self.best is None or loss < self.best["loss"])
         if better:
             self.best = {"step": self.step, "loss": loss}
         return better
@@ -268,7 +273,7 @@ class Trainer:
 
     def _restore_optimizer(self, found: checkpoint.Checkpoint) -> None:
         """Take over the optimizer's state and the moving average, each rank its share."""
-        checkpoint.load_optimizer(self.objective.model, self.optimizer, found)
+        load_optimizer(self.objective.model, self.optimizer, found)
         if self.average is not None:
             for name, value in found.average().items():
                 own = self.average.values[name]
@@ -322,7 +327,7 @@ class Trainer:
         dist.all_reduce(values)
         return values.cpu()
 
-    def _name_batch(self, batch: ClipBatch | TokenBatch, losses: dict[str, Tensor], norm: Tensor, finite: bool) -> str:
+    def _name_batch(self, batch: Batch, losses: dict[str, Tensor], norm: Tensor, finite: bool) -> str:
         """One line about a step that was not finite, the same on every rank."""
         parts = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
         windows = "; ".join(self.windows.describe(window_id) for window_id in batch.window_ids_B.tolist()[:8])
