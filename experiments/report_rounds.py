@@ -31,10 +31,8 @@ def build(root: Path, out: Path) -> list[str]:
     lines = []
     for place in rounds:
         before, after = mean[place - 1, place], mean[place, place]
-        line = (
-            f"Round {place}: {new[place]:,} new distinct screens; entropy on the round's screens {before:.3f} before "
-        )
-        line += f"learning from them, {after:.3f} after"
+        line = f"Round {place}: {new[place]:,} new distinct screens; entropy on the round's screens {before:.3f} "
+        line += f"before learning from them, {after:.3f} after"
         if (place - 1, place + 1) in mean:
             other = mean[place, place + 1] - mean[place - 1, place + 1]
             line += f"; on the screens of round {place + 1}, not yet visited, it changed by {other:+.3f}"
