@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from worldmodel.config import AutoencoderConfig, WorldModelConfig
 from worldmodel.dynamics import Dynamics
 from worldmodel.latent_action import LatentActionModel
 from worldmodel.recipes import TrainConfig
 from worldmodel.tokenizer import Tokenizer
+from worldmodel.upscaler import Upscaler, shape
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def cost_of(
         return _lam_cost(config, recipe)
     if component == "dynamics":
         return _dynamics_cost(config, recipe, cached)
+    if component == "upscaler":
+        return _upscaler_cost(config, recipe)
     return None
 
 
@@ -150,3 +154,22 @@ def _dynamics_cost(config: WorldModelConfig, recipe: TrainConfig, cached: bool) 
     flops = 3 * (stack.flops(frames) + head) + (0 if cached else encoding_flops(config, clip))
     total = count_parameters(Dynamics, config)
     return Cost(flops, clip * patches, kept, total, total)
+
+
+def _upscaler_cost(config: WorldModelConfig, recipe: TrainConfig) -> Cost:
+    """Counted on a pass without memory; what every layer gives is kept."""
+    kept = 0
+
+    def keep(module: nn.Module, given: object, made: torch.Tensor) -> None:
+        nonlocal kept
+        kept += made.numel() * (2 if recipe.precision == "bf16" else 4)
+
+    cfg = shape(recipe.upscaler)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        upscaler = Upscaler(cfg)
+        for module in upscaler.modules():
+            if not list(module.children()):
+                module.register_forward_hook(keep)
+        upscaler(torch.zeros(recipe.clip_length, 3, cfg.size, cfg.size))
+    total = sum(parameter.numel() for parameter in upscaler.parameters())
+    return Cost(3.0 * counter.get_total_flops(), recipe.clip_length * config.grid**2, kept, total, total)
