@@ -30,7 +30,9 @@ EARLY = 5
 STATE_STEPS = 40
 """Steps of random play between two states."""
 CANDIDATES = 3
-"""So many times as many states as asked for are looked at for some in which the game answers."""
+"""So many times as many states as asked for are looked at, for as many in which the game answers."""
+PATIENCE = 6
+"""States in a row that answer to nothing before the game is begun anew."""
 CHANGED = 24
 """Grey levels, of 255, by which a pixel differs: less is flicker and dithering."""
 LEAST_PIXELS = 6
@@ -86,7 +88,10 @@ class Probe:
     """Whether nothing answers in the start state until START (or RESET) is pressed."""
     starter: str
     """The button that begins the game where it needs one."""
+    waits: int
+    """Steps of play after the beginning before it answers at all, in units of 40."""
     states: int
+    """In which it answered."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
@@ -109,16 +114,19 @@ def probe(game: str, *, states: int = 8, steps: int = HOLD_STEPS, seed: int = 0)
         starter = _starter(env, start, buttons, steps)
         begun = start if not starter else _press(env, start, starter)
         trials: dict[str, list[Trial]] = {name: [] for name in buttons}
-        tried = 0
-        for found in itertools.islice(_trials(env, begun, buttons, steps, seed), states * CANDIDATES):
-            # Where nothing answers, the game shows an end or a pause: that tells nothing of a control.
-            if tried == 0 or any(trial.label != "none" for trial in found.values()):
-                tried += 1
-                for name, trial in found.items():
-                    trials[name].append(trial)
-            if tried == states:
+        found: list[dict[str, Trial]] = []
+        waits = 0
+        for number, tried in enumerate(_trials(env, begun, buttons, steps, seed, states * CANDIDATES)):
+            # Where nothing answers, the game shows a beginning, an end or a pause: that tells nothing of a control.
+            if _answered(tried):
+                waits = waits if found else number * STATE_STEPS
+                found.append(tried)
+            if len(found) == states:
                 break
-        return Probe(env.game, summarise(trials), bool(starter), starter, tried)
+        for counted in found or [tried]:
+            for name, trial in counted.items():
+                trials[name].append(trial)
+        return Probe(env.game, summarise(trials), bool(starter), starter, waits, len(found))
     finally:
         env.close()
 
@@ -274,24 +282,34 @@ def _press(env: RetroGame, state: bytes, button: str) -> bytes:
     return env.save_state()
 
 
-def _trials(env: RetroGame, begun: bytes, buttons: dict[str, str], steps: int, seed: int) -> Iterator[dict[str, Trial]]:
+def _trials(
+    env: RetroGame, begun: bytes, buttons: dict[str, str], steps: int, seed: int, count: int
+) -> Iterator[dict[str, Trial]]:
     """Every control tried in the beginning, and then again and again after some more random play.
 
-    A game that ends, or that answers to nothing, begins anew.
+    A game that ends, or that answers to nothing for long, begins anew.
     """
     generator = np.random.default_rng(seed)
     names = list(buttons.values())
-    state = begun
-    while True:
+    state, deaf = begun, 0
+    for _ in range(count):
         held = {name: _screens(env, state, (button,), steps) for name, button in buttons.items()}
         found = compare(_screens(env, state, (), steps), held)
         yield found
-        env.load_state(state if any(trial.label != "none" for trial in found.values()) else begun)
+        deaf = 0 if _answered(found) else deaf + 1
+        if deaf > PATIENCE:
+            state, deaf = begun, 0
+        env.load_state(state)
         for _ in range(STATE_STEPS):
             env.hold((names[generator.integers(len(names))],))
             if env.game_over:
                 env.load_state(begun)
         state = env.save_state()
+
+
+def _answered(found: Mapping[str, Trial]) -> bool:
+    """Whether any control did anything."""
+    return any(trial.label != "none" for trial in found.values())
 
 
 if __name__ == "__main__":  # a process of its own for each game: one that crashes takes nothing with it

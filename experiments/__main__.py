@@ -22,6 +22,7 @@ COMMANDS = (
     "collect",
     "data",
     "train",
+    "map",
     "explore",
     "expert",
     "tune",
@@ -34,6 +35,7 @@ COMMANDS = (
     "pipeline",
     "report",
     "benchmark",
+    "scaling",
     "doctor",
 )
 DESCRIPTION = (

@@ -17,6 +17,8 @@ class Args(GameArgs, RayArgs):
     """Folder of the runs, the episodes and agents.json."""
     preset: Preset = "cpu"
     """Sizes of the explorer and its schedule."""
+    epochs: int | None = None
+    """Epochs of an explorer's training, where the preset's number does not fit."""
     seeds: int = 3
     """How many explorers of each."""
     episodes: int = 4
@@ -50,6 +52,7 @@ def run(args: Args) -> None:
             steps=args.steps,
             epsilon=args.epsilon,
             windows=args.windows,
+            epochs=args.epochs,
         )
     table = Table("game", "", *AGENTS, "difference", box=None, header_style="bold")
     for game, quantities in result["summary"].items():

@@ -111,7 +111,8 @@ def _print(found: dict[str, dict[str, Any]], labels: Any) -> None:
             word = "dead" if control["dead"] else control["label"]
             agrees = kind(control["label"]) == kind(ours)
             cells.append(f"{word} {control['confidence']:.2f}" + ("" if agrees else f" ({ours})"))
-        shown.add_row(game, probed["starter"] or "-", *cells)
+        begins = probed["starter"] or (f"{probed['waits']} steps" if probed["waits"] else "-")
+        shown.add_row(game, begins, *cells)
     console.print(shown)
     console.print("in brackets: the catalogue's word, where it is of another kind")
     counted = Table("label", box=None, header_style="bold")
@@ -141,8 +142,8 @@ def agreement(found: dict[str, dict[str, Any]], labels: Any) -> dict[str, tuple[
             same.update(groups if kind(control["label"]) == kind(ours) else ())
         transition = str(labels.at[game, "transition"])
         if transition != "unknown":
-            both["start needs a button"] += 1
-            same["start needs a button"] += probed["needs_start"] == (transition == "yes")
+            both["start"] += 1
+            same["start"] += (probed["needs_start"] or probed["waits"] > 0) == (transition == "yes")
     first = [group for group in both if not group.startswith("catalogue")]
     return {group: (same[group], both[group]) for group in [*first, *sorted(both.keys() - set(first))]}
 

@@ -14,7 +14,7 @@ class Args:
     """Predict the frames of recorded episodes and write film strips (PNG) and GIFs, real beside predicted."""
 
     model: tyro.conf.Positional[Path]
-    """The world model: a folder that `GenieReduxG.save` or the pipeline wrote."""
+    """The world model: a folder that `map` or the pipeline wrote, or `save` of a model."""
     data: Path
     """Folder of episodes."""
     out: Path
@@ -56,11 +56,11 @@ def run(args: Args) -> None:
     from envs.episodes import EpisodeReader
     from envs.runs import console
     from experiments.pictures import at_scale, film_strip, predict, save_png
-    from worldmodel import GenieReduxG
+    from worldmodel import load_world_model
     from worldmodel.upscaler import Upscaler
 
     torch.set_num_threads(default_threads())
-    model = GenieReduxG.load(args.model)
+    model = load_world_model(args.model)
     upscaler = None if args.upscaler is None else Upscaler.load(args.upscaler)
     reader = EpisodeReader(args.data)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def run(args: Args) -> None:
         episode = reader[index]
         real = episode.frames_THWC[args.start : args.start + length]
         predicted = predict(
-            model,
+            model.for_game(episode.game),
             real[: args.context],
             episode.actions[args.start : args.start + length - 1],
             steps=args.sampling_steps,

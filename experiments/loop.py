@@ -250,7 +250,7 @@ def train_component(
     checkpoint = train(
         component,
         config=preset(c.preset),
-        recipe=recipe(component, c.preset, seed=c.seed, threads=threads, **changes),
+        recipe=recipe(component, c.preset, "finetune" if init else None, seed=c.seed, threads=threads, **changes),
         data=[str(job.path(name)) for name in data],
         out=job.out,
         workers=c.train_workers,

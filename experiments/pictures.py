@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from envs.drawing import GAP, Frames, enlarged, png
 
 if TYPE_CHECKING:
-    from worldmodel import GenieReduxG
+    from worldmodel import WorldModel
     from worldmodel.upscaler import Upscaler
 
 
-def predict(model: "GenieReduxG", given_PHWC: Frames, actions: Sequence[int] | NDArray[Any], **sampling: Any) -> Frames:
+def predict(model: "WorldModel", given_PHWC: Frames, actions: Sequence[int] | NDArray[Any], **sampling: Any) -> Frames:
     """The given frames followed by what the model predicts, uint8 (P+F, H, W, 3). actions: P+F-1 of them.
 
-    sampling: steps, temperature, mode and seed of `GenieReduxG.generate`.
+    sampling: steps, temperature, mode and seed of `WorldModel.generate`.
     """
     import torch
 

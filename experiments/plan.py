@@ -80,8 +80,6 @@ PLANS: dict[str, Plan] = {
         random_steps=400,
         explored_steps=400,
         explored_epsilon=0.1,
-        decoder_finetune={"iterations": 250, "validate_every": 0},
-        dynamics_finetune={"iterations": 250, "lr": 5e-4, "validate_every": 0},
         explore={"runners": 2, "envs_per_runner": 4},
         evaluate={"limit": 12, "steps": 1, "mode": "autoregressive", "distance_frames": 60},
         expected_seconds=1_000.0,
@@ -89,8 +87,6 @@ PLANS: dict[str, Plan] = {
     "paper": Plan(
         preset="paper",
         games=("SuperMarioBros-Nes",),
-        decoder_finetune={"iterations": 1_000},
-        dynamics_finetune={"iterations": 10_000, "batch_size": 160},
         workers=64,
         train_workers=8,
         explore={"runners": 8, "envs_per_runner": 1},

@@ -13,8 +13,9 @@ from experiments.common import Preset, RunArgs, check_folder, default_threads, r
 class Args(RunArgs):
     """Train one component of the world model."""
 
-    component: tyro.conf.Positional[Literal["tokenizer", "dynamics", "upscaler"]]
-    """What to train. dynamics needs --tokenizer, upscaler --pairs."""
+    component: tyro.conf.Positional[Literal["tokenizer", "lam", "dynamics", "upscaler"]]
+    """What to train. dynamics needs --tokenizer; with --lam or --joint-lam it is GenieRedux's, on latent actions.
+    upscaler needs --pairs."""
     data: tuple[str, ...] = ()
     """Folders of episodes, or places like s3://bucket/prefix, made by `autoexplore collect`; several are united."""
     out: Path | None = None
@@ -26,6 +27,10 @@ class Args(RunArgs):
     finetune, scratch. Default: the first. g50 and finetune need --init."""
     tokenizer: Path | None = None
     """For dynamics: the run folder or checkpoint of the trained tokenizer."""
+    lam: Path | None = None
+    """For dynamics: take the actions that this latent action model reads from the frames, not the recorded ones."""
+    joint_lam: bool = False
+    """For dynamics: train the latent action model at the same time, that of --lam or a new one."""
     pairs: str | None = None
     """For upscaler: the episodes of --data at 256x256, made by `autoexplore data replay`."""
     init: Path | None = None
@@ -106,6 +111,8 @@ def run(args: Args) -> None:
             resume=args.resume,
             init=args.init,
             tokenizer=args.tokenizer,
+            lam=args.lam,
+            joint_lam=args.joint_lam,
             decoder_only=chosen.decoder_only,
             pairs=args.pairs,
         )
@@ -127,6 +134,6 @@ def check(args: Args, *, needs_init: bool) -> None:
             check_folder(Path(folder), "data folder", "collect")
     if needs_init and args.init is None:
         raise InputError(f"--recipe {args.recipe} goes on from a trained {args.component}: give it with --init")
-    for folder_or_none in (args.tokenizer, args.init):
+    for folder_or_none in (args.tokenizer, args.lam, args.init):
         if folder_or_none is not None:
             check_folder(folder_or_none, "checkpoint", "train")

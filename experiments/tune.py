@@ -74,9 +74,9 @@ def train(args: Args) -> None:
     check_folder(args.model, "world model", "pipeline")
 
     from exploration.tune import tune
-    from worldmodel import GenieReduxG
+    from worldmodel import load_world_model
 
-    GenieReduxG.load(args.model)  # what is wrong with it is said here, not in the log of a runner
+    load_world_model(args.model).for_game(None)  # what is wrong with it is said here, not in the log of a runner
     with ray_session(args.ray_address):
         tune(
             games,

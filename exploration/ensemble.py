@@ -30,7 +30,7 @@ from exploration.reward import CONTEXT, WINDOW, cut_windows
 from exploration.scorers import Entropies, checked
 
 if TYPE_CHECKING:
-    from worldmodel.genie import GenieReduxG
+    from worldmodel.genie import WorldModel
 
 HEADS = 5
 HIDDEN = 128
@@ -74,7 +74,7 @@ def disagreement(log_p_MXK: Tensor) -> Tensor:
     return ((entropy_X - entropies_MX.mean(0)) / np.log(heads)).clamp(0, 1)
 
 
-def query_hidden(model: "GenieReduxG", frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Tensor:
+def query_hidden(model: "WorldModel", frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Tensor:
     """The dynamics' hidden states (B, N, D) of o_t, its tokens masked: what the reward's entropies are read from."""
     given = np.ascontiguousarray(frames_B5HWC[:, :CONTEXT])
     frames = to_pixels(given.reshape(-1, *given.shape[2:])).unflatten(0, (len(given), CONTEXT))
@@ -88,7 +88,7 @@ def query_hidden(model: "GenieReduxG", frames_B5HWC: NDArray[np.uint8], actions_
 
 @torch.no_grad()
 def examples(
-    model: "GenieReduxG", windows: Sequence[tuple[NDArray[np.uint8], NDArray[np.integer]]]
+    model: "WorldModel", windows: Sequence[tuple[NDArray[np.uint8], NDArray[np.integer]]]
 ) -> tuple[Tensor, Tensor]:
     """What the heads learn from: hidden states (B * N, D) and the tokens of o_t (B * N,) of batches of windows."""
     hidden, tokens = [], []

@@ -10,6 +10,7 @@ Shapes: B segments, T steps, T1 = T + 1 observations, A actions.
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -138,8 +139,24 @@ def actor_critic_loss(
     }
 
 
+def copied(value: Any) -> Any:
+    """A nested state with arrays of its own."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(item) for item in value)
+    return value
+
+
 class ExploreLearner(TorchLearner):
     """RLlib's learner with `actor_critic_loss`; `config.loss` is its `LossConfig`. Batches are `Replay.sample`'s."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over a state. Copied, because the optimizer keeps the arrays that it is given and writes into them, and
+        those of Ray's object store are shared by all learners of a machine."""
+        super().set_state(copied(state))
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]

@@ -57,6 +57,12 @@ class TuneTrial(AutoExplore):
     copied: str | None
     """The agent whose checkpoint this one took over, until its next epoch has been noted."""
 
+    @property
+    def name(self) -> str:
+        """The trial's, as in every file of the run. RLlib drops what Tune says of the id when it builds an actor."""
+        storage: Any = self._storage
+        return str(storage.trial_dir_name)
+
     def setup(self, config: Any) -> None:
         super().setup(config)
         apply(self, current(self.config))  # epsilon is one number here, not the start of a schedule
@@ -86,7 +92,7 @@ class TuneTrial(AutoExplore):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """One checkpoint of `exploration.checkpoint` inside Tune's folder."""
         about = {"settings": current(self.config), "games": list(self.config.games), METRIC: self.judged}
-        about["trial"] = short_name(self.trial_id)
+        about["trial"] = self.name
         save_checkpoint(Path(checkpoint_dir), self.iteration, self.network(), plain_state(self), about, keep_last=1)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
@@ -94,7 +100,7 @@ class TuneTrial(AutoExplore):
         _, state, about = load_checkpoint(complete_checkpoints(Path(checkpoint))[-1])
         self.set_state(state)
         self.judged = float(about[METRIC])
-        self.copied = about["trial"] if about["trial"] != short_name(self.trial_id) else None
+        self.copied = about["trial"] if about["trial"] != self.name else None
         apply(self, current(self.config))  # the optimizer came with the other's learning rate
 
 
@@ -139,8 +145,8 @@ def tune(
 
     The first agent starts with the preset's settings, the others with ones drawn from RANGES. With "serve" all share
     one reward service. Returns what <out>/tune.json holds. With `resume` an interrupted run goes on from the newest
-    checkpoint of each agent. Runs on the Ray that the process is connected to. Raises InputError for what cannot be
-    meant.
+    checkpoint of each agent. Runs on the Ray that the process is connected to; on a cluster `out` must be on storage
+    that all its machines share. Raises InputError for what cannot be meant.
     """
     plan = recipe(preset, runners=runners, envs_per_runner=envs_per_runner, epochs=epochs)
     every = plan.evaluate_every if every is None else every

@@ -226,3 +226,22 @@ def test_replay_state_goes_on_exactly():
         for name, rows in mine.items():
             np.testing.assert_array_equal(rows, theirs[name])
     assert len(other) == 21
+
+
+def test_parts_of_a_batch_have_the_whole_ones_gradient():
+    """What two learners average is what one would have computed, though their parts differ in steps to learn from."""
+    logits, values, batch = loss_batch()
+    batch["logp"] = batch["logp"].clone()
+    config = LossConfig(gamma=GAMMA, lambda_=LAMBDA, entropy_coeff=0.01)
+    logits.requires_grad_()
+    whole = actor_critic_loss(logits, values, batch, config)["loss"]
+    (expected,) = torch.autograd.grad(whole, logits)
+    count = torch.full((len(values),), float(batch["learn"].sum()) / 2)
+    parts = []
+    for part in (slice(0, None, 2), slice(1, None, 2)):
+        rows = {name: x[part] for name, x in (batch | {"count": count}).items()}
+        parts.append(actor_critic_loss(logits[part], values[part], rows, config)["loss"])
+    assert len({int(batch["learn"][part].sum()) for part in (slice(0, None, 2), slice(1, None, 2))}) == 2
+    torch.testing.assert_close(sum(parts) / 2, whole)
+    (got,) = torch.autograd.grad(sum(parts) / 2, logits)
+    torch.testing.assert_close(got, expected)

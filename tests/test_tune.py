@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from envs.errors import InputError
 from envs.runs import read_metrics
@@ -16,13 +17,13 @@ from experiments.__main__ import execute, parse
 from exploration import explore, live
 from exploration.algorithm import AutoExploreConfig
 from exploration.checkpoint import complete_checkpoints, load_checkpoint
-from exploration.policy import load_policy
+from exploration.policy import CnnLstm, load_policy
 from exploration.scorers import LocalScorer
 
 NEW = {"lr": 0.003, "entropy_coeff": 0.05, "epsilon": 0.7, "temperature": 1.7, "top_fraction": 0.5}
 
 
-def test_reset_config_reaches_learner_runner_and_evaluation_and_builds_nothing(ray_cluster, tiny_world):
+def test_settings_and_weights_reach_learner_runner_and_evaluation_and_nothing_is_built(ray_cluster, tiny_world):
     config = AutoExploreConfig().exploring(games=["Counting"], scorer=partial(LocalScorer, tiny_world), max_steps=30)
     config.env_runners(num_env_runners=1, num_envs_per_env_runner=1)
     config.training(steps_per_epoch=8, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), units=8)
@@ -52,6 +53,16 @@ def test_reset_config_reaches_learner_runner_and_evaluation_and_builds_nothing(r
         assert (runner_is(), id(algorithm.learner_group._learner)) == (before, learner)
         assert algorithm.eval_env_runner.config.top_fraction == 0.25
         assert algorithm.eval_env_runner.config.lr == NEW["lr"]
+
+        other = CnnLstm(algorithm.network().config)
+        torch.nn.init.constant_(other.policy.bias, 3.0)
+        algorithm.set_network(other)
+        for name, tensor in algorithm.network().state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name]), name
+        biases = algorithm.env_runner_group.foreach_env_runner(
+            lambda runner: runner.module.network.policy.bias.tolist(), local_env_runner=False
+        )
+        assert biases == [[3.0] * 5]
     finally:
         algorithm.stop()
 
@@ -66,7 +77,7 @@ def interrupt_after_the_first_epoch(run: Path) -> None:
 def test_a_population_copies_its_best_and_varies_it_also_after_ctrl_c(ray_cluster, tiny_world, tmp_path, capsys):
     out = tmp_path / "tune"
     argv = ["tune", "Counting", "--model", str(tiny_world), "--out", str(out), "--preset", "debug", "--trials", "2"]
-    argv += ["--epochs", "3", "--every", "1", "--envs-per-runner", "2", "--scorer", "serve"]
+    argv += ["--epochs", "3", "--every", "1", "--runners", "0", "--envs-per-runner", "2", "--scorer", "serve"]
     person = threading.Thread(target=interrupt_after_the_first_epoch, args=(out,))
     person.start()
     assert execute(argv) == 130

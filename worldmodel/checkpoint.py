@@ -31,6 +31,7 @@ from worldmodel.parallel import shared_like, whole
 if TYPE_CHECKING:  # the functions below import them themselves: saving a whole model needs this module in turn
     from worldmodel.config import WorldModelConfig
     from worldmodel.dynamics import Dynamics
+    from worldmodel.latent_action import LatentActionModel
     from worldmodel.tokenizer import Tokenizer
 
 FORMAT = "autoexplore-checkpoint-1"
@@ -182,7 +183,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path | s
 
 
 def load_component(module: nn.Module, component: str, path: Path | str) -> None:
-    """Give a tokenizer or dynamics module the weights in a run's folder, a checkpoint or a saved GenieReduxG."""
+    """Give a tokenizer, lam or dynamics module the weights in a run's folder, a checkpoint or a saved world model."""
     weights, _ = _component(Path(path), component)
     load_weights(module, weights, path)
 
@@ -194,42 +195,75 @@ def load_tokenizer(path: Path | str, device: torch.device | str = "cpu") -> "Tok
     """
     from worldmodel.tokenizer import Tokenizer
 
-    weights, config = _component(Path(path), "tokenizer")
-    tokenizer = Tokenizer(config)
-    load_weights(tokenizer, weights, path)
-    return tokenizer.to(device).eval()
+    return _load(Tokenizer, "tokenizer", path, device)
+
+
+def load_lam(path: Path | str, device: torch.device | str = "cpu") -> "LatentActionModel":
+    """As `load_tokenizer`, for the latent action model; also one that was trained with a dynamics model."""
+    from worldmodel.latent_action import LatentActionModel
+
+    return _load(LatentActionModel, "lam", path, device)
 
 
 def load_dynamics(path: Path | str, device: torch.device | str = "cpu") -> "Dynamics":
     """As `load_tokenizer`, for the dynamics model."""
     from worldmodel.dynamics import Dynamics
 
-    weights, config = _component(Path(path), "dynamics")
-    dynamics = Dynamics(config)
-    load_weights(dynamics, weights, path)
-    return dynamics.to(device).eval()
+    return _load(Dynamics, "dynamics", path, device)
+
+
+def _load(kind: Any, component: str, path: Path | str, device: torch.device | str) -> Any:
+    weights, config = _component(Path(path), component)
+    module = kind(config)
+    load_weights(module, weights, path)
+    return module.to(device).eval()
 
 
 def _component(path: Path, component: str) -> tuple[dict[str, Tensor], "WorldModelConfig"]:
     """A component's weights and configuration, hashes checked."""
     from worldmodel.config import WorldModelConfig
-    from worldmodel.genie import GenieReduxG
+    from worldmodel.genie import load_world_model
 
     if (path / f"{component}.safetensors").exists():
-        model = GenieReduxG.load(path)
+        model = load_world_model(path)
         return getattr(model, component).state_dict(), model.cfg
     found = open_checkpoint(path)
+    config = WorldModelConfig.from_dict(found.state["config"])
+    if found.state.get("joint_lam") and component in ("lam", "dynamics"):
+        return _joint_part(found.exported(), component, config), config
     if found.component != component:
         raise InputError(f"{found.path} holds a {found.component}, not a {component}: give another path")
-    return found.exported(), WorldModelConfig.from_dict(found.state["config"])
+    return found.exported(), config
 
 
-def encoder_sha256(tokenizer: "Tokenizer") -> str:
-    """Hash of all in a tokenizer that decides its token ids: training its decoder alone does not change it."""
-    decoder = {id(parameter) for parameter in tokenizer.decoder_parameters()}
-    weights = {name: value for name, value in tokenizer.named_parameters() if id(value) not in decoder}
-    sizes = hashlib.sha256(json.dumps(tokenizer.cfg.to_dict() | {"dynamics": None}).encode())
-    return tensors_sha256({**weights, f"codebook of {sizes.hexdigest()}": tokenizer.codebook})
+def _joint_part(weights: dict[str, Tensor], component: str, config: "WorldModelConfig") -> dict[str, Tensor]:
+    """The weights of one part of a joint run. Its LAM changed to the last step: the dynamics learns the hash here."""
+    from worldmodel.latent_action import LatentActionModel
+
+    parts = {
+        part: {name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(f"{part}.")}
+        for part in ("lam", "dynamics")
+    }
+    if component == "dynamics":
+        lam = LatentActionModel(config)
+        load_weights(lam, parts["lam"], "lam")
+        parts["dynamics"]["lam_hash"] = torch.tensor(list(bytes.fromhex(encoder_sha256(lam))), dtype=torch.uint8)
+    return parts[component]
+
+
+def encoder_sha256(model: "Tokenizer | LatentActionModel") -> str:
+    """Hash of all in a tokenizer that decides its token ids, or in a latent action model that decides its actions.
+
+    Training the decoder alone does not change it.
+    """
+    from worldmodel.latent_action import LatentActionModel
+
+    decoder = {id(parameter) for parameter in model.decoder_parameters()}
+    weights = {name: value for name, value in model.named_parameters() if id(value) not in decoder}
+    part = "lam" if isinstance(model, LatentActionModel) else "tokenizer"
+    config = model.cfg.to_dict()
+    sizes = hashlib.sha256(json.dumps({name: config[name] for name in ("size", "frames", part)}).encode())
+    return tensors_sha256({**weights, f"codebook of {sizes.hexdigest()}": model.codebook})
 
 
 def optimizer_state(

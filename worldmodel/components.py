@@ -9,7 +9,9 @@ from envs.errors import InputError
 from worldmodel import checkpoint
 from worldmodel.dynamics import Dynamics
 from worldmodel.job import Job
-from worldmodel.objectives import DynamicsObjective, Objective, TokenizerObjective, UpscalerObjective
+from worldmodel.latent_action import LatentActionModel, check_lam
+from worldmodel.latent_objectives import JointObjective, LatentDynamicsObjective
+from worldmodel.objectives import DynamicsObjective, FrameObjective, Objective, TokenizerObjective, UpscalerObjective
 from worldmodel.tokenizer import Tokenizer
 from worldmodel.upscaler import Upscaler, shape
 
@@ -24,6 +26,8 @@ class Component:
     """Whether it is trained on the output of a trained, frozen tokenizer."""
     decoder_only: bool = False
     """Whether its decoder can be fine-tuned alone."""
+    takes_lam: bool = False
+    """Whether it can be trained on the actions of a latent action model."""
     needs_pairs: bool = False
     """Whether it is trained on frames beside the same frames larger."""
 
@@ -33,6 +37,13 @@ def _tokenizer(job: Job, device: torch.device) -> Objective:
     if job.init is not None:
         checkpoint.load_component(tokenizer, "tokenizer", job.init)
     return TokenizerObjective(tokenizer.to(device), decoder_only=job.decoder_only)
+
+
+def _lam(job: Job, device: torch.device) -> Objective:
+    lam = LatentActionModel(job.config)
+    if job.init is not None:
+        checkpoint.load_component(lam, "lam", job.init)
+    return FrameObjective(lam.to(device))
 
 
 def _dynamics(job: Job, device: torch.device) -> Objective:
@@ -48,7 +59,21 @@ def _dynamics(job: Job, device: torch.device) -> Objective:
         if not torch.equal(dynamics.codebook, frozen.codebook):
             raise InputError(f"{job.tokenizer} is not the tokenizer that the dynamics in {job.init} was trained with")
     dynamics.set_codebook(frozen.codebook)
-    return DynamicsObjective(dynamics, frozen)
+    if not job.config.dynamics.latent_actions:
+        return DynamicsObjective(dynamics, frozen)
+    lam = _lam_of_dynamics(job, dynamics).to(device)
+    return (JointObjective if job.joint_lam else LatentDynamicsObjective)(dynamics, frozen, lam)
+
+
+def _lam_of_dynamics(job: Job, dynamics: Dynamics) -> LatentActionModel:
+    """The latent action model of a run on latent actions; one that stays as it is has to be that of `init`."""
+    source = job.lam or job.init
+    lam = LatentActionModel(job.config) if source is None else checkpoint.load_lam(source)
+    if (lam.cfg.lam, lam.cfg.size) != (job.config.lam, job.config.size):
+        raise InputError(f"{source}: not a latent action model of the given configuration: train both with one preset")
+    if not job.joint_lam:
+        check_lam(dynamics, lam)
+    return lam
 
 
 def _upscaler(job: Job, device: torch.device) -> Objective:
@@ -60,7 +85,8 @@ def _upscaler(job: Job, device: torch.device) -> Objective:
 
 TRAINED: dict[str, Component] = {
     "tokenizer": Component(_tokenizer, decoder_only=True),
-    "dynamics": Component(_dynamics, needs_tokenizer=True),
+    "lam": Component(_lam),
+    "dynamics": Component(_dynamics, needs_tokenizer=True, takes_lam=True),
     "upscaler": Component(_upscaler, needs_pairs=True),
 }
 """By the names of `worldmodel.recipes.RECIPES`, which says how long each is trained."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from worldmodel.config import WorldModelConfig
+from worldmodel.config import AutoencoderConfig, WorldModelConfig
 from worldmodel.dynamics import Dynamics
+from worldmodel.latent_action import LatentActionModel
 from worldmodel.recipes import TrainConfig
 from worldmodel.tokenizer import Tokenizer
 
@@ -76,6 +77,8 @@ def cost_of(
     """
     if component == "tokenizer":
         return _tokenizer_cost(config, recipe, decoder_only)
+    if component == "lam":
+        return _lam_cost(config, recipe)
     if component == "dynamics":
         return _dynamics_cost(config, recipe, cached)
     return None
@@ -87,10 +90,9 @@ def count_parameters(module: type[nn.Module], config: WorldModelConfig) -> int:
         return sum(parameter.numel() for parameter in module(config).parameters())
 
 
-def _halves(config: WorldModelConfig) -> tuple[StackCost, StackCost]:
-    c = config.tokenizer
+def _halves(c: AutoencoderConfig, patches: int) -> tuple[StackCost, StackCost]:
     encoder, decoder = (
-        StackCost(c.dim, c.heads, c.head_dim, blocks, config.grid**2, c.temporal)
+        StackCost(c.dim, c.heads, c.head_dim, blocks, patches, c.temporal)
         for blocks in (c.encoder_blocks, c.decoder_blocks)
     )
     return encoder, decoder
@@ -100,13 +102,13 @@ def encoding_flops(config: WorldModelConfig, frames: int) -> float:
     """FLOPs of turning a clip's frames into tokens."""
     c, tokens = config.tokenizer, frames * config.grid**2
     ends = 2 * 3 * c.patch**2 * c.dim + 2 * c.dim * c.code_dim + 2 * c.code_dim * c.codes
-    return _halves(config)[0].flops(frames) + tokens * ends
+    return _halves(c, config.grid**2)[0].flops(frames) + tokens * ends
 
 
 def _tokenizer_cost(config: WorldModelConfig, recipe: TrainConfig, decoder_only: bool) -> Cost:
     c, frames = config.tokenizer, recipe.clip_length
     tokens = frames * config.grid**2
-    encoder, decoder = _halves(config)
+    encoder, decoder = _halves(c, config.grid**2)
     decoding = decoder.flops(frames) + tokens * 2 * c.dim * (c.code_dim + 3 * c.patch**2)
     encoding = encoding_flops(config, frames)
     nearest = tokens * 2 * c.code_dim * c.codes
@@ -119,6 +121,21 @@ def _tokenizer_cost(config: WorldModelConfig, recipe: TrainConfig, decoder_only:
         return Cost(encoding + 3 * decoding, tokens, kept, total, of_decoder)
     kept += encoder.activations(frames, **options)
     return Cost(3 * (encoding - nearest) + nearest + 3 * decoding, tokens, kept, total, total)
+
+
+def _lam_cost(config: WorldModelConfig, recipe: TrainConfig) -> Cost:
+    c, frames, pairs = config.lam, recipe.clip_length, recipe.clip_length - 1
+    patches = (config.size // c.patch) ** 2
+    encoder, decoder = _halves(c, patches)
+    pixels = 2 * 3 * c.patch**2 * c.dim  # of a patch, into its vector or out of it
+    to_code = 2 * patches * c.dim**2 + 2 * c.dim * c.code_dim
+    encoding = encoder.flops(frames) + frames * patches * pixels + pairs * to_code
+    decoding = decoder.flops(pairs) + pairs * (2 * patches * pixels + 2 * c.code_dim * c.dim)
+    nearest = pairs * 2 * c.code_dim * c.codes
+    options = {"half": recipe.precision == "bf16", "recompute": recipe.recompute}
+    kept = encoder.activations(frames, **options) + decoder.activations(pairs, **options)
+    total = count_parameters(LatentActionModel, config)
+    return Cost(3 * (encoding + decoding) + nearest, frames * patches, kept, total, total)
 
 
 def _dynamics_cost(config: WorldModelConfig, recipe: TrainConfig, cached: bool) -> Cost:

@@ -22,7 +22,7 @@ _HOW = (
     "compile",
     "parallel",
 )
-_WHERE = ("data", "pairs", "tokenizer", "init")
+_WHERE = ("data", "pairs", "tokenizer", "lam", "init")
 """Paths: what lies there is compared by hash, or is in the checkpoint."""
 _MAY_CHANGE = {*_WHERE, *(f"recipe.{name}" for name in _HOW)}
 
@@ -41,6 +41,10 @@ class Job:
     """Weights to start from."""
     tokenizer: Path | None = None
     """The frozen tokenizer of a dynamics run."""
+    lam: Path | None = None
+    """The latent action model whose actions a dynamics run takes instead of the recorded ones."""
+    joint_lam: bool = False
+    """Train the latent action model with the dynamics: that in `lam`, or a new one."""
     decoder_only: bool = False
     pairs: str | None = None
     """The episodes of `data` again, larger, for an upscaler."""
@@ -54,6 +58,8 @@ class Job:
             "data": self.data,
             "init": self.init,
             "tokenizer": self.tokenizer,
+            "lam": self.lam,
+            "joint_lam": self.joint_lam,
             "decoder_only": self.decoder_only,
             "pairs": self.pairs,
         }

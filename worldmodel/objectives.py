@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from worldmodel.checkpoint import encoder_sha256
 from worldmodel.clips import ClipBatch, model_frames
 from worldmodel.dynamics import Dynamics
+from worldmodel.latent_action import LatentActionModel
 from worldmodel.metrics import frame_psnr
 from worldmodel.pairs import PairBatch
 from worldmodel.token_cache import TokenBatch
@@ -37,14 +38,12 @@ class Objective(Protocol):
     def train(self, mode: bool = True) -> Any: ...
 
 
-class TokenizerObjective(nn.Module):
-    """The tokenizer's own losses on frames, and their PSNR. With `decoder_only` token ids stay as they are."""
+class FrameObjective(nn.Module):
+    """An autoencoder's own losses on frames, and the PSNR of what it makes: tokenizer, or latent action model."""
 
-    def __init__(self, tokenizer: Tokenizer, *, decoder_only: bool = False) -> None:
+    def __init__(self, model: Tokenizer | LatentActionModel) -> None:
         super().__init__()
-        self.model = tokenizer
-        if decoder_only:
-            tokenizer.freeze_encoder()
+        self.model = model
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
@@ -56,7 +55,8 @@ class TokenizerObjective(nn.Module):
         self.model.set_progress(progress)
         output = self.model(frames_BTCHW)
         with torch.no_grad():
-            quality = frame_psnr(output.frames.clamp(0, 1), frames_BTCHW).mean()
+            made = output.frames.clamp(0, 1)
+            quality = frame_psnr(made, frames_BTCHW[:, -made.shape[1] :]).mean()  # a LAM makes no first frame
         return {**output.losses, "psnr": quality}
 
     def figures(self) -> dict[str, float]:
@@ -64,6 +64,15 @@ class TokenizerObjective(nn.Module):
 
     def fingerprint(self) -> dict[str, str]:
         return {}
+
+
+class TokenizerObjective(FrameObjective):
+    """A tokenizer's. With `decoder_only` token ids stay as they are."""
+
+    def __init__(self, tokenizer: Tokenizer, *, decoder_only: bool = False) -> None:
+        super().__init__(tokenizer)
+        if decoder_only:
+            tokenizer.freeze_encoder()
 
 
 class DynamicsObjective(nn.Module):

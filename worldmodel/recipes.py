@@ -152,6 +152,7 @@ _CPU = {
 }
 
 _CPU_TOKENIZER = {**_CPU, "iterations": 2_600, "clip_length": 4, "clip_stride": 1}
+_CPU_LAM = {**_CPU, "iterations": 2_600, "clip_length": 4, "clip_stride": 1}
 _CPU_DYNAMICS = {**_CPU, "iterations": 2_000, "clip_length": 4, "clip_stride": 4, "lr": 1.5e-3}
 _CPU_FINETUNE = {"iterations": 250, "validate_every": 0}
 
@@ -199,6 +200,12 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             {"debug": _DEBUG, "cpu": {**_CPU_TOKENIZER, **_CPU_FINETUNE}, "paper": {"iterations": 1_000}},
             needs_init=True,
             decoder_only=True,
+        ),
+    },
+    "lam": {
+        "base": Recipe(
+            "on all platformers, from scratch",
+            {"debug": _DEBUG, "cpu": _CPU_LAM, "paper": {}},
         ),
     },
     "dynamics": {

@@ -2,6 +2,7 @@
 
     train("tokenizer", config=preset("cpu"), recipe=recipe("tokenizer", "cpu"), data=["data"], out="runs/tokenizer")
     train("dynamics", ..., tokenizer="runs/tokenizer", out="runs/dynamics")
+    train("dynamics", ..., tokenizer="runs/tokenizer", joint_lam=True, out="runs/genie")
 
 The run's folder holds config.json, metrics.jsonl, tensorboard/ and checkpoints/. The loop is in `worldmodel.trainer`.
 """
@@ -51,6 +52,8 @@ def train(
     resume: bool = False,
     init: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    lam: str | Path | None = None,
+    joint_lam: bool = False,
     decoder_only: bool = False,
     pairs: str | Path | None = None,
     cache_dir: str | Path | None = None,
@@ -58,8 +61,10 @@ def train(
     """Train a component of `worldmodel.components` on the train split of `data`; return the newest checkpoint.
 
     `workers`: Ray Train workers, 0 trains in this process without starting Ray. `init`: weights to start from.
-    `tokenizer`: for dynamics, the trained tokenizer that is frozen. Both are a run's folder, a checkpoint, or a folder
-    that `GenieReduxG.save` wrote. `decoder_only`: a tokenizer's decoder alone is trained, token ids stay the same.
+    `tokenizer`: for dynamics, the trained tokenizer that is frozen. `lam`: for dynamics on latent actions, the latent
+    action model that reads them, frozen too. All are a run's folder, a checkpoint, or a saved world model. `joint_lam`:
+    train the latent action model with the dynamics, that in `lam` or `init`, or a new one where neither is given.
+    `decoder_only`: a tokenizer's decoder alone is trained, token ids stay the same.
     `cache_dir` holds staged episodes and tokens, for all runs beside each other (default: `cache` beside `out`).
     `resume` continues the run in `out` bit for bit; a run that is complete already is left as it is.
 
@@ -69,13 +74,15 @@ def train(
     out = Path(out).absolute()
     job = Job(
         component=component,
-        config=config,
+        config=config.with_latent_actions() if lam is not None or joint_lam else config,
         recipe=recipe,
         data=tuple(str(folder if is_remote(folder) else Path(folder).absolute()) for folder in data),
         out=out,
         cache_dir=Path(cache_dir or out.parent / "cache").absolute(),
         init=None if init is None else Path(init).absolute(),
         tokenizer=None if tokenizer is None else Path(tokenizer).absolute(),
+        lam=None if lam is None else Path(lam).absolute(),
+        joint_lam=joint_lam,
         decoder_only=decoder_only,
         pairs=None if pairs is None else str(pairs if is_remote(pairs) else Path(pairs).absolute()),
     )
@@ -102,6 +109,8 @@ def _check(job: Job, workers: int, resume: bool) -> None:
         raise InputError(f"training {job.component} needs --tokenizer: the run or checkpoint of a trained tokenizer")
     if job.tokenizer is not None and not component.needs_tokenizer:
         raise InputError(f"--tokenizer is not for {job.component}; to continue from its weights give --init")
+    if (job.lam is not None or job.joint_lam) and not component.takes_lam:
+        raise InputError(f"--lam and --joint-lam are not for {job.component}: they are for dynamics on latent actions")
     if job.decoder_only and not (component.decoder_only and job.init is not None):
         raise InputError("--decoder-only fine-tunes a trained tokenizer: give it with --init")
     if component.needs_pairs != (job.pairs is not None) or (component.needs_pairs and job.recipe.stream_sessions):
@@ -139,7 +148,8 @@ def open_data(
     )
     windows: Clips | TokenClips = train
     pays = recipe.token_cache and recipe.iterations * recipe.batch_size >= len(train)
-    if isinstance(objective, DynamicsObjective) and pays:
+    # Latent actions are read from frames, so tokens alone do not do.
+    if type(objective) is DynamicsObjective and pays:
         windows = cache_tokens(
             objective.tokenizer,
             train,

@@ -1,4 +1,4 @@
-"""How unsure a GenieRedux-G is of the last frame of five: the one calculation behind every scorer and service.
+"""How unsure a world model is of the last frame of five: the one calculation behind every scorer and service.
 
 Shapes: B windows of 5 frames and 4 actions, N tokens of a frame.
 """
@@ -11,21 +11,21 @@ import torch
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from worldmodel.genie import GenieReduxG
+    from worldmodel.genie import WorldModel
 
 BATCH_CPU, BATCH_GPU = 4, 128
 
 
-def load_model(path: Path | str, device: str = "cpu") -> "GenieReduxG":
-    """A `GenieReduxG` folder, ready to predict. Raises InputError for a folder that is none."""
-    from worldmodel.genie import GenieReduxG
+def load_model(path: Path | str, device: str = "cpu") -> "WorldModel":
+    """A saved world model, driven by real actions. Raises InputError for a folder that is none."""
+    from worldmodel.genie import load_world_model
 
-    return GenieReduxG.load(path, device=device).eval()
+    return load_world_model(path, device).for_game(None)
 
 
 @torch.inference_mode()
 def score_windows(
-    model: "GenieReduxG",
+    model: "WorldModel",
     frames_B5HWC: NDArray[np.uint8],
     actions_B4: NDArray[np.integer],
     *,
