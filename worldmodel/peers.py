@@ -44,9 +44,7 @@ class Peer:
         if not self.root.is_dir():
             raise InputError(f"{self.root}: no folder of a peer's predictions")
 
-    def predict(
-        self, clips: Clips, window_ids: np.ndarray, truth_BFCHW: Tensor, delta_t: int
-    ) -> tuple[Tensor, Tensor]:
+    def predict(self, clips: Clips, window_ids: np.ndarray, truth_BFCHW: Tensor, delta_t: int) -> tuple[Tensor, Tensor]:
         """The predicted frames (B, F, 3, H, W) and each window's delta-PSNR (B,), NaN without its random branch.
 
         Raises InputError that names the file where a frame is missing, no picture or of another size.
@@ -59,9 +57,7 @@ class Peer:
             random, t = folder / f"random-{delta_t - 1:03d}.png", delta_t - 1
             delta = torch.tensor(torch.nan)
             if random.exists():
-                delta = frame_psnr(truth_FCHW[t], film[t]) - frame_psnr(
-                    truth_FCHW[t], read_frame(random, shape[-2:])
-                )
+                delta = frame_psnr(truth_FCHW[t], film[t]) - frame_psnr(truth_FCHW[t], read_frame(random, shape[-2:]))
             deltas.append(delta)
         return torch.stack(films), torch.stack(deltas)
 

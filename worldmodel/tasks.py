@@ -12,8 +12,9 @@ def run_tasks(
     """Yield (number of the call, what it returned) as calls end; `at_a_time` run beside each other.
 
     Each runs in a process of its own with one torch thread, which on a few cores is faster than one call after the
-    other with all of them. A call whose process dies is made again up to `retries` times. `gpus`: of each call. What a call raises is raised
-    here, and those that still run are cancelled, as when the caller stops listening. A Ray session must be there.
+    other with all of them, and may use `gpus` GPUs. A call whose process dies is made again up to `retries` times. What
+    a call raises is raised here, and those that still run are cancelled, as when the caller stops listening. A Ray
+    session must be there.
     """
     import ray
 
