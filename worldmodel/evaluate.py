@@ -119,7 +119,7 @@ class Scorer:
         network = feature_network(self.inception, device) if self.distance else None
         for batch in batches:
             yield score_windows(
-                self.model,
+                self.model if isinstance(self.model, Peer) else self.model.for_game(batch.game),
                 clips,
                 batch.window_ids,
                 self.settings,
