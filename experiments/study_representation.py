@@ -108,7 +108,8 @@ def replaced(tokens_BThw: "Tensor", codebook_KD: "Tensor", background: int) -> "
 
 def draw(tokenizer: "Tokenizer", pixels_BTHWC: "Tensor", made: "Mapping[str, Tensor]", tokens_BThw: "Tensor") -> bytes:
     """Windows beside each other; rows as `Args` says. PNG."""
-    from experiments.pictures import code_colours, film_strip, png, token_map
+    from envs.drawing import png
+    from experiments.pictures import code_colours, film_strip, token_map
 
     colours = code_colours(tokenizer.codebook.detach().float().numpy())
     rows = [pixels_BTHWC.flatten(0, 1).numpy()]

@@ -1,4 +1,4 @@
-"""Whether the reward's doubt is honest: maps over idle and moving scenes (fig. 6), reliability curve, idle against moving.
+"""Whether the reward's doubt is honest: maps over idle and moving scenes (fig. 6), reliability, idle against moving.
 
 The query is the reward's: two frames given, three predicted in one pass, the distributions of the last one's tokens.
 """
@@ -158,7 +158,8 @@ def draw_maps(asked: Asked) -> bytes:
     """Frames above, the entropy of their tokens below: idle scenes on the left, moving ones on the right. PNG."""
     import torch
 
-    from experiments.pictures import film_strip, heat_map, png
+    from envs.drawing import heat_map, png
+    from experiments.pictures import film_strip
 
     idle, moving = (some[:SCENES] for some in scenes(asked))
     chosen = torch.cat([idle, moving])
