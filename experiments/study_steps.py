@@ -72,8 +72,13 @@ def measure(args: Args) -> list[dict[str, Any]]:
     frames = first.frames_BTCHW[:, :2]
     with progress("sampling steps", len(args.steps) * len(args.modes)) as bar, tempfile.TemporaryDirectory() as cache:
         for mode, steps in itertools.product(args.modes, args.steps):
-            sampling = {"steps": steps, "mode": mode, "temperature": args.temperature}
-            options = {"horizon": args.horizon, "stride": args.stride, "limit": args.limit, "seed": args.seed}
+            sampling: dict[str, Any] = {"steps": steps, "mode": mode, "temperature": args.temperature}
+            options: dict[str, Any] = {
+                "horizon": args.horizon,
+                "stride": args.stride,
+                "limit": args.limit,
+                "seed": args.seed,
+            }
             found = evaluate(model, args.data, distance=False, cache_dir=cache, **options, **sampling)
             took = seconds(first.model, frames, first.actions_BT, args.repeats, sampling)
             rows.append(_row(found["overall"], mode, steps, took))
