@@ -155,6 +155,7 @@ def training(assumed: Assumed) -> list[Work]:
         ("tokenizer", "finetune", 2 * assumed.explored_games),
         ("dynamics", "finetune", 2 * assumed.explored_games),
         ("dynamics", "scratch", assumed.explored_games),
+        ("upscaler", "small-50k", 1),
     ):
         settings = recipe(component, "paper", name)
         decoder_only = find_recipe(component, name).decoder_only
