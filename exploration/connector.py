@@ -5,6 +5,7 @@ request and all requests in flight: a call per step would halve the rate (ray.md
 is taken out and counted; it never carries a made-up reward.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ SCORED = "scored"
 GAME = "game"
 """Key of an episode's custom data."""
 
+Pending = tuple[NDArray[np.bool_], Callable[[], NDArray[np.float32]] | None]
+"""Some steps of a fragment: which of them are scored, and what waits for their entropies."""
+
 
 class RewardConnector(ConnectorV2):
     """Called with `episodes`, finished fragments (numpy): writes their rewards and the `scored` column.
@@ -39,6 +43,16 @@ class RewardConnector(ConnectorV2):
         check_top_fraction(top_fraction)
         self.scorer, self.top_fraction = scorer, top_fraction
         self.dropped: list[tuple[SingleAgentEpisode, str]] = []
+        self._sent: dict[tuple[str, int], list[Pending]] = {}
+
+    def send_ahead(self, episode: SingleAgentEpisode) -> None:
+        """Send what a fragment that is still being played has gained, once that is enough for a request.
+
+        So that a service scores while the games play on; a scorer without `ahead` computes in this process, and waits.
+        """
+        ahead = getattr(self.scorer, "ahead", 0)
+        if ahead and len(episode) - self._steps_sent(episode) >= ahead:
+            self._send(episode)
 
     def __call__(
         self,
@@ -52,22 +66,40 @@ class RewardConnector(ConnectorV2):
     ) -> dict[str, Any]:
         """Score all fragments; every request is sent before the first answer is waited for."""
         self.dropped = []
-        pending = []
+        for episode in episodes:
+            self._send(episode)
         for episode in list(episodes):
-            windows = cut_windows(episode.observations.data, np.asarray(episode.actions.data), len(episode))
-            score = self.scorer.submit(windows.frames_B5HWC, windows.actions_B4) if windows.scored_T.any() else None
-            pending.append((episode, windows.scored_T, score))
-        for episode, scored_T, score in pending:
-            rewards_T = np.zeros(len(episode), np.float32)
+            rewards, scored = [], []
             try:
-                if score is not None:
-                    rewards_T[scored_T] = uncertainty_reward(score(), self.top_fraction)
+                for scored_T, score in self._sent[_key(episode)]:
+                    rewards.append(np.zeros(len(scored_T), np.float32))
+                    if score is not None:
+                        rewards[-1][scored_T] = uncertainty_reward(score(), self.top_fraction)
+                    scored.append(scored_T)
             except ScoringError as error:
                 self.dropped.append((episode, str(error)))
                 episodes[:] = [kept for kept in episodes if kept is not episode]
             else:
-                write_rewards(episode, rewards_T, scored_T)
+                write_rewards(episode, np.concatenate(rewards), np.concatenate(scored))
+        self._sent.clear()  # and with it what was sent of fragments that a fault has ended
         return batch or {}
+
+    def _steps_sent(self, episode: SingleAgentEpisode) -> int:
+        return sum(len(scored_T) for scored_T, _ in self._sent.get(_key(episode), ()))
+
+    def _send(self, episode: SingleAgentEpisode) -> None:
+        """Submit the windows that end in the steps of a fragment which were not sent yet."""
+        steps = len(episode) - self._steps_sent(episode)
+        past = WINDOW - 1 + steps
+        frames_LHWC = np.asarray(episode.observations.data[-past - 1 :])
+        windows = cut_windows(frames_LHWC, np.asarray(episode.actions.data[-past:]), steps)
+        score = self.scorer.submit(windows.frames_B5HWC, windows.actions_B4) if windows.scored_T.any() else None
+        self._sent.setdefault(_key(episode), []).append((windows.scored_T, score))
+
+
+def _key(episode: SingleAgentEpisode) -> tuple[str, int]:
+    """One fragment of one episode."""
+    return str(episode.id_), int(episode.t_started)
 
 
 def write_rewards(episode: SingleAgentEpisode, rewards_T: NDArray[np.float32], scored_T: NDArray[np.bool_]) -> None:
@@ -119,6 +151,11 @@ class ExploreCallbacks(RLlibCallback):
     def on_episode_created(self, *_: Any, **given: Any) -> None:
         """Write the game's name into the episode; its later fragments keep it."""
         given["episode"].custom_data[GAME] = given["env_runner"].games[given["env_index"]]
+
+    def on_episode_step(self, *_: Any, **given: Any) -> None:
+        """Have a service score while the games play on."""
+        if self._connector is not None:
+            self._connector.send_ahead(given["episode"])
 
     def on_sample_end(self, *_: Any, **given: Any) -> None:
         """Score the fragments where they are, and log what they hold by game."""
