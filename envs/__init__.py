@@ -7,15 +7,17 @@ if TYPE_CHECKING:
 
 COUNTING = "Counting"
 COINRUN = "CoinRun"
-BUILTIN = (COUNTING, COINRUN)
+CORRIDOR, NOISY_TV = "Corridor", "NoisyTV"
+BUILTIN = (COUNTING, CORRIDOR, NOISY_TV, COINRUN)
 """Games that are not stable-retro's: they need no ROM. CoinRun needs the extra `coinrun`."""
 
 
 def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
     """The env of one game: observations uint8 (64, 64, 3), actions Discrete(5) in the order of `envs.controls.ACTIONS`.
 
-    `game` is a stable-retro name, with or without its "-v0" ending, "Counting" for the env of `envs.counting` that
-    needs no ROM, or "CoinRun" for the one of `envs.coinrun` with seven actions and further options.
+    `game` is a stable-retro name, with or without its "-v0" ending; or, without any ROM, "Counting" for the env of
+    `envs.counting`, "Corridor" or "NoisyTV" for those of `envs.corridor`, or "CoinRun" for the one of `envs.coinrun`
+    with seven actions and further options.
     Options: frame_skip=4 (CoinRun: 1), size=64, seed=None, state=None (a savestate's name), max_steps=None.
     A process holds one emulator at a time: close the env before you make the next one.
     Raises InputError for an unknown game, a missing ROM or package, or an unknown state.
@@ -30,6 +32,10 @@ def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
         from envs.counting import CountingEnv
 
         return CountingEnv(**options)
+    if name in (CORRIDOR, NOISY_TV):
+        from envs.corridor import CorridorEnv
+
+        return CorridorEnv(television=name == NOISY_TV, **options)
     from envs.retro import RetroGame
 
     return RetroGame(game, **options)

@@ -25,7 +25,22 @@ UNKNOWN = "unknown"
 # Per column, the commonest word first. The same lists are offered on the annotation page.
 _RIGHT = ("right", "rotate", "aim", "accelerate", "up", "use", "none", UNKNOWN)
 _LEFT = ("left", "rotate", "aim", "brake", "down", "use", "none", UNKNOWN)
-_UP = ("up", "climb", "jump", "look", "aim", "enter", "accelerate", "fly", "block", "shoot", "use", "none", UNKNOWN)
+_UP = (
+    "up",
+    "climb",
+    "jump",
+    "look",
+    "aim",
+    "enter",
+    "accelerate",
+    "fly",
+    "block",
+    "shoot",
+    "use",
+    "special",
+    "none",
+    UNKNOWN,
+)
 _DOWN = ("crouch", "down", "climb", "brake", "drop", "special", "block", "aim", "jump", "use", "none", UNKNOWN)
 _JUMP = ("jump", "shoot", "special", "kick", "throw", "punch", "strike", "drop", "use", "select", "accelerate", "fly")
 _SECOND = ("shoot", "strike", "punch", "throw", "kick", "jump", "dash", "use", "special", "whip", "accelerate", "drop")
@@ -40,7 +55,7 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
     "motion": _MOTION,
     "right": _RIGHT,
     "left": _LEFT,
-    "up": _UP,
+    "up": (*_UP, UNKNOWN),
     "down": _DOWN,
     "jump": (*_JUMP, "rotate", "dash", "brake", "block", "none", UNKNOWN),
     "secondary": (*_SECOND, "rotate", "block", "brake", "fly", "none", UNKNOWN),

@@ -9,7 +9,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,10 @@ EARLY = 5
 """Steps that tell the direction: later something is in the way, or another room is shown."""
 STATE_STEPS = 40
 """Steps of random play between two states."""
+CANDIDATES = 3
+"""So many times as many states as asked for are looked at, for as many in which the game answers."""
+PATIENCE = 6
+"""States in a row that answer to nothing before the game is begun anew."""
 CHANGED = 24
 """Grey levels, of 255, by which a pixel differs: less is flicker and dithering."""
 LEAST_PIXELS = 6
@@ -84,7 +88,10 @@ class Probe:
     """Whether nothing answers in the start state until START (or RESET) is pressed."""
     starter: str
     """The button that begins the game where it needs one."""
+    waits: int
+    """Steps of play after the beginning before it answers at all, in units of 40."""
     states: int
+    """In which it answered."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
@@ -94,6 +101,7 @@ class Probe:
 def probe(game: str, *, states: int = 8, steps: int = HOLD_STEPS, seed: int = 0) -> Probe:
     """Probe a game from its start state and `states` - 1 others, holding each control for `steps` steps.
 
+    Fewer where random play does not lead to so many in which the game answers to anything.
     The same seed gives the same result. Raises InputError for an unknown game, a missing ROM or numbers below 1.
     """
     if states < 1 or steps < 3:
@@ -105,13 +113,20 @@ def probe(game: str, *, states: int = 8, steps: int = HOLD_STEPS, seed: int = 0)
         start = env.save_state()
         starter = _starter(env, start, buttons, steps)
         begun = start if not starter else _press(env, start, starter)
-        reached = _reach_states(env, begun, buttons, states, seed)
         trials: dict[str, list[Trial]] = {name: [] for name in buttons}
-        for state in reached:
-            held = {name: _screens(env, state, (button,), steps) for name, button in buttons.items()}
-            for name, trial in compare(_screens(env, state, (), steps), held).items():
+        found: list[dict[str, Trial]] = []
+        waits = 0
+        for number, tried in enumerate(_trials(env, begun, buttons, steps, seed, states * CANDIDATES)):
+            # Where nothing answers, the game shows a beginning, an end or a pause: that tells nothing of a control.
+            if _answered(tried):
+                waits = waits if found else number * STATE_STEPS
+                found.append(tried)
+            if len(found) == states:
+                break
+        for counted in found or [tried]:
+            for name, trial in counted.items():
                 trials[name].append(trial)
-        return Probe(env.game, summarise(trials), bool(starter), starter, len(reached))
+        return Probe(env.game, summarise(trials), bool(starter), starter, waits, len(found))
     finally:
         env.close()
 
@@ -130,10 +145,11 @@ def compare(idle: Sequence[NDArray[np.uint8]], held: Mapping[str, Sequence[NDArr
     centre = np.argwhere(player_HW).mean(0) if player_HW.any() else np.argwhere(usual_THW[0] >= 0).mean(0)
     paths = {name: _path(masks, centre) for name, masks in own.items()}
     trials = {}
+    still = _speed(grey[""])
     for name in held:
         # Against the opposite direction, whose path is as far on the other side: what both share cancels out.
         against = paths.get(OPPOSITE.get(name, ""), np.zeros((0, 2)))
-        trials[name] = _trial(changed[name], paths[name], against, player_HW, _scroll(grey[""], grey[name]))
+        trials[name] = _trial(changed[name], paths[name], against, player_HW, _speed(grey[name]) - still)
     return trials
 
 
@@ -194,19 +210,16 @@ def _player(changed: dict[str, NDArray[np.bool_]]) -> NDArray[np.bool_]:
     return min(shown, key=lambda pair: int(pair.sum())) if shown else np.zeros_like(pairs[0])
 
 
-def _scroll(idle_THW: NDArray[np.int16], held_THW: NDArray[np.int16]) -> NDArray[np.float64]:
-    """(right, down): pixels a step that textured parts of the screen move with the control, less those without it."""
-    speeds = []
-    for frames in (held_THW, idle_THW):
-        steps = []
-        for before, after in itertools.pairwise(frames.astype(np.uint8)):
-            flow = _flow(before, after)
-            texture = cv2.Laplacian(before, cv2.CV_32F)
-            textured = flow[np.abs(texture) > CHANGED]
-            steps.append(np.median(textured, 0) if len(textured) else np.zeros(2))
-        speeds.append(np.median(steps, 0))
-    difference: NDArray[np.float64] = np.asarray(speeds[0] - speeds[1], np.float64)
-    return difference
+def _speed(frames_THW: NDArray[np.int16]) -> NDArray[np.float64]:
+    """(right, down): pixels a step that textured parts of the screen move."""
+    steps = []
+    for before, after in itertools.pairwise(frames_THW.astype(np.uint8)):
+        flow = _flow(before, after)
+        texture = cv2.Laplacian(before, cv2.CV_32F)
+        textured = flow[np.abs(texture) > CHANGED]
+        steps.append(np.median(textured, 0) if len(textured) else np.zeros(2))
+    speed: NDArray[np.float64] = np.asarray(np.median(steps, 0), np.float64)
+    return speed
 
 
 def summarise(trials: dict[str, list[Trial]]) -> dict[str, Control]:
@@ -218,6 +231,9 @@ def summarise(trials: dict[str, list[Trial]]) -> dict[str, Control]:
         if not effects:
             found[name] = Control("none", 1.0 - 0.5 ** len(seen) if seen else 1.0, bool(seen), tuple(seen))
             continue
+        moved = [label for label in effects if label != "strike"]
+        if name in OPPOSITE and len(moved) > 1:
+            effects = moved  # against a wall a figure only turns, which looks like a strike
         label, votes = Counter(effects).most_common(1)[0]
         confidence = votes / len(effects) * (1 - 0.5 ** len(effects))
         found[name] = Control(label if votes * 2 > len(effects) else "unknown", confidence, False, tuple(seen))
@@ -252,9 +268,10 @@ def _starter(env: RetroGame, start: bytes, buttons: dict[str, str], steps: int) 
 
 
 def _answers(env: RetroGame, state: bytes, buttons: dict[str, str], steps: int) -> bool:
-    held = {name: _screens(env, state, (button,), steps) for name, button in buttons.items()}
-    found = compare(_screens(env, state, (), steps), held)
-    return any(trial.label != "none" for trial in found.values())
+    """Whether any control makes a difference from this state."""
+    idle_THW = _grey(_screens(env, state, (), steps))
+    held = (_grey(_screens(env, state, (button,), steps)) for button in buttons.values())
+    return any((np.abs(grey_THW - idle_THW) > CHANGED).sum((1, 2)).max() >= LEAST_PIXELS for grey_THW in held)
 
 
 def _press(env: RetroGame, state: bytes, button: str) -> bytes:
@@ -265,19 +282,34 @@ def _press(env: RetroGame, state: bytes, button: str) -> bytes:
     return env.save_state()
 
 
-def _reach_states(env: RetroGame, begun: bytes, buttons: dict[str, str], count: int, seed: int) -> list[bytes]:
-    """The state of the beginning and others that random play leads to; a game that ends begins anew."""
+def _trials(
+    env: RetroGame, begun: bytes, buttons: dict[str, str], steps: int, seed: int, count: int
+) -> Iterator[dict[str, Trial]]:
+    """Every control tried in the beginning, and then again and again after some more random play.
+
+    A game that ends, or that answers to nothing for long, begins anew.
+    """
     generator = np.random.default_rng(seed)
-    states = [begun]
-    env.load_state(begun)
     names = list(buttons.values())
-    while len(states) < count:
+    state, deaf = begun, 0
+    for _ in range(count):
+        held = {name: _screens(env, state, (button,), steps) for name, button in buttons.items()}
+        found = compare(_screens(env, state, (), steps), held)
+        yield found
+        deaf = 0 if _answered(found) else deaf + 1
+        if deaf > PATIENCE:
+            state, deaf = begun, 0
+        env.load_state(state)
         for _ in range(STATE_STEPS):
             env.hold((names[generator.integers(len(names))],))
             if env.game_over:
                 env.load_state(begun)
-        states.append(env.save_state())
-    return states
+        state = env.save_state()
+
+
+def _answered(found: Mapping[str, Trial]) -> bool:
+    """Whether any control did anything."""
+    return any(trial.label != "none" for trial in found.values())
 
 
 if __name__ == "__main__":  # a process of its own for each game: one that crashes takes nothing with it

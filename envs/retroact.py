@@ -24,6 +24,29 @@ CONTROLS = {
     "Background_Changes": "scrolling",
 }
 FLAGS = ("transition", "scrolling")
+PUBLISHED_COUNTS = {
+    "view": {"side": 684, "third person": 155, "top": 114, "first person": 19, "several": 2},
+    "axis": {"free": 765, "horizontal": 126, "vertical": 68, "fixed": 14, "tube": 1},
+    "motion": {
+        "platformer": 483,
+        "space_shooter": 185,
+        "fight": 112,
+        "shooter": 71,
+        "action": 32,
+        "sport": 17,
+        "other": 13,
+        "maze": 12,
+        "race": 10,
+        "grid": 10,
+        "pong": 8,
+        "simulation": 7,
+        "pinball": 5,
+        "flying_platformer": 5,
+        "tetris": 4,
+    },
+    "console": {"Genesis": 334, "Nes": 297, "Snes": 184, "Sms": 89, "Atari2600": 40, "GameBoy": 29, "32x": 1},
+}
+"""How many of RetroAct's 974 games have each label, as the paper counts them."""
 SAME_WORD = {
     "nothing": "none",
     "no": "none",

@@ -17,7 +17,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DataType
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from envs.errors import InputError
@@ -55,6 +57,20 @@ class RunFolder:
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
         self._writer.add_event(Event(step=step, wall_time=time.time(), summary=scalars))
+
+    def log_text(self, step: int, name: str, text: str) -> None:
+        """Write a line of words to TensorBoard's text page."""
+        kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        words = TensorProto(dtype=DataType.DT_STRING, string_val=[text.encode()])
+        self._add(step, Summary.Value(tag=name, metadata=kind, tensor=words))
+
+    def log_picture(self, step: int, name: str, data: bytes, height: int, width: int) -> None:
+        """Write a PNG, or a GIF, which moves, to TensorBoard's page of images."""
+        picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
+        self._add(step, Summary.Value(tag=name, image=picture))
+
+    def _add(self, step: int, value: Any) -> None:
+        self._writer.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=[value])))
 
     def close(self) -> None:
         self._file.close()

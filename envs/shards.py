@@ -100,6 +100,7 @@ def write_shard(root: Place, episodes: Sequence[EncodedEpisode], writer: str, nu
         compression={_leaf(item): "NONE" if _leaf(item) == FRAMES else "ZSTD" for item in SCHEMA},
         write_page_checksum=True,
         write_statistics=False,
+        store_schema=False,  # Parquet's own types say it all, in half the footer
     )
     data = buffer.getvalue()
     path = shard_path(games.pop(), writer, number)

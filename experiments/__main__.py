@@ -22,13 +22,20 @@ COMMANDS = (
     "collect",
     "data",
     "train",
+    "map",
     "explore",
+    "expert",
+    "tune",
+    "rounds",
+    "agents",
     "evaluate",
+    "study",
     "generate",
     "serve",
     "pipeline",
     "report",
     "benchmark",
+    "scaling",
     "doctor",
 )
 DESCRIPTION = (
@@ -129,11 +136,11 @@ def _first_paragraph(text: str) -> str:
 
 
 def _how_to_go_on(argv: list[str]) -> str:
-    """What to type to continue after Ctrl+C: the pipeline always continues, other long commands with --resume."""
+    """What to type to continue after Ctrl+C: pipeline and rounds always continue, other long commands with --resume."""
     command = shlex.join(["autoexplore", *argv])
-    if argv[:1] == ["pipeline"]:
+    if argv[:1] in (["pipeline"], ["rounds"]):
         return f"Finished stages are kept; go on with: {command}"
-    if argv and argv[0] in ("collect", "train", "explore"):
+    if argv and argv[0] in ("collect", "train", "explore", "expert", "tune"):
         return f"Go on with: {command}" + ("" if "--resume" in argv else " --resume")
     return f"Start again with: {command}"
 

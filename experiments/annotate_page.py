@@ -43,7 +43,7 @@ QUESTIONS = {
     "down": "What does down do?",
     "jump": "What does the first button do?",
     "secondary": "What does the second button do?",
-    "transition": "Does the picture jump to another screen at its edge?",
+    "transition": "Does the start need a button or a wait before the game answers?",
     "scrolling": "Does the background move along?",
     "confidence": "How sure are you of this game's labels?",
 }

@@ -24,7 +24,7 @@ class Args(RayArgs):
     repeats: int = 3
     """Measurements of each row; the middle one counts."""
     only: tuple[str, ...] = ()
-    """Measure only these groups: collect, windows, reward."""
+    """Measure only these groups: collect, windows, reward, training, generation."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,14 @@ def run(args: Args) -> None:
     from envs.files import write_json_atomic
     from envs.runs import console
     from experiments.benchmark_data import collecting, windows
+    from experiments.benchmark_model import generation, training
 
     groups: dict[str, Callable[[Args, Path], Iterator[Row]]] = {
         "collect": collecting,
         "windows": windows,
         "reward": reward,
+        "training": training,
+        "generation": generation,
     }
     unknown = set(args.only) - set(groups)
     if unknown:

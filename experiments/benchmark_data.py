@@ -1,10 +1,12 @@
 """The rows of the benchmark about data: playing and storing it, cutting windows out of it, opening a large set."""
 
+import multiprocessing
 import os
 import statistics
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import envs
 from envs import manifest
 from envs.collect import collect
+from envs.compact import compact
 from envs.episodes import EpisodeReader, decode_frames
 from envs.player import Player, RandomPolicy, Session, play_episode
 from envs.recording import encode_frames
@@ -36,24 +39,50 @@ BATCH = 112
 
 
 def collecting(args: Args, scratch: Path) -> Iterator[Row]:
-    """Frames stored per CPU-second, against the bare emulator turn about in this process; two players against one."""
+    """Frames stored per CPU-second, against bare loops turn about in this process; two players against one."""
     for game in args.games:
         env = envs.make(game)
         try:
-            bare, stored = [], []
+            core, bare, stored = [], [], []
             stored_rate(env, scratch / "stored", game, -1, 20)  # loads what is loaded once
             for number in range(args.repeats):
+                core.append(core_rate(env, number, args.steps))
                 bare.append(bare_rate(env, number, args.steps))
                 stored.append(stored_rate(env, scratch / "stored", game, number, args.steps))
         finally:
             env.close()
-        rates = statistics.median(stored), "/s", "emulator, skip, maximum and resize alone", statistics.median(bare)
-        yield Row("collect", f"{game}: frames stored a core", *rates, 0.95)
-    one, two = players_rates(args, scratch)
+        rate, plain, least = (statistics.median(rates) for rates in (stored, bare, core))
+        what = f"{game}: frames stored a core"
+        yield Row("collect", what, rate, "/s", "stable-retro's step, skip, maximum, resize", plain, 0.95)
+        yield Row("collect", "the same", rate, "/s", "its core alone, without reward and end", least)
+    one, two, (one_cpu, two_cpu) = players_rates(args, scratch)
     yield Row("collect", f"{args.games[0]}: frames stored by two players, wall time", two, "/s", "one player", one, 1.9)
+    yield Row("collect", "the same, per CPU-second of a player", two_cpu, "/s", "one player", one_cpu, 0.95)
 
 
 def bare_rate(env: Any, seed: int, steps: int) -> float:
+    """Frames per CPU-second of the plain loop: four steps of stable-retro, the brighter of the last two, shrunk."""
+    game = env.unwrapped
+    if not hasattr(game, "_emulator_env"):
+        return core_rate(env, seed, steps)
+    env.reset(seed=0)
+    plain, presses = game._emulator_env, game._presses
+    frames = []
+    started = time.process_time()
+    for action in np.random.default_rng(seed).integers(5, size=steps).tolist():
+        screens = [plain.step(presses[action])[0] for _ in range(game.frame_skip)]
+        frames.append(shrink(np.maximum(*screens[-2:]), game.size))
+    return steps / (time.process_time() - started)
+
+
+def shrink(screen_HWC: Any, size: int) -> Any:
+    """The screen as small as it has to be, without bars around it."""
+    height, width = screen_HWC.shape[:2]
+    scale = size / max(height, width)
+    return cv2.resize(screen_HWC, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+
+
+def core_rate(env: Any, seed: int, steps: int) -> float:
     """Frames per CPU-second of the emulator core alone: four frames a step, the brighter of the last two, shrunk."""
     game = env.unwrapped
     env.reset(seed=0)
@@ -65,9 +94,6 @@ def bare_rate(env: Any, seed: int, steps: int) -> float:
                 env.reset(seed=0)
         return steps / (time.process_time() - started)
     emulator, presses = game._emulator_env.em, game._presses
-    height, width = emulator.get_screen().shape[:2]
-    scale = game.size / max(height, width)
-    size = (round(width * scale), round(height * scale))
     frames = []
     started = time.process_time()
     for action in actions.tolist():
@@ -76,8 +102,7 @@ def bare_rate(env: Any, seed: int, steps: int) -> float:
             emulator.step()
         before_last = emulator.get_screen()
         emulator.step()
-        brighter = np.maximum(before_last, emulator.get_screen())
-        frames.append(cv2.resize(brighter, size, interpolation=cv2.INTER_AREA))
+        frames.append(shrink(np.maximum(before_last, emulator.get_screen()), game.size))
     return steps / (time.process_time() - started)
 
 
@@ -97,15 +122,15 @@ def stored_rate(env: Any, folder: Path, game: str, seed: int, steps: int) -> flo
     return frames / seconds
 
 
-def players_rates(args: Args, scratch: Path) -> tuple[float, float]:
-    """Frames per second of wall time that one and two players store, each warm, turn about."""
+def players_rates(args: Args, scratch: Path) -> tuple[float, float, tuple[float, float]]:
+    """Frames per second of wall time that one and two players store, each warm, turn about; then per CPU-second."""
     import ray
 
     options = (str((scratch / "players").resolve()), "random", 0.0, 1.0, args.steps)
     players: list[Any] = [ray.remote(num_cpus=1)(Player).remote(*options) for _ in range(2)]
     episode = 0
 
-    def play(crew: list[Any]) -> float:
+    def play(crew: list[Any]) -> tuple[float, float]:
         nonlocal episode
         started, waiting = time.perf_counter(), []
         for _ in range(2):
@@ -114,7 +139,7 @@ def players_rates(args: Args, scratch: Path) -> tuple[float, float]:
                 episode += 1
         played = ray.get(waiting)
         frames = sum(record.num_frames for item in played for record in item.shard.sessions)
-        return frames / (time.perf_counter() - started)
+        return frames / (time.perf_counter() - started), frames / sum(item.cpu_seconds for item in played)
 
     try:
         play(players)
@@ -122,8 +147,9 @@ def players_rates(args: Args, scratch: Path) -> tuple[float, float]:
     finally:
         for player in players:
             ray.kill(player)
-    one, two = zip(*rates, strict=True)
-    return statistics.median(one), statistics.median(two)
+    ones, twos = zip(*rates, strict=True)
+    (one, one_cpu), (two, two_cpu) = (map(statistics.median, zip(*pairs, strict=True)) for pairs in (ones, twos))
+    return one, two, (one_cpu, two_cpu)
 
 
 def windows(args: Args, scratch: Path) -> Iterator[Row]:
@@ -133,10 +159,11 @@ def windows(args: Args, scratch: Path) -> Iterator[Row]:
     data = scratch / "windows"
     games = DATA_GAMES if args.games == Args.games else args.games
     collect(games, data, episodes=4, steps=args.steps, progress=False)
+    size = frame_bytes(data)
+    yield Row("windows", f"stored frame, {len(games)} games", size, "B", "goal", 150, 1, at_most=True)
+    compact(str(data), squeeze=True)
+    yield Row("windows", "the same, merged and squeezed", frame_bytes(data), "B", "goal", 150, 1, at_most=True)
     reader = EpisodeReader(data)
-    frames = sum(record.num_frames for record in reader.records)
-    stored = sum(shard.bytes for shard in {shard.path: shard for shard in reader.shards}.values())
-    yield Row("windows", f"stored frame, {len(games)} games", stored / frames, "B", "goal", 150, 1, at_most=True)
     cutting = middle(args.repeats, cut_windows(reader))
     yield Row("windows", "windows a core, from compressed episodes", cutting, "/s", "goal", 9_000, 1)
     clips = Clips([data], scratch / "cache", length=LENGTH, split=None)
@@ -148,6 +175,13 @@ def windows(args: Args, scratch: Path) -> Iterator[Row]:
     what = "opening 10 million windows"
     yield Row("windows", f"{what}: time", seconds * 1e3, "ms", "goal", 1_000, 1, at_most=True)
     yield Row("windows", f"{what}: memory", megabytes, "MB", "goal", 100, 1, at_most=True)
+
+
+def frame_bytes(data: Path) -> float:
+    """Bytes of a data set's files for each frame in them."""
+    reader = EpisodeReader(data)
+    stored = sum(shard.bytes for shard in {shard.path: shard for shard in reader.shards}.values())
+    return stored / sum(record.num_frames for record in reader.records)
 
 
 def cut_windows(reader: EpisodeReader) -> Callable[[], float]:
@@ -217,7 +251,6 @@ def open_large(folder: Path) -> tuple[float, float]:
     import pyarrow as pa
 
     from worldmodel import staging
-    from worldmodel.clips import Clips
 
     episodes, frames = 10_000, 1_000 + LENGTH - 1
     blob = encode_frames(np.zeros((32, 64, 64, 3), np.uint8))[0]
@@ -232,12 +265,21 @@ def open_large(folder: Path) -> tuple[float, float]:
         for first in range(0, episodes, 1_000):
             rows = [{"session_id": session_id, **same} for session_id in ids[first : first + 1_000]]
             writer.write_batch(pa.RecordBatch.from_pylist(rows, staging.SCHEMA), {"skipped": "{}"})
+    # In a fresh process, whose memory nothing else fills or frees meanwhile.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        windows, seconds, memory = pool.submit(_open_clips, folder).result()
+    if windows != 10_000_000:
+        raise AssertionError(f"{windows} windows are not ten million")
+    return seconds, memory / 1e6
+
+
+def _open_clips(folder: Path) -> tuple[int, float, int]:
+    """(windows, CPU-seconds, bytes more of resident memory) of opening a staged data set."""
+    from worldmodel.clips import Clips
+
     before, started = resident_bytes(), time.process_time()
     clips = Clips([folder], folder, length=LENGTH)
-    seconds, memory = time.process_time() - started, resident_bytes() - before
-    if len(clips) != 10_000_000:
-        raise AssertionError(f"{len(clips)} windows are not ten million")
-    return seconds, memory / 1e6
+    return len(clips), time.process_time() - started, resident_bytes() - before
 
 
 def resident_bytes() -> int:

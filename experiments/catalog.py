@@ -130,35 +130,46 @@ def label_counts(rows: "pd.DataFrame") -> "dict[str, pd.Series[int]]":
 
 
 def print_counts(rows: "pd.DataFrame") -> None:
-    """One line a column: its labels with their counts."""
+    """One line a column: its labels with their counts, and in brackets how many of RetroAct's games have them."""
     from rich.table import Table
 
+    from envs.retroact import PUBLISHED_COUNTS
     from envs.runs import console
 
     shown = Table("label", "games", box=None, header_style="bold")
     for column, counts in label_counts(rows).items():
-        shown.add_row(column, ", ".join(f"{label} {count}" for label, count in counts.items()))
+        theirs = PUBLISHED_COUNTS.get(column)
+        beside = {label: f" ({theirs.get(str(label), 0)})" if theirs else "" for label in counts.index}
+        shown.add_row(column, ", ".join(f"{label} {count}{beside[label]}" for label, count in counts.items()))
     console.print(shown)
-    console.print("the controls are those of the platformers alone")
+    console.print("the controls are those of the platformers alone; in brackets: of RetroAct's 974 games")
 
 
 def draw(rows: "pd.DataFrame", path: Path) -> None:
-    """Draw the counts as bars, without right and left, which do what they say. Raises InputError where it cannot."""
+    """Draw the counts as bars, without right and left, which do what they say, and RetroAct's counts beside.
+
+    Raises InputError where it cannot.
+    """
     from matplotlib.figure import Figure
 
     from envs.errors import InputError
+    from envs.retroact import PUBLISHED_COUNTS
 
     counts = {column: values for column, values in label_counts(rows).items() if column not in ("right", "left")}
     figure = Figure(figsize=(13, 8), layout="constrained")
     for axes, (column, values) in zip(figure.subplots(2, 4).flat, counts.items(), strict=True):
         values = values.head(15)[::-1]
         bars = axes.barh([str(label) for label in values.index], values.to_numpy(), color="#2b6cb0")
-        axes.bar_label(bars, padding=2, fontsize=7)
+        theirs = PUBLISHED_COUNTS.get(column)
+        texts = [f"{n} ({theirs.get(str(label), 0)})" if theirs else f"{n}" for label, n in values.items()]
+        axes.bar_label(bars, texts, padding=2, fontsize=7)
         axes.set_title(column, loc="left", fontweight="bold")
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.tick_params(labelsize=8, left=False, bottom=False, labelbottom=False)
-        axes.margins(x=0.15)
-    figure.suptitle(f"Labels of {len(rows)} games; the controls are those of the platformers", x=0.01, ha="left")
+        axes.margins(x=0.2)
+    figure.suptitle(
+        f"Labels of {len(rows)} games; the controls are those of the platformers; marks: RetroAct", x=0.01, ha="left"
+    )
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:

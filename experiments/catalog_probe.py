@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 TIMEOUT_SECONDS = 300
+SURE = 0.7
 KINDS = {
     **dict.fromkeys(("up", "climb", "fly", "jump", "look", "accelerate"), "up"),
     **dict.fromkeys(("down", "crouch", "drop"), "down"),
@@ -103,23 +104,48 @@ def _print(found: dict[str, dict[str, Any]], labels: Any) -> None:
     from envs.runs import console
 
     shown = Table("game", "begins with", *CONTROLS, box=None, header_style="bold")
-    same: dict[str, Counter[str]] = {"same": Counter(), "both": Counter()}
     for game, probed in sorted(found.items()):
         cells = []
         for name in CONTROLS:
             control, ours = probed["controls"][name], str(labels.at[game, name])
             word = "dead" if control["dead"] else control["label"]
             agrees = kind(control["label"]) == kind(ours)
-            if "unknown" not in (ours, control["label"]):
-                for group in (name, f"catalogue says {ours}"):
-                    same["both"][group] += 1
-                    same["same"][group] += agrees
             cells.append(f"{word} {control['confidence']:.2f}" + ("" if agrees else f" ({ours})"))
-        shown.add_row(game, probed["starter"] or "-", *cells)
+        begins = probed["starter"] or (f"{probed['waits']} steps" if probed["waits"] else "-")
+        shown.add_row(game, begins, *cells)
     console.print(shown)
     console.print("in brackets: the catalogue's word, where it is of another kind")
-    for group, both in same["both"].items():
-        console.print(f"{group}: {same['same'][group]} of {both} of the same kind")
+    counted = Table("label", box=None, header_style="bold")
+    for heading in ("compared", "of the same kind", "share"):
+        counted.add_column(heading, justify="right")
+    for group, (same, both) in agreement(found, labels).items():
+        counted.add_row(group, str(both), str(same), f"{same / both:.0%}")
+    console.print(counted)
+
+
+def agreement(found: dict[str, dict[str, Any]], labels: Any) -> dict[str, tuple[int, int]]:
+    """Control, catalogue's word, and all -> how many labels are of the same kind, and how many were compared.
+
+    Compared is what both know, of buttons that the console has. labels: the catalogue's table by game. The start is
+    whether it needs a button or a wait.
+    """
+    same: Counter[str] = Counter()
+    both: Counter[str] = Counter()
+    for game, probed in found.items():
+        for name, control in probed["controls"].items():
+            ours = str(labels.at[game, name])
+            if "unknown" in (ours, control["label"]) or not control["trials"]:
+                continue
+            groups = [name, f"catalogue says {ours}", "all controls"]
+            groups += ["all, confidence 0.7 and more"] if control["confidence"] >= SURE else []
+            both.update(groups)
+            same.update(groups if kind(control["label"]) == kind(ours) else ())
+        transition = str(labels.at[game, "transition"])
+        if transition != "unknown":
+            both["start"] += 1
+            same["start"] += (probed["needs_start"] or probed["waits"] > 0) == (transition == "yes")
+    first = [group for group in both if not group.startswith("catalogue")]
+    return {group: (same[group], both[group]) for group in [*first, *sorted(both.keys() - set(first))]}
 
 
 def kind(label: str) -> str:

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import tyro
 
 from envs.errors import InputError
 
@@ -37,6 +39,43 @@ class RunArgs(RayArgs):
     """Continue the run that is in --out."""
     seed: int = 0
     """The same seed gives the same run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GameArgs:
+    """The games of a command that plays many: by name, by subset, or asked of the catalogue."""
+
+    games: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Names, e.g. Airstriker-Genesis; a subset's name, e.g. platformers-50; or Counting, Corridor, NoisyTV, which need
+    no ROM. With none, the flags below choose among the games whose ROM is here."""
+    console: tuple[str, ...] = ()
+    """Only games of these consoles, e.g. Atari2600."""
+    view: tuple[str, ...] = ()
+    """Only games seen this way, e.g. side."""
+    axis: tuple[str, ...] = ()
+    """Only games controlled along this axis, e.g. free."""
+    motion: tuple[str, ...] = ()
+    """Only games of this motion style, e.g. platformer."""
+    limit: int | None = None
+    """At most this many games."""
+
+    def chosen(self) -> list[str]:
+        """The games, checked: `check_games` of the named ones that match, or of all that match and can be played.
+
+        Raises InputError where none is left.
+        """
+        from envs import catalog
+
+        query: dict[str, Any] = {name: getattr(self, name) or None for name in ("console", "view", "axis", "motion")}
+        if not any(query.values()) and (self.games or self.limit is None):
+            return check_games(self.games)[: self.limit]
+        found = catalog.games(**query, playable=None if self.games else True)
+        if self.games:
+            named = catalog.expand(self.games)
+            found = [game for game in check_games(named) if game in found]
+        if not found[: self.limit]:
+            raise InputError("no game that can be played here matches: see `autoexplore catalog --playable`")
+        return found[: self.limit]
 
 
 @contextmanager

@@ -37,6 +37,8 @@ class Compact:
     """The data set. Nobody else may write to it meanwhile."""
     megabytes: int = 128
     """Largest file; 64 to 256 suits most disks."""
+    squeeze: bool = False
+    """Compress the merged files again, as small as they go: an eighth less, read as fast, at a millisecond a frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +168,7 @@ def _compact(args: Compact) -> None:
     from envs.compact import compact
     from envs.runs import console
 
-    done = compact(args.uri, megabytes=args.megabytes)
+    done = compact(args.uri, megabytes=args.megabytes, squeeze=args.squeeze)
     leftovers = f"; {done.leftovers} files of a stopped run were deleted" if done.leftovers else ""
     console.print(
         f"{args.uri}: {done.files_before:,} files became {done.files_after:,} "
@@ -194,6 +196,8 @@ def _import(args: Import) -> None:
 def _replay(args: Replay) -> None:
     from envs.replay import replay
     from envs.runs import console
+    from experiments.common import ray_session
 
-    replay(args.source, args.out, size=args.size, workers=args.workers, progress=True)
+    with ray_session():
+        replay(args.source, args.out, size=args.size, workers=args.workers, progress=True)
     console.print(f"{args.out}: the episodes of {args.source} at {args.size}x{args.size}")

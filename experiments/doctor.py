@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,11 @@ class Args:
     """Folder that runs will be written to."""
     start_ray: bool = True
     """Also start and stop a local Ray session, which takes a few seconds."""
+    cluster: Path | None = None
+    """Also check this cluster file, e.g. cluster.yaml, and what `ray up` needs of this machine."""
+    ray_address: str | None = None
+    """Also check every machine of this running cluster: that it sees --out and has the same software. auto, or
+    ray://head:10001."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,7 @@ def run(args: Args) -> None:
     from envs.runs import console
 
     serious = []
-    for check in checks(args):
-        finding = check()
+    for finding in findings(args):
         mark = "[green]ok  [/]" if not finding.mend else "[red]no  [/]" if finding.serious else "[yellow]low [/]"
         console.print(f"{mark} {finding.what:<15} {finding.found}")
         if finding.mend:
@@ -49,10 +53,26 @@ def run(args: Args) -> None:
     console.print("everything that the commands need is here")
 
 
+def findings(args: Args) -> Iterator[Finding]:
+    """What the checks find, each as soon as it is done."""
+    for check in checks(args):
+        yield check()
+    if args.ray_address is not None:
+        from experiments.common import ray_session
+        from experiments.doctor_cluster import nodes
+
+        with ray_session(args.ray_address):
+            yield from nodes(args.out)
+
+
 def checks(args: Args) -> list[Callable[[], Finding]]:
     """The checks in the order in which a fault in one explains the next."""
     listed = [python, packages, roms, cores, memory, shared_memory, lambda: disk(args.out), writable_for(args.out)]
-    return [*listed, ray_starts] if args.start_ray else listed
+    if args.cluster is not None:
+        from experiments.doctor_cluster import file_checks
+
+        listed += file_checks(args.cluster)
+    return [*listed, ray_starts] if args.start_ray and args.ray_address is None else listed
 
 
 def python() -> Finding:

@@ -17,7 +17,7 @@ class Args:
     """Measure PSNR, SSIM, delta-PSNR and the Frechet distance of predictions on held-out episodes (appendix A.2)."""
 
     model: tyro.conf.Positional[Path]
-    """The world model: a folder that `GenieReduxG.save` or the pipeline wrote."""
+    """The world model: a folder that `map`, the pipeline or `save` wrote."""
     data: tuple[Path, ...]
     """Folders of episodes that the model was not trained on."""
     out: Path | None = None
@@ -52,13 +52,13 @@ def run(args: Args) -> None:
 
     from envs.files import write_json_atomic
     from envs.runs import console
-    from worldmodel import GenieReduxG
+    from worldmodel import load_world_model
     from worldmodel.evaluate import evaluate
 
     torch.set_num_threads(args.threads or default_threads())
     options: dict[str, Any] = {} if args.sampling_steps is None else {"steps": args.sampling_steps}
     figures = evaluate(
-        GenieReduxG.load(args.model),
+        load_world_model(args.model),
         [str(folder) for folder in args.data],
         context=args.context,
         horizon=args.horizon,

@@ -4,53 +4,72 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
-from experiments.common import Preset, RunArgs, check_folder, check_games, ray_session
+from experiments.common import GameArgs, Preset, RunArgs, check_folder, ray_session
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RunArgs):
-    """Train an AutoExplore agent: its only reward is the world model's uncertainty."""
+class Args(GameArgs, RunArgs):
+    """Train an AutoExplore agent: its only reward is the world model's uncertainty, or one to compare it with."""
 
-    games: tyro.conf.Positional[tuple[str, ...]]
-    """Games to explore; the environments get them in turn."""
-    model: Path
-    """World model that scores what the agent sees: a folder that `GenieReduxG.save` or the pipeline wrote."""
+    model: Path | None = None
+    """World model that scores what the agent sees: a folder that `map`, the pipeline or `save` wrote. The rewards
+    count, random and env need none."""
     out: Path
     """Folder of the run."""
     preset: Preset = "cpu"
     """Sizes of replay, batches and schedule."""
+    reward: Literal["autoexplore", "disagreement", "rf", "vae", "count", "random", "env"] = "autoexplore"
+    """What pays: autoexplore, the model's token entropy; disagreement of several heads on the model, which noise does
+    not draw; rf or vae, the error of its prediction in random or learnt features (table 6); count of screens; random;
+    or env, the game's own reward."""
+    reward_data: tuple[str, ...] = ()
+    """Folders of episodes that disagreement and vae learn from before the agent begins."""
     scorer: Literal["local", "serve"] = "local"
-    """Who computes the reward: the model in the process, or replicas of a Ray Serve app; both give the same numbers."""
-    runners: int = 2
-    """Processes that play."""
-    envs_per_runner: int = 4
-    """Games that each of them plays at a time."""
+    """Who computes autoexplore's reward: the model in the process, or replicas of a Ray Serve app; both give the same
+    numbers."""
+    runners: int | None = None
+    """Processes that play, where the preset's number does not fit."""
+    envs_per_runner: int | None = None
+    """Games that each of them plays at a time; by default as many as the games need."""
+    learners: int | None = None
+    """Processes that learn and share each batch; 0 learns in this process."""
     epochs: int | None = None
     """Epochs, where the preset's number does not fit."""
+    top_fraction: float | None = None
+    """Share of a frame's tokens, the most uncertain, whose mean is the reward; the paper's is 0.25."""
+    watch: bool = False
+    """Show the agent's newest screen, the model's doubts and the figures in the terminal, in colour."""
 
 
 def run(args: Args) -> None:
     """Train and say where the best checkpoint lies."""
-    games = check_games(args.games)
-    check_folder(args.model, "world model", "pipeline")
+    from exploration.recipes import recipe
+
+    recipe(args.preset, top_fraction=args.top_fraction, epochs=args.epochs, learners=args.learners)
+    games = args.chosen()
+    for folder in args.reward_data:
+        check_folder(Path(folder), "data folder", "collect")
+    if args.model is not None:
+        check_folder(args.model, "world model", "pipeline")
 
     import exploration
     from envs.runs import console
-    from worldmodel import GenieReduxG
 
-    GenieReduxG.load(args.model)  # what is wrong with it is said here, not in the log of a runner
     with ray_session(args.ray_address):
         best = exploration.explore(
             games,
             args.model,
             args.out,
             preset=args.preset,
+            reward=args.reward,
+            reward_data=args.reward_data,
             scorer=args.scorer,
             runners=args.runners,
             envs_per_runner=args.envs_per_runner,
+            learners=args.learners,
             epochs=args.epochs,
+            top_fraction=args.top_fraction,
+            watch=args.watch,
             resume=args.resume,
             seed=args.seed,
         )

@@ -14,7 +14,7 @@ class Args:
     """Predict the frames of recorded episodes and write film strips (PNG) and GIFs, real beside predicted."""
 
     model: tyro.conf.Positional[Path]
-    """The world model: a folder that `GenieReduxG.save` or the pipeline wrote."""
+    """The world model: a folder that `map`, the pipeline or `save` wrote."""
     data: Path
     """Folder of episodes."""
     out: Path
@@ -35,6 +35,8 @@ class Args:
     """Of the sampling."""
     scale: int = 4
     """Each pixel is drawn as a square of so many."""
+    upscaler: Path | None = None
+    """Draw frames four times as large by this upscaler, the run folder of `autoexplore train upscaler`."""
     seed: int = 0
     """Seed of the sampling."""
 
@@ -45,16 +47,21 @@ def run(args: Args) -> None:
 
     check_folder(args.model, "world model", "pipeline")
     check_folder(args.data, "data folder", "collect")
+    if args.upscaler is not None:
+        check_folder(args.upscaler, "upscaler", "train upscaler")
 
     import torch
 
+    from envs.drawing import gif
     from envs.episodes import EpisodeReader
     from envs.runs import console
-    from experiments.pictures import film_strip, gif, predict, save_png
-    from worldmodel import GenieReduxG
+    from experiments.pictures import at_scale, film_strip, predict, save_png
+    from worldmodel import load_world_model
+    from worldmodel.upscaler import Upscaler
 
     torch.set_num_threads(default_threads())
-    model = GenieReduxG.load(args.model)
+    model = load_world_model(args.model)
+    upscaler = None if args.upscaler is None else Upscaler.load(args.upscaler)
     reader = EpisodeReader(args.data)
     args.out.mkdir(parents=True, exist_ok=True)
     length = args.context + args.horizon
@@ -66,7 +73,7 @@ def run(args: Args) -> None:
         episode = reader[index]
         real = episode.frames_THWC[args.start : args.start + length]
         predicted = predict(
-            model,
+            model.for_game(episode.game),
             real[: args.context],
             episode.actions[args.start : args.start + length - 1],
             steps=args.sampling_steps,
@@ -75,6 +82,7 @@ def run(args: Args) -> None:
             seed=args.seed,
         )
         name = args.out / f"{episode.game}-{episode.session_id}-{args.start:05d}"
-        save_png(film_strip([real, predicted], args.scale), name.with_suffix(".png"))
-        name.with_suffix(".gif").write_bytes(gif([real, predicted], args.scale))
+        (real, scale), (predicted, _) = (at_scale(frames, upscaler, args.scale) for frames in (real, predicted))
+        save_png(film_strip([real, predicted], scale), name.with_suffix(".png"))
+        name.with_suffix(".gif").write_bytes(gif([real, predicted], scale))
         console.print(f"{name}.png and .gif: above or left real, below or right predicted")

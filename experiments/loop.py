@@ -164,17 +164,23 @@ def joined(name: str, tokenizer: str, dynamics: str) -> Stage:
     )
 
 
-def part_seed(c: Plan, part: str) -> int:
-    return 1_000 * c.seed + SEEDS[part]
+def part_seed(c: Plan, part: str, place: int = 0) -> int:
+    """The seed of a part, in the round `place` where there are several."""
+    return 1_000 * c.seed + 10 * place + SEEDS[part]
 
 
-def collect_play(job: Job, *, part: str, episodes: int, steps: int) -> dict[str, Any]:
-    """Episodes of one agent, as many of each game. Collecting completes a set that is there by itself."""
+def collect_play(
+    job: Job, *, part: str, episodes: int, steps: int, agent: str = "explore", place: int = 0
+) -> dict[str, Any]:
+    """Episodes of one agent, as many of each game; `agent`: the stage that made the explorer, where it plays.
+
+    Collecting completes a set that is there by itself.
+    """
     from envs.collect import collect
 
     c: Plan = job.plan
     explorer = part.endswith("explored")
-    policy = f"checkpoint:{(job.path('explore') / 'best').resolve()}" if explorer else "random"
+    policy = f"checkpoint:{(job.path(agent) / 'best').resolve()}" if explorer else "random"
     done = collect(
         c.games,
         str(job.out),
@@ -182,7 +188,7 @@ def collect_play(job: Job, *, part: str, episodes: int, steps: int) -> dict[str,
         steps=steps,
         policy=policy,
         workers=c.workers,
-        seed=part_seed(c, part),
+        seed=part_seed(c, part, place),
         epsilon=c.explored_epsilon if explorer else 0.0,
     )
     return {"frames": done.frames, "episodes": done.episodes}
@@ -240,12 +246,14 @@ def train_component(
     from worldmodel.train import recipe, train
 
     c: Plan = job.plan
+    threads = max(1, (c.threads or default_threads()) // max(1, c.train_workers))
     checkpoint = train(
         component,
         config=preset(c.preset),
-        recipe=recipe(component, c.preset, seed=c.seed, threads=c.threads or default_threads(), **changes),
+        recipe=recipe(component, c.preset, "finetune" if init else None, seed=c.seed, threads=threads, **changes),
         data=[str(job.path(name)) for name in data],
         out=job.out,
+        workers=c.train_workers,
         resume=job.resume,
         init=job.path(init) if init else None,
         tokenizer=job.path(tokenizer) if tokenizer else None,
@@ -265,20 +273,20 @@ def join(job: Job, *, tokenizer: str, dynamics: str) -> dict[str, Any]:
     return {"parameters": sum(p.numel() for p in model.parameters())}
 
 
-def explore(job: Job) -> dict[str, Any]:
-    """Train the explorer on the base model's uncertainty."""
+def explore(job: Job, *, model: str = "model-base", place: int = 0, **options: Any) -> dict[str, Any]:
+    """Train the explorer on the uncertainty of the model that a stage made; options: of `exploration.explore`."""
     import exploration
 
     c: Plan = job.plan
     exploration.explore(
         list(c.games),
-        job.path("model-base"),
+        job.path(model),
         job.out,
         preset=c.preset,
         scorer=c.scorer,
         resume=job.resume,
-        seed=part_seed(c, "explore"),
-        **c.explore,
+        seed=part_seed(c, "explore", place),
+        **{**c.explore, **options},
     )
     return {}
 

@@ -1,45 +1,26 @@
-"""Frames as pictures: film strips, GIFs, maps of tokens and of uncertainty, montages.
+"""Frames as pictures: film strips, maps of tokens, montages, and what a model makes of them.
 
 Frames are uint8 THWC. Pixels are repeated, never smoothed: what the model gets wrong stays seen.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+
+from envs.drawing import GAP, Frames, enlarged, png
 
 if TYPE_CHECKING:
-    from worldmodel import GenieReduxG
-
-Frames = NDArray[np.uint8]
-GAP = 2
-GIF_MILLISECONDS = 160
-HOLD_MILLISECONDS = 900
-
-INFERNO = np.array(
-    [
-        [0, 0, 4],
-        [40, 11, 84],
-        [101, 21, 110],
-        [159, 42, 99],
-        [212, 72, 66],
-        [245, 125, 21],
-        [250, 193, 39],
-        [252, 255, 164],
-    ],
-    np.float32,
-)
-"""Eight points of the inferno colour map: dark to bright in the eyes of the colour-blind too."""
+    from worldmodel import WorldModel
+    from worldmodel.upscaler import Upscaler
 
 
-def predict(model: "GenieReduxG", given_PHWC: Frames, actions: Sequence[int] | NDArray[Any], **sampling: Any) -> Frames:
+def predict(model: "WorldModel", given_PHWC: Frames, actions: Sequence[int] | NDArray[Any], **sampling: Any) -> Frames:
     """The given frames followed by what the model predicts, uint8 (P+F, H, W, 3). actions: P+F-1 of them.
 
-    sampling: steps, temperature, mode and seed of `GenieReduxG.generate`.
+    sampling: steps, temperature, mode and seed of `WorldModel.generate`.
     """
     import torch
 
@@ -64,9 +45,12 @@ def picture_frames(frames_1TCHW: Any) -> Frames:
     return np.asarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def enlarged(frames: Frames, scale: int) -> Frames:
-    """Each pixel of (..., H, W, 3) as a square of scale x scale."""
-    return frames.repeat(scale, -3).repeat(scale, -2)
+def at_scale(frames_THWC: Frames, upscaler: "Upscaler | None", scale: int) -> tuple[Frames, int]:
+    """Frames as an upscaler makes them, and the scale that is left to draw them at; unchanged without one."""
+    if upscaler is None:
+        return frames_THWC, scale
+    large = picture_frames(upscaler.upscale(model_frames(frames_THWC)))
+    return large, max(1, scale // upscaler.cfg.factor)
 
 
 def film_strip(rows: Sequence[Frames], scale: int = 1) -> NDArray[np.uint8]:
@@ -80,40 +64,6 @@ def film_strip(rows: Sequence[Frames], scale: int = 1) -> NDArray[np.uint8]:
             picture[top : top + height * scale, left : left + width * scale, :3] = enlarged(frame, scale)
             picture[top : top + height * scale, left : left + width * scale, 3] = 255
     return picture
-
-
-def gif(panels: Sequence[Frames], scale: int = 4, context: int = 0) -> bytes:
-    """Panels of T frames each, side by side, as an endless GIF with one palette for all frames.
-
-    A bar at the top is grey during the `context` frames and orange while the model predicts; the last frame is held.
-    """
-    gap, bar = GAP * scale, 2 * scale
-    count, height, width = panels[0].shape[:3]
-    frames = np.full((count, height * scale + bar + gap, len(panels) * (width * scale + gap) - gap, 3), 24, np.uint8)
-    for place, panel in enumerate(panels):
-        left = place * (width * scale + gap)
-        frames[:, bar + gap :, left : left + width * scale] = enlarged(panel, scale)
-    frames[:context, :bar] = (140, 140, 140)
-    frames[context:, :bar] = (230, 159, 0)
-    palette = Image.fromarray(frames.reshape(-1, *frames.shape[2:])[:, :: max(scale // 2, 1)]).quantize(255)
-    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    file = io.BytesIO()
-    images[0].save(
-        file,
-        "GIF",
-        save_all=True,
-        append_images=images[1:],
-        duration=[GIF_MILLISECONDS] * (count - 1) + [HOLD_MILLISECONDS],
-        loop=0,
-    )
-    return file.getvalue()
-
-
-def png(picture: NDArray[np.uint8]) -> bytes:
-    """A picture (H, W, 3 or 4) as PNG."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", optimize=True)
-    return file.getvalue()
 
 
 def save_png(picture: NDArray[np.uint8], path: Path) -> None:
@@ -139,18 +89,6 @@ def token_map(tokens_Thw: NDArray[np.int64], colours_K3: NDArray[np.uint8], size
     colours = colours_K3.copy()
     colours[np.bincount(tokens_Thw.reshape(-1)).argmax()] = (22, 22, 26)
     return enlarged(colours[tokens_Thw], size // tokens_Thw.shape[1])
-
-
-def heat_map(values_Thw: NDArray[np.float32], frames_THWC: Frames, high: float) -> Frames:
-    """Values in [0, high] in colour over the darkened grey frame, (T, H, W, 3) as frames_THWC."""
-    size = frames_THWC.shape[1]
-    shares = np.clip(values_Thw / max(high, 1e-9), 0, 1) * (len(INFERNO) - 1)
-    low = np.minimum(shares.astype(np.int64), len(INFERNO) - 2)
-    part = (shares - low)[..., None]
-    colours = INFERNO[low] * (1 - part) + INFERNO[low + 1] * part
-    shown = enlarged(colours, size // values_Thw.shape[1])
-    grey = frames_THWC.mean(-1, keepdims=True)
-    return np.clip(shown * 0.85 + grey * 0.25, 0, 255).astype(np.uint8)
 
 
 def montage(screens: Sequence[Frames], columns: int, scale: int = 2) -> NDArray[np.uint8]:

@@ -28,6 +28,8 @@ class Args(RayArgs):
     """Who computes the explorer's reward, local or serve, where the preset's choice does not fit."""
     workers: int | None = None
     """Emulator processes that collect, where the preset's number does not fit."""
+    train_workers: int | None = None
+    """Ray Train workers that share each training, where the preset's number does not fit; 0 trains in the driver."""
 
 
 def run(args: Args) -> None:
@@ -41,7 +43,14 @@ def run(args: Args) -> None:
 
     if args.scorer not in (None, "local", "serve"):
         raise InputError(f"--scorer {args.scorer}: choose local or serve")
-    chosen = plan(args.preset, games=args.games, seed=args.seed, scorer=args.scorer, workers=args.workers)
+    chosen = plan(
+        args.preset,
+        games=args.games,
+        seed=args.seed,
+        scorer=args.scorer,
+        workers=args.workers,
+        train_workers=args.train_workers,
+    )
     chosen = dataclasses.replace(chosen, games=tuple(check_games(chosen.games)))
     check_ours(args.out)
     context = Context(args.out, chosen)

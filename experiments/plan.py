@@ -33,6 +33,8 @@ class Plan:
     """Emulator processes that collect."""
     threads: int = 0
     """Torch threads of training and evaluation; 0 for as many as there are cores."""
+    train_workers: int = 0
+    """Ray Train workers that share each training, one a GPU where there are as many; 0 trains in the driver."""
     tokenizer: dict[str, Any] = field(default_factory=dict)
     """Changes to the preset's recipe of the tokenizer's training."""
     dynamics: dict[str, Any] = field(default_factory=dict)
@@ -78,8 +80,6 @@ PLANS: dict[str, Plan] = {
         random_steps=400,
         explored_steps=400,
         explored_epsilon=0.1,
-        decoder_finetune={"iterations": 250, "validate_every": 0},
-        dynamics_finetune={"iterations": 250, "lr": 5e-4, "validate_every": 0},
         explore={"runners": 2, "envs_per_runner": 4},
         evaluate={"limit": 12, "steps": 1, "mode": "autoregressive", "distance_frames": 60},
         expected_seconds=1_000.0,
@@ -87,9 +87,8 @@ PLANS: dict[str, Plan] = {
     "paper": Plan(
         preset="paper",
         games=("SuperMarioBros-Nes",),
-        decoder_finetune={"iterations": 1_000},
-        dynamics_finetune={"iterations": 10_000, "batch_size": 160},
         workers=64,
+        train_workers=8,
         explore={"runners": 8, "envs_per_runner": 1},
         evaluate={"mode": "autoregressive"},
     ),
@@ -104,4 +103,6 @@ def plan(preset: str, **changes: Any) -> Plan:
     for name in ("random_episodes", "explored_episodes", "test_episodes", "random_steps", "explored_steps", "workers"):
         if getattr(made, name) < 1:
             raise InputError(f"{name.replace('_', ' ')} {getattr(made, name)}: give 1 or more")
+    if made.train_workers < 0:
+        raise InputError(f"train workers {made.train_workers}: give 0 (in this process) or more")
     return made

@@ -1,4 +1,4 @@
-"""Draw the report of a pipeline's run: one HTML page that holds all its pictures and needs no network."""
+"""Draw the report of a run: one HTML page that holds all its pictures and needs no network."""
 
 import json
 from dataclasses import dataclass
@@ -10,34 +10,47 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Draw report/index.html of a pipeline's run again, from what its stages wrote."""
+    """Draw report/index.html of a run of pipeline, explore, tune or rounds, from what it wrote."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run, as given to `autoexplore pipeline --out`."""
+    """Folder of the run, as given with --out."""
     out: Path | None = None
     """Folder for index.html. Default: report inside the run's folder."""
 
 
 def run(args: Args) -> None:
     """Draw the page and print the main figures."""
-    from envs.errors import InputError
     from envs.runs import console
 
-    if not (args.run / "evaluation" / "base-random.json").exists():
-        raise InputError(f"{args.run} holds no evaluation yet: finish it with `autoexplore pipeline --out {args.run}`")
     out = args.out or args.run / "report"
-    for line in build(args.run, out):
+    for line in drawn(args.run, out):
         console.print(line)
     console.print(f"Report: {(out / 'index.html').resolve()}")
 
 
+def drawn(root: Path, out: Path) -> list[str]:
+    """Draw the report that fits what the folder holds. Raises InputError where there is nothing to draw yet."""
+    from envs.errors import InputError
+    from experiments import report_explore, report_rounds, report_tune
+
+    if (root / "tune.json").exists():
+        return report_tune.build(root, out)
+    if (root / "rounds" / "1" / "measure.json").exists():
+        return report_rounds.build(root, out)
+    if (root / "metrics.jsonl").exists() and any((root / "checkpoints").glob("*/module.safetensors")):
+        return report_explore.build(root, out)
+    if not (root / "evaluation" / "base-random.json").exists():
+        raise InputError(f"{root} holds no evaluation yet: finish it with `autoexplore pipeline --out {root}`")
+    return build(root, out)
+
+
 def build(root: Path, out: Path) -> list[str]:
     """Write out/index.html for the run in `root`; returns its main figures as lines of text."""
-    import jinja2
-
     from envs.files import write_atomic
+    from experiments import report_explore
     from experiments import report_sections as sections
     from experiments.report_data import headline, read_measured, short_name
+    from experiments.report_page import render
     from experiments.report_training import training
     from experiments.screens import compared, seen_by_game
 
@@ -50,17 +63,11 @@ def build(root: Path, out: Path) -> list[str]:
         **sections.games(root, plan, measured),
         **sections.horizon(measured),
         **sections.screens(seen),
+        "explorer": report_explore.sections(root / "explore", plan["games"]),
         **training(root, measured),
         **sections.the_run(root, plan),
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html.j2").render(page)
+    html = render("report.html.j2", page)
     write_atomic(out / "index.html", html.encode())
     found = []
     for game in sections.both_saw(seen):

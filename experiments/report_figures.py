@@ -10,19 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.pictures import (
-    Frames,
-    code_colours,
-    film_strip,
-    gif,
-    heat_map,
-    model_frames,
-    montage,
-    png,
-    predict,
-    token_map,
-)
+from envs.drawing import Frames, gif, heat_map, png
+from experiments.pictures import code_colours, film_strip, model_frames, montage, predict, token_map
 from experiments.screens import Seen, only_in
+from exploration.glimpse import HEAT_HIGH
 
 if TYPE_CHECKING:
     from worldmodel import GenieReduxG
@@ -125,10 +116,6 @@ def film(
     rows += [("tokens", "of what happened", tokens), ("uncertainty", "of the base model", doubt)]
     strip = [{"name": name, "note": note, "image": png_picture(film_strip([row], 2))} for name, note, row in rows]
     return strip, made
-
-
-HEAT_HIGH = 0.8
-"""The entropy, as a share of the largest possible, that is drawn brightest."""
 
 
 def frame_tokens(model: "GenieReduxG", frames_THWC: Frames) -> NDArray[np.int64]:

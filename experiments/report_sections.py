@@ -174,8 +174,13 @@ def group(game: str) -> str:
 def games(root: Path, plan: dict[str, Any], measured: Measured) -> dict[str, Any]:
     """Film strips and moving pictures of every game."""
     from experiments import report_figures as figures
+    from experiments.pictures import at_scale
     from worldmodel import GenieReduxG
+    from worldmodel.checkpoint import newest_checkpoint
+    from worldmodel.upscaler import Upscaler
 
+    trained = newest_checkpoint(root / "upscaler")
+    upscaler = None if trained is None else Upscaler.load(trained)
     models = {name: GenieReduxG.load(root / "models" / name) for name in MODELS}
     h = measured.horizon
     sampling = {key: plan["evaluate"][key] for key in ("steps", "mode") if key in plan["evaluate"]}
@@ -190,7 +195,8 @@ def games(root: Path, plan: dict[str, Any], measured: Measured) -> dict[str, Any
             caption = f"One of {TEST_NAMES[test]} held-out episodes ({window.session}), from frame {window.start}."
             strips.append({"times": figures.times(window, figures.CONTEXT), "rows": rows, "caption": caption})
             if moving is None or test == "explored":
-                moving = figures.gif_picture([window.shown, *made.values()], 4, figures.CONTEXT)
+                drawn = [at_scale(frames, upscaler, 4) for frames in (window.shown, *made.values())]
+                moving = figures.gif_picture([frames for frames, _ in drawn], drawn[0][1], figures.CONTEXT)
         if moving is not None:
             panels = ["Real", *(MODEL_NAMES[name] for name in MODELS)]
             shown.append({"name": short_name(game), "panels": panels, "gif": moving, "strips": strips})
@@ -198,7 +204,8 @@ def games(root: Path, plan: dict[str, Any], measured: Measured) -> dict[str, Any
         "games": shown,
         "games_text": f"Two frames and the buttons pressed are given, {h} frames are predicted. The windows were "
         "chosen by how much moves in them (the upper quartile of their game), not by how well a model does. Below each "
-        "time stands the button that led to its frame.",
+        "time stands the button that led to its frame."
+        + (" The moving pictures are enlarged by the upscaler in this run's folder." if upscaler else ""),
         "heat_high": number(figures.HEAT_HIGH),
     }
 

@@ -13,7 +13,7 @@ class Args(RayArgs):
     """Serve a world model's uncertainty on a Ray cluster until Ctrl+C. It opens no port."""
 
     model: tyro.conf.Positional[Path]
-    """The world model: a folder that `GenieReduxG.save` or the pipeline wrote."""
+    """The world model: a folder that `map`, the pipeline or `save` wrote."""
     name: str = "autoexplore-reward"
     """Name of the app, by which explorers find it."""
     replicas: int = 1
@@ -43,9 +43,9 @@ def run(args: Args) -> None:
 
     from envs.runs import console
     from exploration.scorers import ServeScorer
-    from worldmodel import GenieReduxG, serve
+    from worldmodel import load_world_model, serve
 
-    GenieReduxG.load(args.model)  # what is wrong with it is said here, not in a replica's log
+    load_world_model(args.model).for_game(None)  # what is wrong with it is said here, not in a replica's log
     with ray_session(args.ray_address):
         serve.run(
             args.model,

@@ -1,4 +1,4 @@
-"""Train the tokenizer or the dynamics model on recorded episodes, through Ray Train."""
+"""Train a component of the world model on recorded episodes, through Ray Train."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,66 +13,95 @@ from experiments.common import Preset, RunArgs, check_folder, default_threads, r
 class Args(RunArgs):
     """Train one component of the world model."""
 
-    component: tyro.conf.Positional[Literal["tokenizer", "dynamics"]]
-    """What to train. dynamics needs --tokenizer."""
-    data: tuple[str, ...]
+    component: tyro.conf.Positional[Literal["tokenizer", "lam", "dynamics", "upscaler"]]
+    """What to train. dynamics needs --tokenizer; with --lam or --joint-lam it is GenieRedux's, on latent actions.
+    upscaler needs --pairs."""
+    data: tuple[str, ...] = ()
     """Folders of episodes, or places like s3://bucket/prefix, made by `autoexplore collect`; several are united."""
-    out: Path
+    out: Path | None = None
     """Folder of the run."""
     preset: Preset = "cpu"
     """Sizes of the model and of its training: debug (seconds), cpu (minutes on two cores), paper."""
+    recipe: str | None = None
+    """Which of the paper's runs. tokenizer: base, finetune (its decoder alone). dynamics: g200 (pretraining), g50,
+    finetune, scratch. Default: the first. g50 and finetune need --init."""
     tokenizer: Path | None = None
     """For dynamics: the run folder or checkpoint of the trained tokenizer."""
+    lam: Path | None = None
+    """For dynamics: take the actions that this latent action model reads from the frames, not the recorded ones."""
+    joint_lam: bool = False
+    """For dynamics: train the latent action model at the same time, that of --lam or a new one."""
+    pairs: str | None = None
+    """For upscaler: the episodes of --data at 256x256, made by `autoexplore data replay`."""
     init: Path | None = None
     """Start from the weights of this run folder or checkpoint (fine-tuning)."""
-    decoder_only: bool = False
-    """For a tokenizer with --init: train its decoder alone, so that its token ids stay as they are."""
     workers: int = 0
     """Ray Train workers; 0 trains in this process."""
     iterations: int | None = None
-    """Optimizer steps, where the preset's number does not fit."""
+    """Optimizer steps, where the recipe's number does not fit."""
     batch_size: int | None = None
-    """Clips a step, where the preset's number does not fit."""
+    """Clips a step, where the recipe's number does not fit."""
     lr: float | None = None
-    """Highest learning rate, where the preset's does not fit."""
+    """Highest learning rate, where the recipe's does not fit."""
+    accumulate: int | None = None
+    """Parts that a worker's share of a batch is computed in, one after the other, where it does not fit into memory."""
+    recompute: bool = False
+    """Compute each part of each block again backward instead of keeping what is inside it: less memory, more time."""
+    compile: bool = False
+    """Compile the feed-forward layers (torch.compile)."""
+    parallel: Literal["ddp", "fsdp"] | None = None
+    """How several workers hold the model: ddp (each a copy) or fsdp (each a share)."""
+    ema: float | None = None
+    """Decay of a moving average of the weights, e.g. 0.999, which is then validated and exported."""
     stream_sessions: int | None = None
     """Stream the data instead of copying it to the local disk: how many compressed sessions a worker holds in memory,
     e.g. 10000. For data sets larger than the disk."""
     threads: int | None = None
     """Torch threads of a worker. Default: the cores that this process may use, shared among the workers."""
+    dry_run: bool = False
+    """Train nothing: print parameters, FLOPs, memory and time of the run on --hardware."""
+    hardware: str = "here"
+    """For --dry-run: here (this machine, measured) or a card and how many of them, e.g. a100x8, h100x8, l4."""
+
+
+SETTINGS = (
+    "iterations",
+    "batch_size",
+    "lr",
+    "accumulate",
+    "recompute",
+    "compile",
+    "parallel",
+    "ema",
+    "stream_sessions",
+    "threads",
+)
+"""The flags that change a setting of the recipe."""
 
 
 def run(args: Args) -> None:
     """Train and say where the newest checkpoint lies. Raises InputError for what does not fit together."""
-    from envs.errors import InputError
-    from envs.places import is_remote
+    from worldmodel.recipes import find_recipe, recipe
 
-    for folder in args.data:
-        if not is_remote(folder):
-            check_folder(Path(folder), "data folder", "collect")
-    if args.component == "dynamics" and args.tokenizer is None:
-        raise InputError("training dynamics needs --tokenizer: the run folder of a trained tokenizer")
-    if args.component == "tokenizer" and args.tokenizer is not None:
-        raise InputError("--tokenizer is only for dynamics; to continue from a tokenizer's weights give --init")
-    if args.decoder_only and args.init is None:
-        raise InputError("--decoder-only fine-tunes a trained tokenizer: give it with --init")
-    for folder_or_none in (args.tokenizer, args.init):
-        if folder_or_none is not None:
-            check_folder(folder_or_none, "checkpoint", "train")
+    changes = {name: value for name in SETTINGS if (value := getattr(args, name)) not in (None, False)}
+    changes.setdefault("threads", max(1, default_threads() // max(args.workers, 1)))
+    chosen = find_recipe(args.component, args.recipe)
+    settings = recipe(args.component, args.preset, args.recipe, seed=args.seed, **changes)
+    if args.dry_run:
+        from experiments.dry_run import show
+
+        show(args.component, args.preset, settings, args.hardware, decoder_only=chosen.decoder_only)
+        return
+    check(args, needs_init=chosen.needs_init)
 
     from envs.runs import console
     from worldmodel import preset
-    from worldmodel.train import recipe, train
+    from worldmodel.checkpoint import best_checkpoint
+    from worldmodel.train import train
 
-    changes = {
-        name: value
-        for name in ("iterations", "batch_size", "lr", "stream_sessions", "threads")
-        if (value := getattr(args, name)) is not None
-    }
-    changes.setdefault("threads", max(1, default_threads() // max(args.workers, 1)))
-    settings = recipe(args.component, args.preset, seed=args.seed, **changes)
+    assert args.out is not None
     with ray_session(args.ray_address):
-        checkpoint = train(
+        newest = train(
             args.component,
             config=preset(args.preset),
             recipe=settings,
@@ -82,6 +111,29 @@ def run(args: Args) -> None:
             resume=args.resume,
             init=args.init,
             tokenizer=args.tokenizer,
-            decoder_only=args.decoder_only,
+            lam=args.lam,
+            joint_lam=args.joint_lam,
+            decoder_only=chosen.decoder_only,
+            pairs=args.pairs,
         )
-    console.print(f"newest checkpoint: {checkpoint}")
+    console.print(f"newest checkpoint: {newest}")
+    best = best_checkpoint(args.out)
+    if best is not None and best.name != newest.name:
+        console.print(f"lowest validation loss: {best}")
+
+
+def check(args: Args, *, needs_init: bool) -> None:
+    """Refuse what is missing or not there, before anything starts."""
+    from envs.errors import InputError
+    from envs.places import is_remote
+
+    if not args.data or args.out is None:
+        raise InputError(f"train {args.component} needs {'--out' if args.data else '--data'}; see --help")
+    for folder in (*args.data, *((args.pairs,) if args.pairs else ())):
+        if not is_remote(folder):
+            check_folder(Path(folder), "data folder", "collect")
+    if needs_init and args.init is None:
+        raise InputError(f"--recipe {args.recipe} goes on from a trained {args.component}: give it with --init")
+    for folder_or_none in (args.tokenizer, args.lam, args.init):
+        if folder_or_none is not None:
+            check_folder(folder_or_none, "checkpoint", "train")

@@ -5,6 +5,7 @@ One iteration is one epoch of appendix A.3. `exploration.run.explore` puts a who
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -26,11 +27,13 @@ from ray.rllib.utils.metrics import (
 from envs.errors import InputError
 from envs.novelty import distinct_screens
 from exploration.connector import LOOKBACK, ExploreCallbacks, to_fragment
+from exploration.glimpse import Glimpses, joined
 from exploration.learner import LOSS_PARTS, ExploreLearner, LossConfig
+from exploration.live import TUNABLE, apply
 from exploration.module import AgentModule
 from exploration.policy import CnnLstm, PolicyConfig
 from exploration.recipes import ExploreRecipe, epsilon_at
-from exploration.replay import Batch, Fragment, Replay
+from exploration.replay import Batch, Fragment, Replay, Scale
 from exploration.reward import TOP_FRACTION, check_top_fraction
 from exploration.runner import GameRunner
 from exploration.scorers import Scorer
@@ -73,6 +76,7 @@ class AutoExploreConfig(AlgorithmConfig):
         self.lambda_, self.entropy_coeff, self.value_coeff = loss.lambda_, loss.entropy_coeff, loss.value_coeff
         self.returns, self.rho_clip, self.normalize_advantages = loss.returns, loss.rho_clip, loss.normalize_advantages
         self.channels, self.units = defaults.network.channels, defaults.network.units
+        self.normalize_rewards, self.cut_rewards = defaults.normalize_rewards, defaults.cut_rewards
         self.precision = defaults.precision
         self.runner_threads = 1
         self.step_timeout_s = STEP_SECONDS
@@ -164,7 +168,7 @@ _OWN_SETTINGS = frozenset(
         *("top_fraction", "epsilon", "final_epsilon", "epsilon_epochs", "temperature", "steps_per_epoch"),
         *("updates_per_epoch", "segments", "segment", "burn_in", "replay_capacity", "replay_in_checkpoint"),
         *("lambda_", "entropy_coeff", "value_coeff", "returns", "rho_clip", "normalize_advantages"),
-        *("channels", "units", "precision", "runner_threads", "step_timeout_s"),
+        *("normalize_rewards", "cut_rewards", "channels", "units", "precision", "runner_threads", "step_timeout_s"),
     )
 )
 
@@ -185,8 +189,22 @@ class AutoExplore(Algorithm):
 
     def setup(self, config: Any) -> None:
         super().setup(config)
+        self.settings = self.config
         self.replay = Replay(self.config.replay_capacity, seed=self.config.seed or 0)
         self.screens: dict[str, set[bytes]] = {}
+        self.glimpses: Glimpses | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on with other values of the `TUNABLE` settings, without building anything anew; Tune calls it.
+
+        False, and nothing is changed, where another setting of this class differs: that needs a new algorithm.
+        """
+        self.config = self.settings  # Tune puts its dict there, but everything reads the object
+        fixed = _OWN_SETTINGS - TUNABLE.keys() - {"final_epsilon"}
+        if any(new_config.get(name, getattr(self.config, name)) != getattr(self.config, name) for name in fixed):
+            return False
+        apply(self, {name: new_config[name] for name in TUNABLE if name in new_config})
+        return True
 
     @property
     def epsilon(self) -> float:
@@ -216,7 +234,12 @@ class AutoExplore(Algorithm):
         while not kept:
             # Pushed before every sampling, so that it reaches runners that were restarted.
             self.env_runner_group.foreach_env_runner(
-                partial(_set_exploration, epsilon=self.epsilon, temperature=self.config.temperature)
+                partial(
+                    GameRunner.set_exploration,
+                    epsilon=self.epsilon,
+                    temperature=self.config.temperature,
+                    top_fraction=self.config.top_fraction,
+                )
             )
             sampled: Any = synchronous_parallel_sample(
                 worker_set=self.env_runner_group,
@@ -239,24 +262,34 @@ class AutoExplore(Algorithm):
                     raise RuntimeError(f"no runner has brought a step that could be scored for {PATIENCE_S:.0f} s")
                 time.sleep(1.0)
                 self.restore_env_runners(self.env_runner_group)
+        self.glimpses = joined(self.env_runner_group.foreach_env_runner(lambda runner: runner.glimpses))
 
     def _keep(self, fragment: Fragment) -> None:
         """Put a fragment into the replay, and its screens among those that were seen of its game."""
+        if self.config.cut_rewards:
+            fragment = replace(fragment, rewards_T=fragment.rewards_T.clip(-1, 1))
         self.replay.add(fragment)
         if self.config.games:
             self.screens.setdefault(fragment.game, set()).update(distinct_screens(fragment.frames_THWC))
 
     def _learn(self) -> None:
         """One epoch's updates; the means of the loss's parts over them are logged under `learning`."""
+        c = self.config
+        scale = self._reward_scale() if c.normalize_rewards else None
         means: dict[str, list[float]] = {}
-        for _ in range(self.config.updates_per_epoch):
-            results = self._update(self.replay.sample(self.config.segments, self.config.segment, self.config.burn_in))
+        for _ in range(c.updates_per_epoch):
+            results = self._update(self.replay.sample(c.segments, c.segment, c.burn_in, scale))
             for name in LOSS_PARTS:
                 means.setdefault(name, []).append(float(results[0][DEFAULT_MODULE_ID][name].peek()))
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
         self.metrics.log_dict(
             {name: float(np.mean(values)) for name, values in means.items()}, key="learning", window=1
         )
+
+    def _reward_scale(self) -> Scale:
+        """Rewards of mean 0 and deviation 1 - gamma, game by game: a return is then a weighted mean of normal ones."""
+        horizon = 1 / max(1 - float(self.config.gamma), 1e-3)
+        return {game: (middle, width * horizon) for game, (middle, width) in self.replay.reward_scale().items()}
 
     def _update(self, batch: Batch) -> Any:
         """One update by all learners -> their metrics."""
@@ -267,13 +300,17 @@ class AutoExplore(Algorithm):
         if learners < 2:
             return self.learner_group.update(batch=as_learner_batch(batch), timesteps=steps)
         # RLlib would cut one batch in the middle of a segment; each learner gets whole ones.
-        shards = [{name: rows[part::learners] for name, rows in batch.items()} for part in range(learners)]
+        count = np.full(len(batch["learn"]), max(batch["learn"].sum(), 1) / learners, np.float32)
+        shards = [
+            {name: rows[part::learners] for name, rows in (batch | {"count": count}).items()}
+            for part in range(learners)
+        ]
         return self.learner_group.update(batches=[as_learner_batch(shard) for shard in shards], timesteps=steps)
 
     def _before_evaluate(self) -> None:
         """RLlib resets the envs of remote evaluation runners, but not those of a local one."""
         if self.eval_env_runner is not None:
-            self.eval_env_runner._needs_initial_reset = True
+            self.eval_env_runner.start_evaluation()
 
     def network(self) -> CnnLstm:
         """A copy of the agent's network as the learner has it."""
@@ -289,6 +326,14 @@ class AutoExplore(Algorithm):
         weights = {name.removeprefix("network."): torch.tensor(array) for name, array in state.items()}
         network.load_state_dict(weights)
         return network
+
+    def set_network(self, network: CnnLstm) -> None:
+        """Begin with the weights of a network of this shape; optimizer, replay and epoch stay what they are."""
+        weights = {f"network.{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+        self.learner_group.set_weights({DEFAULT_MODULE_ID: weights})
+        for group in filter(None, (self.env_runner_group, self.eval_env_runner_group)):
+            # RLlib's own way drops weights that are of no later update than the runner's.
+            group.foreach_env_runner(partial(GameRunner.set_weights, weights=weights))
 
     def get_state(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         """RLlib's state and, if the configuration says so, the replay."""
@@ -311,7 +356,3 @@ def as_learner_batch(batch: Batch) -> MultiAgentBatch:
     columns: dict[str, Any] = {name: rows for name, rows in batch.items() if name not in ("h", "c")}
     columns[Columns.STATE_IN] = {"h": batch["h"], "c": batch["c"]}
     return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(np.sum(batch["valid"])))
-
-
-def _set_exploration(runner: Any, epsilon: float, temperature: float) -> None:
-    runner.set_exploration(epsilon, temperature)

@@ -23,7 +23,7 @@ from envs.errors import InputError
 from envs.files import new_folder, write_json_atomic
 from exploration.policy import CnnLstm, write_policy
 
-FORMAT = "autoexplore-exploration-1"
+FORMAT = "autoexplore-exploration-2"
 COMPRESSION_LEVEL = 3
 COMPRESS_ABOVE = 1 << 20
 """Bytes of a uint8 array from which it is worth compressing."""

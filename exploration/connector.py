@@ -17,6 +17,8 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
 from envs.errors import InputError
+from exploration.film import Film
+from exploration.glimpse import Glimpse, Glimpses
 from exploration.replay import Fragment
 from exploration.reward import WINDOW, check_top_fraction, cut_windows, uncertainty_reward
 from exploration.scorers import Scorer, ScoringError
@@ -43,6 +45,7 @@ class RewardConnector(ConnectorV2):
         check_top_fraction(top_fraction)
         self.scorer, self.top_fraction = scorer, top_fraction
         self.dropped: list[tuple[SingleAgentEpisode, str]] = []
+        self.glimpses: Glimpses | None = None
         self._sent: dict[tuple[str, int], list[Pending]] = {}
 
     def send_ahead(self, episode: SingleAgentEpisode) -> None:
@@ -65,24 +68,44 @@ class RewardConnector(ConnectorV2):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Score all fragments; every request is sent before the first answer is waited for."""
-        self.dropped = []
+        self.dropped, self.glimpses = [], None
         for episode in episodes:
             self._send(episode)
         for episode in list(episodes):
-            rewards, scored = [], []
+            rewards, scored, answers = [], [], []
             try:
                 for scored_T, score in self._sent[_key(episode)]:
                     rewards.append(np.zeros(len(scored_T), np.float32))
-                    if score is not None:
-                        rewards[-1][scored_T] = uncertainty_reward(score(), self.top_fraction)
                     scored.append(scored_T)
+                    if score is not None:
+                        answer = score()  # entropies (B, N), or from `exploration.baselines` rewards (B,)
+                        rewards_B = answer if answer.ndim == 1 else uncertainty_reward(answer, self.top_fraction)
+                        rewards[-1][scored_T] = rewards_B
+                        answers.append(answer)
             except ScoringError as error:
                 self.dropped.append((episode, str(error)))
                 episodes[:] = [kept for kept in episodes if kept is not episode]
             else:
-                write_rewards(episode, np.concatenate(rewards), np.concatenate(scored))
+                rewards_T, scored_T = np.concatenate(rewards), np.concatenate(scored)
+                write_rewards(episode, rewards_T, scored_T)
+                if answers:
+                    self._look(episode, np.concatenate(answers), rewards_T[scored_T])
         self._sent.clear()  # and with it what was sent of fragments that a fault has ended
         return batch or {}
+
+    def _look(self, episode: SingleAgentEpisode, answer: NDArray[Any], rewards_B: NDArray[np.floating]) -> None:
+        """Keep the newest screen of a fragment, and the one that paid most of all fragments of this call."""
+        frames, game = episode.observations.data, episode.custom_data.get(GAME, "")
+
+        def glimpse(window: int) -> Glimpse:
+            frame_HWC = np.asarray(frames[len(frames) - len(rewards_B) + window])
+            entropy_N = answer[window] if answer.ndim == 2 else np.empty(0, np.float32)
+            return Glimpse(game, frame_HWC, entropy_N, float(rewards_B[window]))
+
+        newest, peak = glimpse(len(rewards_B) - 1), glimpse(int(np.argmax(rewards_B)))
+        if self.glimpses is not None and self.glimpses.peak.reward >= peak.reward:
+            peak = self.glimpses.peak
+        self.glimpses = Glimpses(newest, peak)
 
     def _steps_sent(self, episode: SingleAgentEpisode) -> int:
         return sum(len(scored_T) for scored_T, _ in self._sent.get(_key(episode), ()))
@@ -123,7 +146,7 @@ def to_fragment(episode: SingleAgentEpisode) -> Fragment:
         game=episode.custom_data.get(GAME, ""),
         first_step=episode.t_started,
         terminated=bool(episode.is_terminated),
-        frames_THWC=np.asarray(episode.observations.data)[past:],
+        film=Film.of(np.asarray(episode.observations.data)[past:]),
         actions_T=np.asarray(episode.actions.data[past:], np.int64),
         rewards_T=np.asarray(episode.rewards.data[past:], np.float32),
         log_probabilities_T=np.asarray(outputs[Columns.ACTION_LOGP][past:], np.float32),
@@ -157,6 +180,11 @@ class ExploreCallbacks(RLlibCallback):
         if self._connector is not None:
             self._connector.send_ahead(given["episode"])
 
+    def forget(self) -> None:
+        """Let a reward that remembers what it has seen begin anew."""
+        if self._connector is not None and hasattr(self._connector.scorer, "forget"):
+            self._connector.scorer.forget()
+
     def on_sample_end(self, *_: Any, **given: Any) -> None:
         """Score the fragments where they are, and log what they hold by game."""
         env_runner, metrics_logger, samples = given["env_runner"], given["metrics_logger"], given["samples"]
@@ -166,8 +194,10 @@ class ExploreCallbacks(RLlibCallback):
             try:
                 if self._connector is None:
                     self._connector = RewardConnector(config.scorer(), config.top_fraction)
+                self._connector.top_fraction = config.top_fraction  # it may change while the agent learns
                 self._connector(episodes=samples)
                 dropped = [episode for episode, _ in self._connector.dropped]
+                env_runner.glimpses = self._connector.glimpses
             except InputError as error:
                 # A new runner would meet the same: hand the message over instead of being restarted for ever.
                 env_runner.fault = str(error)

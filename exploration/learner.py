@@ -10,6 +10,7 @@ Shapes: B segments, T steps, T1 = T + 1 observations, A actions.
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
@@ -99,10 +100,13 @@ def actor_critic_loss(
 ) -> dict[str, Tensor]:
     """The named parts of the loss, means over the steps to `learn` from; `loss` is what is optimised.
 
-    `batch` is `Replay.sample`'s. A batch without any step to learn from has loss 0.
+    `batch` is `Replay.sample`'s. A batch without any step to learn from has loss 0. A learner's part of a batch has
+    `count`, (B,), the steps to learn from in an average part: the parts' losses then have the whole batch's as mean.
+    Advantages are normalised within a part.
     """
     learn_BT = batch["learn"]
-    count = learn_BT.sum().clamp(min=1)
+    own_count = learn_BT.sum().clamp(min=1)
+    count = batch["count"][0] if "count" in batch else own_count
     log_pi_BTA = torch.log_softmax(logits_BT1A[:, :-1], dim=-1)
     log_pi_BT = log_pi_BTA.gather(-1, batch["actions"].long()[..., None]).squeeze(-1)
     ratio_BT = (log_pi_BT.detach() - batch["logp"]).exp()
@@ -117,8 +121,9 @@ def actor_critic_loss(
         return torch.where(learn_BT, x_BT, torch.zeros_like(x_BT)).sum() / count
 
     if config.normalize_advantages:
-        centred_BT = advantages_BT - mean(advantages_BT)
-        advantages_BT = centred_BT / (mean(centred_BT.square()).sqrt() + 1e-6)
+        centred_BT = advantages_BT - mean(advantages_BT) * count / own_count
+        deviation = (mean(centred_BT.square()) * count / own_count).sqrt()
+        advantages_BT = centred_BT / (deviation + 1e-6)
     weight_BT = ratio_BT.clamp(max=config.rho_clip) if config.rho_clip else torch.ones_like(ratio_BT)
     policy = -mean(log_pi_BT * advantages_BT * weight_BT)
     value = mean((values_BT1[:, :-1] - targets_BT).square())
@@ -134,8 +139,24 @@ def actor_critic_loss(
     }
 
 
+def copied(value: Any) -> Any:
+    """A nested state with arrays of its own."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(item) for item in value)
+    return value
+
+
 class ExploreLearner(TorchLearner):
     """RLlib's learner with `actor_critic_loss`; `config.loss` is its `LossConfig`. Batches are `Replay.sample`'s."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over a state. Copied, because the optimizer keeps the arrays that it is given and writes into them, and
+        those of Ray's object store are shared by all learners of a machine."""
+        super().set_state(copied(state))
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]

@@ -2,76 +2,113 @@
 
 <out>/config.json  metrics.jsonl  tensorboard/   as every run
 <out>/checkpoints/step-*/                        `exploration.checkpoint`, one an epoch
+<out>/reward/                                    what a reward learnt before the agent began (`exploration.sources`)
 <out>/best/                                      the agent with the best evaluation return; `load_policy` plays it
+<out>/changes.jsonl  history.json                what a person asked for while it ran, and since when it holds
+<out>/glimpses/  film/                           the most surprising screen of each epoch; the best agent beside chance
 """
 
 import dataclasses
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from envs import catalog
+from envs import COINRUN, catalog, check_builtin
+from envs.drawing import png
 from envs.errors import InputError
-from envs.runs import RunFolder, progress
+from envs.files import write_json_atomic
+from envs.runs import Bar, RunFolder, console, progress
 from exploration.algorithm import AutoExplore, AutoExploreConfig
 from exploration.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
-from exploration.policy import save_policy
-from exploration.recipes import ExploreRecipe, recipe
+from exploration.glimpse import save_glimpse
+from exploration.live import apply, in_effect, requests
+from exploration.policy import load_network, save_policy
+from exploration.recipes import ExploreRecipe, changed, recipe
 from exploration.reward import TOP_FRACTION
-from exploration.scorers import LocalScorer, Scorer, ServeScorer
+from exploration.scorers import Scorer
+from exploration.showing import make_films
+from exploration.sources import RewardSource
 from exploration.vector import check_places
-
-SCORERS = ("local", "serve")
+from exploration.watch import Watch
 
 
 def explore(
     games: Sequence[str],
-    model_path: Path | str,
+    model_path: Path | str | None,
     out: Path | str,
     *,
     preset: str = "cpu",
+    plan: ExploreRecipe | None = None,
+    reward: str = "autoexplore",
+    reward_data: Sequence[str] = (),
     scorer: str = "local",
     runners: int | None = None,
     envs_per_runner: int | None = None,
     epochs: int | None = None,
+    learners: int | None = None,
+    top_fraction: float | None = None,
+    init: Path | str | None = None,
+    app: str | None = None,
+    watch: bool = False,
     resume: bool = False,
     seed: int = 0,
 ) -> Path:
     """Train an agent to go where the world model in `model_path` is unsure, and return the folder of the best one.
 
-    The envs of all runners get the games in turn. `scorer`: "local" loads the model into every runner, "serve" starts
-    replicas that all runners ask; both give the same numbers. None keeps the preset's number. With `resume` the newest
-    checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay; a finished run returns at once.
-    Runs on the Ray that the process is connected to. Raises InputError for what cannot be meant.
+    `plan` stands in for the preset's. The envs of all runners get the games in turn; where `envs_per_runner` is None
+    and the preset's are too few, there are as many as the games need. `reward`, `reward_data` and `scorer` are those of
+    `RewardSource`, and so is `app`; count, random and env need no model. Of the other numbers None keeps the preset's.
+    `init`: a policy's folder, whose weights the agent begins with. `watch`: show it on the terminal. With `resume` the
+    newest checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay; a finished run returns at
+    once. Runs on the Ray that the process is connected to. Raises InputError for what cannot be meant.
     """
-    plan = recipe(preset, runners=runners, envs_per_runner=envs_per_runner, epochs=epochs)
-    names = [game if game == "Counting" else catalog.canonical(game) for game in games]
+    changes = {"runners": runners, "epochs": epochs, "learners": learners, "top_fraction": top_fraction}
+    plan = changed(plan or recipe(preset), envs_per_runner=envs_per_runner, **changes)
+    names = [game_name(game) for game in games]
+    if envs_per_runner is None and names:
+        needed = math.ceil(len(names) / max(plan.runners, 1))
+        plan = dataclasses.replace(plan, envs_per_runner=max(plan.envs_per_runner, needed))
     check_places(names, plan.runners, plan.envs_per_runner)
-    if scorer not in SCORERS:
-        raise InputError(f"scorer {scorer!r} is not known: choose one of {', '.join(SCORERS)}")
+    source = RewardSource(reward, scorer, tuple(map(str, reward_data)), app)
     out = Path(out)
-    identity = {"games": names, "network": json.loads(json.dumps(dataclasses.asdict(plan.network)))}
-    epoch, state, about = _start(out, resume, identity)
+    network = json.loads(json.dumps(dataclasses.asdict(plan.network)))
+    epoch, state, about = _start(out, resume, {"games": names, "network": network, "reward": reward})
     if epoch >= plan.epochs:
         return out / "best"
-    LocalScorer(model_path).load()  # a model that cannot be used is named here, before anything is started
-    config = {"games": names, "model": str(model_path), "scorer": scorer, "seed": seed, **dataclasses.asdict(plan)}
-    with RunFolder(out, config, resume=resume, resume_step=epoch) as run, _scorer(scorer, model_path, plan) as factory:
+    start = None if init is None else load_network(init)
+    if start is not None and start.config != plan.network:
+        raise InputError(f"{init}: a policy of another network, {start.config}, than this run's {plan.network}")
+    source.check(model_path)  # a model that cannot be used is named here, before anything is started
+    config: dict[str, Any] = {"games": names, "model": None if model_path is None else str(model_path), "seed": seed}
+    config |= {"reward": dataclasses.asdict(source), **dataclasses.asdict(plan)}
+    opened = source.open(model_path, out / "reward", steps=plan.maskgit_steps, replicas=plan.replicas, seed=seed)
+    with RunFolder(out, config, resume=resume, resume_step=epoch) as run, opened as factory:
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
         # A resumed run's runners must not play the chance of the first epochs again.
         algorithm: Any = configure(plan, names, factory, seed=seed + 1_000_003 * epoch).build_algo()
         try:
+            if start is not None and state is None:
+                algorithm.set_network(start)
             if state is not None:
                 algorithm.set_state(state)
-            _Run(run, algorithm, plan, names, about).train(epoch)
+                apply(algorithm, about.get("settings", {}))  # what a person had changed; the optimizer's rate with it
+            _Run(run, algorithm, plan, names, about, watch=watch).train(epoch)
+            make_films(run, plan.epochs, names, seed=seed)
         finally:
             algorithm.stop()
     return out / "best"
+
+
+def game_name(game: str) -> str:
+    """A game's canonical name. Raises InputError for an unknown one, or one with other actions than the agent's."""
+    if (name := check_builtin(game)) == COINRUN:
+        raise InputError("CoinRun has seven actions, the explorer five: explore another game")
+    return name or catalog.canonical(game)
 
 
 def configure(
@@ -81,10 +118,12 @@ def configure(
     loss = dataclasses.asdict(plan.loss)
     network = {"channels": plan.network.channels, "units": plan.network.units, "precision": plan.precision}
     schedule = {name: getattr(plan, name) for name in ("epsilon", "final_epsilon", "epsilon_epochs", "temperature")}
-    kept = {name: getattr(plan, name) for name in ("segment", "burn_in", "replay_capacity", "replay_in_checkpoint")}
+    same = ("segment", "burn_in", "replay_capacity", "replay_in_checkpoint", "normalize_rewards", "cut_rewards")
+    kept = {name: getattr(plan, name) for name in same}
     config = AutoExploreConfig()
     config.exploring(games=games, scorer=scorer, max_steps=plan.max_steps, top_fraction=plan.top_fraction)
     config.env_runners(num_env_runners=plan.runners, num_envs_per_env_runner=plan.envs_per_runner)
+    config.learners(num_learners=plan.learners)
     config.training(lr=plan.lr, grad_clip=plan.grad_clip, **loss, **network, **schedule, **kept)
     config.training(steps_per_epoch=plan.steps, updates_per_epoch=plan.updates, segments=plan.batch_size)
     config.evaluation(
@@ -92,7 +131,7 @@ def configure(
         evaluation_num_env_runners=0,
         evaluation_duration=plan.evaluation_steps * len(games),
         evaluation_config={
-            "explore": False,
+            "explore": not plan.evaluate_greedily,
             "top_fraction": TOP_FRACTION,
             "num_envs_per_env_runner": len(games),
             "steps_per_epoch": plan.evaluation_steps,
@@ -100,21 +139,6 @@ def configure(
     )
     config.debugging(seed=seed, log_level="ERROR")
     return config
-
-
-@contextmanager
-def _scorer(name: str, model_path: Path | str, plan: ExploreRecipe) -> Iterator[Callable[[], Scorer]]:
-    """What makes a runner's scorer; with "serve" the app runs as long as the block."""
-    if name == "local":
-        yield partial(LocalScorer, Path(model_path).absolute(), steps=plan.maskgit_steps)
-        return
-    from worldmodel import serve
-
-    app_name = serve.run(model_path, steps=plan.maskgit_steps, replicas=plan.replicas)
-    try:
-        yield partial(ServeScorer, app_name)
-    finally:
-        serve.stop(app_name)
 
 
 def _start(out: Path, resume: bool, identity: dict[str, Any]) -> tuple[int, dict[str, Any] | None, dict[str, Any]]:
@@ -127,7 +151,7 @@ def _start(out: Path, resume: bool, identity: dict[str, Any]) -> tuple[int, dict
         return 0, None, {"best_return": None, "env_steps": 0, **identity}
     epoch, state, about = load_checkpoint(complete[-1])
     for name, asked in identity.items():
-        if about[name] != asked:
+        if about.get(name, asked) != asked:
             raise InputError(f"{out} was started with {name} {about[name]}, not {asked}: resume it as it was started")
     return epoch, state, about
 
@@ -136,18 +160,28 @@ class _Run:
     """The loop over epochs, and what it notes of them."""
 
     def __init__(
-        self, run: RunFolder, algorithm: AutoExplore, plan: ExploreRecipe, games: list[str], about: dict[str, Any]
+        self,
+        run: RunFolder,
+        algorithm: AutoExplore,
+        plan: ExploreRecipe,
+        games: list[str],
+        about: dict[str, Any],
+        *,
+        watch: bool = False,
     ) -> None:
         self.run, self.algorithm, self.plan, self.games, self.about = run, algorithm, plan, games, about
+        self.watch = watch and console.is_terminal
 
     def train(self, epoch: int) -> None:
         """All epochs from `epoch` on."""
-        with progress(f"explore {len(self.games)} games", self.plan.epochs, done=epoch) as bar:
+        with self._display(epoch) as bar:
             while epoch < self.plan.epochs:
                 started = time.monotonic()
+                self._take_changes(epoch + 1)
                 result = self.algorithm.train()
                 epoch += 1
                 metrics = training_metrics(result)
+                metrics |= {f"settings/{name}": value for name, value in in_effect(self.algorithm).items()}
                 self.about["env_steps"] += metrics.pop("steps")
                 metrics |= {"explore/env_steps": self.about["env_steps"]}
                 metrics |= {f"explore/screens/{game}": len(keys) for game, keys in self.algorithm.screens.items()}
@@ -158,9 +192,43 @@ class _Run:
                 metrics["explore/epoch_seconds"] = time.monotonic() - started
                 self.run.log(epoch, metrics)
                 self._save(epoch)
+                self._keep_glimpse(epoch)
+                if isinstance(bar, Watch):
+                    bar.show(metrics, self.algorithm.glimpses)
                 bar.advance(note=f"reward {metrics['explore/reward']:.3f}, entropy {metrics['explore/entropy']:.2f}")
         if not (self.run.path / "best").is_dir():  # no evaluation was whole: the last agent is all there is
             save_policy(self.run.path / "best", self.algorithm.network(), {"epoch": epoch, "games": self.games})
+
+    def _display(self, epoch: int) -> AbstractContextManager[Bar | Watch]:
+        """What a person sees meanwhile."""
+        if self.watch:
+            return Watch(console, self.games, self.plan.epochs, done=epoch)
+        return progress(f"explore {len(self.games)} games", self.plan.epochs, done=epoch)
+
+    def _keep_glimpse(self, epoch: int) -> None:
+        """The most surprising screen of the epoch, in the run's folder and among TensorBoard's images."""
+        if self.algorithm.glimpses is None:
+            return
+        peak = self.algorithm.glimpses.peak
+        save_glimpse(self.run.path, epoch, peak)
+        shown = peak.pair()
+        self.run.log_picture(epoch, "uncertainty", png(shown), *shown.shape[:2])
+
+    def _take_changes(self, epoch: int) -> None:
+        """Apply what a person has asked for since the epoch before, and note when it took effect.
+
+        `about` goes into every checkpoint: a resumed run has the same settings, and takes each request only once.
+        """
+        history = self.about.setdefault("changes", [])
+        for asked in requests(self.run.path, after=len(history)):
+            apply(self.algorithm, asked["set"])
+            self.about.setdefault("settings", {}).update(asked["set"])
+            history.append({"epoch": epoch, **asked})
+            words = ", ".join(f"{name}={value:g}" for name, value in asked["set"].items()) or asked.get("refused", "")
+            self.run.log_text(epoch, "changes", f"from epoch {epoch} on: {words}")
+            console.print(f"from epoch {epoch} on: {words}")
+        if history:
+            write_json_atomic(self.run.path / "history.json", history)
 
     def _judge(self, evaluation: dict[str, Any], epoch: int) -> dict[str, float]:
         """The evaluation's metrics; the agent becomes the best one if its return is."""
@@ -174,12 +242,18 @@ class _Run:
         return metrics
 
     def _save(self, epoch: int) -> None:
-        state = self.algorithm.get_state(components=["learner_group"])
-        # Statistics of a process that ended mean nothing to the next one, and are not plain data.
-        state.pop("metrics_logger", None)
-        state["learner_group"]["learner"].pop("metrics_logger", None)
+        state = plain_state(self.algorithm)
         about = json.loads(json.dumps(self.about))
         save_checkpoint(self.run.path, epoch, self.algorithm.network(), state, about, keep_last=self.plan.keep_last)
+
+
+def plain_state(algorithm: AutoExplore) -> dict[str, Any]:
+    """What a checkpoint keeps of an algorithm: learner, optimizer, replay, screens, epoch."""
+    state = algorithm.get_state(components=["learner_group"])
+    # Statistics of a process that ended mean nothing to the next one, and are not plain data.
+    state.pop("metrics_logger", None)
+    state["learner_group"]["learner"].pop("metrics_logger", None)
+    return state
 
 
 def training_metrics(result: dict[str, Any]) -> dict[str, float]:

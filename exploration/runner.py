@@ -6,6 +6,8 @@ import torch
 from gymnasium.wrappers.vector import DictInfoToList
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
+from exploration.connector import ExploreCallbacks
+from exploration.glimpse import Glimpses
 from exploration.vector import close_vector_env, games_of_runner, vector_env
 
 
@@ -20,6 +22,8 @@ class GameRunner(SingleAgentEnvRunner):
     """The game of each env of this runner."""
     fault: str = ""
     """What makes it useless for this runner to go on, e.g. a world model that cannot be loaded."""
+    glimpses: Glimpses | None = None
+    """Screens of what was sampled last."""
     config: Any
     module: Any
     env: Any
@@ -48,7 +52,20 @@ class GameRunner(SingleAgentEnvRunner):
         else:
             super().stop()
 
-    def set_exploration(self, epsilon: float, temperature: float) -> None:
-        """What the policy acts by while it explores."""
+    def start_evaluation(self) -> None:
+        """Begin fresh episodes, and let a reward that remembers begin anew: agents of all ages are judged alike."""
+        self._needs_initial_reset = True
+        for callback in self._callbacks:
+            if isinstance(callback, ExploreCallbacks):
+                callback.forget()
+
+    def set_exploration(self, epsilon: float, temperature: float, top_fraction: float) -> None:
+        """What the policy acts by while it explores, and what it is paid by."""
         if self.module is not None:
             self.module.set_exploration(epsilon, temperature)
+        vars(self.config)["top_fraction"] = top_fraction  # the config is frozen, and a restarted runner's is the first
+
+    def set_weights(self, weights: dict[str, Any]) -> None:
+        """The agent's weights, as arrays by name."""
+        if self.module is not None:  # a local runner beside remote ones plays nothing
+            self.module.set_state(weights)

@@ -1,5 +1,6 @@
 """A browser for the tests of a page, driven over Chromium's DevTools protocol."""
 
+import base64
 import json
 import subprocess
 import time
@@ -16,18 +17,29 @@ class Browser:
     def __init__(self, folder: Path) -> None:
         flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --remote-debugging-port=0"
         command = ["chromium", *flags.split(), f"--user-data-dir={folder}", "about:blank"]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert self._process.stderr is not None
-        line = next(line for line in self._process.stderr if "DevTools listening on" in line)
-        port = line.split("://")[1].split("/")[0]
-        pages = [
-            one for one in json.load(urllib.request.urlopen(f"http://{port}/json", timeout=20)) if one["type"] == "page"
-        ]
-        self._socket: ClientConnection = connect(pages[0]["webSocketDebuggerUrl"], max_size=None, proxy=None)
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            self._socket: ClientConnection = connect(self._page(folder), max_size=None, proxy=None)
+        except BaseException:
+            self._process.kill()
+            raise
         self._number = 0
         self.complaints: list[Any] = []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+
+    def _page(self, folder: Path) -> str:
+        """Where the one open page listens. Chromium writes its port into its profile when it does."""
+        told = folder / "DevToolsActivePort"
+        deadline = time.monotonic() + 60
+        while not (told.exists() and told.read_text().count("\n")):
+            assert self._process.poll() is None, f"chromium ended with exit code {self._process.returncode}"
+            assert time.monotonic() < deadline, "chromium does not listen"
+            time.sleep(0.05)
+        port = told.read_text().split()[0]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=20) as answer:
+            pages = [one for one in json.load(answer) if one["type"] == "page"]
+        return str(pages[0]["webSocketDebuggerUrl"])
 
     def call(self, method: str, **params: Any) -> Any:
         """Send a command and wait for its result; what the page complains about meanwhile is kept."""
@@ -61,6 +73,10 @@ class Browser:
         virtual = {"windowsVirtualKeyCode": 9} if key == "Tab" else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=code or key, **text, **virtual)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=code or key, **virtual)
+
+    def picture(self, path: Path) -> None:
+        """What is on the screen, as a PNG."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def close(self) -> None:
         self._socket.close()

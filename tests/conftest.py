@@ -15,6 +15,9 @@ prepare_ray_environment(local=True)  # before any test imports Ray, which reads 
 os.environ.update(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_DEFAULT_REGION="us-east-1")
 torch.set_num_threads(1)
 
+EVERYTHING = "AUTOEXPLORE_TEST_EVERYTHING" in os.environ
+"""Whether tests that need a package of the system must run: without it they fail then, instead of being skipped."""
+
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:

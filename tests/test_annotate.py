@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 from browser import Browser
+from conftest import EVERYTHING
 
 from envs import annotations
 from envs.annotations import LABELLED, UNKNOWN
@@ -191,7 +192,7 @@ def test_bad_flags_are_told(tmp_path: Path) -> None:
             catalog_annotate.run(catalog_annotate.Args(out=tmp_path, **flags))  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@pytest.mark.skipif(shutil.which("chromium") is None and not EVERYTHING, reason="needs the command chromium")
 def test_labelling_by_keyboard_in_a_browser(out: Path, tmp_path: Path) -> None:
     labels = annotations.file_of(out, "ada")
     with serving(out, GENESIS, ATARI) as (url, _), contextlib.closing(Browser(tmp_path / "profile")) as browser:

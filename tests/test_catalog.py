@@ -77,7 +77,7 @@ def test_counts_add_up_and_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixtu
     picture = tmp_path / "labels.png"
     assert execute(["catalog", "--counts", "--plot", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert f"platformer {len(PLATFORMERS)}" in " ".join(capsys.readouterr().out.split())
+    assert f"platformer {len(PLATFORMERS)} (483)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_labels_of_retroact_are_compared_row_by_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

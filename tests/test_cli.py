@@ -81,7 +81,9 @@ def test_missing_checkpoint_and_data(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_flags_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = str(tmp_path), str(tmp_path / "out")
     assert "--tokenizer" in complaint(capsys, "train", "dynamics", "--data", data, "--out", out)
-    assert "--init" in complaint(capsys, "train", "tokenizer", "--decoder-only", "--data", data, "--out", out)
+    assert "--init" in complaint(capsys, "train", "tokenizer", "--recipe", "finetune", "--data", data, "--out", out)
+    assert "g50" in complaint(capsys, "train", "dynamics", "--recipe", "g51", "--data", data, "--out", out)
+    assert "--data" in complaint(capsys, "train", "tokenizer", "--out", out)
     assert "episodes" in complaint(capsys, "collect", "Counting", "--episodes", "0", "--out", out)
     assert "--only" in complaint(capsys, "benchmark", "--only", "nothing")
     assert "console" in complaint(capsys, "catalog", "--console", "Vectrex")

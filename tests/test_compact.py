@@ -187,3 +187,20 @@ def test_what_cannot_be_merged(data: Path, tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(InputError, match=f"{file.name} is damaged or gone"):
         compact(str(data))
     assert (data / manifest.NAME).read_bytes() == before, "no session is forgotten"
+
+
+def test_squeezed_files_are_smaller_and_hold_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(record(tmp_path / "data", games=("Kangaroo-Atari2600",), episodes=2, steps=60))
+    before = content(folder)
+    assert execute(["data", "compact", str(folder), "--squeeze"]) == 0
+    assert "2 files became 1" in capsys.readouterr().out
+    after = content(folder)
+    assert equal(after, before)
+    sizes = [sum(len(chunk) for item in found[0] for chunk in item.chunks) for found in (before, after)]
+    assert sizes[1] < 0.95 * sizes[0]
+    assert verify(str(folder)).faults == {}
+    copy = write_shard(
+        folder, [before[0][0]], "left"
+    )  # as a killed run leaves it: the same frames, compressed otherwise
+    assert compact(str(folder)).leftovers == 1
+    assert not (folder / copy.path).exists()

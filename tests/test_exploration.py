@@ -187,7 +187,7 @@ def test_a_run_leaves_an_agent_that_plays_and_goes_on_where_it_was(ray_cluster, 
     [
         ({"games": []}, "no game"),
         ({"games": ["NoSuchGame"]}, "NoSuchGame"),
-        ({"games": ["Counting"] * 9}, "9 games need as many envs"),
+        ({"games": ["Counting"] * 9, "envs_per_runner": 4}, "9 games need as many envs"),
         ({"preset": "huge"}, "huge"),
         ({"scorer": "oracle"}, "oracle"),
         ({"epochs": 0}, "epochs"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import moto.settings
 import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
@@ -103,6 +104,23 @@ def test_a_writer_whose_lock_was_taken_over_writes_no_manifest(bucket: str, monk
         first.commit()
     first.close()
     assert json.loads((root / locks.NAME).read_text())["token"] == "other"
+
+
+def test_a_bucket_that_one_may_not_write_is_named_and_stays_whole(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server checks keys from now on, and ours are not among those it knows."""
+    uri = bucket.format("sets/six")
+    collect(["Counting"], uri, episodes=1, steps=20, progress=False)
+    before = {found.key: found.read_bytes() for found in place(uri).glob("**/*")}  # type: ignore[union-attr]
+    with monkeypatch.context() as patch:
+        patch.setattr(moto.settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0.0)
+        with pytest.raises(InputError, match="cannot write to s3://games/sets/six"):
+            EpisodeWriter(uri)
+        with pytest.raises(InputError, match="cannot write to s3://games/sets/six"):
+            collect(["Counting"], uri, episodes=2, steps=20, progress=False)
+        with pytest.raises(InputError, match="cannot be read"):
+            EpisodeReader(uri)
+    after = {found.key: found.read_bytes() for found in place(uri).glob("**/*")}  # type: ignore[union-attr]
+    assert after == before
 
 
 def test_places_that_cannot_be_used(bucket: str) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from envs.drawing import enlarged, gif, heat_map
 from experiments import report
 from experiments.__main__ import execute
-from experiments.pictures import code_colours, enlarged, film_strip, gif, heat_map, montage, token_map
+from experiments.pictures import code_colours, film_strip, montage, token_map
 from experiments.report_charts import Bar, Series, bar_chart, line_chart, log_ticks, nice_ticks, short, tick_texts
 from experiments.report_data import COPY, MODELS, TESTS, Figures, Measured, pooled, read_measured, verdict
 from experiments.report_sections import Column, table

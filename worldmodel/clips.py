@@ -80,7 +80,8 @@ class Clips(WindowIndex):
         }
         """Shard that was left out -> what is wrong with it."""
         self._places = np.concatenate([file.places for file in self._files])
-        self._size = one_size(self._places)
+        self.size = one_size(self._places)
+        """Pixels of every frame: (height, width)."""
         names = list(numbers)
         games = sorted(names[number] for number in np.unique(self._places["game"]).tolist())
         order = np.array([games.index(name) if name in games else -1 for name in names], np.int32)
@@ -100,7 +101,7 @@ class Clips(WindowIndex):
         chunks_B = rows_B["chunk"]
         first_B, last_B = starts_B // chunks_B, (starts_B + self.length - 1) // chunks_B
         where = (rows_B["file"], rows_B["first_blob"] + first_B, last_B - first_B + 1, starts_B % chunks_B, chunks_B)
-        height, width = self._size
+        height, width = self.size
         # Filled in place: a list that is stacked afterwards touches twice the memory, which is what costs time here.
         frames_BTHWC = np.empty((len(window_ids), self.length, height, width, 3), np.uint8)
         for number, (file, blob, blobs, start, chunk) in enumerate(zip(*(c.tolist() for c in where), strict=True)):

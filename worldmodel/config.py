@@ -14,8 +14,8 @@ from envs.errors import InputError
 
 
 @dataclass(frozen=True)
-class TokenizerConfig:
-    """ST-ViViT VQ-VAE. The defaults are table 7 of the paper."""
+class AutoencoderConfig:
+    """What the tokenizer and the latent action model have in common: an ST-ViViT encoder and decoder and a codebook."""
 
     patch: int = 4
     """Pixels of a patch's side: one token a patch."""
@@ -58,6 +58,23 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class TokenizerConfig(AutoencoderConfig):
+    """ST-ViViT VQ-VAE. The defaults are table 7 of the paper."""
+
+
+@dataclass(frozen=True)
+class LatentActionConfig(AutoencoderConfig):
+    """Latent action model. The defaults are table 9 of the paper."""
+
+    codes: int = 7
+    """K, how many latent actions there are."""
+    residual: bool = False
+    """Whether the decoder makes the change from frame t to frame t+1 instead of frame t+1 itself (the paper's)."""
+    difference: bool = False
+    """Whether an action is read from the difference of two frames' features instead of those of frame t+1."""
+
+
+@dataclass(frozen=True)
 class DynamicsConfig:
     """MaskGIT dynamics. The defaults are table 8 of the paper."""
 
@@ -82,26 +99,32 @@ class DynamicsConfig:
     """Lambda of the token distance cross-entropy (eq. 1); 0 is plain cross-entropy."""
     together: int = 2
     """Frames that autoregressive generation predicts at a time."""
+    latent_actions: bool = False
+    """Whether its actions are the codes of a latent action model (GenieRedux) and not a person's (GenieRedux-G)."""
 
 
 @dataclass(frozen=True)
 class WorldModelConfig:
-    """A tokenizer and a dynamics model for frames of one size. The defaults are the paper's."""
+    """Tokenizer, latent action model and dynamics for frames of one size. The defaults are the paper's."""
 
     size: int = 64
     """Pixels of a frame's side."""
     frames: int = 16
     """Longest stretch of time that attention spans, and the window that slides in long generation."""
     actions: int = 5
-    """A, actions a person can take."""
+    """A, actions that the dynamics knows: those a person can take, or as many as lam.codes."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    lam: LatentActionConfig = field(default_factory=LatentActionConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
 
     def __post_init__(self) -> None:
-        if self.size % self.tokenizer.patch:
-            raise InputError(f"size = {self.size} is no multiple of tokenizer.patch = {self.tokenizer.patch}")
+        for part in ("tokenizer", "lam"):
+            patch = getattr(self, part).patch
+            if self.size % patch:
+                raise InputError(f"size = {self.size} is no multiple of {part}.patch = {patch}")
         choices = (
             ("tokenizer.codebook", self.tokenizer.codebook, ("gradient", "ema")),
+            ("lam.codebook", self.lam.codebook, ("gradient", "ema")),
             ("dynamics.objective", self.dynamics.objective, ("masked", "masked_frames", "clean_past")),
         )
         for name, value, allowed in choices:
@@ -113,6 +136,8 @@ class WorldModelConfig:
             raise InputError(f"dynamics.together = {self.dynamics.together}: expected 1 to {self.frames - 1}")
         if not self.dynamics.chunk_lengths or min(self.dynamics.chunk_lengths) < 0:
             raise InputError(f"dynamics.chunk_lengths = {self.dynamics.chunk_lengths}: give lengths of 0 (all) or more")
+        if self.dynamics.latent_actions and self.actions != self.lam.codes:
+            raise InputError(f"actions = {self.actions}: a dynamics on latent actions has lam.codes = {self.lam.codes}")
 
     @property
     def grid(self) -> int:
@@ -124,6 +149,11 @@ class WorldModelConfig:
         """The token id that stands for a masked token: K."""
         return self.tokenizer.codes
 
+    def with_latent_actions(self) -> "WorldModelConfig":
+        """The same with a dynamics model whose actions are the codes of the latent action model."""
+        dynamics = dataclasses.replace(self.dynamics, latent_actions=True)
+        return dataclasses.replace(self, actions=self.lam.codes, dynamics=dynamics)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, which `from_dict` turns back."""
         plain = dataclasses.asdict(self)
@@ -133,7 +163,7 @@ class WorldModelConfig:
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "WorldModelConfig":
         """The configuration that `to_dict` wrote. Raises InputError for unknown or missing keys and for wrong types."""
-        parts = {"tokenizer": TokenizerConfig, "dynamics": DynamicsConfig}
+        parts = {"tokenizer": TokenizerConfig, "lam": LatentActionConfig, "dynamics": DynamicsConfig}
         values = _checked(cls, plain, "")
         for name, part in parts.items():
             if not isinstance(values[name], dict):
@@ -164,9 +194,14 @@ class WorldModelConfig:
 
     def check_actions(self, actions_BT: Tensor, batch: int, count: int) -> None:
         """Raises InputError unless actions are integers in [0, A) of shape (batch, count)."""
-        if tuple(actions_BT.shape) != (batch, count):
-            raise InputError(f"actions: expected shape ({batch}, {count}), got {tuple(actions_BT.shape)}")
-        _check_integers(actions_BT, "actions", self.actions - 1)
+        check_action_ids(actions_BT, batch, count, self.actions)
+
+
+def check_action_ids(actions_BT: Tensor, batch: int, count: int, actions: int) -> None:
+    """Raises InputError unless actions are integers in [0, actions) of shape (batch, count)."""
+    if tuple(actions_BT.shape) != (batch, count):
+        raise InputError(f"actions: expected shape ({batch}, {count}), got {tuple(actions_BT.shape)}")
+    _check_integers(actions_BT, "actions", actions - 1)
 
 
 def _check_integers(values: Tensor, name: str, top: int) -> None:
@@ -200,6 +235,19 @@ PRESETS: dict[str, WorldModelConfig] = {
             code_dim=8,
             codebook="ema",
         ),
+        lam=LatentActionConfig(
+            patch=8,
+            dim=32,
+            heads=2,
+            head_dim=16,
+            encoder_blocks=1,
+            decoder_blocks=1,
+            patch_norm=False,
+            code_dim=8,
+            codebook="ema",
+            commitment=0.01,
+            residual=True,
+        ),
         dynamics=DynamicsConfig(dim=32, heads=2, head_dim=16, blocks=2, objective="clean_past", all_masked=0.5),
     ),
     "cpu": WorldModelConfig(
@@ -214,6 +262,20 @@ PRESETS: dict[str, WorldModelConfig] = {
             quantizer_start=0.3,
             reseed_error=0.05,
         ),
+        lam=LatentActionConfig(
+            patch=8,
+            dim=128,
+            heads=2,
+            encoder_blocks=1,
+            decoder_blocks=1,
+            patch_norm=False,
+            codebook="ema",
+            quantizer_start=0.3,
+            commitment=0.0,
+            changed_pixel_weight=8.0,
+            residual=True,
+            difference=True,
+        ),
         dynamics=DynamicsConfig(
             dim=128,
             heads=2,
@@ -226,7 +288,7 @@ PRESETS: dict[str, WorldModelConfig] = {
     ),
     "paper": WorldModelConfig(),
 }
-"""debug: steps in milliseconds, learns little. cpu: learns most in minutes on two cores. paper: tables 7 and 8."""
+"""debug: steps in milliseconds, learns little. cpu: learns most in minutes on two cores. paper: tables 7, 8 and 9."""
 
 
 def preset(name: str) -> WorldModelConfig:

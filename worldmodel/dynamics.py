@@ -58,6 +58,8 @@ class Dynamics(nn.Module):
     """Embedding (+ token input skip), blocks that take the action at each, head over the K codes."""
 
     codebook: Tensor
+    lam_hash: Tensor
+    """With cfg.dynamics.latent_actions: sha256 of the latent action model whose actions it knows; zeros for none."""
 
     def __init__(self, cfg: WorldModelConfig) -> None:
         super().__init__()
@@ -66,6 +68,8 @@ class Dynamics(nn.Module):
         self.embedding = nn.Embedding(codes + 1, c.dim)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.register_buffer("codebook", torch.zeros(codes, cfg.tokenizer.code_dim))
+        if c.latent_actions:
+            self.register_buffer("lam_hash", torch.zeros(32, dtype=torch.uint8))
         self.from_code = nn.Linear(cfg.tokenizer.code_dim, c.dim, bias=False) if c.token_input else None
         self.bias = PositionBias(cfg.grid, c.dim, c.heads)
         self.stack = Stack(c.dim, c.heads, c.head_dim, c.blocks, condition=cfg.actions)
@@ -84,6 +88,15 @@ class Dynamics(nn.Module):
     def has_codebook(self) -> bool:
         """Whether `set_codebook` was called, here or before the weights were saved."""
         return bool(self.codebook.any())
+
+    def set_lam(self, sha256: str) -> None:
+        """Note whose codes its actions are: `worldmodel.checkpoint.encoder_sha256` of the latent action model."""
+        self.lam_hash.copy_(torch.frombuffer(bytearray.fromhex(sha256), dtype=torch.uint8))
+
+    @property
+    def lam_sha256(self) -> str | None:
+        """What `set_lam` noted, here or before the weights were saved; None for nothing."""
+        return bytes(self.lam_hash.tolist()).hex() if self.lam_hash.any() else None
 
     def forward(self, tokens_BThw: Tensor, actions_BT: Tensor) -> Tensor:
         """Logits of each token of each frame, from that frame and those before it. No masking is added.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from envs.errors import InputError
 from worldmodel.clips import model_frames
-from worldmodel.genie import GenieReduxG
+from worldmodel.genie import WorldModel
 from worldmodel.rollout import Rollout, check_start
 
 Info = dict[str, Any]
@@ -25,12 +25,12 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[NDArray[np.uint8], NDArray[
     Observations are uint8 (B, H, W, 3), the newest frame of each film; rewards are 0, nothing terminates, and all films
     are truncated together after `max_steps`, when `reset` has to be called. `start_frames` uint8 (N, P, H, W, 3) and
     `start_actions` int (N, P-1), by default all 0, come from recorded episodes. `steps` and `temperature` are those of
-    `GenieReduxG.generate`; the seed of `reset` decides start clips and noise.
+    `WorldModel.generate`; the seed of `reset` decides start clips and noise.
     """
 
     def __init__(
         self,
-        model: GenieReduxG,
+        model: WorldModel,
         start_frames: NDArray[np.uint8],
         *,
         num_envs: int,
@@ -51,7 +51,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[NDArray[np.uint8], NDArray[
         self.metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED, "render_modes": ["rgb_array"]}
         self.render_mode = "rgb_array"
         self.single_observation_space = gymnasium.spaces.Box(0, 255, (model.cfg.size, model.cfg.size, 3), np.uint8)
-        self.single_action_space = gymnasium.spaces.Discrete(model.cfg.actions)
+        self.single_action_space = gymnasium.spaces.Discrete(model.actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._model, self._steps, self._temperature = model, steps, temperature
@@ -102,7 +102,7 @@ class WorldModelEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012  # Gymnasium declares it so
 
-    def __init__(self, model: GenieReduxG, start_frames: NDArray[np.uint8], **options: Any) -> None:
+    def __init__(self, model: WorldModel, start_frames: NDArray[np.uint8], **options: Any) -> None:
         self._films = WorldModelVectorEnv(model, start_frames, num_envs=1, **options)
         self.observation_space = self._films.single_observation_space
         self.action_space = self._films.single_action_space

@@ -23,7 +23,7 @@ from envs.files import write_json_atomic
 from envs.runs import progress
 from worldmodel.clips import Clips, model_frames
 from worldmodel.features import FeatureNetwork, feature_network
-from worldmodel.genie import GenieReduxG
+from worldmodel.genie import WorldModel
 from worldmodel.metrics import GaussianFit, delta_psnr, estimate, frame_psnr, frame_ssim, moving_pixels, moving_psnr
 
 SIDES = ("prediction", "copy")
@@ -41,9 +41,11 @@ class Settings:
     stride: int = 20
     """Frames between the starts of neighbouring windows."""
     mode: str = "one_pass"
-    """one_pass or autoregressive, see `GenieReduxG.generate`."""
+    """one_pass or autoregressive, see `WorldModel.generate`."""
     steps: int = 25
     """MaskGIT passes."""
+    temperature: float = 1.0
+    """Of the sampling's noise."""
     delta_t: int = 4
     """Which predicted frame delta-PSNR looks at; the last one where the horizon is shorter."""
     distance_frames: int = 0
@@ -101,7 +103,7 @@ def joined(parts: Sequence[Scores]) -> Scores:
 
 @torch.no_grad()
 def score_windows(
-    model: GenieReduxG,
+    model: WorldModel,
     clips: Clips,
     window_ids: np.ndarray,
     settings: Settings,
@@ -142,11 +144,15 @@ def score_windows(
 
 
 def _predict(
-    model: GenieReduxG, frames_BTCHW: Tensor, actions_BT: Tensor, settings: Settings, seed: int
+    model: WorldModel, frames_BTCHW: Tensor, actions_BT: Tensor, settings: Settings, seed: int
 ) -> tuple[Tensor, Tensor]:
     """The predicted frames (B, F, C, H, W) and each window's delta-PSNR (B,)."""
     generator = torch.Generator(frames_BTCHW.device).manual_seed(seed)
-    sampling: dict[str, Any] = {"steps": settings.steps, "mode": settings.mode}
+    sampling: dict[str, Any] = {
+        "steps": settings.steps,
+        "mode": settings.mode,
+        "temperature": settings.temperature,
+    }
     predicted = model.generate(frames_BTCHW[:, : settings.context], actions_BT, generator=generator, **sampling).float()
     t = min(settings.delta_t, settings.horizon)
     delta = delta_psnr(
@@ -157,7 +163,7 @@ def _predict(
         context=settings.context,
         seed=seed,
         predicted_BFCHW=predicted[:, : shared_frames(settings, t)],
-        action_count=model.cfg.actions,
+        action_count=model.actions,
         **sampling,
     )
     return predicted, delta.values_B
@@ -186,7 +192,7 @@ def _fits(network: FeatureNetwork, sets: dict[str, Tensor], share: float) -> dic
 
 
 def evaluate(
-    model: GenieReduxG,
+    model: WorldModel,
     data: Sequence[str | Path],
     *,
     split: str | None = None,
@@ -227,10 +233,11 @@ def evaluate(
                 parts = []
                 wanted = settings.distance_frames or len(window_ids) * settings.horizon
                 share = min(1.0, wanted / (len(window_ids) * settings.horizon))
+                driven = model.for_game(game)
                 for start in range(0, len(window_ids), settings.batch_size):
                     ids = window_ids[start : start + settings.batch_size]
                     seed = settings.seed + 1_000_003 * number + start
-                    parts.append(score_windows(model, clips, ids, settings, network, seed=seed, distance_share=share))
+                    parts.append(score_windows(driven, clips, ids, settings, network, seed=seed, distance_share=share))
                     bar.advance(len(ids), game)
                 games[game] = joined(parts)
     result = {

@@ -1,41 +1,43 @@
-"""GenieRedux-G: tokenizer and dynamics as one model that continues films, says how unsure it is, and is saved.
+"""World models whole: GenieRedux-G and GenieRedux continue films, say how unsure they are, and are saved.
 
 Shapes: B clips, P given frames, F predicted frames, C=3, H=W pixels, h=w patches, N=h*w, K codes.
 """
 
-import json
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from envs.errors import InputError
-from envs.files import new_folder, write_json_atomic
-from worldmodel.checkpoint import file_sha256, load_weights
-from worldmodel.config import WorldModelConfig
+from envs.files import write_json_atomic
+from worldmodel import saved
+from worldmodel.action_map import ActionMap
+from worldmodel.checkpoint import check_tokenizer
+from worldmodel.config import WorldModelConfig, check_action_ids
 from worldmodel.dynamics import Dynamics
+from worldmodel.latent_action import LatentActionModel, check_lam
 from worldmodel.maskgit import sample
 from worldmodel.tokenizer import Tokenizer
 from worldmodel.transformer import Past
 
-FORMAT = "autoexplore-model-1"
-_PARTS = ("tokenizer", "dynamics")
 _MODES = ("one_pass", "autoregressive")
 _BATCH = 32
 """Windows in a pass of the reward query, so that its memory does not grow with the request."""
 
 
-class GenieReduxG(nn.Module):
-    """A world model that is driven by real actions.
+class WorldModel(nn.Module):
+    """What GenieRedux-G and GenieRedux have in common: all but whose actions they take.
 
     Raises InputError where the dynamics was trained with another tokenizer. One that has no codes yet takes over the
     tokenizer's.
     """
+
+    PARTS: ClassVar[dict[str, Any]]
+    """Name of each part, as the constructor takes them, and its class."""
 
     def __init__(self, tokenizer: Tokenizer, dynamics: Dynamics) -> None:
         super().__init__()
@@ -45,10 +47,27 @@ class GenieReduxG(nn.Module):
             )
         if not dynamics.has_codebook:
             dynamics.set_codebook(tokenizer.codebook.detach())
-        elif not torch.equal(dynamics.codebook.cpu(), tokenizer.codebook.detach().cpu()):
-            raise InputError("dynamics was trained with the codes of another tokenizer: use that one")
+        else:
+            check_tokenizer(tokenizer, dynamics)
         self.tokenizer, self.dynamics = tokenizer, dynamics
         self.cfg: WorldModelConfig = dynamics.cfg
+
+    @property
+    def actions(self) -> int:
+        """How many actions it can be driven by: they are 0 to this number - 1."""
+        return self.cfg.actions
+
+    def check_actions(self, actions_BA: Tensor, batch: int, count: int) -> None:
+        """Raises InputError unless these are actions that it can be driven by, of shape (batch, count)."""
+        self.cfg.check_actions(actions_BA, batch, count)
+
+    def conditions(self, actions_BA: Tensor, first: bool = True) -> Tensor:
+        """What the dynamics is told of actions, see `Dynamics.conditions`."""
+        return self.dynamics.conditions(actions_BA, first)
+
+    def for_game(self, game: str | None) -> Self:
+        """The same weights, driven by the buttons of a game (None: of any), which is what recorded episodes hold."""
+        return self
 
     @torch.no_grad()
     def generate(
@@ -92,12 +111,12 @@ class GenieReduxG(nn.Module):
             raise InputError(
                 f"actions: expected shape (B, {given} or more), got {tuple(actions_BA.shape)}: {given} frames are given"
             )
-        self.cfg.check_actions(actions_BA, len(frames_BPCHW), given + wanted - 1)
+        self.check_actions(actions_BA, len(frames_BPCHW), given + wanted - 1)
         _check_sampling(steps, temperature, mode)
         window = self.cfg.frames
         at_once = window - min(given, window // 2) if mode == "one_pass" else self.cfg.dynamics.together
         together = min(wanted, at_once)
-        conditions = self.dynamics.conditions(actions_BA)
+        conditions = self.conditions(actions_BA)
         tokens = self.tokenizer.encode(frames_BPCHW)
         past = self.read(tokens, conditions[:, :given], None)
         while tokens.shape[1] < given + wanted:
@@ -124,14 +143,14 @@ class GenieReduxG(nn.Module):
             raise InputError(
                 f"token entropy: expected 1 <= context < frames <= {self.cfg.frames}, got {context} and {frames}"
             )
-        self.cfg.check_actions(actions_BA, len(frames_BTCHW), frames - 1)
+        self.check_actions(actions_BA, len(frames_BTCHW), frames - 1)
         _check_sampling(steps, 0.0, "one_pass")
         parts = zip(frames_BTCHW[:, :context].split(_BATCH), actions_BA.split(_BATCH), strict=True)
         return torch.cat([self._entropy(given, actions, steps) for given, actions in parts])
 
     def _entropy(self, given_BPCHW: Tensor, actions_BA: Tensor, steps: int) -> Tensor:
         given = given_BPCHW.shape[1]
-        conditions = self.dynamics.conditions(actions_BA)
+        conditions = self.conditions(actions_BA)
         past = self.read(self.tokenizer.encode(given_BPCHW), conditions[:, :given], None)
         ahead = conditions[:, given:]
         if steps == 1:
@@ -192,57 +211,118 @@ class GenieReduxG(nn.Module):
         return torch.full(shape, self.cfg.mask_id, device=ahead_BFA.device)
 
     def save(self, path: str | Path) -> None:
-        """Write a folder: `tokenizer.safetensors`, `dynamics.safetensors` and, last, `manifest.json` with the hashes.
+        """Write a folder: `<part>.safetensors` of each part, what `save_more` adds and, last, `manifest.json`.
 
         Whole or absent: it is written under a temporary name and renamed. An existing folder is replaced.
         """
-        with new_folder(Path(path)) as folder:
-            for name in _PARTS:
-                state = {key: value.cpu().contiguous() for key, value in getattr(self, name).state_dict().items()}
-                save_file(state, folder / f"{name}.safetensors")
-            manifest = {
-                "format": FORMAT,
-                "config": self.cfg.to_dict(),
-                "sha256": {name: file_sha256(folder / f"{name}.safetensors") for name in _PARTS},
-            }
-            write_json_atomic(folder / "manifest.json", manifest)
+        parts = {name: getattr(self, name) for name in self.PARTS}
+        saved.write(Path(path), type(self).__name__, self.cfg, parts, self.save_more)
+
+    def save_more(self, folder: Path) -> None:
+        """Write what else belongs to the model."""
+
+    def load_more(self, folder: Path) -> None:
+        """Read it, where it is there."""
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "GenieReduxG":
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
         """The model that `save` wrote, in evaluation mode. Nothing is unpickled.
 
-        Raises InputError where a file is missing, changed or of another architecture; a model is never partly loaded.
+        Raises InputError where a file is missing, changed or of another architecture, and for another kind of model; a
+        model is never partly loaded.
         """
         path = Path(path)
-        manifest = read_manifest(path)
+        manifest = saved.read_manifest(path)
+        if manifest["model"] != cls.__name__:
+            raise InputError(f"{path} holds a {manifest['model']}, not a {cls.__name__}: give another folder")
         cfg = WorldModelConfig.from_dict(manifest["config"])
-        parts: list[Any] = [Tokenizer(cfg), Dynamics(cfg)]
-        for name, module in zip(_PARTS, parts, strict=True):
-            file = path / f"{name}.safetensors"
-            if not file.is_file() or file_sha256(file) != manifest["sha256"].get(name):
-                what = "differs from its sha256 in manifest.json" if file.is_file() else "is missing"
-                raise InputError(f"{file} {what}: the model is damaged; save it again from its checkpoints")
-            try:
-                weights = load_file(file)
-            except SafetensorError as error:
-                raise InputError(f"{file}: not a safetensors file ({error})") from error
-            load_weights(module, weights, file)
-        return cls(*parts).to(device).eval()
+        parts = {name: kind(cfg) for name, kind in cls.PARTS.items()}
+        saved.read(path, manifest, parts)
+        model = cls(**parts)
+        model.load_more(path)
+        return model.to(device).eval()
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """`manifest.json` of a saved model. Raises InputError where it is missing, no JSON or of another format."""
-    file = path / "manifest.json"
-    try:
-        manifest = json.loads(file.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} holds no saved model ({file.name}: {error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON ({error})") from error
-    expected = {"format", "config", "sha256"}
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not expected <= manifest.keys():
-        raise InputError(f"{file}: not a saved model of this version: expected format {FORMAT!r}")
-    return manifest
+class GenieReduxG(WorldModel):
+    """A world model that is driven by real actions.
+
+    Raises InputError where tokenizer and dynamics do not belong together, and for a dynamics on latent actions.
+    """
+
+    PARTS: ClassVar[dict[str, Any]] = {"tokenizer": Tokenizer, "dynamics": Dynamics}
+
+    def __init__(self, tokenizer: Tokenizer, dynamics: Dynamics) -> None:
+        super().__init__(tokenizer, dynamics)
+        if self.cfg.dynamics.latent_actions:
+            raise InputError("dynamics was trained on latent actions: build a GenieRedux of it and its LAM")
+
+
+class GenieRedux(WorldModel):
+    """A world model that is driven by the latent actions of `lam`, or through `action_map` by real ones.
+
+    As it is it takes latent actions, such as `infer` reads from frames; `for_game` gives the same model driven by
+    buttons. Raises InputError where the three do not belong together, and for a dynamics on real actions. A dynamics
+    that was trained with no latent action model yet takes over this one.
+    """
+
+    PARTS: ClassVar[dict[str, Any]] = {"tokenizer": Tokenizer, "lam": LatentActionModel, "dynamics": Dynamics}
+
+    def __init__(
+        self, tokenizer: Tokenizer, lam: LatentActionModel, dynamics: Dynamics, action_map: ActionMap | None = None
+    ) -> None:
+        super().__init__(tokenizer, dynamics)
+        if not self.cfg.dynamics.latent_actions:
+            raise InputError("dynamics was trained on real actions: build a GenieReduxG of it, without a LAM")
+        if (lam.cfg.lam, lam.cfg.size) != (self.cfg.lam, self.cfg.size):
+            raise InputError("LAM and dynamics are of different configurations: use the LAM it was trained with")
+        check_lam(dynamics, lam)
+        self.lam, self.action_map = lam, action_map
+        self._latent_of_A: Tensor | None = None
+
+    @property
+    def actions(self) -> int:
+        """Latent actions, or the buttons that `for_game` gave it."""
+        return self.cfg.actions if self._latent_of_A is None else len(self._latent_of_A)
+
+    def check_actions(self, actions_BA: Tensor, batch: int, count: int) -> None:
+        check_action_ids(actions_BA, batch, count, self.actions)
+
+    def conditions(self, actions_BA: Tensor, first: bool = True) -> Tensor:
+        if self._latent_of_A is not None:
+            actions_BA = self._latent_of_A.to(actions_BA.device)[actions_BA]
+        return self.dynamics.conditions(actions_BA, first)
+
+    def infer(self, frames_BTCHW: Tensor) -> Tensor:
+        """The latent action between each frame and the next, (B, T-1): what the paper drives GenieRedux by."""
+        return self.lam.encode(frames_BTCHW)
+
+    def for_game(self, game: str | None) -> Self:
+        """The same weights, driven by real actions, each turned into the latent one that does the same in that game.
+
+        None, or a game that the map was not learnt from: what it does in most games. Raises InputError without a map.
+        """
+        if self.action_map is None:
+            raise InputError("this GenieRedux has no action map: learn one with `autoexplore map`")
+        driven = copy.copy(self)
+        driven._latent_of_A = torch.tensor(self.action_map.latents(game))
+        return driven
+
+    def save_more(self, folder: Path) -> None:
+        if self.action_map is not None:
+            write_json_atomic(folder / saved.ACTION_MAP, self.action_map.to_dict())
+
+    def load_more(self, folder: Path) -> None:
+        if (folder / saved.ACTION_MAP).exists():
+            self.action_map = ActionMap.from_dict(saved.read_json(folder / saved.ACTION_MAP))
+
+
+def load_world_model(path: str | Path, device: str | torch.device = "cpu") -> WorldModel:
+    """The GenieRedux or GenieReduxG that a folder holds. Raises InputError as `WorldModel.load`."""
+    kinds: dict[str, type[WorldModel]] = {kind.__name__: kind for kind in (GenieReduxG, GenieRedux)}
+    kind = saved.read_manifest(Path(path))["model"]
+    if kind not in kinds:
+        raise InputError(f"{path}: holds a model of an unknown kind {kind!r}: it belongs to another version")
+    return kinds[kind].load(path, device)
 
 
 def normalised_entropy(logits: Tensor) -> Tensor:

@@ -10,8 +10,19 @@ from envs.errors import InputError
 from worldmodel.config import WorldModelConfig
 from worldmodel.recipes import TrainConfig
 
-_HOW = ("log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_last", "threads", "loader_threads")
-_WHERE = ("data", "tokenizer", "init")
+_HOW = (
+    "log_every",
+    "validate_every",
+    "validation_clips",
+    "checkpoint_every",
+    "keep_last",
+    "keep_best",
+    "threads",
+    "loader_threads",
+    "compile",
+    "parallel",
+)
+_WHERE = ("data", "pairs", "tokenizer", "lam", "init")
 """Paths: what lies there is compared by hash, or is in the checkpoint."""
 _MAY_CHANGE = {*_WHERE, *(f"recipe.{name}" for name in _HOW)}
 
@@ -30,7 +41,13 @@ class Job:
     """Weights to start from."""
     tokenizer: Path | None = None
     """The frozen tokenizer of a dynamics run."""
+    lam: Path | None = None
+    """The latent action model whose actions a dynamics run takes instead of the recorded ones."""
+    joint_lam: bool = False
+    """Train the latent action model with the dynamics: that in `lam`, or a new one."""
     decoder_only: bool = False
+    pairs: str | None = None
+    """The episodes of `data` again, larger, for an upscaler."""
 
     def identity(self) -> dict[str, Any]:
         """What the run is, as JSON data: written to config.json and into every checkpoint."""
@@ -41,14 +58,18 @@ class Job:
             "data": self.data,
             "init": self.init,
             "tokenizer": self.tokenizer,
+            "lam": self.lam,
+            "joint_lam": self.joint_lam,
             "decoder_only": self.decoder_only,
+            "pairs": self.pairs,
         }
         return dict(json.loads(json.dumps(identity, default=str)))
 
     def check_resumable(self) -> None:
         """Raise InputError where the run in `out` is another one than this, naming the first difference.
 
-        How often to log, check and save, numbers of threads and paths may change: they do not change what is learnt.
+        How often to log, check and save, how work is spread and paths may change: that does not change what is learnt,
+        but for the order of additions.
         """
         path = self.out / "config.json"
         try:

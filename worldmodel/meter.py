@@ -6,12 +6,31 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from worldmodel.cost import Cost
+
 
 class Meter:
-    """Sums of what steps return, kept on the device until a line of metrics is due, and the time that steps took."""
+    """Sums of what steps return, kept on the device until a line of metrics is due, and the time that steps took.
 
-    def __init__(self) -> None:
+    `cost` of a clip, where it is known, and `peak`, the FLOP/s of one rank's hardware, make a speed of the time.
+    """
+
+    def __init__(self, cost: Cost | None = None, peak: float = 0.0) -> None:
+        self.cost, self.peak = cost, peak
         self.clear()
+
+    def speed(self, batch_size: int, ranks: int) -> dict[str, float]:
+        """Clips and tokens a second, achieved FLOP/s of all ranks and their share of the peak, time without data."""
+        clips = self.steps * batch_size / self.seconds
+        figures = {"clips_per_second": clips, "data_wait": self.waited / self.seconds}
+        if self.cost is not None:
+            achieved = clips * self.cost.flops
+            figures["flops_per_second"] = achieved
+            if self.cost.tokens:
+                figures["tokens_per_second"] = clips * self.cost.tokens
+            if self.peak:
+                figures["flops_utilisation"] = achieved / (self.peak * ranks)
+        return figures
 
     def clear(self) -> None:
         """Begin anew."""

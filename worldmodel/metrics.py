@@ -21,7 +21,7 @@ PSNR_CAP = 54.1514
 
 
 class Generator(Protocol):
-    """What the metrics ask of a world model: `worldmodel.genie.GenieReduxG.generate`."""
+    """What the metrics ask of a world model: `worldmodel.genie.WorldModel.generate`."""
 
     def generate(
         self,
@@ -256,6 +256,7 @@ def delta_psnr(
     context: int = 2,
     steps: int = 25,
     mode: str = "one_pass",
+    temperature: float = 1.0,
     seed: int = 0,
     predicted_BFCHW: Tensor | None = None,
     groups_B: Tensor | None = None,
@@ -279,7 +280,7 @@ def delta_psnr(
 
     def predict(branch: Tensor) -> Tensor:
         generator = torch.Generator(actions.device).manual_seed(seed)
-        return model.generate(given, branch, steps=steps, mode=mode, generator=generator)
+        return model.generate(given, branch, steps=steps, mode=mode, temperature=temperature, generator=generator)
 
     true_branch = predict(actions) if predicted_BFCHW is None else predicted_BFCHW
     random_branch = predict(replaced)

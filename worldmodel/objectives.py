@@ -8,9 +8,14 @@ from torch import Tensor, nn
 from worldmodel.checkpoint import encoder_sha256
 from worldmodel.clips import ClipBatch, model_frames
 from worldmodel.dynamics import Dynamics
+from worldmodel.latent_action import LatentActionModel
 from worldmodel.metrics import frame_psnr
+from worldmodel.pairs import PairBatch
 from worldmodel.token_cache import TokenBatch
 from worldmodel.tokenizer import Tokenizer
+from worldmodel.upscaler import Upscaler, bicubic
+
+Batch = ClipBatch | TokenBatch | PairBatch
 
 
 class Objective(Protocol):
@@ -19,7 +24,7 @@ class Objective(Protocol):
     @property
     def model(self) -> nn.Module: ...
 
-    def __call__(self, batch: ClipBatch | TokenBatch, progress: float) -> dict[str, Tensor]: ...
+    def __call__(self, batch: Batch, progress: float) -> dict[str, Tensor]: ...
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by their names in `model`."""
@@ -33,26 +38,25 @@ class Objective(Protocol):
     def train(self, mode: bool = True) -> Any: ...
 
 
-class TokenizerObjective(nn.Module):
-    """The tokenizer's own losses on frames, and their PSNR. With `decoder_only` token ids stay as they are."""
+class FrameObjective(nn.Module):
+    """An autoencoder's own losses on frames, and the PSNR of what it makes: tokenizer, or latent action model."""
 
-    def __init__(self, tokenizer: Tokenizer, *, decoder_only: bool = False) -> None:
+    def __init__(self, model: Tokenizer | LatentActionModel) -> None:
         super().__init__()
-        self.model = tokenizer
-        if decoder_only:
-            tokenizer.freeze_encoder()
+        self.model = model
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def forward(self, batch: ClipBatch | TokenBatch, progress: float) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`progress`: share of the run that is done, in [0, 1]."""
         assert isinstance(batch, ClipBatch)
         frames_BTCHW = model_frames(batch.frames_BTHWC)
         self.model.set_progress(progress)
         output = self.model(frames_BTCHW)
         with torch.no_grad():
-            quality = frame_psnr(output.frames.clamp(0, 1), frames_BTCHW).mean()
+            made = output.frames.clamp(0, 1)
+            quality = frame_psnr(made, frames_BTCHW[:, -made.shape[1] :]).mean()  # a LAM makes no first frame
         return {**output.losses, "psnr": quality}
 
     def figures(self) -> dict[str, float]:
@@ -60,6 +64,15 @@ class TokenizerObjective(nn.Module):
 
     def fingerprint(self) -> dict[str, str]:
         return {}
+
+
+class TokenizerObjective(FrameObjective):
+    """A tokenizer's. With `decoder_only` token ids stay as they are."""
+
+    def __init__(self, tokenizer: Tokenizer, *, decoder_only: bool = False) -> None:
+        super().__init__(tokenizer)
+        if decoder_only:
+            tokenizer.freeze_encoder()
 
 
 class DynamicsObjective(nn.Module):
@@ -74,8 +87,9 @@ class DynamicsObjective(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         return dict(self.model.named_parameters())
 
-    def forward(self, batch: ClipBatch | TokenBatch, progress: float) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`progress`: share of the run that is done, in [0, 1]."""
+        assert not isinstance(batch, PairBatch)
         return self.model.loss(self.tokens(batch), batch.actions_BT, generator=None, progress=progress)
 
     def figures(self) -> dict[str, float]:
@@ -95,3 +109,30 @@ class DynamicsObjective(nn.Module):
             return batch.tokens_BThw
         with torch.no_grad(), torch.autocast(batch.frames_BTHWC.device.type, enabled=False):
             return self.tokenizer.encode(model_frames(batch.frames_BTHWC))
+
+
+class UpscalerObjective(nn.Module):
+    """The mean squared error of enlarged frames, and their PSNR beside that of bicubic interpolation."""
+
+    def __init__(self, upscaler: Upscaler) -> None:
+        super().__init__()
+        self.model = upscaler
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return dict(self.model.named_parameters())
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`progress` changes nothing here."""
+        assert isinstance(batch, PairBatch)
+        small_BCHW, large_BCHW = model_frames(batch.small_BhwC), model_frames(batch.large_BHWC)
+        made_BCHW = self.model(small_BCHW).float()
+        with torch.no_grad():
+            quality = frame_psnr(made_BCHW.clamp(0, 1), large_BCHW).mean()
+            plain = frame_psnr(bicubic(small_BCHW, self.model.cfg.factor), large_BCHW).mean()
+        return {"loss": nn.functional.mse_loss(made_BCHW, large_BCHW), "psnr": quality, "psnr_bicubic": plain}
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+    def fingerprint(self) -> dict[str, str]:
+        return {}

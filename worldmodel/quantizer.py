@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from worldmodel.config import TokenizerConfig
+from worldmodel.config import AutoencoderConfig
 
 
 class CosineQuantizer(nn.Module):
@@ -27,7 +27,7 @@ class CosineQuantizer(nn.Module):
     sums_KD: Tensor
     progress: Tensor
 
-    def __init__(self, cfg: TokenizerConfig) -> None:
+    def __init__(self, cfg: AutoencoderConfig) -> None:
         super().__init__()
         self.cfg = cfg
         rows = F.normalize(torch.randn(cfg.codes, cfg.code_dim), dim=-1)
@@ -73,6 +73,13 @@ class CosineQuantizer(nn.Module):
                 losses["codebook"] = F.mse_loss(codes, unit.detach())
             quantised = unit + (codes - unit).detach() if self.active else unit
         return quantised, ids.view(features.shape[:-1]), losses
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """Reconstruction + codebook (where codes are learnt by it) + commitment (once features are quantised)."""
+        loss = losses["reconstruction"]
+        if self.active:
+            loss = loss + self.cfg.commitment * losses["commitment"]
+        return loss + losses["codebook"] if "codebook" in losses else loss
 
     def usage(self) -> dict[str, float]:
         """`perplexity` of the code use, `codes_used` and `share_used`: codes with a share above 1/100 of 1/K."""

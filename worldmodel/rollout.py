@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from envs.errors import InputError
-from worldmodel.genie import GenieReduxG
+from worldmodel.genie import WorldModel
 
 
 class Rollout:
-    """Goes on from given frames, one frame at a time; the numbers are those of `GenieReduxG.generate` frame by frame.
+    """Goes on from given frames, one frame at a time; the numbers are those of `WorldModel.generate` frame by frame.
 
     frames (B, P, 3, H, W) in [0, 1] and the actions (B, P-1) between them. `steps`, `temperature` and `generator` are
     those of `generate`. Past cfg.frames the window slides. Raises InputError for bad input.
@@ -19,7 +19,7 @@ class Rollout:
 
     def __init__(
         self,
-        model: GenieReduxG,
+        model: WorldModel,
         frames_BPCHW: Tensor,
         actions_BA: Tensor | None = None,
         *,
@@ -30,12 +30,12 @@ class Rollout:
         batch, given = frames_BPCHW.shape[:2]
         if actions_BA is None:
             actions_BA = torch.zeros(batch, given - 1, dtype=torch.int64, device=frames_BPCHW.device)
-        model.cfg.check_actions(actions_BA, batch, given - 1)
+        model.check_actions(actions_BA, batch, given - 1)
         self._model = model
         self._sampling = (steps, temperature, generator)
         with torch.no_grad():
             tokens = model.tokenizer.encode(frames_BPCHW)
-            self._past = model.read(tokens, model.dynamics.conditions(actions_BA), None)
+            self._past = model.read(tokens, model.conditions(actions_BA), None)
             self._shown = model.tokenizer.show(tokens)[1]
         self._batch = batch
 
@@ -43,8 +43,8 @@ class Rollout:
     def step(self, actions_B: Tensor) -> Tensor:
         """The frame that follows if each film takes its action, int64 (B,). -> (B, 3, H, W) in [0, 1]."""
         model, window = self._model, self._model.cfg.frames
-        model.cfg.check_actions(actions_B[:, None] if actions_B.ndim == 1 else actions_B, self._batch, 1)
-        ahead = model.dynamics.conditions(actions_B[:, None], first=False)
+        model.check_actions(actions_B[:, None] if actions_B.ndim == 1 else actions_B, self._batch, 1)
+        ahead = model.conditions(actions_B[:, None], first=False)
         steps, temperature, generator = self._sampling
         made = model.fill(self._past.last(window - 1), ahead, steps, temperature, generator)
         self._past = model.read(made, ahead, self._past)

@@ -1,4 +1,4 @@
-"""GenieRedux-G as a Ray Serve app that answers one question: how unsure are you of these windows?
+"""A world model as a Ray Serve app that answers one question: how unsure are you of these windows?
 
 Requests hold some windows each and are put together to batches on the replica. A request may ask for other MaskGIT
 passes, for the reward of a share of the tokens, or for another model, of which a replica keeps the last few. New
@@ -28,7 +28,7 @@ from worldmodel.service_meter import ServiceMeter
 from worldmodel.uncertainty import check_top_fraction, checked_windows, load_model, mean_of_highest, score_windows
 
 if TYPE_CHECKING:
-    from worldmodel.genie import GenieReduxG
+    from worldmodel.genie import WorldModel
 
 APP_NAME = "autoexplore-reward"
 BATCH_WINDOWS = 256
@@ -52,7 +52,7 @@ TARGET_ONGOING = 4.0
 class _Request:
     """Windows that were checked, and the model and the number of passes that they ask for."""
 
-    model: "GenieReduxG"
+    model: "WorldModel"
     steps: int
     frames_B5HWC: NDArray[np.uint8]
     actions_B4: NDArray[np.integer]
@@ -153,7 +153,7 @@ class UncertaintyService:
         return entropy_BN
 
     @serve.multiplexed(max_num_models_per_replica=MODELS_PER_REPLICA)
-    async def _other(self, path: str) -> "GenieReduxG":
+    async def _other(self, path: str) -> "WorldModel":
         """A model that a request named; Serve keeps the last few. Raises InputError for a folder that is none."""
         model = await asyncio.to_thread(load_model, path, self._device)
         self._named.pop(path, None)
@@ -209,7 +209,7 @@ def _set_newest_weights(app_name: str, path: Path | str) -> str:
     """Note a folder, after a look whether it is one, as that of all replicas that start from now on."""
     folder = Path(path).absolute()
     if not (folder / "manifest.json").is_file():
-        raise InputError(f"{path}: no world model here: give a folder that GenieReduxG.save wrote")
+        raise InputError(f"{path}: no world model here: give a saved one")
     internal_kv._internal_kv_put(_key(app_name), str(folder).encode(), overwrite=True)
     return str(folder)
 

@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.config import WorldModelConfig
+from worldmodel.patches import (
+    changed_pixels,
+    embedding,
+    first_and_later,
+    reconstruction_loss,
+    to_frames,
+    to_patches,
+)
 from worldmodel.positions import PositionBias
 from worldmodel.quantizer import CosineQuantizer
 from worldmodel.transformer import Past, Stack
@@ -37,7 +45,7 @@ class Tokenizer(nn.Module):
         self.cfg = cfg
         c = cfg.tokenizer
         pixels = 3 * c.patch**2
-        self.embed_first, self.embed_later = (_embedding(pixels, c.dim, c.patch_norm) for _ in range(2))
+        self.embed_first, self.embed_later = (embedding(pixels, c.dim, c.patch_norm) for _ in range(2))
         self.bias = PositionBias(cfg.grid, c.dim, c.heads)
         shape = (c.dim, c.heads, c.head_dim)
         self.encoder = Stack(*shape, c.encoder_blocks, temporal=c.temporal)
@@ -118,21 +126,11 @@ class Tokenizer(nn.Module):
         codes, tokens, losses = self.quantizer(features)
         made, _ = self.pixels(codes, None)
         made = made.float()
-        losses["reconstruction"] = self._reconstruction_loss(made, frames_BTCHW)
-        loss = losses["reconstruction"]
-        if self.quantizer.active:
-            loss = loss + self.cfg.tokenizer.commitment * losses["commitment"]
-        if "codebook" in losses:
-            loss = loss + losses["codebook"]
-        return TokenizerOutput(made, tokens, {"loss": loss, **losses})
-
-    def _reconstruction_loss(self, made: Tensor, frames_BTCHW: Tensor) -> Tensor:
-        weight = self.cfg.tokenizer.changed_pixel_weight
-        if weight == 1:
-            return F.mse_loss(made, frames_BTCHW)
-        changed = (frames_BTCHW[:, 1:] != frames_BTCHW[:, :-1]).any(2, keepdim=True)
-        weights = F.pad(changed * (weight - 1.0), (0, 0, 0, 0, 0, 0, 1, 0)) + 1.0
-        return ((made - frames_BTCHW).square() * weights).mean() / weights.mean()
+        changed = F.pad(changed_pixels(frames_BTCHW), (0, 0, 0, 0, 0, 0, 1, 0))  # nothing is before frame 0
+        losses["reconstruction"] = reconstruction_loss(
+            made, frames_BTCHW, changed, self.cfg.tokenizer.changed_pixel_weight
+        )
+        return TokenizerOutput(made, tokens, {"loss": self.quantizer.total(losses), **losses})
 
     def _stretch(self, frames: int) -> int:
         """Frames in a pass: all where they fit into the window, else half a window after half a window."""
@@ -140,31 +138,14 @@ class Tokenizer(nn.Module):
 
     def features(self, frames_BTCHW: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
         """What the encoder makes of frames, unquantised, (B, T, h, w, code_dim), and the past with them."""
-        p = self.cfg.tokenizer.patch
-        patches = frames_BTCHW.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # B T C h p w p
-        patches = patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4)
-        x = _first_and_later(patches, self.embed_first, self.embed_later, first=past is None)
+        patches = to_patches(frames_BTCHW, self.cfg.tokenizer.patch)
+        x = first_and_later(patches, self.embed_first, self.embed_later, first=past is None)
         x, past = self.encoder(x, self.bias(), past=past)
         return self.to_code(x), past
 
     def pixels(self, codes_BThwD: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
         """What the decoder makes of codes, BTCHW and not clamped, and the past with them."""
-        p = self.cfg.tokenizer.patch
         first = past is None
         x, past = self.decoder(self.from_code(codes_BThwD), self.bias(), past=past)
-        patches = _first_and_later(x, self.head_first, self.head_later, first=first)
-        frames = patches.unflatten(-1, (3, p, p)).permute(0, 1, 4, 2, 5, 3, 6)  # B T C h p w p
-        return frames.flatten(-2).flatten(-3, -2), past
-
-
-def _embedding(pixels: int, dim: int, norm: bool) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(pixels) if norm else nn.Identity(), nn.Linear(pixels, dim), nn.LayerNorm(dim))
-
-
-def _first_and_later(x: Tensor, on_first: nn.Module, on_later: nn.Module, *, first: bool) -> Tensor:
-    """One layer for frame 0 of a clip and another for the rest. A clip that goes on from a past has no frame 0."""
-    if not first:
-        return on_later(x)
-    if x.shape[1] == 1:
-        return on_first(x)
-    return torch.cat([on_first(x[:, :1]), on_later(x[:, 1:])], 1)
+        patches = first_and_later(x, self.head_first, self.head_later, first=first)
+        return to_frames(patches, self.cfg.tokenizer.patch), past

@@ -2,6 +2,7 @@
 
     train("tokenizer", config=preset("cpu"), recipe=recipe("tokenizer", "cpu"), data=["data"], out="runs/tokenizer")
     train("dynamics", ..., tokenizer="runs/tokenizer", out="runs/dynamics")
+    train("dynamics", ..., tokenizer="runs/tokenizer", joint_lam=True, out="runs/genie")
 
 The run's folder holds config.json, metrics.jsonl, tensorboard/ and checkpoints/. The loop is in `worldmodel.trainer`.
 """
@@ -21,17 +22,18 @@ from envs.places import is_remote
 from envs.runs import console, progress, read_metrics
 from worldmodel import checkpoint
 from worldmodel.clips import Clips
+from worldmodel.components import TRAINED
 from worldmodel.config import WorldModelConfig
-from worldmodel.dynamics import Dynamics
 from worldmodel.job import Job
-from worldmodel.objectives import DynamicsObjective, Objective, TokenizerObjective
+from worldmodel.objectives import DynamicsObjective, Objective
+from worldmodel.pairs import PairClips, check_sizes
 from worldmodel.recipes import COMPONENTS, TrainConfig, recipe
 from worldmodel.stopping import Interrupt, StopFile
 from worldmodel.streaming import StreamClips
 from worldmodel.token_cache import TokenClips, cache_tokens
-from worldmodel.tokenizer import Tokenizer
-from worldmodel.trainer import NonFiniteLoss, Trainer, seed_everything
+from worldmodel.trainer import NonFiniteLoss, Trainer, Validation, Windows, seed_everything
 from worldmodel.transformer import Stack
+from worldmodel.upscaler import shape
 
 __all__ = ["NonFiniteLoss", "TrainConfig", "recipe", "train"]
 
@@ -50,14 +52,19 @@ def train(
     resume: bool = False,
     init: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    lam: str | Path | None = None,
+    joint_lam: bool = False,
     decoder_only: bool = False,
+    pairs: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Train `component` ("tokenizer" or "dynamics") on the train split of `data`; return the newest checkpoint.
+    """Train a component of `worldmodel.components` on the train split of `data`; return the newest checkpoint.
 
     `workers`: Ray Train workers, 0 trains in this process without starting Ray. `init`: weights to start from.
-    `tokenizer`: for dynamics, the trained tokenizer that is frozen. Both are a run's folder, a checkpoint, or a folder
-    that `GenieReduxG.save` wrote. `decoder_only`: a tokenizer's decoder alone is trained, token ids stay the same.
+    `tokenizer`: for dynamics, the trained tokenizer that is frozen. `lam`: for dynamics on latent actions, the latent
+    action model that reads them, frozen too. All are a run's folder, a checkpoint, or a saved world model. `joint_lam`:
+    train the latent action model with the dynamics, that in `lam` or `init`, or a new one where neither is given.
+    `decoder_only`: a tokenizer's decoder alone is trained, token ids stay the same.
     `cache_dir` holds staged episodes and tokens, for all runs beside each other (default: `cache` beside `out`).
     `resume` continues the run in `out` bit for bit; a run that is complete already is left as it is.
 
@@ -67,14 +74,17 @@ def train(
     out = Path(out).absolute()
     job = Job(
         component=component,
-        config=config,
+        config=config.with_latent_actions() if lam is not None or joint_lam else config,
         recipe=recipe,
         data=tuple(str(folder if is_remote(folder) else Path(folder).absolute()) for folder in data),
         out=out,
         cache_dir=Path(cache_dir or out.parent / "cache").absolute(),
         init=None if init is None else Path(init).absolute(),
         tokenizer=None if tokenizer is None else Path(tokenizer).absolute(),
+        lam=None if lam is None else Path(lam).absolute(),
+        joint_lam=joint_lam,
         decoder_only=decoder_only,
+        pairs=None if pairs is None else str(pairs if is_remote(pairs) else Path(pairs).absolute()),
     )
     _check(job, workers, resume)
     newest = checkpoint.newest_checkpoint(job.out)
@@ -94,10 +104,18 @@ def _check(job: Job, workers: int, resume: bool) -> None:
         raise InputError(f"unknown component {job.component!r}: choose one of {', '.join(COMPONENTS)}")
     if not job.data:
         raise InputError("no data given: name one or more folders of episodes")
-    if (job.component == "dynamics") != (job.tokenizer is not None):
-        raise InputError("a dynamics run needs the run or checkpoint of a trained tokenizer, and only that one does")
-    if job.decoder_only and (job.component != "tokenizer" or job.init is None):
-        raise InputError("decoder-only training fine-tunes a trained tokenizer: give it as init")
+    component = TRAINED[job.component]
+    if component.needs_tokenizer and job.tokenizer is None:
+        raise InputError(f"training {job.component} needs --tokenizer: the run or checkpoint of a trained tokenizer")
+    if job.tokenizer is not None and not component.needs_tokenizer:
+        raise InputError(f"--tokenizer is not for {job.component}; to continue from its weights give --init")
+    if (job.lam is not None or job.joint_lam) and not component.takes_lam:
+        raise InputError(f"--lam and --joint-lam are not for {job.component}: they are for dynamics on latent actions")
+    if job.decoder_only and not (component.decoder_only and job.init is not None):
+        raise InputError("--decoder-only fine-tunes a trained tokenizer: give it with --init")
+    if component.needs_pairs != (job.pairs is not None) or (component.needs_pairs and job.recipe.stream_sessions):
+        what = "needs --pairs, made of its data by `autoexplore data replay`, and cannot stream"
+        raise InputError(f"training {job.component} {what if component.needs_pairs else 'takes no --pairs'}")
     if job.recipe.batch_size % max(workers, 1):
         raise InputError(f"a batch of {job.recipe.batch_size} cannot be split over {workers} workers: use a multiple")
     if (job.out / "config.json").exists():
@@ -109,33 +127,18 @@ def _check(job: Job, workers: int, resume: bool) -> None:
 def build_objective(job: Job, device: torch.device) -> Objective:
     """The component with its first weights (random from the seed, or those of `init`), and what is optimised."""
     seed_everything(job.recipe.seed, "first weights")
-    if job.component == "tokenizer":
-        tokenizer = Tokenizer(job.config)
-        if job.init is not None:
-            checkpoint.load_component(tokenizer, "tokenizer", job.init)
-        return TokenizerObjective(tokenizer.to(device), decoder_only=job.decoder_only)
-    assert job.tokenizer is not None
-    frozen = checkpoint.load_tokenizer(job.tokenizer, device)
-    if (frozen.cfg.tokenizer, frozen.cfg.size) != (job.config.tokenizer, job.config.size):
-        raise InputError(
-            f"{job.tokenizer}: not a tokenizer of the given configuration: train both with the same preset"
-        )
-    dynamics = Dynamics(job.config).to(device)
-    if job.init is not None:
-        checkpoint.load_component(dynamics, "dynamics", job.init)
-        if not torch.equal(dynamics.codebook, frozen.codebook):
-            raise InputError(f"{job.tokenizer} is not the tokenizer that the dynamics in {job.init} was trained with")
-    dynamics.set_codebook(frozen.codebook)
-    return DynamicsObjective(dynamics, frozen)
+    return TRAINED[job.component].build(job, device)
 
 
 def open_data(
     job: Job, objective: Objective, device: torch.device, *, part: int = 0, parts: int = 1
-) -> tuple[Clips | StreamClips | TokenClips, Clips | StreamClips | None]:
+) -> tuple[Windows, Validation | None]:
     """Training windows and validation clips. `part` of `parts` is the rank on this machine: one stages, all encode."""
     recipe = job.recipe
     if recipe.stream_sessions:
         return _open_streams(job)
+    if job.pairs is not None:
+        return _open_pairs(job, part=part, parts=parts)
     if part == 0:
         Clips(job.data, job.cache_dir, length=recipe.clip_length)
     _barrier(parts)
@@ -145,7 +148,8 @@ def open_data(
     )
     windows: Clips | TokenClips = train
     pays = recipe.token_cache and recipe.iterations * recipe.batch_size >= len(train)
-    if isinstance(objective, DynamicsObjective) and pays:
+    # Latent actions are read from frames, so tokens alone do not do.
+    if type(objective) is DynamicsObjective and pays:
         windows = cache_tokens(
             objective.tokenizer,
             train,
@@ -156,6 +160,23 @@ def open_data(
             barrier=lambda: _barrier(parts),
         )
     return windows, validation if len(validation) else None
+
+
+def _open_pairs(job: Job, *, part: int, parts: int) -> tuple[PairClips, PairClips | None]:
+    """`open_data` for an upscaler: frames beside the same frames larger."""
+    sides: list[list[str]] = [list(job.data), [str(job.pairs)]]
+    length, stride = job.recipe.clip_length, job.recipe.clip_stride
+    if part == 0:
+        for uris in sides:
+            Clips(uris, job.cache_dir, length=length)
+    _barrier(parts)
+    shape_of = shape(job.recipe.upscaler)
+    train, validation = (
+        PairClips(*(Clips(uris, job.cache_dir, length=length, stride=stride, split=split) for uris in sides))
+        for split in ("train", "val")
+    )
+    check_sizes(train, shape_of.size, shape_of.factor)
+    return train, validation if len(validation) else None
 
 
 def _open_streams(job: Job) -> tuple[StreamClips, StreamClips | None]:

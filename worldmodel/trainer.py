@@ -5,6 +5,7 @@ consumed). So weights, optimizer and those two numbers are the whole state of a 
 """
 
 import hashlib
+import math
 import random
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -19,12 +20,18 @@ from torch import Tensor, nn
 from envs.errors import InputError
 from envs.runs import RunFolder, progress
 from worldmodel import checkpoint
-from worldmodel.clips import ClipBatch, ClipLoader, Clips
+from worldmodel.averages import MovingAverage
+from worldmodel.clips import ClipLoader, Clips
+from worldmodel.cost import cost_of
+from worldmodel.hardware import device_peak
 from worldmodel.job import Job
 from worldmodel.meter import Meter
-from worldmodel.objectives import Objective
+from worldmodel.objectives import Batch, Objective
+from worldmodel.optimizer_state import load_optimizer
+from worldmodel.pairs import PairClips
+from worldmodel.parallel import adding_up, compile_layers, distribute, shared_like, whole
 from worldmodel.streaming import StreamClips
-from worldmodel.token_cache import TokenBatch, TokenClips
+from worldmodel.token_cache import TokenClips
 
 _SHOWN = {
     f"{part}/{name}": f"{words}{name}"
@@ -34,7 +41,10 @@ _SHOWN = {
 """What stands beside the progress bar, and how it is called there."""
 
 
-Batch = ClipBatch | TokenBatch
+Windows = Clips | StreamClips | TokenClips | PairClips
+"""What a run is trained on."""
+Validation = Clips | StreamClips | PairClips
+"""What it is judged by."""
 
 
 class NonFiniteLoss(InputError):
@@ -67,8 +77,8 @@ class Trainer:
         self,
         job: Job,
         objective: Objective,
-        windows: Clips | StreamClips | TokenClips,
-        validation: Clips | StreamClips | None,
+        windows: Windows,
+        validation: Validation | None,
         *,
         rank: int = 0,
         ranks: int = 1,
@@ -80,7 +90,15 @@ class Trainer:
         self.stop, self.saved = stop, saved
         self.windows, self.validation = windows, validation
         self.rank, self.ranks, self.device = rank, ranks, device
-        self.parameters = list(objective.trainable().values())
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+        self.fingerprint = objective.fingerprint()
+        found = self._restore()
+        if self.recipe.compile:
+            compile_layers(objective.model.modules())
+        self.forward: Any = distribute(objective, self.recipe.parallel, ranks, device)
+        trainable = objective.trainable()
+        self.parameters = list(trainable.values())
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=self.recipe.lr,
@@ -88,9 +106,9 @@ class Trainer:
             weight_decay=self.recipe.weight_decay,
             fused=True,
         )
-        self.step = 0
-        self.fingerprint = objective.fingerprint()
-        data_state = self._restore()
+        self.average = MovingAverage(trainable, self.recipe.ema) if self.recipe.ema else None
+        if found is not None:
+            self._restore_optimizer(found)
         self.loader = ClipLoader[Any](
             windows,
             self.recipe.batch_size,
@@ -98,20 +116,21 @@ class Trainer:
             rank=rank,
             ranks=ranks,
             threads=self.recipe.loader_threads,
-            state=data_state,
+            state=None if found is None else dict(found.state["data_state"]),
             batches=self.recipe.iterations - self.step,
         )
-        self.forward: Any = objective
-        if ranks > 1:
-            self.forward = nn.parallel.DistributedDataParallel(
-                objective,
-                device_ids=[device] if device.type == "cuda" else None,
-                find_unused_parameters=True,  # a quantiser that is switched on late leaves some unused at first
-            )
+        cost = cost_of(
+            job.component,
+            job.config,
+            self.recipe,
+            decoder_only=job.decoder_only,
+            cached=isinstance(windows, TokenClips),
+        )
+        self.meter = Meter(cost, device_peak(device, self.recipe.precision) if cost and rank == 0 else 0.0)
 
     def train(self) -> bool:
         """Run to the end, or to the step after which a stop is asked for; True where the run is complete."""
-        recipe, meter = self.recipe, Meter()
+        recipe, meter = self.recipe, self.meter
         stopping = False
         with ExitStack() as opened:
             opened.callback(self.loader.close)
@@ -127,13 +146,16 @@ class Trainer:
                 last = stopping or self.step == recipe.iterations
                 if last or self.step % recipe.log_every == 0:
                     log(meter.steps, self._figures(meter))
+                due = last or self.step % recipe.checkpoint_every == 0
                 if recipe.validate_every and self.validation and (last or self.step % recipe.validate_every == 0):
-                    log(0, self.validate(self.validation))
-                if last or self.step % recipe.checkpoint_every == 0:
+                    figures = self.validate(self.validation)
+                    log(0, figures)
+                    due = self._is_best(figures["validation/loss"]) or due
+                if due:
                     self.save()
         return self.step == recipe.iterations
 
-    def train_step(self, batch: ClipBatch | TokenBatch) -> tuple[dict[str, Tensor], bool]:
+    def train_step(self, batch: Batch) -> tuple[dict[str, Tensor], bool]:
         """One optimizer step. Returns its named losses, learning rate and gradient norm, and whether to stop after it.
 
         Raises NonFiniteLoss before the weights change where the loss or the gradient of any rank is not finite.
@@ -145,7 +167,7 @@ class Trainer:
             group["lr"] = rate
         losses = self._backward(batch.to(self.device))
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = whole(nn.utils.get_total_norm(gradients))
         finite = bool(torch.isfinite(norm) & torch.isfinite(losses["loss"]))
         broken, stopping = self._any_rank(not finite, self.stop())
         if broken:
@@ -154,15 +176,16 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(self.parameters, recipe.grad_clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.step + 1)
         return {**losses, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}, stopping
 
-    def _backward(self, batch: ClipBatch | TokenBatch) -> dict[str, Tensor]:
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of a batch, in as many parts as the recipe says -> its named losses, means over the parts."""
         parts, totals = self.recipe.accumulate, dict[str, Tensor]()
         for number in range(parts):
-            quiet = self.ranks > 1 and number < parts - 1  # ranks add up their gradients once, after the last part
             with (
-                self.forward.no_sync() if quiet else nullcontext(),
+                adding_up(self.forward, last=number == parts - 1),
                 torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"),
             ):
                 losses = self.forward(part_of_batch(batch, number, parts), self.progress)
@@ -176,17 +199,29 @@ class Trainer:
         """Share of the run that is done, in [0, 1]; 1 from the start where a trained model is fine-tuned."""
         return 1.0 if self.job.init is not None else self.step / self.recipe.iterations
 
-    @torch.no_grad()
-    def validate(self, clips: Clips | StreamClips) -> dict[str, float]:
+    def validate(self, clips: Validation) -> dict[str, float]:
         """Mean of every named loss over evenly spread validation clips, summed over ranks before the division.
 
-        Masks and noise are the same at every validation, so that its values differ by the weights alone.
+        Of the moving average of the weights where there is one. Masks and noise are the same at every validation, so
+        that its values differ by the weights alone.
         """
         self.objective.train(False)
+        with torch.no_grad(), self.average.in_place() if self.average else nullcontext():
+            totals = self._validation_sums(clips)
+        self.objective.train()
+        sums = self._sum_over_ranks(torch.stack(list(totals.values()))).tolist()
+        values = dict(zip(totals, sums, strict=True))
+        count = values.pop("clips")
+        return {f"validation/{name}": value / count for name, value in values.items()}
+
+    def _validation_sums(self, clips: Validation) -> dict[str, Tensor]:
+        """Sums of this rank's losses, and how many `clips` they are of."""
         ids = clips.spread(self.recipe.validation_clips)
         share, size = ids[self.rank :: self.ranks], max(1, self.recipe.batch_size // self.ranks)
-        # A rank without a clip of its own takes one with no weight, so that all ranks add up the same names.
-        batches = [(share[at : at + size], 1.0) for at in range(0, len(share), size)] or [(ids[:1], 0.0)]
+        batches = [(share[at : at + size], 1.0) for at in range(0, len(share), size)]
+        # Ranks that share the weights must call alike: who has no clips left takes one again, with no weight.
+        rounds = math.ceil(math.ceil(len(ids) / self.ranks) / size)
+        batches += [(ids[:1], 0.0)] * (rounds - len(batches))
         totals: dict[str, Tensor] = {}
         for number, (window_ids, weight) in enumerate(batches):
             seed_everything(self.recipe.seed, "validation", number, self.rank)
@@ -195,35 +230,54 @@ class Trainer:
                 losses = self.objective(batch, 1.0)
             for name, value in {**losses, "clips": torch.ones(())}.items():
                 totals[name] = totals.get(name, 0) + value.detach().double().cpu() * weight * len(window_ids)
-        self.objective.train()
-        sums = self._sum_over_ranks(torch.stack(list(totals.values()))).tolist()
-        values = dict(zip(totals, sums, strict=True))
-        count = values.pop("clips")
-        return {f"validation/{name}": value / count for name, value in values.items()}
+        return totals
+
+    def _is_best(self, loss: float) -> bool:
+        """Note a validation loss; whether it is the lowest of the run so far, and so its checkpoint one to keep."""
+        better = self.recipe.keep_best and math.isfinite(loss) and (self.best is None or loss < self.best["loss"])
+        if better:
+            self.best = {"step": self.step, "loss": loss}
+        return better
 
     def save(self) -> None:
-        """Rank 0 writes a checkpoint."""
-        if self.rank == 0:
-            position = {"step": self.step, "data_state": self.loader.state()}
-            state = {**self.job.identity(), **self.fingerprint, **position}
+        """Rank 0 writes a checkpoint; where ranks share the weights, all of them put them together."""
+        position = {"step": self.step, "best": self.best, "data_state": self.loader.state()}
+        if self.rank == 0 or self.recipe.parallel == "fsdp":
             checkpoint.save_checkpoint(
-                self.job.out, state, self.objective.model, self.optimizer, keep_last=self.recipe.keep_last
+                self.job.out,
+                {**self.job.identity(), **self.fingerprint, **position},
+                self.objective.model,
+                self.optimizer,
+                keep_last=self.recipe.keep_last,
+                average=None if self.average is None else self.average.values,
+                writer=self.rank == 0,
             )
         self.saved(self.step)
 
-    def _restore(self) -> dict[str, Any] | None:
-        """Go on from the newest checkpoint of the run's folder, if any; returns the position in the data."""
+    def _restore(self) -> checkpoint.Checkpoint | None:
+        """Take over step and weights of the newest checkpoint of the run's folder, if any."""
         newest = checkpoint.newest_checkpoint(self.job.out)
         if newest is None:
             return None
         found = checkpoint.open_checkpoint(newest)
         for name, value in self.fingerprint.items():
-            if found.state.get(name) != value:
-                raise InputError(f"{found.path}: the run's {name} was another: resume it with what it was started with")
+            there = found.state.get(name)
+            if there != value:
+                raise InputError(
+                    f"{found.path}: the run's {name} was another, {str(there)[:12]}, not {value[:12]}: "
+                    "resume it with what it was started with"
+                )
         checkpoint.load_weights(self.objective.model, found.weights(), found.path)
-        checkpoint.load_optimizer(self.objective.model, self.optimizer, found)
-        self.step = found.step
-        return dict(found.state["data_state"])
+        self.step, self.best = found.step, found.state.get("best")
+        return found
+
+    def _restore_optimizer(self, found: checkpoint.Checkpoint) -> None:
+        """Take over the optimizer's state and the moving average, each rank its share."""
+        load_optimizer(self.objective.model, self.optimizer, found)
+        if self.average is not None:
+            for name, value in found.average().items():
+                own = self.average.values[name]
+                own.copy_(shared_like(value, own))
 
     def _open_journal(self, opened: ExitStack) -> Callable[[int, dict[str, float]], None]:
         """What writes down the figures of the current step, and how many steps they are about; rank 0 alone writes.
@@ -252,8 +306,7 @@ class Trainer:
             **dict(zip(meter.sums, means.tolist(), strict=True)),
             **self.objective.figures(),
             "epoch": self.loader.state()["epoch"],
-            "clips_per_second": meter.steps * self.recipe.batch_size / meter.seconds,
-            "data_wait": meter.waited / meter.seconds,
+            **meter.speed(self.recipe.batch_size, self.ranks),
             "seconds_left": (self.recipe.iterations - self.step) * meter.seconds / meter.steps,
         }
         meter.clear()
@@ -274,7 +327,7 @@ class Trainer:
         dist.all_reduce(values)
         return values.cpu()
 
-    def _name_batch(self, batch: ClipBatch | TokenBatch, losses: dict[str, Tensor], norm: Tensor, finite: bool) -> str:
+    def _name_batch(self, batch: Batch, losses: dict[str, Tensor], norm: Tensor, finite: bool) -> str:
         """One line about a step that was not finite, the same on every rank."""
         parts = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
         windows = "; ".join(self.windows.describe(window_id) for window_id in batch.window_ids_B.tolist()[:8])

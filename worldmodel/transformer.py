@@ -122,7 +122,30 @@ class FeedForward(nn.Module):
         # Two products instead of one whose halves are strided: on those a CPU's gelu is 10 times slower.
         x = self.norm(x)
         value_weight, gate_weight = self.up.weight.chunk(2)
-        return self.down(F.linear(x, value_weight) * F.gelu(F.linear(x, gate_weight)))
+        value, gate = F.linear(x, value_weight), F.linear(x, gate_weight)
+        made: Tensor = _GatedLinear.apply(value, gate, self.down.weight.to(value.dtype))
+        return made
+
+
+class _GatedLinear(torch.autograd.Function):
+    """value * gelu(gate) times a weight, of which value and gate are kept: half of what is kept otherwise.
+
+    At paper size that is a seventh of all that a step keeps; computing the rest again takes 2 % longer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(value, gate, weight)
+        return F.linear(value * F.gelu(gate), weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value, gate, weight = ctx.saved_tensors
+        active = F.gelu(gate)
+        to_weight = grad.flatten(0, -2).T @ (value * active).flatten(0, -2)
+        to_product = grad @ weight
+        to_gate = torch.ops.aten.gelu_backward(to_product * value, gate)
+        return to_product.mul_(active), to_gate, to_weight
 
 
 class Part(nn.Module):

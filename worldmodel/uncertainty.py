@@ -1,4 +1,4 @@
-"""How unsure a GenieRedux-G is of the last frame of five: the one calculation behind every scorer and service.
+"""How unsure a world model is of the last frame of five: the one calculation behind every scorer and service.
 
 Shapes: B windows of 5 frames and 4 actions, N tokens of a frame. A film of B + 4 frames holds B windows, each of which
 begins one frame later.
@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 from envs.errors import InputError
 
 if TYPE_CHECKING:
-    from worldmodel.genie import GenieReduxG
+    from worldmodel.genie import WorldModel
 
 WINDOW = 5
 """Frames in a window (spec: reward)."""
 BATCH_CPU, BATCH_GPU = 4, 128
 
 
-def load_model(path: Path | str, device: str = "cpu") -> "GenieReduxG":
-    """A `GenieReduxG` folder, ready to predict. Raises InputError for a folder that is none."""
-    from worldmodel.genie import GenieReduxG
+def load_model(path: Path | str, device: str = "cpu") -> "WorldModel":
+    """A saved world model, driven by real actions. Raises InputError for a folder that is none."""
+    from worldmodel.genie import load_world_model
 
-    return GenieReduxG.load(path, device=device).eval()
+    return load_world_model(path, device).for_game(None)
 
 
 @torch.inference_mode()
 def score_windows(
-    model: "GenieReduxG",
+    model: "WorldModel",
     frames_B5HWC: NDArray[np.uint8],
     actions_B4: NDArray[np.integer],
     *,
@@ -91,7 +91,7 @@ def as_windows(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def checked_windows(
-    model: "GenieReduxG", frames: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+    model: "WorldModel", frames: NDArray[np.uint8], actions_B4: NDArray[np.integer]
 ) -> NDArray[np.uint8]:
     """The windows of a request, if this model can score them. Raises InputError that says what does not fit."""
     size, actions = model.cfg.size, model.cfg.actions

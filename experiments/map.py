@@ -1,0 +1,78 @@
+"""Put a GenieRedux together and learn which of its latent actions each button is, so that a person can drive it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.common import check_folder, default_threads
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from worldmodel import ActionMap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Make a world model of tokenizer, LAM and dynamics, and learn its action map from a few labelled episodes."""
+
+    tokenizer: Path
+    """Run folder or checkpoint of the tokenizer."""
+    dynamics: Path
+    """Run folder or checkpoint of a dynamics model that was trained with --lam or --joint-lam."""
+    lam: Path | None = None
+    """Run folder or checkpoint of the latent action model. Default: the one that was trained with the dynamics."""
+    data: tuple[Path, ...]
+    """Folders of episodes whose actions are known. What was learnt from the train split is checked on the other one."""
+    out: Path
+    """Folder for the world model, for evaluate, generate, play, explore and serve."""
+    clips: int = 0
+    """Labelled clips to learn from, evenly spread; 0 for all."""
+
+
+def run(args: Args) -> None:
+    """Save the model and print what each button became. Raises InputError where the parts do not belong together."""
+    check_folder(args.tokenizer, "tokenizer", "train tokenizer")
+    check_folder(args.dynamics, "dynamics", "train dynamics")
+    for folder in args.data:
+        check_folder(folder, "data folder", "collect")
+
+    import tempfile
+
+    import torch
+
+    from envs.controls import ACTIONS
+    from envs.runs import console
+    from worldmodel import ActionMap, GenieRedux
+    from worldmodel.checkpoint import load_dynamics, load_lam, load_tokenizer
+    from worldmodel.clips import Clips
+
+    torch.set_num_threads(default_threads())
+    lam = load_lam(args.lam or args.dynamics)
+    model = GenieRedux(load_tokenizer(args.tokenizer), lam, load_dynamics(args.dynamics))
+    length = lam.cfg.frames
+    with tempfile.TemporaryDirectory() as cache:
+        known, other = (
+            Clips(args.data, cache, length=length, stride=length - 1, split=split) for split in ("train", "val")
+        )
+        action_map = ActionMap.fit(lam, known, actions=len(ACTIONS), count=args.clips)
+        model.action_map = action_map.measure(lam, other) if len(other) else action_map
+    model.save(args.out)
+    console.print(as_table(model.action_map))
+    console.print(f"{args.out}: a world model that the buttons drive")
+
+
+def as_table(action_map: "ActionMap") -> "Table":
+    """For each game and button the latent action with its score, and the agreement on other episodes."""
+    from rich.table import Table
+
+    from envs.controls import ACTIONS
+
+    heads = ("agreement", "by chance", "kappa", "information")
+    table = Table("", *ACTIONS, *heads, box=None, header_style="bold", title="latent action of each button (score)")
+    for game in action_map.counts:
+        chosen = zip(action_map.latents(game), action_map.confidence(game), strict=True)
+        found = action_map.measured.get(game, {})
+        figures = (f"{found[name]:.2f}" if found else "-" for name in ("agreement", "chance", "kappa", "information"))
+        table.add_row(game, *(f"{latent} ({score:.2f})" for latent, score in chosen), *figures)
+    return table

@@ -1,0 +1,238 @@
+"""Rewards to compare: each against its definition, and what noise does to entropy and to the heads' disagreement."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recordings import record
+from torch.nn import functional as F
+
+import envs
+from envs.corridor import CorridorEnv, read_place
+from envs.errors import InputError
+from envs.player import RandomPolicy, Session, play_episode
+from exploration import baselines, ensemble
+from exploration.connector import RewardConnector, to_fragment
+from exploration.reward import cut_windows, uncertainty_reward
+from exploration.scorers import LocalScorer, ScoringError
+from exploration.sources import RewardSource
+from worldmodel import Dynamics, GenieReduxG, Tokenizer
+from worldmodel.config import DynamicsConfig, TokenizerConfig, WorldModelConfig
+
+RIGHT, LEFT, UP = 0, 1, 2
+CODES = 32
+
+
+def windows(count: int = 6, seed: int = 0):
+    generator = np.random.default_rng(seed)
+    frames_B5HWC = generator.integers(0, 256, (count, 5, 64, 64, 3), dtype=np.uint8)
+    return frames_B5HWC, generator.integers(0, 5, (count, 4))
+
+
+def test_feature_networks_have_the_published_shape():
+    network = baselines.FeatureNetwork()
+    layers = [part for part in network.trunk if isinstance(part, torch.nn.Conv2d)]
+    assert [(x.out_channels, x.kernel_size, x.stride) for x in layers] == [
+        (32, (8, 8), (4, 4)),
+        (64, (4, 4), (2, 2)),
+        (64, (3, 3), (1, 1)),
+    ]
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 512)
+    one, other = (baselines.random_features().state_dict() for _ in range(2))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items()), "every runner has the same features"
+
+
+def test_rf_is_the_error_of_the_models_prediction(tiny_world):
+    frames_B5HWC, actions_B4 = windows()
+    rewards_B = baselines.PredictionError(tiny_world).submit(frames_B5HWC, actions_B4)()
+    model, network = GenieReduxG.load(tiny_world), baselines.random_features()
+    for row in range(len(rewards_B)):
+        frames = torch.from_numpy(frames_B5HWC[row]).permute(0, 3, 1, 2).float() / 255
+        actions = torch.from_numpy(actions_B4[row])[None]
+        drawn = model.generate(frames[None, :2], actions, steps=1, temperature=0.0)[0, -1]
+        with torch.no_grad():
+            expected = F.mse_loss(network(drawn[None]), network(frames[4:]), reduction="sum")
+        assert rewards_B[row] == pytest.approx(float(expected), rel=1e-3)
+    assert rewards_B.min() > 0
+    with pytest.raises(ScoringError):
+        baselines.checked_rewards(np.array([1.0, np.nan]), 2)
+
+
+def test_vae_learns_to_draw_frames_and_is_kept_for_the_run(tiny_world, tmp_path, capsys):
+    data = record(tmp_path / "data", episodes=2, steps=30)
+    frames_NHWC = baselines.sample_frames([data], 40)
+    assert frames_NHWC.shape[1:] == (64, 64, 3)
+    _, early = baselines.train_autoencoder(frames_NHWC, updates=5, batch=8)
+    _, late = baselines.train_autoencoder(frames_NHWC, updates=60, batch=8)
+    assert late < early / 2
+    weights = tmp_path / "run" / "vae.safetensors"
+    baselines.save_weights(weights, baselines.train_autoencoder(frames_NHWC, updates=5, batch=8)[0].encoder)
+    source = RewardSource("vae", data=(data,))
+    with source.open(tiny_world, tmp_path / "run", steps=1, replicas=1, seed=0) as make:  # trains nothing again
+        assert make is not None
+        rewards_B = make().submit(*windows())()
+    assert rewards_B.shape == (6,)
+    weights.write_bytes(b"cut short")
+    with source.open(tiny_world, tmp_path / "run", steps=1, replicas=1, seed=0) as make, pytest.raises(InputError):
+        make().submit(*windows())()
+
+
+def test_counting_pays_rare_screens_and_forgets_when_told():
+    frames_B5HWC, actions_B4 = windows(4)
+    frames_B5HWC[1] = frames_B5HWC[3] = frames_B5HWC[0]
+    count = baselines.ScreenCount()
+    rewards_B = count.submit(frames_B5HWC, actions_B4)()
+    np.testing.assert_allclose(rewards_B, [1, 2**-0.5, 1, 3**-0.5], rtol=1e-6)
+    assert count.submit(frames_B5HWC[:1], actions_B4[:1])()[0] == pytest.approx(0.5)
+    count.forget()
+    assert count.submit(frames_B5HWC[:1], actions_B4[:1])()[0] == 1
+    chance = baselines.Chance(3).submit(*windows(50))()
+    assert chance.min() >= 0
+    assert chance.max() < 1
+    assert chance.std() > 0.2
+
+
+def test_a_baselines_rewards_reach_the_fragment_as_they_are():
+    from test_reward import counting_episode
+
+    class Large:
+        def submit(self, frames_B5HWC, actions_B4):
+            return lambda: np.arange(len(actions_B4), dtype=np.float32) * 100
+
+    episode = counting_episode(6).to_numpy()
+    RewardConnector(Large(), 0.25)(episodes=[episode])
+    assert to_fragment(episode).rewards_T.tolist() == [0, 0, 0, 0, 100, 200]
+
+
+def test_disagreement_by_hand():
+    same = torch.tensor([[0.5, 0.5, 0, 0], [0.25] * 4]) + 1e-30
+    other = torch.tensor([[0.5, 0.5, 0, 0], [0.25] * 4]) + 1e-30
+    torch.testing.assert_close(ensemble.disagreement(torch.stack([same, other]).log()), torch.zeros(2))
+    sure = torch.eye(4)[[0, 1]][:, None] + 1e-30  # two heads, sure of different codes: ln 2 / ln 2
+    torch.testing.assert_close(ensemble.disagreement(sure.log()), torch.ones(1), atol=1e-6, rtol=0)
+    half = torch.tensor([[[1, 0.0]], [[0.5, 0.5]]]) + 1e-30  # H(3/4, 1/4) - H(1/2, 1/2) / 2, in units of ln 2
+    expected = (-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)) - np.log(2) / 2) / np.log(2)
+    assert float(ensemble.disagreement(half.log())) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def television(tmp_path_factory):
+    """A world model and heads that learnt from random play beside the television: (folder, weights of the heads)."""
+    folder = tmp_path_factory.mktemp("television")
+    env = CorridorEnv(television=True)
+    played = [play_episode(env, RandomPolicy(), Session("NoisyTV", "random", 0, i), steps=60) for i in range(16)]
+    cut = [cut_windows(episode.frames_THWC, episode.actions.astype(np.int64), 60) for episode in played]
+    frames_B5HWC = np.concatenate([part.frames_B5HWC for part in cut])
+    actions_B4 = np.concatenate([part.actions_B4 for part in cut])
+    sizes = {"dim": 32, "heads": 2, "head_dim": 16}
+    config = WorldModelConfig(
+        frames=6,
+        tokenizer=TokenizerConfig(
+            **sizes, patch=16, encoder_blocks=0, decoder_blocks=0, patch_norm=False, temporal=False, codes=CODES,
+            code_dim=8, codebook="ema", quantizer_start=0.5,
+        ),
+        dynamics=DynamicsConfig(
+            **sizes, blocks=2, objective="clean_past", chunk_lengths=(0,), all_masked=1.0, tdce_weight=0.0
+        ),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    tokenizer = Tokenizer(config)
+    pixels = baselines.to_pixels(frames_B5HWC.reshape(-1, 64, 64, 3)).unflatten(0, (-1, 5))
+    optimizer = torch.optim.Adam(tokenizer.parameters(), lr=3e-3)
+    for update in range(400):
+        tokenizer.set_progress(update / 400)
+        loss = tokenizer(pixels[torch.randint(len(pixels), (4,), generator=generator)]).losses["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    world = GenieReduxG(tokenizer.eval(), Dynamics(config))
+    tokens, actions = tokenizer.encode(pixels), torch.from_numpy(actions_B4)
+    optimizer = torch.optim.Adam(world.dynamics.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
+    for _ in range(300):
+        picked = torch.randint(len(tokens), (16,), generator=generator)
+        loss = world.dynamics.loss(tokens[picked], actions[picked], generator=generator)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    world.eval().save(folder / "world")
+    batches = [(frames_B5HWC[at : at + 64], actions_B4[at : at + 64]) for at in range(0, len(actions_B4), 64)]
+    heads, _ = ensemble.train_heads(*ensemble.examples(world, batches), CODES)
+    baselines.save_weights(folder / "heads.safetensors", heads)
+    return folder / "world", folder / "heads.safetensors"
+
+
+def test_noise_draws_entropy_and_not_disagreement(television):
+    """Walking at home, watching the television, and walking into rooms that the data hardly has or lacks."""
+    plays = {
+        "home": [RIGHT, RIGHT, LEFT, LEFT] * 6,
+        "television": [LEFT] * 5 + [UP] * 20,
+        "far": [RIGHT] * 18 + [RIGHT, LEFT] * 4,
+    }
+    sources = {"entropy": LocalScorer(television[0]), "disagreement": ensemble.Disagreement(*television)}
+    paid: dict[str, dict[str, float]] = {name: {} for name in sources}
+    for place, actions in plays.items():
+        env = CorridorEnv(television=True)
+        frames = np.stack([env.reset(seed=5)[0], *(env.step(np.int64(action))[0] for action in actions)])
+        cut = cut_windows(frames, np.array(actions), len(actions) - 4)
+        for name, source in sources.items():
+            answer = source.entropies(cut.frames_B5HWC, cut.actions_B4)
+            paid[name][place] = float(uncertainty_reward(answer).mean())
+    entropy, doubt = paid["entropy"], paid["disagreement"]
+    # Nothing beats the television by much, though it can teach nothing: entropy has an agent stay there.
+    assert entropy["television"] > 1.5 * entropy["home"], paid
+    assert entropy["far"] < 1.3 * entropy["television"], paid
+    # The heads agree about the snow about as much as about home, and differ about what they have not seen.
+    assert doubt["far"] > 2 * doubt["television"], paid
+    assert doubt["television"] < 1.6 * doubt["home"], paid
+
+
+def test_heads_are_trained_at_the_start_of_a_run(tiny_world, tmp_path):
+    data = record(tmp_path / "data", episodes=2, steps=20)
+    source = RewardSource("disagreement", data=(data,))
+    with source.open(tiny_world, tmp_path / "reward", steps=1, replicas=1, seed=0) as make:
+        written = (tmp_path / "reward" / "disagreement.safetensors").stat().st_mtime_ns
+        assert make is not None
+        answer = make().entropies(*windows(3))
+    assert answer.shape == (3, 64)
+    assert 0 <= answer.min() < answer.max() <= 1
+    with source.open(tiny_world, tmp_path / "reward", steps=1, replicas=1, seed=0):
+        assert (tmp_path / "reward" / "disagreement.safetensors").stat().st_mtime_ns == written
+    assert len(list(ensemble.sample_windows([data], 10))) == 2
+
+
+def test_the_corridor_is_what_it_says(tmp_path: Path):
+    env = envs.make("NoisyTV", max_steps=30)
+    frames = [env.reset(seed=1)[0]]
+    for action in [LEFT] * 6 + [RIGHT] * 12 + [UP]:
+        frames.append(env.step(np.int64(action))[0])
+    assert [read_place(frame) for frame in frames] == [5, 4, 3, 2, 1, 0, 0, *range(1, 13), 12]
+    assert not np.array_equal(frames[5][:48], frames[6][:48]), "snow"
+    again = envs.make("NoisyTV")
+    again.reset(seed=1)
+    np.testing.assert_array_equal(again.step(np.int64(LEFT))[0], frames[1])
+    quiet = envs.make("Corridor")
+    quiet.reset()
+    rewards = [quiet.step(np.int64(RIGHT))[1] for _ in range(20)]
+    assert rewards == [0.0] * 14 + [1.0] * 6
+    with pytest.raises(InputError, match="savestates"):
+        envs.make("Corridor", state="start")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "money"}, "money"),
+        ({"name": "vae"}, "--reward-data"),
+        ({"name": "count", "scorer": "serve"}, "serve"),
+        ({"name": "rf"}, "--model"),
+    ],
+)
+def test_rewards_that_cannot_be_meant(change, message):
+    with pytest.raises(InputError, match=message):
+        RewardSource(**change).check(None)
+    with pytest.raises(InputError, match="--reward-data"):
+        baselines.sample_frames([], 5)

@@ -1,0 +1,144 @@
+"""From real actions to latent ones: learnt by counting which latent action is read where a real one was recorded.
+
+Shapes: A real actions, K latent actions. counts_AK[a, k]: how often k was read where a was taken.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from envs.errors import InputError
+from envs.runs import progress
+from worldmodel.clips import Clips, model_frames
+from worldmodel.latent_action import LatentActionModel
+
+Counts = NDArray[np.int64]
+_BATCH = 8
+"""Clips read together."""
+
+
+@dataclass(frozen=True)
+class ActionMap:
+    """For each game the latent action that stands for each real one, and how well it does."""
+
+    counts: Mapping[str, Counts]
+    """Game -> counts_AK, all of one shape."""
+    measured: Mapping[str, dict[str, float]] = field(default_factory=dict)
+    """Game -> `agreement` on clips that the map was not learnt from, where `measure` was called."""
+
+    def __post_init__(self) -> None:
+        shapes = {table.shape for table in self.counts.values()}
+        if len(shapes) != 1 or min(next(iter(shapes))) < 1 or any((table < 0).any() for table in self.counts.values()):
+            raise InputError(f"action map: expected counts (A, K) of one or more games, got shapes {sorted(shapes)}")
+
+    @classmethod
+    def fit(cls, lam: LatentActionModel, clips: Clips, *, actions: int = 5, count: int = 0) -> "ActionMap":
+        """Read the latent actions of labelled clips and count them. `actions`: A, real ones.
+
+        `count`: so many clips, evenly spread over all; all for 0. A few hundred transitions of a game will do. Clips
+        whose stride is their length - 1 count each transition once. Raises InputError where there is no clip, or an
+        action that is none of 0..A-1.
+        """
+        return cls(count_actions(lam, clips, actions=actions, count=count))
+
+    def measure(self, lam: LatentActionModel, clips: Clips, *, count: int = 0) -> "ActionMap":
+        """The same map with how well it fits other labelled clips, for each of their games. Arguments as of `fit`."""
+        actions = len(self.table())
+        found = count_actions(lam, clips, actions=actions, count=count)
+        return replace(self, measured={game: agreement(table, self.latents(game)) for game, table in found.items()})
+
+    def table(self, game: str | None = None) -> Counts:
+        """counts_AK of a game; of all together for None, or where the map was not learnt from that game."""
+        if game is not None and game in self.counts:
+            return self.counts[game]
+        return np.sum(list(self.counts.values()), 0)
+
+    def latents(self, game: str | None = None) -> list[int]:
+        """The latent action to take for each real one, (A,): the one with the highest `scores`."""
+        best: list[int] = scores(self.table(game)).argmax(1).tolist()
+        return best
+
+    def confidence(self, game: str | None = None) -> list[float]:
+        """`scores` of the chosen latent actions, (A,) in [0, 1].
+
+        1: that latent action is read where this real one is taken, always and nowhere else. Real actions that do the
+        same as others, or nothing, share a latent action, and none of them can come near 1.
+        """
+        best: list[float] = scores(self.table(game)).max(1).tolist()
+        return best
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, which `from_dict` turns back."""
+        counts = {game: table.tolist() for game, table in self.counts.items()}
+        return {"counts": counts, "measured": {game: dict(values) for game, values in self.measured.items()}}
+
+    @classmethod
+    def from_dict(cls, plain: Any) -> "ActionMap":
+        """The map that `to_dict` wrote. Raises InputError for anything else."""
+        try:
+            counts = {str(game): np.array(table, np.int64) for game, table in plain["counts"].items()}
+            return cls(counts, {str(game): dict(values) for game, values in plain["measured"].items()})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"action map: expected the counts of each game, got something else ({error})") from None
+
+
+def count_actions(lam: LatentActionModel, clips: Clips, *, actions: int, count: int = 0) -> dict[str, Counts]:
+    """Game -> how often each latent action (K) is read where each real one (A) was taken, int64 (A, K)."""
+    if not len(clips):
+        raise InputError("no labelled clip: the episodes are shorter than a clip; give longer ones")
+    device = next(lam.parameters()).device
+    counts = {game: np.zeros((actions, lam.cfg.lam.codes), np.int64) for game in clips.games}
+    window_ids = clips.spread(count)
+    with progress("reading latent actions", len(window_ids)) as bar, torch.inference_mode():
+        for start in range(0, len(window_ids), _BATCH):
+            batch = clips.batch(window_ids[start : start + _BATCH])
+            real_BT = batch.actions_BT.numpy()
+            if real_BT.min() < 0 or real_BT.max() >= actions:
+                raise InputError(f"labelled clips: expected actions 0 to {actions - 1}, got {real_BT.max()}")
+            latent_BT = lam.encode(model_frames(batch.frames_BTHWC.to(device))).cpu().numpy()
+            for game, real_T, latent_T in zip(batch.games_B.tolist(), real_BT, latent_BT, strict=True):
+                np.add.at(counts[clips.games[game]], (real_T, latent_T), 1)
+            bar.advance(len(real_BT))
+    return counts
+
+
+def scores(counts_AK: Counts) -> NDArray[np.float64]:
+    """How well each latent action stands for each real one, (A, K) in [0, 1]: sqrt(P(k|a) P(a|k)).
+
+    The share of a that reads as k alone would map every action to a latent one that only says "the background moved";
+    the share of k that was a alone would map it to one that was read twice. 0 where neither was seen.
+    """
+    counts = counts_AK.astype(np.float64)
+    of_real = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    of_latent = counts / np.maximum(counts.sum(0, keepdims=True), 1)
+    return np.sqrt(of_real * of_latent)
+
+
+def agreement(counts_AK: Counts, latents_A: list[int]) -> dict[str, float]:
+    """How far latent actions tell real ones on clips that a map was not learnt from.
+
+    `agreement`: share of transitions that read as the latent action which the map gives for what was done; `chance`:
+    what it would be if reading and doing had nothing to do with each other; `kappa`: (agreement - chance) / (1 -
+    chance); `information`: mutual information of both over the entropy of the real actions, in [0, 1]. NaN without
+    transitions.
+    """
+    total = counts_AK.sum()
+    joint_AK = counts_AK / total if total else np.full(counts_AK.shape, np.nan)
+    real_A, latent_K = joint_AK.sum(1), joint_AK.sum(0)
+    agreed = float(joint_AK[np.arange(len(joint_AK)), latents_A].sum())
+    chance = float((real_A * latent_K[latents_A]).sum())
+    independent_AK = real_A[:, None] * latent_K[None, :]
+    seen = joint_AK > 0
+    mutual = float((joint_AK[seen] * np.log(joint_AK[seen] / independent_AK[seen])).sum()) if total else np.nan
+    entropy = float(-(real_A[real_A > 0] * np.log(real_A[real_A > 0])).sum()) if total else np.nan
+    return {
+        "transitions": float(total),
+        "agreement": agreed,
+        "chance": chance,
+        "kappa": (agreed - chance) / (1 - chance) if chance < 1 else 0.0,
+        "information": mutual / entropy if entropy else 0.0,
+    }
