@@ -59,7 +59,13 @@ class GameRunner(SingleAgentEnvRunner):
             if isinstance(callback, ExploreCallbacks):
                 callback.forget()
 
-    def set_exploration(self, epsilon: float, temperature: float) -> None:
-        """What the policy acts by while it explores."""
+    def set_exploration(self, epsilon: float, temperature: float, top_fraction: float) -> None:
+        """What the policy acts by while it explores, and what it is paid by."""
         if self.module is not None:
             self.module.set_exploration(epsilon, temperature)
+        vars(self.config)["top_fraction"] = top_fraction  # the config is frozen, and a restarted runner's is the first
+
+    def set_weights(self, weights: dict[str, Any]) -> None:
+        """The agent's weights, as arrays by name."""
+        if self.module is not None:  # a local runner beside remote ones plays nothing
+            self.module.set_state(weights)

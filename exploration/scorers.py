@@ -46,7 +46,7 @@ def checked(entropy_BN: Any, windows: int) -> Entropies:
 
 
 class LocalScorer:
-    """A `GenieReduxG` folder, loaded into this process at the first window."""
+    """A saved world model, loaded into this process at the first window."""
 
     def __init__(self, model_path: Path | str, *, steps: int = 1, batch: int = 0, device: str = "cpu") -> None:
         """`steps`: MaskGIT passes (1 as published); `batch`: windows in a forward pass, 0 for what suits the device."""

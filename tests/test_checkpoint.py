@@ -14,6 +14,7 @@ from worldmodel import checkpoint
 from worldmodel.config import TokenizerConfig, WorldModelConfig, preset
 from worldmodel.dynamics import Dynamics
 from worldmodel.genie import GenieReduxG
+from worldmodel.optimizer_state import load_optimizer
 from worldmodel.tokenizer import Tokenizer
 
 WIDER = WorldModelConfig(
@@ -46,7 +47,7 @@ def test_weights_and_optimizer_come_back_bit_for_bit(tmp_path: Path) -> None:
     for name, value in tokenizer.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     optimizer_again = torch.optim.AdamW(again.parameters(), lr=5.0, fused=True)
-    checkpoint.load_optimizer(again, optimizer_again, found)
+    load_optimizer(again, optimizer_again, found)
     assert optimizer_again.param_groups[0]["lr"] == 1e-3
     assert len(optimizer_again.state) == len(optimizer.state) > 10
     for parameter, other in zip(tokenizer.parameters(), again.parameters(), strict=True):

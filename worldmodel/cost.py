@@ -7,7 +7,7 @@ a backward pass costs twice its forward pass, and what is computed again to save
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from worldmodel.config import AutoencoderConfig, WorldModelConfig
@@ -25,7 +25,7 @@ class Cost:
     flops: float
     """Forward and backward; with it the frozen tokenizer's encoding where tokens are not stored."""
     tokens: int
-    """Tokens of a clip: frames x patches."""
+    """Tokens of a clip: frames x patches; 0 for what knows no tokens."""
     activations: float
     """Bytes that are kept for the backward pass, roughly."""
     parameters: int
@@ -84,7 +84,7 @@ def cost_of(
     if component == "dynamics":
         return _dynamics_cost(config, recipe, cached)
     if component == "upscaler":
-        return _upscaler_cost(config, recipe)
+        return _upscaler_cost(recipe)
     return None
 
 
@@ -156,20 +156,21 @@ def _dynamics_cost(config: WorldModelConfig, recipe: TrainConfig, cached: bool) 
     return Cost(flops, clip * patches, kept, total, total)
 
 
-def _upscaler_cost(config: WorldModelConfig, recipe: TrainConfig) -> Cost:
-    """Counted on a pass without memory; what every layer gives is kept."""
-    kept = 0
+def _upscaler_cost(recipe: TrainConfig) -> Cost:
+    """Counted by torch on tensors without memory: an upscaler is convolutions alone."""
+    kept: dict[int, Tensor] = {}
 
-    def keep(module: nn.Module, given: object, made: torch.Tensor) -> None:
-        nonlocal kept
-        kept += made.numel() * (2 if recipe.precision == "bf16" else 4)
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
 
-    cfg = shape(recipe.upscaler)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        upscaler = Upscaler(cfg)
-        for module in upscaler.modules():
-            if not list(module.children()):
-                module.register_forward_hook(keep)
-        upscaler(torch.zeros(recipe.clip_length, 3, cfg.size, cfg.size))
+    with torch.device("meta"):
+        upscaler = Upscaler(shape(recipe.upscaler))
+        frames = torch.empty(1, 3, upscaler.cfg.size, upscaler.cfg.size)
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with FlopCounterMode(display=False) as counter, hooks:
+            upscaler(frames)
     total = sum(parameter.numel() for parameter in upscaler.parameters())
-    return Cost(3.0 * counter.get_total_flops(), recipe.clip_length * config.grid**2, kept, total, total)
+    activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - 4 * total
+    half = 0.5 if recipe.precision == "bf16" else 1.0
+    return Cost(3.0 * counter.get_total_flops(), 0, max(activations, 0) * half, total, total)

@@ -84,7 +84,7 @@ def _set_newest_weights(app_name: str, path: Path | str) -> str:
     """Note a folder, after a look whether it is one, as that of all replicas that start from now on."""
     folder = Path(path).absolute()
     if not (folder / "manifest.json").is_file():
-        raise InputError(f"{path}: no world model here: give a folder that GenieReduxG.save wrote")
+        raise InputError(f"{path}: no world model here: give a saved one")
     internal_kv._internal_kv_put(_key(app_name), str(folder).encode(), overwrite=True)
     return str(folder)
 
