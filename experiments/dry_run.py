@@ -40,8 +40,8 @@ def figures(cost: Cost, recipe: TrainConfig, machine: Hardware) -> dict[str, str
     memory = fixed + cost.activations * clips
     lines = {
         "parameters": f"{cost.parameters / 1e6:,.1f} M, trained {cost.trained / 1e6:,.1f} M",
-        "steps": f"{recipe.iterations:,} of {recipe.batch_size} clips of {recipe.clip_length} frames, "
-        f"{recipe.batch_size * cost.tokens:,} tokens a step",
+        "steps": f"{recipe.iterations:,} of {recipe.batch_size} clips of {recipe.clip_length} frames"
+        + (f", {recipe.batch_size * cost.tokens:,} tokens a step" if cost.tokens else ""),
         "a clip": f"{count(cost.flops)}FLOP, forward and backward"
         + ("" if not recipe.recompute else ", and a third more to compute activations again"),
         "a step": f"{count(step)}FLOP",

@@ -27,7 +27,7 @@ class Args(RayArgs):
     """
 
     model: tyro.conf.Positional[Path | None] = None
-    """The world model: a folder that `map` or the pipeline wrote, or `save` of a model."""
+    """The world model: a folder that `map`, the pipeline or `save` wrote."""
     peer: Path | None = None
     """Instead of a model: the folder of another model's predictions."""
     export_windows: Path | None = None

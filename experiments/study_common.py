@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from worldmodel.genie import WorldModel
+    from worldmodel import WorldModel
 
 Mode = Literal["one_pass", "autoregressive"]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -28,7 +28,7 @@ class ModelArgs:
     """The flags of every study of one model."""
 
     model: tyro.conf.Positional[Path]
-    """The world model: a folder that `map` or the pipeline wrote, or `save` of a model."""
+    """The world model: a folder that `map`, the pipeline or `save` wrote."""
     data: tuple[Path, ...]
     """Folders of episodes that the model was not trained on."""
     out: Path

@@ -24,7 +24,7 @@ from experiments.study_common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from worldmodel.genie import WorldModel
+    from worldmodel import WorldModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from worldmodel import checkpoint
 from worldmodel.config import TokenizerConfig, WorldModelConfig, preset
 from worldmodel.dynamics import Dynamics
 from worldmodel.genie import GenieReduxG
+from worldmodel.optimizer_state import load_optimizer
 from worldmodel.tokenizer import Tokenizer
 
 WIDER = WorldModelConfig(
@@ -46,7 +47,7 @@ def test_weights_and_optimizer_come_back_bit_for_bit(tmp_path: Path) -> None:
     for name, value in tokenizer.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     optimizer_again = torch.optim.AdamW(again.parameters(), lr=5.0, fused=True)
-    checkpoint.load_optimizer(again, optimizer_again, found)
+    load_optimizer(again, optimizer_again, found)
     assert optimizer_again.param_groups[0]["lr"] == 1e-3
     assert len(optimizer_again.state) == len(optimizer.state) > 10
     for parameter, other in zip(tokenizer.parameters(), again.parameters(), strict=True):
@@ -82,6 +83,40 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: P
         assert str(file) in str(refusal.value)
         assert "step-00000010, delete this folder" in str(refusal.value)
         assert "\n" not in str(refusal.value)
+
+
+def test_the_one_that_is_offered_is_whole_itself(tmp_path: Path) -> None:
+    """Two damaged ones in a row: the third is offered, and nothing is taken silently."""
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    for step in (20, 30):
+        file = tmp_path / f"checkpoints/step-000000{step}/model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+    advice = "to go on from the one before it, step-00000010, delete the damaged step-00000020, step-00000030"
+    with pytest.raises(InputError, match=advice):
+        checkpoint.open_checkpoint(tmp_path)
+    (tmp_path / "checkpoints/step-00000010/state.json").write_text("{}")
+    with pytest.raises(InputError, match="there is no earlier one beside it"):
+        checkpoint.open_checkpoint(tmp_path)
+
+
+def test_a_manifest_with_a_flipped_bit_is_named(tmp_path: Path) -> None:
+    """Wherever the bit is, a line about this checkpoint and no traceback, or no change of what the file says."""
+    file = save(tmp_path, 10) / "manifest.json"
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[place] ^= 4
+        file.write_bytes(changed)
+        refusals = []
+        try:
+            checkpoint.open_checkpoint(tmp_path)
+        except InputError as error:
+            refusals.append(str(error))
+        assert all(str(file.parent) in line for line in refusals)
+        assert refusals or json.loads(changed) == json.loads(whole), place
+    file.write_bytes(whole)
+    assert checkpoint.open_checkpoint(tmp_path).step == 10
 
 
 def test_a_pickle_in_place_of_weights_is_refused_unread(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_a_tokenizer_that_the_dynamics_was_not_trained_with_is_refused() -> None
     one, other, dynamics = Tokenizer(DEBUG), Tokenizer(DEBUG), Dynamics(DEBUG)
     dynamics.set_codebook(one.codebook)
     GenieReduxG(one, dynamics)
-    with pytest.raises(InputError, match="codes of another tokenizer"):
+    with pytest.raises(InputError, match="not the tokenizer that the dynamics was trained with: expected"):
         GenieReduxG(other, dynamics)
     wider = Tokenizer(replace(DEBUG, tokenizer=replace(DEBUG.tokenizer, dim=64)))
     with pytest.raises(InputError, match="different configurations"):

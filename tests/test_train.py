@@ -19,6 +19,8 @@ from envs.runs import read_metrics
 from worldmodel import checkpoint
 from worldmodel.clips import Clips, ClipSampler
 from worldmodel.config import preset
+from worldmodel.dynamics import Dynamics
+from worldmodel.genie import GenieReduxG
 from worldmodel.job import Job
 from worldmodel.objectives import DynamicsObjective, TokenizerObjective
 from worldmodel.token_cache import cache_tokens
@@ -265,11 +267,11 @@ def test_what_does_not_fit_together_is_refused_in_one_line(data: str, tokenizer_
     other = dataclasses.replace(CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, dim=48))
     again: dict[str, Any] = {"out": tokenizer_run, "resume": True}
     cases: list[tuple[str, dict[str, Any], str]] = [
-        ("lam", {}, "unknown component"),
+        ("renderer", {}, "unknown component"),
         ("tokenizer", {"data": []}, "no data given"),
         ("tokenizer", {"data": [tmp_path / "nowhere"]}, "nowhere"),
         ("dynamics", {}, "needs --tokenizer: the run or checkpoint of a trained tokenizer"),
-        ("tokenizer", {"decoder_only": True}, "decoder-only"),
+        ("tokenizer", {"decoder_only": True}, "trains the decoder of a trained tokenizer"),
         ("tokenizer", {"workers": 3}, "cannot be split over 3 workers"),
         ("tokenizer", {"out": tokenizer_run}, "already holds a run"),
         ("tokenizer", {**again, "recipe": recipe("tokenizer", "debug")}, "recipe.iterations is 8, not 20"),
@@ -291,12 +293,44 @@ def test_what_does_not_fit_together_is_refused_in_one_line(data: str, tokenizer_
         recipe("tokenizer", "debug", lrr=1)
 
 
+def test_another_tokenizer_than_the_one_trained_with_is_refused_with_both_hashes(
+    data: str, tokenizer_run: Path, dynamics_run: Path, tmp_path: Path
+) -> None:
+    """One with the same codes and another encoder, which makes other tokens of the same frames."""
+    other, dynamics = checkpoint.load_tokenizer(tokenizer_run), checkpoint.load_dynamics(dynamics_run)
+    wanted = checkpoint.encoder_sha256(other)
+    GenieReduxG(other, dynamics)
+    with torch.no_grad():
+        other.to_code.weight.add_(1e-3)
+    words = f"expected the one with sha256 {wanted[:16]}, got {checkpoint.encoder_sha256(other)[:16]}"
+    with pytest.raises(InputError, match=words):
+        GenieReduxG(other, dynamics)
+    again = Dynamics(CONFIG)
+    again.set_codebook(other.codebook)
+    GenieReduxG(other, again).save(tmp_path / "other")
+    options: dict[str, Any] = {"config": CONFIG, "recipe": DYNAMICS, "data": [data], "init": dynamics_run}
+    with pytest.raises(InputError, match=words):
+        train("dynamics", out=tmp_path / "run", tokenizer=tmp_path / "other", **options)
+
+
 def test_a_run_says_in_its_folder_what_it_is(tokenizer_run: Path) -> None:
     recorded = json.loads((tokenizer_run / "config.json").read_text())
     assert recorded["recipe"]["iterations"] == 8
     assert recorded["component"] == "tokenizer"
     row = [row for row in read_metrics(tokenizer_run) if "train/loss" in row][-1]
-    for name in ("reconstruction", "psnr", "lr", "grad_norm", "clips_per_second", "codes_used", "seconds_left"):
+    for name in (
+        "reconstruction",
+        "psnr",
+        "lr",
+        "grad_norm",
+        "clips_per_second",
+        "codes_used",
+        "seconds_left",
+        "tokens_per_second",
+        "flops_per_second",
+        "flops_utilisation",
+        "data_wait",
+    ):
         assert f"train/{name}" in row
     assert any((tokenizer_run / "tensorboard").iterdir())
     assert time.time() - row["time"] < 3600

@@ -16,7 +16,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from envs.errors import InputError
 from envs.files import new_folder, write_json_atomic
 from envs.runs import console
-from worldmodel.parallel import shared_like, whole
+from worldmodel.optimizer_state import state_of
+from worldmodel.parallel import on_cpu
 
 if TYPE_CHECKING:  # the functions below import them themselves: saving a whole model needs this module in turn
     from worldmodel.config import WorldModelConfig
@@ -104,10 +105,10 @@ def save_checkpoint(
     holds the same. Where ranks share the weights all must call, and the one `writer` writes.
     """
     path = run / "checkpoints" / _name(state["step"])
-    tensors, groups = optimizer_state(module, optimizer)
-    files = {"model.safetensors": _cpu(module.state_dict()), "optimizer.safetensors": tensors}
+    tensors, groups = state_of(module, optimizer)
+    files = {"model.safetensors": on_cpu(module.state_dict()), "optimizer.safetensors": tensors}
     if average is not None:
-        files[_AVERAGE] = _cpu(average)
+        files[_AVERAGE] = on_cpu(average)
     if not writer:
         return path
     if not (path / "manifest.json").exists():
@@ -184,12 +185,13 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path | s
 
 def load_component(module: nn.Module, component: str, path: Path | str) -> None:
     """Give a tokenizer, lam or dynamics module the weights in a run's folder, a checkpoint or a saved world model."""
-    weights, _ = _component(Path(path), component)
+    weights, _, tokenizer = _component(Path(path), component)
     load_weights(module, weights, path)
+    _note_tokenizer(module, tokenizer)
 
 
 def load_tokenizer(path: Path | str, device: torch.device | str = "cpu") -> "Tokenizer":
-    """The trained tokenizer, in eval mode, from a run's folder, a checkpoint or a folder that `GenieReduxG.save` wrote.
+    """The trained tokenizer, in eval mode, from a run's folder, a checkpoint or a saved world model.
 
     Raises InputError where there is none, it is damaged, or it belongs to another version.
     """
@@ -213,27 +215,28 @@ def load_dynamics(path: Path | str, device: torch.device | str = "cpu") -> "Dyna
 
 
 def _load(kind: Any, component: str, path: Path | str, device: torch.device | str) -> Any:
-    weights, config = _component(Path(path), component)
+    weights, config, tokenizer = _component(Path(path), component)
     module = kind(config)
     load_weights(module, weights, path)
+    _note_tokenizer(module, tokenizer)
     return module.to(device).eval()
 
 
-def _component(path: Path, component: str) -> tuple[dict[str, Tensor], "WorldModelConfig"]:
-    """A component's weights and configuration, hashes checked."""
+def _component(path: Path, component: str) -> tuple[dict[str, Tensor], "WorldModelConfig", str | None]:
+    """A component's weights and configuration, hashes checked, and the hash of the tokenizer that it was trained on."""
     from worldmodel.config import WorldModelConfig
     from worldmodel.genie import load_world_model
 
     if (path / f"{component}.safetensors").exists():
         model = load_world_model(path)
-        return getattr(model, component).state_dict(), model.cfg
+        return getattr(model, component).state_dict(), model.cfg, encoder_sha256(model.tokenizer)
     found = open_checkpoint(path)
     config = WorldModelConfig.from_dict(found.state["config"])
     if found.state.get("joint_lam") and component in ("lam", "dynamics"):
-        return _joint_part(found.exported(), component, config), config
+        return _joint_part(found.exported(), component, config), config, found.state.get("tokenizer_sha256")
     if found.component != component:
         raise InputError(f"{found.path} holds a {found.component}, not a {component}: give another path")
-    return found.exported(), config
+    return found.exported(), config, found.state.get("tokenizer_sha256")
 
 
 def _joint_part(weights: dict[str, Tensor], component: str, config: "WorldModelConfig") -> dict[str, Tensor]:
@@ -263,44 +266,32 @@ def encoder_sha256(model: "Tokenizer | LatentActionModel") -> str:
     part = "lam" if isinstance(model, LatentActionModel) else "tokenizer"
     config = model.cfg.to_dict()
     sizes = hashlib.sha256(json.dumps({name: config[name] for name in ("size", "frames", part)}).encode())
-    return tensors_sha256({**weights, f"codebook of {sizes.hexdigest()}": model.codebook})
+    codebook = model.codebook.detach()
+    if not codebook.is_cpu:  # the last bit of a norm is another one there
+        codebook = nn.functional.normalize(model.quantizer.rows.detach().cpu().float(), dim=-1)
+    return tensors_sha256({**weights, f"codebook of {sizes.hexdigest()}": codebook})
 
 
-def optimizer_state(
-    module: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimizer's state as tensors named `<quantity>/<parameter>` and its groups as JSON data."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    tensors = {
-        f"{quantity}/{names[cast(nn.Parameter, parameter)]}": value
-        for parameter, values in optimizer.state.items()
-        for quantity, value in values.items()
-    }
-    groups = [
-        {
-            **{key: value for key, value in group.items() if key != "params"},
-            "params": [names[p] for p in group["params"]],
-        }
-        for group in optimizer.param_groups
-    ]
-    return _cpu(tensors), groups
+def check_tokenizer(tokenizer: "Tokenizer", dynamics: "Dynamics", source: Path | str = "tokenizer") -> None:
+    """Raises InputError, with both hashes, unless the tokenizer makes the tokens that the dynamics was trained on.
+
+    A dynamics model that was not loaded from a run knows only the codes: then these must be the same.
+    """
+    wanted = getattr(dynamics, "tokenizer_sha256", None)
+    same_codes = torch.allclose(dynamics.codebook.cpu(), tokenizer.codebook.detach().cpu(), atol=1e-6)
+    got = encoder_sha256(tokenizer) if wanted else tensors_sha256({"codebook": tokenizer.codebook})
+    if same_codes and wanted in (None, got):
+        return
+    wanted = wanted or tensors_sha256({"codebook": dynamics.codebook})
+    raise InputError(
+        f"{source}: not the tokenizer that the dynamics was trained with: expected the one with sha256 {wanted[:16]}, "
+        f"got {got[:16]}"
+    )
 
 
-def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
-    """Give an optimizer over the same parameters the state that a checkpoint holds. Raises InputError otherwise."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    groups = checkpoint.state["optimizer"]
-    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    if order != [name for group in groups for name in group["params"]]:
-        raise InputError(f"{checkpoint.path}: trains other parameters than this run: continue it with its own settings")
-    places = {name: place for place, name in enumerate(order)}
-    parameters = dict(module.named_parameters())
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in checkpoint.optimizer_tensors().items():
-        quantity, name = key.split("/", 1)
-        state.setdefault(places[name], {})[quantity] = shared_like(tensor, parameters[name])
-    numbered = [{**group, "params": [places[name] for name in group["params"]]} for group in groups]
-    optimizer.load_state_dict({"state": state, "param_groups": numbered})
+def _note_tokenizer(module: nn.Module, sha256: str | None) -> None:
+    """Let a loaded component remember which tokenizer made its tokens; kept beside the weights, not among them."""
+    module.tokenizer_sha256 = sha256  # type: ignore[assignment]
 
 
 def remove_leftovers(run: Path) -> None:
@@ -333,10 +324,6 @@ def _advice(path: Path) -> str:
             these = "this folder" if number == 0 else f"the damaged {', '.join(sorted(damaged))}"
             return f"to go on from the one before it, {other.name}, delete {these}"
     return "there is no earlier one beside it"
-
-
-def _cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -56,8 +56,7 @@ def _dynamics(job: Job, device: torch.device) -> Objective:
     dynamics = Dynamics(job.config).to(device)
     if job.init is not None:
         checkpoint.load_component(dynamics, "dynamics", job.init)
-        if not torch.equal(dynamics.codebook, frozen.codebook):
-            raise InputError(f"{job.tokenizer} is not the tokenizer that the dynamics in {job.init} was trained with")
+        checkpoint.check_tokenizer(frozen, dynamics, job.tokenizer)
     dynamics.set_codebook(frozen.codebook)
     if not job.config.dynamics.latent_actions:
         return DynamicsObjective(dynamics, frozen)

@@ -7,13 +7,15 @@ a backward pass costs twice its forward pass, and what is computed again to save
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from worldmodel.config import AutoencoderConfig, WorldModelConfig
 from worldmodel.dynamics import Dynamics
 from worldmodel.latent_action import LatentActionModel
 from worldmodel.recipes import TrainConfig
 from worldmodel.tokenizer import Tokenizer
+from worldmodel.upscaler import Upscaler, shape
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Cost:
     flops: float
     """Forward and backward; with it the frozen tokenizer's encoding where tokens are not stored."""
     tokens: int
-    """Tokens of a clip: frames x patches."""
+    """Tokens of a clip: frames x patches; 0 for what knows no tokens."""
     activations: float
     """Bytes that are kept for the backward pass, roughly."""
     parameters: int
@@ -81,6 +83,8 @@ def cost_of(
         return _lam_cost(config, recipe)
     if component == "dynamics":
         return _dynamics_cost(config, recipe, cached)
+    if component == "upscaler":
+        return _upscaler_cost(recipe)
     return None
 
 
@@ -150,3 +154,23 @@ def _dynamics_cost(config: WorldModelConfig, recipe: TrainConfig, cached: bool) 
     flops = 3 * (stack.flops(frames) + head) + (0 if cached else encoding_flops(config, clip))
     total = count_parameters(Dynamics, config)
     return Cost(flops, clip * patches, kept, total, total)
+
+
+def _upscaler_cost(recipe: TrainConfig) -> Cost:
+    """Counted by torch on tensors without memory: an upscaler is convolutions alone."""
+    kept: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.device("meta"):
+        upscaler = Upscaler(shape(recipe.upscaler))
+        frames = torch.empty(1, 3, upscaler.cfg.size, upscaler.cfg.size)
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with FlopCounterMode(display=False) as counter, hooks:
+            upscaler(frames)
+    total = sum(parameter.numel() for parameter in upscaler.parameters())
+    activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - 4 * total
+    half = 0.5 if recipe.precision == "bf16" else 1.0
+    return Cost(3.0 * counter.get_total_flops(), 0, max(activations, 0) * half, total, total)

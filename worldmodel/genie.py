@@ -16,7 +16,7 @@ from envs.errors import InputError
 from envs.files import write_json_atomic
 from worldmodel import saved
 from worldmodel.action_map import ActionMap
-from worldmodel.checkpoint import tensors_sha256
+from worldmodel.checkpoint import check_tokenizer
 from worldmodel.config import WorldModelConfig, check_action_ids
 from worldmodel.dynamics import Dynamics
 from worldmodel.latent_action import LatentActionModel, check_lam
@@ -47,11 +47,8 @@ class WorldModel(nn.Module):
             )
         if not dynamics.has_codebook:
             dynamics.set_codebook(tokenizer.codebook.detach())
-        elif not torch.equal(dynamics.codebook.cpu(), tokenizer.codebook.detach().cpu()):
-            expected, got = (tensors_sha256({"": codes})[:12] for codes in (dynamics.codebook, tokenizer.codebook))
-            raise InputError(
-                f"dynamics was trained with the codes {expected} of another tokenizer, this one has {got}: use that one"
-            )
+        else:
+            check_tokenizer(tokenizer, dynamics)
         self.tokenizer, self.dynamics = tokenizer, dynamics
         self.cfg: WorldModelConfig = dynamics.cfg
 
@@ -192,10 +189,10 @@ class WorldModel(nn.Module):
         on_step: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Tokens of the frames that follow the past under the given conditions, sampled together. -> BFhw."""
-        start = self._masked(ahead_BFA)
+        start, bias = self._masked(ahead_BFA), self.dynamics.bias()
 
         def logits_of(tokens_BM: Tensor) -> Tensor:
-            hidden, _ = self.dynamics.run(tokens_BM.view_as(start), ahead_BFA, past)
+            hidden, _ = self.dynamics.run(tokens_BM.view_as(start), ahead_BFA, past, bias_HNN=bias)
             return self.dynamics.head(hidden).flatten(1, 3)
 
         made = sample(

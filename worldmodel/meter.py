@@ -25,7 +25,9 @@ class Meter:
         figures = {"clips_per_second": clips, "data_wait": self.waited / self.seconds}
         if self.cost is not None:
             achieved = clips * self.cost.flops
-            figures |= {"tokens_per_second": clips * self.cost.tokens, "flops_per_second": achieved}
+            figures["flops_per_second"] = achieved
+            if self.cost.tokens:
+                figures["tokens_per_second"] = clips * self.cost.tokens
             if self.peak:
                 figures["flops_utilisation"] = achieved / (self.peak * ranks)
         return figures

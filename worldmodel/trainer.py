@@ -27,6 +27,7 @@ from worldmodel.hardware import device_peak
 from worldmodel.job import Job
 from worldmodel.meter import Meter
 from worldmodel.objectives import Batch, Objective
+from worldmodel.optimizer_state import load_optimizer
 from worldmodel.pairs import PairClips
 from worldmodel.parallel import adding_up, compile_layers, distribute, shared_like, whole
 from worldmodel.streaming import StreamClips
@@ -233,7 +234,7 @@ class Trainer:
 
     def _is_best(self, loss: float) -> bool:
         """Note a validation loss; whether it is the lowest of the run so far, and so its checkpoint one to keep."""
-        better = self.recipe.keep_best and (self.best is None or loss < self.best["loss"])
+        better = self.recipe.keep_best and math.isfinite(loss) and (self.best is None or loss < self.best["loss"])
         if better:
             self.best = {"step": self.step, "loss": loss}
         return better
@@ -272,7 +273,7 @@ class Trainer:
 
     def _restore_optimizer(self, found: checkpoint.Checkpoint) -> None:
         """Take over the optimizer's state and the moving average, each rank its share."""
-        checkpoint.load_optimizer(self.objective.model, self.optimizer, found)
+        load_optimizer(self.objective.model, self.optimizer, found)
         if self.average is not None:
             for name, value in found.average().items():
                 own = self.average.values[name]
