@@ -62,6 +62,7 @@ class RetroGame(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self._no_buttons = _bits(0, len(self.buttons))
         self._start = self._start_state()
         self._steps = 0
+        self._as_drawn = False
         self._screen: Any = None
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(ACTIONS), seed=seed)
@@ -86,6 +87,7 @@ class RetroGame(gymnasium.Env[NDArray[np.uint8], np.int64]):
         super().reset(seed=seed)
         self._emulator_env.initial_state = self._start
         self._emulator_env.reset(seed=seed)
+        self._as_drawn = not any(self._emulator_env.data.crop_info(0)) and self._emulator_env.em.get_rotation() == 0
         self._advance(self._no_buttons)
         self._steps = 0
         return letterbox(self._screen, self.size), {}
@@ -135,7 +137,7 @@ class RetroGame(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
         stable-retro's own step would draw, and look up every variable, for frames that nobody sees.
         """
-        env, emulator, data = self._emulator_env, self._emulator_env.em, self._emulator_env.data
+        emulator, data = self._emulator_env.em, self._emulator_env.data
         emulator.set_button_mask(buttons, 0)
         reward, terminated = 0.0, False
         before_last: NDArray[np.uint8] | None = None
@@ -146,12 +148,18 @@ class RetroGame(gymnasium.Env[NDArray[np.uint8], np.int64]):
                 reward += data.current_reward()
                 terminated = bool(data.is_done())
             if frame == self.frame_skip - 2:
-                before_last = env.get_screen(apply_rotation=True)
-        last = env.get_screen(apply_rotation=True)
+                before_last = self._drawn()
+        last = self._drawn()
         if before_last is not None and before_last.shape == last.shape:  # some consoles change resolution
             last = np.maximum(before_last, last)
         self._screen = last
         return float(reward), terminated
+
+    def _drawn(self) -> NDArray[np.uint8]:
+        """What the emulator shows now, cropped and turned only where the game asks for it: looking costs time."""
+        env = self._emulator_env
+        screen: NDArray[np.uint8] = env.em.get_screen() if self._as_drawn else env.get_screen(apply_rotation=True)
+        return screen
 
     def render(self) -> Any:
         """The screen at the console's own resolution, uint8 (h, w, 3); None before the first reset."""

@@ -17,7 +17,7 @@ class Args:
     """Measure PSNR, SSIM, delta-PSNR and the Frechet distance of predictions on held-out episodes (appendix A.2)."""
 
     model: tyro.conf.Positional[Path]
-    """The world model: a folder that `map` or the pipeline wrote, or `save` of a model."""
+    """The world model: a folder that `map`, the pipeline or `save` wrote."""
     data: tuple[Path, ...]
     """Folders of episodes that the model was not trained on."""
     out: Path | None = None

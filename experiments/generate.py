@@ -14,7 +14,7 @@ class Args:
     """Predict the frames of recorded episodes and write film strips (PNG) and GIFs, real beside predicted."""
 
     model: tyro.conf.Positional[Path]
-    """The world model: a folder that `map` or the pipeline wrote, or `save` of a model."""
+    """The world model: a folder that `map`, the pipeline or `save` wrote."""
     data: Path
     """Folder of episodes."""
     out: Path

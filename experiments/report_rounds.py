@@ -30,10 +30,9 @@ def build(root: Path, out: Path) -> list[str]:
     new = [sum(counts["new"] for counts in row["screens"].values()) for row in measured]
     lines = []
     for place in rounds:
-        line = (
-            f"Round {place}: {new[place]:,} new distinct screens; entropy on them {mean[place - 1, place]:.3f} before "
-        )
-        line += f"learning from them, {mean[place, place]:.3f} after"
+        before, after = mean[place - 1, place], mean[place, place]
+        line = f"Round {place}: {new[place]:,} new distinct screens; entropy on the round's screens {before:.3f} "
+        line += f"before learning from them, {after:.3f} after"
         if (place - 1, place + 1) in mean:
             other = mean[place, place + 1] - mean[place - 1, place + 1]
             line += f"; on the screens of round {place + 1}, not yet visited, it changed by {other:+.3f}"
@@ -83,8 +82,8 @@ def unsure(measured: list[dict[str, Any]], mean: dict[tuple[int, int], float]) -
         "How unsure the models are",
         [
             "Mean token entropy, as a share of the largest possible, over a fixed set of windows of each round's play. "
-            "A row falls from the column of the round in which its screens were learnt from; to the left of it the "
-            "model had not met them yet.",
+            "The screens of a round were learnt from in the column of that round; in those before it the model had not "
+            "met them.",
         ],
         tables=[Table(heads, rows)],
         charts=[Markup(chart)],

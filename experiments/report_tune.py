@@ -60,7 +60,9 @@ def build(root: Path, out: Path) -> list[str]:
                 if changes
                 else "No agent copied another."
             ],
-            tables=[Table(("From epoch", "Agent", "Copied", *NAMES.values()), [_row(change) for change in changes])],
+            tables=[
+                Table(("From epoch", "Agent", "Copied from", *NAMES.values()), [_row(change) for change in changes])
+            ],
             charts=[
                 Markup(
                     line_chart(
@@ -104,5 +106,4 @@ def _row(change: dict[str, Any]) -> list[str]:
         " to ".join(short(value) for value in change["settings"][name]) if name in change["settings"] else "same"
         for name in NAMES
     ]
-    copied = f"copied {change['copied']}" if change["copied"] else "-"
-    return [str(change["from_epoch"]), change["trial"], copied, *cells]
+    return [str(change["from_epoch"]), change["trial"], change["copied"] or "-", *cells]

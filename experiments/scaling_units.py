@@ -5,7 +5,10 @@ Time is that of the process on its core, not the clock's, so that other programs
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exploration.recipes import ExploreRecipe
 
 
 def measure(game: str, repeats: int) -> dict[str, Any]:
@@ -15,12 +18,14 @@ def measure(game: str, repeats: int) -> dict[str, Any]:
 
     import torch
 
+    from exploration.recipes import recipe
+
     torch.set_num_threads(1)
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "game": game,
         **playing(game, repeats),
-        **exploring(repeats),
+        **exploring(repeats, recipe("paper")),
         **rewarding(repeats),
     }
 
@@ -52,15 +57,13 @@ def playing(game: str, repeats: int, steps: int = 300) -> dict[str, float]:
     return {"env_step_core_seconds": seconds / steps, "bytes_per_frame": sizes[-1]}
 
 
-def exploring(repeats: int) -> dict[str, float]:
-    """The paper's agent: choosing an action in 8 environments, and an update of 128 segments of 20 steps."""
+def exploring(repeats: int, plan: "ExploreRecipe") -> dict[str, float]:
+    """The agent of a recipe: choosing an action in all its environments at once, and an update."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from exploration.policy import CnnLstm
-    from exploration.recipes import recipe
 
-    plan = recipe("paper")
     network = CnnLstm(plan.network)
     units, envs_at_once = plan.network.units, plan.runners * plan.envs_per_runner
 

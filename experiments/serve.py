@@ -13,7 +13,7 @@ class Args(RayArgs):
     """Serve a world model's uncertainty on a Ray cluster until Ctrl+C. It opens no port."""
 
     model: tyro.conf.Positional[Path]
-    """The world model: a folder that `map` or the pipeline wrote, or `save` of a model."""
+    """The world model: a folder that `map`, the pipeline or `save` wrote."""
     name: str = "autoexplore-reward"
     """Name of the app, by which explorers find it."""
     replicas: int = 1

@@ -13,7 +13,7 @@ from experiments.common import check_folder, default_threads
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from worldmodel import GenieReduxG
+    from worldmodel import WorldModel
 
 Mode = Literal["one_pass", "autoregressive"]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -25,7 +25,7 @@ class ModelArgs:
     """The flags of every study of one model."""
 
     model: tyro.conf.Positional[Path]
-    """The world model: a folder that `GenieReduxG.save` or the pipeline wrote."""
+    """The world model: a folder that `map`, the pipeline or `save` wrote."""
     data: tuple[Path, ...]
     """Folders of episodes that the model was not trained on."""
     out: Path
@@ -38,7 +38,7 @@ class ModelArgs:
     """Torch threads. Default: the cores that this process may use."""
 
 
-def open_model(args: ModelArgs) -> "GenieReduxG":
+def open_model(args: ModelArgs) -> "WorldModel":
     """The model of the flags, ready to predict. Raises InputError where it or the data is not there."""
     check_folder(args.model, "world model", "pipeline")
     for folder in args.data:
@@ -46,10 +46,10 @@ def open_model(args: ModelArgs) -> "GenieReduxG":
 
     import torch
 
-    from worldmodel import GenieReduxG
+    from worldmodel import load_world_model
 
     torch.set_num_threads(args.threads or default_threads())
-    return GenieReduxG.load(args.model)
+    return load_world_model(args.model).for_game(None)
 
 
 def gain(figures: Mapping[str, Any], part: str, name: str = "psnr") -> float | None:

@@ -20,7 +20,7 @@ from experiments.study_common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from worldmodel import GenieReduxG
+    from worldmodel import WorldModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def _row(figures: Mapping[str, Any], mode: str, steps: int, seconds_a_frame: flo
 
 
 def seconds(
-    model: "GenieReduxG", frames_BPCHW: "Tensor", actions_BA: "Tensor", repeats: int, sampling: Mapping[str, Any]
+    model: "WorldModel", frames_BPCHW: "Tensor", actions_BA: "Tensor", repeats: int, sampling: Mapping[str, Any]
 ) -> float:
     """Shortest wall time for a frame of a window, of several times that all are generated."""
     import torch

@@ -18,7 +18,7 @@ class Args(RunArgs):
     what: tyro.conf.Positional[tuple[str, ...]]
     """Games to explore; or `set`, the folder of a running `explore`, and changes such as entropy_coeff=0.002."""
     model: Path | None = None
-    """World model that scores what the agents see: a folder that `GenieReduxG.save` or the pipeline wrote."""
+    """World model that scores what the agents see: a folder that `map`, the pipeline or `save` wrote."""
     out: Path | None = None
     """Folder of the run."""
     preset: Preset = "cpu"

@@ -37,7 +37,7 @@ from exploration.replay import Batch, Fragment, Replay, Scale
 from exploration.reward import TOP_FRACTION, check_top_fraction
 from exploration.runner import GameRunner
 from exploration.scorers import Scorer
-from exploration.vector import check_places
+from exploration.vector import STEP_SECONDS, check_places
 
 GAMES_ENV = "autoexplore-games"
 SAMPLE_TIMEOUT_S = 900.0
@@ -79,6 +79,7 @@ class AutoExploreConfig(AlgorithmConfig):
         self.normalize_rewards, self.cut_rewards = defaults.normalize_rewards, defaults.cut_rewards
         self.precision = defaults.precision
         self.runner_threads = 1
+        self.step_timeout_s = STEP_SECONDS
         self.gamma, self.lr = loss.gamma, defaults.lr
         self.grad_clip, self.grad_clip_by = defaults.grad_clip, "global_norm"
         self.env_runner_cls = GameRunner
@@ -167,7 +168,7 @@ _OWN_SETTINGS = frozenset(
         *("top_fraction", "epsilon", "final_epsilon", "epsilon_epochs", "temperature", "steps_per_epoch"),
         *("updates_per_epoch", "segments", "segment", "burn_in", "replay_capacity", "replay_in_checkpoint"),
         *("lambda_", "entropy_coeff", "value_coeff", "returns", "rho_clip", "normalize_advantages"),
-        *("normalize_rewards", "cut_rewards", "channels", "units", "precision", "runner_threads"),
+        *("normalize_rewards", "cut_rewards", "channels", "units", "precision", "runner_threads", "step_timeout_s"),
     )
 )
 
@@ -232,9 +233,13 @@ class AutoExplore(Algorithm):
         kept = 0
         while not kept:
             # Pushed before every sampling, so that it reaches runners that were restarted.
-            acting = {"epsilon": self.epsilon, "temperature": self.config.temperature}
             self.env_runner_group.foreach_env_runner(
-                partial(_set_exploration, **acting, top_fraction=self.config.top_fraction)
+                partial(
+                    GameRunner.set_exploration,
+                    epsilon=self.epsilon,
+                    temperature=self.config.temperature,
+                    top_fraction=self.config.top_fraction,
+                )
             )
             sampled: Any = synchronous_parallel_sample(
                 worker_set=self.env_runner_group,
@@ -327,7 +332,8 @@ class AutoExplore(Algorithm):
         weights = {f"network.{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
         self.learner_group.set_weights({DEFAULT_MODULE_ID: weights})
         for group in filter(None, (self.env_runner_group, self.eval_env_runner_group)):
-            group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+            # RLlib's own way drops weights that are of no later update than the runner's.
+            group.foreach_env_runner(partial(GameRunner.set_weights, weights=weights))
 
     def get_state(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         """RLlib's state and, if the configuration says so, the replay."""
@@ -350,8 +356,3 @@ def as_learner_batch(batch: Batch) -> MultiAgentBatch:
     columns: dict[str, Any] = {name: rows for name, rows in batch.items() if name not in ("h", "c")}
     columns[Columns.STATE_IN] = {"h": batch["h"], "c": batch["c"]}
     return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(np.sum(batch["valid"])))
-
-
-def _set_exploration(runner: Any, epsilon: float, temperature: float, top_fraction: float) -> None:
-    runner.set_exploration(epsilon, temperature)
-    vars(runner.config)["top_fraction"] = top_fraction  # frozen, but a restarted runner has the first one

@@ -14,7 +14,7 @@ either. B windows of five frames o_{t-4}..o_t and the four actions between them;
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from envs.episodes import Episode, EpisodeReader
 from envs.errors import InputError
 from envs.novelty import screen_keys
 from exploration.reward import CONTEXT, WINDOW
@@ -224,15 +225,22 @@ def sample_frames(data: Sequence[Path | str], count: int, seed: int = 0) -> NDAr
 
     Raises InputError where there is no folder, or it holds no episode.
     """
-    from envs.episodes import EpisodeReader
+    generator, frames = np.random.default_rng(seed), []
+    for episode, episodes in recorded(data):
+        own = episode.frames_THWC
+        frames.append(own[np.sort(generator.permutation(len(own))[: max(1, count // episodes)])])
+    return np.concatenate(frames)
 
+
+def recorded(data: Sequence[Path | str]) -> Iterator[tuple[Episode, int]]:
+    """The episodes of some folders, each with the number of all of them.
+
+    Raises InputError where there is no folder, or it holds no episode.
+    """
     readers = [EpisodeReader(folder) for folder in data]
     episodes = sum(map(len, readers))
     if not episodes:
         raise InputError("this reward is trained on recorded play: name folders of episodes with --reward-data")
-    generator, frames = np.random.default_rng(seed), []
     for reader in readers:
         for index in range(len(reader)):
-            own = reader[index].frames_THWC
-            frames.append(own[np.sort(generator.permutation(len(own))[: max(1, count // episodes)])])
-    return np.concatenate(frames)
+            yield reader[index], episodes

@@ -24,8 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from envs.errors import InputError
-from exploration.baselines import BATCH, load_weights, to_pixels
+from exploration.baselines import BATCH, load_weights, recorded, to_pixels
 from exploration.reward import CONTEXT, WINDOW, cut_windows
 from exploration.scorers import Entropies, checked
 
@@ -139,23 +138,15 @@ def sample_windows(
 
     Raises InputError where there is no folder, or it holds no episode.
     """
-    from envs.episodes import EpisodeReader
-
-    readers = [EpisodeReader(folder) for folder in data]
-    episodes = sum(map(len, readers))
-    if not episodes:
-        raise InputError("this reward is trained on recorded play: name folders of episodes with --reward-data")
     generator = np.random.default_rng(seed)
-    for reader in readers:
-        for index in range(len(reader)):
-            episode = reader[index]
-            if len(episode.actions) < WINDOW:
-                continue
-            windows = cut_windows(episode.frames_THWC, episode.actions.astype(np.int64), len(episode.actions))
-            picked = generator.permutation(len(windows.actions_B4))[: max(1, count // episodes)]
-            for at in range(0, len(picked), BATCH):
-                part = picked[at : at + BATCH]
-                yield windows.frames_B5HWC[part], windows.actions_B4[part]
+    for episode, episodes in recorded(data):
+        if len(episode.actions) < WINDOW:
+            continue
+        windows = cut_windows(episode.frames_THWC, episode.actions.astype(np.int64), len(episode.actions))
+        picked = generator.permutation(len(windows.actions_B4))[: max(1, count // episodes)]
+        for at in range(0, len(picked), BATCH):
+            part = picked[at : at + BATCH]
+            yield windows.frames_B5HWC[part], windows.actions_B4[part]
 
 
 class Disagreement:

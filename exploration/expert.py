@@ -7,6 +7,7 @@ An agent of this project leaves a policy folder, which `collect --policy expert:
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from envs.errors import InputError
 from exploration.recipes import ExploreRecipe, recipe
@@ -32,11 +33,12 @@ def train_actor_critic(
 TRAINERS: dict[str, Callable[..., Path]] = {"actor-critic": train_actor_critic}
 
 
-def _of(preset: str, **changes: object) -> ExploreRecipe:
+def _of(preset: str, **changes: Any) -> ExploreRecipe:
     """A preset of the explorer, paid by the game: cheap to collect, so that it plays longer, and far-sighted."""
     plan = recipe(preset)
     loss = dataclasses.replace(plan.loss, gamma=0.99, normalize_advantages=True, entropy_coeff=0.01)
-    return dataclasses.replace(plan, loss=loss, normalize_rewards=False, cut_rewards=True, **changes)  # type: ignore[arg-type]
+    fixed: dict[str, Any] = {"loss": loss, "normalize_rewards": False, "cut_rewards": True, "evaluate_greedily": False}
+    return dataclasses.replace(plan, **(fixed | changes))
 
 
 EXPERTS: dict[str, ExploreRecipe] = {
@@ -44,7 +46,7 @@ EXPERTS: dict[str, ExploreRecipe] = {
     "cpu": _of(
         "cpu", epochs=25, steps=100, updates=40, epsilon_epochs=15, evaluate_every=5, evaluation_steps=400, lr=1e-3
     ),
-    "paper": _of("paper", cut_rewards=True),
+    "paper": _of("paper"),
 }
 
 

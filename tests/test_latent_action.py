@@ -97,7 +97,7 @@ def test_paper_has_the_papers_size() -> None:
 
 @pytest.mark.parametrize(("codebook", "weight", "residual"), [("gradient", 1.0, False), ("ema", 5.0, True)])
 def test_losses_equal_an_independent_calculation(codebook: str, weight: float, residual: bool) -> None:
-    changes = {"codebook": codebook, "changed_pixel_weight": weight, "residual": residual}
+    changes = {"codebook": codebook, "commitment": 0.25, "changed_pixel_weight": weight, "residual": residual}
     cfg = dataclasses.replace(DEBUG, lam=dataclasses.replace(DEBUG.lam, **changes))
     lam = loud(LatentActionModel(cfg))
     frames = torch.rand(2, 4, 3, 64, 64)
@@ -177,9 +177,9 @@ def test_it_finds_the_actions_of_the_counting_env_beside_the_frame_they_act_on()
     torch.manual_seed(0)
     lam = LatentActionModel(SMALL)
     optimizer = torch.optim.AdamW(lam.parameters(), lr=1e-2)
-    for step in range(150):
+    for step in range(250):
         frames, _ = counting_clips(8, 6, seed=step)
-        lam.set_progress(step / 150)
+        lam.set_progress(step / 250)
         lam(frames).losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(lam.parameters(), 1.0)
         optimizer.step()
@@ -194,8 +194,8 @@ def test_it_finds_the_actions_of_the_counting_env_beside_the_frame_they_act_on()
         np.add.at(tables[shift], (real.numpy(), read.numpy()), 1)
     action_map = ActionMap({"Counting": tables[0]})
     told = {shift: agreement(table, action_map.latents()) for shift, table in tables.items()}
-    assert told[0]["information"] > 0.8
-    assert told[0]["kappa"] > 0.8
+    assert told[0]["information"] > 0.7
+    assert told[0]["kappa"] > 0.7
     for shift in (-1, 1):
         assert told[shift]["information"] < 0.2
         assert abs(told[shift]["kappa"]) < 0.2
@@ -295,7 +295,7 @@ def test_what_does_not_belong_together_is_refused() -> None:
     other = LatentActionModel(dataclasses.replace(DEBUG, lam=dataclasses.replace(DEBUG.lam, dim=16)))
     with pytest.raises(InputError, match="different configurations"):
         GenieRedux(model.tokenizer, other, model.dynamics)
-    with pytest.raises(InputError, match=r"expected the one with sha256 \w{16}, got \w{16}"):
+    with pytest.raises(InputError, match=r"not the tokenizer that the dynamics was trained with: expected"):
         GenieRedux(Tokenizer(DEBUG), model.lam, model.dynamics)
     with pytest.raises(InputError, match=r"actions = 5: a dynamics on latent actions has lam\.codes = 7"):
         dataclasses.replace(DEBUG, dynamics=LATENT.dynamics)

@@ -1,5 +1,6 @@
 """Returns and loss against plain loops, and the replay."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from envs.errors import InputError
-from exploration.film import Film
+from exploration.film import BLOCK, BlockCache, Film
 from exploration.learner import LossConfig, actor_critic_loss, lambda_returns, vtrace_returns
 from exploration.replay import Fragment, Replay
 
@@ -245,3 +246,40 @@ def test_parts_of_a_batch_have_the_whole_ones_gradient():
     torch.testing.assert_close(sum(parts) / 2, whole)
     (got,) = torch.autograd.grad(sum(parts) / 2, logits)
     torch.testing.assert_close(got, expected)
+
+
+def test_films_give_back_their_frames_and_take_a_fraction_of_the_memory():
+    generator = np.random.default_rng(0)
+    frames = np.zeros((3 * BLOCK, 16, 16, 3), np.uint8)
+    frames[:, :2, :2] = generator.integers(0, 256, (3 * BLOCK, 2, 2, 3))
+    cache = BlockCache(size=2)
+    for cut in (1, BLOCK - 1, BLOCK, BLOCK + 1, 70):
+        film = Film.of(frames[:cut]).joined(Film.of(frames[cut:]))
+        assert len(film) == len(frames)
+        np.testing.assert_array_equal(film.without_last().read(0, len(film)), frames[:-1])
+        for start, stop in ((0, 96), (31, 33), (5, 5), (64, 96), (95, 96)):
+            for opened in (None, cache):
+                np.testing.assert_array_equal(film.read(start, stop, opened), frames[start:stop])
+        assert film.bytes < frames.nbytes / 10
+    replay = Replay(10_000)
+    for start in range(0, 400, 10):  # fragments of ten steps do not stay blocks of ten
+        replay.add(fragment("a", 10, first=start, start=start))
+    (stretch,) = replay._stretches
+    assert len(stretch.film.blocks) <= 401 / BLOCK * 1.5
+    assert replay.bytes == stretch.bytes > 0
+
+
+def test_rewards_are_scaled_game_by_game():
+    replay = Replay(1_000, seed=0)
+    replay.add(fragment("a", 40))
+    replay.add(dataclasses.replace(fragment("b", 40, start=500), game="other"))
+    scale = replay.reward_scale()
+    assert scale["g"] == pytest.approx((np.arange(3, 40).mean(), np.arange(3, 40).std()))
+    assert scale["other"][0] == pytest.approx(scale["g"][0] + 500)
+    plain = Replay(1_000, seed=0)
+    plain.set_state(replay.get_state())
+    raw, scaled = plain.sample(300, 5), replay.sample(300, 5, scale=scale)
+    middle = np.where(raw["h"][:, :1] >= 500, scale["other"][0], scale["g"][0])
+    expected = np.where(raw["learn"], (raw["rewards"] - middle) / scale["g"][1], 0)
+    np.testing.assert_allclose(scaled["rewards"], expected, rtol=1e-4, atol=1e-4)
+    assert abs(scaled["rewards"][raw["learn"]].mean()) < 0.2

@@ -99,7 +99,7 @@ def test_a_population_copies_its_best_and_varies_it_also_after_ctrl_c(ray_cluste
         for name, (low, high) in (("lr", (1e-5, 3e-3)), ("top_fraction", (0.05, 1.0))):
             assert low <= row["settings"][name] <= high
     load_policy(out / "best")
-    assert "copied" in (out / "report/index.html").read_text()
+    assert "Copied from" in (out / "report/index.html").read_text()
     assert "Report:" in capsys.readouterr().out
     assert execute([*argv, "--resume"]) == 0, "finished: only the report is drawn again"
     assert execute(argv) == 2

@@ -191,7 +191,7 @@ def load_component(module: nn.Module, component: str, path: Path | str) -> None:
 
 
 def load_tokenizer(path: Path | str, device: torch.device | str = "cpu") -> "Tokenizer":
-    """The trained tokenizer, in eval mode, from a run's folder, a checkpoint or a folder that `GenieReduxG.save` wrote.
+    """The trained tokenizer, in eval mode, from a run's folder, a checkpoint or a saved world model.
 
     Raises InputError where there is none, it is damaged, or it belongs to another version.
     """

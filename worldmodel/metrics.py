@@ -21,7 +21,7 @@ PSNR_CAP = 54.1514
 
 
 class Generator(Protocol):
-    """What the metrics ask of a world model: `worldmodel.genie.GenieReduxG.generate`."""
+    """What the metrics ask of a world model: `worldmodel.genie.WorldModel.generate`."""
 
     def generate(
         self,
