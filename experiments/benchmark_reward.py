@@ -112,7 +112,8 @@ def service(args: Args, app: str, model: Path) -> Iterator[Row]:
         torch.set_num_threads(threads)
     least, served = (statistics.median(column) for column in zip(*rates, strict=True))
     yield Row("reward", "reward service, 64 windows", 60 * served, "windows/min", "bare model", 60 * least, 0.95)
-    stop, failed = threading.Event(), []
+    stop = threading.Event()
+    failed: list[str] = []
     asking = threading.Thread(target=_ask, args=(ServeScorer(app, retries=0), frames[:4], actions[:4], stop, failed))
     asking.start()
     try:
