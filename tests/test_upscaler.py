@@ -20,6 +20,7 @@ from experiments.pictures import at_scale
 from worldmodel.checkpoint import open_checkpoint
 from worldmodel.clips import Clips, model_frames
 from worldmodel.config import preset
+from worldmodel.cost import cost_of
 from worldmodel.metrics import frame_psnr
 from worldmodel.pairs import PairClips
 from worldmodel.recipes import recipe
@@ -69,6 +70,9 @@ def test_the_papers_sizes() -> None:
     assert counts["small"] == pytest.approx(31e6, rel=0.01)
     assert counts["large"] == pytest.approx(124e6, rel=0.01)
     assert counts["debug"] < counts["cpu"] < 1e6
+    cost = cost_of("upscaler", CONFIG, recipe("upscaler", "paper"))
+    assert cost is not None
+    assert cost.parameters == counts["small"]
 
 
 def test_the_papers_training() -> None:
