@@ -22,17 +22,9 @@ def stage_table(c: Plan) -> list[Stage]:
     """The stages of a plan, in order. Weights are seconds on two cores at preset cpu."""
     games = f"{len(c.games)} game{'s' if len(c.games) > 1 else ''}"
     play = [c.games, c.seed]
-    test = [*play, c.test_episodes, c.explored_steps]
+    whole, long = c.random_episodes, c.explored_steps
     return [
-        Stage(
-            "collect-random",
-            f"a random agent plays {games}, {c.random_episodes} episodes each",
-            partial(collect_play, part="random", episodes=c.random_episodes, steps=c.random_steps),
-            inputs=(),
-            output="data/random",
-            weight=20,
-            settings=[*play, c.random_episodes, c.random_steps],
-        ),
+        played(c, "random", f"a random agent plays {games}, {whole} episodes each", whole, c.random_steps, weight=20),
         Stage(
             "tokenizer",
             "learns to turn frames into tokens and back",
@@ -67,14 +59,13 @@ def stage_table(c: Plan) -> list[Stage]:
             weight=200,
             settings=[*play, c.preset, c.explore, c.scorer],
         ),
-        Stage(
-            "collect-explored",
+        played(
+            c,
+            "explored",
             f"the explorer plays {games}, {c.explored_episodes} episodes each",
-            partial(collect_play, part="explored", episodes=c.explored_episodes, steps=c.explored_steps),
-            inputs=("explore",),
-            output="data/explored",
+            c.explored_episodes,
+            long,
             weight=20,
-            settings=[*play, c.explored_episodes, c.explored_steps, c.explored_epsilon],
         ),
         Stage(
             "collect-more-random",
@@ -83,26 +74,10 @@ def stage_table(c: Plan) -> list[Stage]:
             inputs=("collect-explored",),
             output="data/more-random",
             weight=15,
-            settings=[*play, c.explored_steps],
+            settings=[*play, long],
         ),
-        Stage(
-            "collect-test-random",
-            "held-out episodes of the random agent",
-            partial(collect_play, part="test-random", episodes=c.test_episodes, steps=c.explored_steps),
-            inputs=(),
-            output="data/test-random",
-            weight=8,
-            settings=test,
-        ),
-        Stage(
-            "collect-test-explored",
-            "held-out episodes of the explorer",
-            partial(collect_play, part="test-explored", episodes=c.test_episodes, steps=c.explored_steps),
-            inputs=("explore",),
-            output="data/test-explored",
-            weight=10,
-            settings=[*test, c.explored_epsilon],
-        ),
+        played(c, "test-random", "held-out episodes of the random agent", c.test_episodes, long, weight=8),
+        played(c, "test-explored", "held-out episodes of the explorer", c.test_episodes, long, weight=10),
         *finetuned(c, "explored", "collect-explored", "what the explorer saw"),
         *finetuned(c, "random", "collect-more-random", "as much random play"),
         Stage(
@@ -116,6 +91,20 @@ def stage_table(c: Plan) -> list[Stage]:
         ),
         Stage("report", "draws the report", draw_report, inputs=("evaluate",), output="report", weight=30),
     ]
+
+
+def played(c: Plan, part: str, says: str, episodes: int, steps: int, *, weight: float) -> Stage:
+    """The stage that records `part` of the data: the explorer's where the name ends so, otherwise the random agent's."""
+    explorer = part.endswith("explored")
+    return Stage(
+        f"collect-{part}",
+        says,
+        partial(collect_play, part=part, episodes=episodes, steps=steps),
+        inputs=("explore",) if explorer else (),
+        output=f"data/{part}",
+        weight=weight,
+        settings=[c.games, c.seed, episodes, steps, *([c.explored_epsilon] if explorer else [])],
+    )
 
 
 def finetuned(c: Plan, side: str, data: str, words: str) -> list[Stage]:
