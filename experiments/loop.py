@@ -94,7 +94,7 @@ def stage_table(c: Plan) -> list[Stage]:
 
 
 def played(c: Plan, part: str, says: str, episodes: int, steps: int, *, weight: float) -> Stage:
-    """The stage that records `part` of the data: the explorer's where the name ends so, otherwise the random agent's."""
+    """The stage that records `part` of the data: by the explorer where the name ends so, else by the random agent."""
     explorer = part.endswith("explored")
     return Stage(
         f"collect-{part}",
