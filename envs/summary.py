@@ -44,8 +44,9 @@ class GameSummary:
 
     def to_json(self) -> dict[str, Any]:
         """The figures as they are shown: shares and means, in [0, 1] and a step."""
-        more = range(len(ACTIONS), max(self.actions, default=0) + 1)  # of games with more actions, by number
-        names = [*ACTIONS, *map(str, more)]
+        count = max(self.actions, default=0) + 1
+        # A game with more actions has others in those places, as CoinRun has: they go by number.
+        names = ACTIONS if count <= len(ACTIONS) else tuple(map(str, range(count)))
         return {
             "episodes": self.episodes,
             "validation_episodes": self.validation,

@@ -1,12 +1,10 @@
 """Measure how fast the parts are, each against the plain thing it should not be much slower than, in the same run."""
 
-import dataclasses
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments.common import RayArgs, check_games, ray_session
 
@@ -57,6 +55,7 @@ def run(args: Args) -> None:
     from envs.runs import console
     from experiments.benchmark_data import collecting, windows
     from experiments.benchmark_model import generation, training
+    from experiments.benchmark_reward import reward
 
     groups: dict[str, Callable[[Args, Path], Iterator[Row]]] = {
         "collect": collecting,
@@ -96,57 +95,3 @@ def run(args: Args) -> None:
 def middle(times: int, measure: Callable[[], float]) -> float:
     """The median of some measurements."""
     return statistics.median(measure() for _ in range(times))
-
-
-def reward(args: Args, scratch: Path) -> Iterator[Row]:
-    """Steps sampled per second by the explorer's own runners with a reward, against sampling without any reward.
-
-    The world model is an untrained one of preset cpu: its speed does not depend on its weights. The null scorer answers
-    at once, so that it shows what cutting windows and writing rewards costs by itself.
-    """
-    from functools import partial
-
-    from exploration.scorers import LocalScorer, ServeScorer
-    from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset, serve
-
-    config = preset("cpu")
-    model = scratch / "model"
-    GenieReduxG(Tokenizer(config), Dynamics(config)).save(model)
-    plain = sampling_rate(args, None)
-    null = sampling_rate(args, NullScorer)
-    yield Row("reward", "sampling, null reward", null, "steps/s", "sampling without reward", plain, 0.97)
-    local = sampling_rate(args, partial(LocalScorer, model))
-    yield Row("reward", "sampling, reward in process", local, "steps/s", "sampling without reward", plain)
-    app = serve.run(model)
-    try:
-        served = sampling_rate(args, partial(ServeScorer, app))
-    finally:
-        serve.stop(app)
-    yield Row("reward", "sampling, reward by Serve", served, "steps/s", "sampling without reward", plain)
-
-
-class NullScorer:
-    """Answers nothing but zeros, at once."""
-
-    def submit(self, frames_B5HWC: Any, actions_B4: Any) -> Callable[[], Any]:
-        import numpy as np
-
-        return lambda: np.zeros((len(frames_B5HWC), 1), np.float32)
-
-
-def sampling_rate(args: Args, scorer: Callable[[], Any] | None) -> float:
-    """Steps sampled per second by 2 runners with 4 games each: the median over epochs, after one to warm up."""
-    from exploration.recipes import recipe
-    from exploration.run import configure
-
-    plan = dataclasses.replace(recipe("cpu"), steps=40, updates=1, batch_size=1, evaluate_every=1_000)
-    algorithm = configure(plan, args.games, scorer).build_algo()
-    try:
-        rates = []
-        for _ in range(args.repeats + 1):
-            result = algorithm.train()
-            steps = sum(game["steps"] for game in result["env_runners"]["games"].values())
-            rates.append(float(steps) / result["seconds"]["sample"])
-    finally:
-        algorithm.stop()
-    return statistics.median(rates[1:])

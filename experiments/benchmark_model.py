@@ -135,7 +135,7 @@ def cached_tokens(args: Args) -> Row:
 
 def generation(args: Args, scratch: Path) -> Iterator[Row]:
     """Frames a second from 2 to 10 more in 25 steps, against the same without anything kept; and the reward query."""
-    model = GenieReduxG(Tokenizer(fewer_blocks(1, 1)), Dynamics(fewer_blocks(1, 1))).eval()
+    model = GenieReduxG(Tokenizer(fewer_blocks(1, 4)), Dynamics(fewer_blocks(1, 4))).eval()
     frames, actions = torch.rand(1, 2, 3, 64, 64), torch.zeros(1, 11, dtype=torch.int64)
     for mode, together, target in (("autoregressive", 2, 3.5), ("one_pass", 10, 1.15)):
 

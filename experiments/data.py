@@ -145,7 +145,8 @@ def _stats(args: Stats) -> None:
     rows = {**games, **({"all": total} if len(games) > 1 else {})}
     for game, figures in rows.items():
         values = figures.to_json()
-        shares = [f"{values['action_shares'][name]:.0%}" for name in ACTIONS]
+        known = values["action_shares"]
+        shares = [f"{known[name]:.0%}" if name in known else "-" for name in ACTIONS]
         shown.add_row(
             game,
             f"{values['episodes']:,}",

@@ -71,7 +71,7 @@ class Work:
 
 
 def run(args: Args) -> None:
-    """Measure if asked for, and print three tables in Markdown. Raises InputError for a file without the figures."""
+    """Measure if asked for, and print tables in Markdown. Raises InputError for a file without the figures."""
     from envs.errors import InputError
     from envs.files import write_json_atomic
     from experiments.common import check_games
@@ -85,6 +85,7 @@ def run(args: Args) -> None:
     units = read_units(args.units)
     work, prices, assumed = paper_run(units, Assumed()), Prices(), Assumed()
     print(units_table(units, assumed))
+    print(epoch_table(units, assumed))
     print(work_table(work, prices, assumed, args.times))
     for times, days in zip(args.times, args.days, strict=True):
         print(machines_table(work, prices, assumed, times, days, units))
@@ -129,12 +130,15 @@ def paper_run(units: dict[str, Any], assumed: Assumed) -> list[Work]:
         f"{games} games, as much random play": games * 10_000 * 700,
         f"{games} games, test sets of 1,000 x 700": games * 1_000 * 700,
     }
-    played = [_cores(f"collect: {name}", steps, "steps", units, "env_step") for name, steps in sessions.items()]
+    chosen = units["env_step_core_seconds"] + units["action_core_seconds"]
+    played = [
+        _cores(f"collect: {name}", amount, chosen if "explorer" in name else units["env_step_core_seconds"])
+        for name, amount in sessions.items()
+    ]
     steps = games * agent.epochs * agent.steps * agent.runners * agent.envs_per_runner
     updates = games * agent.epochs * agent.updates
-    sampling = units["env_step_core_seconds"] + units["action_core_seconds"]
     exploring = [
-        Work("explore: play", steps, "steps", "vCPU", steps * sampling / 3600, "measured"),
+        _cores("explore: play", steps, chosen),
         _flops("explore: rewards", steps, "windows", "L4", units["window_flops"], assumed),
         _flops("explore: updates", updates, "updates", "L4", units["update_flops"], assumed),
     ]
@@ -186,8 +190,8 @@ def evaluating(assumed: Assumed) -> list[Work]:
     return [_flops("evaluate: autoregressive", windows, "windows", "A100", 260 * frame, assumed)]
 
 
-def _cores(stage: str, amount: float, unit: str, units: dict[str, Any], what: str) -> Work:
-    return Work(stage, amount, unit, "vCPU", amount * units[f"{what}_core_seconds"] / 3600, "measured")
+def _cores(stage: str, steps: float, core_seconds: float) -> Work:
+    return Work(stage, steps, "steps", "vCPU", steps * core_seconds / 3600, "measured")
 
 
 def _flops(stage: str, amount: float, unit: str, kind: str, flops: float, assumed: Assumed) -> Work:
@@ -261,6 +265,24 @@ def machines_table(
     rows.append((f"storage, {frames / 1e6:,.0f} M frames", f"{gigabytes:,.0f} GB", "", f"{others['storage']:,.0f}"))
     rows.append(("sum", "", "", f"{total + sum(others.values()):,.0f}"))
     return table((f"the paper's run x {times:g} in {days:g} days", "how many", "machines", "dollars"), rows)
+
+
+def epoch_table(units: dict[str, Any], assumed: Assumed, replicas: Sequence[int] = (1, 2, 4, 8)) -> str:
+    """Seconds of one epoch of the paper's explorer by the number of reward replicas; one vCPU for each environment."""
+    from exploration.recipes import recipe
+
+    agent = recipe("paper")
+    count = agent.runners * agent.envs_per_runner
+    play = agent.steps * (units["env_step_core_seconds"] + units["action_core_seconds"])
+    windows = agent.steps * count * units["window_flops"] / assumed.l4_flops
+    updates = agent.updates * units["update_flops"] / assumed.l4_flops
+    rows = []
+    for number in replicas:
+        epoch = max(play, windows / number) + updates  # windows are scored while the games go on
+        parts = (f"{play:.1f}", f"{windows / number:.1f}", f"{updates:.1f}", f"{epoch:.1f}")
+        rows.append((str(number), *parts, f"{agent.epochs * epoch / 3600:.1f}"))
+    heads = ("reward replicas", "play, s", "rewards, s", "updates, s", "an epoch, s", f"{agent.epochs} epochs, h")
+    return table(heads, rows)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -18,25 +19,28 @@ class Args(RayArgs):
     """Name of the app, by which explorers find it."""
     replicas: int = 1
     """Copies of the model that answer."""
+    max_replicas: int | None = None
+    """More copies than that, up to so many, while requests queue; None for a fixed number."""
+    queued: int = 64
+    """Requests that may wait at one explorer; it asks again later for more, so that memory does not grow."""
     gpus: float = 0.0
     """Share of a GPU for each replica; 0 computes on CPUs."""
     threads: int = 1
     """Torch threads of each replica."""
     steps: int = 1
-    """MaskGIT passes for each answer."""
+    """MaskGIT passes for each answer, where a request names no other number."""
     seconds: float | None = None
     """Stop after so long, instead of at Ctrl+C."""
 
 
 def run(args: Args) -> None:
-    """Start the app, ask it once, say how fast it answers, and wait."""
+    """Start the app, ask it once, say how fast it answers, and show what it does until the end."""
     from envs.errors import InputError
 
     check_folder(args.model, "world model", "pipeline")
-    if args.replicas < 1 or args.threads < 1 or args.steps < 1 or args.gpus < 0:
-        raise InputError("--replicas, --threads and --steps must be 1 or more, --gpus 0 or more")
+    if args.threads < 1 or args.gpus < 0:
+        raise InputError("--threads must be 1 or more, --gpus 0 or more")
 
-    import threading
     import time
 
     import numpy as np
@@ -51,6 +55,8 @@ def run(args: Args) -> None:
             args.model,
             app_name=args.name,
             replicas=args.replicas,
+            max_replicas=args.max_replicas,
+            queued=args.queued,
             num_gpus=args.gpus,
             threads=args.threads,
             steps=args.steps,
@@ -66,6 +72,46 @@ def run(args: Args) -> None:
         console.print(f"{args.name}: {args.replicas} replicas answer, {rate:,.0f} windows a second from one client")
         console.print("Ctrl+C ends it" if args.seconds is None else f"it ends in {args.seconds:g} s")
         try:
-            threading.Event().wait(args.seconds)
+            _show(args)
         finally:
             serve.stop(args.name)
+
+
+def _show(args: Args) -> None:
+    """Until the time is over: one line on what the replicas do, renewed on a terminal, now and then elsewhere."""
+    import time
+    from contextlib import nullcontext
+
+    from envs.runs import console
+    from worldmodel import serve
+
+    end = None if args.seconds is None else time.monotonic() + args.seconds
+    with console.status("") if console.is_terminal else nullcontext() as status:
+        while end is None or time.monotonic() < end:
+            pause = 2.0 if status is not None else 15.0
+            time.sleep(pause if end is None else max(min(pause, end - time.monotonic()), 0.0))
+            line = told(serve.describe(args.name))
+            if status is not None:
+                status.update(line)
+            else:
+                console.print(line)
+
+
+def told(replicas: list[dict[str, Any]]) -> str:
+    """What `worldmodel.serve.describe` says, as one line: rates add up over replicas, the slowest one's latency counts.
+
+    A figure that no replica has yet is a dash.
+    """
+    import math
+
+    def figure(values: list[float], most: bool = False) -> str:
+        known = [value for value in values if not math.isnan(value)]
+        return f"{max(known) if most else sum(known) / len(known):,.0f}" if known else "-"
+
+    rate, waiting, failures = (sum(r[name] for r in replicas) for name in ("windows_per_second", "waiting", "failures"))
+    batch = figure([r["batch_windows"] for r in replicas])
+    p50, p95, p99 = (figure([r["latency_ms"][name] for r in replicas], most=True) for name in ("p50", "p95", "p99"))
+    return (
+        f"{len(replicas)} replicas: {rate:,.0f} windows/s, {waiting} waiting, {batch} a batch, latency {p50} / {p95} / "
+        f"{p99} ms (50, 95, 99 %), {failures} failed batches"
+    )

@@ -24,7 +24,7 @@ class Args(RunArgs):
     """Sizes of the model and of its training: debug (seconds), cpu (minutes on two cores), paper."""
     recipe: str | None = None
     """Which of the paper's runs. tokenizer: base, finetune (its decoder alone). dynamics: g200 (pretraining), g50,
-    finetune, scratch. Default: the first. g50 and finetune need --init."""
+    finetune, scratch. upscaler: small-16k, small-50k, large-50k. Default: the first. g50 and finetune need --init."""
     tokenizer: Path | None = None
     """For dynamics: the run folder or checkpoint of the trained tokenizer."""
     lam: Path | None = None

@@ -37,7 +37,7 @@ from exploration.replay import Batch, Fragment, Replay, Scale
 from exploration.reward import TOP_FRACTION, check_top_fraction
 from exploration.runner import GameRunner
 from exploration.scorers import Scorer
-from exploration.vector import check_places
+from exploration.vector import STEP_SECONDS, check_places
 
 GAMES_ENV = "autoexplore-games"
 SAMPLE_TIMEOUT_S = 900.0
@@ -79,6 +79,7 @@ class AutoExploreConfig(AlgorithmConfig):
         self.normalize_rewards, self.cut_rewards = defaults.normalize_rewards, defaults.cut_rewards
         self.precision = defaults.precision
         self.runner_threads = 1
+        self.step_timeout_s = STEP_SECONDS
         self.gamma, self.lr = loss.gamma, defaults.lr
         self.grad_clip, self.grad_clip_by = defaults.grad_clip, "global_norm"
         self.env_runner_cls = GameRunner
@@ -167,7 +168,7 @@ _OWN_SETTINGS = frozenset(
         *("top_fraction", "epsilon", "final_epsilon", "epsilon_epochs", "temperature", "steps_per_epoch"),
         *("updates_per_epoch", "segments", "segment", "burn_in", "replay_capacity", "replay_in_checkpoint"),
         *("lambda_", "entropy_coeff", "value_coeff", "returns", "rho_clip", "normalize_advantages"),
-        *("normalize_rewards", "cut_rewards", "channels", "units", "precision", "runner_threads"),
+        *("normalize_rewards", "cut_rewards", "channels", "units", "precision", "runner_threads", "step_timeout_s"),
     )
 )
 

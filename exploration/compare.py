@@ -1,10 +1,12 @@
 """Does the explorer see more than chance does? Trained agents beside random ones, over seeds, on the same yardsticks.
 
 <out>/seed-<s>/agent/            the explorer's run          <out>/seed-<s>/explorer/, random/   episodes of either
+<out>/seed-<s>/measured-*.json   what was measured of one seed
 <out>/agents.json                what `compare` returns
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +83,10 @@ def compare(
                     epsilon=share,
                     progress=False,
                 )
-            by_seed[str(seed)] = measure(games, folder, scorer, windows)
+            measured = folder / f"measured-{windows}.json"
+            if not measured.exists():
+                write_json_atomic(measured, measure(games, folder, scorer, windows))
+            by_seed[str(seed)] = json.loads(measured.read_text())
             bar.advance()
     result = {"seeds": by_seed, "summary": {game: summary([rows[game] for rows in by_seed.values()]) for game in games}}
     write_json_atomic(out / "agents.json", result)

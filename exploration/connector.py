@@ -5,6 +5,7 @@ request and all requests in flight: a call per step would halve the rate (ray.md
 is taken out and counted; it never carries a made-up reward.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ SCORED = "scored"
 GAME = "game"
 """Key of an episode's custom data."""
 
+Pending = tuple[NDArray[np.bool_], Callable[[], NDArray[np.float32]] | None]
+"""Some steps of a fragment: which of them are scored, and what waits for their entropies."""
+
 
 class RewardConnector(ConnectorV2):
     """Called with `episodes`, finished fragments (numpy): writes their rewards and the `scored` column.
@@ -42,6 +46,16 @@ class RewardConnector(ConnectorV2):
         self.scorer, self.top_fraction = scorer, top_fraction
         self.dropped: list[tuple[SingleAgentEpisode, str]] = []
         self.glimpses: Glimpses | None = None
+        self._sent: dict[tuple[str, int], list[Pending]] = {}
+
+    def send_ahead(self, episode: SingleAgentEpisode) -> None:
+        """Send what a fragment that is still being played has gained, once that is enough for a request.
+
+        So that a service scores while the games play on; a scorer without `ahead` computes in this process, and waits.
+        """
+        ahead = getattr(self.scorer, "ahead", 0)
+        if ahead and len(episode) - self._steps_sent(episode) >= ahead:
+            self._send(episode)
 
     def __call__(
         self,
@@ -55,24 +69,28 @@ class RewardConnector(ConnectorV2):
     ) -> dict[str, Any]:
         """Score all fragments; every request is sent before the first answer is waited for."""
         self.dropped, self.glimpses = [], None
-        pending = []
+        for episode in episodes:
+            self._send(episode)
         for episode in list(episodes):
-            windows = cut_windows(episode.observations.data, np.asarray(episode.actions.data), len(episode))
-            score = self.scorer.submit(windows.frames_B5HWC, windows.actions_B4) if windows.scored_T.any() else None
-            pending.append((episode, windows.scored_T, score))
-        for episode, scored_T, score in pending:
-            rewards_T = np.zeros(len(episode), np.float32)
+            rewards, scored, answers = [], [], []
             try:
-                if score is not None:
-                    answer = score()  # entropies (B, N), or from `exploration.baselines` rewards (B,)
-                    rewards_B = answer if answer.ndim == 1 else uncertainty_reward(answer, self.top_fraction)
-                    rewards_T[scored_T] = rewards_B
-                    self._look(episode, answer, rewards_B)
+                for scored_T, score in self._sent[_key(episode)]:
+                    rewards.append(np.zeros(len(scored_T), np.float32))
+                    scored.append(scored_T)
+                    if score is not None:
+                        answer = score()  # entropies (B, N), or from `exploration.baselines` rewards (B,)
+                        rewards_B = answer if answer.ndim == 1 else uncertainty_reward(answer, self.top_fraction)
+                        rewards[-1][scored_T] = rewards_B
+                        answers.append(answer)
             except ScoringError as error:
                 self.dropped.append((episode, str(error)))
                 episodes[:] = [kept for kept in episodes if kept is not episode]
             else:
+                rewards_T, scored_T = np.concatenate(rewards), np.concatenate(scored)
                 write_rewards(episode, rewards_T, scored_T)
+                if answers:
+                    self._look(episode, np.concatenate(answers), rewards_T[scored_T])
+        self._sent.clear()  # and with it what was sent of fragments that a fault has ended
         return batch or {}
 
     def _look(self, episode: SingleAgentEpisode, answer: NDArray[Any], rewards_B: NDArray[np.floating]) -> None:
@@ -88,6 +106,23 @@ class RewardConnector(ConnectorV2):
         if self.glimpses is not None and self.glimpses.peak.reward >= peak.reward:
             peak = self.glimpses.peak
         self.glimpses = Glimpses(newest, peak)
+
+    def _steps_sent(self, episode: SingleAgentEpisode) -> int:
+        return sum(len(scored_T) for scored_T, _ in self._sent.get(_key(episode), ()))
+
+    def _send(self, episode: SingleAgentEpisode) -> None:
+        """Submit the windows that end in the steps of a fragment which were not sent yet."""
+        steps = len(episode) - self._steps_sent(episode)
+        past = WINDOW - 1 + steps
+        frames_LHWC = np.asarray(episode.observations.data[-past - 1 :])
+        windows = cut_windows(frames_LHWC, np.asarray(episode.actions.data[-past:]), steps)
+        score = self.scorer.submit(windows.frames_B5HWC, windows.actions_B4) if windows.scored_T.any() else None
+        self._sent.setdefault(_key(episode), []).append((windows.scored_T, score))
+
+
+def _key(episode: SingleAgentEpisode) -> tuple[str, int]:
+    """One fragment of one episode."""
+    return str(episode.id_), int(episode.t_started)
 
 
 def write_rewards(episode: SingleAgentEpisode, rewards_T: NDArray[np.float32], scored_T: NDArray[np.bool_]) -> None:
@@ -139,6 +174,11 @@ class ExploreCallbacks(RLlibCallback):
     def on_episode_created(self, *_: Any, **given: Any) -> None:
         """Write the game's name into the episode; its later fragments keep it."""
         given["episode"].custom_data[GAME] = given["env_runner"].games[given["env_index"]]
+
+    def on_episode_step(self, *_: Any, **given: Any) -> None:
+        """Have a service score while the games play on."""
+        if self._connector is not None:
+            self._connector.send_ahead(given["episode"])
 
     def forget(self) -> None:
         """Let a reward that remembers what it has seen begin anew."""

@@ -10,20 +10,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.errors import InputError
+from worldmodel.uncertainty import WINDOW, check_top_fraction, mean_of_highest
 
-WINDOW = 5
-"""Frames in a window: an observation with fewer before it has no reward."""
+__all__ = [
+    "CONTEXT",
+    "TOP_FRACTION",
+    "WINDOW",
+    "Windows",
+    "check_top_fraction",
+    "cut_windows",
+    "uncertainty_reward",
+]
+
 CONTEXT = 2
 """Frames of a window that the model is given."""
 TOP_FRACTION = 0.25
 """Share of the tokens, the most uncertain ones, whose mean is the reward."""
-
-
-def check_top_fraction(top_fraction: float) -> None:
-    """Raises InputError for a share of tokens outside (0, 1]."""
-    if not 0 < top_fraction <= 1:
-        raise InputError(f"top_fraction {top_fraction}: must be above 0 and at most 1 (the paper has 0.25)")
 
 
 def uncertainty_reward(entropy_BN: NDArray[np.floating], top_fraction: float = TOP_FRACTION) -> NDArray[np.float32]:
@@ -32,11 +34,7 @@ def uncertainty_reward(entropy_BN: NDArray[np.floating], top_fraction: float = T
     At least one token counts; 64 of the paper's 256. Not rounded, and not doubled (the published code does both).
     Raises InputError for a fraction outside (0, 1].
     """
-    check_top_fraction(top_fraction)
-    tokens = entropy_BN.shape[1]
-    count = max(1, round(tokens * top_fraction))
-    highest = np.partition(entropy_BN, tokens - count, axis=1)[:, tokens - count :]
-    return highest.mean(axis=1, dtype=np.float64).clip(0.0, 1.0).astype(np.float32)
+    return mean_of_highest(entropy_BN, top_fraction)
 
 
 @dataclass(frozen=True)

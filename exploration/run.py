@@ -18,6 +18,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayActorError
+
 from envs import COINRUN, catalog, check_builtin
 from envs.drawing import png
 from envs.errors import InputError
@@ -99,6 +101,10 @@ def explore(
                 apply(algorithm, about.get("settings", {}))  # what a person had changed; the optimizer's rate with it
             _Run(run, algorithm, plan, names, about, watch=watch).train(epoch)
             make_films(run, plan.epochs, names, seed=seed)
+        except RayActorError as error:  # runners and replicas come back by themselves: what is gone is a learner
+            raise InputError(
+                f"{out}: a learner's process died; go on from the newest checkpoint with --resume"
+            ) from error
         finally:
             algorithm.stop()
     return out / "best"

@@ -14,8 +14,8 @@ from exploration.vector import close_vector_env, games_of_runner, vector_env
 class GameRunner(SingleAgentEnvRunner):
     """Plays `config.games`, or any env of `config.environment` where no games are set.
 
-    A game's process that dies is noticed at the next step: RLlib's loop calls `make_env` again, throws away what it had
-    collected since the last `sample()`, and goes on.
+    A game's process that dies is noticed at the next step, one that hangs after `config.step_timeout_s`: RLlib's loop
+    calls `make_env` again, throws away what it had collected since the last `sample()`, and goes on.
     """
 
     games: list[str]
@@ -41,7 +41,7 @@ class GameRunner(SingleAgentEnvRunner):
         # Runners count from 1; a runner in the algorithm's own process is number 0, or has none.
         place = max((self.worker_index or 0) - 1, 0)
         self.games = games_of_runner(self.config.games, place, self.config.num_envs_per_env_runner)
-        self.env = DictInfoToList(vector_env(self.games, self.config.max_steps))
+        self.env = DictInfoToList(vector_env(self.games, self.config.max_steps, self.config.step_timeout_s))
         self.num_envs = len(self.games)
         self._needs_initial_reset = True
 

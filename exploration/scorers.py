@@ -11,12 +11,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.errors import InputError
 from exploration.reward import CONTEXT
 
 Entropies = NDArray[np.float32]
 Request = tuple[NDArray[np.uint8], NDArray[np.integer]]
 TOLERANCE = 1e-4
 """How far rounding may carry an entropy out of [0, 1]."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
+"""Before a full service is asked again; the pause doubles each time."""
 
 
 class ScoringError(RuntimeError):
@@ -78,13 +81,31 @@ class LocalScorer:
 class ServeScorer:
     """The app that `worldmodel.serve.run` started: requests of some windows each, all of them in flight at once."""
 
-    def __init__(self, app_name: str, *, windows: int = 64, timeout_s: float = 300.0, retries: int = 1) -> None:
+    def __init__(
+        self,
+        app_name: str,
+        *,
+        windows: int = 64,
+        timeout_s: float = 300.0,
+        retries: int = 1,
+        steps: int | None = None,
+        model: Path | str | None = None,
+        ahead: int = 32,
+    ) -> None:
         """`windows`: in one request; `timeout_s`: for one answer; `retries`: of a request that failed.
 
-        All requests of all runners wait for their turn, so the time-out is that of a queue, not of a calculation. A
-        replica that dies is noticed at once, whatever the time-out.
+        `steps`: MaskGIT passes, `model`: folder of the world model to ask, None for the app's own; `ahead`: windows of
+        an env that are sent off while it plays on, 0 to send everything at the end. All requests of all runners wait
+        for their turn, so the time-out is that of a queue, not of a calculation. A replica that dies is noticed at
+        once, whatever the time-out; a full service is asked again within the time-out, and that is no retry.
         """
+        from worldmodel.serve import BATCH_WINDOWS
+
+        if not 1 <= windows <= BATCH_WINDOWS:
+            raise InputError(f"windows {windows}: a request holds 1 to {BATCH_WINDOWS}")
         self._app_name, self._windows, self._timeout_s, self._retries = app_name, windows, timeout_s, retries
+        self._steps, self._model = steps, None if model is None else str(Path(model).absolute())
+        self.ahead = ahead
         self._handle: Any = None
 
     def entropies(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Entropies:
@@ -94,8 +115,7 @@ class ServeScorer:
     def submit(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Callable[[], Entropies]:
         """Send all requests now; the returned call waits for them."""
         spans = [slice(at, at + self._windows) for at in range(0, len(frames_B5HWC), self._windows)]
-        # A copy each: the windows are views that overlap, and a request must hold its own alone.
-        requests = [(np.ascontiguousarray(frames_B5HWC[span]), actions_B4[span]) for span in spans]
+        requests = [(_sendable(frames_B5HWC[span]), actions_B4[span]) for span in spans]
         deadline = time.monotonic() + self._timeout_s
         sent = [self._send(request) for request in requests]
         return lambda: np.concatenate([self._wait(*pair, deadline) for pair in zip(sent, requests, strict=True)])
@@ -107,13 +127,17 @@ class ServeScorer:
 
         try:
             if self._handle is None:
-                self._handle = serve.get_app_handle(self._app_name)
-            return self._handle.entropies.remote(*request)
+                handle = serve.get_app_handle(self._app_name)
+                self._handle = handle if self._model is None else handle.options(multiplexed_model_id=self._model)
+            return self._handle.entropies.remote(*request, self._steps)
         except RayServeException as error:  # no such app, or it is being replaced
             return error
 
     def _wait(self, response: Any, request: Request, deadline: float) -> Entropies:
-        """One request's answer, asked again where the replica died or did not answer in time."""
+        """One request's answer, asked again where the replica died or did not answer in time.
+
+        Raises ScoringError after the last retry, and InputError for what the service says it can never score.
+        """
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
@@ -121,12 +145,45 @@ class ServeScorer:
             if attempt:
                 response, deadline = self._send(request), time.monotonic() + self._timeout_s
             try:
-                if isinstance(response, Exception):
-                    raise response
-                return checked(response.result(timeout_s=max(deadline - time.monotonic(), 0.0)), len(request[0]))
+                return checked(self._answer(response, request, deadline), len(request[1]))
             except TimeoutError:
-                response.cancel()
                 error: Exception = ScoringError(f"no answer from app {self._app_name!r} in {self._timeout_s} s")
+            except InputError as refused:  # Ray's error is one of the class of its cause, with a traceback as its text
+                raise InputError(str(getattr(refused, "cause", refused))) from refused
             except (RayError, RayServeException) as failure:
                 error = failure
-        raise ScoringError(f"{len(request[0])} windows without a score: {error}") from error
+        raise ScoringError(f"{len(request[1])} windows without a score: {error}") from error
+
+    def _answer(self, response: Any, request: Request, deadline: float) -> Any:
+        """What one sending brought; it is sent again, after a pause, as long as the service is full.
+
+        Raises TimeoutError after the deadline, and the request is called off.
+        """
+        from ray.serve.exceptions import BackPressureError
+
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                if isinstance(response, Exception):
+                    raise response
+                return response.result(timeout_s=max(deadline - time.monotonic(), 0.0))
+            except BackPressureError:
+                if time.monotonic() + pause > deadline:
+                    raise TimeoutError from None
+            except TimeoutError:
+                response.cancel()
+                raise
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+            response = self._send(request)
+
+
+def _sendable(frames_B5HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A copy, because windows are views that overlap and a request must hold its own alone: as the film, if it is one.
+
+    (B + 4, H, W, C), a fifth of what the windows (B, 5, H, W, C) would be.
+    """
+    from worldmodel.uncertainty import as_film
+
+    film = as_film(frames_B5HWC)
+    return np.ascontiguousarray(frames_B5HWC) if film is None else film

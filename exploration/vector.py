@@ -21,7 +21,9 @@ from envs.errors import InputError
 
 FRAME_SIZE = 64
 PRELOADED = ["envs.retro", "gymnasium.vector.async_vector_env", "exploration.vector"]
-CLOSE_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
+STEP_SECONDS = 60.0
+"""How long a step, or a reset, of all games may take before one of them counts as hung."""
 
 
 def spaces() -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
@@ -64,6 +66,18 @@ class GameFactory:
         return envs.make(self.game, max_steps=self.max_steps)
 
 
+class TimedVectorEnv(AsyncVectorEnv):
+    """Gymnasium's, which would wait for a hung game for ever: this raises multiprocessing.TimeoutError instead."""
+
+    seconds: float = STEP_SECONDS
+
+    def step_wait(self, timeout: float | None = None) -> Any:
+        return super().step_wait(self.seconds if timeout is None else timeout)
+
+    def reset_wait(self, timeout: float | None = None) -> Any:
+        return super().reset_wait(self.seconds if timeout is None else timeout)
+
+
 @contextmanager
 def _without_main_file() -> Iterator[None]:
     """Keep children from running the parent's main module again, which in a Ray worker loads all of Ray."""
@@ -76,11 +90,16 @@ def _without_main_file() -> Iterator[None]:
         vars(main).update(hidden)
 
 
-def vector_env(games: Sequence[str], max_steps: int | None) -> AsyncVectorEnv:
-    """One env process for each entry of `games`. An episode is truncated after `max_steps`."""
+def vector_env(games: Sequence[str], max_steps: int | None, step_seconds: float = STEP_SECONDS) -> AsyncVectorEnv:
+    """One env process for each entry of `games`. An episode is truncated after `max_steps`.
+
+    A game that has not answered a step after `step_seconds` is an error, after which the processes must be closed.
+    """
     multiprocessing.set_forkserver_preload(PRELOADED)
     with _without_main_file():
-        return AsyncVectorEnv([GameFactory(game, max_steps) for game in games], context="forkserver")
+        env = TimedVectorEnv([GameFactory(game, max_steps) for game in games], context="forkserver")
+    env.seconds = step_seconds
+    return env
 
 
 def close_vector_env(env: Any) -> None:

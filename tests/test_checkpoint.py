@@ -85,6 +85,40 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: P
         assert "\n" not in str(refusal.value)
 
 
+def test_the_one_that_is_offered_is_whole_itself(tmp_path: Path) -> None:
+    """Two damaged ones in a row: the third is offered, and nothing is taken silently."""
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    for step in (20, 30):
+        file = tmp_path / f"checkpoints/step-000000{step}/model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+    advice = "to go on from the one before it, step-00000010, delete the damaged step-00000020, step-00000030"
+    with pytest.raises(InputError, match=advice):
+        checkpoint.open_checkpoint(tmp_path)
+    (tmp_path / "checkpoints/step-00000010/state.json").write_text("{}")
+    with pytest.raises(InputError, match="there is no earlier one beside it"):
+        checkpoint.open_checkpoint(tmp_path)
+
+
+def test_a_manifest_with_a_flipped_bit_is_named(tmp_path: Path) -> None:
+    """Wherever the bit is, a line about this checkpoint and no traceback, or no change of what the file says."""
+    file = save(tmp_path, 10) / "manifest.json"
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[place] ^= 4
+        file.write_bytes(changed)
+        refusals = []
+        try:
+            checkpoint.open_checkpoint(tmp_path)
+        except InputError as error:
+            refusals.append(str(error))
+        assert all(str(file.parent) in line for line in refusals)
+        assert refusals or json.loads(changed) == json.loads(whole), place
+    file.write_bytes(whole)
+    assert checkpoint.open_checkpoint(tmp_path).step == 10
+
+
 def test_a_pickle_in_place_of_weights_is_refused_unread(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     marker = tmp_path / "executed"

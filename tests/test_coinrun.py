@@ -20,6 +20,7 @@ from envs.collect import collect
 from envs.episodes import EpisodeReader
 from envs.errors import InputError
 from envs.player import GameError, RandomPolicy, Session, play_episode
+from envs.summary import summarize
 
 
 def installed() -> bool:
@@ -196,6 +197,8 @@ def test_episodes_are_stored_with_seven_actions_and_black_squares(tmp_path: Path
     episodes = [reader[number] for number in range(len(reader))]
     assert {item.game for item in episodes} == {"CoinRun"}
     assert set(np.concatenate([item.actions for item in episodes])) == set(range(7))
+    shares = summarize(str(tmp_path))["CoinRun"].to_json()["action_shares"]
+    assert list(shares) == list("0123456"), "they are not the five actions of other games"
     for number, item in enumerate(sorted(episodes, key=lambda e: e.info["episode"])):
         assert not item.frames_THWC[:, :13, :26].any()
         env = envs.make("CoinRun")

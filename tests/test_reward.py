@@ -11,6 +11,7 @@ from exploration.algorithm import AutoExploreConfig
 from exploration.connector import SCORED, RewardConnector, to_fragment
 from exploration.reward import cut_windows, uncertainty_reward
 from exploration.scorers import LocalScorer, ScoringError, checked
+from worldmodel.uncertainty import as_film, as_windows
 
 GREY = 128
 
@@ -125,6 +126,43 @@ def test_windows_cross_the_cut_between_fragments():
     np.testing.assert_array_equal(rewards, to_fragment(whole).rewards_T)
     assert to_fragment(fragments[1]).h_TD[0].tolist() == [0] * 4, "the state that the fragment before ended with"
     assert to_fragment(fragments[2]).h_TD[0].tolist() == [1] * 4
+
+
+def test_what_is_sent_while_an_env_plays_is_not_sent_again():
+    whole = counting_episode(30).to_numpy()
+    RewardConnector(ActionScorer(), 0.25)(episodes=[whole])
+    scorer = ActionScorer()
+    scorer.ahead = 4
+    connector, playing, sent = RewardConnector(scorer, 0.25), counting_episode(0), []
+    env = CountingEnv()
+    env.reset()
+    for action in whole.get_actions():
+        frame = env.step(action)[0]
+        state = {"h": np.zeros(4, np.float32), "c": np.zeros(4, np.float32)}
+        playing.add_env_step(
+            frame, action, 0.0, extra_model_outputs={"action_logp": np.float32(-1), "state_out": state}
+        )
+        connector.send_ahead(playing)
+        sent.append(len(scorer.newest_steps))
+    assert sent == [max(0, step // 4 * 4 - 3) for step in range(1, 31)]
+    connector(episodes=[playing.to_numpy()])
+    assert scorer.newest_steps == list(range(4, 31))
+    for mine, expected in zip(to_fragment(playing).rewards_T, to_fragment(whole).rewards_T, strict=True):
+        assert mine == expected
+
+
+def test_windows_travel_as_the_film_they_were_cut_from():
+    frames_B5HWC = cut_windows(*_film(9), 6).frames_B5HWC
+    film = as_film(frames_B5HWC)
+    assert film.shape == (len(frames_B5HWC) + 4, 64, 64, 3)
+    np.testing.assert_array_equal(as_windows(film), frames_B5HWC)
+    assert as_film(frames_B5HWC.copy()) is None
+    assert as_film(frames_B5HWC[:1]) is None
+
+
+def _film(frames: int):
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (frames, 64, 64, 3), dtype=np.uint8), generator.integers(0, 5, frames - 1)
 
 
 def test_fragments_shorter_than_a_window():

@@ -7,7 +7,7 @@ import pytest
 
 from envs.errors import InputError
 from experiments import scaling
-from experiments.scaling import Args, Assumed, Prices, Work, dollars, machines_table, paper_run, read_units
+from experiments.scaling import Args, Assumed, Prices, Work, dollars, epoch_table, machines_table, paper_run, read_units
 
 UNITS = {
     "env_step_core_seconds": 0.002,
@@ -27,6 +27,7 @@ def test_hours_follow_from_units() -> None:
     played = lines["explore: play"]
     assert played.amount == 3 * 300 * 200 * 8
     assert played.hours == pytest.approx(played.amount * 0.003 / 3600)
+    assert "| 4 | 0.6 | 1.3 | 0.7 | 2.0 | 0.2 |" in epoch_table(UNITS, Assumed())
     assert lines["explore: rewards"].hours == pytest.approx(played.amount * 1e11 / (0.25 * 121e12) / 3600)
     assert lines["explore: updates"].amount == 3 * 300 * 200
 
@@ -54,7 +55,7 @@ def test_a_file_of_figures_becomes_tables(tmp_path: Path, capsys: pytest.Capture
     path.write_text(json.dumps(UNITS))
     scaling.run(Args(units=path))
     printed = capsys.readouterr().out
-    assert sum(line.startswith("| ---") for line in printed.splitlines()) == 4
+    assert sum(line.startswith("| ---") for line in printed.splitlines()) == 5
     assert "the paper's run x 100 in 30 days" in printed
     assert "| reward windows a core and second | 2.00 | measured |" in printed
 

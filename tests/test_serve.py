@@ -64,6 +64,52 @@ def test_serve_and_in_process_give_the_same_numbers(app, tiny_world):
     )
 
 
+def test_a_request_asks_for_passes_a_share_of_tokens_and_a_model_of_its_own(app, tiny_world, other_world):
+    from ray import serve as ray_serve
+
+    from worldmodel import serve
+
+    frames_B5HWC, actions_B4 = windows(6)
+    handle = ray_serve.get_app_handle(app)
+    # All in flight together, so that they meet in batches.
+    asked = [(path, steps) for path in (None, other_world) for steps in (1, 3)]
+    sent = [ServeScorer(app, steps=steps, model=path).submit(frames_B5HWC, actions_B4) for path, steps in asked]
+    for (path, steps), answer in zip(asked, sent, strict=True):
+        plain = LocalScorer(path or tiny_world, steps=steps).entropies(frames_B5HWC, actions_B4)
+        np.testing.assert_allclose(answer(), plain, atol=1e-5)
+    entropy_BN = LocalScorer(tiny_world).entropies(frames_B5HWC, actions_B4)
+    for fraction in (0.25, 1.0):
+        rewards_B = handle.rewards.remote(frames_B5HWC, actions_B4, fraction).result()
+        np.testing.assert_allclose(rewards_B, uncertainty_reward(entropy_BN, fraction), atol=1e-5)
+    with pytest.raises(InputError, match="top_fraction"):
+        handle.rewards.remote(frames_B5HWC, actions_B4, 2.0).result()
+    (told,) = serve.describe(app)
+    assert told["weights"] == str(tiny_world)
+    assert told["models"] == [str(other_world)]
+    assert told["waiting"] == 0
+    assert told["windows"] >= 36
+    assert 0 < told["batch_windows"] <= 256
+    assert 0 < told["latency_ms"]["p50"] <= told["latency_ms"]["p99"]
+
+
+def test_a_request_that_cannot_be_scored_is_refused_alone(app, tiny_world, tmp_path):
+    frames_B5HWC, actions_B4 = windows(4)
+    good = ServeScorer(app).submit(frames_B5HWC, actions_B4)
+    for scorer, frames, actions in (
+        (ServeScorer(app), frames_B5HWC[:, :, :32], actions_B4),
+        (ServeScorer(app), frames_B5HWC, actions_B4 + 9),
+        (ServeScorer(app), frames_B5HWC, actions_B4[:, :3]),
+        (ServeScorer(app, steps=0), frames_B5HWC, actions_B4),
+        (ServeScorer(app, model=tmp_path), frames_B5HWC, actions_B4),
+    ):
+        with pytest.raises(InputError) as caught:
+            scorer.entropies(frames, actions)
+        assert "\n" not in str(caught.value)
+    np.testing.assert_allclose(good(), LocalScorer(tiny_world).entropies(frames_B5HWC, actions_B4), atol=1e-5)
+    with pytest.raises(InputError, match="256"):
+        ServeScorer(app, windows=257)
+
+
 def test_weights_are_swapped_while_it_answers(app, tiny_world, other_world):
     from worldmodel import serve
 
@@ -126,7 +172,7 @@ def test_late_and_broken_answers_become_errors_not_rewards(bad):
     scorer = ServeScorer("nobody")
     given: list[Answer] = []
 
-    def remote(frames_B5HWC, actions_B4):
+    def remote(frames_B5HWC, actions_B4, steps):
         given.append(Answer(bad))
         return given[-1]
 

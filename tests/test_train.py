@@ -267,11 +267,11 @@ def test_what_does_not_fit_together_is_refused_in_one_line(data: str, tokenizer_
     other = dataclasses.replace(CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, dim=48))
     again: dict[str, Any] = {"out": tokenizer_run, "resume": True}
     cases: list[tuple[str, dict[str, Any], str]] = [
-        ("lam", {}, "unknown component"),
+        ("renderer", {}, "unknown component"),
         ("tokenizer", {"data": []}, "no data given"),
         ("tokenizer", {"data": [tmp_path / "nowhere"]}, "nowhere"),
         ("dynamics", {}, "needs --tokenizer: the run or checkpoint of a trained tokenizer"),
-        ("tokenizer", {"decoder_only": True}, "decoder-only"),
+        ("tokenizer", {"decoder_only": True}, "trains the decoder of a trained tokenizer"),
         ("tokenizer", {"workers": 3}, "cannot be split over 3 workers"),
         ("tokenizer", {"out": tokenizer_run}, "already holds a run"),
         ("tokenizer", {**again, "recipe": recipe("tokenizer", "debug")}, "recipe.iterations is 8, not 20"),

@@ -114,12 +114,19 @@ class Dynamics(nn.Module):
         return F.pad(one_hot, (0, 0, int(first), 0))
 
     def run(
-        self, tokens_BFhw: Tensor, condition_BFA: Tensor, past: Past | None, timeline: Timeline | None = None
+        self,
+        tokens_BFhw: Tensor,
+        condition_BFA: Tensor,
+        past: Past | None,
+        timeline: Timeline | None = None,
+        bias_HNN: Tensor | None = None,
     ) -> tuple[Tensor, Past]:
-        """Frames after those of `past` -> (hidden BFhwD before the head, the past with these frames)."""
-        return self.stack(
-            self.embed(tokens_BFhw), self.bias(), condition_BFA=condition_BFA, timeline=timeline, past=past
-        )
+        """Frames after those of `past` -> (hidden BFhwD before the head, the past with these frames).
+
+        `bias_HNN`: what `bias()` gives, from who calls many times with the same weights.
+        """
+        bias = self.bias() if bias_HNN is None else bias_HNN
+        return self.stack(self.embed(tokens_BFhw), bias, condition_BFA=condition_BFA, timeline=timeline, past=past)
 
     def loss(
         self,

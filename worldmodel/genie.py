@@ -189,10 +189,10 @@ class WorldModel(nn.Module):
         on_step: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Tokens of the frames that follow the past under the given conditions, sampled together. -> BFhw."""
-        start = self._masked(ahead_BFA)
+        start, bias = self._masked(ahead_BFA), self.dynamics.bias()
 
         def logits_of(tokens_BM: Tensor) -> Tensor:
-            hidden, _ = self.dynamics.run(tokens_BM.view_as(start), ahead_BFA, past)
+            hidden, _ = self.dynamics.run(tokens_BM.view_as(start), ahead_BFA, past, bias_HNN=bias)
             return self.dynamics.head(hidden).flatten(1, 3)
 
         made = sample(

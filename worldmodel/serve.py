@@ -1,14 +1,18 @@
-"""GenieRedux-G as a Ray Serve app that answers one question: how unsure are you of these windows?
+"""A world model as a Ray Serve app that answers one question: how unsure are you of these windows?
 
-Requests hold some windows each and are put together to batches on the replica. New weights are swapped in while it
-answers: `swap` tells every replica, and one that starts later reads which weights are the newest.
+Requests hold some windows each and are put together to batches on the replica. A request may ask for other MaskGIT
+passes, for the reward of a share of the tokens, or for another model, of which a replica keeps the last few. New
+weights are swapped in while it answers: `swap` tells every replica, and one that starts later reads which weights are
+the newest. Where more is asked than can be answered, callers get Serve's BackPressureError instead of a longer queue.
 """
 
 import asyncio
 import logging
 import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,68 +20,189 @@ from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayTaskError
 from ray.experimental import internal_kv
+from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
 from envs.errors import InputError
-from worldmodel.uncertainty import load_model, score_windows
+from worldmodel.service_meter import ServiceMeter
+from worldmodel.uncertainty import check_top_fraction, checked_windows, load_model, mean_of_highest, score_windows
+
+if TYPE_CHECKING:
+    from worldmodel.genie import WorldModel
 
 APP_NAME = "autoexplore-reward"
 BATCH_WINDOWS = 256
+"""Windows in a batch, and the most that one request may hold."""
 BATCH_WAIT_S = 0.005
-START_SECONDS = 120
+ONGOING = 16
+"""Requests that a replica holds; more wait at their callers."""
+QUEUED = 64
+"""Requests that may wait at one caller; more are refused (back-pressure)."""
+MODELS_PER_REPLICA = 4
+"""Models that requests named and that a replica keeps, beside the app's own; the one unused for longest goes first."""
+STUCK_S = 600.0
+"""Seconds after which a forward pass that has not come back makes a replica unhealthy, so that Serve replaces it."""
+FAILURES = 3
+"""Batches in a row that fail before a replica says that it is unhealthy."""
+TARGET_ONGOING = 4.0
+"""Requests, waiting ones included, that autoscaling wants there to be for each replica."""
 
-Request = tuple[NDArray[np.uint8], NDArray[np.integer]]
+
+@dataclass(frozen=True)
+class _Request:
+    """Windows that were checked, and the model and the number of passes that they ask for."""
+
+    model: "WorldModel"
+    steps: int
+    frames_B5HWC: NDArray[np.uint8]
+    actions_B4: NDArray[np.integer]
+
+    def __len__(self) -> int:
+        return len(self.actions_B4)
 
 
-def _windows(requests: list[Request]) -> int:
+def _windows(requests: list[_Request]) -> int:
     """Windows in some requests: what a batch is measured by."""
-    return sum(len(frames_B5HWC) for frames_B5HWC, _ in requests)
+    return sum(map(len, requests))
 
 
 class UncertaintyService:
-    """A replica. `entropies` is the service, `load` swaps weights."""
+    """A replica. `entropies` and `rewards` are the service, `load` swaps weights.
+
+    A request that names a model, by the folder's path as Serve's multiplexed model id, is answered from that one; it is
+    sent to a replica that has it, if one does. A folder must not change its content under the same name.
+    """
 
     def __init__(self, app_name: str, context: int, steps: int, batch: int, device: str, threads: int) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self._options: dict[str, Any] = {"context": context, "steps": steps, "batch": batch}
-        self._device, self._weights = device, newest_weights(app_name)
+        self._options: dict[str, Any] = {"context": context, "batch": batch}
+        self._app_name, self._steps, self._device = app_name, steps, device
+        self._weights = newest_weights(app_name)
         self._model = load_model(self._weights, device)
+        self._named: dict[str, None] = {}
+        self._meter = ServiceMeter()
+        self._turn = asyncio.Lock()
+        self._busy_since: float | None = None
+        self._failures, self._fault = 0, ""
 
-    async def entropies(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Windows uint8 and their actions -> entropies (B, N) in [0, 1]."""
-        answer: NDArray[np.float32] = await self._batched((frames_B5HWC, actions_B4))
+    async def entropies(
+        self, frames: NDArray[np.uint8], actions_B4: NDArray[np.integer], steps: int | None = None
+    ) -> NDArray[np.float32]:
+        """Windows (B, 5, H, W, C) or a film of them (B + 4, H, W, C), uint8, and their actions -> (B, N) in [0, 1].
+
+        `steps`: MaskGIT passes, None for the app's own number. Raises InputError for what this model cannot score.
+        """
+        came = time.monotonic()
+        asked = serve.get_multiplexed_model_id()
+        model = await self._other(asked) if asked else self._model
+        if steps is not None and steps < 1:
+            raise InputError(f"steps {steps}: an answer needs 1 MaskGIT pass or more")
+        request = _Request(model, steps or self._steps, checked_windows(model, frames, actions_B4), actions_B4)
+        self._meter.waiting += len(request)
+        try:
+            answer: NDArray[np.float32] = await self._batched(request)
+        finally:
+            self._meter.waiting -= len(request)
+        self._meter.answered(len(request), time.monotonic() - came)
         return answer
 
+    async def rewards(
+        self,
+        frames: NDArray[np.uint8],
+        actions_B4: NDArray[np.integer],
+        top_fraction: float = 0.25,
+        steps: int | None = None,
+    ) -> NDArray[np.float32]:
+        """The same windows -> their rewards (B,) in [0, 1], of the `top_fraction` most uncertain tokens (eq. 3-4)."""
+        check_top_fraction(top_fraction)
+        return mean_of_highest(await self.entropies(frames, actions_B4, steps), top_fraction)
+
     @serve.batch(max_batch_size=BATCH_WINDOWS, batch_wait_timeout_s=BATCH_WAIT_S, batch_size_fn=_windows)
-    async def _batched(self, requests: list[Request]) -> list[NDArray[np.float32]]:
-        """Requests put together, scored as one, and taken apart again."""
-        frames_B5HWC = np.concatenate([frames for frames, _ in requests])
-        actions_B4 = np.concatenate([actions for _, actions in requests])
-        # In a thread, so that the replica goes on answering health checks and taking requests.
-        entropy_BN = await asyncio.to_thread(score_windows, self._model, frames_B5HWC, actions_B4, **self._options)
-        return np.split(entropy_BN, np.cumsum([len(frames) for frames, _ in requests])[:-1])
+    async def _batched(self, requests: list[_Request]) -> list[NDArray[np.float32]]:
+        """Requests put together, those that ask for the same scored as one, and taken apart again."""
+        answers: list[Any] = [None] * len(requests)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, request in enumerate(requests):
+            groups.setdefault((id(request.model), request.steps), []).append(place)
+        for places in groups.values():
+            entropy_BN = await self._score([requests[place] for place in places])
+            cuts = np.cumsum([len(requests[place]) for place in places])[:-1]
+            for place, part in zip(places, np.split(entropy_BN, cuts), strict=True):
+                answers[place] = part
+        return answers
+
+    async def _score(self, requests: list[_Request]) -> NDArray[np.float32]:
+        """Entropies of the windows of requests that ask the same; one such pass at a time."""
+        model, options = requests[0].model, {**self._options, "steps": requests[0].steps}
+        async with self._turn:
+            frames_B5HWC = np.concatenate([request.frames_B5HWC for request in requests])
+            actions_B4 = np.concatenate([request.actions_B4 for request in requests])
+            self._busy_since = time.monotonic()
+            try:
+                # In a thread, so that the replica goes on answering health checks and taking requests.
+                entropy_BN = await asyncio.to_thread(score_windows, model, frames_B5HWC, actions_B4, **options)
+            except Exception as error:
+                self._meter.failed()
+                self._failures, self._fault = self._failures + 1, repr(error)
+                raise
+            finally:
+                self._busy_since = None
+        self._failures = 0
+        self._meter.scored(len(actions_B4))
+        return entropy_BN
+
+    @serve.multiplexed(max_num_models_per_replica=MODELS_PER_REPLICA)
+    async def _other(self, path: str) -> "WorldModel":
+        """A model that a request named; Serve keeps the last few. Raises InputError for a folder that is none."""
+        model = await asyncio.to_thread(load_model, path, self._device)
+        self._named.pop(path, None)
+        self._named[path] = None
+        return model
 
     async def load(self, path: str) -> str:
         """Swap in the weights of another folder; requests that are being answered keep the old ones."""
         self._model, self._weights = await asyncio.to_thread(load_model, path, self._device), path
         return path
 
+    async def check_health(self) -> None:
+        """Asked by Serve every few seconds. Raises RuntimeError where a new replica would do better than this one.
+
+        Also takes over weights that were swapped in just while this replica started, too early to be told of them.
+        """
+        busy = time.monotonic() - self._busy_since if self._busy_since is not None else 0.0
+        if busy > STUCK_S:
+            raise RuntimeError(f"a forward pass has not come back for {busy:.0f} s")
+        if self._failures >= FAILURES:
+            raise RuntimeError(f"{self._failures} batches in a row failed, the last with {self._fault}")
+        newest = await asyncio.to_thread(_newest_weights, self._app_name)
+        if newest is not None and newest != self._weights:
+            try:
+                await self.load(newest)
+            except InputError as error:  # `swap` is about to find that too, and to take it back
+                logging.getLogger("ray.serve").warning("cannot load the newest weights: %s", error)
+
     async def describe(self) -> dict[str, Any]:
-        """Process id, folder of the weights, torch threads: to find out who answers, and with what."""
-        return {"pid": os.getpid(), "weights": self._weights, "threads": torch.get_num_threads()}
+        """Who answers (process id, torch threads), with what (weights, other models it has loaded), and how fast."""
+        who = {"pid": os.getpid(), "weights": self._weights, "threads": torch.get_num_threads()}
+        return {**who, "models": list(self._named)[-MODELS_PER_REPLICA:], **self._meter.summary()}
 
 
 def _key(app_name: str) -> bytes:
     return f"autoexplore/serve/{app_name}/weights".encode()
 
 
+def _newest_weights(app_name: str) -> str | None:
+    path: bytes | None = internal_kv._internal_kv_get(_key(app_name))
+    return None if path is None else path.decode()
+
+
 def newest_weights(app_name: str) -> str:
     """The folder that the app's replicas are meant to answer from, as the cluster knows it."""
-    path: bytes | None = internal_kv._internal_kv_get(_key(app_name))
+    path = _newest_weights(app_name)
     if path is None:
         raise InputError(f"no weights are set for the app {app_name!r}: start it with worldmodel.serve.run")
-    return path.decode()
+    return path
 
 
 def _set_newest_weights(app_name: str, path: Path | str) -> str:
@@ -94,18 +219,27 @@ def run(
     *,
     app_name: str = APP_NAME,
     replicas: int = 1,
+    max_replicas: int | None = None,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
     threads: int = 1,
     context: int = 2,
     steps: int = 1,
     batch: int = 0,
+    queued: int = QUEUED,
 ) -> str:
     """Start the app, without any HTTP port, on the Ray that this process is connected to, and return its name.
 
-    `replicas` with `num_cpus`, `num_gpus` and `threads` (torch's) each; `batch`: windows in a forward pass,
-    0 for what suits the device. Raises InputError for a folder that is no world model.
+    `replicas` with `num_cpus`, `num_gpus` (a share of one is possible) and `threads` (torch's) each; up to
+    `max_replicas` where they have more than TARGET_ONGOING requests each to answer. `steps`: MaskGIT passes where a
+    request names none; `batch`: windows in a forward pass, 0 for what suits the device; `queued`: requests that may
+    wait at one caller. Raises InputError for a folder that is no world model, and for numbers that cannot be meant.
     """
+    if replicas < 1 or (max_replicas is not None and max_replicas < replicas) or steps < 1 or queued < 1:
+        raise InputError(
+            f"replicas {replicas}, steps {steps} and queued {queued} must be 1 or more, max_replicas {max_replicas} "
+            "no fewer than replicas"
+        )
     _set_newest_weights(app_name, model_path)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     quiet = LoggingConfig(enable_access_log=False, log_level="ERROR")
@@ -113,16 +247,32 @@ def run(
     deployment: Any = serve.deployment(
         UncertaintyService,
         name="UncertaintyService",
-        num_replicas=replicas,
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
-        max_ongoing_requests=16,
-        graceful_shutdown_timeout_s=2,
+        max_ongoing_requests=ONGOING,
+        max_queued_requests=queued,
         health_check_period_s=5,
         logging_config=quiet,
+        **_scale(replicas, max_replicas),
     )
     device = "cuda" if num_gpus else "cpu"
     serve.run(deployment.bind(app_name, context, steps, batch, device, threads), name=app_name, route_prefix=None)
     return app_name
+
+
+def _scale(replicas: int, max_replicas: int | None) -> dict[str, Any]:
+    """Serve's settings for a fixed number of replicas, or for one that follows the queue."""
+    if max_replicas is None or max_replicas == replicas:
+        return {"num_replicas": replicas, "graceful_shutdown_timeout_s": 2}
+    autoscaling = AutoscalingConfig(
+        min_replicas=replicas,
+        max_replicas=max_replicas,
+        target_ongoing_requests=TARGET_ONGOING,
+        look_back_period_s=10.0,  # an epoch's requests come all at once, and then none while the agent learns
+        upscale_delay_s=5.0,
+        downscale_delay_s=120.0,
+    )
+    # A replica that is no longer needed answers what it has taken on.
+    return {"autoscaling_config": autoscaling, "graceful_shutdown_timeout_s": 20}
 
 
 def swap(app_name: str, model_path: Path | str) -> int:

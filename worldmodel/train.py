@@ -112,7 +112,7 @@ def _check(job: Job, workers: int, resume: bool) -> None:
     if (job.lam is not None or job.joint_lam) and not component.takes_lam:
         raise InputError(f"--lam and --joint-lam are not for {job.component}: they are for dynamics on latent actions")
     if job.decoder_only and not (component.decoder_only and job.init is not None):
-        raise InputError("--decoder-only fine-tunes a trained tokenizer: give it with --init")
+        raise InputError("--recipe finetune trains the decoder of a trained tokenizer: give it with --init")
     if component.needs_pairs != (job.pairs is not None) or (component.needs_pairs and job.recipe.stream_sessions):
         what = "needs --pairs, made of its data by `autoexplore data replay`, and cannot stream"
         raise InputError(f"training {job.component} {what if component.needs_pairs else 'takes no --pairs'}")

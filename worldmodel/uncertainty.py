@@ -1,6 +1,7 @@
 """How unsure a world model is of the last frame of five: the one calculation behind every scorer and service.
 
-Shapes: B windows of 5 frames and 4 actions, N tokens of a frame.
+Shapes: B windows of 5 frames and 4 actions, N tokens of a frame. A film of B + 4 frames holds B windows, each of which
+begins one frame later.
 """
 
 from pathlib import Path
@@ -10,9 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from envs.errors import InputError
+
 if TYPE_CHECKING:
     from worldmodel.genie import WorldModel
 
+WINDOW = 5
+"""Frames in a window (spec: reward)."""
 BATCH_CPU, BATCH_GPU = 4, 128
 
 
@@ -48,3 +53,60 @@ def score_windows(
         frames_B5CHW = frames.permute(0, 1, 4, 2, 3).float() / 255
         parts.append(model.token_entropy(frames_B5CHW, actions, context=context, steps=steps).float().cpu().numpy())
     return np.concatenate(parts)
+
+
+def check_top_fraction(top_fraction: float) -> None:
+    """Raises InputError for a share of tokens outside (0, 1]."""
+    if not 0 < top_fraction <= 1:
+        raise InputError(f"top_fraction {top_fraction}: must be above 0 and at most 1 (the paper has 0.25)")
+
+
+def mean_of_highest(entropy_BN: NDArray[np.floating], top_fraction: float) -> NDArray[np.float32]:
+    """Eq. 3-4: mean of the `top_fraction` largest token entropies, at least one. (B, N) in [0, 1] -> (B,) in [0, 1].
+
+    Raises InputError for a fraction outside (0, 1].
+    """
+    check_top_fraction(top_fraction)
+    tokens = entropy_BN.shape[1]
+    count = max(1, round(tokens * top_fraction))
+    highest = np.partition(entropy_BN, tokens - count, axis=1)[:, tokens - count :]
+    return highest.mean(axis=1, dtype=np.float64).clip(0.0, 1.0).astype(np.float32)
+
+
+def as_film(frames_B5HWC: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """The film (B + 4, H, W, C) that windows were cut from one frame after the other, a copy; None where they were not.
+
+    Told by their strides: such windows are overlapping views. A film is a fifth of its windows to send.
+    """
+    if len(frames_B5HWC) < 2 or frames_B5HWC.strides[0] != frames_B5HWC.strides[1]:
+        return None
+    return np.concatenate([frames_B5HWC[0], frames_B5HWC[1:, -1]])
+
+
+def as_windows(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Windows (B, 5, H, W, C) as they are; those of a film (B + 4, H, W, C) as views of it."""
+    if frames.ndim == 5:
+        return frames
+    return np.moveaxis(np.lib.stride_tricks.sliding_window_view(frames, WINDOW, axis=0), -1, 1)
+
+
+def checked_windows(
+    model: "WorldModel", frames: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+) -> NDArray[np.uint8]:
+    """The windows of a request, if this model can score them. Raises InputError that says what does not fit."""
+    size, actions = model.cfg.size, model.cfg.actions
+    shape = (size, size, 3)
+    fits = (frames.ndim == 5 and frames.shape[1:] == (WINDOW, *shape)) or (
+        frames.ndim == 4 and frames.shape[1:] == shape and len(frames) >= WINDOW
+    )
+    if not fits or frames.dtype != np.uint8:
+        raise InputError(
+            f"windows to score: expected uint8 (B, {WINDOW}, {size}, {size}, 3) or a film without the {WINDOW}, "
+            f"got {frames.dtype} {frames.shape}"
+        )
+    windows = as_windows(frames)
+    if actions_B4.shape != (len(windows), WINDOW - 1):
+        raise InputError(f"windows to score: {len(windows)} need as many rows of 4 actions, got {actions_B4.shape}")
+    if actions_B4.size and not 0 <= actions_B4.min() <= actions_B4.max() < actions:
+        raise InputError(f"windows to score: actions {actions_B4.min()} to {actions_B4.max()}, the model has {actions}")
+    return windows
