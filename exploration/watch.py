@@ -23,8 +23,10 @@ from exploration.glimpse import Glimpses
 HALF = "\N{UPPER HALF BLOCK}"
 BARS = "\N{LOWER ONE EIGHTH BLOCK}\N{LOWER ONE QUARTER BLOCK}\N{LOWER THREE EIGHTHS BLOCK}\N{LOWER HALF BLOCK}"
 BARS += "\N{LOWER FIVE EIGHTHS BLOCK}\N{LOWER THREE QUARTERS BLOCK}\N{LOWER SEVEN EIGHTHS BLOCK}\N{FULL BLOCK}"
-WIDE = 150
-"""Columns of a terminal that has room for two pictures of 64 pixels and the figures."""
+WIDE = 132
+"""Columns of a terminal that has room for two pictures of 64 pixels."""
+FIGURES = 36
+"""Columns that the figures need; where there are fewer beside the pictures they stand below."""
 HISTORY = 30
 """Epochs that a line of bars shows."""
 
@@ -92,12 +94,24 @@ class Watch:
         head.add_row(f"[bold]epoch {self.done}/{self.epochs}[/]", bar, f"{passed:.0f} s, {words}")
         if self._glimpses is None:
             return Group(head, Text("the first screens appear at the end of the first epoch", style="dim"))
+        pictures, figures = self._pictures(self._glimpses), self._figures(self._glimpses)
+        width = self._glimpses.newest.frame_HWC.shape[1] // self._factor
         body = Table.grid(padding=(0, 2))
-        body.add_row(*self._pictures(self._glimpses), self._figures(self._glimpses))
+        for _ in pictures:  # a picture never gives way to the figures
+            body.add_column(width=width, no_wrap=True)
+        if self.console.width - len(pictures) * (width + 2) < FIGURES:
+            body.add_row(*pictures)
+            return Group(head, body, figures)
+        body.add_row(*pictures, figures)
         return Group(head, body)
 
+    @property
+    def _factor(self) -> int:
+        """Pixels of a frame, across and down, that become one."""
+        return 1 if self.console.width >= WIDE else 2
+
     def _pictures(self, glimpses: Glimpses) -> list[Any]:
-        factor = 1 if self.console.width >= WIDE else 2
+        factor = self._factor
         newest = glimpses.newest
         shown = [Group(Text(newest.game, style="bold"), blocks(smaller(newest.frame_HWC, factor)))]
         unsure = newest.map()
