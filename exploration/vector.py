@@ -67,7 +67,7 @@ class GameFactory:
 
 
 class TimedVectorEnv(AsyncVectorEnv):
-    """Gymnasium's, which would wait for a hung game for ever: raises multiprocessing.TimeoutError after `seconds` instead."""
+    """Gymnasium's, which would wait for a hung game for ever: after `seconds` it raises multiprocessing.TimeoutError."""
 
     seconds: float = STEP_SECONDS
 
