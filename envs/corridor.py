@@ -31,9 +31,10 @@ WALLS = COLOURS[np.random.default_rng(17).integers(len(COLOURS), size=(ROOMS, WA
 class CorridorEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     """Frames uint8 (size, size, 3): the wall of the room that one is in, and on the floor where in it.
 
-    Right and left move by one place, the other actions stay; the ends are closed. The reward is 1 in the last room,
-    else 0. With `television` the wall of the first room is drawn anew at each step. The episode never terminates and is
-    truncated after `max_steps` steps. `frame_skip` and `state` are there to have the signature of every game.
+    Right and left move by one place, the other actions stay; the ends are closed. The reward grows from 0 in the first
+    room to 1 in the last. With `television` the wall of the first room is drawn anew at each step. The episode never
+    terminates and is truncated after `max_steps` steps. `frame_skip` and `state` are there to have the signature of
+    every game.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 (gymnasium's own declaration)
@@ -82,7 +83,7 @@ class CorridorEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self._steps += 1
         self._draw_wall()
         truncated = self.max_steps is not None and self._steps >= self.max_steps
-        return self.render(), float(self.place // PLACES == ROOMS - 1), False, truncated, {}
+        return self.render(), self.place // PLACES / (ROOMS - 1), False, truncated, {}
 
     def _draw_wall(self) -> None:
         room = self.place // PLACES

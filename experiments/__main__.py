@@ -138,7 +138,7 @@ def _first_paragraph(text: str) -> str:
 def _how_to_go_on(argv: list[str]) -> str:
     """What to type to continue after Ctrl+C: pipeline and rounds always continue, other long commands with --resume."""
     command = shlex.join(["autoexplore", *argv])
-    if argv[:1] in (["pipeline"], ["rounds"]):
+    if argv[:1] in (["pipeline"], ["rounds"]) or argv[:2] == ["study", "ablation"]:
         return f"Finished stages are kept; go on with: {command}"
     if argv and argv[0] in ("collect", "train", "explore", "expert", "tune"):
         return f"Go on with: {command}" + ("" if "--resume" in argv else " --resume")

@@ -109,7 +109,9 @@ def configuration(preset: str, variant: Variant) -> "WorldModelConfig":
     from worldmodel import preset as preset_of
 
     config = preset_of(preset)
-    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in variant.dynamics.items()}
+    changes: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in variant.dynamics.items()
+    }
     try:
         return dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, **changes))
     except TypeError as error:

@@ -1,8 +1,10 @@
 """What the studies of one model share: their flags, opening the model, and writing figures and pictures."""
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +14,7 @@ from experiments.common import check_folder, default_threads
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
     from worldmodel import WorldModel
 
@@ -49,7 +52,50 @@ def open_model(args: ModelArgs) -> "WorldModel":
     from worldmodel import load_world_model
 
     torch.set_num_threads(args.threads or default_threads())
-    return load_world_model(args.model).for_game(None)
+    return load_world_model(args.model)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one game: the model driven by its buttons, frames uint8 and float, actions, and their episodes."""
+
+    game: str
+    model: "WorldModel"
+    frames_BTHWC: "Tensor"
+    actions_BT: "Tensor"
+    sessions: list[str]
+
+    @property
+    def frames_BTCHW(self) -> "Tensor":
+        """Frames in [0, 1], as the model takes them."""
+        from worldmodel.clips import model_frames
+
+        return model_frames(self.frames_BTHWC)
+
+
+def windows_of(args: ModelArgs, model: "WorldModel", length: int, stride: int, size: int = 4) -> Iterator[Windows]:
+    """At most `args.limit` windows of each game, evenly spread, `size` at a time."""
+    from envs.runs import progress
+    from worldmodel.clips import Clips
+    from worldmodel.evaluate import plan_windows
+
+    with tempfile.TemporaryDirectory() as cache:
+        clips = Clips(args.data, cache, length=length, stride=stride, split=None)
+        plan = plan_windows(clips, args.limit)
+        with progress("windows", sum(map(len, plan.values()))) as bar:
+            for game, window_ids in plan.items():
+                driven = model.for_game(game)
+                for at in range(0, len(window_ids), size):
+                    batch = clips.batch(window_ids[at : at + size])
+                    places = [clips.locate(window_id)[0] for window_id in batch.window_ids_B.tolist()]
+                    sessions = [clips.episodes[place].session_id for place in places]
+                    yield Windows(game, driven, batch.frames_BTHWC, batch.actions_BT, sessions)
+                    bar.advance(len(sessions), game)
+
+
+def settings_of(args: ModelArgs) -> dict[str, Any]:
+    """The flags, as JSON data."""
+    return dict(json.loads(json.dumps(asdict(args), default=str)))
 
 
 def gain(figures: Mapping[str, Any], part: str, name: str = "psnr") -> float | None:

@@ -1,5 +1,7 @@
 """How good predictions are against the number of sampling steps, and against the time that these take."""
 
+import itertools
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from experiments.study_common import (
     new_figure,
     open_model,
     plain_axes,
+    settings_of,
+    windows_of,
     write_result,
 )
 
@@ -46,7 +50,7 @@ def run(args: Args) -> None:
     from envs.runs import console
 
     rows = measure(args)
-    write_result(args.out, "steps", {"settings": _settings(args), "rows": rows}, {"": plot(rows)})
+    write_result(args.out, "steps", {"settings": settings_of(args), "rows": rows}, {"": plot(rows)})
     for row in rows:
         gains = ", ".join(
             f"{words} {row[name]:+.2f} dB"
@@ -58,43 +62,27 @@ def run(args: Args) -> None:
         )
 
 
-def _settings(args: Args) -> dict[str, Any]:
-    names = ("horizon", "stride", "temperature", "limit", "seed")
-    return {"model": str(args.model), "data": [str(folder) for folder in args.data]} | {
-        name: getattr(args, name) for name in names
-    }
-
-
 def measure(args: Args) -> list[dict[str, Any]]:
     """A row for each mode and number of steps: figures of `evaluate`, and seconds for a frame that is generated."""
-    import tempfile
-
     from envs.runs import progress
-    from worldmodel.clips import Clips, model_frames
-    from worldmodel.evaluate import evaluate, plan_windows
+    from worldmodel.evaluate import evaluate
 
     model, rows = open_model(args), []
-    with tempfile.TemporaryDirectory() as cache:
-        clips = Clips(args.data, cache, length=2 + args.horizon, stride=args.stride, split=None)
-        first = clips.batch(next(iter(plan_windows(clips, 2).values())))
-        frames, actions = model_frames(first.frames_BTHWC)[:, :2], first.actions_BT
-        with progress("sampling steps", len(args.steps) * len(args.modes)) as bar:
-            for mode in args.modes:
-                for steps in args.steps:
-                    sampling = {"steps": steps, "mode": mode, "temperature": args.temperature}
-                    figures = evaluate(
-                        model,
-                        args.data,
-                        horizon=args.horizon,
-                        stride=args.stride,
-                        limit=args.limit,
-                        seed=args.seed,
-                        distance=False,
-                        cache_dir=cache,
-                        **sampling,
-                    )["overall"]
-                    rows.append(_row(figures, mode, steps, seconds(model, frames, actions, args.repeats, sampling)))
-                    bar.advance(note=f"{mode}, {steps}")
+    first = next(windows_of(args, model, 2 + args.horizon, args.stride, size=2))
+    frames = first.frames_BTCHW[:, :2]
+    with progress("sampling steps", len(args.steps) * len(args.modes)) as bar, tempfile.TemporaryDirectory() as cache:
+        for mode, steps in itertools.product(args.modes, args.steps):
+            sampling: dict[str, Any] = {"steps": steps, "mode": mode, "temperature": args.temperature}
+            options: dict[str, Any] = {
+                "horizon": args.horizon,
+                "stride": args.stride,
+                "limit": args.limit,
+                "seed": args.seed,
+            }
+            found = evaluate(model, args.data, distance=False, cache_dir=cache, **options, **sampling)
+            took = seconds(first.model, frames, first.actions_BT, args.repeats, sampling)
+            rows.append(_row(found["overall"], mode, steps, took))
+            bar.advance(note=f"{mode}, {steps}")
     return rows
 
 

@@ -53,11 +53,8 @@ def summarise(
                 "seeds": list(mine),
                 "iterations": next(iter(mine.values()))["iterations"],
                 "parameters": next(iter(mine.values()))["parameters"],
-                "overall": _set(mine, reference, lambda figures, mode=mode: figures["measured"][mode]["overall"]),
-                "games": {
-                    game: _set(mine, reference, lambda f, mode=mode, game=game: f["measured"][mode]["games"][game])
-                    for game in games
-                },
+                "overall": _set(mine, reference, mode),
+                "games": {game: _set(mine, reference, mode, game) for game in games},
                 "by_step": _by_step(mine, mode),
             }
         modes[mode] = rows
@@ -69,9 +66,15 @@ def of_variant(cells: Sequence[Mapping[str, Any]], owner: str) -> dict[int, Mapp
     return {cell["seed"]: cell for cell in sorted(cells, key=lambda cell: cell["seed"]) if cell["cell"] == owner}
 
 
-def _set(mine: Mapping[int, Any], reference: Mapping[int, Any], pick: Callable[[Any], Any]) -> dict[str, Any]:
-    values = {name: {seed: m.of(pick(cell)) for seed, cell in mine.items()} for name, m in MEASURES.items()}
-    others = {name: {seed: m.of(pick(cell)) for seed, cell in reference.items()} for name, m in MEASURES.items()}
+def _set(mine: Mapping[int, Any], reference: Mapping[int, Any], mode: str, game: str | None = None) -> dict[str, Any]:
+    """The SET of one game or of all, see `summarise`."""
+
+    def read(cells: Mapping[int, Any], measure: Measure) -> dict[int, float | None]:
+        sets = {seed: cell["measured"][mode] for seed, cell in cells.items()}
+        return {seed: measure.of(of["overall"] if game is None else of["games"][game]) for seed, of in sets.items()}
+
+    values = {name: read(mine, measure) for name, measure in MEASURES.items()}
+    others = {name: read(reference, measure) for name, measure in MEASURES.items()}
     differences = {}
     for name, measure in MEASURES.items():
         pairs = [(value, others[name].get(seed)) for seed, value in values[name].items()]

@@ -155,8 +155,12 @@ class ExploreLearner(TorchLearner):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over a state. Copied, because the optimizer keeps the arrays that it is given and writes into them, and
-        those of Ray's object store are shared by all learners of a machine."""
+        those of Ray's object store are shared by all learners of a machine. Taken over whole, also where RLlib would
+        keep its own weights because they have seen as many updates."""
+        before, self._weights_seq_no = self._weights_seq_no, 0
         super().set_state(copied(state))
+        if before:  # runners take over only weights that are newer than theirs
+            self._weights_seq_no = max(self._weights_seq_no, before + 1)
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]

@@ -67,7 +67,7 @@ class GameFactory:
 
 
 class TimedVectorEnv(AsyncVectorEnv):
-    """Gymnasium's, which would wait for a hung game for ever: multiprocessing.TimeoutError after `seconds` instead."""
+    """Gymnasium's, which would wait for a hung game for ever: this raises multiprocessing.TimeoutError instead."""
 
     seconds: float = STEP_SECONDS
 

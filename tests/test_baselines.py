@@ -217,7 +217,7 @@ def test_the_corridor_is_what_it_says(tmp_path: Path):
     quiet = envs.make("Corridor")
     quiet.reset()
     rewards = [quiet.step(np.int64(RIGHT))[1] for _ in range(20)]
-    assert rewards == [0.0] * 14 + [1.0] * 6
+    assert rewards == pytest.approx([0.2] * 2 + [0.4] * 4 + [0.6] * 4 + [0.8] * 4 + [1.0] * 6)
     with pytest.raises(InputError, match="savestates"):
         envs.make("Corridor", state="start")
 

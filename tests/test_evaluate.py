@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from recordings import record
 
 from envs.counting import CountingEnv, read_frame
@@ -15,14 +16,28 @@ from envs.episodes import EpisodeReader
 from envs.errors import InputError
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
 from worldmodel.clips import Clips
-from worldmodel.evaluate import Settings, evaluate, joined, plan_windows, score_windows, summarise
+from worldmodel.evaluate import Settings, evaluate, export, joined, plan_windows, score_windows, summarise
 from worldmodel.features import feature_network
-from worldmodel.metrics import PSNR_CAP
+from worldmodel.metrics import PSNR_CAP, random_actions
+from worldmodel.peers import Peer
+from worldmodel.quantizer import moving_patches
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return record(tmp_path_factory.mktemp("evaluate") / "data", episodes=3, steps=50)
+
+
+class PerfectTokenizer:
+    """Decodes exactly what was encoded last; all tokens are 1, in a moving patch 2."""
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        self.frames = frames
+        moving = moving_patches(frames, 8).long()
+        return torch.cat([torch.zeros_like(moving[:, :1]), 1 + moving], 1)
+
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.frames
 
 
 class CountingModel(torch.nn.Module):
@@ -32,9 +47,13 @@ class CountingModel(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.blind = blind
-        self.cfg = SimpleNamespace(actions=5)
-        self.tokenizer = SimpleNamespace(encode=lambda frames: frames, decode=lambda tokens: tokens)
+        self.actions = 5
+        self.cfg = SimpleNamespace(tokenizer=SimpleNamespace(codes=3))
+        self.tokenizer = PerfectTokenizer()
         self.asked: list[dict[str, Any]] = []
+
+    def for_game(self, game):
+        return self
 
     def generate(self, frames, actions, *, steps=25, temperature=1.0, mode="one_pass", generator=None):
         self.asked.append({"steps": steps, "mode": mode, "frames": tuple(frames.shape)})
@@ -60,6 +79,9 @@ def test_a_model_that_knows_the_game_is_perfect_and_copying_is_not(data: str) ->
     assert overall["reconstruction"] == pytest.approx(perfect)
     assert max(overall["copy"]["by_step"]["psnr"]) < 30
     assert overall["copy"]["mean"]["moving_psnr"] < overall["copy"]["mean"]["psnr"]
+    assert overall["background"]["static"] == 1
+    assert overall["background"]["moving"] == 0
+    assert overall["background"]["codes_used"] == pytest.approx(2 / 3)
     assert result["games"] == {"Counting": overall}
     assert all(asked["steps"] == 3 and asked["mode"] == "autoregressive" for asked in model.asked)
     assert all(asked["frames"][1] == 2 for asked in model.asked)
@@ -126,6 +148,72 @@ def test_a_real_model_is_measured_the_same_twice_and_the_result_is_written_whole
     one_split = evaluate(model, [data], split="val", **options)
     assert one_split["overall"]["episodes"] == 1
     assert one_split["overall"]["delta_psnr"]["low"] is None  # one episode gives no interval
+
+
+def test_two_ray_workers_give_the_numbers_of_one_process(ray_cluster: None, data: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GenieReduxG(Tokenizer(preset("debug")), Dynamics(preset("debug"))).eval()
+    options: dict[str, Any] = {
+        "horizon": 4,
+        "stride": 6,
+        "steps": 2,
+        "limit": 7,
+        "batch_size": 2,
+        "cache_dir": tmp_path,
+    }
+    here = evaluate(model, [data], **options)
+    assert here["distance_name"] is not None
+    assert here["overall"]["prediction"]["distance"] > 0
+    assert evaluate(model, [data], workers=2, **options) == here
+
+
+def test_a_peer_is_scored_by_its_pictures(data: str, tmp_path: Path) -> None:
+    """A peer that plays the counting env gets the figures of the model that does, to the rounding of its pictures."""
+    root, options = tmp_path / "windows", {"horizon": 5, "stride": 20, "limit": 3, "steps": 1}
+    assert export(root, [data], **options) == 3
+    model = CountingModel()
+    for file in sorted(root.rglob("window.json")):
+        told = json.loads(file.read_text())
+        given = [np.asarray(Image.open(file.parent / f"given-{k:03d}.png")) for k in range(2)]
+        assert told["context"] == 2
+        assert len(told["actions"]) == 6
+        for name, kind in (("actions", "frame"), ("random_actions", "random")):
+            frames = torch.from_numpy(np.stack(given)).movedim(-1, 1)[None] / 255
+            made = model.generate(frames, torch.tensor([told[name]]))[0]
+            for place, pixels in enumerate(made):
+                if kind == "frame" or place == told["delta_t"] - 1:
+                    picture = Image.fromarray((pixels.movedim(0, -1) * 255).round().byte().numpy())
+                    picture.save(file.parent / f"{kind}-{place:03d}.png")
+    found = evaluate(Peer(root), [data], distance=False, **options)
+    wanted = evaluate(model, [data], distance=False, **options)  # type: ignore[arg-type]
+    for name in ("prediction", "copy", "delta_psnr"):
+        assert found["overall"][name] == wanted["overall"][name]
+    assert found["overall"]["reconstruction"] == found["overall"]["background"] == {}
+    assert found["overall"]["delta_psnr"]["mean"] > 5
+
+    for file in root.rglob("random-*.png"):
+        file.unlink()
+    assert evaluate(Peer(root), [data], distance=False, **options)["overall"]["delta_psnr"]["mean"] is None
+    last = sorted(root.rglob("frame-004.png"))[-1]
+    Image.new("RGB", (32, 64)).save(last)
+    with pytest.raises(InputError, match=r"frame-004.png: expected 64x64 pixels, got 32x64"):
+        evaluate(Peer(root), [data], distance=False, **options)
+    last.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"frame-004.png: no picture"):
+        evaluate(Peer(root), [data], distance=False, **options)
+    last.unlink()
+    with pytest.raises(InputError, match=r"frame-004.png is missing"):
+        evaluate(Peer(root), [data], distance=False, **options)
+    with pytest.raises(InputError, match="no folder of a peer's predictions"):
+        Peer(root / "nothing")
+
+
+def test_random_actions_replace_those_into_predicted_frames_alone() -> None:
+    actions = torch.full((50, 6), 9)
+    made = random_actions(actions, 3, seed=4, action_count=5)
+    assert torch.equal(made[:, :2], actions[:, :2])
+    assert set(made[:, 2:].flatten().tolist()) == set(range(5))
+    assert torch.equal(random_actions(actions, 3, seed=4, action_count=5), made)
 
 
 @pytest.mark.parametrize("mode", ["one_pass", "autoregressive"])

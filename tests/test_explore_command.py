@@ -61,13 +61,13 @@ def test_many_games_get_an_env_each_and_a_return_each(ray_cluster, tmp_path):
 
 
 def test_from_a_game_to_a_test_set_of_deep_play(ray_cluster, tmp_path, monkeypatch, capsys):
-    """The expert of the corridor, which pays in its last room alone, is there in more of its frames than chance is."""
+    """The expert of the corridor, which pays more from room to room, plays farther than chance gets."""
     plan = expert.EXPERTS["debug"]
-    loss = dataclasses.replace(plan.loss, gamma=0.95)
+    loss = dataclasses.replace(plan.loss, gamma=0.9)
     plan = dataclasses.replace(
         plan, loss=loss, epochs=8, runners=0, envs_per_runner=4, steps=60, max_steps=60, updates=16, batch_size=8,
         epsilon=0.3, final_epsilon=0.1, epsilon_epochs=8, lr=5e-3, evaluate_every=4, evaluation_steps=60,
-        precision="fp32",
+        precision="fp32", normalize_rewards=True,
     )  # fmt: skip
     monkeypatch.setitem(expert.EXPERTS, "debug", plan)
     argv = ["expert", "Corridor", "--preset", "debug", "--episodes", "3", "--steps", "60", "--out", str(tmp_path)]
@@ -77,7 +77,7 @@ def test_from_a_game_to_a_test_set_of_deep_play(ray_cluster, tmp_path, monkeypat
     assert len(reader) == 3
     assert all("expert" in reader[index].policy_id and "0.15" in reader[index].policy_id for index in range(3))
     places = np.array([read_place(frame) for index in range(3) for frame in reader[index].frames_THWC])
-    assert (places >= (ROOMS - 1) * PLACES).mean() > 0.3
+    assert places.mean() > ROOMS * PLACES / 2
     assert "already holds" in complaint(capsys, *argv)
     assert execute([*argv, "--resume"]) == 0
 

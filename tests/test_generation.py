@@ -132,6 +132,31 @@ def test_the_past_gives_what_plain_recomputation_gives(mode: str, steps: int) ->
     torch.testing.assert_close(pictures, model.tokenizer.decode(tokens)[:, 2:])
 
 
+@pytest.mark.parametrize(
+    ("patch", "dim", "blocks", "given", "ahead"),
+    [(8, 32, 2, 1, 7), (8, 64, 3, 6, 2), (16, 32, 1, 7, 1), (4, 32, 1, 2, 3)],
+)
+def test_logits_with_the_past_are_those_of_recomputation(
+    patch: int, dim: int, blocks: int, given: int, ahead: int
+) -> None:
+    """At several sizes and lengths, the past taken in at once and frame by frame."""
+    dynamics = replace(DEBUG.dynamics, dim=dim, blocks=blocks)
+    cfg = replace(DEBUG, tokenizer=replace(DEBUG.tokenizer, patch=patch), dynamics=dynamics)
+    model, (frames, actions) = build(cfg), clips(1, given + ahead)
+    tokens = model.tokenizer.encode(frames)
+    tokens[:, given:, ::2] = cfg.mask_id
+    conditions = model.dynamics.conditions(actions)
+    with torch.no_grad():
+        wanted = model.dynamics(tokens, actions)[:, given:]
+        at_once = model.read(tokens[:, :given], conditions[:, :given], None)
+        one_by_one = None
+        for t in range(given):
+            one_by_one = model.read(tokens[:, t : t + 1], conditions[:, t : t + 1], one_by_one)
+        for past in (at_once, one_by_one):
+            hidden, _ = model.dynamics.run(tokens[:, given:], conditions[:, given:], past)
+            torch.testing.assert_close(model.dynamics.head(hidden), wanted, atol=1e-4, rtol=0)
+
+
 def test_generation_follows_its_seed() -> None:
     model, (frames, actions) = build(), clips(1, 6)
     one, two, other = (model.generate(frames[:, :2], actions, steps=4, generator=seeded(s)) for s in (1, 1, 2))
@@ -258,7 +283,14 @@ def test_a_tokenizer_that_the_dynamics_was_not_trained_with_is_refused() -> None
         ({"actions_BA": torch.zeros(1, 1).long()}, "2 frames are given"),
         ({"actions_BA": torch.full((1, 4), 7)}, r"expected integers in \[0, 4\], got 7 to 7"),
         ({"actions_BA": torch.zeros(2, 4).long()}, r"expected shape \(1, 4\), got \(2, 4\)"),
+        ({"actions_BA": torch.zeros(1, 4)}, r"expected integers in \[0, 4\], got torch.float32"),
         ({"frames_BPCHW": torch.zeros(1, 2, 3, 64, 64).byte()}, "got torch.uint8"),
+        (
+            {"frames_BPCHW": torch.zeros(1, 2, 3, 64, 32)},
+            r"expected shape \(B, T, 3, 64, 64\), got \(1, 2, 3, 64, 32\)",
+        ),
+        ({"frames_BPCHW": torch.full((1, 2, 3, 64, 64), 255.0)}, r"expected values in \[0, 1\], got 255 to 255"),
+        ({"frames_BPCHW": torch.full((1, 2, 3, 64, 64), torch.nan)}, r"expected values in \[0, 1\], got nan"),
         ({"mode": "diffusion"}, "one_pass or autoregressive"),
         ({"steps": 0}, "1 pass or more"),
         ({"temperature": -1.0}, "expected 0 or more"),

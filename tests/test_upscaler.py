@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import envs
 from envs.episodes import EpisodeReader, EpisodeWriter
@@ -16,7 +17,9 @@ from envs.player import RandomPolicy, Session, play_episode
 from envs.replay import play_again
 from envs.retro import letterbox
 from envs.runs import read_metrics
+from experiments import generate
 from experiments.pictures import at_scale
+from experiments.report import build
 from worldmodel.checkpoint import open_checkpoint
 from worldmodel.clips import Clips, model_frames
 from worldmodel.config import preset
@@ -154,6 +157,28 @@ def test_pictures_are_drawn_as_large_as_before(run: Path) -> None:
     large, scale = at_scale(frames, Upscaler.load(run), 4)
     assert (large.shape, large.dtype, scale) == ((3, 256, 256, 3), np.uint8, 1)
     assert at_scale(frames, None, 4) == (frames, 4)
+
+
+def test_generate_draws_by_an_upscaler(sides: tuple[str, str], run: Path, tiny_world: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": tiny_world, "data": Path(sides[0]), "horizon": 2, "sampling_steps": 1}
+    sizes = {}
+    for name, upscaler in (("plain", None), ("upscaled", run)):
+        generate.run(generate.Args(out=tmp_path / name, upscaler=upscaler, **options))
+        (file,) = (tmp_path / name).glob("*.png")
+        sizes[name] = np.asarray(Image.open(file))
+    assert sizes["upscaled"].shape[0] == 2 * 256 + 2
+    assert abs(sizes["plain"].shape[0] - sizes["upscaled"].shape[0]) < 10
+    assert not np.array_equal(sizes["plain"][:256, :256], sizes["upscaled"][:256, :256])
+
+
+def test_the_report_draws_by_the_upscaler_of_its_run(finished_run: tuple[Path, str], run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run[0], tmp_path / "run")
+    build(tmp_path / "run", tmp_path / "plain")
+    shutil.copytree(run, tmp_path / "run/upscaler")
+    build(tmp_path / "run", tmp_path / "upscaled")
+    plain, upscaled = ((tmp_path / name / "index.html").read_text() for name in ("plain", "upscaled"))
+    assert "enlarged by the upscaler" in upscaled
+    assert "enlarged by the upscaler" not in plain
 
 
 def test_bad_input_is_refused(sides: tuple[str, str], run: Path, tmp_path: Path) -> None:

@@ -3,13 +3,12 @@
 Windows of context + horizon frames, one at every `stride`-th frame: the context is given, the rest predicted with the
 true actions. Everything stands beside copying the last given frame, and on moving pixels too, since most of a retro
 game's screen never moves. A batch of windows is scored with noise of its own, so that batches may be scored anywhere.
-
-Shapes: B windows, T = context + F frames, F predicted frames.
 """
 
+import dataclasses
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,181 +17,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.controls import ACTIONS
 from envs.errors import InputError
 from envs.files import write_json_atomic
 from envs.runs import progress
-from worldmodel.clips import Clips, model_frames
-from worldmodel.features import FeatureNetwork, feature_network
+from worldmodel.clips import Clips
+from worldmodel.features import feature_network, network_name
 from worldmodel.genie import WorldModel
-from worldmodel.metrics import GaussianFit, delta_psnr, estimate, frame_psnr, frame_ssim, moving_pixels, moving_psnr
+from worldmodel.metrics import estimate
+from worldmodel.peers import Peer, export_windows
+from worldmodel.quantizer import background_of_counts
+from worldmodel.scoring import SIDES, Scores, Settings, joined, score_windows
+from worldmodel.tasks import run_tasks
 
-SIDES = ("prediction", "copy")
-"""What is compared with the true frames: what the model predicts, and the last given frame."""
+__all__ = ["Peer", "Scores", "Settings", "evaluate", "export", "joined", "plan_windows", "score_windows", "summarise"]
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured. `Evaluation` and the result hold it."""
-
-    context: int = 2
-    """Frames given."""
-    horizon: int = 10
-    """Frames predicted."""
-    stride: int = 20
-    """Frames between the starts of neighbouring windows."""
-    mode: str = "one_pass"
-    """one_pass or autoregressive, see `WorldModel.generate`."""
-    steps: int = 25
-    """MaskGIT passes."""
-    temperature: float = 1.0
-    """Of the sampling's noise."""
-    delta_t: int = 4
-    """Which predicted frame delta-PSNR looks at; the last one where the horizon is shorter."""
-    distance_frames: int = 0
-    """Predicted frames of a game that the Frechet distance takes in, evenly spread; 0 for all."""
-    precision: str = "fp32"
-    """fp32, or bf16 (autocast): about a third less time on a CPU, for figures that differ a little."""
-    batch_size: int = 8
-    """Windows predicted together."""
-    seed: int = 0
-    """Of the sampling's noise and the random actions."""
-
-    def __post_init__(self) -> None:
-        for name in ("context", "horizon", "stride", "steps", "delta_t", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}: must be 1 or more")
-        if self.precision not in ("fp32", "bf16"):
-            raise InputError(f"precision = {self.precision!r}: choose fp32 or bf16")
-
-
-@dataclass
-class Scores:
-    """What was measured on windows of one game. Parts are joined by `joined`, in any split."""
-
-    sessions: list[str]
-    """Episode of each window."""
-    reconstruction: dict[str, Tensor]
-    """psnr, ssim: (B, T); moving_psnr: (B, T - 1), NaN where nothing moved since the frame before."""
-    frames: dict[str, dict[str, Tensor]]
-    """Of each side: psnr, ssim, moving_psnr (B, F); the last is NaN where nothing moved since the last given frame."""
-    delta_B: Tensor
-    fits: dict[str, GaussianFit]
-    """Features of `real` frames and of each side; empty where no feature network is there."""
-
-
-def joined(parts: Sequence[Scores]) -> Scores:
-    """The scores of all windows of several parts."""
-    first = parts[0]
-
-    def cat(pick: Any) -> dict[str, Tensor]:
-        return {name: torch.cat([pick(part)[name] for part in parts]) for name in pick(first)}
-
-    fits = {}
-    for name, fit in first.fits.items():
-        fits[name] = GaussianFit(fit.dimensions)
-        for part in parts:
-            fits[name].merge(part.fits[name])
-    return Scores(
-        [session for part in parts for session in part.sessions],
-        cat(lambda part: part.reconstruction),
-        {side: cat(lambda part, side=side: part.frames[side]) for side in SIDES},
-        torch.cat([part.delta_B for part in parts]),
-        fits,
-    )
-
-
-@torch.no_grad()
-def score_windows(
-    model: WorldModel,
-    clips: Clips,
-    window_ids: np.ndarray,
-    settings: Settings,
-    network: FeatureNetwork | None = None,
-    *,
-    seed: int = 0,
-    distance_share: float = 1.0,
-) -> Scores:
-    """Measure one batch of windows. `seed` decides its noise; `distance_share` of its frames enter the distance."""
-    device = next(model.parameters()).device
-    batch = clips.batch(window_ids).to(device)
-    frames, context = model_frames(batch.frames_BTHWC), settings.context
-    given, truth = frames[:, :context], frames[:, context:]
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        made = model.tokenizer.decode(model.tokenizer.encode(frames)).float()
-        predicted, delta_B = _predict(model, frames, batch.actions_BT, settings, seed)
-    sides = {"prediction": predicted, "copy": given[:, -1:].expand_as(truth)}
-    moving = moving_pixels(truth, given[:, -1:])
-    since_before = moving_pixels(frames[:, 1:], frames[:, :-1])
-    return Scores(
-        [clips.episodes[clips.locate(window_id)[0]].session_id for window_id in window_ids.tolist()],
-        {
-            "psnr": frame_psnr(made, frames).cpu(),
-            "ssim": frame_ssim(made, frames).cpu(),
-            "moving_psnr": moving_psnr(frames[:, 1:], made[:, 1:], since_before).cpu(),
-        },
-        {
-            side: {
-                "psnr": frame_psnr(truth, shown).cpu(),
-                "ssim": frame_ssim(truth, shown).cpu(),
-                "moving_psnr": moving_psnr(truth, shown, moving).cpu(),
-            }
-            for side, shown in sides.items()
-        },
-        delta_B.cpu(),
-        {} if network is None else _fits(network, {"real": truth, **sides}, distance_share),
-    )
-
-
-def _predict(
-    model: WorldModel, frames_BTCHW: Tensor, actions_BT: Tensor, settings: Settings, seed: int
-) -> tuple[Tensor, Tensor]:
-    """The predicted frames (B, F, C, H, W) and each window's delta-PSNR (B,)."""
-    generator = torch.Generator(frames_BTCHW.device).manual_seed(seed)
-    sampling: dict[str, Any] = {
-        "steps": settings.steps,
-        "mode": settings.mode,
-        "temperature": settings.temperature,
-    }
-    predicted = model.generate(frames_BTCHW[:, : settings.context], actions_BT, generator=generator, **sampling).float()
-    t = min(settings.delta_t, settings.horizon)
-    delta = delta_psnr(
-        model,
-        frames_BTCHW,
-        actions_BT,
-        t=t,
-        context=settings.context,
-        seed=seed,
-        predicted_BFCHW=predicted[:, : shared_frames(settings, t)],
-        action_count=model.actions,
-        **sampling,
-    )
-    return predicted, delta.values_B
-
-
-def shared_frames(settings: Settings, t: int) -> int:
-    """How many predicted frames decide frame t: all in one pass, those of its pair and before it in pairs.
-
-    The branch with random actions needs to predict only these; its noise is then that of the branch with true ones.
-    """
-    return settings.horizon if settings.mode == "one_pass" else min(settings.horizon, t + t % 2)
-
-
-def _fits(network: FeatureNetwork, sets: dict[str, Tensor], share: float) -> dict[str, GaussianFit]:
-    """Features of the same frames of each set; the copied frame's are computed once a window."""
-    fits = {}
-    windows, horizon = sets["real"].shape[:2]
-    chosen = torch.arange(math.ceil(windows * horizon * share)).div(share).long().clamp_max(windows * horizon - 1)
-    for name, frames_BFCHW in sets.items():
-        fits[name] = GaussianFit(network.dimensions)
-        if name == "copy":
-            fits[name].add(network.extract(frames_BFCHW[:, 0])[chosen // horizon])
-        else:
-            fits[name].add(network.extract(frames_BFCHW.flatten(0, 1)[chosen]))
-    return fits
+_JOIN_EVERY = 64
 
 
 def evaluate(
-    model: WorldModel,
+    model: WorldModel | Peer,
     data: Sequence[str | Path],
     *,
     split: str | None = None,
@@ -201,6 +45,7 @@ def evaluate(
     distance: bool = True,
     cache_dir: str | Path | None = None,
     out: str | Path | None = None,
+    workers: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
     """Measure a model on episodes of `data` (of one `split`, or None for all); the result is JSON data.
@@ -208,11 +53,14 @@ def evaluate(
     `limit`: at most so many windows of each game, evenly spread. `inception`: TorchScript file for FID proper, see
     `worldmodel.features`; `distance` False leaves the Frechet distance out. `options` are fields of `Settings`.
     `out`: write the result there too, atomically. `cache_dir` holds the staged episodes, by default for this call only.
+    `workers` Ray workers score the windows, each with one thread; 0 does it in this process. The numbers are the same.
+    A `Peer` is scored by the pictures that it made.
 
         {"settings": ..., "distance_name": "FID-EfficientNetLite0" or null,
          "overall": SET, "games": {game: SET}}
         SET = {"windows", "episodes",
-               "reconstruction": {"psnr", "ssim", "moving_psnr"},
+               "reconstruction": {"psnr", "ssim", "moving_psnr"}, "background": {"static", "moving", "codes_used",
+               "perplexity"}, both empty for a peer; see `worldmodel.quantizer.background_share`,
                "prediction": SIDE, "copy": SIDE,
                "delta_psnr": {"t", "mean", "low", "high"}}
         SIDE = {"one_step": FIGURES, "mean": FIGURES, "by_step": {"psnr": [F values], ...}, "distance"}
@@ -222,33 +70,144 @@ def evaluate(
     is null. Raises InputError for bad settings, and where no episode is long enough for a window.
     """
     settings = Settings(**options)
-    network = feature_network(inception, str(next(model.parameters()).device)) if distance else None
     with tempfile.TemporaryDirectory() as temporary:
         length = settings.context + settings.horizon
         clips = Clips(data, cache_dir or temporary, length=length, stride=settings.stride, split=split)
-        plan = plan_windows(clips, limit)
-        games: dict[str, Scores] = {}
-        with progress("evaluating windows", sum(map(len, plan.values()))) as bar:
-            for number, (game, window_ids) in enumerate(plan.items()):
-                parts = []
-                wanted = settings.distance_frames or len(window_ids) * settings.horizon
-                share = min(1.0, wanted / (len(window_ids) * settings.horizon))
-                driven = model.for_game(game)
-                for start in range(0, len(window_ids), settings.batch_size):
-                    ids = window_ids[start : start + settings.batch_size]
-                    seed = settings.seed + 1_000_003 * number + start
-                    parts.append(score_windows(driven, clips, ids, settings, network, seed=seed, distance_share=share))
-                    bar.advance(len(ids), game)
-                games[game] = joined(parts)
+        batches = plan_batches(clips, settings, limit)
+        sources = ([str(uri) for uri in data], str(cache_dir or temporary), split)
+        how = Scorer(model, settings, sources, str(inception) if inception else None, distance)
+        games = _gather(how, clips, batches, workers)
     result = {
         "settings": {**settings.__dict__, "split": split, "limit": limit, "data": [str(uri) for uri in data]},
-        "distance_name": network.name if network else None,
+        "distance_name": network_name(inception) if distance else None,
         "overall": summarise(joined(list(games.values())), settings),
         "games": {game: summarise(scores, settings) for game, scores in games.items()},
     }
     if out is not None:
         write_json_atomic(Path(out), result)
     return result
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of one game that are scored together, by the same noise wherever that happens."""
+
+    game: str
+    window_ids: np.ndarray
+    seed: int
+    distance_share: float
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What a process needs to score batches."""
+
+    model: WorldModel | Peer
+    settings: Settings
+    sources: tuple[list[str], str, str | None]
+    """Data sets, where their staged copies are, and the split."""
+    inception: str | None
+    distance: bool
+
+    def score(self, batches: Sequence[Batch], clips: Clips | None = None) -> Iterator[Scores]:
+        """The scores of batches, in their order."""
+        if clips is None:
+            length = self.settings.context + self.settings.horizon
+            uris, cache, split = self.sources
+            clips = Clips(uris, cache, length=length, stride=self.settings.stride, split=split)
+        device = "cpu" if isinstance(self.model, Peer) else str(next(self.model.parameters()).device)
+        network = feature_network(self.inception, device) if self.distance else None
+        for batch in batches:
+            yield score_windows(
+                self.model if isinstance(self.model, Peer) else self.model.for_game(batch.game),
+                clips,
+                batch.window_ids,
+                self.settings,
+                network,
+                seed=batch.seed,
+                distance_share=batch.distance_share,
+            )
+
+
+def _score_elsewhere(scorer: Scorer, batches: Sequence[Batch]) -> list[Scores]:
+    """What a Ray worker does, on its GPU where it was given one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = scorer.model if isinstance(scorer.model, Peer) else scorer.model.to(device)
+    return list(dataclasses.replace(scorer, model=model).score(batches))
+
+
+def _gather(scorer: Scorer, clips: Clips, batches: Sequence[Batch], workers: int) -> dict[str, Scores]:
+    """The scores of each game, its batches joined in their order wherever they were scored.
+
+    Statistics of the distance are summed up as they come, so that a large test set needs no more memory.
+    """
+    games: dict[str, list[Scores]] = {}
+    with progress("evaluating windows", sum(len(batch.window_ids) for batch in batches)) as bar:
+        parts = scorer.score(batches, clips) if workers < 1 else _spread(scorer, batches, workers)
+        for batch, scores in zip(batches, parts, strict=True):
+            parts_of_game = games.setdefault(batch.game, [])
+            parts_of_game.append(scores)
+            if len(parts_of_game) == _JOIN_EVERY:
+                games[batch.game] = [joined(parts_of_game)]
+            bar.advance(len(batch.window_ids), batch.game)
+    return {game: joined(parts) for game, parts in games.items()}
+
+
+def _spread(scorer: Scorer, batches: Sequence[Batch], workers: int) -> Iterator[Scores]:
+    """`Scorer.score` on Ray workers, a few batches a task, in the batches' order."""
+    import ray
+
+    gpu = not isinstance(scorer.model, Peer) and next(scorer.model.parameters()).device.type == "cuda"
+    model = scorer.model.to("cpu") if gpu else scorer.model  # type: ignore[union-attr]
+    kept = ray.put(dataclasses.replace(scorer, model=model))
+    size = max(1, min(16, len(batches) // (4 * workers)))
+    calls = [(kept, batches[at : at + size]) for at in range(0, len(batches), size)]
+    early: dict[int, list[Scores]] = {}
+    wanted = 0
+    for number, scores in run_tasks(_score_elsewhere, calls, at_a_time=workers, gpus=float(gpu)):
+        early[number] = scores
+        while wanted in early:
+            yield from early.pop(wanted)
+            wanted += 1
+
+
+def plan_batches(clips: Clips, settings: Settings, limit: int | None) -> list[Batch]:
+    """All windows to score, in batches of one game each."""
+    batches = []
+    for number, (game, window_ids) in enumerate(plan_windows(clips, limit).items()):
+        frames = len(window_ids) * settings.horizon
+        share = min(1.0, (settings.distance_frames or frames) / frames)
+        for start in range(0, len(window_ids), settings.batch_size):
+            ids = window_ids[start : start + settings.batch_size]
+            batches.append(Batch(game, ids, settings.seed + 1_000_003 * number + start, share))
+    return batches
+
+
+def export(
+    root: str | Path, data: Sequence[str | Path], *, split: str | None = None, limit: int | None = None, **options: Any
+) -> int:
+    """Write the windows that `evaluate` scores with these settings for a peer, see `worldmodel.peers`; their number.
+
+    Their random actions are those that a model of 5 actions gets with mode = one_pass.
+    """
+    settings = Settings(**options)
+    with tempfile.TemporaryDirectory() as cache:
+        length = settings.context + settings.horizon
+        clips = Clips(data, cache, length=length, stride=settings.stride, split=split)
+        batches = plan_batches(clips, settings, limit)
+        with progress("writing windows", sum(len(batch.window_ids) for batch in batches)) as bar:
+            for batch in batches:
+                export_windows(
+                    Path(root),
+                    clips,
+                    batch.window_ids,
+                    context=settings.context,
+                    delta_t=settings.delta_t,
+                    seed=batch.seed,
+                    action_count=len(ACTIONS),
+                )
+                bar.advance(len(batch.window_ids), batch.game)
+    return sum(len(batch.window_ids) for batch in batches)
 
 
 def plan_windows(clips: Clips, limit: int | None) -> dict[str, np.ndarray]:
@@ -272,7 +231,10 @@ def plan_windows(clips: Clips, limit: int | None) -> dict[str, np.ndarray]:
 def summarise(scores: Scores, settings: Settings) -> dict[str, Any]:
     """The figures of a set of windows, see `evaluate`."""
     numbers = {session: number for number, session in enumerate(dict.fromkeys(scores.sessions))}
-    delta = estimate(scores.delta_B, torch.tensor([numbers[session] for session in scores.sessions]))
+    known = ~scores.delta_B.isnan()
+    groups_B = torch.tensor([numbers[session] for session in scores.sessions])
+    delta = estimate(scores.delta_B[known], groups_B[known])
+    background = background_of_counts(scores.codes_2K) if scores.codes_2K.shape[1] else {}
     sides = {}
     for side in SIDES:
         by_step = {name: values.nanmean(0) for name, values in scores.frames[side].items()}
@@ -286,6 +248,7 @@ def summarise(scores: Scores, settings: Settings) -> dict[str, Any]:
         "windows": len(scores.sessions),
         "episodes": len(numbers),
         "reconstruction": {name: _number(values.nanmean()) for name, values in scores.reconstruction.items()},
+        "background": {name: _number(value) for name, value in background.items()},
         **sides,
         "delta_psnr": {
             "t": min(settings.delta_t, settings.horizon),

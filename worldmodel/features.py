@@ -48,7 +48,14 @@ def feature_network(inception: Path | str | None = None, device: str = "cpu") ->
     weights = efficientnet_weights()
     if weights is None:
         return None
-    return FeatureNetwork("FID-EfficientNetLite0", 1280, EfficientNetLite0.load(weights).to(device).eval())
+    return FeatureNetwork(str(network_name()), 1280, EfficientNetLite0.load(weights).to(device).eval())
+
+
+def network_name(inception: Path | str | None = None) -> str | None:
+    """The name of `feature_network`, without opening it."""
+    if inception is not None:
+        return "FID"
+    return None if efficientnet_weights() is None else "FID-EfficientNetLite0"
 
 
 def efficientnet_weights() -> Path | None:

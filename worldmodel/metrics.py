@@ -275,8 +275,7 @@ def delta_psnr(
     given, truth = frames_BTCHW[:, :context], frames_BTCHW[:, context + t - 1]
     count = t if predicted_BFCHW is None else predicted_BFCHW.shape[1]
     actions = actions_BT[:, : context + count - 1]
-    drawn = torch.randint(action_count, actions.shape, generator=torch.Generator().manual_seed(seed)).to(actions)
-    replaced = torch.cat([actions[:, : context - 1], drawn[:, context - 1 :]], dim=1)
+    replaced = random_actions(actions, context, seed, action_count)
 
     def predict(branch: Tensor) -> Tensor:
         generator = torch.Generator(actions.device).manual_seed(seed)
@@ -286,3 +285,9 @@ def delta_psnr(
     random_branch = predict(replaced)
     values_B = frame_psnr(truth, true_branch[:, t - 1]) - frame_psnr(truth, random_branch[:, t - 1])
     return estimate(values_B, groups_B)
+
+
+def random_actions(actions_BT: Tensor, context: int, seed: int, action_count: int) -> Tensor:
+    """The actions with those into predicted frames replaced by uniformly random ones, drawn from the seed. (B, T)."""
+    drawn = torch.randint(action_count, actions_BT.shape, generator=torch.Generator().manual_seed(seed)).to(actions_BT)
+    return torch.cat([actions_BT[:, : context - 1], drawn[:, context - 1 :]], dim=1)
