@@ -31,6 +31,7 @@ COMMANDS = (
     "evaluate",
     "study",
     "generate",
+    "play",
     "serve",
     "pipeline",
     "report",
