@@ -1,4 +1,8 @@
-"""Play inside a world model, by keyboard: it goes on from frames of a recorded episode."""
+"""Play inside a world model by keyboard: it goes on from frames of a recorded episode. Arrows: right, left, up, down.
+Space or X: jump. Backspace: start again. U: the model's doubts, on or off. R: record a GIF, on or off. Escape: end.
+
+A key that goes down makes one frame at once, a held one makes frames until it is let go; the newest key counts.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +15,7 @@ from experiments.common import check_folder, default_threads
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Play a learned world in a window. Arrows: right, left, up, down. Space or X: jump. Backspace: start again.
-    U: the model's uncertainty about each part of the frame, on or off. R: record a GIF, on or off. Escape: end.
-
-    A key that goes down makes one frame at once, a held one makes frames until it is let go; the newest key counts.
-    While no key is down the world stands still: no model knows an action that does nothing. `--idle up` comes near it.
-    """
+    """Play in a window, or a script without one."""
 
     model: tyro.conf.Positional[Path]
     """The world model: a folder that `map`, the pipeline or `save` wrote."""
@@ -29,7 +28,8 @@ class Args:
     out: Path = Path("runs/play")
     """Folder for the GIFs."""
     idle: Literal["wait", "right", "left", "up", "down", "jump"] = "wait"
-    """What happens while no key is down: the world waits, or goes on with this action."""
+    """What happens while no key is down: the world waits, or goes on with this action. No model knows an action that
+    does nothing; up comes nearest in most games."""
     fps: int = 15
     """At most so many frames a second; the games' own speed is 15."""
     scale: int = 8

@@ -11,6 +11,7 @@ from envs.controls import ACTIONS
 from envs.drawing import enlarged
 from envs.errors import InputError
 from envs.runs import console
+from experiments.common import held_output
 from experiments.play_world import World
 
 GROUND, INK, RED = (16, 16, 20), (222, 222, 222), (235, 80, 70)
@@ -33,7 +34,8 @@ def display() -> Iterator[Any]:
             'playing needs pygame: pip install "autoexplore[play]"; --script plays without a window'
         ) from error
     try:
-        pygame.display.init()
+        with held_output(drop="XDG_RUNTIME_DIR"):  # Wayland's library says so where there is no screen
+            pygame.display.init()
         if pygame.display.get_driver() == "offscreen" and "SDL_VIDEODRIVER" not in os.environ:
             raise pygame.error("no screen was found")
         pygame.font.init()

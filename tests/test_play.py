@@ -10,16 +10,30 @@ from typing import Any
 import numpy as np
 import pygame
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from recordings import record
 
 from envs.controls import ACTIONS
 from envs.episodes import EpisodeReader
 from envs.errors import InputError
 from experiments.__main__ import execute
-from experiments.play_world import parse_script
-from tests.recordings import record
-from worldmodel import WorldModelEnv
+from experiments.pictures import at_scale
+from experiments.play_window import display
+from experiments.play_window import play as show
+from experiments.play_world import World, parse_script
+from worldmodel import (
+    ActionMap,
+    Dynamics,
+    GenieRedux,
+    LatentActionModel,
+    Tokenizer,
+    WorldModelEnv,
+    load_world_model,
+    preset,
+)
+from worldmodel.upscaler import Upscaler, shape
 
 RIGHT, LEFT, UP, DOWN, JUMP = range(5)
 HELD = 4
@@ -151,6 +165,39 @@ def test_a_script_needs_no_window(
     assert Image.open(film).n_frames == 6  # type: ignore[attr-defined]
     assert play(tiny_world, data, tmp_path, "--script", "u") == 0
     assert len(list(tmp_path.glob("*.gif"))) == 2  # no film is written over
+
+
+def test_a_genie_redux_is_played_through_its_action_map(
+    data: str, tmp_path: Path, seen: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = preset("debug").with_latent_actions()
+    model = GenieRedux(Tokenizer(cfg), LatentActionModel(cfg), Dynamics(cfg))
+    model.save(tmp_path / "unmapped")
+    assert play(tmp_path / "unmapped", data, tmp_path / "out", "--script", "r") == 2
+    assert "learn one with `autoexplore map`" in capsys.readouterr().err
+    model.action_map = ActionMap({"Counting": np.eye(5, cfg.actions, dtype=np.int64)})
+    model.save(tmp_path / "mapped")
+    assert play(tmp_path / "mapped", data, tmp_path / "out", "--script", "rj") == 0
+    assert seen == ["reset", RIGHT, JUMP]
+
+
+def test_an_upscaler_draws_frames_four_times_as_large(
+    tiny_world: Path, tmp_path: Path, seen: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = np.random.default_rng(0).integers(256, size=(2, 64, 64, 3), dtype=np.uint8)
+    torch.manual_seed(0)
+    upscaler = Upscaler(shape("debug")).eval()
+    world = World(
+        load_world_model(tiny_world), given, np.array([RIGHT]), game="A", name=tmp_path / "a", upscaler=upscaler
+    )
+    shown = when(monkeypatch, {1: lambda: press(pygame.K_r, pygame.K_UP, pygame.K_u, pygame.K_ESCAPE)})
+    with display() as opened:
+        show(opened, world, scale=4, fps=240, idle=None)
+    assert world.picture().shape == (256, 256, 3)
+    (first,) = at_scale(given[1:], upscaler, 4)[0]
+    assert np.array_equal(shown[0][:256], first)
+    assert not np.array_equal(first, given[1].repeat(4, 0).repeat(4, 1))
+    assert Image.open(tmp_path / "a-0.gif").size == (256, 256 + 4)
 
 
 def test_scripts() -> None:
