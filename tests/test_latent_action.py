@@ -26,6 +26,7 @@ from worldmodel import (
     load_world_model,
     preset,
 )
+from worldmodel.action_map import agreement
 from worldmodel.checkpoint import encoder_sha256, load_component, load_dynamics, load_lam, open_checkpoint
 from worldmodel.cost import cost_of
 from worldmodel.rollout import Rollout
