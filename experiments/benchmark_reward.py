@@ -29,6 +29,8 @@ from worldmodel.uncertainty import load_model, score_windows
 
 STEPS = 60
 """Steps of every env in one measurement of sampling."""
+SLOW_STEPS = 12
+"""The same where the model of preset cpu is asked about each of them."""
 WINDOWS = 64
 
 
@@ -40,11 +42,12 @@ def reward(args: Args, scratch: Path) -> Iterator[Row]:
     null = sampling_rate(args, NullScorer)
     yield Row("reward", "sampling, null reward", null, "steps/s", "sampling without reward", plain, 0.97)
     for name, model, target in (("a model of 4 tokens", thin, 0.9), ("the model of preset cpu", real, None)):
-        local = sampling_rate(args, partial(LocalScorer, model), repeats=1)
+        short: dict[str, Any] = {} if target else {"steps": SLOW_STEPS, "repeats": 1}
+        local = sampling_rate(args, partial(LocalScorer, model), **{"repeats": 1, **short})
         yield Row("reward", f"sampling, {name} in process", local, "steps/s", "sampling without reward", plain)
         app = serve.run(model)
         try:
-            served = sampling_rate(args, partial(ServeScorer, app), repeats=args.repeats if target else 1)
+            served = sampling_rate(args, partial(ServeScorer, app), **short)
             yield Row("reward", f"sampling, {name} by Serve", served, "steps/s", "without reward", plain, target)
             if not target:
                 yield from service(args, app, model)
@@ -72,18 +75,24 @@ class NullScorer:
         return lambda: np.zeros((len(frames_B5HWC), 1), np.float32)
 
 
-def explorer(args: Args, scorer: Callable[[], Any] | None, runners: int) -> AutoExplore:
+def explorer(args: Args, scorer: Callable[[], Any] | None, runners: int, steps: int = STEPS) -> AutoExplore:
     """The algorithm of preset cpu, 4 games a runner, with next to nothing to learn."""
     plan = dataclasses.replace(
-        recipe("cpu", runners=runners), steps=STEPS, updates=1, batch_size=1, evaluate_every=1_000
+        recipe("cpu", runners=runners), steps=steps, updates=1, batch_size=1, evaluate_every=1_000
     )
     algorithm: Any = configure(plan, args.games, scorer).build_algo()
     return algorithm
 
 
-def sampling_rate(args: Args, scorer: Callable[[], Any] | None, runners: int = 2, repeats: int | None = None) -> float:
+def sampling_rate(
+    args: Args,
+    scorer: Callable[[], Any] | None,
+    runners: int = 2,
+    repeats: int | None = None,
+    steps: int = STEPS,
+) -> float:
     """Steps sampled per second by runners with 4 games each: the median over epochs, after one to warm up."""
-    algorithm = explorer(args, scorer, runners)
+    algorithm = explorer(args, scorer, runners, steps)
     try:
         rates = []
         for _ in range((repeats or args.repeats) + 1):

@@ -146,7 +146,7 @@ def test_benchmark_writes_ratios(ray_cluster: None, tmp_path: Path) -> None:
     argv = ["benchmark", "--only", "collect", "windows", "--games", "Counting", "--steps", "60", "--repeats", "1"]
     assert execute([*argv, "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "benchmark.json").read_text())
-    assert [row["group"] for row in rows] == ["collect"] * 2 + ["windows"] * 6
+    assert list(dict.fromkeys(row["group"] for row in rows)) == ["collect", "windows"]
     assert all(row["rate"] > 0 for row in rows)
     assert rows[0]["ratio"] == pytest.approx(rows[0]["rate"] / rows[0]["against_rate"])
     assert all(row["ratio"] > 0 for row in rows)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import RayActorError
 
 from exploration.algorithm import AutoExploreConfig
 from exploration.scorers import LocalScorer, ScoringError, ServeScorer
@@ -204,5 +205,21 @@ def test_a_hung_game_is_replaced(ray_cluster: None, figure: Any) -> None:
         assert len(algorithm.replay) == 40
         assert not Path(f"/proc/{hung.pid}").exists(), "the hung process still runs"
         assert hung.pid not in [process.pid for process in algorithm.env_runner.env.unwrapped.processes]
+    finally:
+        algorithm.stop()
+
+
+def test_a_killed_learner_is_an_error_that_explore_can_name(ray_cluster: None) -> None:
+    """SIGKILL to the one learner's process: the next epoch raises what `explore` turns into one line with --resume."""
+    config = AutoExploreConfig().exploring(games=["Counting"], max_steps=100)
+    config.env_runners(num_env_runners=0, num_envs_per_env_runner=2).learners(num_learners=1)
+    algorithm: Any = config.training(steps_per_epoch=10, **SMALL).debugging(log_level="ERROR").build_algo()
+    try:
+        algorithm.train()
+        (learner,) = [answer.get() for answer in algorithm.learner_group.foreach_learner(lambda _: os.getpid())]
+        assert learner != os.getpid()
+        os.kill(learner, signal.SIGKILL)
+        with pytest.raises(RayActorError):
+            algorithm.train()
     finally:
         algorithm.stop()

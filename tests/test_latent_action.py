@@ -26,7 +26,7 @@ from worldmodel import (
     load_world_model,
     preset,
 )
-from worldmodel.action_map import agreement, scores
+from worldmodel.action_map import agreement
 from worldmodel.checkpoint import encoder_sha256, load_component, load_dynamics, load_lam, open_checkpoint
 from worldmodel.cost import cost_of
 from worldmodel.rollout import Rollout
@@ -341,35 +341,6 @@ def test_it_is_driven_by_latent_actions_and_through_the_map_by_buttons(tmp_path:
     (tmp_path / "model/action_map.json").write_text(text.replace("9", "8"))
     with pytest.raises(InputError, match=r"action_map\.json differs from its sha256"):
         load_world_model(tmp_path / "model")
-
-
-# The map
-
-
-def test_the_map_takes_what_stands_for_a_button_and_not_what_is_common() -> None:
-    counts = np.array([[60, 40, 0], [60, 0, 2], [60, 0, 0]])
-    assert ActionMap({"a": counts}).latents() == [1, 0, 0]
-    by_hand = 40 / 100 * 40 / 40
-    assert scores(counts)[0, 1] == pytest.approx(by_hand**0.5)
-    two = ActionMap({"a": counts, "b": counts[:, ::-1]})
-    assert two.latents("b") == [1, 2, 2]
-    assert (two.table("unknown") == counts + counts[:, ::-1]).all()
-
-
-def test_agreement_is_kappa_and_mutual_information() -> None:
-    perfect = agreement(np.diag([10, 20, 30]), [0, 1, 2])
-    assert perfect["kappa"] == perfect["agreement"] == 1
-    assert perfect["information"] == pytest.approx(1)
-    nothing = agreement(np.outer([1, 2, 3], [3, 2, 1]), [0, 1, 2])
-    assert nothing["kappa"] == pytest.approx(0)
-    assert nothing["information"] == pytest.approx(0)
-    assert nothing["chance"] == pytest.approx((1 * 3 + 2 * 2 + 3 * 1) / 36)
-
-
-@pytest.mark.parametrize("plain", [[], {}, {"counts": {}, "measured": {}}, {"counts": {"a": "x"}, "measured": {}}])
-def test_other_files_are_no_map(plain: Any) -> None:
-    with pytest.raises(InputError, match="action map: expected"):
-        ActionMap.from_dict(plain)
 
 
 def test_map_makes_a_model_that_evaluate_drives_by_buttons(

@@ -33,7 +33,7 @@ class AutoencoderConfig:
     """LayerNorm of a patch's pixels before they are embedded (the paper's). It makes plain patches of different
     brightness equal: without it they can be told apart."""
     temporal: bool = True
-    """Whether blocks have a temporal part; without it each frame is encoded and decoded by itself."""
+    """Whether blocks have a temporal part; without it a frame sees only the two before it, through PEG."""
     codes: int = 1024
     """K, the codebook's size."""
     code_dim: int = 32
