@@ -215,7 +215,10 @@ def check_folder(path: Path, what: str, made_by: str) -> Path:
 
 
 def default_threads() -> int:
-    """Threads for torch in this process: the cores that the process may use."""
+    """Threads for torch in this process: OMP_NUM_THREADS where it is set, otherwise the cores that it may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 

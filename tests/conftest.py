@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Models of the tests are so small that threads only wait for each other. Before torch is loaded, and for every child.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 from experiments.common import prepare_ray_environment

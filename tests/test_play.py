@@ -61,7 +61,6 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return step(env, action)
 
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.setattr("experiments.play.default_threads", lambda: 1)  # two wait for each other on a busy machine
     monkeypatch.setattr(WorldModelEnv, "reset", watched_reset)
     monkeypatch.setattr(WorldModelEnv, "step", watched_step)
     return happened
