@@ -227,9 +227,12 @@ for kill in range(20):
     assert (found.weights()["bias"] == found.step).all()
     assert found.step >= step - 1
     folders = list((run / "checkpoints").iterdir())
-    assert len(folders) <= 3 and all((folder / "manifest.json").exists() for folder in folders), folders
+    assert all((folder / "manifest.json").exists() for folder in folders), folders
     print("survived")
     step = found.step + 1
+# A save that is killed before it deletes old ones leaves them to the next: one that ends leaves none too many.
+save(step)
+assert len(list((run / "checkpoints").iterdir())) == 2
 """
 
 
