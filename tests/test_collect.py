@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import ray
 import torch
+from recordings import run, tree
 
-from envs.collect import CollectSummary, Session, collect, play_episode
+from envs.collect import CollectSummary, Session, play_episode
 from envs.counting import CountingEnv, read_frame
 from envs.episodes import EpisodeReader, EpisodeWriter
 from envs.errors import InputError
@@ -23,16 +24,6 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 GAME = "Airstriker-Genesis"
 ATARI = "Kangaroo-Atari2600"
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a data set, by name, without the lock."""
-    files = (file for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
-
-
-def run(games: list[str], out: Path, **options: Any) -> CollectSummary:
-    return collect(games, out, **{"episodes": 3, "steps": 40, "progress": False, **options})
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import ray
+from recordings import run, tree
 
 import envs.collect
-from envs.collect import CollectSummary, Session, collect
+from envs.collect import Session
 from envs.episodes import EpisodeReader
 from envs.errors import InputError
 from envs.player import GameError, Player
@@ -25,16 +26,6 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 GAME = "Airstriker-Genesis"
 ATARI = "Kangaroo-Atari2600"
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a data set, by name, without the lock."""
-    files = (file for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
-
-
-def run(games: list[str], out: Path, **options: Any) -> CollectSummary:
-    return collect(games, out, **{"episodes": 3, "steps": 40, "progress": False, **options})
 
 
 @pytest.fixture(scope="module")
