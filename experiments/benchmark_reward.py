@@ -2,14 +2,16 @@
 
 On a machine with few cores a real world model competes with the games for them, and what a reward costs is then its
 arithmetic. So the path of the reward (cutting, sending, batching, writing) is measured with a model of next to none,
-which still reads whole windows, and the model of preset cpu beside it, without a target.
+which still reads whole windows, and the model of preset cpu beside it, without a target. For the same reason what a
+second runner adds is measured with a core for each: the games of one alone keep two cores busy.
 """
 
 import dataclasses
+import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,18 +39,22 @@ WINDOWS = 64
 def reward(args: Args, scratch: Path) -> Iterator[Row]:
     """Sampling by the explorer's own runners with and without a reward; the service against the bare model."""
     thin, real = save_model(scratch / "thin", thin=True), save_model(scratch / "cpu", thin=False)
-    plain, one = sampling_rate(args, None), sampling_rate(args, None, runners=1)
-    yield Row("reward", "sampling by two runners", plain, "steps/s", "one runner", one, 1.8)
+    yield from scaling(args)
+    plain = sampling_rate(args, None)
     null = sampling_rate(args, NullScorer)
     yield Row("reward", "sampling, null reward", null, "steps/s", "sampling without reward", plain, 0.97)
-    for name, model, target in (("a model of 4 tokens", thin, 0.9), ("the model of preset cpu", real, None)):
+    for name, model, batch, target in (
+        ("a model of 1 token", thin, 64, 0.9),
+        ("the model of preset cpu", real, 0, None),
+    ):
         short: dict[str, Any] = {} if target else {"steps": SLOW_STEPS, "repeats": 1}
-        local = sampling_rate(args, partial(LocalScorer, model), **{"repeats": 1, **short})
+        local = sampling_rate(args, partial(LocalScorer, model, batch=batch), **short)
         yield Row("reward", f"sampling, {name} in process", local, "steps/s", "sampling without reward", plain)
-        app = serve.run(model)
+        app = serve.run(model, batch=batch)
         try:
             served = sampling_rate(args, partial(ServeScorer, app), **short)
             yield Row("reward", f"sampling, {name} by Serve", served, "steps/s", "without reward", plain, target)
+            yield Row("reward", f"sampling, {name} by Serve", served, "steps/s", "in process", local)
             if not target:
                 yield from service(args, app, model)
         finally:
@@ -56,11 +62,29 @@ def reward(args: Args, scratch: Path) -> Iterator[Row]:
     yield update(args)
 
 
+def scaling(args: Args) -> Iterator[Row]:
+    """Two runners against one, where the system lets a process be held on a core: on a core each."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    if len(cores) > 1:
+        rates = [sampling_rate(args, None, runners, cores=cores[:runners]) for runners in (2, 1)]
+        yield Row("reward", "two runners, a core each", rates[0], "steps/s", "one runner on a core", rates[1], 1.8)
+    rates = [sampling_rate(args, None, runners) for runners in (2, 1)]
+    yield Row("reward", "two runners, any core", rates[0], "steps/s", "one runner, any core", rates[1])
+
+
+def hold(runner: Any, cores: Sequence[int]) -> None:
+    """Keep a runner and its games on one core, the runners in turn."""
+    core = cores[(runner.worker_index - 1) % len(cores)]
+    for process in (os.getpid(), *(game.pid for game in runner.env.unwrapped.processes)):
+        for thread in os.listdir(f"/proc/{process}/task"):
+            os.sched_setaffinity(int(thread), {core})
+
+
 def save_model(folder: Path, *, thin: bool) -> Path:
-    """An untrained model of preset cpu; or one of 4 tokens a frame. Speed does not depend on weights."""
+    """An untrained model of preset cpu; or one of 1 token a frame. Speed does not depend on weights."""
     config = preset("debug" if thin else "cpu")
     if thin:
-        tokenizer = dataclasses.replace(config.tokenizer, patch=32, encoder_blocks=1, decoder_blocks=1)
+        tokenizer = dataclasses.replace(config.tokenizer, patch=64, encoder_blocks=1, decoder_blocks=1)
         config = dataclasses.replace(
             config, tokenizer=tokenizer, dynamics=dataclasses.replace(config.dynamics, blocks=1)
         )
@@ -90,10 +114,16 @@ def sampling_rate(
     runners: int = 2,
     repeats: int | None = None,
     steps: int = STEPS,
+    cores: Sequence[int] = (),
 ) -> float:
-    """Steps sampled per second by runners with 4 games each: the median over epochs, after one to warm up."""
+    """Steps sampled per second by runners with 4 games each: the median over epochs, after one to warm up.
+
+    `cores`: those that the runners are held on, if any.
+    """
     algorithm = explorer(args, scorer, runners, steps)
     try:
+        if cores:
+            algorithm.env_runner_group.foreach_env_runner(partial(hold, cores=cores), local_env_runner=False)
         rates = []
         for _ in range((repeats or args.repeats) + 1):
             result: Any = algorithm.train()

@@ -90,7 +90,7 @@ class ServeScorer:
         retries: int = 1,
         steps: int | None = None,
         model: Path | str | None = None,
-        ahead: int = 32,
+        ahead: int = 64,
     ) -> None:
         """`windows`: in one request; `timeout_s`: for one answer; `retries`: of a request that failed.
 

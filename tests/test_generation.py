@@ -192,10 +192,13 @@ def test_entropy_of_one_pass_equals_the_plain_calculation(context: int) -> None:
     wanted = -(p * p.log()).sum(-1).flatten(1) / math.log(DEBUG.tokenizer.codes)
     made = model.token_entropy(frames, actions, context=context)
     torch.testing.assert_close(made.double(), wanted, atol=1e-5, rtol=1e-5)
-    # Frames after the context are not looked at.
+    # Frames after the context are not looked at, and need not be given.
     other = frames.clone()
     other[:, context:] = 0
     assert torch.equal(model.token_entropy(other, actions, context=context), made)
+    assert torch.equal(model.entropy_ahead(frames[:, :context], actions), made)
+    with pytest.raises(InputError, match="given frames <= actions"):
+        model.entropy_ahead(frames, actions)
 
 
 def test_entropy_is_in_range_batched_and_refined() -> None:

@@ -144,8 +144,24 @@ class WorldModel(nn.Module):
                 f"token entropy: expected 1 <= context < frames <= {self.cfg.frames}, got {context} and {frames}"
             )
         self.check_actions(actions_BA, len(frames_BTCHW), frames - 1)
+        return self.entropy_ahead(frames_BTCHW[:, :context], actions_BA, steps=steps)
+
+    @torch.no_grad()
+    def entropy_ahead(self, given_BPCHW: Tensor, actions_BA: Tensor, *, steps: int = 1) -> Tensor:
+        """`token_entropy` of the frame that the last action leads to, without the frames that it does not look at.
+
+        given (B, P, 3, H, W) in [0, 1], actions (B, A) from the first of them on, P <= A < cfg.frames. -> (B, N) in
+        [0, 1], fp32. Raises InputError for bad input.
+        """
+        ahead = actions_BA.shape[1] + 1 if actions_BA.ndim == 2 else 0
+        if not 1 <= given_BPCHW.shape[1] < ahead <= self.cfg.frames:
+            raise InputError(
+                f"token entropy: expected 1 <= given frames <= actions < {self.cfg.frames}, "
+                f"got {given_BPCHW.shape[1]} and {ahead - 1}"
+            )
+        self.check_actions(actions_BA, len(given_BPCHW), ahead - 1)
         _check_sampling(steps, 0.0, "one_pass")
-        parts = zip(frames_BTCHW[:, :context].split(_BATCH), actions_BA.split(_BATCH), strict=True)
+        parts = zip(given_BPCHW.split(_BATCH), actions_BA.split(_BATCH), strict=True)
         return torch.cat([self._entropy(given, actions, steps) for given, actions in parts])
 
     def _entropy(self, given_BPCHW: Tensor, actions_BA: Tensor, steps: int) -> Tensor:

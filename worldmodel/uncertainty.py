@@ -48,10 +48,11 @@ def score_windows(
     batch = batch or (BATCH_CPU if device.type == "cpu" else BATCH_GPU)
     parts = []
     for at in range(0, len(frames_B5HWC), batch):
-        frames = torch.tensor(frames_B5HWC[at : at + batch], device=device)  # a copy: windows overlap, or are read-only
+        # Only what the model is given is copied and sent; windows overlap, or are read-only.
+        given = torch.tensor(frames_B5HWC[at : at + batch, :context], device=device)
         actions = torch.tensor(actions_B4[at : at + batch], device=device, dtype=torch.int64)
-        frames_B5CHW = frames.permute(0, 1, 4, 2, 3).float() / 255
-        parts.append(model.token_entropy(frames_B5CHW, actions, context=context, steps=steps).float().cpu().numpy())
+        given_BPCHW = given.permute(0, 1, 4, 2, 3).float() / 255
+        parts.append(model.entropy_ahead(given_BPCHW, actions, steps=steps).float().cpu().numpy())
     return np.concatenate(parts)
 
 
