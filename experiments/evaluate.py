@@ -27,7 +27,7 @@ class Args(RayArgs):
     """
 
     model: tyro.conf.Positional[Path | None] = None
-    """The world model: a folder that `map`, the pipeline or `save` wrote."""
+    """The world model: the `model` folder of `train dynamics`, or one that `map` or the pipeline made."""
     peer: Path | None = None
     """Instead of a model: the folder of another model's predictions."""
     export_windows: Path | None = None

@@ -12,8 +12,8 @@ class Args(GameArgs, RunArgs):
     """Train an AutoExplore agent: its only reward is the world model's uncertainty, or one to compare it with."""
 
     model: Path | None = None
-    """World model that scores what the agent sees: a folder that `map`, the pipeline or `save` wrote. The rewards
-    count, random and env need none."""
+    """World model that scores what the agent sees: the `model` folder of `train dynamics`, or one that `map` or the
+    pipeline made. The rewards count, random and env need none."""
     out: Path
     """Folder of the run."""
     preset: Preset = "cpu"

@@ -14,7 +14,7 @@ class Args:
     """Predict the frames of recorded episodes and write film strips (PNG) and GIFs, real beside predicted."""
 
     model: tyro.conf.Positional[Path]
-    """The world model: a folder that `map`, the pipeline or `save` wrote."""
+    """The world model: the `model` folder of `train dynamics`, or one that `map` or the pipeline made."""
     data: Path
     """Folder of episodes."""
     out: Path

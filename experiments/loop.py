@@ -254,10 +254,9 @@ def train_component(
 
 def join(job: Job, *, tokenizer: str, dynamics: str) -> dict[str, Any]:
     """Save a tokenizer and a dynamics model as one model."""
-    from worldmodel import GenieReduxG
-    from worldmodel.checkpoint import load_dynamics, load_tokenizer
+    from worldmodel import checkpoint
 
-    model = GenieReduxG(load_tokenizer(job.path(tokenizer)), load_dynamics(job.path(dynamics)))
+    model = checkpoint.join(job.path(tokenizer), job.path(dynamics))
     model.save(job.out)
     return {"parameters": sum(p.numel() for p in model.parameters())}
 

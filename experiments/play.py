@@ -18,7 +18,7 @@ class Args:
     """Play in a window, or a script without one."""
 
     model: tyro.conf.Positional[Path]
-    """The world model: a folder that `map`, the pipeline or `save` wrote."""
+    """The world model: the `model` folder of `train dynamics`, or one that `map` or the pipeline made."""
     data: Path
     """Folder of episodes, one of which gives the first two frames."""
     episode: int = 0

@@ -14,7 +14,7 @@ class Args(RayArgs):
     """Serve a world model's uncertainty on a Ray cluster until Ctrl+C. It opens no port."""
 
     model: tyro.conf.Positional[Path]
-    """The world model: a folder that `map`, the pipeline or `save` wrote."""
+    """The world model: the `model` folder of `train dynamics`, or one that `map` or the pipeline made."""
     name: str = "autoexplore-reward"
     """Name of the app, by which explorers find it."""
     replicas: int = 1

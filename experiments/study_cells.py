@@ -198,8 +198,7 @@ def run_cell(grid: Grid, name: str, variant: Variant, seed: int, iterations: int
     Raises InputError where the folder holds a finished cell of other settings.
     """
     from envs.files import write_json_atomic
-    from worldmodel import GenieReduxG
-    from worldmodel.checkpoint import load_dynamics, load_tokenizer
+    from worldmodel.checkpoint import join
     from worldmodel.evaluate import evaluate
 
     job, folder = dynamics_job(grid, name, variant, seed, iterations), grid.cell(name, seed)
@@ -211,7 +210,7 @@ def run_cell(grid: Grid, name: str, variant: Variant, seed: int, iterations: int
             raise InputError(f"{folder}: a finished cell of other settings: give another --out, or delete it")
         return found
     run_job(job)
-    model = GenieReduxG(load_tokenizer(grid.tokenizer_run(seed)), load_dynamics(job.out))
+    model = join(grid.tokenizer_run(seed), job.out)
     model.save(folder / "model")
     measured = {
         mode: evaluate(

@@ -28,7 +28,7 @@ class ModelArgs:
     """The flags of every study of one model."""
 
     model: tyro.conf.Positional[Path]
-    """The world model: a folder that `map`, the pipeline or `save` wrote."""
+    """The world model: the `model` folder of `train dynamics`, or one that `map` or the pipeline made."""
     data: tuple[Path, ...]
     """Folders of episodes that the model was not trained on."""
     out: Path

@@ -96,7 +96,7 @@ def run(args: Args) -> None:
 
     from envs.runs import console
     from worldmodel import preset
-    from worldmodel.checkpoint import best_checkpoint
+    from worldmodel.checkpoint import best_checkpoint, join
     from worldmodel.train import train
 
     assert args.out is not None
@@ -120,6 +120,12 @@ def run(args: Args) -> None:
     best = best_checkpoint(args.out)
     if best is not None and best.name != newest.name:
         console.print(f"lowest validation loss: {best}")
+    if args.component == "dynamics" and args.tokenizer is not None:
+        if args.lam is not None or args.joint_lam:
+            console.print("`autoexplore map` makes a world model of it")
+        else:
+            join(args.tokenizer, args.out).save(args.out / "model")
+            console.print(f"world model, for evaluate, generate, play, explore and serve: {args.out / 'model'}")
 
 
 def check(args: Args, *, needs_init: bool) -> None:

@@ -18,7 +18,8 @@ class Args(RunArgs):
     what: tyro.conf.Positional[tuple[str, ...]]
     """Games to explore; or `set`, the folder of a running `explore`, and changes such as entropy_coeff=0.002."""
     model: Path | None = None
-    """World model that scores what the agents see: a folder that `map`, the pipeline or `save` wrote."""
+    """World model that scores what the agents see: the `model` folder of `train dynamics`, or one that `map` or the
+    pipeline made."""
     out: Path | None = None
     """Folder of the run."""
     preset: Preset = "cpu"

@@ -6,15 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from envs.episodes import EpisodeReader
 from envs.errors import InputError
 from envs.runs import console, read_metrics
 from experiments import pipeline
+from experiments.__main__ import execute
 from experiments.loop import frames_by_game, stage_table
 from experiments.plan import PLANS, plan
 from experiments.stages import Clock, Context, Job, Stage, duration, output_hash, run_stages
+from exploration.policy import load_policy
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
@@ -194,3 +197,31 @@ def test_plans_are_checked_and_complete() -> None:
             assert set(stage.inputs) <= set(names[:place])  # a stage reads only what is made before it
     assert len({stage.output for stage in stage_table(PLANS["cpu"])}) == len(names)
     assert dataclasses.replace(PLANS["cpu"], seed=1) != PLANS["cpu"]
+
+
+def test_the_steps_of_the_readme_one_by_one(ray_cluster: None, tmp_path: Path) -> None:
+    data, test = str(tmp_path / "random"), str(tmp_path / "test")
+    tokenizer, dynamics, agent = (str(tmp_path / name) for name in ("tokenizer", "dynamics", "agent"))
+    small = ["--preset", "debug"]
+    for argv in (
+        ["collect", "Airstriker-Genesis", "--episodes", "4", "--steps", "40", "--out", data],
+        ["train", "tokenizer", *small, "--data", data, "--iterations", "2", "--out", tokenizer],
+        ["train", "dynamics", *small, "--data", data, "--tokenizer", tokenizer, "--iterations", "2", "--out", dynamics],
+        ["collect", "Airstriker-Genesis", "--episodes", "1", "--steps", "40", "--seed", "1", "--out", test],
+        [
+            "evaluate",
+            f"{dynamics}/model",
+            "--data",
+            test,
+            "--sampling-steps",
+            "1",
+            "--horizon",
+            "4",
+            "--out",
+            str(tmp_path / "e.json"),
+        ],
+        ["explore", "Airstriker-Genesis", *small, "--model", f"{dynamics}/model", "--epochs", "1", "--out", agent],
+    ):
+        assert execute(argv) == 0, argv
+    assert "Airstriker-Genesis" in (tmp_path / "e.json").read_text()
+    assert load_policy(f"{agent}/best").act(np.zeros((64, 64, 3), np.uint8)) in range(5)

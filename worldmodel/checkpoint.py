@@ -32,6 +32,7 @@ from worldmodel.parallel import on_cpu
 if TYPE_CHECKING:  # the functions below import them themselves: saving a whole model needs this module in turn
     from worldmodel.config import WorldModelConfig
     from worldmodel.dynamics import Dynamics
+    from worldmodel.genie import GenieReduxG
     from worldmodel.latent_action import LatentActionModel
     from worldmodel.tokenizer import Tokenizer
 
@@ -212,6 +213,16 @@ def load_dynamics(path: Path | str, device: torch.device | str = "cpu") -> "Dyna
     from worldmodel.dynamics import Dynamics
 
     return _load(Dynamics, "dynamics", path, device)
+
+
+def join(tokenizer: Path | str, dynamics: Path | str) -> "GenieReduxG":
+    """The world model of a tokenizer and a dynamics model on real actions, each a run's folder or a checkpoint.
+
+    Raises InputError as `load_tokenizer`, and where the two do not belong together.
+    """
+    from worldmodel.genie import GenieReduxG
+
+    return GenieReduxG(load_tokenizer(tokenizer), load_dynamics(dynamics))
 
 
 def _load(kind: Any, component: str, path: Path | str, device: torch.device | str) -> Any:
