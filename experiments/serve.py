@@ -6,7 +6,8 @@ from typing import Any
 
 import tyro
 
-from experiments.common import RayArgs, check_folder, ray_session
+from envs.cluster import ray_session
+from experiments.common import RayArgs, check_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,9 @@ class Args(RayArgs):
     """More copies than that, up to so many, while requests queue; None for a fixed number."""
     queued: int = 64
     """Requests that may wait at one explorer; it asks again later for more, so that memory does not grow."""
-    gpus: float = 0.0
-    """Share of a GPU for each replica; 0 computes on CPUs."""
+    gpus: float | None = None
+    """Share of a GPU for each replica; 0 computes on CPUs. Default: a whole one where the cluster has machines for
+    replicas with GPUs, otherwise 0."""
     threads: int = 1
     """Torch threads of each replica."""
     steps: int = 1
@@ -38,7 +40,7 @@ def run(args: Args) -> None:
     from envs.errors import InputError
 
     check_folder(args.model, "world model", "pipeline")
-    if args.threads < 1 or args.gpus < 0:
+    if args.threads < 1 or (args.gpus or 0) < 0:
         raise InputError("--threads must be 1 or more, --gpus 0 or more")
 
     import time

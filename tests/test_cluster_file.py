@@ -9,6 +9,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from envs.cluster import KINDS, LABEL, SHARE
 from envs.errors import InputError
 from experiments.doctor_cluster import closed, file_checks, nodes, storage, token
 
@@ -28,6 +29,10 @@ def test_ray_accepts_the_file(config: dict[str, Any]) -> None:
     assert set(kinds) == {"head", "rollout", "serve", "train"}
     assert all(kind["resources"]["CPU"] > 0 for kind in kinds.values())
     assert [name for name, kind in kinds.items() if kind["resources"]["GPU"]] == ["serve", "train"]
+    # What the head says the cluster can start is what it can start: processes ask for nothing else.
+    told = {LABEL + name: "gpu" if kinds[name]["resources"]["GPU"] else "cpu" for name in KINDS}
+    assert kinds["head"]["labels"] == told
+    assert all(kinds[name]["resources"][name] >= kinds[name]["resources"]["CPU"] * SHARE for name in KINDS)
     spot = [name for name, kind in kinds.items() if "InstanceMarketOptions" in kind["node_config"]]
     assert spot == ["rollout"]
     assert sum(kind["max_workers"] for name, kind in kinds.items() if name != "head") == prepared["max_workers"]

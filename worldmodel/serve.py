@@ -23,6 +23,7 @@ from ray.experimental import internal_kv
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
+from envs.cluster import machines
 from envs.errors import InputError
 from worldmodel.service_meter import ServiceMeter
 from worldmodel.uncertainty import check_top_fraction, checked_windows, load_model, mean_of_highest, score_windows
@@ -221,7 +222,7 @@ def run(
     replicas: int = 1,
     max_replicas: int | None = None,
     num_cpus: float = 1.0,
-    num_gpus: float = 0.0,
+    num_gpus: float | None = None,
     threads: int = 1,
     context: int = 2,
     steps: int = 1,
@@ -230,7 +231,8 @@ def run(
 ) -> str:
     """Start the app, without any HTTP port, on the Ray that this process is connected to, and return its name.
 
-    `replicas` with `num_cpus`, `num_gpus` (a share of one is possible) and `threads` (torch's) each; up to
+    `replicas` with `num_cpus`, `num_gpus` (a share of one is possible; None for a whole one where the cluster has
+    machines with GPUs for this, otherwise none) and `threads` (torch's) each; up to
     `max_replicas` where they have more than TARGET_ONGOING requests each to answer. `steps`: MaskGIT passes where a
     request names none; `batch`: windows in a forward pass, 0 for what suits the device; `queued`: requests that may
     wait at one caller. Raises InputError for a folder that is no world model, and for numbers that cannot be meant.
@@ -241,13 +243,15 @@ def run(
             "no fewer than replicas"
         )
     _set_newest_weights(app_name, model_path)
+    place = machines("serve")
+    num_gpus = place.gpus if num_gpus is None else num_gpus
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     quiet = LoggingConfig(enable_access_log=False, log_level="ERROR")
     serve.start(proxy_location="Disabled", logging_config=quiet)
     deployment: Any = serve.deployment(
         UncertaintyService,
         name="UncertaintyService",
-        ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
+        ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": place.resources},
         max_ongoing_requests=ONGOING,
         max_queued_requests=queued,
         health_check_period_s=5,
