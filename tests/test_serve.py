@@ -245,6 +245,53 @@ def _kill_when_busy(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+def test_replicas_follow_the_queue(ray_cluster, tiny_world):
+    """One replica while nobody asks, two while several askers wait, one again afterwards; every answer is true."""
+    from worldmodel import serve
+
+    fast = serve.Patience(more_s=0.5, fewer_s=2.0)
+    app = serve.run(tiny_world, app_name="growing", max_replicas=2, num_cpus=0.25, patience=fast)
+    asked = windows(64)
+    expected = LocalScorer(tiny_world).entropies(*asked)
+    enough, wrong, answered = threading.Event(), [], []
+
+    def ask():
+        scorer = ServeScorer(app)
+        while not enough.is_set():
+            answer = scorer.entropies(*asked)
+            answered.append(len(answer))
+            if not np.allclose(answer, expected, atol=1e-5):
+                wrong.append(answer)
+
+    def wait_for_replicas(count):
+        end = time.monotonic() + 120
+        while len(serve.describe(app)) != count:
+            assert time.monotonic() < end, "waited too long"
+            time.sleep(0.2)
+
+    try:
+        wait_for_replicas(1)
+        askers = [threading.Thread(target=ask) for _ in range(12)]  # three times what one replica is meant to hold
+        for asker in askers:
+            asker.start()
+        try:
+            wait_for_replicas(2)
+            before = [told["windows"] for told in serve.describe(app)]
+            end = time.monotonic() + 60
+            while not all(told["windows"] > min(before) for told in serve.describe(app)):
+                assert time.monotonic() < end, "the second replica answers nothing"
+                time.sleep(0.2)
+        finally:
+            enough.set()
+            for asker in askers:
+                asker.join()
+        wait_for_replicas(1)
+    finally:
+        serve.stop(app)
+    assert answered
+    assert not wrong
+
+
 def test_bad_model_folder_is_one_line(ray_cluster, tmp_path):
     from worldmodel import serve
 

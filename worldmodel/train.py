@@ -63,8 +63,9 @@ def train(
 
     `workers`: Ray Train workers, on the Ray that is there or on a local one; 0 trains in this process without starting
     Ray. `init`: weights to start from. `tokenizer`: for dynamics, the trained tokenizer that is frozen. `lam`: for
-    dynamics on latent actions, the latent action model that reads them, frozen too. All are a run's folder, a checkpoint, or a saved world model. `joint_lam`:
-    train the latent action model with the dynamics, that in `lam` or `init`, or a new one where neither is given.
+    dynamics on latent actions, the latent action model that reads them, frozen too. All are a run's folder, a
+    checkpoint, or a saved world model. `joint_lam`: train the latent action model with the dynamics, that in `lam` or
+    `init`, or a new one where neither is given.
     `decoder_only`: a tokenizer's decoder alone is trained, token ids stay the same.
     `cache_dir` holds staged episodes and tokens, for all runs beside each other (default: `cache` beside `out`).
     `resume` continues the run in `out` bit for bit; a run that is complete already is left as it is.
