@@ -71,7 +71,7 @@ def run(args: Args) -> None:
         started = time.monotonic()
         scorer.entropies(frames, actions)
         rate = len(frames) / (time.monotonic() - started)
-        console.print(f"{args.name}: {args.replicas} replicas answer, {rate:,.0f} windows a second from one client")
+        console.print(f"{args.name}: {count(args.replicas)} can be asked; {rate:,.0f} windows a second from one client")
         console.print("Ctrl+C ends it" if args.seconds is None else f"it ends in {args.seconds:g} s")
         try:
             _show(args)
@@ -80,7 +80,7 @@ def run(args: Args) -> None:
 
 
 def _show(args: Args) -> None:
-    """Until the time is over: one line on what the replicas do, renewed on a terminal, now and then elsewhere."""
+    """Until the time is over: what the replicas do, two lines that change on a terminal, now and then one elsewhere."""
     import time
     from contextlib import nullcontext
 
@@ -92,15 +92,15 @@ def _show(args: Args) -> None:
         while end is None or time.monotonic() < end:
             pause = 2.0 if status is not None else 15.0
             time.sleep(pause if end is None else max(min(pause, end - time.monotonic()), 0.0))
-            line = told(serve.describe(args.name))
+            phrases = told(serve.describe(args.name))
             if status is not None:
-                status.update(line)
+                status.update("\n  ".join(phrases))  # of one line, 80 columns would show only the beginning
             else:
-                console.print(line)
+                console.print("; ".join(phrases))
 
 
-def told(replicas: list[dict[str, Any]]) -> str:
-    """What `worldmodel.serve.describe` says, as one line: rates add up over replicas, the slowest one's latency counts.
+def told(replicas: list[dict[str, Any]]) -> tuple[str, str]:
+    """What `worldmodel.serve.describe` says: how much, where rates add up over replicas; and how fast, by the slowest.
 
     A figure that no replica has yet is a dash.
     """
@@ -114,6 +114,11 @@ def told(replicas: list[dict[str, Any]]) -> str:
     batch = figure([r["batch_windows"] for r in replicas])
     p50, p95, p99 = (figure([r["latency_ms"][name] for r in replicas], most=True) for name in ("p50", "p95", "p99"))
     return (
-        f"{len(replicas)} replicas: {rate:,.0f} windows/s, {waiting} waiting, {batch} a batch, latency {p50} / {p95} / "
-        f"{p99} ms (50, 95, 99 %), {failures} failed batches"
+        f"{count(len(replicas))}: {rate:,.0f} windows/s, {waiting} waiting, {batch} a batch, {failures} batches failed",
+        f"latency {p50} / {p95} / {p99} ms (50, 95, 99 %)",
     )
+
+
+def count(replicas: int) -> str:
+    """1 replica, 2 replicas."""
+    return f"{replicas} replica{'s' * (replicas != 1)}"

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from envs import COINRUN, catalog, check_builtin
 from envs.cluster import machines, ray_session
@@ -29,6 +29,7 @@ from envs.runs import Bar, RunFolder, console, progress
 from exploration.algorithm import AutoExplore, AutoExploreConfig
 from exploration.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from exploration.glimpse import save_glimpse
+from exploration.learner import learner_is_gone
 from exploration.live import apply, in_effect, requests
 from exploration.policy import load_network, save_policy
 from exploration.recipes import ExploreRecipe, changed, recipe
@@ -103,7 +104,9 @@ def explore(
                 apply(algorithm, about.get("settings", {}))  # what a person had changed; the optimizer's rate with it
             _Run(run, algorithm, plan, names, about, watch=watch).train(epoch)
             make_films(run, plan.epochs, names, seed=seed)
-        except RayActorError as error:  # runners and replicas come back by themselves: what is gone is a learner
+        except RayError as error:  # runners and replicas come back by themselves: what is gone is a learner
+            if not (isinstance(error, RayActorError) or learner_is_gone(algorithm)):
+                raise
             raise InputError(
                 f"{out}: a learner's process died; go on from the newest checkpoint with --resume"
             ) from error

@@ -54,8 +54,8 @@ class Patience:
     """How fast the number of replicas follows the queue."""
 
     look_back_s: float = 12.0
-    """Seconds that the queue is averaged over, more than the 10 after which callers tell Serve of it: an epoch's requests
-    come all at once, and then none for a while."""
+    """Seconds that the queue is averaged over, more than the 10 between callers' reports of it to Serve: an epoch's
+    requests come all at once, and then none for a while."""
     more_s: float = 5.0
     """Seconds that the queue must be too long before there are more replicas."""
     fewer_s: float = 120.0
