@@ -1,6 +1,7 @@
 """The reward service: the numbers of the in-process scorer, live weights, a killed replica, answers that never come."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -12,9 +13,12 @@ import pytest
 import torch
 
 from envs.errors import InputError
+from envs.runs import console
+from experiments.__main__ import execute
 from exploration.algorithm import AutoExploreConfig
 from exploration.reward import uncertainty_reward
 from exploration.scorers import LocalScorer, ScoringError, ServeScorer
+from worldmodel.serve import newest_weights
 
 WINDOWS = 40
 
@@ -290,6 +294,18 @@ def test_replicas_follow_the_queue(ray_cluster, tiny_world):
         serve.stop(app)
     assert answered
     assert not wrong
+
+
+def test_the_command_says_what_the_service_does(ray_cluster, tiny_world):
+    with console.capture() as printed:
+        assert execute(["serve", str(tiny_world), "--name", "told", "--seconds", "2"]) == 0
+    started, ends, told = printed.get().splitlines()
+    assert re.fullmatch(r"told: 1 replica can be asked; [\d,]+ windows a second from one client", started)
+    assert ends == "it ends in 2 s"
+    figures = r"1 replica: [\d,]+ windows/s, 0 waiting, 3[23] a batch, 0 batches failed"  # 1 window, then 64
+    assert re.fullmatch(figures + r"; latency [\d,]+ / [\d,]+ / [\d,]+ ms \(50, 95, 99 %\)", told)
+    with pytest.raises(InputError, match="told"):
+        newest_weights("told")
 
 
 def test_bad_model_folder_is_one_line(ray_cluster, tmp_path):
