@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envs import BUILTIN, catalog, check_builtin
-from envs.crew import CollectSummary, Crew, connected, episode_timeout, shown_bar
+from envs.cluster import ray_session
+from envs.crew import CollectSummary, Crew, episode_timeout, shown_bar
 from envs.episodes import EpisodeWriter
 from envs.errors import InputError
 from envs.player import EXPERT_EPSILON, Player, Session, play_episode, policy_id
@@ -62,7 +63,7 @@ def collect(
         open_sessions.sort(key=lambda s: (names.index(s.game), not writer.is_validation(s.game, s.id), s.episode))
         if open_sessions:
             options = (str(writer.root.resolve()), _absolute(policy), epsilon, temperature, steps)
-            with connected(workers), shown_bar("collect", len(sessions), len(open_sessions), progress) as bar:
+            with ray_session(cpus=workers), shown_bar("collect", len(sessions), len(open_sessions), progress) as bar:
                 crew = Crew(
                     writer, Player, options, timeout=timeout or episode_timeout(steps), summary=summary, bar=bar
                 )

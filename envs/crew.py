@@ -1,6 +1,5 @@
 """The actors that play: handing out sessions, replacing the ones that die or hang, keeping the manifest up to date."""
 
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from envs.cluster import machines
 from envs.episodes import EpisodeWriter
 from envs.errors import InputError
 from envs.player import GameError, Played
@@ -81,8 +81,9 @@ class Crew:
     ) -> None:
         """`player(*options)` is made in each actor: it has `process()` and `play(session) -> Played`. `timeout`:
         seconds that an episode may take."""
-        self._writer, self._player, self._options = writer, player, options
+        self._writer, self._options = writer, options
         self._timeout, self._summary, self._bar = timeout, summary, bar
+        self._remote: Any = ray.remote(num_cpus=1, resources=machines("rollout").resources)(player)
         self._starting: dict[Any, Any] = {}
         """Actors that have not said yet that they are there; where a cluster is full they wait for a free core."""
         self._idle: list[Any] = []
@@ -124,7 +125,7 @@ class Crew:
             self._writer.commit()
 
     def _hire(self) -> None:
-        actor: Any = ray.remote(num_cpus=1)(self._player).remote(*self._options)
+        actor: Any = self._remote.remote(*self._options)
         self._starting[actor.process.remote()] = actor
 
     def _welcome(self, reference: Any) -> None:
@@ -190,25 +191,6 @@ class Crew:
         if game not in self._summary.skipped:
             console.print(f"{game} is left out: {reason}")
             self._summary.skipped[game] = reason
-
-
-@contextmanager
-def connected(workers: int) -> Iterator[None]:
-    """Use the Ray that is connected, or a local one for as long as it is needed."""
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(
-        address="local",
-        num_cpus=max(workers, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=200_000_000,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

@@ -16,8 +16,9 @@ import numpy as np
 
 import envs
 from envs import BUILTIN, catalog
+from envs.cluster import ray_session
 from envs.collect import playable
-from envs.crew import CollectSummary, Crew, connected, episode_timeout, shown_bar
+from envs.crew import CollectSummary, Crew, episode_timeout, shown_bar
 from envs.episodes import EpisodeReader, EpisodeWriter
 from envs.errors import InputError
 from envs.places import place
@@ -68,7 +69,7 @@ def replay(
         if waiting:
             steps = max(record.num_frames for record in reader.records)
             options = (str(reader.root.resolve()), str(writer.root.resolve()), size)
-            with connected(workers), shown_bar("replay", len(sessions), len(waiting), progress) as bar:
+            with ray_session(cpus=workers), shown_bar("replay", len(sessions), len(waiting), progress) as bar:
                 crew = Crew(
                     writer, Replayer, options, timeout=timeout or episode_timeout(steps), summary=summary, bar=bar
                 )

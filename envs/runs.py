@@ -25,8 +25,22 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from envs.errors import InputError
 from envs.files import write_atomic, write_json_atomic
 
+NOBODY_READS = 128 + 13
+"""Exit code where stdout was closed, as by `| head`: a shell's for a process that SIGPIPE ended."""
+
+
+class _Console(Console):
+    """Rich's, which ends the program quietly where nobody reads it any more, with the usual exit code."""
+
+    def on_broken_pipe(self) -> None:
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(NOBODY_READS) from None
+
+
 # Lines are not broken where no terminal is: a path that is cut in two cannot be copied.
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 class RunFolder:

@@ -2,12 +2,14 @@
 
 Each command is a file beside this one with a dataclass `Args`, whose field docstrings are the help, and `run(args)`.
 The files import only light modules at their top, so that `--help` answers at once. Exit codes: 0 done, 2 bad input
-(one line on stderr), 130 stopped with Ctrl+C.
+(one line on stderr), 130 stopped with Ctrl+C, 141 nobody reads stdout any more.
 """
 
 import contextlib
 import importlib
 import io
+import os
+import select
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -49,7 +51,28 @@ STOPPED = 130
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit the process with its code."""
-    sys.exit(execute(list(sys.argv[1:] if argv is None else argv)))
+    code: Any
+    try:
+        try:
+            code = execute(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit as stop:  # after --help
+            code = stop.code
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        from envs.runs import NOBODY_READS
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        code = NOBODY_READS
+    sys.exit(code)
+
+
+def _nobody_reads() -> bool:
+    """Whether the other end of stdout is closed, as by `| head`; an emulator's pipe may break as well."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are always told
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def execute(argv: list[str]) -> int:

@@ -4,7 +4,8 @@ is it."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.common import GameArgs, Preset, RayArgs, check_folder, ray_session
+from envs.cluster import ray_session
+from experiments.common import GameArgs, Preset, RayArgs, check_folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from experiments.common import RayArgs, check_games, ray_session
+from envs.cluster import ray_session
+from experiments.common import RayArgs, check_games
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from experiments.benchmark import Args, Row, middle
-from exploration.algorithm import AutoExplore, as_learner_batch
-from exploration.learner import actor_critic_loss
+from exploration.algorithm import AutoExplore
+from exploration.learner import actor_critic_loss, as_learner_batch
 from exploration.recipes import recipe
 from exploration.run import configure
 from exploration.scorers import LocalScorer, ServeScorer

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import tyro
 
-from experiments.common import RunArgs, ray_session
+from envs.cluster import ray_session
+from experiments.common import RunArgs
 
 
 @dataclass(frozen=True, kw_only=True)

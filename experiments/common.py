@@ -1,14 +1,8 @@
-"""What the commands share: their common flags, one Ray session, and checks of what a person typed."""
+"""What the commands share: their common flags, and checks of what a person typed."""
 
-import logging
 import os
-import secrets
 import shutil
-import sys
-import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +12,6 @@ import tyro
 from envs.errors import InputError
 
 Preset = Literal["debug", "cpu", "paper"]
-LOGICAL_CPUS = 8
-OBJECT_STORE_BYTES = 400_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,111 +68,6 @@ class GameArgs:
         if not found[: self.limit]:
             raise InputError("no game that can be played here matches: see `autoexplore catalog --playable`")
         return found[: self.limit]
-
-
-@contextmanager
-def ray_session(address: str | None = None) -> Iterator[None]:
-    """One Ray session for the whole command; joins the running one where the process already has one.
-
-    A local session counts more logical CPUs than the machine may have: emulators, a learner and a scorer that wait for
-    each other share two cores well, and Ray would otherwise refuse to start them.
-    """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    prepare_ray_environment(local=address == "local")
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    quiet_ray()
-    try:
-        if address == "local":
-            with held_output(drop="Set ray log level"):
-                ray.init(
-                    address="local",
-                    num_cpus=max(LOGICAL_CPUS, os.cpu_count() or 1),
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError) as error:
-        if address == "local":
-            raise
-        raise InputError(
-            f"--ray-address {address}: no Ray cluster answers there ({error}); start one or leave it out"
-        ) from None
-    try:
-        yield
-    finally:
-        # Ray reports calls to Serve's controller that its own shutdown cuts off, as if something had failed.
-        with held_output(drop="Task ServeController."):
-            serve_shutdown()
-            ray.shutdown()
-
-
-def prepare_ray_environment(*, local: bool) -> None:
-    """Environment that Ray reads when it is imported and when it starts; what the user has set stays.
-
-    Ray's core ports listen on all interfaces, so every session asks for a token (CVE-2023-48022). A local session
-    gets a fresh one, which lives in the environment of its processes: Ray would write one to the home folder, readable
-    by all.
-    """
-    values = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-        "RAY_memory_monitor_refresh_ms": "0",  # it counts what other programs use and kills workers for it
-        # Ray's C++ part calls RLlib's restartable actors an error, though RLlib keeps what they need. `info` shows all.
-        "RAY_BACKEND_LOG_LEVEL": "fatal",
-    }
-    if "ray" not in sys.modules:  # Ray reads the mode when it is imported, and turns it on itself where it is not set
-        values["RAY_AUTH_MODE"] = "token"
-    if local and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        values["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    for name, value in values.items():
-        os.environ.setdefault(name, value)
-
-
-@contextmanager
-def held_output(drop: str) -> Iterator[None]:
-    """Hold back what Python and C++ write to stdout and stderr; show it on stderr at the end, less `drop` lines."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    own = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
-    with tempfile.TemporaryFile() as held:
-        for descriptor in own:
-            os.dup2(held.fileno(), descriptor)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, copy in own.items():
-                os.dup2(copy, descriptor)
-                os.close(copy)
-            held.seek(0)
-            for line in held.read().splitlines(keepends=True):
-                if drop.encode() not in line:
-                    os.write(2, line)
-
-
-def serve_shutdown() -> None:
-    """Stop Ray Serve if something started it, so that its controller does not outlive the command."""
-    if "ray.serve" in sys.modules:
-        from ray import serve
-
-        serve.shutdown()
-
-
-def quiet_ray() -> None:
-    """Ray's own messages only from errors on: the command says itself what it does."""
-    for name in ("ray", "ray.serve", "ray.train", "ray.tune", "ray.rllib", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # RLlib hands torch tensors to Gymnasium's spaces, which take them as well.
-    warnings.filterwarnings("ignore", message=".*Casting input x to numpy array")
 
 
 def check_games(games: Sequence[str]) -> list[str]:

@@ -195,9 +195,9 @@ def _import(args: Import) -> None:
 
 
 def _replay(args: Replay) -> None:
+    from envs.cluster import ray_session
     from envs.replay import replay
     from envs.runs import console
-    from experiments.common import ray_session
 
     with ray_session():
         replay(args.source, args.out, size=args.size, workers=args.workers, progress=True)

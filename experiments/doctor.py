@@ -58,7 +58,7 @@ def findings(args: Args) -> Iterator[Finding]:
     for check in checks(args):
         yield check()
     if args.ray_address is not None:
-        from experiments.common import ray_session
+        from envs.cluster import ray_session
         from experiments.doctor_cluster import nodes
 
         with ray_session(args.ray_address):
@@ -139,7 +139,8 @@ def available_bytes() -> int:
 
 def shared_memory() -> Finding:
     """Ray keeps its objects in /dev/shm; where that is small it falls back to slow files under /tmp."""
-    from experiments.common import OBJECT_STORE_BYTES, free_bytes
+    from envs.cluster import OBJECT_STORE_BYTES
+    from experiments.common import free_bytes
 
     place = Path("/dev/shm")
     if not place.exists():
@@ -173,7 +174,7 @@ def writable_for(out: Path) -> Callable[[], Finding]:
 def ray_starts() -> Finding:
     import time
 
-    from experiments.common import ray_session
+    from envs.cluster import ray_session
 
     started = time.monotonic()
     with ray_session("local"):

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from envs.cluster import KINDS, machines
 from experiments.doctor import Finding
 
 TOKEN = Path("~/.ray/auth_token")
@@ -107,7 +108,9 @@ def nodes(out: Path) -> list[Finding]:
     alive = [node for node in ray.nodes() if node["Alive"]]
     sums: dict[str, float] = ray.cluster_resources()
     what = ", ".join(f"{sums.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
-    findings = [Finding("machines", f"{len(alive)}: {what}")]
+    kinds = [kind for kind in KINDS if machines(kind).resources]
+    where = f"processes go to machines of their kind: {', '.join(kinds)}" if kinds else "processes run anywhere"
+    findings = [Finding("machines", f"{len(alive)}: {what}; {where}")]
     out.mkdir(parents=True, exist_ok=True)
     mark, text = out.resolve() / f".doctor-{os.getpid()}", secrets.token_hex(8)
     mark.write_text(text)

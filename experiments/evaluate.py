@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from experiments.common import RayArgs, check_folder, default_threads, ray_session
+from envs.cluster import ray_session
+from experiments.common import RayArgs, check_folder, default_threads
 
 if TYPE_CHECKING:
     from rich.table import Table

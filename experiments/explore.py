@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from experiments.common import GameArgs, Preset, RunArgs, check_folder, ray_session
+from envs.cluster import ray_session
+from experiments.common import GameArgs, Preset, RunArgs, check_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ class Args(GameArgs, RunArgs):
     envs_per_runner: int | None = None
     """Games that each of them plays at a time; by default as many as the games need."""
     learners: int | None = None
-    """Processes that learn and share each batch; 0 learns in this process."""
+    """Processes that learn and share each batch; 0 learns in this process or, where a cluster has machines with GPUs
+    for learners, in one there."""
     epochs: int | None = None
     """Epochs, where the preset's number does not fit."""
     top_fraction: float | None = None

@@ -282,24 +282,28 @@ def explore(job: Job, *, model: str = "model-base", place: int = 0, **options: A
 def evaluate_models(job: Job) -> dict[str, Any]:
     """`evaluation/<model>-<test set>.json` for the three models on both halves of the test set.
 
-    Each of the six is a Ray task with one torch thread, as many at a time as there are cores: that is faster than one
-    after the other with all cores, and gives the same numbers. What an interrupted run has written is kept.
+    Each of the six is a Ray task with one torch thread, as many at a time as there are cores, or GPUs for this: that is
+    faster than one after the other with all cores. What an interrupted run has written is kept.
     """
     import ray
 
+    from envs.cluster import machines
     from envs.runs import progress
 
     c: Plan = job.plan
     parts = [(name, test, (job.out / f"{name}-{test}.json").resolve()) for name in MODELS for test in TEST_SETS]
     todo = [part for part in parts if not part[2].exists()]
     at_a_time = c.threads or default_threads()
-    cpus = max(1, int(ray.cluster_resources()["CPU"]) // at_a_time)
-    task = ray.remote(num_cpus=cpus, max_retries=1)(evaluate_part)
+    place = machines("train")
+    cpus = 1 if place.resources else max(1, int(ray.cluster_resources()["CPU"]) // at_a_time)
+    device = "cuda" if place.gpus else "cpu"
+    task = ray.remote(num_cpus=cpus, num_gpus=place.gpus, resources=place.resources, max_retries=1)(evaluate_part)
     cache = str((job.context.root / "cache").resolve())
     running = {}
     for name, test, path in todo:
         model, data = job.path(f"model-{name}").resolve(), job.path(f"collect-test-{test}").resolve()
-        running[task.remote(str(model), str(data), cache, str(path), {"seed": c.seed, **c.evaluate})] = path.stem
+        settings = {"seed": c.seed, **c.evaluate}
+        running[task.remote(str(model), str(data), cache, str(path), device, settings)] = path.stem
     try:
         with progress("evaluating", len(parts), len(parts) - len(todo)) as bar:
             while running:
@@ -312,7 +316,7 @@ def evaluate_models(job: Job) -> dict[str, Any]:
     return {}
 
 
-def evaluate_part(model: str, data: str, cache: str, out: str, options: dict[str, Any]) -> None:
+def evaluate_part(model: str, data: str, cache: str, out: str, device: str, options: dict[str, Any]) -> None:
     """Evaluate one model on one test set; runs in a process of its own."""
     import torch
 
@@ -320,7 +324,7 @@ def evaluate_part(model: str, data: str, cache: str, out: str, options: dict[str
     from worldmodel.evaluate import evaluate
 
     torch.set_num_threads(1)
-    evaluate(GenieReduxG.load(model), [data], cache_dir=cache, out=out, **options)
+    evaluate(GenieReduxG.load(model, device), [data], cache_dir=cache, out=out, **options)
 
 
 def draw_report(job: Job) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Put a GenieRedux together and learn which of its latent actions each button is, so that a person can drive it."""
+"""Put a world model together; of latent actions, learn which each button is, so that a person can drive it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,21 +9,23 @@ from experiments.common import check_folder, default_threads
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from worldmodel import ActionMap
+    from worldmodel import ActionMap, LatentActionModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Make a world model of tokenizer, LAM and dynamics, and learn its action map from a few labelled episodes."""
+    """Make a GenieRedux-G of tokenizer and dynamics; or, where that was trained on latent actions, a GenieRedux of both
+    and the LAM, whose action map is learnt from a few labelled episodes."""
 
     tokenizer: Path
     """Run folder or checkpoint of the tokenizer."""
     dynamics: Path
-    """Run folder or checkpoint of a dynamics model that was trained with --lam or --joint-lam."""
+    """Run folder or checkpoint of the dynamics model."""
     lam: Path | None = None
     """Run folder or checkpoint of the latent action model. Default: the one that was trained with the dynamics."""
-    data: tuple[Path, ...]
-    """Folders of episodes whose actions are known. What was learnt from the train split is checked on the other one."""
+    data: tuple[Path, ...] = ()
+    """For a GenieRedux: folders of episodes whose actions are known. What was learnt from the train split is checked on
+    the other one."""
     out: Path
     """Folder for the world model, for evaluate, generate, play, explore and serve."""
     clips: int = 0
@@ -32,34 +34,51 @@ class Args:
 
 def run(args: Args) -> None:
     """Save the model and print what each button became. Raises InputError where the parts do not belong together."""
+    from envs.errors import InputError
+
     check_folder(args.tokenizer, "tokenizer", "train tokenizer")
     check_folder(args.dynamics, "dynamics", "train dynamics")
     for folder in args.data:
         check_folder(folder, "data folder", "collect")
 
-    import tempfile
-
     import torch
 
-    from envs.controls import ACTIONS
     from envs.runs import console
-    from worldmodel import ActionMap, GenieRedux
+    from worldmodel import GenieRedux, GenieReduxG
     from worldmodel.checkpoint import load_dynamics, load_lam, load_tokenizer
-    from worldmodel.clips import Clips
 
     torch.set_num_threads(default_threads())
-    lam = load_lam(args.lam or args.dynamics)
-    model = GenieRedux(load_tokenizer(args.tokenizer), lam, load_dynamics(args.dynamics))
+    tokenizer, dynamics = load_tokenizer(args.tokenizer), load_dynamics(args.dynamics)
+    if not dynamics.cfg.dynamics.latent_actions:
+        if args.lam is not None or args.data:
+            raise InputError(f"{args.dynamics} was trained on real actions: leave --lam and --data out")
+        GenieReduxG(tokenizer, dynamics).save(args.out)
+        console.print(f"{args.out}: a world model that the buttons drive")
+        return
+    if not args.data:
+        raise InputError(f"{args.dynamics} was trained on latent actions: name labelled episodes with --data")
+    model = GenieRedux(tokenizer, load_lam(args.lam or args.dynamics), dynamics)
+    model.action_map = learn_map(model.lam, args)
+    model.save(args.out)
+    console.print(as_table(model.action_map))
+    console.print(f"{args.out}: a world model that the buttons drive")
+
+
+def learn_map(lam: "LatentActionModel", args: Args) -> "ActionMap":
+    """The action map from the train split, and how well it fits the other one."""
+    import tempfile
+
+    from envs.controls import ACTIONS
+    from worldmodel import ActionMap
+    from worldmodel.clips import Clips
+
     length = lam.cfg.frames
     with tempfile.TemporaryDirectory() as cache:
         known, other = (
             Clips(args.data, cache, length=length, stride=length - 1, split=split) for split in ("train", "val")
         )
         action_map = ActionMap.fit(lam, known, actions=len(ACTIONS), count=args.clips)
-        model.action_map = action_map.measure(lam, other) if len(other) else action_map
-    model.save(args.out)
-    console.print(as_table(model.action_map))
-    console.print(f"{args.out}: a world model that the buttons drive")
+        return action_map.measure(lam, other) if len(other) else action_map
 
 
 def as_table(action_map: "ActionMap") -> "Table":

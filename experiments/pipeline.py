@@ -9,7 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.common import Preset, RayArgs, check_games, ray_session
+from envs.cluster import ray_session
+from experiments.common import Preset, RayArgs, check_games
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from envs.cluster import held_output
 from envs.controls import ACTIONS
 from envs.drawing import enlarged
 from envs.errors import InputError
 from envs.runs import console
-from experiments.common import held_output
 from experiments.play_world import World
 
 GROUND, INK, RED = (16, 16, 20), (222, 222, 222), (235, 80, 70)

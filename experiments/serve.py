@@ -6,7 +6,8 @@ from typing import Any
 
 import tyro
 
-from experiments.common import RayArgs, check_folder, ray_session
+from envs.cluster import ray_session
+from experiments.common import RayArgs, check_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,9 @@ class Args(RayArgs):
     """More copies than that, up to so many, while requests queue; None for a fixed number."""
     queued: int = 64
     """Requests that may wait at one explorer; it asks again later for more, so that memory does not grow."""
-    gpus: float = 0.0
-    """Share of a GPU for each replica; 0 computes on CPUs."""
+    gpus: float | None = None
+    """Share of a GPU for each replica; 0 computes on CPUs. Default: a whole one where the cluster has machines for
+    replicas with GPUs, otherwise 0."""
     threads: int = 1
     """Torch threads of each replica."""
     steps: int = 1
@@ -38,7 +40,7 @@ def run(args: Args) -> None:
     from envs.errors import InputError
 
     check_folder(args.model, "world model", "pipeline")
-    if args.threads < 1 or args.gpus < 0:
+    if args.threads < 1 or (args.gpus or 0) < 0:
         raise InputError("--threads must be 1 or more, --gpus 0 or more")
 
     import time
@@ -69,7 +71,7 @@ def run(args: Args) -> None:
         started = time.monotonic()
         scorer.entropies(frames, actions)
         rate = len(frames) / (time.monotonic() - started)
-        console.print(f"{args.name}: {args.replicas} replicas answer, {rate:,.0f} windows a second from one client")
+        console.print(f"{args.name}: {count(args.replicas)} can be asked; {rate:,.0f} windows a second from one client")
         console.print("Ctrl+C ends it" if args.seconds is None else f"it ends in {args.seconds:g} s")
         try:
             _show(args)
@@ -78,7 +80,7 @@ def run(args: Args) -> None:
 
 
 def _show(args: Args) -> None:
-    """Until the time is over: one line on what the replicas do, renewed on a terminal, now and then elsewhere."""
+    """Until the time is over: what the replicas do, two lines that change on a terminal, now and then one elsewhere."""
     import time
     from contextlib import nullcontext
 
@@ -90,15 +92,15 @@ def _show(args: Args) -> None:
         while end is None or time.monotonic() < end:
             pause = 2.0 if status is not None else 15.0
             time.sleep(pause if end is None else max(min(pause, end - time.monotonic()), 0.0))
-            line = told(serve.describe(args.name))
+            phrases = told(serve.describe(args.name))
             if status is not None:
-                status.update(line)
+                status.update("\n  ".join(phrases))  # of one line, 80 columns would show only the beginning
             else:
-                console.print(line)
+                console.print("; ".join(phrases))
 
 
-def told(replicas: list[dict[str, Any]]) -> str:
-    """What `worldmodel.serve.describe` says, as one line: rates add up over replicas, the slowest one's latency counts.
+def told(replicas: list[dict[str, Any]]) -> tuple[str, str]:
+    """What `worldmodel.serve.describe` says: how much, where rates add up over replicas; and how fast, by the slowest.
 
     A figure that no replica has yet is a dash.
     """
@@ -112,6 +114,11 @@ def told(replicas: list[dict[str, Any]]) -> str:
     batch = figure([r["batch_windows"] for r in replicas])
     p50, p95, p99 = (figure([r["latency_ms"][name] for r in replicas], most=True) for name in ("p50", "p95", "p99"))
     return (
-        f"{len(replicas)} replicas: {rate:,.0f} windows/s, {waiting} waiting, {batch} a batch, latency {p50} / {p95} / "
-        f"{p99} ms (50, 95, 99 %), {failures} failed batches"
+        f"{count(len(replicas))}: {rate:,.0f} windows/s, {waiting} waiting, {batch} a batch, {failures} batches failed",
+        f"latency {p50} / {p95} / {p99} ms (50, 95, 99 %)",
     )
+
+
+def count(replicas: int) -> str:
+    """1 replica, 2 replicas."""
+    return f"{replicas} replica{'s' * (replicas != 1)}"

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.common import Preset, RayArgs, check_folder, ray_session
+from envs.cluster import ray_session
+from experiments.common import Preset, RayArgs, check_folder
 from experiments.study_cells import DEFAULT, Budget, Grid, Variant
 from experiments.study_common import Mode
 

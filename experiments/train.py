@@ -1,12 +1,14 @@
 """Train a component of the world model on recorded episodes, through Ray Train."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from experiments.common import Preset, RunArgs, check_folder, default_threads, ray_session
+from envs.cluster import ray_session
+from experiments.common import Preset, RunArgs, check_folder, default_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ def run(args: Args) -> None:
     from worldmodel.train import train
 
     assert args.out is not None
-    with ray_session(args.ray_address):
+    with ray_session(args.ray_address) if args.workers else nullcontext():
         newest = train(
             args.component,
             config=preset(args.preset),

@@ -6,7 +6,8 @@ from typing import Literal
 
 import tyro
 
-from experiments.common import Preset, RunArgs, check_folder, check_games, ray_session
+from envs.cluster import ray_session
+from experiments.common import Preset, RunArgs, check_folder, check_games
 
 
 @dataclass(frozen=True, kw_only=True)

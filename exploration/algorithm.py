@@ -14,10 +14,8 @@ import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
-from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     LEARNER_RESULTS,
@@ -28,7 +26,7 @@ from envs.errors import InputError
 from envs.novelty import distinct_screens
 from exploration.connector import LOOKBACK, ExploreCallbacks, to_fragment
 from exploration.glimpse import Glimpses, joined
-from exploration.learner import LOSS_PARTS, ExploreLearner, LossConfig
+from exploration.learner import LOSS_PARTS, ExploreLearner, LossConfig, as_learner_batch, raised_not_logged
 from exploration.live import TUNABLE, apply
 from exploration.module import AgentModule
 from exploration.policy import CnnLstm, PolicyConfig
@@ -298,14 +296,16 @@ class AutoExplore(Algorithm):
         }
         learners = self.config.num_learners
         if learners < 2:
-            return self.learner_group.update(batch=as_learner_batch(batch), timesteps=steps)
+            with raised_not_logged():
+                return self.learner_group.update(batch=as_learner_batch(batch), timesteps=steps)
         # RLlib would cut one batch in the middle of a segment; each learner gets whole ones.
         count = np.full(len(batch["learn"]), max(batch["learn"].sum(), 1) / learners, np.float32)
         shards = [
             {name: rows[part::learners] for name, rows in (batch | {"count": count}).items()}
             for part in range(learners)
         ]
-        return self.learner_group.update(batches=[as_learner_batch(shard) for shard in shards], timesteps=steps)
+        with raised_not_logged():
+            return self.learner_group.update(batches=[as_learner_batch(shard) for shard in shards], timesteps=steps)
 
     def _before_evaluate(self) -> None:
         """RLlib resets the envs of remote evaluation runners, but not those of a local one."""
@@ -349,10 +349,3 @@ class AutoExplore(Algorithm):
         self.screens = {game: set(keys) for game, keys in state.get("screens", {}).items()}
         if "replay" in state:
             self.replay.set_state(state["replay"])
-
-
-def as_learner_batch(batch: Batch) -> MultiAgentBatch:
-    """`Replay.sample`'s arrays as RLlib's learner takes them."""
-    columns: dict[str, Any] = {name: rows for name, rows in batch.items() if name not in ("h", "c")}
-    columns[Columns.STATE_IN] = {"h": batch["h"], "c": batch["c"]}
-    return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(np.sum(batch["valid"])))

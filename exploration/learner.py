@@ -7,20 +7,29 @@ acted by, and returns="vtrace" corrects the returns too.
 Shapes: B segments, T steps, T1 = T + 1 observations, A actions.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from ray.exceptions import RayActorError
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
 
 from envs.errors import InputError
+from exploration.replay import Batch
 
 RETURNS = ("lambda", "vtrace")
 LOSS_PARTS = ("total_loss", "policy_loss", "value_loss", "entropy", "return", "ratio", "learn_share")
 """What a learner logs of each update; the first is RLlib's name for the whole."""
+ANSWER_SECONDS = 30.0
+"""How long a learner may take to say that it is there; one that waits for another does not."""
 
 
 def lambda_returns(
@@ -172,3 +181,34 @@ class ExploreLearner(TorchLearner):
             raise FloatingPointError(f"loss {loss.item()} with parts { {k: v.item() for k, v in parts.items()} }")
         self.metrics.log_dict(parts, key=module_id, window=1)
         return loss
+
+
+def as_learner_batch(batch: Batch) -> MultiAgentBatch:
+    """`Replay.sample`'s arrays as RLlib's learner takes them."""
+    columns: dict[str, Any] = {name: rows for name, rows in batch.items() if name not in ("h", "c")}
+    columns[Columns.STATE_IN] = {"h": batch["h"], "c": batch["c"]}
+    return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(np.sum(batch["valid"])))
+
+
+@contextmanager
+def raised_not_logged() -> Iterator[None]:
+    """Learners' errors are raised here: RLlib would log the whole of each as well."""
+    logger = logging.getLogger("ray.rllib.utils.actor_manager")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def learner_is_gone(algorithm: Any) -> bool:
+    """Whether a learner's process of an `AutoExplore` has ended: one beside it says only that a connection broke."""
+    if not algorithm.config.num_learners:
+        return False
+    answers = algorithm.learner_group.foreach_learner(_nothing, healthy_only=False, timeout_seconds=ANSWER_SECONDS)
+    return any(isinstance(answer.get(), RayActorError) for answer in answers)
+
+
+def _nothing(learner: Any) -> None:
+    """What an actor can do if it is there."""

@@ -25,7 +25,8 @@ class ExploreRecipe:
     envs_per_runner: int = 4
     """Games that each of them plays at a time."""
     learners: int = 0
-    """Processes that learn, which share each batch; 0 learns in the process that leads the run."""
+    """Processes that learn, which share each batch; 0 learns in the process that leads the run or, where a cluster has
+    machines with GPUs for learners, in one there."""
     steps: int = 200
     """Steps that every env plays in an epoch."""
     max_steps: int = 1_000

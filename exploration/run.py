@@ -18,9 +18,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from envs import COINRUN, catalog, check_builtin
+from envs.cluster import machines, ray_session
 from envs.drawing import png
 from envs.errors import InputError
 from envs.files import write_json_atomic
@@ -28,6 +29,7 @@ from envs.runs import Bar, RunFolder, console, progress
 from exploration.algorithm import AutoExplore, AutoExploreConfig
 from exploration.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from exploration.glimpse import save_glimpse
+from exploration.learner import learner_is_gone
 from exploration.live import apply, in_effect, requests
 from exploration.policy import load_network, save_policy
 from exploration.recipes import ExploreRecipe, changed, recipe
@@ -39,6 +41,7 @@ from exploration.vector import check_places
 from exploration.watch import Watch
 
 
+@ray_session()
 def explore(
     games: Sequence[str],
     model_path: Path | str | None,
@@ -67,7 +70,7 @@ def explore(
     `RewardSource`, and so is `app`; count, random and env need no model. Of the other numbers None keeps the preset's.
     `init`: a policy's folder, whose weights the agent begins with. `watch`: show it on the terminal. With `resume` the
     newest checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay; a finished run returns at
-    once. Runs on the Ray that the process is connected to. Raises InputError for what cannot be meant.
+    once. Runs on the Ray that is there, or on a local one. Raises InputError for what cannot be meant.
     """
     changes = {"runners": runners, "epochs": epochs, "learners": learners, "top_fraction": top_fraction}
     plan = changed(plan or recipe(preset), envs_per_runner=envs_per_runner, **changes)
@@ -101,7 +104,9 @@ def explore(
                 apply(algorithm, about.get("settings", {}))  # what a person had changed; the optimizer's rate with it
             _Run(run, algorithm, plan, names, about, watch=watch).train(epoch)
             make_films(run, plan.epochs, names, seed=seed)
-        except RayActorError as error:  # runners and replicas come back by themselves: what is gone is a learner
+        except RayError as error:  # runners and replicas come back by themselves: what is gone is a learner
+            if not (isinstance(error, RayActorError) or learner_is_gone(algorithm)):
+                raise
             raise InputError(
                 f"{out}: a learner's process died; go on from the newest checkpoint with --resume"
             ) from error
@@ -120,7 +125,7 @@ def game_name(game: str) -> str:
 def configure(
     plan: ExploreRecipe, games: Sequence[str], scorer: Callable[[], Scorer] | None, *, seed: int = 0
 ) -> AutoExploreConfig:
-    """The RLlib configuration of a recipe."""
+    """The RLlib configuration of a recipe on the Ray that the process is connected to: who runs on which machines."""
     loss = dataclasses.asdict(plan.loss)
     network = {"channels": plan.network.channels, "units": plan.network.units, "precision": plan.precision}
     schedule = {name: getattr(plan, name) for name in ("epsilon", "final_epsilon", "epsilon_epochs", "temperature")}
@@ -128,8 +133,18 @@ def configure(
     kept = {name: getattr(plan, name) for name in same}
     config = AutoExploreConfig()
     config.exploring(games=games, scorer=scorer, max_steps=plan.max_steps, top_fraction=plan.top_fraction)
-    config.env_runners(num_env_runners=plan.runners, num_envs_per_env_runner=plan.envs_per_runner)
-    config.learners(num_learners=plan.learners)
+    rollout, serve = machines("rollout"), machines("serve")
+    config.env_runners(
+        num_env_runners=plan.runners,
+        num_envs_per_env_runner=plan.envs_per_runner,
+        custom_resources_per_env_runner=rollout.resources,
+    )
+    config.resources(custom_resources_for_main_process=rollout.resources)  # Tune's trials, which play to be judged
+    # A leading process on a machine without a GPU must not learn itself where there are GPUs for it.
+    learners = plan.learners or int(serve.gpus)
+    config.learners(
+        num_learners=learners, num_gpus_per_learner=serve.gpus, custom_resources_per_learner=serve.resources
+    )
     config.training(lr=plan.lr, grad_clip=plan.grad_clip, **loss, **network, **schedule, **kept)
     config.training(steps_per_epoch=plan.steps, updates_per_epoch=plan.updates, segments=plan.batch_size)
     config.evaluation(

@@ -26,6 +26,7 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from envs.cluster import ray_session
 from envs.errors import InputError
 from envs.files import write_json_atomic
 from envs.runs import Bar, RunFolder, progress
@@ -126,6 +127,7 @@ class Watcher(ray_tune.Callback):
             Watcher.bar.advance(note=f"best return {Watcher.best:.2f}")
 
 
+@ray_session()
 def tune(
     games: Sequence[str],
     model_path: Path | str,
@@ -145,7 +147,7 @@ def tune(
 
     The first agent starts with the preset's settings, the others with ones drawn from RANGES. With "serve" all share
     one reward service. Returns what <out>/tune.json holds. With `resume` an interrupted run goes on from the newest
-    checkpoint of each agent. Runs on the Ray that the process is connected to; on a cluster `out` must be on storage
+    checkpoint of each agent. Runs on the Ray that is there, or on a local one; on a cluster `out` must be on storage
     that all its machines share. Raises InputError for what cannot be meant.
     """
     plan = recipe(preset, runners=runners, envs_per_runner=envs_per_runner, epochs=epochs)

@@ -12,7 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
-from experiments.common import prepare_ray_environment
+from envs.cluster import prepare_ray_environment
 
 prepare_ray_environment(local=True)  # before any test imports Ray, which reads it then
 # Keys of the S3 server on loopback. Ray's workers inherit them, so they stand here before it starts.

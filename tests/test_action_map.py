@@ -1,13 +1,18 @@
-"""The map from buttons to latent actions: what it picks, what it says of itself, and what is no map."""
+"""The map from buttons to latent actions: what it picks, says of itself, what is no map; and models without one."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from recordings import record
 
 from envs.errors import InputError
-from worldmodel import ActionMap
+from experiments.__main__ import execute
+from worldmodel import ActionMap, GenieReduxG, load_world_model, preset
 from worldmodel.action_map import agreement, scores
+from worldmodel.recipes import recipe
+from worldmodel.train import train
 
 
 def test_the_map_takes_what_stands_for_a_button_and_not_what_is_common() -> None:
@@ -34,3 +39,19 @@ def test_agreement_is_kappa_and_mutual_information() -> None:
 def test_other_files_are_no_map(plain: Any) -> None:
     with pytest.raises(InputError, match="action map: expected"):
         ActionMap.from_dict(plain)
+
+
+def test_map_joins_parts_that_were_trained_on_real_actions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = record(tmp_path / "data", episodes=4, steps=40)
+    for component, given in (("tokenizer", {}), ("dynamics", {"tokenizer": tmp_path / "tokenizer"})):
+        short = recipe(component, "debug", iterations=2, checkpoint_every=2)
+        train(component, config=preset("debug"), recipe=short, data=[data], out=tmp_path / component, **given)
+    made = [
+        "map",
+        *(f"--{name}={tmp_path / name}" for name in ("tokenizer", "dynamics")),
+        f"--out={tmp_path / 'model'}",
+    ]
+    assert execute([*made, f"--data={data}"]) == 2
+    assert "real actions: leave --lam and --data out" in capsys.readouterr().err
+    assert execute(made) == 0
+    assert isinstance(load_world_model(tmp_path / "model"), GenieReduxG)

@@ -1,6 +1,7 @@
 """What a person meets: help that answers at once, and one line with exit code 2 for whatever they got wrong."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from envs.episodes import EpisodeReader
 from envs.errors import InputError
 from experiments.__main__ import COMMANDS, execute
 
@@ -40,6 +42,20 @@ def test_help_of_each_command_explains_every_flag(command: str, capsys: pytest.C
         execute([command, "--help"])
     assert stop.value.code == 0
     assert "usage: autoexplore " + command in capsys.readouterr().out
+
+
+def test_a_closed_stdout_ends_any_command_quietly(tmp_path: Path) -> None:
+    """As `| head` does: by print and by rich, from the first line on; what a command has done by then stays."""
+    data = tmp_path / "data"
+    play = ["collect", "Counting", "--episodes", "1", "--steps", "20", "--workers", "1", "--out", str(data)]
+    for argv in (["--help"], ["catalog", "--help"], ["catalog"], ["catalog", "--names"], ["doctor"], play):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-m", "experiments", *argv]
+        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=200)
+        os.close(writer)
+        assert (ended.returncode, ended.stderr) == (141, ""), argv
+    assert len(EpisodeReader(data)) == 1
 
 
 def test_unknown_game(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

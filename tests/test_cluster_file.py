@@ -2,13 +2,17 @@
 
 import copy
 import stat
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
+from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from envs.cluster import KINDS, LABEL, SHARE
 from envs.errors import InputError
 from experiments.doctor_cluster import closed, file_checks, nodes, storage, token
 
@@ -28,9 +32,27 @@ def test_ray_accepts_the_file(config: dict[str, Any]) -> None:
     assert set(kinds) == {"head", "rollout", "serve", "train"}
     assert all(kind["resources"]["CPU"] > 0 for kind in kinds.values())
     assert [name for name, kind in kinds.items() if kind["resources"]["GPU"]] == ["serve", "train"]
+    # What the head says the cluster can start is what it can start: processes ask for nothing else.
+    told = {LABEL + name: "gpu" if kinds[name]["resources"]["GPU"] else "cpu" for name in KINDS}
+    assert kinds["head"]["labels"] == told
+    assert all(kinds[name]["resources"][name] >= kinds[name]["resources"]["CPU"] * SHARE for name in KINDS)
     spot = [name for name, kind in kinds.items() if "InstanceMarketOptions" in kind["node_config"]]
     assert spot == ["rollout"]
     assert sum(kind["max_workers"] for name, kind in kinds.items() if name != "head") == prepared["max_workers"]
+
+
+def test_what_processes_ask_for_starts_machines_of_their_kind(config: dict[str, Any]) -> None:
+    """Ray's own scheduler of machines, offline, on a cluster of which only the head runs."""
+    kinds = prepare_config(copy.deepcopy(config))["available_node_types"]
+    players, replicas, workers = ({"CPU": 1, "rollout": SHARE}, {"CPU": 1, "GPU": 1, "serve": SHARE}, {"GPU": 1})
+    score = partial(_default_utilization_scorer, node_availability_summary=NodeAvailabilitySummary({}))
+    for ask, count, expected in (
+        (players, 40, {"rollout": 3}),
+        (replicas, 3, {"serve": 3}),
+        (workers | {"train": SHARE}, 16, {"train": 2}),
+    ):
+        started, unmet = get_nodes_for(kinds, {"head": 1}, "head", 66, [ask] * count, score)
+        assert (started, unmet) == (expected, [])
 
 
 def test_the_file_is_closed_and_holds_no_secret(config: dict[str, Any]) -> None:
@@ -100,4 +122,5 @@ def test_doctor_asks_every_machine(ray_cluster: None, tmp_path: Path) -> None:
     assert [finding.what for finding in findings] == ["machines", "shared storage", "same software"]
     assert [finding.mend for finding in findings] == [""] * 3
     assert findings[0].found.startswith("1: 8 CPUs")
+    assert findings[0].found.endswith("processes run anywhere")
     assert not list((tmp_path / "runs").iterdir())

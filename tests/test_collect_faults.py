@@ -184,7 +184,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) ->
 
 NODES = """
 import sys, threading, time
-from experiments.common import prepare_ray_environment
+from envs.cluster import prepare_ray_environment
 prepare_ray_environment(local=True)
 import ray
 from ray.cluster_utils import Cluster

@@ -1,4 +1,4 @@
-"""The command `explore` itself is killed, and stopped with Ctrl+C: what is lost, and where it goes on."""
+"""The command `explore` or a learner of it is killed, or stopped with Ctrl+C: what is lost, and where it goes on."""
 
 import json
 import os
@@ -24,6 +24,21 @@ def start(out: Path, model: Path, *more: str) -> Any:
     return subprocess.Popen(
         [*argv, *sizes, *more], env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
     )
+
+
+def learners(root: int) -> list[int]:
+    """Processes of RLlib's learners in the session that a command leads."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                session = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[3])
+                ours = (folder / "cmdline").read_bytes().startswith(b"ray::_WrappedExecutable")
+            except (OSError, IndexError):
+                continue  # it ended meanwhile
+            if ours and session == root:
+                found.append(int(folder.name))
+    return found
 
 
 def wait_for_epoch(out: Path, epoch: int, process: Any) -> None:
@@ -68,3 +83,26 @@ def test_a_killed_command_loses_an_epoch_at_most_and_ctrl_c_ends_it_at_once(
     load_checkpoint(newest)
     load_policy(newest)
     assert json.loads((newest / "config.json").read_text())["about"]["env_steps"] > 0
+
+
+def test_a_killed_learner_ends_the_command_with_what_to_do(tiny_world: Path, tmp_path: Path) -> None:
+    """One of two learners is killed: one line, exit code 2, and with --resume the run goes on at once."""
+    out = tmp_path / "run"
+    command = start(out, tiny_world, "--learners", "2")
+    wait_for_epoch(out, 3, command)
+    both = learners(command.pid)
+    assert len(both) == 2
+    os.kill(both[0], signal.SIGKILL)
+    told = command.communicate(timeout=100)[1]
+    assert command.returncode == 2, told
+    assert told.splitlines() == [
+        f"autoexplore: {out}: a learner's process died; go on from the newest checkpoint with --resume"
+    ]
+    epoch = int(complete_checkpoints(out)[-1].name.removeprefix("step-"))
+    assert read_metrics(out)[-1]["step"] - epoch <= 1, "the epoch that was logged and not saved is all that is lost"
+
+    command = start(out, tiny_world, "--learners", "2", "--resume", "--epochs", str(epoch + 2))
+    told = command.communicate(timeout=200)[1]
+    assert command.returncode == 0, told
+    rows = read_metrics(out)
+    assert [row["step"] for row in rows] == list(range(1, epoch + 3)), "no epoch twice, none left out"

@@ -349,6 +349,8 @@ def test_map_makes_a_model_that_evaluate_drives_by_buttons(
     made = [f"--out={tmp_path / 'model'}", f"--tokenizer={runs['tokenizer']}", f"--data={data}"]
     assert execute(["map", *made, f"--dynamics={runs['frozen']}", f"--lam={runs['joint']}"]) == 2
     assert "trained on the actions of LAM" in capsys.readouterr().err
+    assert execute(["map", *made[:2], f"--dynamics={runs['joint']}"]) == 2
+    assert "name labelled episodes with --data" in capsys.readouterr().err
     assert execute(["map", *made, f"--dynamics={runs['joint']}"]) == 0
     stored = json.loads((tmp_path / "model/action_map.json").read_text())
     assert stored["measured"]["Counting"]["transitions"] > 0

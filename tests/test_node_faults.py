@@ -24,7 +24,7 @@ STEPS = 10
 
 SCRIPT = """
 import json, os, sys, threading, time
-from experiments.common import prepare_ray_environment, quiet_ray
+from envs.cluster import prepare_ray_environment, quiet_ray
 prepare_ray_environment(local=True)
 # A machine counts as dead after 2 seconds of silence, in place of half a minute.
 os.environ.update(RAY_health_check_period_ms="500", RAY_health_check_failure_threshold="3")

@@ -1,6 +1,7 @@
 """The reward service: the numbers of the in-process scorer, live weights, a killed replica, answers that never come."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -12,9 +13,12 @@ import pytest
 import torch
 
 from envs.errors import InputError
+from envs.runs import console
+from experiments.__main__ import execute
 from exploration.algorithm import AutoExploreConfig
 from exploration.reward import uncertainty_reward
 from exploration.scorers import LocalScorer, ScoringError, ServeScorer
+from worldmodel.serve import newest_weights
 
 WINDOWS = 40
 
@@ -243,6 +247,65 @@ def _kill_when_busy(pid: int) -> None:
     while ticks() < busy + 0.3 * os.sysconf("SC_CLK_TCK"):
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
+
+
+def test_replicas_follow_the_queue(ray_cluster, tiny_world):
+    """One replica while nobody asks, two while several askers wait, one again afterwards; every answer is true."""
+    from worldmodel import serve
+
+    fast = serve.Patience(more_s=0.5, fewer_s=2.0)
+    app = serve.run(tiny_world, app_name="growing", max_replicas=2, num_cpus=0.25, patience=fast)
+    asked = windows(64)
+    expected = LocalScorer(tiny_world).entropies(*asked)
+    enough, wrong, answered = threading.Event(), [], []
+
+    def ask():
+        scorer = ServeScorer(app)
+        while not enough.is_set():
+            answer = scorer.entropies(*asked)
+            answered.append(len(answer))
+            if not np.allclose(answer, expected, atol=1e-5):
+                wrong.append(answer)
+
+    def wait_for_replicas(count):
+        end = time.monotonic() + 120
+        while len(serve.describe(app)) != count:
+            assert time.monotonic() < end, "waited too long"
+            time.sleep(0.2)
+
+    try:
+        wait_for_replicas(1)
+        askers = [threading.Thread(target=ask) for _ in range(12)]  # three times what one replica is meant to hold
+        for asker in askers:
+            asker.start()
+        try:
+            wait_for_replicas(2)
+            before = [told["windows"] for told in serve.describe(app)]
+            end = time.monotonic() + 60
+            while not all(told["windows"] > min(before) for told in serve.describe(app)):
+                assert time.monotonic() < end, "the second replica answers nothing"
+                time.sleep(0.2)
+        finally:
+            enough.set()
+            for asker in askers:
+                asker.join()
+        wait_for_replicas(1)
+    finally:
+        serve.stop(app)
+    assert answered
+    assert not wrong
+
+
+def test_the_command_says_what_the_service_does(ray_cluster, tiny_world):
+    with console.capture() as printed:
+        assert execute(["serve", str(tiny_world), "--name", "told", "--seconds", "2"]) == 0
+    started, ends, told = printed.get().splitlines()
+    assert re.fullmatch(r"told: 1 replica can be asked; [\d,]+ windows a second from one client", started)
+    assert ends == "it ends in 2 s"
+    figures = r"1 replica: [\d,]+ windows/s, 0 waiting, 3[23] a batch, 0 batches failed"  # 1 window, then 64
+    assert re.fullmatch(figures + r"; latency [\d,]+ / [\d,]+ / [\d,]+ ms \(50, 95, 99 %\)", told)
+    with pytest.raises(InputError, match="told"):
+        newest_weights("told")
 
 
 def test_bad_model_folder_is_one_line(ray_cluster, tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.cluster import machines, ray_session
 from envs.controls import ACTIONS
 from envs.errors import InputError
 from envs.files import write_json_atomic
@@ -155,20 +156,24 @@ def _gather(scorer: Scorer, clips: Clips, batches: Sequence[Batch], workers: int
 
 def _spread(scorer: Scorer, batches: Sequence[Batch], workers: int) -> Iterator[Scores]:
     """`Scorer.score` on Ray workers, a few batches a task, in the batches' order."""
-    import ray
-
     gpu = not isinstance(scorer.model, Peer) and next(scorer.model.parameters()).device.type == "cuda"
     model = scorer.model.to("cpu") if gpu else scorer.model  # type: ignore[union-attr]
-    kept = ray.put(dataclasses.replace(scorer, model=model))
     size = max(1, min(16, len(batches) // (4 * workers)))
-    calls = [(kept, batches[at : at + size]) for at in range(0, len(batches), size)]
     early: dict[int, list[Scores]] = {}
     wanted = 0
-    for number, scores in run_tasks(_score_elsewhere, calls, at_a_time=workers, gpus=float(gpu)):
-        early[number] = scores
-        while wanted in early:
-            yield from early.pop(wanted)
-            wanted += 1
+    with ray_session():
+        import ray
+
+        place = machines("train")
+        if gpu:
+            place = dataclasses.replace(place, gpus=1.0)
+        kept = ray.put(dataclasses.replace(scorer, model=model))
+        calls = [(kept, batches[at : at + size]) for at in range(0, len(batches), size)]
+        for number, scores in run_tasks(_score_elsewhere, calls, at_a_time=workers, on=place):
+            early[number] = scores
+            while wanted in early:
+                yield from early.pop(wanted)
+                wanted += 1
 
 
 def plan_batches(clips: Clips, settings: Settings, limit: int | None) -> list[Batch]:

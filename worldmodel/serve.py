@@ -23,6 +23,7 @@ from ray.experimental import internal_kv
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
+from envs.cluster import machines
 from envs.errors import InputError
 from worldmodel.service_meter import ServiceMeter
 from worldmodel.uncertainty import check_top_fraction, checked_windows, load_model, mean_of_highest, score_windows
@@ -46,6 +47,19 @@ FAILURES = 3
 """Batches in a row that fail before a replica says that it is unhealthy."""
 TARGET_ONGOING = 4.0
 """Requests, waiting ones included, that autoscaling wants there to be for each replica."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How fast the number of replicas follows the queue."""
+
+    look_back_s: float = 12.0
+    """Seconds that the queue is averaged over, more than the 10 between callers' reports of it to Serve: an epoch's
+    requests come all at once, and then none for a while."""
+    more_s: float = 5.0
+    """Seconds that the queue must be too long before there are more replicas."""
+    fewer_s: float = 120.0
+    """Seconds that it must be short before there are fewer: longer than an agent learns between two epochs' play."""
 
 
 @dataclass(frozen=True)
@@ -221,19 +235,21 @@ def run(
     replicas: int = 1,
     max_replicas: int | None = None,
     num_cpus: float = 1.0,
-    num_gpus: float = 0.0,
+    num_gpus: float | None = None,
     threads: int = 1,
     context: int = 2,
     steps: int = 1,
     batch: int = 0,
     queued: int = QUEUED,
+    patience: Patience = Patience(),
 ) -> str:
     """Start the app, without any HTTP port, on the Ray that this process is connected to, and return its name.
 
-    `replicas` with `num_cpus`, `num_gpus` (a share of one is possible) and `threads` (torch's) each; up to
-    `max_replicas` where they have more than TARGET_ONGOING requests each to answer. `steps`: MaskGIT passes where a
-    request names none; `batch`: windows in a forward pass, 0 for what suits the device; `queued`: requests that may
-    wait at one caller. Raises InputError for a folder that is no world model, and for numbers that cannot be meant.
+    `replicas` with `num_cpus`, `num_gpus` (a share of one is possible; None for a whole one where the cluster has
+    machines with GPUs for this, otherwise none) and `threads` (torch's) each; up to `max_replicas` where they have more
+    than TARGET_ONGOING requests each to answer, with `patience`. `steps`: MaskGIT passes where a request names none;
+    `batch`: windows in a forward pass, 0 for what suits the device; `queued`: requests that may wait at one caller.
+    Raises InputError for a folder that is no world model, and for numbers that cannot be meant.
     """
     if replicas < 1 or (max_replicas is not None and max_replicas < replicas) or steps < 1 or queued < 1:
         raise InputError(
@@ -241,25 +257,27 @@ def run(
             "no fewer than replicas"
         )
     _set_newest_weights(app_name, model_path)
+    place = machines("serve")
+    num_gpus = place.gpus if num_gpus is None else num_gpus
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     quiet = LoggingConfig(enable_access_log=False, log_level="ERROR")
     serve.start(proxy_location="Disabled", logging_config=quiet)
     deployment: Any = serve.deployment(
         UncertaintyService,
         name="UncertaintyService",
-        ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
+        ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": place.resources},
         max_ongoing_requests=ONGOING,
         max_queued_requests=queued,
         health_check_period_s=5,
         logging_config=quiet,
-        **_scale(replicas, max_replicas),
+        **_scale(replicas, max_replicas, patience),
     )
     device = "cuda" if num_gpus else "cpu"
     serve.run(deployment.bind(app_name, context, steps, batch, device, threads), name=app_name, route_prefix=None)
     return app_name
 
 
-def _scale(replicas: int, max_replicas: int | None) -> dict[str, Any]:
+def _scale(replicas: int, max_replicas: int | None, patience: Patience) -> dict[str, Any]:
     """Serve's settings for a fixed number of replicas, or for one that follows the queue."""
     if max_replicas is None or max_replicas == replicas:
         return {"num_replicas": replicas, "graceful_shutdown_timeout_s": 2}
@@ -267,9 +285,9 @@ def _scale(replicas: int, max_replicas: int | None) -> dict[str, Any]:
         min_replicas=replicas,
         max_replicas=max_replicas,
         target_ongoing_requests=TARGET_ONGOING,
-        look_back_period_s=10.0,  # an epoch's requests come all at once, and then none while the agent learns
-        upscale_delay_s=5.0,
-        downscale_delay_s=120.0,
+        look_back_period_s=patience.look_back_s,
+        upscale_delay_s=patience.more_s,
+        downscale_delay_s=patience.fewer_s,
     )
     # A replica that is no longer needed answers what it has taken on.
     return {"autoscaling_config": autoscaling, "graceful_shutdown_timeout_s": 20}

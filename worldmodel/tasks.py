@@ -5,20 +5,28 @@ from typing import Any
 
 import torch
 
+from envs.cluster import Machines
+
 
 def run_tasks(
-    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, at_a_time: int, retries: int = 1, gpus: float = 0
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    *,
+    at_a_time: int,
+    retries: int = 1,
+    on: Machines | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (number of the call, what it returned) as calls end; `at_a_time` run beside each other.
 
     Each runs in a process of its own with one torch thread, which on a few cores is faster than one call after the
-    other with all of them, and may use `gpus` GPUs. A call whose process dies is made again up to `retries` times. What
-    a call raises is raised here, and those that still run are cancelled, as when the caller stops listening. A Ray
-    session must be there.
+    other with all of them, and runs `on` the machines that are given, with a GPU where they have some. A call whose
+    process dies is made again up to `retries` times. What a call raises is raised here, and those that still run are
+    cancelled, as when the caller stops listening. A Ray session must be there.
     """
     import ray
 
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=retries)(_single_threaded)
+    on = on or Machines()
+    task = ray.remote(num_cpus=1, num_gpus=on.gpus, resources=on.resources, max_retries=retries)(_single_threaded)
     waiting = list(enumerate(calls))[::-1]
     running: dict[Any, int] = {}
     try:

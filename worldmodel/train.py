@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from envs.cluster import machines, ray_session
 from envs.errors import InputError
 from envs.places import is_remote
 from envs.runs import console, progress, read_metrics
@@ -60,10 +61,11 @@ def train(
 ) -> Path:
     """Train a component of `worldmodel.components` on the train split of `data`; return the newest checkpoint.
 
-    `workers`: Ray Train workers, 0 trains in this process without starting Ray. `init`: weights to start from.
-    `tokenizer`: for dynamics, the trained tokenizer that is frozen. `lam`: for dynamics on latent actions, the latent
-    action model that reads them, frozen too. All are a run's folder, a checkpoint, or a saved world model. `joint_lam`:
-    train the latent action model with the dynamics, that in `lam` or `init`, or a new one where neither is given.
+    `workers`: Ray Train workers, on the Ray that is there or on a local one; 0 trains in this process without starting
+    Ray. `init`: weights to start from. `tokenizer`: for dynamics, the trained tokenizer that is frozen. `lam`: for
+    dynamics on latent actions, the latent action model that reads them, frozen too. All are a run's folder, a
+    checkpoint, or a saved world model. `joint_lam`: train the latent action model with the dynamics, that in `lam` or
+    `init`, or a new one where neither is given.
     `decoder_only`: a tokenizer's decoder alone is trained, token ids stay the same.
     `cache_dir` holds staged episodes and tokens, for all runs beside each other (default: `cache` beside `out`).
     `resume` continues the run in `out` bit for bit; a run that is complete already is left as it is.
@@ -234,21 +236,32 @@ def run_worker(options: dict[str, Any]) -> bool:
 
 def _fit(job: Job, workers: int, stop: "Interrupt | None" = None) -> bool:
     """One run of Ray Train. Its own folder for bookkeeping holds nothing that a later run needs."""
-    import ray
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import RunConfig
     from ray.train.torch import TorchTrainer
 
-    gpus = ray.cluster_resources().get("GPU", 0) if workers else 0
     trainer = TorchTrainer(
         run_worker,  # type: ignore[arg-type]  # Ray's annotation does not know of return values
         train_loop_config={"job": job, "stop": stop},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(workers) and gpus >= workers),
+        scaling_config=_scaling(workers),
         run_config=RunConfig(name=f"{job.component}-{os.getpid()}", storage_path=str(job.out / "ray")),
     )
     try:
         return bool(trainer.fit().return_value)  # type: ignore[attr-defined]
     finally:
         shutil.rmtree(job.out / "ray", ignore_errors=True)
+
+
+def _scaling(workers: int) -> Any:
+    """What each worker asks for: its kind of machine, and a GPU where those have some, or where there are enough."""
+    import ray
+    from ray.train import ScalingConfig
+
+    if not workers:
+        return ScalingConfig(num_workers=0)
+    place = machines("train")
+    gpu = bool(place.gpus) or ray.cluster_resources().get("GPU", 0) >= workers
+    resources = {"GPU" if gpu else "CPU": 1.0, **place.resources}
+    return ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources)
 
 
 def _fit_here(job: Job) -> bool:
@@ -264,6 +277,7 @@ def _fit_here(job: Job) -> bool:
         torch.set_num_threads(threads)
 
 
+@ray_session()
 def _fit_on_workers(job: Job, workers: int) -> bool:
     """Train on Ray workers; those that die are replaced, and go on from the newest checkpoint."""
     from ray.train import WorkerGroupError
