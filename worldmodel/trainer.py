@@ -125,6 +125,7 @@ class Trainer:
             self.recipe,
             decoder_only=job.decoder_only,
             cached=isinstance(windows, TokenClips),
+            joint_lam=job.joint_lam,
         )
         self.meter = Meter(cost, device_peak(device, self.recipe.precision) if cost and rank == 0 else 0.0)
 
