@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from recordings import record
+from safetensors.torch import load_file, save_file
 
 from envs.errors import InputError
 from envs.runs import read_metrics
@@ -17,16 +18,30 @@ from worldmodel import checkpoint
 from worldmodel.averages import MovingAverage
 from worldmodel.clips import Clips
 from worldmodel.components import TRAINED
-from worldmodel.config import preset
+from worldmodel.config import WorldModelConfig, preset
 from worldmodel.job import Job
-from worldmodel.parallel import distribute
+from worldmodel.parallel import on_cpu
 from worldmodel.recipes import RECIPES
 from worldmodel.train import build_objective, recipe, train
 from worldmodel.trainer import Trainer
 
 CONFIG = preset("debug")
-# Codes that are re-seeded are drawn with a rank's own noise: left out where one and two ranks are compared.
-STEADY = dataclasses.replace(CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, reseed_below=0.0))
+
+
+def with_codebooks(**changes: Any) -> WorldModelConfig:
+    """`debug` with changes to the quantisers of tokenizer and latent action model."""
+    parts = {name: dataclasses.replace(getattr(CONFIG, name), **changes) for name in ("tokenizer", "lam")}
+    return dataclasses.replace(CONFIG, **parts)
+
+
+CONFIGS = {
+    # Codes that are re-seeded are drawn with a rank's own noise: left out where one and two ranks are compared.
+    "steady": with_codebooks(reseed_below=0.0),
+    # Half of the codes are re-seeded in every step.
+    "moving": with_codebooks(reseed_below=0.9, reseed_error=0.0, ema_decay=0.5),
+    "gradient": with_codebooks(reseed_below=0.9, reseed_error=0.0, ema_decay=0.5, codebook="gradient"),
+}
+STEADY = CONFIGS["steady"]
 SHORT: dict[str, Any] = {"iterations": 8, "batch_size": 4, "checkpoint_every": 4, "validate_every": 4, "keep_last": 9}
 CPU = torch.device("cpu")
 
@@ -36,12 +51,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return record(tmp_path_factory.mktemp("parallel") / "data", episodes=4, steps=40)
 
 
+def straight_run(component: str, data: str) -> Path:
+    """A run of 8 steps on one rank, with a moving average; its folder."""
+    out = Path(data).parent / f"straight-{component}"
+    train(component, config=STEADY, recipe=recipe(component, "debug", ema=0.9, **SHORT), data=[data], out=out)
+    return out
+
+
 @pytest.fixture(scope="module")
 def straight(data: str) -> Path:
-    """A run of 8 steps on one rank, with a moving average; its folder."""
-    out = Path(data).parent / "straight"
-    train("tokenizer", config=STEADY, recipe=recipe("tokenizer", "debug", ema=0.9, **SHORT), data=[data], out=out)
-    return out
+    return straight_run("tokenizer", data)
 
 
 RANKS = """
@@ -49,27 +68,30 @@ import os, sys
 import torch, torch.distributed as dist
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from test_parallel import CPU, SHORT, STEADY, rank_of_a_run
+from test_parallel import rank_of_a_run
 data, ranks = sys.argv[1], 2
 children = []
 for rank in range(ranks):
     child = os.fork()
     if child == 0:
         dist.init_process_group("gloo", init_method=f"file://{{os.getcwd()}}/meet", rank=rank, world_size=ranks)
-        for parallel in sys.argv[2:]:
-            rank_of_a_run(data, parallel, rank, ranks)
+        for name in sys.argv[2:]:
+            rank_of_a_run(data, name, rank, ranks)
         dist.destroy_process_group()
         os._exit(0)
     children.append(child)
-sys.exit(sum(os.waitpid(child, 0)[1] for child in children))
+sys.exit(max(bool(os.waitpid(child, 0)[1]) for child in children))
 """
 
 
-def rank_of_a_run(data: str, parallel: str, rank: int, ranks: int, *, iterations: int = 8) -> None:
-    """Train in the folder named after `parallel`, going on from what is in it, or but to step 4 for a name with `4`."""
-    settings = recipe("tokenizer", "debug", ema=0.9, parallel=parallel.rstrip("4"), **SHORT)
-    out = Path.cwd() / parallel
-    job = Job("tokenizer", STEADY, settings, (data,), out, Path(data).parent / "cache")
+def rank_of_a_run(data: str, name: str, rank: int, ranks: int) -> None:
+    """Train in the folder `name`, component-config-parallel, from what is in it to step 8, or 4 for a name with `4`.
+
+    Then write what this rank holds of the quantiser to `name.rank.safetensors`.
+    """
+    component, config, parallel = name.split("-")
+    settings = recipe(component, "debug", ema=0.9, parallel=parallel.rstrip("4"), **SHORT)
+    job = Job(component, CONFIGS[config], settings, (data,), Path.cwd() / name, Path(data).parent / "cache")
     train_split, validation = (
         Clips([data], job.cache_dir, length=6, stride=2, split=split) for split in ("train", "val")
     )
@@ -77,10 +99,19 @@ def rank_of_a_run(data: str, parallel: str, rank: int, ranks: int, *, iterations
     trainer: Trainer
 
     def stop() -> bool:
-        return parallel.endswith("4") and trainer.step == 3
+        return name.endswith("4") and trainer.step == 3
 
     trainer = Trainer(job, objective, train_split, validation, rank=rank, ranks=ranks, device=CPU, stop=stop)
     trainer.train()
+    held = {name: value for name, value in objective.model.state_dict().items() if name.startswith("quantizer.")}
+    save_file(on_cpu(held), f"{name}.{rank}.safetensors")
+
+
+def on_two_ranks(data: str, folder: Path, names: list[str]) -> None:
+    """Each run by two processes with gloo, which forget nothing in between."""
+    command = [sys.executable, "-c", RANKS.format(tests=str(Path(__file__).parent)), data, *names]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def assert_close(run: Path, other: Path, step: int) -> None:
@@ -98,35 +129,48 @@ def assert_close(run: Path, other: Path, step: int) -> None:
             torch.testing.assert_close(theirs[name], value, atol=1e-4, rtol=1e-3, msg=name)
 
 
+@pytest.mark.parametrize("component", ["tokenizer", "lam"])
 def test_two_ranks_that_share_or_copy_the_model_learn_what_one_learns_and_go_on_as_one(
-    data: str, straight: Path, tmp_path: Path
+    component: str, data: str, straight: Path, tmp_path: Path
 ) -> None:
     """DDP and FSDP on gloo; then one rank goes on from step 4 of each, and two ranks from step 4 of one."""
-
-    shutil.copytree(straight, tmp_path / "fsdp")  # the two go on from what one began
-    shutil.rmtree(tmp_path / "fsdp/checkpoints/step-00000008")
-    script = RANKS.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", script, data, "ddp4", "fsdp4", "fsdp"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_close(tmp_path / "fsdp", straight, 8)
-    for parallel in ("ddp4", "fsdp4"):
-        run = tmp_path / parallel
+    if component != "tokenizer":
+        straight = straight_run(component, data)
+    ddp4, fsdp4, fsdp = (tmp_path / f"{component}-steady-{parallel}" for parallel in ("ddp4", "fsdp4", "fsdp"))
+    shutil.copytree(straight, fsdp)  # the two go on from what one began
+    shutil.rmtree(fsdp / "checkpoints/step-00000008")
+    on_two_ranks(data, tmp_path, [run.name for run in (ddp4, fsdp4, fsdp)])
+    assert_close(fsdp, straight, 8)
+    for run in (ddp4, fsdp4):
         assert_close(run, straight, 4)
-        settings = recipe("tokenizer", "debug", ema=0.9, **SHORT)
+        settings = recipe(component, "debug", ema=0.9, **SHORT)
         options: dict[str, Any] = {"config": STEADY, "recipe": settings, "data": [data], "resume": True}
-        train("tokenizer", out=run, cache_dir=straight.parent / "cache", **options)
+        train(component, out=run, cache_dir=straight.parent / "cache", **options)
         assert_close(run, straight, 8)
         checks = [[row for row in read_metrics(folder) if "validation/psnr" in row] for folder in (run, straight)]
         assert checks[0][-1]["validation/psnr"] == pytest.approx(checks[1][-1]["validation/psnr"], rel=1e-3)
 
 
-def test_a_codebook_that_moves_in_place_is_not_shared() -> None:
-    config = dataclasses.replace(CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, codebook="gradient"))
-    settings = recipe("tokenizer", "debug", parallel="fsdp")
-    objective = build_objective(Job("tokenizer", config, settings, (), Path("a"), Path("b")), CPU)
-    with pytest.raises(InputError, match="use ddp"):
-        distribute(objective, "fsdp", 2, CPU)
+def test_codes_that_are_seeded_again_are_the_same_on_every_rank_however_the_model_is_held(
+    data: str, tmp_path: Path
+) -> None:
+    """Codebooks that are moving averages or parameters, of which a rank holds a share under FSDP."""
+    kinds = [("tokenizer", "gradient"), ("lam", "gradient"), ("lam", "moving")]
+    names = [f"{component}-{config}-{parallel}" for component, config in kinds for parallel in ("ddp", "fsdp")]
+    on_two_ranks(data, tmp_path, names)
+    for name in names:
+        first, second = (load_file(tmp_path / f"{name}.{rank}.safetensors") for rank in (0, 1))
+        assert {"quantizer.rows", "quantizer.use_K"} <= first.keys()
+        for key, value in first.items():
+            assert torch.equal(value, second[key]), (name, key)
+        # AdamW turns a row by less than a degree in 8 steps.
+        component, config, _ = name.split("-")
+        settings = recipe(component, "debug", **SHORT)
+        start = build_objective(Job(component, CONFIGS[config], settings, (), Path("a"), Path("b")), CPU).model
+        turned = torch.linalg.vecdot(first["quantizer.rows"], start.state_dict()["quantizer.rows"]) < 0.9
+        assert turned.float().mean() > 0.3, name
+    for ddp, fsdp in zip(names[::2], names[1::2], strict=True):
+        assert_close(tmp_path / ddp, tmp_path / fsdp, 8)
 
 
 def test_compiled_layers_give_the_same_losses(data: str, straight: Path, tmp_path: Path) -> None:

@@ -25,7 +25,11 @@ from worldmodel.train import recipe, train
 
 CONFIG = preset("debug")
 # Codes that are re-seeded are drawn with a rank's own noise: left out where one and two workers are compared.
-STEADY = dataclasses.replace(CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, reseed_below=0.0))
+STEADY = dataclasses.replace(
+    CONFIG,
+    tokenizer=dataclasses.replace(CONFIG.tokenizer, reseed_below=0.0),
+    lam=dataclasses.replace(CONFIG.lam, reseed_below=0.0),
+)
 SHORT = recipe("tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2)
 # As many windows as the run draws: its tokens are stored.
 DYNAMICS = dataclasses.replace(SHORT, clip_stride=8)
@@ -183,6 +187,20 @@ def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
             assert row[name] == pytest.approx(rows[0][step][name], rel=1e-3), (step, name)
     checks = [[row for row in log if "validation/psnr" in row] for log in logs]
     assert checks[1][-1]["validation/psnr"] == pytest.approx(checks[0][-1]["validation/psnr"], rel=1e-3)
+
+
+def test_a_latent_action_model_on_two_workers_is_that_of_one(ray_cluster: None, data: str, tmp_path: Path) -> None:
+    """With a moving average: its weights, those of the steps, and the codebook, which both workers move alike."""
+    settings = recipe("lam", "debug", iterations=4, batch_size=4, validate_every=4, ema=0.9)
+    options: dict[str, Any] = {"config": STEADY, "recipe": settings, "data": [data], "cache_dir": tmp_path / "cache"}
+    for workers in (0, 2):
+        train("lam", out=tmp_path / str(workers), workers=workers, **options)
+    one, two = (checkpoint.open_checkpoint(tmp_path / str(workers)) for workers in (0, 2))
+    assert one.state["data_state"] == two.state["data_state"]
+    for mine, theirs in ((one.weights(), two.weights()), (one.average(), two.average())):
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            torch.testing.assert_close(theirs[name], value, atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_a_damaged_newest_checkpoint_stops_resume_and_offers_the_one_before(

@@ -83,19 +83,22 @@ def clusters(codes: int, width: int, seed: int = 0) -> Callable[[int], Tensor]:
     return draw
 
 
-def test_dead_codes_are_seeded_again_and_come_into_use() -> None:
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_dead_codes_are_seeded_again_and_come_into_use(codebook: str) -> None:
     draw = clusters(12, 8)
     for reseed_below, few in ((0.0, True), (0.2, False)):
         torch.manual_seed(0)
         cfg = dataclasses.replace(
-            DEBUG.tokenizer, codes=16, code_dim=8, codebook="ema", ema_decay=0.9, reseed_below=reseed_below
+            DEBUG.tokenizer, codes=16, code_dim=8, codebook=codebook, ema_decay=0.9, reseed_below=reseed_below
         )
         quantizer = CosineQuantizer(cfg)
-        quantizer.rows.copy_(F.normalize(torch.ones(16, 8) + 0.001 * torch.randn(16, 8), dim=-1))
-        quantizer.sums_KD.copy_(quantizer.rows / 16)
+        quantizer.rows.data.copy_(F.normalize(torch.ones(16, 8) + 0.001 * torch.randn(16, 8), dim=-1))
+        if codebook == "ema":
+            quantizer.sums_KD.copy_(quantizer.rows / 16)
         for step in range(120):
             quantizer.progress.fill_(step / 120)
             quantizer(draw(64))
+            quantizer.settle()
         used = len(quantizer.ids(draw(256)).unique())
         assert used < 10 if few else used >= 12
 

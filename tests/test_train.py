@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -133,48 +131,6 @@ def test_the_real_dynamics_applies_an_action_to_the_frame_after_it(dynamics_run:
         same = (dynamics(tokens, actions) == dynamics(tokens, changed)).all(-1).all(-1).all(-1)[0]
         assert same[: t + 1].all()
         assert not same[t + 1 :].any()
-
-
-def test_cached_tokens_are_those_of_encoding_now_and_are_computed_once(
-    data: str, tokenizer_run: Path, tmp_path: Path
-) -> None:
-    tokenizer = checkpoint.load_tokenizer(tokenizer_run)
-    clips = Clips([data], tmp_path, length=6, stride=3)
-    cached = cache_tokens(tokenizer, clips, tmp_path, batch_size=5)
-    ids = np.array([7, 0, len(clips) - 1])
-    batch, frames = cached.batch(ids), clips.batch(ids)
-    objective = DynamicsObjective(SpyDynamics(), tokenizer)  # type: ignore[arg-type]
-    assert torch.equal(batch.tokens_BThw, objective.tokens(frames))
-    assert torch.equal(batch.actions_BT, frames.actions_BT)
-    assert torch.equal(batch.window_ids_B, frames.window_ids_B)
-    (file,) = tmp_path.glob("tokens-*.npy")
-    written = file.stat().st_mtime_ns
-    with torch.no_grad():
-        tokenizer.decoder_parameters()[0].add_(1)  # a fine-tuned decoder finds the same tokens
-    cache_tokens(tokenizer, clips, tmp_path)
-    assert file.stat().st_mtime_ns == written
-    with torch.no_grad():
-        tokenizer.to_code.weight.add_(1)
-    cache_tokens(tokenizer, clips, tmp_path)
-    assert len(list(tmp_path.glob("tokens-*.npy"))) == 2
-
-
-def test_processes_that_share_the_encoding_store_what_one_alone_does(
-    data: str, tokenizer_run: Path, tmp_path: Path
-) -> None:
-    tokenizer = checkpoint.load_tokenizer(tokenizer_run)
-    clips = Clips([data], tmp_path, length=6, stride=4)
-    alone = cache_tokens(tokenizer, clips, tmp_path / "alone")
-    barrier = threading.Barrier(3)
-    options: dict[str, Any] = {"parts": 3, "barrier": barrier.wait, "batch_size": 4}
-    with ThreadPoolExecutor(3) as pool:
-        shared = list(
-            pool.map(lambda part: cache_tokens(tokenizer, clips, tmp_path / "b", part=part, **options), range(3))
-        )
-    ids = np.arange(len(clips))
-    for tokens in shared:
-        assert torch.equal(tokens.batch(ids).tokens_BThw, alone.batch(ids).tokens_BThw)
-    assert [file.suffix for file in (tmp_path / "b").iterdir()] == [".npy"]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_the_batch(

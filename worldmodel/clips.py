@@ -133,10 +133,6 @@ class Sampler(Protocol):
     @property
     def seed(self) -> int: ...
 
-    @property
-    def ranks_matter(self) -> bool:
-        """Whether the order depends on the number of ranks."""
-
     def batch(self, samples_consumed: int, batch_size: int, rank: int, ranks: int) -> np.ndarray: ...
 
     def epoch(self, samples_consumed: int) -> float: ...
@@ -160,8 +156,7 @@ class ClipLoader(Generic[Batch]):
     """The shuffled stream of batches of one rank, decoded ahead by threads, always in the same order.
 
     `batch_size` counts the clips of all ranks together. `state()` after a batch, given back as `state`, continues with
-    the next batch exactly; also with another number of ranks, but where the data is streamed. The stream ends after
-    `batches`, or never.
+    the next batch exactly, also with another number of ranks. The stream ends after `batches`, or never.
     """
 
     def __init__(
@@ -182,8 +177,6 @@ class ClipLoader(Generic[Batch]):
         if state is not None:
             if (state["manifest_hash"], state["seed"]) != (windows.manifest_hash, seed):
                 raise InputError("the run was trained on other data, clips or seed: continue it with the same ones")
-            if self._sampler.ranks_matter and state["ranks"] != ranks:
-                raise InputError(f"the run streamed its data to {state['ranks']} workers: continue it with as many")
             self._consumed = int(state["samples_consumed"])
         self._asked = self._consumed
         self._end = None if batches is None else self._consumed + batches * batch_size
@@ -214,13 +207,12 @@ class ClipLoader(Generic[Batch]):
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands after the batches that were handed out, as JSON data."""
-        state = {
+        return {
             "seed": self._sampler.seed,
             "epoch": self._sampler.epoch(self._consumed),
             "samples_consumed": self._consumed,
             "manifest_hash": self._windows.manifest_hash,
         }
-        return state | ({"ranks": self._ranks} if self._sampler.ranks_matter else {})
 
     def close(self) -> None:
         """Stop the threads."""

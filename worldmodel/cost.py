@@ -23,7 +23,7 @@ class Cost:
     """Of one clip in one optimizer step, and of the model itself."""
 
     flops: float
-    """Forward and backward; with it the frozen tokenizer's encoding where tokens are not stored."""
+    """Forward and backward; with it what frozen models encode where that is not stored."""
     tokens: int
     """Tokens of a clip: frames x patches; 0 for what knows no tokens."""
     activations: float
@@ -71,18 +71,25 @@ class StackCost:
 
 
 def cost_of(
-    component: str, config: WorldModelConfig, recipe: TrainConfig, *, decoder_only: bool = False, cached: bool = True
+    component: str,
+    config: WorldModelConfig,
+    recipe: TrainConfig,
+    *,
+    decoder_only: bool = False,
+    cached: bool = True,
+    joint_lam: bool = False,
 ) -> Cost | None:
     """The cost of training a component; None for one whose arithmetic is not written down here.
 
-    `cached`: the dynamics model reads stored tokens.
+    `cached`: the dynamics model reads stored tokens, and stored actions of a frozen latent action model. `joint_lam`:
+    that model is trained with it.
     """
     if component == "tokenizer":
         return _tokenizer_cost(config, recipe, decoder_only)
     if component == "lam":
         return _lam_cost(config, recipe)
     if component == "dynamics":
-        return _dynamics_cost(config, recipe, cached)
+        return _dynamics_cost(config, recipe, cached, joint_lam)
     if component == "upscaler":
         return _upscaler_cost(recipe)
     return None
@@ -127,22 +134,29 @@ def _tokenizer_cost(config: WorldModelConfig, recipe: TrainConfig, decoder_only:
     return Cost(3 * (encoding - nearest) + nearest + 3 * decoding, tokens, kept, total, total)
 
 
+def _lam_flops(config: WorldModelConfig, frames: int) -> tuple[float, float]:
+    """FLOPs of reading the latent actions of a clip, and of finding the code of each, which has no backward pass."""
+    c, pairs, patches = config.lam, frames - 1, (config.size // config.lam.patch) ** 2
+    to_code = 2 * patches * c.dim**2 + 2 * c.dim * c.code_dim
+    pixels = 2 * 3 * c.patch**2 * c.dim  # of a patch into its vector
+    reading = _halves(c, patches)[0].flops(frames) + frames * patches * pixels + pairs * to_code
+    return reading, pairs * 2 * c.code_dim * c.codes
+
+
 def _lam_cost(config: WorldModelConfig, recipe: TrainConfig) -> Cost:
     c, frames, pairs = config.lam, recipe.clip_length, recipe.clip_length - 1
     patches = (config.size // c.patch) ** 2
     encoder, decoder = _halves(c, patches)
+    encoding, nearest = _lam_flops(config, frames)
     pixels = 2 * 3 * c.patch**2 * c.dim  # of a patch, into its vector or out of it
-    to_code = 2 * patches * c.dim**2 + 2 * c.dim * c.code_dim
-    encoding = encoder.flops(frames) + frames * patches * pixels + pairs * to_code
     decoding = decoder.flops(pairs) + pairs * (2 * patches * pixels + 2 * c.code_dim * c.dim)
-    nearest = pairs * 2 * c.code_dim * c.codes
     options = {"half": recipe.precision == "bf16", "recompute": recipe.recompute}
     kept = encoder.activations(frames, **options) + decoder.activations(pairs, **options)
     total = count_parameters(LatentActionModel, config)
     return Cost(3 * (encoding + decoding) + nearest, frames * patches, kept, total, total)
 
 
-def _dynamics_cost(config: WorldModelConfig, recipe: TrainConfig, cached: bool) -> Cost:
+def _dynamics_cost(config: WorldModelConfig, recipe: TrainConfig, cached: bool, joint_lam: bool) -> Cost:
     c, clip = config.dynamics, recipe.clip_length
     patches = config.grid**2
     # The clean past runs beside the masked frames.
@@ -153,6 +167,11 @@ def _dynamics_cost(config: WorldModelConfig, recipe: TrainConfig, cached: bool) 
     kept += 3 * 4 * (clip - 1) * patches * config.tokenizer.codes  # logits, and their softmax in fp32
     flops = 3 * (stack.flops(frames) + head) + (0 if cached else encoding_flops(config, clip))
     total = count_parameters(Dynamics, config)
+    if joint_lam:
+        lam = _lam_cost(config, recipe)
+        flops, kept, total = flops + lam.flops, kept + lam.activations, total + lam.parameters
+    elif c.latent_actions and not cached:
+        flops += sum(_lam_flops(config, clip))
     return Cost(flops, clip * patches, kept, total, total)
 
 

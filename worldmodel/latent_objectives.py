@@ -8,11 +8,13 @@ from worldmodel.clips import ClipBatch, model_frames
 from worldmodel.dynamics import Dynamics
 from worldmodel.latent_action import LatentActionModel
 from worldmodel.objectives import Batch, DynamicsObjective
+from worldmodel.token_cache import LatentBatch, TokenFrameBatch
 from worldmodel.tokenizer import Tokenizer
 
 
 class LatentDynamicsObjective(DynamicsObjective):
-    """The same on the actions that a frozen latent action model reads from the frames; recorded ones are not used."""
+    """The same on the actions that a frozen latent action model reads from the frames, here or stored as tokens are;
+    recorded ones are not used."""
 
     def __init__(self, dynamics: Dynamics, tokenizer: Tokenizer, lam: LatentActionModel) -> None:
         super().__init__(dynamics, tokenizer)
@@ -20,13 +22,23 @@ class LatentDynamicsObjective(DynamicsObjective):
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`progress`: share of the run that is done, in [0, 1]."""
-        assert isinstance(batch, ClipBatch)
-        with torch.no_grad(), torch.autocast(batch.frames_BTHWC.device.type, enabled=False):
-            actions_BT = self._lam[0].encode(model_frames(batch.frames_BTHWC))
-        return self.model.loss(self.tokens(batch), actions_BT, generator=None, progress=progress)
+        assert isinstance(batch, ClipBatch | LatentBatch)
+        return self.model.loss(self.tokens(batch), self.latents(batch), generator=None, progress=progress)
 
     def fingerprint(self) -> dict[str, str]:
-        return {**super().fingerprint(), "lam_sha256": encoder_sha256(self._lam[0])}
+        return {**super().fingerprint(), "lam_sha256": encoder_sha256(self.lam)}
+
+    @property
+    def lam(self) -> LatentActionModel:
+        """The frozen latent action model."""
+        return self._lam[0]
+
+    def latents(self, batch: ClipBatch | LatentBatch) -> Tensor:
+        """latents_BT of a batch, int64 (B, T - 1), read without autocast, as in `cache_tokens`."""
+        if isinstance(batch, LatentBatch):
+            return batch.latents_BT
+        with torch.no_grad(), torch.autocast(batch.frames_BTHWC.device.type, enabled=False):
+            return self.lam.encode(model_frames(batch.frames_BTHWC))
 
 
 class DynamicsWithLam(nn.Module):
@@ -56,7 +68,7 @@ class JointObjective(nn.Module):
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`loss` is the sum; the parts are called `dynamics_loss` and `lam_loss`. `progress`: in [0, 1]."""
-        assert isinstance(batch, ClipBatch)
+        assert isinstance(batch, ClipBatch | TokenFrameBatch)
         self.model.lam.set_progress(progress)
         output = self.model.lam(model_frames(batch.frames_BTHWC))
         losses = self.model.dynamics.loss(self._frozen[0].tokens(batch), output.actions, progress=progress)
@@ -68,3 +80,8 @@ class JointObjective(nn.Module):
 
     def fingerprint(self) -> dict[str, str]:
         return self._frozen[0].fingerprint()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The frozen tokenizer."""
+        return self._frozen[0].tokenizer

@@ -16,8 +16,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from envs.errors import InputError
-from worldmodel.quantizer import CosineQuantizer
 from worldmodel.transformer import FeedForward, Part
 
 
@@ -25,21 +23,10 @@ def distribute(objective: Any, kind: str, ranks: int, device: torch.device) -> A
     """What to call for the losses of a batch: `objective` itself, or what adds up its gradients over ranks.
 
     Call it when the weights are there and before the optimizer is made: `fsdp` replaces the parameters by shares.
-    Raises InputError for `fsdp` where the model changes a parameter in its forward pass, which shares cannot follow.
     """
     if ranks == 1:
         return objective
     if kind == "fsdp":
-        for module in objective.modules():
-            if (
-                isinstance(module, CosineQuantizer)
-                and isinstance(module.rows, nn.Parameter)
-                and module.cfg.reseed_below
-            ):
-                raise InputError(
-                    "parallel = fsdp: a codebook learnt by gradient is re-seeded in place, which a sharded one cannot "
-                    "be: use ddp, a codebook of kind ema, or reseed_below = 0"
-                )
         mesh = init_device_mesh(device.type, (ranks,))
         for module in list(objective.modules()):
             if isinstance(module, Part):

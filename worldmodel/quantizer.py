@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from worldmodel.config import AutoencoderConfig
+from worldmodel.parallel import shared_like, whole
 
 
 class CosineQuantizer(nn.Module):
@@ -41,6 +42,8 @@ class CosineQuantizer(nn.Module):
         self.register_buffer("progress", torch.zeros(()))
         self.learns = True
         """Whether training moves the codes. Off while the decoder alone is trained."""
+        self._moves: list[tuple[Tensor, Tensor]] = []
+        """Re-seedings of a learnt codebook that wait for `settle`: (codes, their new rows)."""
 
     @property
     def codebook(self) -> Tensor:
@@ -59,7 +62,8 @@ class CosineQuantizer(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(..., D) -> (unit vectors of the same shape, ids (...), losses `codebook` and `commitment`).
 
-        In training it also learns: moving averages, and codes that died are re-seeded with the global random state.
+        In training it also learns: moving averages, and codes that died are re-seeded with the global random state, a
+        learnt codebook's by `settle`.
         """
         with torch.autocast(features.device.type, enabled=False):
             unit = F.normalize(features.float(), dim=-1)
@@ -87,6 +91,19 @@ class CosineQuantizer(nn.Module):
         entropy = -(shares * shares.clamp_min(1e-12).log()).sum().item()
         used = int((shares > 0.01 / len(shares)).sum().item())
         return {"perplexity": math.exp(entropy), "codes_used": used, "share_used": used / len(shares)}
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Move the codes of a learnt codebook that were re-seeded since the last call. Call it after optimizer steps.
+
+        Not in the forward pass, since there a rank that holds a share of the codebook sees but a copy of the whole; all
+        ranks must call. What the optimizer made of these rows is overwritten.
+        """
+        for codes, seeds in self._moves:
+            rows = whole(self.rows.detach()).clone()
+            rows[codes] = seeds
+            self.rows.copy_(shared_like(rows, self.rows))
+        self._moves.clear()
 
     @torch.no_grad()
     def _learn(self, flat_MD: Tensor, ids_M: Tensor) -> None:
@@ -125,10 +142,11 @@ class CosineQuantizer(nn.Module):
         dead, seeds = dead[seeds[:, -1] > 0], seeds[seeds[:, -1] > 0, :-1]
         # A new code starts with the mean use, so that it has time to find its features before it is judged again.
         start = 1 / len(self.use_K)
-        self.rows.data[dead] = seeds
         self.use_K[dead] = start
         if self.cfg.codebook == "ema":
-            self.sums_KD[dead] = seeds * start
+            self.rows[dead], self.sums_KD[dead] = seeds, seeds * start
+        else:
+            self._moves.append((dead, seeds))
 
 
 def nearest(unit_MD: Tensor, codebook_KD: Tensor) -> Tensor:

@@ -57,11 +57,12 @@ class TrainConfig:
     upscaler: str = ""
     """Upscaler: its shape, one of `worldmodel.upscaler.SHAPES`."""
     token_cache: bool = True
-    """Dynamics: encode every window once and train on the stored tokens, where the run is long enough to see each
-    window once on average. Shorter runs, or False: encode in each step."""
+    """Dynamics: encode every window once and train on the stored tokens, and on the stored actions of a frozen latent
+    action model, where the run is long enough to see each window once on average. Shorter runs, or False: encode in
+    each step."""
     stream_sessions: int = 0
-    """Compressed sessions that each worker holds in memory, for data sets larger than the local disk; they pass through
-    instead of being staged. 0 stages."""
+    """The most compressed sessions that a worker holds in memory, for data sets larger than the local disk; they pass
+    through instead of being staged. Decides the order of the clips, which no number of workers changes. 0 stages."""
     stream_bytes: int = 8 << 30
     """Most bytes of those sessions."""
     log_every: int = 50

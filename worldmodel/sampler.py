@@ -7,7 +7,6 @@ talking to each other.
 
 import hashlib
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -24,24 +23,34 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def feistel_permutation(places: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
+def mixed(key: np.uint64, numbers: np.ndarray) -> np.ndarray:
+    """A key for `feistel_permutation` of each number, from one for all. int64 (N,) -> uint64 (N,)."""
+    return _mix(key + _GOLDEN * (numbers.astype(np.uint64) + np.uint64(1)))
+
+
+def feistel_permutation(places: np.ndarray, size: int | np.ndarray, key: np.ndarray) -> np.ndarray:
     """The image of each place under a keyed permutation of 0..size-1. places, key: uint64 (N,) -> uint64 (N,).
+
+    `size`: one for all places, or int64 (N,).
 
     A balanced Feistel network permutes 0..4^b-1, the smallest such range that holds `size`; a value that lands outside
     is sent round again (cycle walking), which keeps it a permutation of 0..size-1 (Black and Rogaway 2002). The range
     is less than four times `size`, so a place takes fewer than four rounds on average.
     """
-    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    sizes = np.broadcast_to(np.asarray(size, np.uint64), places.shape)
+    bits = np.frexp((sizes - np.uint64(1)).astype(np.float64))[1]  # of the largest value
+    shifts = np.maximum(1, (bits + 1) // 2).astype(np.uint64)
+    masks = (np.uint64(1) << shifts) - np.uint64(1)
     round_keys = [_mix(key + constant) for constant in _ROUND_CONSTANTS]
     values = places.copy()
     outside = np.arange(len(places))
     while len(outside):
+        shift, mask = shifts[outside], masks[outside]
         left, right = values[outside] >> shift, values[outside] & mask
         for round_key in round_keys:
             left, right = right, left ^ (_mix(right ^ round_key[outside]) & mask)
         values[outside] = (left << shift) | right
-        outside = outside[values[outside] >= size]
+        outside = outside[values[outside] >= sizes[outside]]
     return values
 
 
@@ -58,8 +67,6 @@ class ClipSampler:
     parts. So the global batches do not depend on the number of ranks: 8 ranks of 14 see what 4 ranks of 28 see.
     """
 
-    ranks_matter: ClassVar[bool] = False
-
     windows: int
     seed: int = 0
 
@@ -70,7 +77,7 @@ class ClipSampler:
     def window_ids(self, places: np.ndarray) -> np.ndarray:
         """The window at each place of the stream, places counted over all epochs from 0. int64 (N,) -> int64 (N,)."""
         epochs, inside = np.divmod(places.astype(np.uint64), np.uint64(self.windows))
-        key = _mix(np.uint64(self.seed % 2**64) + _GOLDEN * (epochs + np.uint64(1)))
+        key = mixed(np.uint64(self.seed % 2**64), epochs)
         return feistel_permutation(inside, self.windows, key).astype(np.int64)
 
     def batch(self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1) -> np.ndarray:

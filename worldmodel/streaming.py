@@ -1,11 +1,13 @@
 """Training from a data set that is larger than the local disk: sessions pass through memory instead of being staged.
 
-The sessions of a rank come in a shuffled order, cut into blocks that fill half of the memory granted. The windows of a
-block are drawn in a shuffled order, each once; meanwhile the next block takes the place of the one before, session by
-session. So every window is drawn once an epoch, and where a run stands is one number, as with `ClipSampler`.
+The sessions come in a shuffled order, cut into blocks that fill half of the memory granted (`worldmodel.stream_order`).
+The windows of a block are drawn in a shuffled order, each once; meanwhile the next block takes the place of the one
+before, session by session. So every window is drawn once an epoch, and where a run stands is one number, as with
+`ClipSampler`.
 """
 
 import hashlib
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -20,8 +22,8 @@ from envs.episodes import EpisodeReader, decode_frames
 from envs.errors import InputError
 from envs.runs import console, progress
 from worldmodel.clips import ClipBatch
-from worldmodel.sampler import feistel_permutation, key_of
 from worldmodel.staging import MAX_DAMAGED, checked_blobs
+from worldmodel.stream_order import Draws, StreamOrder
 from worldmodel.windows import WindowIndex
 
 
@@ -39,9 +41,12 @@ class Session:
 class StreamClips(WindowIndex):
     """The windows that `Clips` has, read from the data sets as they are drawn, at most `sessions` sessions held.
 
-    `max_bytes` bounds the compressed bytes held. A damaged session is replaced by the next one that is whole, named on
-    the console and in `skipped`; InputError where more than 5 % of the sessions are. Draw from it with a `ClipLoader`;
-    `batch` also takes any other windows, and loads what it needs. `readers`: threads that read and check sessions.
+    `max_bytes` bounds the compressed bytes held. Both bounds decide the order of the windows, which is the same for any
+    number of ranks; R ranks hold and read an R-th of the sessions each where R divides the number of lanes
+    (`worldmodel.stream_order.LANES`, or fewer where few sessions are held), else up to all of them. A damaged session
+    is replaced by the next one that is whole, named on the console and in `skipped`; InputError where more than 5 % of
+    the sessions are. Draw from it with a `ClipLoader`; `batch` also takes any other windows, and loads what it needs.
+    `readers`: threads that read and check sessions.
     """
 
     def __init__(
@@ -73,7 +78,15 @@ class StreamClips(WindowIndex):
         """Compressed bytes of each session, as the manifest has them."""
         self.sessions, self.max_bytes = sessions, max_bytes
         # The order of the windows depends on the size of the blocks too.
-        identity = ["stream", *(source.manifest_hash for source in sources), split, length, stride, sessions, max_bytes]
+        identity = [
+            "stream by lanes",
+            *(source.manifest_hash for source in sources),
+            split,
+            length,
+            stride,
+            sessions,
+            max_bytes,
+        ]
         self.manifest_hash = hashlib.sha256(repr(identity).encode()).hexdigest()
         self.buffer = SessionBuffer(self._load, self.bytes_E, sessions, max_bytes, readers)
         self.skipped: dict[str, str] = {}
@@ -139,129 +152,81 @@ class StreamClips(WindowIndex):
             console.print(f"left out, damaged: {why}")
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """One pass of one rank over its sessions: N of them in order, and their windows counted through."""
+@dataclass
+class Reading:
+    """What one slot of the sequence draws from, and what it will draw from next."""
 
-    order_N: np.ndarray
-    ends_N: np.ndarray
-    """Windows up to the end of each session."""
-    blocks: np.ndarray
-    """Where each block begins in `order_N`, and where the last ends; int64 (blocks + 1,)."""
-
-    def block_of(self, place: int) -> int:
-        """The block that holds the window at a place of the epoch."""
-        return int(np.searchsorted(self.blocks, np.searchsorted(self.ends_N, place, side="right"), side="right")) - 1
-
-    def block(self, number: int) -> np.ndarray:
-        """The sessions of a block."""
-        return self.order_N[self.blocks[number] : self.blocks[number + 1]]
-
-    def range(self, number: int) -> tuple[int, int]:
-        """Places of the epoch at which a block's windows begin and end."""
-        ends = [0, *self.ends_N[self.blocks[1:] - 1].tolist()]
-        return ends[number], ends[number + 1]
+    block: tuple[int, int]
+    """An epoch, and a block of it."""
+    sessions: list[int]
+    following: list[int]
+    """The sessions of the block after it."""
+    ahead: int = 0
+    """How many of those are asked for."""
 
 
 class StreamSampler:
-    """The shuffled stream of windows of `StreamClips`. Rank r of R has every R-th session of a shuffled list to itself.
-
-    Other than that of `ClipSampler`, the order depends on the number of ranks. Drawing makes the buffer read ahead.
+    """The shuffled stream of windows of `StreamClips`. Draw k of the sequence goes to rank k mod R, so that the global
+    batches do not depend on the number of ranks R. Drawing makes the buffer read ahead.
     """
-
-    ranks_matter = True
 
     def __init__(self, clips: StreamClips, seed: int) -> None:
         self.seed, self._clips = seed, clips
-        self._epochs: dict[tuple[int, int, int], Epoch] = {}
-        self._reading: tuple[int, int] | None = None
-        self._ahead = 0
+        self._order = StreamOrder(clips.windows_E, clips.bytes_E, clips.sessions, clips.max_bytes, seed)
+        self._reading: dict[int, Reading] = {}
 
     def batch(self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
         """This rank's windows of the global batch that starts at `samples_consumed`, int64 (batch_size / ranks,)."""
         if batch_size % ranks:
             raise InputError(f"a batch of {batch_size} does not split over {ranks} workers: make it a multiple")
-        share, own = batch_size // ranks, samples_consumed // ranks
-        windows = int(self._epoch(0, rank, ranks).ends_N[-1])
-        ids: list[np.ndarray] = []
-        while share:
-            number, place = divmod(own, windows)
-            epoch = self._epoch(number, rank, ranks)
-            block = epoch.block_of(place)
-            first, last = epoch.range(block)
-            count = min(share, last - place)
-            inside = np.arange(place - first, place - first + count, dtype=np.uint64)
-            key = np.full(count, key_of(self.seed, "windows", number, rank, block))
-            at = first + feistel_permutation(inside, last - first, key).astype(np.int64)
-            turn = np.searchsorted(epoch.ends_N, at, side="right")
-            sessions = epoch.order_N[turn]
-            offsets = at - epoch.ends_N[turn] + self._clips.windows_E[sessions]
-            ids.append(self._clips.first_windows(sessions) + offsets)
-            self._read(epoch, number, block, sessions)
-            self._read_ahead(number, block, (place + count - first) / (last - first), rank, ranks)
-            own, share = own + count, share - count
-        return np.concatenate(ids)
+        numbers = np.arange(samples_consumed, samples_consumed + batch_size)
+        own = numbers[numbers % ranks == rank]
+        if not self._reading:
+            self._fill(samples_consumed, rank, ranks)
+        draws = self._order.draw(own)
+        self._read_ahead(own, draws)
+        return self._clips.first_windows(draws.sessions) + draws.offsets
 
     def epoch(self, samples_consumed: int) -> float:
         """Passes over the data so far, in [0, inf)."""
-        return samples_consumed / len(self._clips)
+        return samples_consumed / self._order.windows
 
-    def _epoch(self, number: int, rank: int, ranks: int) -> Epoch:
-        key = (number, rank, ranks)
-        if key not in self._epochs:
-            clips = self._clips
-            sessions = np.flatnonzero(clips.windows_E)
-            own = sessions[shuffled(len(sessions), key_of(self.seed, "shares"))][rank::ranks]
-            if not len(own):
-                raise InputError(
-                    f"{len(sessions)} sessions as long as a clip for {ranks} workers: give more or longer episodes"
-                )
-            order = own[shuffled(len(own), key_of(self.seed, "epoch", number))]
-            blocks = cut(clips.bytes_E[order], clips.sessions // 2, clips.max_bytes / 2)
-            while len(self._epochs) > 2:
-                del self._epochs[next(iter(self._epochs))]
-            self._epochs[key] = Epoch(order, clips.windows_E[order].cumsum(), blocks)
-        return self._epochs[key]
+    def _fill(self, number: int, rank: int, ranks: int) -> None:
+        """Read what this rank draws from at first, and wait for it; later nobody waits for what is read ahead."""
+        common = math.gcd(self._order.lanes, ranks)
+        first = [self._order.first_draw(slot, number) for slot in range(rank % common, self._order.lanes, common)]
+        futures = self._enter(np.array(first), self._order.draw(np.array(first)))
+        with progress("filling the buffer of sessions", len(futures)) as bar:
+            for future in futures:
+                future.exception()
+                bar.advance()
 
-    def _read(self, epoch: Epoch, number: int, block: int, first: np.ndarray) -> None:
-        """Have a block read when it is drawn from for the first time, the sessions `first` before the others."""
-        if self._reading == (number, block):
-            return
-        buffer, fresh = self._clips.buffer, self._reading is None
-        self._reading, self._ahead = (number, block), 0
-        places = list(dict.fromkeys([*first.tolist(), *epoch.block(block).tolist()]))
-        futures = buffer.want(places)
-        if fresh:  # later blocks are read while one is drawn from; nobody waits for them
-            with progress("filling the buffer of sessions", len(futures)) as bar:
-                for future in futures:
-                    future.exception()
-                    bar.advance()
+    def _read_ahead(self, numbers: np.ndarray, draws: Draws) -> None:
+        """Have as large a share of each following block read as is drawn of the one before it."""
+        self._enter(numbers, draws)
+        columns = (numbers % self._order.lanes, draws.epochs, draws.blocks, draws.done)
+        for slot, *block, done in zip(*(column.tolist() for column in columns), strict=True):
+            reading = self._reading[slot]
+            wanted = int(done * len(reading.following))
+            if reading.block == tuple(block) and wanted > reading.ahead:
+                self._clips.buffer.want(reading.following[reading.ahead : wanted])
+                reading.ahead = wanted
 
-    def _read_ahead(self, number: int, block: int, share: float, rank: int, ranks: int) -> None:
-        """Have as large a share of the next block read as is drawn of this one."""
-        epoch, following = self._epoch(number, rank, ranks), block + 1
-        if following == len(epoch.blocks) - 1:
-            epoch, following = self._epoch(number + 1, rank, ranks), 0
-        sessions = epoch.block(following)
-        wanted = int(share * len(sessions))
-        self._clips.buffer.want(sessions[self._ahead : wanted].tolist())
-        self._ahead = max(self._ahead, wanted)
-
-
-def shuffled(count: int, key: np.uint64) -> np.ndarray:
-    """0 to count - 1 in the order of a key, int64 (count,)."""
-    return feistel_permutation(np.arange(count, dtype=np.uint64), count, np.full(count, key)).astype(np.int64)
-
-
-def cut(bytes_N: np.ndarray, sessions: int, max_bytes: float) -> np.ndarray:
-    """Where to cut a list so that every part has at most so many sessions and bytes, but one at least. int64."""
-    cuts, size = [0], 0.0
-    for place, more in enumerate(bytes_N.tolist()):
-        if place > cuts[-1] and (place - cuts[-1] == sessions or size + more > max_bytes):
-            cuts.append(place)
-            size = 0.0
-        size += more
-    return np.array([*cuts, len(bytes_N)])
+    def _enter(self, numbers: np.ndarray, draws: Draws) -> list[Future[Session]]:
+        """Note the blocks that are drawn from for the first time, and have them read."""
+        places = zip(draws.epochs.tolist(), draws.blocks.tolist(), strict=True)
+        new: list[int] = []
+        for slot, place in zip((numbers % self._order.lanes).tolist(), places, strict=True):
+            if slot not in self._reading or self._reading[slot].block != place:
+                sessions = self._order.epoch(place[0]).sessions(place[1])
+                self._reading[slot] = Reading(place, sessions, self._order.following(slot, *place))
+                new += sessions
+        if not new:
+            return []
+        # What is in use is not what was asked for the longest ago, even where it is seldom drawn.
+        used = [session for reading in self._reading.values() for session in reading.sessions]
+        self._clips.buffer.keep([*used, *(s for r in self._reading.values() for s in r.following[: r.ahead])])
+        return self._clips.buffer.want(dict.fromkeys(new))
 
 
 class SessionBuffer:
@@ -288,6 +253,13 @@ class SessionBuffer:
         """Begin to load those that are not there; they are then the last to go, the last of them the very last."""
         with self._lock:
             return [self._want(place) for place in places]
+
+    def keep(self, places: Iterable[int]) -> None:
+        """Let those of them that are there be the last to go."""
+        with self._lock:
+            for place in places:
+                if place in self._held:
+                    self._held.move_to_end(place)
 
     def get(self, place: int) -> Session:
         """One session, waited for. Raises what loading it raised."""

@@ -26,12 +26,13 @@ from worldmodel.clips import Clips
 from worldmodel.components import TRAINED
 from worldmodel.config import WorldModelConfig
 from worldmodel.job import Job
+from worldmodel.latent_objectives import JointObjective, LatentDynamicsObjective
 from worldmodel.objectives import DynamicsObjective, Objective
 from worldmodel.pairs import PairClips, check_sizes
 from worldmodel.recipes import COMPONENTS, TrainConfig, recipe
 from worldmodel.stopping import Interrupt, StopFile
 from worldmodel.streaming import StreamClips
-from worldmodel.token_cache import TokenClips, cache_tokens
+from worldmodel.token_cache import Sharing, TokenClips, cache_tokens
 from worldmodel.trainer import NonFiniteLoss, Trainer, Validation, Windows, seed_everything
 from worldmodel.transformer import Stack
 from worldmodel.upscaler import shape
@@ -150,16 +151,15 @@ def open_data(
     )
     windows: Clips | TokenClips = train
     pays = recipe.token_cache and recipe.iterations * recipe.batch_size >= len(train)
-    # Latent actions are read from frames, so tokens alone do not do.
-    if type(objective) is DynamicsObjective and pays:
+    if isinstance(objective, DynamicsObjective | JointObjective) and pays:
         windows = cache_tokens(
             objective.tokenizer,
             train,
             job.cache_dir,
+            lam=objective.lam if isinstance(objective, LatentDynamicsObjective) else None,
+            frames=isinstance(objective, JointObjective),  # its latent action model changes and reads them
             device=device,
-            part=part,
-            parts=parts,
-            barrier=lambda: _barrier(parts),
+            sharing=Sharing(part, parts, lambda: _barrier(parts)),
         )
     return windows, validation if len(validation) else None
 

@@ -30,6 +30,7 @@ from worldmodel.objectives import Batch, Objective
 from worldmodel.optimizer_state import load_optimizer
 from worldmodel.pairs import PairClips
 from worldmodel.parallel import adding_up, compile_layers, distribute, shared_like, whole
+from worldmodel.quantizer import CosineQuantizer
 from worldmodel.streaming import StreamClips
 from worldmodel.token_cache import TokenClips
 
@@ -99,6 +100,7 @@ class Trainer:
         self.forward: Any = distribute(objective, self.recipe.parallel, ranks, device)
         trainable = objective.trainable()
         self.parameters = list(trainable.values())
+        self.quantizers = [module for module in objective.model.modules() if isinstance(module, CosineQuantizer)]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=self.recipe.lr,
@@ -125,6 +127,7 @@ class Trainer:
             self.recipe,
             decoder_only=job.decoder_only,
             cached=isinstance(windows, TokenClips),
+            joint_lam=job.joint_lam,
         )
         self.meter = Meter(cost, device_peak(device, self.recipe.precision) if cost and rank == 0 else 0.0)
 
@@ -176,6 +179,8 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(self.parameters, recipe.grad_clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for quantizer in self.quantizers:
+            quantizer.settle()
         if self.average is not None:
             self.average.update(self.step + 1)
         return {**losses, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}, stopping
