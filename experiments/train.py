@@ -1,5 +1,6 @@
 """Train a component of the world model on recorded episodes, through Ray Train."""
 
+import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ class Args(RunArgs):
     """For dynamics: take the actions that this latent action model reads from the frames, not the recorded ones."""
     joint_lam: bool = False
     """For dynamics: train the latent action model at the same time, that of --lam or a new one."""
+    objective: Literal["masked", "masked_frames", "clean_past"] | None = None
+    """For dynamics, where the preset's does not fit: masked (the paper's, one ratio for all frames of a clip),
+    masked_frames (a ratio for each, calibrated best for the reward) or clean_past (generates best at cpu size)."""
     pairs: str | None = None
     """For upscaler: the episodes of --data at 256x256, made by `autoexplore data replay`."""
     init: Path | None = None
@@ -102,10 +106,14 @@ def run(args: Args) -> None:
     from worldmodel.train import train
 
     assert args.out is not None
+    config = preset(args.preset)
+    if args.objective is not None:
+        dynamics = dataclasses.replace(config.dynamics, objective=args.objective)
+        config = dataclasses.replace(config, dynamics=dynamics)
     with ray_session(args.ray_address) if args.workers else nullcontext():
         newest = train(
             args.component,
-            config=preset(args.preset),
+            config=config,
             recipe=settings,
             data=args.data,
             out=args.out,
@@ -140,6 +148,8 @@ def check(args: Args, *, needs_init: bool) -> None:
     for folder in (*args.data, *((args.pairs,) if args.pairs else ())):
         if not is_remote(folder):
             check_folder(Path(folder), "data folder", "collect")
+    if args.objective is not None and args.component != "dynamics":
+        raise InputError(f"--objective {args.objective} is one of dynamics, not of {args.component}: leave it out")
     if needs_init and args.init is None:
         raise InputError(f"--recipe {args.recipe} goes on from a trained {args.component}: give it with --init")
     for folder_or_none in (args.tokenizer, args.lam, args.init):

@@ -100,6 +100,9 @@ def test_flags_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "--init" in complaint(capsys, "train", "tokenizer", "--recipe", "finetune", "--data", data, "--out", out)
     assert "g50" in complaint(capsys, "train", "dynamics", "--recipe", "g51", "--data", data, "--out", out)
     assert "--data" in complaint(capsys, "train", "tokenizer", "--out", out)
+    assert "--objective" in complaint(
+        capsys, "train", "tokenizer", "--objective", "masked", "--data", data, "--out", out
+    )
     assert "episodes" in complaint(capsys, "collect", "Counting", "--episodes", "0", "--out", out)
     assert "--only" in complaint(capsys, "benchmark", "--only", "nothing")
     assert "console" in complaint(capsys, "catalog", "--console", "Vectrex")

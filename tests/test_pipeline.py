@@ -18,6 +18,7 @@ from experiments.loop import frames_by_game, stage_table
 from experiments.plan import PLANS, plan
 from experiments.stages import Clock, Context, Job, Stage, duration, output_hash, run_stages
 from exploration.policy import load_policy
+from worldmodel.genie import load_world_model
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
@@ -206,7 +207,10 @@ def test_the_steps_of_the_readme_one_by_one(ray_cluster: None, tmp_path: Path) -
     for argv in (
         ["collect", "Airstriker-Genesis", "--episodes", "4", "--steps", "40", "--out", data],
         ["train", "tokenizer", *small, "--data", data, "--iterations", "2", "--out", tokenizer],
-        ["train", "dynamics", *small, "--data", data, "--tokenizer", tokenizer, "--iterations", "2", "--out", dynamics],
+        [
+            *("train", "dynamics", *small, "--data", data, "--tokenizer", tokenizer, "--iterations", "2"),
+            *("--objective", "masked_frames", "--out", dynamics),
+        ],
         ["collect", "Airstriker-Genesis", "--episodes", "1", "--steps", "40", "--seed", "1", "--out", test],
         [
             "evaluate",
@@ -224,4 +228,5 @@ def test_the_steps_of_the_readme_one_by_one(ray_cluster: None, tmp_path: Path) -
     ):
         assert execute(argv) == 0, argv
     assert "Airstriker-Genesis" in (tmp_path / "e.json").read_text()
+    assert load_world_model(f"{dynamics}/model").cfg.dynamics.objective == "masked_frames"
     assert load_policy(f"{agent}/best").act(np.zeros((64, 64, 3), np.uint8)) in range(5)

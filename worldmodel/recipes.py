@@ -154,7 +154,7 @@ _CPU = {
 
 _CPU_TOKENIZER = {**_CPU, "iterations": 2_600, "clip_length": 4, "clip_stride": 1}
 _CPU_LAM = {**_CPU, "iterations": 2_000, "batch_size": 4, "clip_length": 4, "clip_stride": 1}
-_CPU_DYNAMICS = {**_CPU, "iterations": 2_600, "clip_length": 4, "clip_stride": 4, "lr": 1.5e-3}
+_CPU_DYNAMICS = {**_CPU, "iterations": 2_000, "clip_length": 4, "clip_stride": 4, "lr": 1.5e-3}
 _CPU_FINETUNE = {"iterations": 250, "validate_every": 0}
 
 _UPSCALER = {"clip_length": 1, "clip_stride": 1}
