@@ -42,7 +42,7 @@ def learners(root: int) -> list[int]:
 
 
 def wait_for_epoch(out: Path, epoch: int, process: Any) -> None:
-    end = time.monotonic() + 200
+    end = time.monotonic() + 400
     while not any(int(path.name[-8:]) >= epoch for path in complete_checkpoints(out)):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end, "waited too long"
