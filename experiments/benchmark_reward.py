@@ -127,8 +127,8 @@ def sampling_rate(
         rates = []
         for _ in range((repeats or args.repeats) + 1):
             result: Any = algorithm.train()
-            steps = sum(game["steps"] for game in result["env_runners"]["games"].values())
-            rates.append(float(steps) / result["seconds"]["sample"])
+            played = sum(game["steps"] for game in result["env_runners"]["games"].values())
+            rates.append(float(played) / result["seconds"]["sample"])
     finally:
         algorithm.stop()
     return statistics.median(rates[1:])

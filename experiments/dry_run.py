@@ -1,7 +1,7 @@
 """What a training run will take, printed without running it: parameters, FLOPs, memory, time on given hardware."""
 
 from experiments.common import Preset
-from worldmodel.config import preset as model_preset
+from worldmodel.config import WorldModelConfig
 from worldmodel.cost import Cost, cost_of
 from worldmodel.hardware import Hardware, hardware
 from worldmodel.recipes import TrainConfig
@@ -11,15 +11,23 @@ STEP_BYTES = 16
 """Of a trained parameter: weight, gradient and AdamW's two moments, all fp32."""
 
 
-def show(component: str, preset: Preset, recipe: TrainConfig, on: str, *, decoder_only: bool = False) -> None:
-    """Print the prediction. Raises InputError for hardware that is not in the table."""
+def show(
+    component: str,
+    preset: Preset,
+    config: WorldModelConfig,
+    recipe: TrainConfig,
+    on: str,
+    *,
+    decoder_only: bool = False,
+    joint_lam: bool = False,
+) -> None:
+    """Print the prediction for `config`, what is left of `preset`. Raises InputError for hardware not in the table."""
     from rich.table import Table
 
     from envs.errors import InputError
     from envs.runs import console
 
-    config = model_preset(preset)
-    cost = cost_of(component, config, recipe, decoder_only=decoder_only, cached=recipe.token_cache)
+    cost = cost_of(component, config, recipe, decoder_only=decoder_only, cached=recipe.token_cache, joint_lam=joint_lam)
     if cost is None:
         raise InputError(f"--dry-run: the cost of training {component} is not known beforehand")
     machine = hardware(on, precision=recipe.precision)

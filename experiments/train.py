@@ -4,12 +4,15 @@ import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from envs.cluster import ray_session
 from experiments.common import Preset, RunArgs, check_folder, default_threads
+
+if TYPE_CHECKING:
+    from worldmodel import WorldModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,23 +96,20 @@ def run(args: Args) -> None:
     changes.setdefault("threads", max(1, default_threads() // max(args.workers, 1)))
     chosen = find_recipe(args.component, args.recipe)
     settings = recipe(args.component, args.preset, args.recipe, seed=args.seed, **changes)
+    config = model_config(args)
     if args.dry_run:
         from experiments.dry_run import show
 
-        show(args.component, args.preset, settings, args.hardware, decoder_only=chosen.decoder_only)
+        options = {"decoder_only": chosen.decoder_only, "joint_lam": args.joint_lam}
+        show(args.component, args.preset, config, settings, args.hardware, **options)
         return
     check(args, needs_init=chosen.needs_init)
 
     from envs.runs import console
-    from worldmodel import preset
     from worldmodel.checkpoint import best_checkpoint, join
     from worldmodel.train import train
 
     assert args.out is not None
-    config = preset(args.preset)
-    if args.objective is not None:
-        dynamics = dataclasses.replace(config.dynamics, objective=args.objective)
-        config = dataclasses.replace(config, dynamics=dynamics)
     with ray_session(args.ray_address) if args.workers else nullcontext():
         newest = train(
             args.component,
@@ -138,6 +138,19 @@ def run(args: Args) -> None:
             console.print(f"world model, for evaluate, generate, play, explore and serve: {args.out / 'model'}")
 
 
+def model_config(args: Args) -> "WorldModelConfig":
+    """The preset's model, with the objective that was asked for. Raises InputError where the component has none."""
+    from envs.errors import InputError
+    from worldmodel import preset
+
+    config = preset(args.preset)
+    if args.objective is None:
+        return config
+    if args.component != "dynamics":
+        raise InputError(f"--objective {args.objective} is one of dynamics, not of {args.component}: leave it out")
+    return dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, objective=args.objective))
+
+
 def check(args: Args, *, needs_init: bool) -> None:
     """Refuse what is missing or not there, before anything starts."""
     from envs.errors import InputError
@@ -148,8 +161,6 @@ def check(args: Args, *, needs_init: bool) -> None:
     for folder in (*args.data, *((args.pairs,) if args.pairs else ())):
         if not is_remote(folder):
             check_folder(Path(folder), "data folder", "collect")
-    if args.objective is not None and args.component != "dynamics":
-        raise InputError(f"--objective {args.objective} is one of dynamics, not of {args.component}: leave it out")
     if needs_init and args.init is None:
         raise InputError(f"--recipe {args.recipe} goes on from a trained {args.component}: give it with --init")
     for folder_or_none in (args.tokenizer, args.lam, args.init):

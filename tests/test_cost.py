@@ -134,3 +134,15 @@ def test_cost_of_the_paper_is_what_the_arithmetic_of_its_layers_gives() -> None:
     assert costs[0].flops / 3 == pytest.approx(0.87e12, rel=0.01)
     assert encoding_flops(config, 16) == pytest.approx(0.43e12, rel=0.01)
     assert costs[1].flops / 3 == pytest.approx(0.65e12 + 12 * 2 * 512**2 * 4096, rel=0.01)
+
+
+def test_dry_run_counts_the_objective_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*more: str) -> str:
+        assert execute(["train", "dynamics", "--dry-run", "--hardware", "a100x8", *more]) == 0
+        return capsys.readouterr().out
+
+    assert shown("--objective", "clean_past") == shown()  # the preset's
+    assert "9.513 GFLOP" in shown()
+    assert "6.537 GFLOP" in shown("--objective", "masked"), "no clean frames beside the masked ones"
+    assert "GFLOP" in shown("--joint-lam")
+    assert shown("--joint-lam") != shown()
