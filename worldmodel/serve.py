@@ -150,12 +150,14 @@ class UncertaintyService:
         """Entropies of the windows of requests that ask the same; one such pass at a time."""
         model, options = requests[0].model, {**self._options, "steps": requests[0].steps}
         async with self._turn:
-            frames_B5HWC = np.concatenate([request.frames_B5HWC for request in requests])
+            # Windows of a film are views that overlap: only what the model is given of them is copied.
+            context = self._options["context"]
+            given_BPHWC = np.concatenate([request.frames_B5HWC[:, :context] for request in requests])
             actions_B4 = np.concatenate([request.actions_B4 for request in requests])
             self._busy_since = time.monotonic()
             try:
                 # In a thread, so that the replica goes on answering health checks and taking requests.
-                entropy_BN = await asyncio.to_thread(score_windows, model, frames_B5HWC, actions_B4, **options)
+                entropy_BN = await asyncio.to_thread(score_windows, model, given_BPHWC, actions_B4, **options)
             except Exception as error:
                 self._meter.failed()
                 self._failures, self._fault = self._failures + 1, repr(error)

@@ -41,7 +41,7 @@ def score_windows(
     """Token entropies (B, N) in [0, 1] of the last frames.
 
     `batch` windows go through together; 0 for what suits the device. The model sees the first `context` frames
-    and all actions; `steps` are MaskGIT passes (spec: reward).
+    and all actions; `steps` are MaskGIT passes (spec: reward). Frames after the `context` may be left out.
     """
     device = next(model.parameters()).device
     # On a processor a few windows at a time stay in its cache: 17 windows a second and core where 32 together do 14.
