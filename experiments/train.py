@@ -39,8 +39,8 @@ class Args(RunArgs):
     """For dynamics: train the latent action model at the same time, that of --lam or a new one."""
     objective: Literal["masked", "masked_frames", "clean_past"] | None = None
     """For dynamics, where the preset's does not fit: masked (the paper's, one ratio for all frames of a clip),
-    masked_frames (a ratio for each, knows most of the frame that the reward asks about) or clean_past (generates best at
-    cpu size)."""
+    masked_frames (a ratio for each, knows most of the frame that the reward asks about) or clean_past (generates best
+    at cpu size)."""
     pairs: str | None = None
     """For upscaler: the episodes of --data at 256x256, made by `autoexplore data replay`."""
     init: Path | None = None
