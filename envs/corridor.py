@@ -22,7 +22,14 @@ BLOCKS = 4
 """Blocks across and down a frame: three rows of wall, and one of floor with a block for each place."""
 WALL = BLOCKS - 1
 COLOURS = np.array([[230, 40, 40], [40, 200, 60], [50, 70, 230], [220, 210, 50]], np.uint8)
-SNOW = np.array([[50, 210, 210], [210, 50, 210], [250, 140, 40], [110, 60, 160]], np.uint8)
+SNOW = np.array(
+    [
+        *([50, 210, 210], [210, 50, 210], [250, 140, 40], [110, 60, 160]),
+        *([150, 150, 150], [120, 80, 40], [250, 170, 200], [20, 110, 60]),
+    ],
+    np.uint8,
+)
+"""Twice as many colours as walls have: of the snow even the best model is more unsure than of a wall it never saw."""
 HERE = 255
 WALLS = COLOURS[np.random.default_rng(17).integers(len(COLOURS), size=(ROOMS, WALL, BLOCKS))]
 """The wall of each room, (rooms, 3, 4, 3): all rooms differ, the same in every process."""

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 HEADS = 5
 HIDDEN = 128
-PRIOR_SCALE = 2.5
-"""Weight of a head's fixed random part."""
+PRIOR_SCALE = 1.0
+"""Weight of a head's fixed random part. What the learnt part has not made up for where there is data is doubt about
+what is known: with 2.5 heads doubted a television more than the unfamiliar room opposite, and some agents stayed."""
 
 
 class Perceptrons(nn.Module):
@@ -104,7 +105,7 @@ def train_heads(
     *,
     updates: int = 2_000,
     batch: int = 128,
-    lr: float = 2e-3,
+    lr: float = 5e-3,
     seed: int = 0,
 ) -> tuple[Heads, float]:
     """Train the heads, each on random batches of its own -> them, and their mean cross-entropy in the last tenth.

@@ -20,7 +20,8 @@ WITHOUT_MODEL = ("count", "random", "env")
 TRAINED = ("disagreement", "vae")
 """Rewards that learn from recorded play first."""
 TRAINING_FRAMES = 4_000
-TRAINING_WINDOWS = 600
+TRAINING_TOKENS = 150_000
+"""Of some 600 windows with 256 tokens a frame, or more where a frame has fewer."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class RewardSource:
         from worldmodel.uncertainty import load_model
 
         world = load_model(model_path)
-        pairs = ensemble.examples(world, list(ensemble.sample_windows(self.data, TRAINING_WINDOWS, seed)))
+        windows = ensemble.sample_windows(self.data, TRAINING_TOKENS // world.cfg.grid**2, seed)
+        pairs = ensemble.examples(world, list(windows))
         heads, loss = ensemble.train_heads(*pairs, world.cfg.tokenizer.codes, seed=seed)
         baselines.save_weights(weights, heads)
         console.print(f"{len(heads.prior.inner)} heads trained on {len(pairs[1]):,} tokens: cross-entropy {loss:.3f}")

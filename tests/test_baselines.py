@@ -1,4 +1,4 @@
-"""Rewards to compare: each against its definition, and what noise does to entropy and to the heads' disagreement."""
+"""Rewards to compare: each against its definition."""
 
 from pathlib import Path
 
@@ -9,19 +9,15 @@ from recordings import record
 from torch.nn import functional as F
 
 import envs
-from envs.corridor import CorridorEnv, read_place
+from envs.corridor import read_place
 from envs.errors import InputError
-from envs.player import RandomPolicy, Session, play_episode
 from exploration import baselines, ensemble
 from exploration.connector import RewardConnector, to_fragment
-from exploration.reward import cut_windows, uncertainty_reward
-from exploration.scorers import LocalScorer, ScoringError
+from exploration.scorers import ScoringError
 from exploration.sources import RewardSource
-from worldmodel import Dynamics, GenieReduxG, Tokenizer
-from worldmodel.config import DynamicsConfig, TokenizerConfig, WorldModelConfig
+from worldmodel import GenieReduxG
 
 RIGHT, LEFT, UP = 0, 1, 2
-CODES = 32
 
 
 def windows(count: int = 6, seed: int = 0):
@@ -114,80 +110,6 @@ def test_disagreement_by_hand():
     half = torch.tensor([[[1, 0.0]], [[0.5, 0.5]]]) + 1e-30  # H(3/4, 1/4) - H(1/2, 1/2) / 2, in units of ln 2
     expected = (-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)) - np.log(2) / 2) / np.log(2)
     assert float(ensemble.disagreement(half.log())) == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.fixture(scope="module")
-def television(tmp_path_factory):
-    """A world model and heads that learnt from random play beside the television: (folder, weights of the heads)."""
-    folder = tmp_path_factory.mktemp("television")
-    env = CorridorEnv(television=True)
-    played = [play_episode(env, RandomPolicy(), Session("NoisyTV", "random", 0, i), steps=60) for i in range(16)]
-    cut = [cut_windows(episode.frames_THWC, episode.actions.astype(np.int64), 60) for episode in played]
-    frames_B5HWC = np.concatenate([part.frames_B5HWC for part in cut])
-    actions_B4 = np.concatenate([part.actions_B4 for part in cut])
-    sizes = {"dim": 32, "heads": 2, "head_dim": 16}
-    config = WorldModelConfig(
-        frames=6,
-        tokenizer=TokenizerConfig(
-            **sizes, patch=16, encoder_blocks=0, decoder_blocks=0, patch_norm=False, temporal=False, codes=CODES,
-            code_dim=8, codebook="ema", quantizer_start=0.5,
-        ),
-        dynamics=DynamicsConfig(
-            **sizes, blocks=2, objective="clean_past", chunk_lengths=(0,), all_masked=1.0, tdce_weight=0.0
-        ),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    tokenizer = Tokenizer(config)
-    pixels = baselines.to_pixels(frames_B5HWC.reshape(-1, 64, 64, 3)).unflatten(0, (-1, 5))
-    optimizer = torch.optim.Adam(tokenizer.parameters(), lr=3e-3)
-    for update in range(400):
-        tokenizer.set_progress(update / 400)
-        loss = tokenizer(pixels[torch.randint(len(pixels), (4,), generator=generator)]).losses["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    world = GenieReduxG(tokenizer.eval(), Dynamics(config))
-    tokens, actions = tokenizer.encode(pixels), torch.from_numpy(actions_B4)
-    optimizer = torch.optim.Adam(world.dynamics.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
-    for _ in range(300):
-        picked = torch.randint(len(tokens), (16,), generator=generator)
-        loss = world.dynamics.loss(tokens[picked], actions[picked], generator=generator)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    world.eval().save(folder / "world")
-    batches = [(frames_B5HWC[at : at + 64], actions_B4[at : at + 64]) for at in range(0, len(actions_B4), 64)]
-    heads, _ = ensemble.train_heads(*ensemble.examples(world, batches), CODES)
-    baselines.save_weights(folder / "heads.safetensors", heads)
-    return folder / "world", folder / "heads.safetensors"
-
-
-def test_noise_draws_entropy_and_not_disagreement(television):
-    """Walking at home, watching the television, and walking into rooms that the data hardly has or lacks."""
-    plays = {
-        "home": [RIGHT, RIGHT, LEFT, LEFT] * 6,
-        "television": [LEFT] * 5 + [UP] * 20,
-        "far": [RIGHT] * 18 + [RIGHT, LEFT] * 4,
-    }
-    sources = {"entropy": LocalScorer(television[0]), "disagreement": ensemble.Disagreement(*television)}
-    paid: dict[str, dict[str, float]] = {name: {} for name in sources}
-    for place, actions in plays.items():
-        env = CorridorEnv(television=True)
-        frames = np.stack([env.reset(seed=5)[0], *(env.step(np.int64(action))[0] for action in actions)])
-        cut = cut_windows(frames, np.array(actions), len(actions) - 4)
-        for name, source in sources.items():
-            answer = source.entropies(cut.frames_B5HWC, cut.actions_B4)
-            paid[name][place] = float(uncertainty_reward(answer).mean())
-    entropy, doubt = paid["entropy"], paid["disagreement"]
-    # Nothing beats the television by much, though it can teach nothing: entropy has an agent stay there.
-    assert entropy["television"] > 1.5 * entropy["home"], paid
-    assert entropy["far"] < 1.3 * entropy["television"], paid
-    # The heads agree about the snow about as much as about home, and differ about what they have not seen.
-    assert doubt["far"] > 2 * doubt["television"], paid
-    assert doubt["television"] < 1.6 * doubt["home"], paid
 
 
 def test_heads_are_trained_at_the_start_of_a_run(tiny_world, tmp_path):
