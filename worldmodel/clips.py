@@ -33,7 +33,7 @@ class ClipBatch:
     frames_BTHWC: Tensor
     """uint8"""
     actions_BT: Tensor
-    """int64 (B, T - 1)"""
+    """int64 (B, T - 1); -1 where `WindowIndex.show_actions` hides them"""
     games_B: Tensor
     """int64, places in `Clips.games`"""
     window_ids_B: Tensor
@@ -121,7 +121,7 @@ class Clips(WindowIndex):
         where = zip(rows_B["file"].tolist(), (rows_B["actions_start"] + starts_B).tolist(), strict=True)
         for number, (file, first) in enumerate(where):
             actions[number] = np.frombuffer(self._files[file].bytes, np.uint8, self.length - 1, first)
-        return torch.from_numpy(actions), torch.from_numpy(rows_B["game"].astype(np.int64))
+        return torch.from_numpy(self.shown(places_B, actions)), torch.from_numpy(rows_B["game"].astype(np.int64))
 
 
 Batch = TypeVar("Batch", covariant=True)

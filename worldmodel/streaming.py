@@ -119,7 +119,7 @@ class StreamClips(WindowIndex):
             shape = {"height": height, "width": width, "chunk": session.chunk}
             decode_frames(session.blobs, start, start + self.length, **shape, out=frames_BTHWC[number])
             actions_BT[number] = session.actions[start : start + self.length - 1]
-        arrays = (frames_BTHWC, actions_BT, self._game_E[places_B], window_ids)
+        arrays = (frames_BTHWC, self.shown(places_B, actions_BT), self._game_E[places_B], window_ids)
         return ClipBatch(*map(torch.from_numpy, arrays))
 
     def close(self) -> None:
