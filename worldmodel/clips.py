@@ -19,7 +19,7 @@ from torch import Tensor
 
 from envs.episodes import decode_frames
 from envs.errors import InputError
-from worldmodel.sampler import ClipSampler
+from worldmodel.sampler import ClipSampler, Sampler
 from worldmodel.staging import one_size, open_staged, stage
 from worldmodel.windows import WindowIndex
 
@@ -90,9 +90,9 @@ class Clips(WindowIndex):
         columns = (self._places["num_frames"], self._places["game"], games, session_ids)
         super().__init__(*columns, length=length, stride=stride)
 
-    def sampler(self, seed: int) -> ClipSampler:
+    def sampler(self, seed: int) -> Sampler:
         """The order in which a `ClipLoader` draws."""
-        return ClipSampler(len(self), seed)
+        return self.with_labelled(ClipSampler(len(self), seed))
 
     def batch(self, window_ids: np.ndarray) -> ClipBatch:
         """Decode windows. Raises InputError that names the session where one is damaged."""
@@ -125,17 +125,6 @@ class Clips(WindowIndex):
 
 
 Batch = TypeVar("Batch", covariant=True)
-
-
-class Sampler(Protocol):
-    """An endless order of windows: `ClipSampler`, or `worldmodel.streaming.StreamSampler`."""
-
-    @property
-    def seed(self) -> int: ...
-
-    def batch(self, samples_consumed: int, batch_size: int, rank: int, ranks: int) -> np.ndarray: ...
-
-    def epoch(self, samples_consumed: int) -> float: ...
 
 
 class Windows(Protocol[Batch]):

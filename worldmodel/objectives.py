@@ -79,15 +79,15 @@ class FrameObjective(nn.Module):
 def lam_pass(lam: LatentActionModel, frames_BTCHW: Tensor, actions_BT: Tensor, labels: float) -> LatentActionOutput:
     """What a latent action model makes of clips. With `labels` > 0 the recorded actions that are not hidden count too.
 
-    In training the label loss is its sum over the share of the clips that is labelled: its mean over these on average,
-    whatever clips a batch or a worker draws, and it is part of `loss`. In validation all clips are labelled and it is
-    only told: `loss` is of the frames alone, as it is without labels.
+    In training the label loss is its sum over the share of the draws that is labelled (`LabelledSampler`): on average
+    its mean over these, whatever a batch or a worker draws, and it is part of `loss`. In validation all clips are
+    labelled and it is only told: `loss` is of the frames alone, as it is without labels.
     """
     if not labels:
         return lam(frames_BTCHW)
     output = lam(frames_BTCHW, actions_BT)
     if lam.training:
-        output.losses["labels"] = output.losses["labels"] / labels
+        output.losses["labels"] = output.losses["labels"] * 2 / (1 + labels)
         output.losses["loss"] = output.losses["loss"] + LABEL_WEIGHT * output.losses["labels"]
     return output
 

@@ -71,7 +71,7 @@ class CosineQuantizer(nn.Module):
 
         `labels` (...): the code that each feature is to have, -1 where that is not known. Then there is the loss
         `labels` too, the cross-entropy of the codes by cosine over `LABEL_TEMPERATURE`, 0 where there is no label and
-        averaged over all; codes are moving averages of the features that are to have them; and none is re-seeded.
+        averaged over all. No code is then re-seeded or a moving average: features come to codes, not codes to features.
         """
         with torch.autocast(features.device.type, enabled=False):
             unit = F.normalize(features.float(), dim=-1)
@@ -81,7 +81,7 @@ class CosineQuantizer(nn.Module):
             if labels is not None:
                 losses["labels"] = self._label_loss(unit, labels)
             if self.training and self.learns:
-                self._learn(flat, ids, labels)
+                self._learn(flat, ids, labelled=labels is not None)
             codes = F.embedding(ids, self.codebook).view_as(unit)
             losses["commitment"] = F.mse_loss(unit, codes.detach())
             if isinstance(self.rows, nn.Parameter):
@@ -122,18 +122,18 @@ class CosineQuantizer(nn.Module):
         return total / labels.numel()
 
     @torch.no_grad()
-    def _learn(self, flat_MD: Tensor, ids_M: Tensor, labels: Tensor | None) -> None:
-        if labels is not None:
-            ids_M = torch.where(labels.flatten() == HIDDEN, ids_M, labels.flatten())
+    def _learn(self, flat_MD: Tensor, ids_M: Tensor, *, labelled: bool) -> None:
         counts, sums = self._batch_sums(flat_MD, ids_M)
         weight = 1 - self.cfg.ema_decay
         total = counts.sum()
         self.use_K.lerp_(counts / total, weight)
+        if labelled:
+            # Features are all alike at first: codes that followed them would be too, and no loss could tell them apart.
+            return
         if self.cfg.codebook == "ema":
             self.sums_KD.lerp_(sums / total, weight)
             self.rows.copy_(F.normalize(self.sums_KD, dim=-1))
-        # A code that is kept for a label may be seldom seen: it is not to be taken for a dead one.
-        if labels is None and self.cfg.reseed_below and float(self.progress) < self.cfg.reseed_until:
+        if self.cfg.reseed_below and float(self.progress) < self.cfg.reseed_until:
             self._reseed(flat_MD, ids_M)
 
     def _batch_sums(self, flat_MD: Tensor, ids_M: Tensor) -> tuple[Tensor, Tensor]:

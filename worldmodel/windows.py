@@ -8,6 +8,8 @@ from typing import Any, overload
 
 import numpy as np
 
+from worldmodel.sampler import LabelledSampler, Sampler
+
 HIDDEN = -1
 """What batches hold in place of a recorded action that is not to be seen."""
 
@@ -45,6 +47,7 @@ class WindowIndex:
         # _ends[e] is the number of the first window after episode e.
         self._ends = self.windows_E.cumsum()
         self._labelled_E = np.ones(len(frames_E), bool)
+        self._labelled = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -74,7 +77,8 @@ class WindowIndex:
         return f"window {window_id} (session {episode.session_id} of {episode.game}, frame {start})"
 
     def show_actions(self, share: float) -> None:
-        """Let batches hold the recorded actions of this share of each game's episodes, rounded up, and else `HIDDEN`.
+        """Let batches hold the recorded actions of this share of each game's episodes, rounded up, and else `HIDDEN`;
+        and let samplers draw half of their windows from these episodes.
 
         `share`: in [0, 1]. Which episodes is decided by a hash of their session ids: the same ones wherever, whenever
         and in whatever order the data is read.
@@ -88,6 +92,11 @@ class WindowIndex:
         for ranked in games.values():
             shown = sorted(ranked)[: math.ceil(share * len(ranked))]
             self._labelled_E[[place for _, place in shown]] = True
+        self._labelled = np.flatnonzero(np.repeat(self._labelled_E, self.windows_E))
+
+    def with_labelled(self, order: Sampler) -> Sampler:
+        """The order, or where some actions are shown one that draws half of its windows from those."""
+        return LabelledSampler(order, self._labelled) if len(self._labelled) else order
 
     def shown(self, episodes_B: np.ndarray, actions_BT: np.ndarray) -> np.ndarray:
         """Recorded actions of windows of some episodes, or `HIDDEN` in their place."""
