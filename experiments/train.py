@@ -143,11 +143,16 @@ def run(args: Args) -> None:
 
 
 def model_config(args: Args) -> "WorldModelConfig":
-    """The preset's model, with the objective that was asked for. Raises InputError where the component has none."""
+    """The preset's model, with the objective and the kind of actions that were asked for.
+
+    Raises InputError for an objective of a component that has none.
+    """
     from envs.errors import InputError
     from worldmodel import preset
 
     config = preset(args.preset)
+    if args.component == "dynamics" and (args.lam is not None or args.joint_lam):
+        config = config.with_latent_actions()
     if args.objective is None:
         return config
     if args.component != "dynamics":
