@@ -19,7 +19,7 @@ from torch import Tensor
 
 from envs.episodes import decode_frames
 from envs.errors import InputError
-from worldmodel.sampler import ClipSampler
+from worldmodel.sampler import ClipSampler, Sampler
 from worldmodel.staging import one_size, open_staged, stage
 from worldmodel.windows import WindowIndex
 
@@ -33,7 +33,7 @@ class ClipBatch:
     frames_BTHWC: Tensor
     """uint8"""
     actions_BT: Tensor
-    """int64 (B, T - 1)"""
+    """int64 (B, T - 1); -1 where `WindowIndex.show_actions` hides them"""
     games_B: Tensor
     """int64, places in `Clips.games`"""
     window_ids_B: Tensor
@@ -90,9 +90,9 @@ class Clips(WindowIndex):
         columns = (self._places["num_frames"], self._places["game"], games, session_ids)
         super().__init__(*columns, length=length, stride=stride)
 
-    def sampler(self, seed: int) -> ClipSampler:
+    def sampler(self, seed: int) -> Sampler:
         """The order in which a `ClipLoader` draws."""
-        return ClipSampler(len(self), seed)
+        return self.with_labelled(ClipSampler(len(self), seed))
 
     def batch(self, window_ids: np.ndarray) -> ClipBatch:
         """Decode windows. Raises InputError that names the session where one is damaged."""
@@ -121,21 +121,10 @@ class Clips(WindowIndex):
         where = zip(rows_B["file"].tolist(), (rows_B["actions_start"] + starts_B).tolist(), strict=True)
         for number, (file, first) in enumerate(where):
             actions[number] = np.frombuffer(self._files[file].bytes, np.uint8, self.length - 1, first)
-        return torch.from_numpy(actions), torch.from_numpy(rows_B["game"].astype(np.int64))
+        return torch.from_numpy(self.shown(places_B, actions)), torch.from_numpy(rows_B["game"].astype(np.int64))
 
 
 Batch = TypeVar("Batch", covariant=True)
-
-
-class Sampler(Protocol):
-    """An endless order of windows: `ClipSampler`, or `worldmodel.streaming.StreamSampler`."""
-
-    @property
-    def seed(self) -> int: ...
-
-    def batch(self, samples_consumed: int, batch_size: int, rank: int, ranks: int) -> np.ndarray: ...
-
-    def epoch(self, samples_consumed: int) -> float: ...
 
 
 class Windows(Protocol[Batch]):

@@ -43,7 +43,7 @@ def _lam(job: Job, device: torch.device) -> Objective:
     lam = LatentActionModel(job.config)
     if job.init is not None:
         checkpoint.load_component(lam, "lam", job.init)
-    return FrameObjective(lam.to(device))
+    return FrameObjective(lam.to(device), labels=job.recipe.labels)
 
 
 def _dynamics(job: Job, device: torch.device) -> Objective:
@@ -61,7 +61,9 @@ def _dynamics(job: Job, device: torch.device) -> Objective:
     if not job.config.dynamics.latent_actions:
         return DynamicsObjective(dynamics, frozen)
     lam = _lam_of_dynamics(job, dynamics).to(device)
-    return (JointObjective if job.joint_lam else LatentDynamicsObjective)(dynamics, frozen, lam)
+    if job.joint_lam:
+        return JointObjective(dynamics, frozen, lam, labels=job.recipe.labels)
+    return LatentDynamicsObjective(dynamics, frozen, lam)
 
 
 def _lam_of_dynamics(job: Job, dynamics: Dynamics) -> LatentActionModel:

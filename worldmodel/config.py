@@ -272,9 +272,9 @@ PRESETS: dict[str, WorldModelConfig] = {
             codebook="ema",
             quantizer_start=0.3,
             commitment=0.0,
+            temporal=False,
             changed_pixel_weight=8.0,
             residual=True,
-            difference=True,
         ),
         dynamics=DynamicsConfig(
             dim=128,

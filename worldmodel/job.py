@@ -49,6 +49,11 @@ class Job:
     pairs: str | None = None
     """The episodes of `data` again, larger, for an upscaler."""
 
+    @property
+    def trains_lam(self) -> bool:
+        """Whether a latent action model is trained, alone or with the dynamics."""
+        return self.component == "lam" or self.joint_lam
+
     def identity(self) -> dict[str, Any]:
         """What the run is, as JSON data: written to config.json and into every checkpoint."""
         identity = {

@@ -1,7 +1,8 @@
 """Latent action model: which of a few actions turned each frame into the next (spec: section 3, table 9 of the paper).
 
-It is told no action. An encoder sees frames 0..t+1 and may say one of K codes; a decoder has to make frame t+1 from
-frames 0..t and that code. So the code comes to stand for what the past does not decide: what the player did.
+It need be told no action. An encoder sees frames 0..t+1 and may say one of K codes; a decoder has to make frame t+1
+from frames 0..t and that code. So the code comes to stand for what the past does not decide: what the player did, and
+whatever else moves. Recorded actions of a few clips (`TrainConfig.labels`) say which of it is the player's.
 
 Shapes: B clips, T frames, C=3, H=W pixels, h=w patches, D width, K latent actions.
 """
@@ -111,14 +112,18 @@ class LatentActionModel(nn.Module):
             raise InputError(f"latent actions: expected shape {expected}, one beside each frame, got {got}")
         return self.pixels(frames_BTCHW, F.embedding(actions_BT, self.codebook)).float().clamp(0, 1)
 
-    def forward(self, frames_BTCHW: Tensor) -> LatentActionOutput:
+    def forward(self, frames_BTCHW: Tensor, labels_BT: Tensor | None = None) -> LatentActionOutput:
         """A training pass over clips: frames 1..T-1 reconstructed, latent actions, named losses.
 
         loss = reconstruction MSE + codebook MSE + 0.25 commitment MSE, as of the tokenizer (`CosineQuantizer.total`).
+        `labels_BT`: recorded actions, int64 (B, T-1), -1 where not known; action a is to have code a, and the loss
+        `labels`, in no sum, says how far it has (`CosineQuantizer.forward`). Raises InputError for other actions.
         """
         self._check(frames_BTCHW)
+        if labels_BT is not None and int(labels_BT.max()) >= self.cfg.lam.codes:
+            raise InputError(f"labels: action {int(labels_BT.max())} has no code, lam.codes = {self.cfg.lam.codes}")
         features, _ = self.features(frames_BTCHW, None)
-        codes, actions, losses = self.quantizer(self.to_code(self.actions(features)))
+        codes, actions, losses = self.quantizer(self.to_code(self.actions(features)), labels_BT)
         made = self.pixels(frames_BTCHW[:, :-1], codes).float()
         weight = self.cfg.lam.changed_pixel_weight
         changed = changed_pixels(frames_BTCHW)

@@ -7,7 +7,7 @@ from worldmodel.checkpoint import encoder_sha256
 from worldmodel.clips import ClipBatch, model_frames
 from worldmodel.dynamics import Dynamics
 from worldmodel.latent_action import LatentActionModel
-from worldmodel.objectives import Batch, DynamicsObjective
+from worldmodel.objectives import Batch, DynamicsObjective, lam_pass
 from worldmodel.token_cache import LatentBatch, TokenFrameBatch
 from worldmodel.tokenizer import Tokenizer
 
@@ -58,8 +58,11 @@ class JointObjective(nn.Module):
     which tokens were masked, and moves while those tokens are given.
     """
 
-    def __init__(self, dynamics: Dynamics, tokenizer: Tokenizer, lam: LatentActionModel) -> None:
+    def __init__(
+        self, dynamics: Dynamics, tokenizer: Tokenizer, lam: LatentActionModel, *, labels: float = 0.0
+    ) -> None:
         super().__init__()
+        self.labels = labels
         self.model = DynamicsWithLam(dynamics, lam)
         self._frozen = (DynamicsObjective(dynamics, tokenizer),)
 
@@ -70,7 +73,7 @@ class JointObjective(nn.Module):
         """`loss` is the sum; the parts are called `dynamics_loss` and `lam_loss`. `progress`: in [0, 1]."""
         assert isinstance(batch, ClipBatch | TokenFrameBatch)
         self.model.lam.set_progress(progress)
-        output = self.model.lam(model_frames(batch.frames_BTHWC))
+        output = lam_pass(self.model.lam, model_frames(batch.frames_BTHWC), batch.actions_BT, self.labels)
         losses = self.model.dynamics.loss(self._frozen[0].tokens(batch), output.actions, progress=progress)
         own = {f"lam_{name}": value for name, value in output.losses.items()}
         return {**losses, **own, "dynamics_loss": losses["loss"], "loss": losses["loss"] + output.losses["loss"]}

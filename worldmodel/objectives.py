@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from worldmodel.checkpoint import encoder_sha256
 from worldmodel.clips import ClipBatch, model_frames
 from worldmodel.dynamics import Dynamics
-from worldmodel.latent_action import LatentActionModel
+from worldmodel.latent_action import LatentActionModel, LatentActionOutput
 from worldmodel.metrics import frame_psnr
 from worldmodel.pairs import PairBatch
 from worldmodel.token_cache import TokenBatch
@@ -38,12 +38,19 @@ class Objective(Protocol):
     def train(self, mode: bool = True) -> Any: ...
 
 
-class FrameObjective(nn.Module):
-    """An autoencoder's own losses on frames, and the PSNR of what it makes: tokenizer, or latent action model."""
+LABEL_WEIGHT = 1.0
+"""Of a latent action model's label loss beside its own losses."""
 
-    def __init__(self, model: Tokenizer | LatentActionModel) -> None:
+
+class FrameObjective(nn.Module):
+    """An autoencoder's own losses on frames, and the PSNR of what it makes: tokenizer, or latent action model.
+
+    `labels`: share of the training clips whose recorded actions a latent action model is shown, see `lam_pass`.
+    """
+
+    def __init__(self, model: Tokenizer | LatentActionModel, *, labels: float = 0.0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.labels = model, labels
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
@@ -53,7 +60,10 @@ class FrameObjective(nn.Module):
         assert isinstance(batch, ClipBatch)
         frames_BTCHW = model_frames(batch.frames_BTHWC)
         self.model.set_progress(progress)
-        output = self.model(frames_BTCHW)
+        if isinstance(self.model, LatentActionModel):
+            output = lam_pass(self.model, frames_BTCHW, batch.actions_BT, self.labels)
+        else:
+            output = self.model(frames_BTCHW)
         with torch.no_grad():
             made = output.frames.clamp(0, 1)
             quality = frame_psnr(made, frames_BTCHW[:, -made.shape[1] :]).mean()  # a LAM makes no first frame
@@ -64,6 +74,22 @@ class FrameObjective(nn.Module):
 
     def fingerprint(self) -> dict[str, str]:
         return {}
+
+
+def lam_pass(lam: LatentActionModel, frames_BTCHW: Tensor, actions_BT: Tensor, labels: float) -> LatentActionOutput:
+    """What a latent action model makes of clips. With `labels` > 0 the recorded actions that are not hidden count too.
+
+    In training the label loss is its sum over the share of the draws that is labelled (`LabelledSampler`): on average
+    its mean over these, whatever a batch or a worker draws, and it is part of `loss`. In validation all clips are
+    labelled and it is only told: `loss` is of the frames alone, as it is without labels.
+    """
+    if not labels:
+        return lam(frames_BTCHW)
+    output = lam(frames_BTCHW, actions_BT)
+    if lam.training:
+        output.losses["labels"] = output.losses["labels"] * 2 / (1 + labels)
+        output.losses["loss"] = output.losses["loss"] + LABEL_WEIGHT * output.losses["labels"]
+    return output
 
 
 class TokenizerObjective(FrameObjective):

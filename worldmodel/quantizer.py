@@ -14,6 +14,10 @@ from torch.nn import functional as F
 
 from worldmodel.config import AutoencoderConfig
 from worldmodel.parallel import shared_like, whole
+from worldmodel.windows import HIDDEN
+
+LABEL_TEMPERATURE = 0.1
+"""What cosines are divided by to be the logits of labelled codes."""
 
 
 class CosineQuantizer(nn.Module):
@@ -59,20 +63,27 @@ class CosineQuantizer(nn.Module):
         """Index of the nearest code. (..., D) -> int64 (...)."""
         return nearest(F.normalize(features.float(), dim=-1).flatten(0, -2), self.codebook).view(features.shape[:-1])
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(..., D) -> (unit vectors of the same shape, ids (...), losses `codebook` and `commitment`).
 
         In training it also learns: moving averages, and codes that died are re-seeded with the global random state, a
         learnt codebook's by `settle`.
+
+        `labels` (...): the code that each feature is to have, -1 where that is not known. Then there is the loss
+        `labels` too, the cross-entropy of the codes by cosine over `LABEL_TEMPERATURE`, 0 where there is no label and
+        averaged over all. No code is then re-seeded or a moving average: features come to codes, not codes to features.
         """
         with torch.autocast(features.device.type, enabled=False):
             unit = F.normalize(features.float(), dim=-1)
             flat = unit.detach().flatten(0, -2)
             ids = nearest(flat, self.codebook.detach())
+            losses: dict[str, Tensor] = {}
+            if labels is not None:
+                losses["labels"] = self._label_loss(unit, labels)
             if self.training and self.learns:
-                self._learn(flat, ids)
+                self._learn(flat, ids, labelled=labels is not None)
             codes = F.embedding(ids, self.codebook).view_as(unit)
-            losses = {"commitment": F.mse_loss(unit, codes.detach())}
+            losses["commitment"] = F.mse_loss(unit, codes.detach())
             if isinstance(self.rows, nn.Parameter):
                 losses["codebook"] = F.mse_loss(codes, unit.detach())
             quantised = unit + (codes - unit).detach() if self.active else unit
@@ -105,12 +116,20 @@ class CosineQuantizer(nn.Module):
             self.rows.copy_(shared_like(rows, self.rows))
         self._moves.clear()
 
+    def _label_loss(self, unit: Tensor, labels: Tensor) -> Tensor:
+        logits = unit.flatten(0, -2) @ self.codebook.T / LABEL_TEMPERATURE
+        total = F.cross_entropy(logits, labels.flatten(), ignore_index=HIDDEN, reduction="sum")
+        return total / labels.numel()
+
     @torch.no_grad()
-    def _learn(self, flat_MD: Tensor, ids_M: Tensor) -> None:
+    def _learn(self, flat_MD: Tensor, ids_M: Tensor, *, labelled: bool) -> None:
         counts, sums = self._batch_sums(flat_MD, ids_M)
         weight = 1 - self.cfg.ema_decay
         total = counts.sum()
         self.use_K.lerp_(counts / total, weight)
+        if labelled:
+            # Features are all alike at first: codes that followed them would be too, and no loss could tell them apart.
+            return
         if self.cfg.codebook == "ema":
             self.sums_KD.lerp_(sums / total, weight)
             self.rows.copy_(F.normalize(self.sums_KD, dim=-1))

@@ -54,6 +54,9 @@ class TrainConfig:
     put together block by block when they are needed)."""
     ema: float = 0.0
     """Decay of a moving average of the weights; 0 for none. Where there is one it is validated and exported."""
+    labels: float = 0.0
+    """Latent action model: share of each game's episodes, in [0, 1] and rounded up, whose recorded actions it may see
+    while it trains, so that its first codes stand for them; a hash of their session ids decides which."""
     upscaler: str = ""
     """Upscaler: its shape, one of `worldmodel.upscaler.SHAPES`."""
     token_cache: bool = True
@@ -109,6 +112,8 @@ class TrainConfig:
                 raise InputError(f"{name} = {getattr(self, name)!r}: choose {' or '.join(choices)}")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema = {self.ema}: a decay is at least 0 (no average) and below 1, e.g. 0.999")
+        if not 0 <= self.labels <= 1:
+            raise InputError(f"labels = {self.labels}: the share of labelled episodes is in [0, 1], e.g. 0.05")
         if not 0 < self.min_lr <= self.lr or not math.isfinite(self.lr):
             raise InputError(f"min_lr = {self.min_lr}, lr = {self.lr}: need 0 < min_lr <= lr")
 

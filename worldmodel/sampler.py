@@ -7,6 +7,7 @@ talking to each other.
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -90,3 +91,43 @@ class ClipSampler:
     def epoch(self, samples_consumed: int) -> float:
         """Passes over the data so far, in [0, inf)."""
         return samples_consumed / self.windows
+
+
+class Sampler(Protocol):
+    """An endless order of windows: `ClipSampler`, `worldmodel.streaming.StreamSampler`, or one with labels."""
+
+    @property
+    def seed(self) -> int: ...
+
+    def batch(self, samples_consumed: int, batch_size: int, rank: int, ranks: int) -> np.ndarray: ...
+
+    def epoch(self, samples_consumed: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class LabelledSampler:
+    """Another order in which half of the windows, by chance, give way to labelled ones, drawn with replacement.
+
+    A few labelled episodes among many would else be seen too seldom. What chance decides is a function of the seed, the
+    window and the samples consumed before its batch: the same after resuming and for any number of ranks.
+    """
+
+    order: Sampler
+    labelled: np.ndarray
+    """Numbers of the labelled windows, int64."""
+
+    @property
+    def seed(self) -> int:
+        """That of the order."""
+        return self.order.seed
+
+    def batch(self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
+        """This rank's windows of the global batch that starts at `samples_consumed`, int64 (batch_size / ranks,)."""
+        window_ids = self.order.batch(samples_consumed, batch_size, rank, ranks)
+        draws = mixed(key_of(self.seed, "labelled", samples_consumed), window_ids)
+        others = self.labelled[(draws >> np.uint64(1)) % np.uint64(len(self.labelled))]
+        return np.where(draws % np.uint64(2) == 0, others, window_ids)
+
+    def epoch(self, samples_consumed: int) -> float:
+        """Passes over the data so far, in [0, inf), as if nothing gave way."""
+        return self.order.epoch(samples_consumed)

@@ -22,6 +22,7 @@ from envs.episodes import EpisodeReader, decode_frames
 from envs.errors import InputError
 from envs.runs import console, progress
 from worldmodel.clips import ClipBatch
+from worldmodel.sampler import Sampler
 from worldmodel.staging import MAX_DAMAGED, checked_blobs
 from worldmodel.stream_order import Draws, StreamOrder
 from worldmodel.windows import WindowIndex
@@ -92,9 +93,9 @@ class StreamClips(WindowIndex):
         self.skipped: dict[str, str] = {}
         """Session that was left out -> what is wrong with it."""
 
-    def sampler(self, seed: int) -> "StreamSampler":
+    def sampler(self, seed: int) -> Sampler:
         """The order in which a `ClipLoader` draws."""
-        return StreamSampler(self, seed)
+        return self.with_labelled(StreamSampler(self, seed))
 
     def batch(self, window_ids: np.ndarray) -> ClipBatch:
         """Decode windows; those of a damaged session are replaced, and the batch then has the numbers of others."""
@@ -119,7 +120,7 @@ class StreamClips(WindowIndex):
             shape = {"height": height, "width": width, "chunk": session.chunk}
             decode_frames(session.blobs, start, start + self.length, **shape, out=frames_BTHWC[number])
             actions_BT[number] = session.actions[start : start + self.length - 1]
-        arrays = (frames_BTHWC, actions_BT, self._game_E[places_B], window_ids)
+        arrays = (frames_BTHWC, self.shown(places_B, actions_BT), self._game_E[places_B], window_ids)
         return ClipBatch(*map(torch.from_numpy, arrays))
 
     def close(self) -> None:

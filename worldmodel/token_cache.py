@@ -20,8 +20,9 @@ from envs.errors import InputError
 from envs.files import sync_folder
 from envs.runs import progress
 from worldmodel.checkpoint import encoder_sha256
-from worldmodel.clips import Clips, ClipSampler, model_frames
+from worldmodel.clips import Clips, model_frames
 from worldmodel.latent_action import LatentActionModel
+from worldmodel.sampler import Sampler
 from worldmodel.tokenizer import Tokenizer
 
 
@@ -74,7 +75,7 @@ class TokenClips:
     def __len__(self) -> int:
         return len(self._clips)
 
-    def sampler(self, seed: int) -> ClipSampler:
+    def sampler(self, seed: int) -> Sampler:
         """The order in which a `ClipLoader` draws: that of the clips."""
         return self._clips.sampler(seed)
 

@@ -89,7 +89,7 @@ def train(
         decoder_only=decoder_only,
         pairs=None if pairs is None else str(pairs if is_remote(pairs) else Path(pairs).absolute()),
     )
-    _check(job, workers, resume)
+    _check(job, workers, resume, config.actions)
     newest = checkpoint.newest_checkpoint(job.out)
     if newest is None or checkpoint.open_checkpoint(newest).step < recipe.iterations:
         finished = _fit_on_workers(job, workers) if workers else _fit_here(job)
@@ -101,7 +101,7 @@ def train(
     return newest
 
 
-def _check(job: Job, workers: int, resume: bool) -> None:
+def _check(job: Job, workers: int, resume: bool, real_actions: int) -> None:
     """Refuse what a person can have got wrong, before anything starts."""
     if job.component not in COMPONENTS:
         raise InputError(f"unknown component {job.component!r}: choose one of {', '.join(COMPONENTS)}")
@@ -114,6 +114,10 @@ def _check(job: Job, workers: int, resume: bool) -> None:
         raise InputError(f"--tokenizer is not for {job.component}; to continue from its weights give --init")
     if (job.lam is not None or job.joint_lam) and not component.takes_lam:
         raise InputError(f"--lam and --joint-lam are not for {job.component}: they are for dynamics on latent actions")
+    if job.recipe.labels and not job.trains_lam:
+        raise InputError(f"--labels are for a latent action model: train {job.component} without, or with --joint-lam")
+    if job.recipe.labels and real_actions > job.config.lam.codes:
+        raise InputError(f"--labels: {real_actions} actions, {job.config.lam.codes} codes: lam.codes must be as many")
     if job.decoder_only and not (component.decoder_only and job.init is not None):
         raise InputError("--recipe finetune trains the decoder of a trained tokenizer: give it with --init")
     if component.needs_pairs != (job.pairs is not None) or (component.needs_pairs and job.recipe.stream_sessions):
@@ -149,6 +153,8 @@ def open_data(
         Clips(job.data, job.cache_dir, length=recipe.clip_length, stride=recipe.clip_stride, split=split)
         for split in ("train", "val")
     )
+    if job.trains_lam:
+        train.show_actions(recipe.labels)
     windows: Clips | TokenClips = train
     pays = recipe.token_cache and recipe.iterations * recipe.batch_size >= len(train)
     if isinstance(objective, DynamicsObjective | JointObjective) and pays:
@@ -195,6 +201,8 @@ def _open_streams(job: Job) -> tuple[StreamClips, StreamClips | None]:
         )
         for split in ("train", "val")
     )
+    if job.trains_lam:
+        train.show_actions(recipe.labels)
     return train, validation if len(validation) else None
 
 

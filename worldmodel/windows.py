@@ -1,10 +1,17 @@
 """Numbering of windows: an episode of T + 1 frames has one at every `stride`-th frame, and none crosses its end."""
 
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
+
+from worldmodel.sampler import LabelledSampler, Sampler
+
+HIDDEN = -1
+"""What batches hold in place of a recorded action that is not to be seen."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class WindowIndex:
         """Windows of each episode, int64 (E,)."""
         # _ends[e] is the number of the first window after episode e.
         self._ends = self.windows_E.cumsum()
+        self._labelled_E = np.ones(len(frames_E), bool)
+        self._labelled = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -66,6 +75,32 @@ class WindowIndex:
         place, start = self.locate(window_id)
         episode = self.episodes[place]
         return f"window {window_id} (session {episode.session_id} of {episode.game}, frame {start})"
+
+    def show_actions(self, share: float) -> None:
+        """Let batches hold the recorded actions of this share of each game's episodes, rounded up, and else `HIDDEN`;
+        and let samplers draw half of their windows from these episodes.
+
+        `share`: in [0, 1]. Which episodes is decided by a hash of their session ids: the same ones wherever, whenever
+        and in whatever order the data is read.
+        """
+        games: dict[str, list[tuple[str, int]]] = {}
+        for place in np.flatnonzero(self.windows_E).tolist():
+            episode = self.episodes[place]
+            rank = hashlib.sha256(f"labelled {episode.session_id}".encode()).hexdigest()
+            games.setdefault(episode.game, []).append((rank, place))
+        self._labelled_E[:] = False
+        for ranked in games.values():
+            shown = sorted(ranked)[: math.ceil(share * len(ranked))]
+            self._labelled_E[[place for _, place in shown]] = True
+        self._labelled = np.flatnonzero(np.repeat(self._labelled_E, self.windows_E))
+
+    def with_labelled(self, order: Sampler) -> Sampler:
+        """The order, or where some actions are shown one that draws half of its windows from those."""
+        return LabelledSampler(order, self._labelled) if len(self._labelled) else order
+
+    def shown(self, episodes_B: np.ndarray, actions_BT: np.ndarray) -> np.ndarray:
+        """Recorded actions of windows of some episodes, or `HIDDEN` in their place."""
+        return np.where(self._labelled_E[episodes_B, None], actions_BT, HIDDEN)
 
     def spread(self, count: int) -> np.ndarray:
         """At most `count` window numbers, evenly spread over all, the same at every call; all for 0. int64 (N,)"""
