@@ -11,7 +11,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,20 +64,11 @@ def reward(args: Args, scratch: Path) -> Iterator[Row]:
 
 def scaling(args: Args) -> Iterator[Row]:
     """Two runners against one, where the system lets a process be held on a core: on a core each."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
-    if len(cores) > 1:
-        rates = [sampling_rate(args, None, runners, cores=cores[:runners]) for runners in (2, 1)]
+    if hasattr(os, "sched_setaffinity") and len(os.sched_getaffinity(0)) > 1:
+        rates = [sampling_rate(args, None, runners, pin=True) for runners in (2, 1)]
         yield Row("reward", "two runners, a core each", rates[0], "steps/s", "one runner on a core", rates[1], 1.8)
     rates = [sampling_rate(args, None, runners) for runners in (2, 1)]
     yield Row("reward", "two runners, any core", rates[0], "steps/s", "one runner, any core", rates[1])
-
-
-def hold(runner: Any, cores: Sequence[int]) -> None:
-    """Keep a runner and its games on one core, the runners in turn."""
-    core = cores[(runner.worker_index - 1) % len(cores)]
-    for process in (os.getpid(), *(game.pid for game in runner.env.unwrapped.processes)):
-        for thread in os.listdir(f"/proc/{process}/task"):
-            os.sched_setaffinity(int(thread), {core})
 
 
 def save_model(folder: Path, *, thin: bool) -> Path:
@@ -99,10 +90,12 @@ class NullScorer:
         return lambda: np.zeros((len(frames_B5HWC), 1), np.float32)
 
 
-def explorer(args: Args, scorer: Callable[[], Any] | None, runners: int, steps: int = STEPS) -> AutoExplore:
+def explorer(
+    args: Args, scorer: Callable[[], Any] | None, runners: int, steps: int = STEPS, pin: bool = False
+) -> AutoExplore:
     """The algorithm of preset cpu, 4 games a runner, with next to nothing to learn."""
     plan = dataclasses.replace(
-        recipe("cpu", runners=runners), steps=steps, updates=1, batch_size=1, evaluate_every=1_000
+        recipe("cpu", runners=runners, pin_runners=pin), steps=steps, updates=1, batch_size=1, evaluate_every=1_000
     )
     algorithm: Any = configure(plan, args.games, scorer).build_algo()
     return algorithm
@@ -114,16 +107,14 @@ def sampling_rate(
     runners: int = 2,
     repeats: int | None = None,
     steps: int = STEPS,
-    cores: Sequence[int] = (),
+    pin: bool = False,
 ) -> float:
     """Steps sampled per second by runners with 4 games each: the median over epochs, after one to warm up.
 
-    `cores`: those that the runners are held on, if any.
+    `pin`: hold each runner on a core of its own.
     """
-    algorithm = explorer(args, scorer, runners, steps)
+    algorithm = explorer(args, scorer, runners, steps, pin)
     try:
-        if cores:
-            algorithm.env_runner_group.foreach_env_runner(partial(hold, cores=cores), local_env_runner=False)
         rates = []
         for _ in range((repeats or args.repeats) + 1):
             result: Any = algorithm.train()

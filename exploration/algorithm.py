@@ -76,7 +76,7 @@ class AutoExploreConfig(AlgorithmConfig):
         self.channels, self.units = defaults.network.channels, defaults.network.units
         self.normalize_rewards, self.cut_rewards = defaults.normalize_rewards, defaults.cut_rewards
         self.precision = defaults.precision
-        self.runner_threads = 1
+        self.runner_threads, self.pin_runners = 1, defaults.pin_runners
         self.step_timeout_s = STEP_SECONDS
         self.gamma, self.lr = loss.gamma, defaults.lr
         self.grad_clip, self.grad_clip_by = defaults.grad_clip, "global_norm"
@@ -165,7 +165,7 @@ _OWN_SETTINGS = frozenset(
     (
         *("top_fraction", "epsilon", "final_epsilon", "epsilon_epochs", "temperature", "steps_per_epoch"),
         *("updates_per_epoch", "segments", "segment", "burn_in", "replay_capacity", "replay_in_checkpoint"),
-        *("lambda_", "entropy_coeff", "value_coeff", "returns", "rho_clip", "normalize_advantages"),
+        *("lambda_", "entropy_coeff", "value_coeff", "returns", "rho_clip", "normalize_advantages", "pin_runners"),
         *("normalize_rewards", "cut_rewards", "channels", "units", "precision", "runner_threads", "step_timeout_s"),
     )
 )

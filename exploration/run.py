@@ -54,6 +54,7 @@ def explore(
     scorer: str = "local",
     runners: int | None = None,
     envs_per_runner: int | None = None,
+    pin_runners: bool = False,
     epochs: int | None = None,
     learners: int | None = None,
     top_fraction: float | None = None,
@@ -67,13 +68,14 @@ def explore(
 
     `plan` stands in for the preset's. The envs of all runners get the games in turn; where `envs_per_runner` is None
     and the preset's are too few, there are as many as the games need. `reward`, `reward_data` and `scorer` are those of
-    `RewardSource`, and so is `app`; count, random and env need no model. Of the other numbers None keeps the preset's.
+    `RewardSource`, and so is `app`; count, random and env need no model. `pin_runners`: that of `ExploreRecipe`, on
+    where either says so. Of the other numbers None keeps the preset's.
     `init`: a policy's folder, whose weights the agent begins with. `watch`: show it on the terminal. With `resume` the
     newest checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay; a finished run returns at
     once. Runs on the Ray that is there, or on a local one. Raises InputError for what cannot be meant.
     """
     changes = {"runners": runners, "epochs": epochs, "learners": learners, "top_fraction": top_fraction}
-    plan = changed(plan or recipe(preset), envs_per_runner=envs_per_runner, **changes)
+    plan = changed(plan or recipe(preset), envs_per_runner=envs_per_runner, pin_runners=pin_runners or None, **changes)
     names = [game_name(game) for game in games]
     if envs_per_runner is None and names:
         needed = math.ceil(len(names) / max(plan.runners, 1))
@@ -146,7 +148,13 @@ def configure(
         num_learners=learners, num_gpus_per_learner=serve.gpus, custom_resources_per_learner=serve.resources
     )
     config.training(lr=plan.lr, grad_clip=plan.grad_clip, **loss, **network, **schedule, **kept)
-    config.training(steps_per_epoch=plan.steps, updates_per_epoch=plan.updates, segments=plan.batch_size)
+    config.training(pin_runners=plan.pin_runners)
+    config.training(
+        pin_runners=plan.pin_runners,
+        steps_per_epoch=plan.steps,
+        updates_per_epoch=plan.updates,
+        segments=plan.batch_size,
+    )
     config.evaluation(
         evaluation_interval=plan.evaluate_every,
         evaluation_num_env_runners=0,
