@@ -148,7 +148,6 @@ def configure(
         num_learners=learners, num_gpus_per_learner=serve.gpus, custom_resources_per_learner=serve.resources
     )
     config.training(lr=plan.lr, grad_clip=plan.grad_clip, **loss, **network, **schedule, **kept)
-    config.training(pin_runners=plan.pin_runners)
     config.training(
         pin_runners=plan.pin_runners,
         steps_per_epoch=plan.steps,
