@@ -2,7 +2,9 @@
 
 Every `every` epochs the worst agents take over weights, optimizer and replay of the best ones and vary their settings.
 Agents learn from rewards of their own `top_fraction`, but are compared by the return of evaluations at the paper's
-fraction, acting without chance: by their own, the smallest fraction would always look the best.
+fraction, without epsilon and at temperature 1: by their own, the smallest fraction would always look the best. They act
+there as the preset has it, by chance or not: at `cpu` the likeliest action alone is one button for ever, the same return
+from very different agents.
 
 <out>/config.json   as every run
 <out>/rows.jsonl    every epoch of every agent, as it was played
@@ -156,7 +158,7 @@ def tune(
         raise InputError(f"{trials} trials: a population needs 2 or more")
     if not 1 <= every < plan.epochs:
         raise InputError(f"every {every}: agents must be compared within the {plan.epochs} epochs, give 1 or more")
-    plan = dataclasses.replace(plan, evaluate_every=every, evaluate_greedily=True)
+    plan = dataclasses.replace(plan, evaluate_every=every)
     names = [game_name(game) for game in games]
     out = Path(out)
     told = {"games": names, "model": str(model_path), "scorer": scorer, "seed": seed, "trials": trials}
