@@ -3,8 +3,8 @@
 Every `every` epochs the worst agents take over weights, optimizer and replay of the best ones and vary their settings.
 Agents learn from rewards of their own `top_fraction`, but are compared by the return of evaluations at the paper's
 fraction, without epsilon and at temperature 1: by their own, the smallest fraction would always look the best. They act
-there as the preset has it, by chance or not: at `cpu` the likeliest action alone is one button for ever, the same return
-from very different agents.
+there as the preset has it, by chance or not: at `cpu` the likeliest action alone is one button for ever, and very
+different agents have one return.
 
 <out>/config.json   as every run
 <out>/rows.jsonl    every epoch of every agent, as it was played
