@@ -38,8 +38,8 @@ class Args(RunArgs):
     joint_lam: bool = False
     """For dynamics: train the latent action model at the same time, that of --lam or a new one."""
     labels: float | None = None
-    """For lam, and dynamics with --joint-lam: share of each game's episodes whose recorded actions the latent action
-    model may see, e.g. 0.05, so that its codes stand for buttons. Without it it sees none."""
+    """For lam, and dynamics with --joint-lam: share of each game's episodes, rounded up, whose recorded actions the
+    latent action model may see, e.g. 0.05, so that its codes stand for buttons. Default: none."""
     objective: Literal["masked", "masked_frames", "clean_past"] | None = None
     """For dynamics, where the preset's does not fit: masked (the paper's, one ratio for all frames of a clip),
     masked_frames (a ratio for each, knows most of the frame that the reward asks about) or clean_past (generates best

@@ -154,16 +154,15 @@ def test_with_labels_codes_stand_for_the_buttons_of_held_out_episodes(tmp_path: 
     )
     own, mapped = {}, {}
     for share in (0.0, 0.1):
-        settings = recipe("lam", "debug", iterations=150, batch_size=8, lr=1e-2, labels=share, validate_every=150)
+        settings = recipe("lam", "debug", iterations=100, batch_size=8, lr=1e-2, labels=share, validate_every=100)
         train("lam", config=DEBUG, recipe=settings, data=[data], out=tmp_path / str(share))
         lam = load_lam(tmp_path / str(share))
         counts = count_actions(lam, held_out, actions=5)["Counting"]
         own[share] = agreement(counts, list(range(5)))["kappa"]
         mapped[share] = agreement(counts, ActionMap.fit(lam, known).latents("Counting"))["kappa"]
-    print(own, mapped)
     assert own[0.1] > 0.9  # code a is button a, without a map
     assert own[0.0] < 0.5
-    assert mapped[0.1] > 0.9
+    assert mapped[0.1] > max(0.9, mapped[0.0])
     rows = read_metrics(tmp_path / "0.1")
     assert rows[-1]["validation/labels"] < 0.5
     assert not any("labels" in name for row in read_metrics(tmp_path / "0.0") for name in row)

@@ -56,7 +56,8 @@ class TrainConfig:
     """Decay of a moving average of the weights; 0 for none. Where there is one it is validated and exported."""
     labels: float = 0.0
     """Latent action model: share of each game's episodes, in [0, 1] and rounded up, whose recorded actions it may see
-    while it trains, so that its first codes stand for them; a hash of their session ids decides which."""
+    while it trains, so that code a stands for action a. A hash of their session ids decides which; half of the clips
+    are drawn from them, so that a stream wants room for all of them in stream_sessions."""
     upscaler: str = ""
     """Upscaler: its shape, one of `worldmodel.upscaler.SHAPES`."""
     token_cache: bool = True
