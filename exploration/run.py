@@ -39,6 +39,7 @@ from exploration.showing import make_films
 from exploration.sources import RewardSource
 from exploration.vector import check_places
 from exploration.watch import Watch
+from worldmodel.stopping import Interrupt
 
 
 @ray_session()
@@ -202,8 +203,10 @@ class _Run:
 
     def train(self, epoch: int) -> None:
         """All epochs from `epoch` on."""
-        with self._display(epoch) as bar:
+        with self._display(epoch) as bar, Interrupt(at_once=True) as interrupt:
             while epoch < self.plan.epochs:
+                if interrupt.asked():
+                    raise KeyboardInterrupt
                 started = time.monotonic()
                 self._take_changes(epoch + 1)
                 result = self.algorithm.train()

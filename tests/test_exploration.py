@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 
 import gymnasium
@@ -15,7 +16,7 @@ import torch
 from envs.errors import InputError
 from envs.runs import read_metrics
 from exploration import explore, load_policy
-from exploration.algorithm import AutoExploreConfig
+from exploration.algorithm import AutoExplore, AutoExploreConfig
 from exploration.checkpoint import complete_checkpoints, load_checkpoint
 from exploration.learner import LossConfig
 from exploration.policy import behaviour_log_probabilities
@@ -303,3 +304,21 @@ def test_runners_and_their_games_are_held_on_a_core_each(ray_cluster, monkeypatc
     monkeypatch.delattr(os, "sched_setaffinity")
     with pytest.raises(InputError, match="Linux"):
         recipe("cpu", pin_runners=True)
+
+
+def test_ctrl_c_that_something_swallows_still_ends_the_run(ray_cluster, tmp_path, monkeypatch):
+    """As Python drops what a finaliser raises: the epoch is played to its end and saved, and no other begins."""
+    train = AutoExplore.train
+
+    def interrupted(algorithm):
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+            pytest.fail("nothing was raised")
+        return train(algorithm)
+
+    monkeypatch.setattr(AutoExplore, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        explore(["Counting"], None, tmp_path / "run", preset="debug", reward="count", runners=0, epochs=50)
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1]
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step-00000001"]

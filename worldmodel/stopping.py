@@ -1,4 +1,4 @@
-"""How a training run is asked to stop: Ctrl+C in its own process, a file for workers elsewhere."""
+"""How a run is asked to stop: Ctrl+C in its own process, a file for workers elsewhere."""
 
 import signal
 import threading
@@ -11,10 +11,14 @@ from envs.runs import console
 
 
 class Interrupt:
-    """While entered, the first Ctrl+C asks for a stop after the current step, and the second one stops at once."""
+    """While entered, the first Ctrl+C asks for a stop after the current step, and the second one stops at once.
 
-    def __init__(self) -> None:
-        self._asked = False
+    With `at_once` the first one does too, and is remembered: where it meets code that may not raise, a finaliser for
+    one, Python drops the exception, and only who asks afterwards hears of it.
+    """
+
+    def __init__(self, *, at_once: bool = False) -> None:
+        self._asked, self._at_once = False, at_once
         self._before: Any = None
 
     def asked(self) -> bool:
@@ -31,7 +35,8 @@ class Interrupt:
             signal.signal(signal.SIGINT, self._before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+        if self._asked or self._at_once:
+            self._asked = True
             raise KeyboardInterrupt
         self._asked = True
         line = "stopping after this step, with a checkpoint; press Ctrl+C again to stop at once without one"
