@@ -46,18 +46,16 @@ class Args(GameArgs, RunArgs):
     """Show the agent's newest screen, the model's doubts and the figures in the terminal, in colour."""
 
 
+SETTINGS = ("runners", "envs_per_runner", "pin_runners", "learners", "epochs", "top_fraction")
+"""The flags that change a setting of the preset."""
+
+
 def run(args: Args) -> None:
     """Train and say where the best checkpoint lies."""
     from exploration.recipes import recipe
 
-    recipe(
-        args.preset,
-        top_fraction=args.top_fraction,
-        epochs=args.epochs,
-        learners=args.learners,
-        runners=args.runners,
-        pin_runners=args.pin_runners,
-    )
+    changes = {name: getattr(args, name) for name in SETTINGS}
+    recipe(args.preset, **changes)
     games = args.chosen()
     for folder in args.reward_data:
         check_folder(Path(folder), "data folder", "collect")
@@ -76,14 +74,9 @@ def run(args: Args) -> None:
             reward=args.reward,
             reward_data=args.reward_data,
             scorer=args.scorer,
-            runners=args.runners,
-            envs_per_runner=args.envs_per_runner,
-            pin_runners=args.pin_runners,
-            learners=args.learners,
-            epochs=args.epochs,
-            top_fraction=args.top_fraction,
             watch=args.watch,
             resume=args.resume,
             seed=args.seed,
+            **changes,
         )
     console.print(f"best checkpoint: {best}; play it with `autoexplore collect --policy checkpoint:{best}`")

@@ -55,7 +55,7 @@ def explore(
     scorer: str = "local",
     runners: int | None = None,
     envs_per_runner: int | None = None,
-    pin_runners: bool = False,
+    pin_runners: bool | None = None,
     epochs: int | None = None,
     learners: int | None = None,
     top_fraction: float | None = None,
@@ -69,14 +69,15 @@ def explore(
 
     `plan` stands in for the preset's. The envs of all runners get the games in turn; where `envs_per_runner` is None
     and the preset's are too few, there are as many as the games need. `reward`, `reward_data` and `scorer` are those of
-    `RewardSource`, and so is `app`; count, random and env need no model. `pin_runners`: that of `ExploreRecipe`, on
-    where either says so. Of the other numbers None keeps the preset's.
+    `RewardSource`, and so is `app`; count, random and env need no model. Of the other settings None keeps the
+    preset's.
     `init`: a policy's folder, whose weights the agent begins with. `watch`: show it on the terminal. With `resume` the
     newest checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay; a finished run returns at
     once. Runs on the Ray that is there, or on a local one. Raises InputError for what cannot be meant.
     """
-    changes = {"runners": runners, "epochs": epochs, "learners": learners, "top_fraction": top_fraction}
-    plan = changed(plan or recipe(preset), envs_per_runner=envs_per_runner, pin_runners=pin_runners or None, **changes)
+    changes: dict[str, Any] = {"runners": runners, "envs_per_runner": envs_per_runner, "pin_runners": pin_runners}
+    changes |= {"epochs": epochs, "learners": learners, "top_fraction": top_fraction}
+    plan = changed(plan or recipe(preset), **changes)
     names = [game_name(game) for game in games]
     if envs_per_runner is None and names:
         needed = math.ceil(len(names) / max(plan.runners, 1))

@@ -38,10 +38,6 @@ class Objective(Protocol):
     def train(self, mode: bool = True) -> Any: ...
 
 
-LABEL_WEIGHT = 1.0
-"""Of a latent action model's label loss beside its own losses."""
-
-
 class FrameObjective(nn.Module):
     """An autoencoder's own losses on frames, and the PSNR of what it makes: tokenizer, or latent action model.
 
@@ -88,7 +84,7 @@ def lam_pass(lam: LatentActionModel, frames_BTCHW: Tensor, actions_BT: Tensor, l
     output = lam(frames_BTCHW, actions_BT)
     if lam.training:
         output.losses["labels"] = output.losses["labels"] * 2 / (1 + labels)
-        output.losses["loss"] = output.losses["loss"] + LABEL_WEIGHT * output.losses["labels"]
+        output.losses["loss"] = output.losses["loss"] + output.losses["labels"]
     return output
 
 
