@@ -7,6 +7,7 @@ which are all alike: each ratio stays and takes a minute instead of ten.
 
 import dataclasses
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,38 +41,45 @@ SMALL: dict[str, Any] = {"dim": 256, "heads": 4}
 def training(args: Args, scratch: Path) -> Iterator[Row]:
     """A training step's FLOP/s against this machine's matrix products of the same shapes; tokens a second; memory."""
     for component in ("tokenizer", "dynamics"):
-        found = in_a_process(component, "paper", args.repeats)
-        rate, products = found["flops"] / found["seconds"] / 1e9, found["products"] / 1e9
-        yield Row("training", f"{component}, paper", rate, "GFLOP/s", "matrix products alone", products, 0.6)
-        yield Row("training", f"{component}, paper, 1 clip", found["tokens"] / found["seconds"], "tokens/s")
-        if component == "tokenizer":
-            peak, wanted = found["peak"] / 1e6, MEMORY / 1e6
-            yield Row("training", "its peak memory", peak, "MB", "wanted at most", wanted, 1.0, at_most=True)
+        for compiled in (False, True):
+            found = in_a_process(component, "paper", args.repeats, compiled)
+            rate, products = found["flops"] / found["seconds"] / 1e9, found["products"] / 1e9
+            what = f"{component}, paper{', --compile' if compiled else ''}"
+            yield Row("training", what, rate, "GFLOP/s", "matrix products alone", products, 0.6)
+            yield Row("training", f"{what}, 1 clip", found["tokens"] / found["seconds"], "tokens/s")
+            if component == "tokenizer":
+                peak, wanted = found["peak"] / 1e6, MEMORY / 1e6
+                yield Row("training", "its peak memory", peak, "MB", "wanted at most", wanted, 1.0, at_most=True)
     for component in ("tokenizer", "dynamics"):
-        found = in_a_process(component, "small", args.repeats)
+        found = in_a_process(component, "small", args.repeats, compiled=False)
         yield Row("training", f"{component}, small, 2 clips: a step", 1000 * found["seconds"], "ms")
     yield cached_tokens(args)
 
 
-def in_a_process(component: str, size: str, repeats: int) -> dict[str, float]:
+def in_a_process(component: str, size: str, repeats: int, compiled: bool) -> dict[str, float]:
     """`steps` in a fresh process, with the most memory that it took."""
-    code = f"from experiments.benchmark_model import steps; steps({component!r}, {size!r}, {repeats})"
+    code = f"from experiments.benchmark_model import steps; steps({component!r}, {size!r}, {repeats}, {compiled})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"measuring a training step failed: {done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def steps(component: str, size: str, repeats: int) -> None:
-    """Train on noise; print seconds and FLOPs of a step, the rate of its matrix products, and memory, as JSON."""
+def steps(component: str, size: str, repeats: int, compiled: bool) -> None:
+    """Train on noise; print seconds and FLOPs of a step, the rate of its matrix products, and memory, as JSON.
+
+    The products are made after each step, so that what else runs on the machine is the same for both.
+    """
     import resource
 
     torch.set_num_threads(1)
     config, clips = (preset("paper"), 1) if size == "paper" else (small_config(), 2)
-    settings = recipe(component, "paper", iterations=99, batch_size=clips, loader_threads=0)
+    settings = recipe(component, "paper", iterations=99, batch_size=clips, loader_threads=0, compile=compiled)
     objective: Objective = TokenizerObjective(Tokenizer(config))
     if component == "dynamics":
         objective = DynamicsObjective(with_codes(Dynamics(config)), Tokenizer(preset("debug")))
+    products = products_of_a_block(config, settings)
+    taken: list[list[float]] = [[] for _ in products]
     with tempfile.TemporaryDirectory() as folder:
         job = Job(component, config, settings, (), Path(folder) / "run", Path(folder))
         windows: Any = Noise(config, settings, tokens=component == "dynamics")
@@ -79,39 +87,56 @@ def steps(component: str, size: str, repeats: int) -> None:
 
         def step() -> float:
             batch = next(trainer.loader)
-            taken = cpu_seconds(lambda: trainer.train_step(batch))
+            seconds = cpu_seconds(lambda: trainer.train_step(batch))
             trainer.step += 1
-            return taken
+            for product, times in zip(products, taken, strict=True):
+                times.append(cpu_seconds(product.make))
+            return seconds
 
-        step()  # kernels are chosen, moments are made
+        for _ in range(2):  # kernels are chosen or compiled, moments are made, memory is asked for
+            step()
+        for times in taken:
+            times.clear()
         seconds = middle(repeats, step)
     cost = cost_of(component, config, settings)
     assert cost is not None
     found = {"seconds": seconds, "flops": cost.flops * clips, "tokens": float(cost.tokens * clips)}
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-    print(json.dumps(found | {"products": products_rate(config, settings, repeats)}))
+    in_products = sum(product.count * statistics.median(times) for product, times in zip(products, taken, strict=True))
+    print(json.dumps(found | {"products": sum(product.count * product.flops for product in products) / in_products}))
 
 
-def products_rate(config: WorldModelConfig, settings: TrainConfig, repeats: int) -> float:
-    """FLOP/s of the linear layers' products of a block, forward and backward, each in the best of some trials."""
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A matrix product that a block makes `count` times in a step."""
+
+    make: Callable[[], Tensor]
+    flops: float
+    count: int
+
+
+def products_of_a_block(config: WorldModelConfig, settings: TrainConfig) -> list[Product]:
+    """The products of a block's linear layers and of its attention, forward and backward."""
     c = config.tokenizer
-    rows, width = settings.batch_size * settings.clip_length * config.grid**2, c.heads * c.head_dim
-    inner = int(4 * 2 / 3 * c.dim)
-    seconds = flops = 0.0
-    for ins, outs, times in ((c.dim, 3 * width, 1), (width, c.dim, 1), (c.dim, inner, 2), (inner, c.dim, 1)):
+    patches, frames = config.grid**2, settings.clip_length
+    rows, width, inner = settings.batch_size * frames * patches, c.heads * c.head_dim, int(4 * 2 / 3 * c.dim)
+    made: list[Product] = []
+
+    def add(a: Tensor, b: Tensor, count: int) -> None:
+        made.append(Product(lambda: a @ b, 2 * a.numel() * b.shape[-1], count))
+
+    for ins, outs, count in ((c.dim, 3 * width, 2), (width, c.dim, 2), (c.dim, inner, 4), (inner, c.dim, 2)):
         x, weight, grad = (
             torch.randn(shape, dtype=torch.bfloat16) for shape in ((rows, ins), (outs, ins), (rows, outs))
         )
-        products: list[Callable[[], Tensor]] = [
-            lambda x=x, weight=weight: x @ weight.T,  # type: ignore[misc]
-            lambda grad=grad, weight=weight: grad @ weight,  # type: ignore[misc]
-            lambda grad=grad, x=x: grad.T @ x,  # type: ignore[misc]
-        ]
-        for product in products:
-            product()
-            seconds += times * min(cpu_seconds(product) for _ in range(repeats + 1))
-            flops += times * 2 * rows * ins * outs
-    return flops / seconds
+        for a, b in ((x, weight.T), (grad, weight), (grad.T, x)):
+            add(a, b, count)
+    for tokens in (patches, frames):  # space, then time
+        x = torch.randn(rows // tokens * c.heads, tokens, c.head_dim, dtype=torch.bfloat16)
+        share = torch.randn(len(x), tokens, tokens, dtype=torch.bfloat16)
+        for a, b in ((x, x.mT), (share, x), (share.mT, x)):  # each forward or backward, and again backward
+            add(a, b, 2)
+    return made
 
 
 def cached_tokens(args: Args) -> Row:

@@ -61,7 +61,7 @@ class Args(RunArgs):
     recompute: bool = False
     """Compute each part of each block again backward instead of keeping what is inside it: less memory, more time."""
     compile: bool = False
-    """Compile the feed-forward layers (torch.compile)."""
+    """Compile what is not a matrix product (torch.compile); on a CPU that takes a C++ compiler."""
     parallel: Literal["ddp", "fsdp"] | None = None
     """How several workers hold the model: ddp (each a copy) or fsdp (each a share)."""
     ema: float | None = None

@@ -16,7 +16,7 @@ from envs.errors import InputError
 from worldmodel import Dynamics, Tokenizer, WorldModelConfig, preset
 from worldmodel.dynamics import TwoStreams
 from worldmodel.positions import PositionBias, PositionGenerator, Timeline
-from worldmodel.transformer import Stack, attend, unit
+from worldmodel.transformer import Stack
 
 DEBUG = preset("debug")
 
@@ -91,20 +91,6 @@ def test_position_generator_is_a_causal_convolution(past: int) -> None:
         strict=True,
     ):
         torch.testing.assert_close(one, other)
-
-
-def test_unit_has_the_gradients_of_normalize() -> None:
-    x = torch.randn(3, 4, 8, dtype=torch.double, requires_grad=True)
-    scale = torch.randn(8, dtype=torch.double, requires_grad=True)
-    torch.testing.assert_close(unit(x, scale), F.normalize(x, dim=-1) * scale)
-    assert torch.autograd.gradcheck(unit, (x, scale))
-
-
-def test_attention_equals_the_fused_one() -> None:
-    q, k, v = torch.randn(3, 2, 4, 5, 8)
-    bias = torch.randn(4, 5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
-    fused = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
-    torch.testing.assert_close(attend(q, k, v, bias), fused)
 
 
 def test_position_bias_is_the_mlp_at_each_offset() -> None:

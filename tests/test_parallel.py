@@ -173,7 +173,7 @@ def test_codes_that_are_seeded_again_are_the_same_on_every_rank_however_the_mode
         assert_close(tmp_path / ddp, tmp_path / fsdp, 8)
 
 
-def test_compiled_layers_give_the_same_losses(data: str, straight: Path, tmp_path: Path) -> None:
+def test_compiled_kernels_give_the_same_losses(data: str, straight: Path, tmp_path: Path) -> None:
     settings = recipe("dynamics", "debug", iterations=4, log_every=1, validate_every=0, precision="bf16")
     options: dict[str, Any] = {"config": STEADY, "data": [data], "tokenizer": straight}
     losses = []

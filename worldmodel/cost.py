@@ -63,8 +63,8 @@ class StackCost:
         parts = 2 if self.temporal else 1
         if recompute:
             return self.blocks * parts * frames * self.patches * 4 * d
-        # PEG, inputs of both norms (fp32) and what they give, directions and scaled q and k, v, output, 2 x GEGLU.
-        part = narrow * (d + 2 * d + 6 * width + 2 * self.inner) + 4 * 2 * d
+        # PEG, inputs of both norms (fp32) and what they give, q and its directions, k, v, output, 2 x GEGLU.
+        part = narrow * (d + 2 * d + 5 * width + 2 * self.inner) + 4 * 2 * d
         attention = narrow * self.heads * (self.patches + (frames if self.temporal else 0))
         condition = narrow * d if self.conditioned else 0
         return self.blocks * frames * self.patches * (parts * part + attention + condition)

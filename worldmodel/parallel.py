@@ -5,18 +5,18 @@ Under FSDP weights, gradients and the optimizer's moments are DTensors; a checkp
 so that a run may go on with another number of ranks or the other way of holding the model.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from worldmodel.transformer import FeedForward, Part
+from worldmodel.transformer import Part
 
 
 def distribute(objective: Any, kind: str, ranks: int, device: torch.device) -> Any:
@@ -68,14 +68,3 @@ def shared_like(tensor: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-
-
-def compile_layers(modules: Iterable[nn.Module]) -> None:
-    """Let torch compile every feed-forward layer, two thirds of the work, when it is first called.
-
-    All are alike, so that one graph serves them. Attention is left out: its kernels are finished ones, and what is
-    around them differs between space and time, training and generation, so that it would be compiled again and again.
-    """
-    for module in modules:
-        if isinstance(module, FeedForward):
-            module.compile()

@@ -14,8 +14,10 @@ PEG_FRAMES = 2
 """Frames before its own that a positional encoding generator reads."""
 
 
-Links = tuple[tuple[Tensor, Tensor], ...]
-"""For each tap in time that reads an earlier frame, the oldest first: (frames that are read, frames that read them)."""
+Places = slice | Tensor
+"""Which frames: those of a slice or those of an index."""
+Links = tuple[tuple[Places, Places], ...]
+"""For each tap in time, the oldest first: (frames that are read, frames that read them)."""
 
 
 class Timeline:
@@ -37,17 +39,20 @@ class Timeline:
         return cls(times, times[None, :] <= times[past:, None])
 
     def links(self, known: int) -> Links:
-        """What the PEG reads of `known` frames: the last of the past, where there is one, and the timeline's own."""
+        """What the PEG reads of `known` frames: the last of the past, where there is one, and the timeline's own.
+
+        The last tap is a frame itself.
+        """
         if known not in self._links:
             self._links[known] = self._find_links(known)
         return self._links[known]
 
     def _find_links(self, known: int) -> Links:
+        own = (slice(0, known), slice(0, known))
         if self.before_2F is None:
-            places = torch.arange(known, device=self.times_S.device)
-            return tuple((places[: max(known - late, 0)], places[late:]) for late in (2, 1))
+            return (*((slice(0, max(known - late, 0)), slice(late, known)) for late in (2, 1)), own)
         targets = [(row >= 0).nonzero().flatten() for row in self.before_2F]
-        return tuple((row[target], target) for row, target in zip(self.before_2F, targets, strict=True))
+        return (*((row[target], target) for row, target in zip(self.before_2F, targets, strict=True)), own)
 
     def distance_bias(self, slopes_H: Tensor) -> Tensor:
         """ALiBi with the mask in it: -slope * frames of distance, -inf where a frame is not seen. -> (H, F, S)."""
@@ -80,48 +85,56 @@ class PositionGenerator(nn.Module):
 class _LinkedConvolution(torch.autograd.Function):
     """Sum of 2-D depthwise convolutions of a frame and of the frames that `links` names for each tap in time.
 
-    Written by hand because slices, pads and sums of single frames cost more than the convolutions themselves.
+    Written by hand because slices, pads and sums of single frames cost more than the convolutions themselves, and
+    because a CPU convolves twice as fast with the kernel turned round as it finds the gradient of what was convolved.
     """
 
     @staticmethod
     def forward(ctx: Any, x_BShwD: Tensor, weight: Tensor, links: Links) -> Tensor:
         ctx.save_for_backward(x_BShwD, weight)
         ctx.links = links
-        made = [
-            F.conv2d(_images(x_BShwD), weight[:, :, tap], padding=1, groups=len(weight))
-            for tap in range(PEG_FRAMES + 1)
-        ]
-        result = _frames(made[-1], x_BShwD)
-        for (source, target), image in zip(links, made, strict=False):
-            result.index_add_(1, target, _frames(image, x_BShwD).index_select(1, source))
-        return result
+        return _linked(x_BShwD, weight, links)
 
     @staticmethod
     def backward(ctx: Any, grad_BShwD: Tensor) -> tuple[Tensor, Tensor, None]:
         x_BShwD, weight = ctx.saved_tensors
-        grad_BShwD = grad_BShwD.contiguous()
-        grads = []
-        for source, target in ctx.links:
-            grads.append(torch.zeros_like(grad_BShwD))
-            grads[-1].index_add_(1, source, grad_BShwD.index_select(1, target))
-        to_x, to_weight = None, torch.empty_like(weight)
-        for tap, grad in enumerate([*grads, grad_BShwD]):
-            image, kernel, _ = torch.ops.aten.convolution_backward(
-                _images(grad), _images(x_BShwD), weight[:, :, tap], None,
-                (1, 1), (1, 1), (1, 1), False, (0, 0), len(weight), (True, True, False),
-            )  # fmt: skip
-            to_weight[:, :, tap] = kernel
-            to_x = image if to_x is None else to_x.add_(image)
-        assert to_x is not None
-        return _frames(to_x, x_BShwD), to_weight, None
+        to_weight = torch.zeros_like(weight)
+        for tap, (source, target) in enumerate(ctx.links):
+            grad, x = _images(_frames(grad_BShwD, target)), _images(_frames(x_BShwD, source))
+            if len(x):
+                to_weight[:, :, tap] = torch.ops.aten.convolution_backward(
+                    grad, x, weight[:, :, tap], None, (1, 1), (1, 1), (1, 1), False, (0, 0), len(weight),
+                    (False, True, False),
+                )[1]  # fmt: skip
+        back = tuple((target, source) for source, target in ctx.links)
+        return _linked(grad_BShwD, weight.flip(3, 4), back), to_weight, None
+
+
+def _linked(x_BShwD: Tensor, weight: Tensor, links: Links) -> Tensor:
+    """What each frame becomes by the frames that it reads."""
+    made = torch.empty(0)
+    for tap in reversed(range(PEG_FRAMES + 1)):
+        source, target = links[tap]
+        x = _frames(x_BShwD, source)
+        if not x.shape[1]:
+            continue
+        images = F.conv2d(_images(x), weight[:, :, tap], padding=1, groups=len(weight))
+        part = images.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+        if tap == PEG_FRAMES:
+            made = part.contiguous()
+        elif isinstance(target, slice):
+            made[:, target] += part
+        else:
+            made.index_add_(1, target, part)
+    return made
+
+
+def _frames(x_BShwD: Tensor, places: Places) -> Tensor:
+    return x_BShwD[:, places] if isinstance(places, slice) else x_BShwD.index_select(1, places)
 
 
 def _images(x_BFhwD: Tensor) -> Tensor:
     return x_BFhwD.flatten(0, 1).permute(0, 3, 1, 2)
-
-
-def _frames(images: Tensor, like_BFhwD: Tensor) -> Tensor:
-    return images.permute(0, 2, 3, 1).contiguous().view_as(like_BFhwD)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -48,7 +48,7 @@ class TrainConfig:
     precision: str = "bf16"
     """bf16 (autocast, weights stay fp32) or fp32."""
     compile: bool = False
-    """Compile the feed-forward layers (torch.compile): a minute or more at the start, faster steps on a GPU."""
+    """Compile what is not a product (torch.compile): half a minute at the start, then faster steps."""
     parallel: str = "ddp"
     """How several workers hold the model: ddp (each a copy) or fsdp (each a share of weights, gradients and moments,
     put together block by block when they are needed)."""

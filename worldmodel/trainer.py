@@ -23,13 +23,14 @@ from worldmodel import checkpoint
 from worldmodel.averages import MovingAverage
 from worldmodel.clips import ClipLoader, Clips
 from worldmodel.cost import cost_of
-from worldmodel.hardware import device_peak
+from worldmodel.hardware import device_peak, keep_freed_memory
 from worldmodel.job import Job
+from worldmodel.kernels import fuse
 from worldmodel.meter import Meter
 from worldmodel.objectives import Batch, Objective
 from worldmodel.optimizer_state import load_optimizer
 from worldmodel.pairs import PairClips
-from worldmodel.parallel import adding_up, compile_layers, distribute, shared_like, whole
+from worldmodel.parallel import adding_up, distribute, shared_like, whole
 from worldmodel.quantizer import CosineQuantizer
 from worldmodel.streaming import StreamClips
 from worldmodel.token_cache import TokenClips
@@ -95,8 +96,9 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         self.fingerprint = objective.fingerprint()
         found = self._restore()
-        if self.recipe.compile:
-            compile_layers(objective.model.modules())
+        fuse(self.recipe.compile)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.forward: Any = distribute(objective, self.recipe.parallel, ranks, device)
         trainable = objective.trainable()
         self.parameters = list(trainable.values())
@@ -175,7 +177,7 @@ class Trainer:
         broken, stopping = self._any_rank(not finite, self.stop())
         if broken:
             raise NonFiniteLoss(self._name_batch(batch, losses, norm, finite))
-        if recipe.grad_clip:
+        if recipe.grad_clip and norm > recipe.grad_clip:
             nn.utils.clip_grads_with_norm_(self.parameters, recipe.grad_clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

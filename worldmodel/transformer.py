@@ -9,14 +9,14 @@ E width of a head, A width of the condition.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from worldmodel.positions import PEG_FRAMES, PositionGenerator, Timeline
+from worldmodel.kernels import add_normed, attend, gated_feed_forward, split_heads
+from worldmodel.positions import PEG_FRAMES, PositionGenerator, Timeline, compute_dtype
 
 
 @dataclass
@@ -65,46 +65,13 @@ class Attention(nn.Module):
         self.q_scale = nn.Parameter(torch.ones(head_dim))
         self.k_scale = nn.Parameter(torch.ones(head_dim))
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(..., D) -> queries, keys, values (..., H, E)."""
-        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
-        return unit(q, 8 * self.q_scale), unit(k, self.k_scale), v
+    def project(self, x: Tensor) -> Tensor:
+        """Normalised (..., D) -> queries, keys and values side by side, (..., 3, H, E)."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
 
-
-class _Unit(torch.autograd.Function):
-    """`unit` with four passes over memory backward, where `F.normalize` and a product take nine."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(1e-6).reciprocal_()
-        direction = x * inverse
-        ctx.save_for_backward(direction, inverse, scale)
-        return direction * scale
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        direction, inverse, scale = ctx.saved_tensors
-        along = grad * direction
-        to_x = (grad * scale).addcmul_(direction, (along @ scale)[..., None], value=-1).mul_(inverse)
-        return to_x, along.flatten(0, -2).sum(0)
-
-
-def unit(x: Tensor, scale_E: Tensor) -> Tensor:
-    """x / |x| * scale along the last dimension, in the type of x."""
-    made: Tensor = _Unit.apply(x, scale_E.to(x.dtype))
-    return made
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Softmax attention, additive bias, logits unscaled. q, k, v (B, H, ., E), bias (H, Q, K) -> (B, H, Q, E).
-
-    On a CPU plain products: its fused kernel does not use the matrix unit in bf16 and is 2-4 times slower at 256
-    patches or at a few frames.
-    """
-    bias = bias.to(v.dtype)
-    if v.device.type == "cpu":
-        return (q @ k.transpose(-1, -2) + bias).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
+    def split(self, qkv_3GHNE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A projection in the order in which patches attend -> q, k, v (..., H, N, E), whose products are logits."""
+        return split_heads(qkv_3GHNE, 8 * self.q_scale * self.k_scale)
 
 
 class FeedForward(nn.Module):
@@ -119,33 +86,8 @@ class FeedForward(nn.Module):
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Two products instead of one whose halves are strided: on those a CPU's gelu is 10 times slower.
-        x = self.norm(x)
-        value_weight, gate_weight = self.up.weight.chunk(2)
-        value, gate = F.linear(x, value_weight), F.linear(x, gate_weight)
-        made: Tensor = _GatedLinear.apply(value, gate, self.down.weight.to(value.dtype))
-        return made
-
-
-class _GatedLinear(torch.autograd.Function):
-    """value * gelu(gate) times a weight, of which value and gate are kept: half of what is kept otherwise.
-
-    At paper size that is a seventh of all that a step keeps; computing the rest again takes 2 % longer.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(value, gate, weight)
-        return F.linear(value * F.gelu(gate), weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value, gate, weight = ctx.saved_tensors
-        active = F.gelu(gate)
-        to_weight = grad.flatten(0, -2).T @ (value * active).flatten(0, -2)
-        to_product = grad @ weight
-        to_gate = torch.ops.aten.gelu_backward(to_product * value, gate)
-        return to_product.mul_(active), to_gate, to_weight
+        """Normalised (..., D) -> (..., D)."""
+        return gated_feed_forward(x, self.up.weight, self.down.weight)
 
 
 class Part(nn.Module):
@@ -163,14 +105,19 @@ class Part(nn.Module):
         """-> (frames of the same shape, what this part keeps of them)."""
         tail = None if past is None else past.tail_BPhwD
         kept = PartPast(_tail(x_BFhwD, tail))
-        x = x_BFhwD + self.peg(x_BFhwD, timeline, tail)
-        x = x + self.attention.out(self.mix(x, bias_HNN, timeline, past, kept))
-        return x + self.feed_forward(x), kept
+        dtype = compute_dtype(x_BFhwD)
+        x, normed = add_normed(x_BFhwD, self.peg(x_BFhwD, timeline, tail), self.attention.norm.weight, dtype)
+        mixed = self.attention.out(self.mix(normed, bias_HNN, timeline, past, kept))
+        x, normed = add_normed(x, mixed, self.feed_forward.norm.weight, dtype)
+        return x + self.feed_forward(normed), kept
 
     def mix(
         self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: Timeline, past: PartPast | None, kept: PartPast
     ) -> Tensor:
-        """What the heads make of x, (B, F, h, w, H*E); keys and values that a later frame needs go into `kept`."""
+        """What the heads make of normalised x, (B, F, h, w, H*E).
+
+        Keys and values that a later frame needs go into `kept`.
+        """
         raise NotImplementedError
 
 
@@ -180,7 +127,8 @@ class SpatialPart(Part):
     def mix(
         self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: Timeline, past: PartPast | None, kept: PartPast
     ) -> Tensor:
-        q, k, v = (t.flatten(2, 3).flatten(0, 1).transpose(1, 2) for t in self.attention.project(x_BFhwD))
+        qkv = self.attention.project(x_BFhwD).flatten(2, 3).flatten(0, 1)  # (B*F, N, 3, H, E)
+        q, k, v = self.attention.split(qkv.permute(2, 0, 3, 1, 4))
         return attend(q, k, v, bias_HNN).transpose(1, 2).reshape(*x_BFhwD.shape[:4], -1)
 
 
@@ -197,8 +145,9 @@ class TemporalPart(Part):
     def mix(
         self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: Timeline, past: PartPast | None, kept: PartPast
     ) -> Tensor:
-        # (B, F, h, w, H, E) -> (B*N, H, F, E)
-        q, k, v = (t.permute(0, 2, 3, 4, 1, 5).flatten(0, 2) for t in self.attention.project(x_BFhwD))
+        # (B, F, h, w, 3, H, E) -> (3, B, h, w, H, F, E) -> each (B*N, H, F, E)
+        qkv = self.attention.project(x_BFhwD).permute(4, 0, 2, 3, 5, 1, 6)
+        q, k, v = (part.flatten(0, 2) for part in self.attention.split(qkv))
         if past is not None and past.keys_BHPE is not None and past.values_BHPE is not None:
             k, v = torch.cat([past.keys_BHPE.to(k.dtype), k], 2), torch.cat([past.values_BHPE.to(v.dtype), v], 2)
         kept.keys_BHPE, kept.values_BHPE = k, v
