@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from envs.errors import InputError
 from worldmodel import kernels
 from worldmodel.kernels import add_normed, attend, fuse, gated_feed_forward, split_heads
+
+CPU = torch.device("cpu")
 
 
 def alike(one: Callable[..., Tensor], other: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
@@ -66,12 +69,19 @@ def test_kernels_have_the_gradients_of_plain_ones() -> None:
 
 
 def test_compiled_kernels_have_the_gradients_of_plain_ones() -> None:
-    fuse(True)
+    fuse(True, CPU)
     try:
         every_kernel()
         assert all(kernel.now is not kernel.plain for kernel in kernels.Fusable.every)
     finally:
-        fuse(False)
+        fuse(False, CPU)
+    assert all(kernel.now is kernel.plain for kernel in kernels.Fusable.every)
+
+
+def test_a_missing_compiler_is_named_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match="needs a C\\+\\+ compiler, and there is no no-such-compiler"):
+        fuse(True, CPU)
     assert all(kernel.now is kernel.plain for kernel in kernels.Fusable.every)
 
 

@@ -9,12 +9,16 @@ width of a feed-forward layer; `...` any leading dimensions.
 """
 
 import functools
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from envs.errors import InputError
 
 aten = torch.ops.aten
 SMALLEST = 1e-6
@@ -45,12 +49,15 @@ class Fusable(Generic[P, R]):
         return self.now(*args, **kwargs)
 
 
-def fuse(on: bool) -> None:
+def fuse(on: bool, device: torch.device) -> None:
     """Let torch compile what is fusable in this process when it is next called, or stop that.
 
-    Takes a few seconds for each kernel, and a C++ compiler where the device is a CPU. Products, which are most of the
-    work, are left to the libraries that make them.
+    Takes a few seconds for each kernel. Products, which are most of the work, are left to the libraries that make them.
+    Raises InputError where the device is a CPU and there is no C++ compiler.
     """
+    compiler = os.environ.get("CXX", "g++")
+    if on and device.type == "cpu" and shutil.which(compiler) is None:
+        raise InputError(f"compile: on a CPU it needs a C++ compiler, and there is no {compiler}: install one")
     for kernel in Fusable.every:
         kernel.now = torch.compile(kernel.plain) if on else kernel.plain
 
@@ -72,6 +79,8 @@ def split_heads(qkv: Tensor, scale_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _SplitHeads(torch.autograd.Function):
+    """Brings q, k and v, and backward their gradients, into the other order where they are computed."""
+
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, direction, k, v, inverse = _split(qkv, scale)
@@ -154,6 +163,8 @@ def gated_feed_forward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 class _GatedFeedForward(torch.autograd.Function):
+    """Value and gate are products of their own: on the strided halves of one, a CPU's gelu is 10 times slower."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
         inner, dtype = down.shape[1], down.dtype

@@ -17,7 +17,7 @@ PEG_FRAMES = 2
 Places = slice | Tensor
 """Which frames: those of a slice or those of an index."""
 Links = tuple[tuple[Places, Places], ...]
-"""For each tap in time, the oldest first: (frames that are read, frames that read them)."""
+"""For each tap in time that reads an earlier frame, the oldest first: (frames that are read, frames that read them)."""
 
 
 class Timeline:
@@ -39,20 +39,16 @@ class Timeline:
         return cls(times, times[None, :] <= times[past:, None])
 
     def links(self, known: int) -> Links:
-        """What the PEG reads of `known` frames: the last of the past, where there is one, and the timeline's own.
-
-        The last tap is a frame itself.
-        """
+        """What the PEG reads of `known` frames: the last of the past, where there is one, and the timeline's own."""
         if known not in self._links:
             self._links[known] = self._find_links(known)
         return self._links[known]
 
     def _find_links(self, known: int) -> Links:
-        own = (slice(0, known), slice(0, known))
         if self.before_2F is None:
-            return (*((slice(0, max(known - late, 0)), slice(late, known)) for late in (2, 1)), own)
+            return tuple((slice(0, max(known - late, 0)), slice(late, known)) for late in (2, 1))
         targets = [(row >= 0).nonzero().flatten() for row in self.before_2F]
-        return (*((row[target], target) for row, target in zip(self.before_2F, targets, strict=True)), own)
+        return tuple((row[target], target) for row, target in zip(self.before_2F, targets, strict=True))
 
     def distance_bias(self, slopes_H: Tensor) -> Tensor:
         """ALiBi with the mask in it: -slope * frames of distance, -inf where a frame is not seen. -> (H, F, S)."""
@@ -99,7 +95,7 @@ class _LinkedConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad_BShwD: Tensor) -> tuple[Tensor, Tensor, None]:
         x_BShwD, weight = ctx.saved_tensors
         to_weight = torch.zeros_like(weight)
-        for tap, (source, target) in enumerate(ctx.links):
+        for tap, (source, target) in enumerate((*ctx.links, (slice(None), slice(None)))):
             grad, x = _images(_frames(grad_BShwD, target)), _images(_frames(x_BShwD, source))
             if len(x):
                 to_weight[:, :, tap] = torch.ops.aten.convolution_backward(
@@ -111,22 +107,23 @@ class _LinkedConvolution(torch.autograd.Function):
 
 
 def _linked(x_BShwD: Tensor, weight: Tensor, links: Links) -> Tensor:
-    """What each frame becomes by the frames that it reads."""
-    made = torch.empty(0)
-    for tap in reversed(range(PEG_FRAMES + 1)):
-        source, target = links[tap]
-        x = _frames(x_BShwD, source)
-        if not x.shape[1]:
+    """What each frame becomes by itself and by the frames that it reads."""
+    made = _convolved(x_BShwD, weight[:, :, PEG_FRAMES]).contiguous()
+    for tap, (source, target) in enumerate(links):
+        read = _frames(x_BShwD, source)
+        if not read.shape[1]:
             continue
-        images = F.conv2d(_images(x), weight[:, :, tap], padding=1, groups=len(weight))
-        part = images.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
-        if tap == PEG_FRAMES:
-            made = part.contiguous()
-        elif isinstance(target, slice):
+        part = _convolved(read, weight[:, :, tap])
+        if isinstance(target, slice):
             made[:, target] += part
         else:
             made.index_add_(1, target, part)
     return made
+
+
+def _convolved(x_BFhwD: Tensor, weight: Tensor) -> Tensor:
+    images = F.conv2d(_images(x_BFhwD), weight, padding=1, groups=len(weight))
+    return images.permute(0, 2, 3, 1).unflatten(0, x_BFhwD.shape[:2])
 
 
 def _frames(x_BShwD: Tensor, places: Places) -> Tensor:

@@ -96,7 +96,7 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         self.fingerprint = objective.fingerprint()
         found = self._restore()
-        fuse(self.recipe.compile)
+        fuse(self.recipe.compile, device)
         if device.type == "cpu":
             keep_freed_memory()
         self.forward: Any = distribute(objective, self.recipe.parallel, ranks, device)

@@ -53,7 +53,10 @@ class Past:
 
 
 class Attention(nn.Module):
-    """Heads with L2-normalised queries and keys, learnt scales for each dimension, logits times 8."""
+    """Heads with L2-normalised queries and keys, learnt scales for each dimension, logits times 8.
+
+    Its `norm`, as that of the feed-forward layer, is applied by the part, together with the sum that it normalises.
+    """
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
