@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from envs.errors import InputError
 from worldmodel import kernels
-from worldmodel.kernels import add_normed, attend, fuse, gated_feed_forward, split_heads
+from worldmodel.kernels import add_normed, attend, fuse, gated_feed_forward, split_heads, weights_kept
 
 CPU = torch.device("cpu")
 
@@ -105,3 +105,15 @@ def test_filling_up_the_inner_width_changes_nothing(inner: int, monkeypatch: pyt
         assert one.dtype == other.dtype
         torch.testing.assert_close(one, other)
     assert results[1][2].shape == up.shape
+
+
+def test_weights_are_kept_while_that_is_wished_and_no_longer() -> None:
+    x, up, down = (value.detach().bfloat16() for value in leaves((5, 8), (42, 8), (8, 21)))
+    up, down = up.float(), down.float()
+    plain = gated_feed_forward(x, up, down)
+    with weights_kept():
+        with weights_kept():
+            assert torch.equal(gated_feed_forward(x, up, down), plain)
+        down.mul_(2)
+        assert torch.equal(gated_feed_forward(x, up, down), plain)
+    assert torch.equal(gated_feed_forward(x, up, down), 2 * plain)

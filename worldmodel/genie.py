@@ -19,6 +19,7 @@ from worldmodel.action_map import ActionMap
 from worldmodel.checkpoint import check_tokenizer
 from worldmodel.config import WorldModelConfig, check_action_ids
 from worldmodel.dynamics import Dynamics
+from worldmodel.kernels import weights_kept
 from worldmodel.latent_action import LatentActionModel, check_lam
 from worldmodel.maskgit import sample
 from worldmodel.tokenizer import Tokenizer
@@ -93,6 +94,7 @@ class WorldModel(nn.Module):
         return self.tokenizer.decode(tokens)[:, frames_BPCHW.shape[1] :]
 
     @torch.no_grad()
+    @weights_kept()
     def generate_tokens(
         self,
         frames_BPCHW: Tensor,
@@ -195,6 +197,7 @@ class WorldModel(nn.Module):
         assert past is not None
         return past
 
+    @weights_kept()
     def fill(
         self,
         past: Past,

@@ -11,7 +11,9 @@ width of a feed-forward layer; `...` any leading dimensions.
 import functools
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
 import torch
@@ -199,13 +201,35 @@ def _gate_backward(to_product: Tensor, value: Tensor, gate: Tensor) -> tuple[Ten
     return product, active.mul_(to_product), aten.gelu_backward(to_product * value, gate)
 
 
+_kept: ContextVar[dict[tuple[int, torch.dtype], Tensor] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def weights_kept() -> Iterator[None]:
+    """While entered, what `gated_feed_forward` makes of its weights is kept: for many passes with the same weights.
+
+    Sampling makes 25 passes over a few frames, and casting the weights for each would take a quarter of them.
+    """
+    outer = _kept.get()
+    token = _kept.set({} if outer is None else outer)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
 def _filled(weight: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """A weight in the type of the products; in half precision with zeros up to a multiple of `LANES` along `dim`."""
     if dtype.itemsize > 2:
         return weight.to(dtype)
+    kept, key = _kept.get(), (weight.data_ptr(), dtype)
+    if kept is not None and key in kept:
+        return kept[key]
     size = weight.shape[dim]
     shape = [*weight.shape[:dim], -(-size // LANES) * LANES, *weight.shape[dim + 1 :]]
     filled = weight.new_empty(shape, dtype=dtype)
     filled.narrow(dim, 0, size).copy_(weight)
     filled.narrow(dim, size, shape[dim] - size).zero_()
+    if kept is not None:
+        kept[key] = filled
     return filled
