@@ -82,7 +82,8 @@ class Dynamics(nn.Module):
             raise InputError(
                 f"codebook: expected shape {expected}, got {got}: the tokenizer is of another configuration"
             )
-        self.codebook.copy_(codebook_KD)
+        # Detached: a codebook learnt by gradient would tie every loss to the tokenizer's graph.
+        self.codebook.copy_(codebook_KD.detach())
 
     @property
     def has_codebook(self) -> bool:
