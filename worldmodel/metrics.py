@@ -211,7 +211,7 @@ class Estimate:
     low: float
     high: float
     values_B: Tensor
-    """The values of the single windows."""
+    """The values of the single windows, on the CPU."""
 
 
 def estimate(values_B: Tensor, groups_B: Tensor | None = None) -> Estimate:
@@ -219,11 +219,12 @@ def estimate(values_B: Tensor, groups_B: Tensor | None = None) -> Estimate:
 
     Windows of an episode resemble each other, so that counting them as independent makes the interval too narrow: the
     standard error is the cluster-robust one, with Student's t at groups - 1 degrees of freedom. Without `groups_B`
-    each value is its own group, which gives the textbook interval.
+    each value is its own group, which gives the textbook interval. Computed on the CPU in float64, wherever the values
+    are: not every device has that type.
     """
+    values_B = values_B.cpu()
     values = values_B.double().flatten()
-    if groups_B is None:
-        groups_B = torch.arange(len(values))
+    groups_B = torch.arange(len(values)) if groups_B is None else groups_B.cpu()
     mean = values.mean()
     _, group = groups_B.flatten().unique(return_inverse=True)
     groups = int(group.max()) + 1 if len(values) else 0

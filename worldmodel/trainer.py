@@ -185,7 +185,9 @@ class Trainer:
             quantizer.settle()
         if self.average is not None:
             self.average.update(self.step + 1)
-        return {**losses, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}, stopping
+        # On the losses' device, since all of them are added up there and fetched together.
+        logged_rate = torch.full((), rate, device=self.device)
+        return {**losses, "grad_norm": norm.detach(), "lr": logged_rate}, stopping
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of a batch, in as many parts as the recipe says -> its named losses, means over the parts."""
