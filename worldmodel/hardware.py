@@ -4,6 +4,7 @@ Peaks are dense bf16 matrix products with fp32 sums, as the makers' data sheets 
 """
 
 import ctypes
+import functools
 import time
 from dataclasses import dataclass
 
@@ -65,6 +66,7 @@ def device_peak(device: torch.device, precision: str) -> float:
     return measured_peak(device, precision)
 
 
+@functools.cache
 def measured_peak(device: torch.device, precision: str, repeats: int = 4) -> float:
     """FLOP/s of a matrix product (1024 x 512 on a CPU, 8192 x 8192 on a card, by a square one): the best of some."""
     rows, width = (8192, 8192) if device.type == "cuda" else (1024, 512)
