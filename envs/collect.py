@@ -13,7 +13,7 @@ from envs.cluster import ray_session
 from envs.crew import CollectSummary, Crew, episode_timeout, shown_bar
 from envs.episodes import EpisodeWriter
 from envs.errors import InputError
-from envs.player import EXPERT_EPSILON, Player, Session, play_episode, policy_id
+from envs.player import EXPERT_EPSILON, Player, Session, absolute_policy, play_episode, policy_id
 from envs.runs import console
 
 __all__ = ["CollectSummary", "Session", "collect", "play_episode"]
@@ -62,7 +62,7 @@ def collect(
         # Validation sessions first: a run that is cut short can still be evaluated.
         open_sessions.sort(key=lambda s: (names.index(s.game), not writer.is_validation(s.game, s.id), s.episode))
         if open_sessions:
-            options = (str(writer.root.resolve()), _absolute(policy), epsilon, temperature, steps)
+            options = (str(writer.root.resolve()), absolute_policy(policy), epsilon, temperature, steps)
             with ray_session(cpus=workers), shown_bar("collect", len(sessions), len(open_sessions), progress) as bar:
                 crew = Crew(
                     writer, Player, options, timeout=timeout or episode_timeout(steps), summary=summary, bar=bar
@@ -93,9 +93,3 @@ def playable(games: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     for game, reason in skipped.items():
         console.print(f"{game} is left out: {reason}")
     return names, skipped
-
-
-def _absolute(policy: str) -> str:
-    """A checkpoint's folder as an actor finds it, which may run in another folder."""
-    kind, _, path = policy.partition(":")
-    return f"{kind}:{Path(path).resolve()}" if path else policy

@@ -93,6 +93,14 @@ class StickyPolicy:
 
 EXPERT_EPSILON = 0.15
 """Share of random actions that test sets of expert play have (appendix A.2)."""
+AGENTS = ("checkpoint", "expert")
+"""Policies whose name ends in a folder: checkpoint:FOLDER and expert:FOLDER."""
+
+
+def absolute_policy(name: str) -> str:
+    """Return the name with an agent's folder made absolute, as an actor finds it that runs in another folder."""
+    kind, _, folder = name.partition(":")
+    return f"{kind}:{Path(folder).resolve()}" if kind in AGENTS else name
 
 
 def load_policy(name: str, *, epsilon: float, temperature: float) -> Policy:
@@ -120,7 +128,7 @@ def policy_id(name: str, *, epsilon: float, temperature: float) -> str:
     if kind == "sticky":
         return f"sticky{_stickiness(what):g}"
     folder = Path(what)
-    if kind not in ("checkpoint", "expert") or not what:
+    if kind not in AGENTS or not what:
         raise InputError(
             f"policy {name!r} is not known: give random, sticky:P, or checkpoint:FOLDER or expert:FOLDER of an agent"
         )

@@ -15,8 +15,9 @@ from envs.collect import CollectSummary, Session, play_episode
 from envs.counting import CountingEnv, read_frame
 from envs.episodes import EpisodeReader, EpisodeWriter
 from envs.errors import InputError
-from envs.player import Player, RandomPolicy, StickyPolicy, policy_id
+from envs.player import Player, RandomPolicy, StickyPolicy, absolute_policy, policy_id
 from envs.retro import RetroGame
+from experiments.__main__ import execute
 from exploration.policy import CnnLstm, PolicyConfig, save_policy
 
 # Actors cannot import a test file: what this one gives them travels along.
@@ -167,6 +168,23 @@ def test_sticky_random_repeats_as_often_as_it_says() -> None:
     for wrong in ("sticky:1", "sticky:-0.1", "sticky:", "sticky:much"):
         with pytest.raises(InputError, match="give the probability to repeat"):
             policy_id(wrong, epsilon=0, temperature=1)
+
+
+def test_collect_plays_sticky_random(ray_cluster: None, tmp_path: Path) -> None:
+    asked = ["collect", "Counting", "--policy", "sticky:0.9", "--episodes", "2", "--steps", "400"]
+    assert execute([*asked, "--out", str(tmp_path / "data")]) == 0
+    played = list(EpisodeReader(tmp_path / "data"))
+    assert [item.policy_id for item in played] == ["sticky0.9"] * 2
+    for item in played:
+        repeated = (item.actions[1:] == item.actions[:-1]).mean()
+        assert repeated == pytest.approx(0.92, abs=0.05)  # 0.9, and a fifth of the draws
+
+
+def test_only_an_agents_name_holds_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("random", "sticky:0.9", f"checkpoint:{tmp_path}/agent"):
+        assert absolute_policy(name) == name
+    assert absolute_policy("expert:best") == f"expert:{tmp_path}/best"
 
 
 def test_an_agent_is_named_by_its_weights(tmp_path: Path) -> None:
