@@ -241,6 +241,15 @@ def test_minari_gives_identical_episodes_back(data: str, tmp_path: Path) -> None
     assert import_episodes(one / "data", str(tmp_path / "one")) == (3, 0)
 
 
+def test_minari_in_a_relative_folder(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert execute(["data", "export", data, "--to", "minari", "--format", "minari"]) == 0
+    assert execute(["data", "import", "minari", "--out", "back"]) == 0
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["back", "minari"]
+    pairs = zip(EpisodeReader(data).iter_encoded(), EpisodeReader("back").iter_encoded(), strict=True)
+    assert all(same(original, back) for original, back in pairs)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # it misses an author, a link and more
 def test_minari_data_of_others(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "theirs"))

@@ -202,7 +202,8 @@ def _minari() -> Any:
 def _datasets_path(folder: Path) -> Iterator[None]:
     """Let Minari write below `folder`; it takes the place from the environment."""
     before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(folder)
+    # Absolute: Minari joins the paths of its files to the data set's folder, twice the folder for a relative one.
+    os.environ["MINARI_DATASETS_PATH"] = str(folder.absolute())
     try:
         yield
     finally:
