@@ -85,16 +85,19 @@ def run(args: Args) -> None:
 
 def ask(args: Args) -> dict[str, Asked]:
     """The query on windows of every game."""
+    import torch
+
     from exploration.reward import CONTEXT, WINDOW
-    from worldmodel.calibration import query_logits
     from worldmodel.genie import normalised_entropy
     from worldmodel.quantizer import moving_patches
 
     model = open_model(args)
     parts: dict[str, list[Asked]] = {}
     for windows in windows_of(args, model, WINDOW, args.stride):
-        frames = windows.frames_BTCHW
-        logits = query_logits(windows.model, frames, windows.actions_BT, CONTEXT)
+        frames, driven = windows.frames_BTCHW, windows.model
+        with torch.inference_mode():
+            hidden = driven.query_hidden(frames[:, :CONTEXT], windows.actions_BT)
+            logits = driven.dynamics.head(hidden).float()
         came = model.tokenizer.encode(frames)[:, -1].flatten(1)
         log_p = logits.log_softmax(-1)
         best = log_p.max(-1)

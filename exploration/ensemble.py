@@ -74,16 +74,19 @@ def disagreement(log_p_MXK: Tensor) -> Tensor:
     return ((entropy_X - entropies_MX.mean(0)) / np.log(heads)).clamp(0, 1)
 
 
-def query_hidden(model: "WorldModel", frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Tensor:
-    """The dynamics' hidden states (B, N, D) of o_t, its tokens masked: what the reward's entropies are read from."""
+def hidden_states(
+    model: "WorldModel", frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+) -> Tensor:
+    """Return `WorldModel.query_hidden` (B, N, D) of o_t, which the reward's entropies are read from."""
+    device = _device(model)
     given = np.ascontiguousarray(frames_B5HWC[:, :CONTEXT])
     frames = to_pixels(given.reshape(-1, *given.shape[2:])).unflatten(0, (len(given), CONTEXT))
-    conditions = model.dynamics.conditions(torch.tensor(actions_B4, dtype=torch.int64))
-    past = model.read(model.tokenizer.encode(frames), conditions[:, :CONTEXT], None)
-    ahead = conditions[:, CONTEXT:]
-    masked = torch.full((*ahead.shape[:2], model.cfg.grid, model.cfg.grid), model.cfg.mask_id)
-    hidden, _ = model.dynamics.run(masked, ahead, past)
-    return hidden[:, -1].flatten(1, 2)
+    actions = torch.tensor(actions_B4, dtype=torch.int64, device=device)
+    return model.query_hidden(frames.to(device), actions)
+
+
+def _device(model: "WorldModel") -> torch.device:
+    return next(model.parameters()).device
 
 
 @torch.no_grad()
@@ -93,8 +96,9 @@ def examples(
     """What the heads learn from: hidden states (B * N, D) and the tokens of o_t (B * N,) of batches of windows."""
     hidden, tokens = [], []
     for frames_B5HWC, actions_B4 in windows:
-        hidden.append(query_hidden(model, frames_B5HWC, actions_B4).flatten(0, 1))
-        tokens.append(model.tokenizer.encode(to_pixels(frames_B5HWC[:, -1])[:, None]).flatten())
+        hidden.append(hidden_states(model, frames_B5HWC, actions_B4).flatten(0, 1))
+        newest = to_pixels(frames_B5HWC[:, -1]).to(_device(model))
+        tokens.append(model.tokenizer.encode(newest[:, None]).flatten())
     return torch.cat(hidden), torch.cat(tokens)
 
 
@@ -115,12 +119,12 @@ def train_heads(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        heads = Heads(hidden_XD.shape[1], codes)
+        heads = Heads(hidden_XD.shape[1], codes).to(hidden_XD.device)
     optimizer = torch.optim.Adam(heads.learnt.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     count, losses = len(heads.learnt.inner), []
     for _ in range(updates):
-        picked_MX = torch.randint(len(hidden_XD), (count, batch), generator=generator)
+        picked_MX = torch.randint(len(hidden_XD), (count, batch), generator=generator).to(hidden_XD.device)
         loss = -heads(hidden_XD[picked_MX]).gather(-1, tokens_X[picked_MX][..., None]).mean()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss {loss.item()} of the heads")
@@ -166,7 +170,7 @@ class Disagreement:
 
             model = load_model(self._model_path, "cpu")
             heads = Heads(model.cfg.dynamics.dim, model.cfg.tokenizer.codes)
-            self._heads, self._model = load_weights(self._heads_path, heads), model
+            self._heads, self._model = load_weights(self._heads_path, heads).to(_device(model)), model
 
     @torch.inference_mode()
     def entropies(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Entropies:
@@ -175,9 +179,9 @@ class Disagreement:
         parts = []
         for at in range(0, len(frames_B5HWC), BATCH):
             span = slice(at, at + BATCH)
-            hidden_BND = query_hidden(self._model, frames_B5HWC[span], actions_B4[span])
+            hidden_BND = hidden_states(self._model, frames_B5HWC[span], actions_B4[span])
             parts.append(disagreement(self._heads(hidden_BND.flatten(0, 1))).unflatten(0, hidden_BND.shape[:2]))
-        return checked(torch.cat(parts).numpy(), len(frames_B5HWC))
+        return checked(torch.cat(parts).cpu().numpy(), len(frames_B5HWC))
 
     def submit(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Callable[[], Entropies]:
         """`entropies` when its result is asked for."""

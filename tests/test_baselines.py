@@ -15,7 +15,15 @@ from exploration import baselines, ensemble
 from exploration.connector import RewardConnector, to_fragment
 from exploration.scorers import ScoringError
 from exploration.sources import RewardSource
-from worldmodel import GenieReduxG
+from worldmodel import (
+    ActionMap,
+    Dynamics,
+    GenieRedux,
+    GenieReduxG,
+    LatentActionModel,
+    Tokenizer,
+    preset,
+)
 
 RIGHT, LEFT, UP = 0, 1, 2
 
@@ -110,6 +118,36 @@ def test_disagreement_by_hand():
     half = torch.tensor([[[1, 0.0]], [[0.5, 0.5]]]) + 1e-30  # H(3/4, 1/4) - H(1/2, 1/2) / 2, in units of ln 2
     expected = (-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)) - np.log(2) / 2) / np.log(2)
     assert float(ensemble.disagreement(half.log())) == pytest.approx(expected, abs=1e-5)
+
+
+def test_disagreement_of_a_genie_redux_takes_each_button_for_its_latent_action(tmp_path: Path) -> None:
+    config = preset("debug")
+    torch.manual_seed(0)
+    dynamics = Dynamics(config.with_latent_actions())
+    for parameter in dynamics.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    latents = torch.tensor([3, 6, 0, 0, 2])
+    counts = torch.nn.functional.one_hot(latents, 7).numpy()
+    parts = Tokenizer(config), LatentActionModel(config), dynamics
+    model = GenieRedux(*parts, ActionMap({"Counting": counts})).eval()
+    model.save(tmp_path / "model")
+    frames_B5HWC, buttons_B4 = windows()
+    mapped_B4 = latents[torch.from_numpy(buttons_B4)].numpy()
+    expected_BND = ensemble.hidden_states(model, frames_B5HWC, mapped_B4)
+    for game in ("Counting", None):
+        driven = model.for_game(game)
+        hidden_BND = ensemble.hidden_states(driven, frames_B5HWC, buttons_B4)
+        assert torch.equal(hidden_BND, expected_BND)
+    unmapped_BND = ensemble.hidden_states(model, frames_B5HWC, buttons_B4)
+    assert not torch.allclose(expected_BND, unmapped_BND, atol=0.1)
+
+    heads = ensemble.Heads(config.dynamics.dim, config.tokenizer.codes)
+    baselines.save_weights(tmp_path / "heads.safetensors", heads)
+    scorer = ensemble.Disagreement(tmp_path / "model", tmp_path / "heads.safetensors")
+    with torch.no_grad():
+        expected_B = ensemble.disagreement(heads(expected_BND.flatten(0, 1)))
+    scored = torch.from_numpy(scorer.entropies(frames_B5HWC, buttons_B4))
+    torch.testing.assert_close(scored.flatten(), expected_B)
 
 
 def test_heads_are_trained_at_the_start_of_a_run(tiny_world, tmp_path):

@@ -201,6 +201,15 @@ def test_entropy_of_one_pass_equals_the_plain_calculation(context: int) -> None:
         model.entropy_ahead(frames, actions)
 
 
+def test_the_query_gives_the_hidden_states_that_entropies_are_read_from() -> None:
+    model, (frames, actions) = build(), clips(3, 5)
+    hidden = model.query_hidden(frames[:, :2], actions)
+    assert hidden.shape == (3, DEBUG.grid**2, DEBUG.dynamics.dim)
+    assert not hidden.requires_grad
+    entropy = normalised_entropy(model.dynamics.head(hidden))
+    assert torch.equal(entropy, model.token_entropy(frames, actions))
+
+
 def test_entropy_is_in_range_batched_and_refined() -> None:
     model, (frames, actions) = build(), clips(35, 5)
     once, thrice = (model.token_entropy(frames, actions, steps=steps) for steps in (1, 3))

@@ -14,9 +14,7 @@ from experiments.__main__ import execute
 from experiments.study_cells import VARIANTS, Budget, configuration, distinct
 from experiments.study_representation import replaced
 from experiments.study_tables import interval, markdown
-from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
-from worldmodel.calibration import auc, query_logits, reliability
-from worldmodel.genie import normalised_entropy
+from worldmodel.calibration import auc, reliability
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +109,6 @@ def test_an_empty_ablation_has_no_table() -> None:
 
 
 # Calibration
-
-
-def test_the_query_is_that_of_the_reward() -> None:
-    torch.manual_seed(0)
-    model = GenieReduxG(Tokenizer(preset("debug")), Dynamics(preset("debug"))).eval()
-    frames, actions = torch.rand(3, 5, 3, 64, 64), torch.randint(5, (3, 4))
-    entropy = normalised_entropy(query_logits(model, frames, actions))
-    torch.testing.assert_close(entropy, model.token_entropy(frames, actions), atol=1e-5, rtol=1e-5)
 
 
 def test_calibration_error_is_nought_for_honest_and_the_gap_for_boastful_confidence() -> None:

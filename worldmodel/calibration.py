@@ -1,30 +1,12 @@
 """Whether the reward query's doubt is honest: its distribution against what came, and idle scenes against moving ones.
 
-Shapes: B windows of T frames, N tokens of a frame, K codes, M anything that is judged one by one.
+Shapes: M anything that is judged one by one.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from worldmodel.genie import WorldModel
-
-
-@torch.inference_mode()
-def query_logits(model: "WorldModel", frames_BTCHW: Tensor, actions_BA: Tensor, context: int = 2) -> Tensor:
-    """What `WorldModel.token_entropy` with one pass takes the entropy of: logits of the last frame's tokens, (B, N, K).
-
-    The first `context` frames are given, the others predicted together in one pass.
-    """
-    conditions = model.conditions(actions_BA)
-    past = model.read(model.tokenizer.encode(frames_BTCHW[:, :context]), conditions[:, :context], None)
-    ahead = conditions[:, context:]
-    grid = model.cfg.grid
-    masked = torch.full((*ahead.shape[:2], grid, grid), model.cfg.mask_id, device=frames_BTCHW.device)
-    hidden, _ = model.dynamics.run(masked, ahead, past)
-    return model.dynamics.head(hidden[:, -1]).flatten(1, 2).float()
 
 
 def reliability(confidence_M: Tensor, correct_M: Tensor, bins: int = 15) -> dict[str, Any]:

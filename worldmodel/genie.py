@@ -166,15 +166,22 @@ class WorldModel(nn.Module):
         parts = zip(given_BPCHW.split(_BATCH), actions_BA.split(_BATCH), strict=True)
         return torch.cat([self._entropy(given, actions, steps) for given, actions in parts])
 
+    @torch.no_grad()
+    def query_hidden(self, given_BPCHW: Tensor, actions_BA: Tensor) -> Tensor:
+        """Return the hidden states (B, N, D) of the frame that the last action leads to.
+
+        The query of the reward: all frames after the given ones are masked and predicted in one
+        pass. `dynamics.head` turns the hidden states into logits of the tokens. Inputs are those of
+        `entropy_ahead`, on the model's device.
+        """
+        past, ahead = self._given(given_BPCHW, actions_BA)
+        hidden, _ = self.dynamics.run(self._masked(ahead), ahead, past)
+        return hidden[:, -1].flatten(1, 2)
+
     def _entropy(self, given_BPCHW: Tensor, actions_BA: Tensor, steps: int) -> Tensor:
-        given = given_BPCHW.shape[1]
-        conditions = self.conditions(actions_BA)
-        past = self.read(self.tokenizer.encode(given_BPCHW), conditions[:, :given], None)
-        ahead = conditions[:, given:]
         if steps == 1:
-            masked = self._masked(ahead)
-            hidden, _ = self.dynamics.run(masked, ahead, past)
-            return normalised_entropy(self.dynamics.head(hidden[:, -1])).flatten(1)
+            return normalised_entropy(self.dynamics.head(self.query_hidden(given_BPCHW, actions_BA)))
+        past, ahead = self._given(given_BPCHW, actions_BA)
         entropy = torch.zeros(len(ahead), self.cfg.grid**2, device=ahead.device)
         undecided = torch.ones_like(entropy, dtype=torch.bool)
 
@@ -186,6 +193,13 @@ class WorldModel(nn.Module):
 
         self.fill(past, ahead, steps, 0.0, None, note)
         return entropy
+
+    def _given(self, given_BPCHW: Tensor, actions_BA: Tensor) -> tuple[Past, Tensor]:
+        """Return the past of the given frames and the conditions (B, F, A) of the frames after them."""
+        given = given_BPCHW.shape[1]
+        conditions = self.conditions(actions_BA)
+        past = self.read(self.tokenizer.encode(given_BPCHW), conditions[:, :given], None)
+        return past, conditions[:, given:]
 
     def read(self, tokens_BFhw: Tensor, conditions_BFA: Tensor, past: Past | None) -> Past:
         """Take finished frames into the past, half a window at a time where they are many."""
