@@ -55,7 +55,7 @@ class Args(RunArgs):
     batch_size: int | None = None
     """Clips a step, where the recipe's number does not fit."""
     lr: float | None = None
-    """Highest learning rate, where the recipe's does not fit."""
+    """Highest learning rate, where the recipe's does not fit; the lowest changes in proportion."""
     accumulate: int | None = None
     """Parts that a worker's share of a batch is computed in, one after the other, where it does not fit into memory."""
     recompute: bool = False

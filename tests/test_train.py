@@ -14,6 +14,7 @@ from recordings import record
 from envs.counting import read_frame
 from envs.errors import InputError
 from envs.runs import read_metrics
+from experiments.__main__ import execute
 from worldmodel import checkpoint
 from worldmodel.clips import Clips, ClipSampler
 from worldmodel.config import preset
@@ -21,6 +22,7 @@ from worldmodel.dynamics import Dynamics
 from worldmodel.genie import GenieReduxG
 from worldmodel.job import Job
 from worldmodel.objectives import DynamicsObjective, TokenizerObjective
+from worldmodel.recipes import PRESETS
 from worldmodel.token_cache import cache_tokens
 from worldmodel.tokenizer import Tokenizer
 from worldmodel.train import NonFiniteLoss, TrainConfig, recipe, train
@@ -198,6 +200,40 @@ def test_learning_rate_warms_up_from_half_and_ends_at_the_minimum_at_the_last_st
     rates = [settings.learning_rate(step) for step in range(5000, 72_000, 100)]
     assert rates == sorted(rates, reverse=True)
     assert TrainConfig(iterations=10, warmup=0).learning_rate(9) == 5e-5
+
+
+@pytest.mark.parametrize("size", PRESETS)
+@pytest.mark.parametrize("component", ["tokenizer", "dynamics"])
+def test_fine_tuning_goes_on_near_the_last_rate_of_its_base(component: str, size: str) -> None:
+    """A rate far above it undoes what the base has learnt before anything new is learnt."""
+    base, tuning = recipe(component, size), recipe(component, size, "finetune")
+    ended = base.learning_rate(base.iterations - 1)
+    highest = max(map(tuning.learning_rate, range(tuning.iterations)))
+    assert tuning.learning_rate(0) <= 2.5 * ended
+    assert highest <= 5 * ended
+
+
+@pytest.mark.parametrize("size", PRESETS)
+def test_another_learning_rate_scales_the_whole_schedule(size: str) -> None:
+    plain = recipe("tokenizer", size)
+    for factor in (0.01, 3):
+        changed = recipe("tokenizer", size, lr=factor * plain.lr)
+        for step in (0, plain.warmup, plain.iterations - 1):
+            assert changed.learning_rate(step) == pytest.approx(factor * plain.learning_rate(step))
+    assert recipe("tokenizer", size, lr=plain.lr) == plain
+    assert recipe("tokenizer", size, lr=1e-2, min_lr=1e-6).min_lr == 1e-6
+    with pytest.raises(InputError, match="0 < min_lr <= lr"):
+        recipe("tokenizer", size, lr=0.0)
+
+
+def test_train_takes_a_rate_below_the_recipes_lowest(data: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    asked = ["train", "tokenizer", "--preset", "debug", "--lr", "1e-4", "--iterations", "6"]
+    assert execute([*asked, "--data", data, "--out", str(out)]) == 0
+    settings = json.loads((out / "config.json").read_text())["recipe"]
+    assert settings["lr"] == 1e-4
+    assert settings["min_lr"] == pytest.approx(5e-5)
+    assert read_metrics(out)[-1]["step"] == 6
 
 
 def test_validation_is_the_mean_over_clips_however_they_are_batched(

@@ -162,6 +162,15 @@ _CPU_TOKENIZER = {**_CPU, "iterations": 2_600, "clip_length": 4, "clip_stride": 
 _CPU_LAM = {**_CPU, "iterations": 2_000, "batch_size": 4, "clip_length": 4, "clip_stride": 1}
 _CPU_DYNAMICS = {**_CPU, "iterations": 2_000, "clip_length": 4, "clip_stride": 4, "lr": 1.5e-3}
 _CPU_FINETUNE = {"iterations": 250, "validate_every": 0}
+# AdamW starts without moments, so that its first steps have the size of the learning rate. At the
+# base's rate they undo the base: Airstriker fell from 41.3 to 33.1 dB in 20 steps.
+_CPU_DECODER = {
+    **_CPU_TOKENIZER,
+    **_CPU_FINETUNE,
+    "lr": 2e-4,
+    "min_lr": 2e-5,
+    "warmup_factor": 0.1,
+}
 
 _UPSCALER = {"clip_length": 1, "clip_stride": 1}
 _DEBUG_UPSCALER = {**_DEBUG, **_UPSCALER, "upscaler": "debug"}
@@ -204,7 +213,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
         "finetune": Recipe(
             "its decoder alone, on an explored game",
-            {"debug": _DEBUG, "cpu": {**_CPU_TOKENIZER, **_CPU_FINETUNE}, "paper": {"iterations": 1_000}},
+            # Both numbers are the paper's: 1,000 steps, and one warm-up of 5,000 for all runs. So
+            # it ends inside the warm-up, at 0.6 of lr, having begun where the base's rate ended.
+            {"debug": _DEBUG, "cpu": _CPU_DECODER, "paper": {"iterations": 1_000}},
             needs_init=True,
             decoder_only=True,
         ),
@@ -276,12 +287,23 @@ def find_recipe(component: str, name: str | None = None) -> Recipe:
     return known[name or next(iter(known))]
 
 
-def recipe(component: str, preset: str = "paper", name: str | None = None, **changes: object) -> TrainConfig:
-    """The TrainConfig of a component's recipe at a preset (debug, cpu, paper), with single fields changed."""
+def recipe(
+    component: str,
+    preset: str = "paper",
+    name: str | None = None,
+    **changes: Any,
+) -> TrainConfig:
+    """Return the settings of a recipe at a preset (debug, cpu, paper), with changes to them.
+
+    Another `lr` without a `min_lr` changes both in proportion.
+    """
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
     found = find_recipe(component, name)
     unknown = set(changes) - {field.name for field in dataclasses.fields(TrainConfig)}
     if unknown:
         raise InputError(f"no training setting is called {sorted(unknown)[0]!r}")
-    return TrainConfig(**{**found.presets[preset], **changes})
+    plain = TrainConfig(**found.presets[preset])
+    if "lr" in changes:
+        changes = {"min_lr": plain.min_lr * (changes["lr"] / plain.lr), **changes}
+    return dataclasses.replace(plain, **changes)
