@@ -16,7 +16,7 @@ def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
     """The env of one game: observations uint8 (64, 64, 3), actions Discrete(5) in the order of `envs.controls.ACTIONS`.
 
     `game` is a stable-retro name, with or without its "-v0" ending; or, without any ROM, "Counting" for the env of
-    `envs.counting`, "Corridor" or "NoisyTV" for those of `envs.corridor`, or "CoinRun" for the one of `envs.coinrun`
+    `envs.games.counting`, "Corridor" or "NoisyTV" for those of `envs.games.corridor`, or "CoinRun" for the one of `envs.games.coinrun`
     with seven actions and further options.
     Options: frame_skip=4 (CoinRun: 1), size=64, seed=None, state=None (a savestate's name), max_steps=None.
     A process holds one emulator at a time: close the env before you make the next one.
@@ -25,18 +25,18 @@ def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
     # Imported here, so that readers of episodes load no emulator.
     name = game.removesuffix("-v0")
     if name == COINRUN:
-        from envs.coinrun import CoinRunEnv
+        from envs.games.coinrun import CoinRunEnv
 
         return CoinRunEnv(**options)
     if name == COUNTING:
-        from envs.counting import CountingEnv
+        from envs.games.counting import CountingEnv
 
         return CountingEnv(**options)
     if name in (CORRIDOR, NOISY_TV):
-        from envs.corridor import CorridorEnv
+        from envs.games.corridor import CorridorEnv
 
         return CorridorEnv(television=name == NOISY_TV, **options)
-    from envs.retro import RetroGame
+    from envs.games.retro import RetroGame
 
     return RetroGame(game, **options)
 
@@ -48,7 +48,7 @@ def check_builtin(game: str) -> str | None:
     """
     name = game.removesuffix("-v0")
     if name == COINRUN:
-        from envs.coinrun import load_envpool
+        from envs.games.coinrun import load_envpool
 
         load_envpool()
     return name if name in BUILTIN else None

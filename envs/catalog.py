@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import stable_retro.data
 
-from envs.errors import InputError
+from envs.utils.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

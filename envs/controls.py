@@ -6,7 +6,7 @@ START, SELECT, RESET and PAUSE belong to no action, because pressed at random th
 
 from collections.abc import Sequence
 
-from envs.errors import InputError
+from envs.utils.errors import InputError
 
 ACTIONS: tuple[str, ...] = ("right", "left", "up", "down", "jump")
 

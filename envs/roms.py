@@ -16,8 +16,8 @@ from pathlib import Path
 import stable_retro.data
 
 from envs import catalog
-from envs.errors import InputError
-from envs.files import write_atomic
+from envs.utils.atomic_io import write_atomic
+from envs.utils.errors import InputError
 
 MAX_ROM = 2**25  # bytes; the largest that stable-retro takes
 

@@ -1,11 +1,12 @@
 """The command line: `autoexplore <command>`, the same as `python -m experiments <command>`.
 
-Each command is a file beside this one with a dataclass `Args`, whose field docstrings are the help, and `run(args)`.
-The files import only light modules at their top, so that `--help` answers at once. Exit codes: 0 done, 2 bad input
+Each command is a module of `experiments.commands` with a dataclass `Args`, whose field docstrings are the help, and
+`run(args)`; only the chosen one is imported. Exit codes: 0 done, 2 bad input
 (one line on stderr), 130 stopped with Ctrl+C, 141 nobody reads stdout any more.
 """
 
 import contextlib
+import difflib
 import importlib
 import io
 import os
@@ -13,38 +14,35 @@ import select
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Union
+from types import ModuleType
+from typing import Any
 
 import tyro
 
-from envs.errors import InputError
+from envs.utils.errors import InputError
 
-COMMANDS = (
-    "catalog",
-    "collect",
-    "data",
-    "train",
-    "map",
-    "explore",
-    "expert",
-    "tune",
-    "rounds",
-    "agents",
-    "evaluate",
-    "study",
-    "generate",
-    "play",
-    "serve",
-    "pipeline",
-    "report",
-    "benchmark",
-    "scaling",
-    "doctor",
-)
-DESCRIPTION = (
-    "Train world models of retro games without human demonstrations: random agents play, a world model learns to "
-    "predict them, an agent seeks what the model does not understand, the model learns from what it brings back."
-)
+COMMANDS = {
+    "catalog": "List games, their labels and which ROMs are installed.",
+    "collect": "Record episodes of games with a random, sticky or trained policy.",
+    "data": "Verify, summarise, compact, convert and re-render recorded episodes.",
+    "train": "Train a tokenizer, latent action model, dynamics model or upscaler.",
+    "export": "Combine a tokenizer and a dynamics model into a world model.",
+    "explore": "Train an exploration agent on the world model's uncertainty.",
+    "expert": "Train an agent on a game's own reward and record a test set.",
+    "tune": "Tune explorers while they learn: by hand, or by population-based training.",
+    "compare": "Compare trained explorers with random play over several seeds.",
+    "evaluate": "Evaluate a world model on held-out episodes against a copy-last-frame baseline.",
+    "study": "Ablations and analyses of the world model (JSON and PNG in --out).",
+    "generate": "Generate frames from recorded episodes and save GIFs next to the ground truth.",
+    "play": "Play inside a world model with the keyboard.",
+    "serve": "Serve the world model's reward with Ray Serve.",
+    "pipeline": "Run the whole pipeline: collect, train, explore, fine-tune, evaluate, report.",
+    "report": "Create a self-contained HTML report of a run.",
+    "benchmark": "Benchmark data loading, the model and the reward against simple baselines.",
+    "doctor": "Check the installation and suggest fixes.",
+}
+"""Name and one-line description of each command."""
+DESCRIPTION = "Train world models of retro games without human demonstrations."
 TROUBLE = 2
 STOPPED = 130
 
@@ -61,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         if not _nobody_reads():
             raise
-        from envs.runs import NOBODY_READS
+        from envs.utils.progress import NOBODY_READS
 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         code = NOBODY_READS
@@ -78,8 +76,8 @@ def _nobody_reads() -> bool:
 def execute(argv: list[str]) -> int:
     """Run one command. argv: what stands after `autoexplore`. Returns the exit code."""
     try:
-        args = parse(argv)
-        sys.modules[type(args).__module__].run(args)
+        command, args = parse(argv)
+        command.run(args)
     except KeyboardInterrupt:
         print(f"\nstopped. {_how_to_go_on(argv)}", file=sys.stderr)
         return STOPPED
@@ -92,28 +90,52 @@ def execute(argv: list[str]) -> int:
     return 0
 
 
-def parse(argv: list[str]) -> Any:
-    """The chosen command's Args. Raises InputError for flags that do not fit, SystemExit(0) after `--help`."""
-    modules = [importlib.import_module(f"experiments.{name}") for name in COMMANDS]
-    commands = tuple(
-        Annotated[module.Args, tyro.conf.subcommand(name=name, description=_first_paragraph(module.__doc__ or ""))]
-        for name, module in zip(COMMANDS, modules, strict=True)
-    )
-    kinds: Any = Union[commands]  # noqa: UP007  # made at run time, where `|` has no meaning for a tuple
+def parse(argv: list[str]) -> tuple[ModuleType, Any]:
+    """Import the command that argv begins with and parse its flags -> (the command's module, its Args).
+
+    Raises InputError for an unknown command and for flags that do not fit, SystemExit(0) after `--help`.
+    """
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        print(overview())
+        raise SystemExit(0)
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see autoexplore --help"
+        raise InputError(f"unknown command {name!r}: {hint}")
+    command = importlib.import_module(f"experiments.commands.{name}")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                kinds,
-                prog="autoexplore",
-                description=DESCRIPTION,
-                args=argv,
+            args = tyro.cli(
+                command.Args,
+                prog=f"autoexplore {name}",
+                description=_first_paragraph(command.__doc__ or ""),
+                args=argv[1:],
                 config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
             )
     except SystemExit as stop:
         if not stop.code:
             raise
         raise InputError(_usage_line(complaint.getvalue())) from None
+    return command, args
+
+
+def overview() -> str:
+    """Return the text of `autoexplore --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: autoexplore COMMAND [FLAGS]",
+            "",
+            DESCRIPTION,
+            "",
+            *lines,
+            "",
+            "`autoexplore COMMAND --help` explains every flag.",
+        ]
+    )
 
 
 def _usage_line(box: str) -> str:
@@ -160,9 +182,9 @@ def _first_paragraph(text: str) -> str:
 
 
 def _how_to_go_on(argv: list[str]) -> str:
-    """What to type to continue after Ctrl+C: pipeline and rounds always continue, other long commands with --resume."""
+    """What to type to continue after Ctrl+C: pipeline always continues, other long commands with --resume."""
     command = shlex.join(["autoexplore", *argv])
-    if argv[:1] in (["pipeline"], ["rounds"]) or argv[:2] == ["study", "ablation"]:
+    if argv[:1] == ["pipeline"] or argv[:2] == ["study", "ablation"]:
         return f"Finished stages are kept; go on with: {command}"
     if argv and argv[0] in ("collect", "train", "explore", "expert", "tune"):
         return f"Go on with: {command}" + ("" if "--resume" in argv else " --resume")

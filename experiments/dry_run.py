@@ -1,10 +1,11 @@
 """What a training run will take, printed without running it: parameters, FLOPs, memory, time on given hardware."""
 
-from experiments.common import Preset
+from envs.utils.progress import format_duration
+from experiments.arguments import Preset
 from worldmodel.config import WorldModelConfig
-from worldmodel.cost import Cost, cost_of
-from worldmodel.hardware import Hardware, hardware
-from worldmodel.recipes import TrainConfig
+from worldmodel.training.config import TrainConfig
+from worldmodel.training.flops import Cost, cost_of
+from worldmodel.training.throughput import Hardware, hardware
 
 PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6))
 STEP_BYTES = 16
@@ -24,8 +25,8 @@ def show(
     """Print the prediction for `config`, what is left of `preset`. Raises InputError for hardware not in the table."""
     from rich.table import Table
 
-    from envs.errors import InputError
-    from envs.runs import console
+    from envs.utils.errors import InputError
+    from envs.utils.progress import console
 
     cost = cost_of(component, config, recipe, decoder_only=decoder_only, cached=recipe.token_cache, joint_lam=joint_lam)
     if cost is None:
@@ -62,7 +63,7 @@ def figures(cost: Cost, recipe: TrainConfig, machine: Hardware) -> dict[str, str
         "memory of activations": f"about {cost.activations * clips / 1e9:,.2f} GB each for {clips:g} clips at a time "
         f"({cost.activations / 1e9:,.2f} GB a clip)",
         "time of a step": f"{seconds:,.3g} s",
-        "time of the run": f"{duration(seconds * recipe.iterations)}, without data, validation and checkpoints",
+        "time of the run": f"{format_duration(seconds * recipe.iterations)}, without data, validation and checkpoints",
     }
     if machine.memory is not None and memory > machine.memory:
         parts = memory_parts(cost, recipe, machine)
@@ -91,11 +92,3 @@ def count(number: float) -> str:
     """2.6e12 -> `2.6 T`."""
     prefix, size = next(((prefix, size) for prefix, size in PREFIXES if number >= size), ("", 1.0))
     return f"{number / size:,.4g} {prefix}"
-
-
-def duration(seconds: float) -> str:
-    """123456 -> `1.4 days`."""
-    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:,.1f} s"

@@ -8,23 +8,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from exploration.agent.policy import load_policy
     from exploration.algorithm import AutoExplore, AutoExploreConfig
-    from exploration.policy import load_policy
-    from exploration.recipes import ExploreRecipe
-    from exploration.reward import uncertainty_reward
-    from exploration.run import explore
-    from exploration.scorers import LocalScorer, Scorer, ServeScorer
+    from exploration.config import ExploreRecipe
+    from exploration.reward.scorers import LocalScorer, Scorer, ServeScorer
+    from exploration.reward.token_entropy import uncertainty_reward
+    from exploration.train import explore
 
-_HOMES = {
+_LAZY_EXPORTS = {
     "AutoExplore": "algorithm",
     "AutoExploreConfig": "algorithm",
-    "ExploreRecipe": "recipes",
-    "LocalScorer": "scorers",
-    "Scorer": "scorers",
-    "ServeScorer": "scorers",
-    "explore": "run",
-    "load_policy": "policy",
-    "uncertainty_reward": "reward",
+    "ExploreRecipe": "config",
+    "LocalScorer": "reward.scorers",
+    "Scorer": "reward.scorers",
+    "ServeScorer": "reward.scorers",
+    "explore": "train",
+    "load_policy": "agent.policy",
+    "uncertainty_reward": "reward.token_entropy",
 }
 
 __all__ = [
@@ -41,6 +41,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _LAZY_EXPORTS:
         raise AttributeError(f"module 'exploration' has no attribute {name!r}")
-    return getattr(import_module(f"exploration.{_HOMES[name]}"), name)
+    return getattr(import_module(f"exploration.{_LAZY_EXPORTS[name]}"), name)

@@ -1,6 +1,6 @@
 """AutoExplore as an RLlib `Algorithm`: collect with the reward of the world model, keep, learn from what was kept.
 
-One iteration is one epoch of appendix A.3. `exploration.run.explore` puts a whole run together from a recipe.
+One iteration is one epoch of appendix A.3. `exploration.train.explore` puts a whole run together from a recipe.
 """
 
 import time
@@ -22,20 +22,23 @@ from ray.rllib.utils.metrics import (
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
 
-from envs.errors import InputError
-from envs.novelty import distinct_screens
-from exploration.connector import LOOKBACK, ExploreCallbacks, to_fragment
-from exploration.glimpse import Glimpses, joined
-from exploration.learner import LOSS_PARTS, ExploreLearner, LossConfig, as_learner_batch, raised_not_logged
-from exploration.live import TUNABLE, apply
-from exploration.module import AgentModule
-from exploration.policy import CnnLstm, PolicyConfig
-from exploration.recipes import ExploreRecipe, epsilon_at
-from exploration.replay import Batch, Fragment, Replay, Scale
-from exploration.reward import TOP_FRACTION, check_top_fraction
-from exploration.runner import GameRunner
-from exploration.scorers import Scorer
-from exploration.vector import STEP_SECONDS, check_places
+from envs.utils.errors import InputError
+from envs.utils.screen_hash import distinct_screens
+from exploration.agent.learner import ExploreLearner, as_learner_batch, raised_not_logged
+from exploration.agent.loss import LOSS_PARTS, LossConfig
+from exploration.agent.policy import CnnLstm, PolicyConfig
+from exploration.agent.replay_buffer import Batch, Fragment, Replay, Scale, to_fragment
+from exploration.agent.rl_module import AgentModule
+from exploration.config import ExploreRecipe, epsilon_at
+from exploration.mutable_settings import TUNABLE, apply
+from exploration.reward.scorers import Scorer
+from exploration.reward.token_entropy import TOP_FRACTION
+from exploration.rollout.callbacks import ExploreCallbacks
+from exploration.rollout.env_runner import GameRunner
+from exploration.rollout.reward_connector import LOOKBACK
+from exploration.rollout.snapshots import Glimpses, joined
+from exploration.rollout.vector_env import STEP_SECONDS, check_places
+from worldmodel.uncertainty import check_top_fraction
 
 GAMES_ENV = "autoexplore-games"
 SAMPLE_TIMEOUT_S = 900.0

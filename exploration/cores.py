@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from envs.errors import InputError
+from envs.utils.errors import InputError
 
 
 def check_pinning(runners: int) -> None:

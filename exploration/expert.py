@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from envs.errors import InputError
-from exploration.recipes import ExploreRecipe, recipe
-from exploration.run import explore
+from envs.utils.errors import InputError
+from exploration.config import ExploreRecipe, recipe
+from exploration.train import explore
 
 
 def train_actor_critic(

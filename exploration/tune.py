@@ -28,17 +28,18 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from envs.cluster import ray_session
-from envs.errors import InputError
-from envs.files import write_json_atomic
-from envs.runs import Bar, RunFolder, progress
+from envs.utils.atomic_io import write_json_atomic
+from envs.utils.errors import InputError
+from envs.utils.progress import Bar, progress
+from envs.utils.ray_session import ray_session
+from envs.utils.run_dir import RunFolder
+from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from exploration.agent.policy import load_network, save_policy
 from exploration.algorithm import AutoExplore
-from exploration.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
-from exploration.live import apply, current, in_effect
-from exploration.policy import load_network, save_policy
-from exploration.recipes import ExploreRecipe, recipe
-from exploration.run import configure, evaluation_metrics, game_name, plain_state, training_metrics
-from exploration.sources import RewardSource
+from exploration.config import ExploreRecipe, recipe
+from exploration.mutable_settings import apply, current, in_effect
+from exploration.reward.factory import RewardSource
+from exploration.train import configure, evaluation_metrics, game_name, plain_state, training_metrics
 
 METRIC = "evaluation_return"
 RANGES: dict[str, tuple[float, float]] = {
@@ -55,7 +56,7 @@ RESAMPLE = 0.25
 
 
 class TuneTrial(AutoExplore):
-    """AutoExplore as Tune runs it: its results are plain figures, its checkpoints those of `exploration.checkpoint`."""
+    """AutoExplore as Tune runs it: its results are plain figures, its checkpoints those of `exploration.agent.checkpoint`."""
 
     copied: str | None
     """The agent whose checkpoint this one took over, until its next epoch has been noted."""
@@ -93,7 +94,7 @@ class TuneTrial(AutoExplore):
         return training_metrics(result) | about
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """One checkpoint of `exploration.checkpoint` inside Tune's folder."""
+        """One checkpoint of `exploration.agent.checkpoint` inside Tune's folder."""
         about = {"settings": current(self.config), "games": list(self.config.games), METRIC: self.judged}
         about["trial"] = self.name
         save_checkpoint(Path(checkpoint_dir), self.iteration, self.network(), plain_state(self), about, keep_last=1)

@@ -1,7 +1,7 @@
 """`explore --watch`: the agent's newest screen in the terminal, in colour, with the model's doubts and the figures.
 
 A character shows two pixels, one above the other: the upper half block in one colour on a ground of another. What is
-drawn comes from `exploration.glimpse`, once an epoch.
+drawn comes from `exploration.rollout.snapshots`, once an epoch.
 """
 
 import time
@@ -17,8 +17,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from envs.drawing import Frames
-from exploration.glimpse import Glimpses
+from envs.utils.images import Frames
+from exploration.rollout.snapshots import Glimpses
 
 HALF = "\N{UPPER HALF BLOCK}"
 BARS = "\N{LOWER ONE EIGHTH BLOCK}\N{LOWER ONE QUARTER BLOCK}\N{LOWER THREE EIGHTHS BLOCK}\N{LOWER HALF BLOCK}"
@@ -75,7 +75,7 @@ class Watch:
         self._live.__exit__(kind, error, trace)
 
     def advance(self, units: int = 1, note: str | None = None) -> None:
-        """As `envs.runs.Bar`; the figures stand beside the pictures anyway."""
+        """As `envs.utils.progress.Bar`; the figures stand beside the pictures anyway."""
         self.done += units
 
     def show(self, metrics: dict[str, float], glimpses: Glimpses | None) -> None:

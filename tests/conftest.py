@@ -12,7 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
-from envs.cluster import prepare_ray_environment
+from envs.utils.ray_session import prepare_ray_environment
 
 prepare_ray_environment(local=True)  # before any test imports Ray, which reads it then
 # Keys of the S3 server on loopback. Ray's workers inherit them, so they stand here before it starts.
@@ -59,8 +59,8 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A whole pipeline of preset debug: its folder, and what it printed. Nobody may change the folder."""
-    from envs.runs import console
-    from experiments import pipeline
+    from envs.utils.progress import console
+    from experiments.commands import pipeline
 
     folder = tmp_path_factory.mktemp("pipeline") / "run"
     with console.capture() as printed:

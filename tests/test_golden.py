@@ -19,14 +19,15 @@ import torch
 import envs
 import exploration
 import worldmodel
-from envs.cluster import ray_session
-from envs.episodes import EpisodeReader, EpisodeWriter
-from envs.player import RandomPolicy, Session, play_episode
-from envs.runs import read_metrics
+from envs.collect.policies import RandomPolicy
+from envs.collect.worker import Session, play_episode
+from envs.episodes.dataset import EpisodeReader, EpisodeWriter
+from envs.utils.ray_session import ray_session
+from envs.utils.run_dir import read_metrics
 from worldmodel.config import preset
-from worldmodel.recipes import recipe
-from worldmodel.train import train
-from worldmodel.upscaler import SHAPES, Upscaler
+from worldmodel.models.upscaler import SHAPES, Upscaler
+from worldmodel.training.config import recipe
+from worldmodel.training.train import train
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 2e-3
@@ -171,7 +172,7 @@ def test_names_types_and_shapes_of_saved_weights_are_the_golden_ones(
 
 def main() -> None:
     """Compare with the golden file, or write it."""
-    from envs.cluster import prepare_ray_environment
+    from envs.utils.ray_session import prepare_ray_environment
 
     prepare_ray_environment(local=True)
     torch.set_num_threads(1)

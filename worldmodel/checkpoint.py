@@ -11,49 +11,28 @@ The folder is written under a temporary name, fsynced and renamed, so that a cra
 complete folder is the one that counts; a damaged one is named and never passed over in silence.
 """
 
-import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from envs.errors import InputError
-from envs.files import new_folder, write_json_atomic
-from envs.runs import console
-from worldmodel.optimizer_state import state_of
-from worldmodel.parallel import on_cpu
+from envs.utils.atomic_io import file_sha256, new_folder, write_json_atomic
+from envs.utils.errors import InputError
+from envs.utils.progress import console
 
 if TYPE_CHECKING:  # the functions below import them themselves: saving a whole model needs this module in turn
-    from worldmodel.config import WorldModelConfig
-    from worldmodel.dynamics import Dynamics
-    from worldmodel.genie import GenieReduxG
-    from worldmodel.latent_action import LatentActionModel
-    from worldmodel.tokenizer import Tokenizer
+    pass
+
 
 FORMAT = "autoexplore-checkpoint-1"
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _AVERAGE = "ema.safetensors"
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tensors_sha256(tensors: dict[str, Tensor]) -> str:
-    """Hex sha256 over names, types, shapes and bytes of tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -90,33 +69,22 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    run: Path,
-    state: dict[str, Any],
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    keep_last: int,
-    average: dict[str, Tensor] | None = None,
-    writer: bool = True,
+    run: Path, state: dict[str, Any], tensors: Mapping[str, dict[str, Tensor]], *, keep_last: int
 ) -> Path:
     """Write `<run>/checkpoints/step-<state["step"]>` atomically, then delete all but the newest `keep_last`.
 
-    `state` is plain JSON data with at least `step`, `component` and `config`; the checkpoint of the step in its `best`
-    is kept too. A complete checkpoint of the same step is left as it is: a step's state is a function of the run, so it
-    holds the same. Where ranks share the weights all must call, and the one `writer` writes.
+    `state` is plain JSON data with at least `step`, `component`, `config` and `optimizer`, its parameter groups; the
+    checkpoint of the step in its `best` is kept too. `tensors`, on the CPU, are those of each safetensors file: model,
+    optimizer and, where there is a moving average, ema. A complete checkpoint of the same step is left as it is: a
+    step's state is a function of the run, so it holds the same.
     """
     path = run / "checkpoints" / _name(state["step"])
-    tensors, groups = state_of(module, optimizer)
-    files = {"model.safetensors": on_cpu(module.state_dict()), "optimizer.safetensors": tensors}
-    if average is not None:
-        files[_AVERAGE] = on_cpu(average)
-    if not writer:
-        return path
+    files = {f"{name}.safetensors": content for name, content in tensors.items()}
     if not (path / "manifest.json").exists():
         with new_folder(path) as folder:
             for name, content in files.items():
                 save_file(content, folder / name)
-            write_json_atomic(folder / "state.json", {"format": FORMAT, **state, "optimizer": groups})
+            write_json_atomic(folder / "state.json", {"format": FORMAT, **state})
             hashes = {name: file_sha256(folder / name) for name in (*files, "state.json")}
             write_json_atomic(folder / "manifest.json", {"format": FORMAT, "sha256": hashes})
     best = (state.get("best") or {}).get("step")
@@ -166,143 +134,6 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
             what = "differs from its sha256 in manifest.json" if file.is_file() else "is missing"
             raise InputError(f"{file} {what}: the checkpoint is damaged; {_advice(path)}")
     return Checkpoint(path, _read_json(path / "state.json"))
-
-
-def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
-    """Copy weights into a module, all of them or none.
-
-    Raises InputError before anything is copied where a name, shape or type differs: another architecture.
-    """
-    own = module.state_dict()
-    for name in sorted(own.keys() ^ weights.keys()):
-        where = "only in the file" if name in weights else "missing in the file"
-        raise InputError(f"{source}: weights of another architecture: {name} is {where}; use its own configuration")
-    for name, tensor in own.items():
-        here, there = (tuple(tensor.shape), tensor.dtype), (tuple(weights[name].shape), weights[name].dtype)
-        if here != there:
-            raise InputError(f"{source}: weights of another architecture: {name} is {there[0]}, the model's {here[0]}")
-    module.load_state_dict(weights, strict=True)
-
-
-def load_component(module: nn.Module, component: str, path: Path | str) -> None:
-    """Give a tokenizer, lam or dynamics module the weights in a run's folder, a checkpoint or a saved world model."""
-    weights, _, tokenizer = _component(Path(path), component)
-    load_weights(module, weights, path)
-    _note_tokenizer(module, tokenizer)
-
-
-def load_tokenizer(path: Path | str, device: torch.device | str = "cpu") -> "Tokenizer":
-    """The trained tokenizer, in eval mode, from a run's folder, a checkpoint or a saved world model.
-
-    Raises InputError where there is none, it is damaged, or it belongs to another version.
-    """
-    from worldmodel.tokenizer import Tokenizer
-
-    return _load(Tokenizer, "tokenizer", path, device)
-
-
-def load_lam(path: Path | str, device: torch.device | str = "cpu") -> "LatentActionModel":
-    """As `load_tokenizer`, for the latent action model; also one that was trained with a dynamics model."""
-    from worldmodel.latent_action import LatentActionModel
-
-    return _load(LatentActionModel, "lam", path, device)
-
-
-def load_dynamics(path: Path | str, device: torch.device | str = "cpu") -> "Dynamics":
-    """As `load_tokenizer`, for the dynamics model."""
-    from worldmodel.dynamics import Dynamics
-
-    return _load(Dynamics, "dynamics", path, device)
-
-
-def join(tokenizer: Path | str, dynamics: Path | str) -> "GenieReduxG":
-    """The world model of a tokenizer and a dynamics model on real actions, each a run's folder or a checkpoint.
-
-    Raises InputError as `load_tokenizer`, and where the two do not belong together.
-    """
-    from worldmodel.genie import GenieReduxG
-
-    return GenieReduxG(load_tokenizer(tokenizer), load_dynamics(dynamics))
-
-
-def _load(kind: Any, component: str, path: Path | str, device: torch.device | str) -> Any:
-    weights, config, tokenizer = _component(Path(path), component)
-    module = kind(config)
-    load_weights(module, weights, path)
-    _note_tokenizer(module, tokenizer)
-    return module.to(device).eval()
-
-
-def _component(path: Path, component: str) -> tuple[dict[str, Tensor], "WorldModelConfig", str | None]:
-    """A component's weights and configuration, hashes checked, and the hash of the tokenizer that it was trained on."""
-    from worldmodel.config import WorldModelConfig
-    from worldmodel.genie import load_world_model
-
-    if (path / f"{component}.safetensors").exists():
-        model = load_world_model(path)
-        return getattr(model, component).state_dict(), model.cfg, encoder_sha256(model.tokenizer)
-    found = open_checkpoint(path)
-    config = WorldModelConfig.from_dict(found.state["config"])
-    if found.state.get("joint_lam") and component in ("lam", "dynamics"):
-        return _joint_part(found.exported(), component, config), config, found.state.get("tokenizer_sha256")
-    if found.component != component:
-        raise InputError(f"{found.path} holds a {found.component}, not a {component}: give another path")
-    return found.exported(), config, found.state.get("tokenizer_sha256")
-
-
-def _joint_part(weights: dict[str, Tensor], component: str, config: "WorldModelConfig") -> dict[str, Tensor]:
-    """The weights of one part of a joint run. Its LAM changed to the last step: the dynamics learns the hash here."""
-    from worldmodel.latent_action import LatentActionModel
-
-    parts = {
-        part: {name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(f"{part}.")}
-        for part in ("lam", "dynamics")
-    }
-    if component == "dynamics":
-        lam = LatentActionModel(config)
-        load_weights(lam, parts["lam"], "lam")
-        parts["dynamics"]["lam_hash"] = torch.tensor(list(bytes.fromhex(encoder_sha256(lam))), dtype=torch.uint8)
-    return parts[component]
-
-
-def encoder_sha256(model: "Tokenizer | LatentActionModel") -> str:
-    """Hash of all in a tokenizer that decides its token ids, or in a latent action model that decides its actions.
-
-    Training the decoder alone does not change it.
-    """
-    from worldmodel.latent_action import LatentActionModel
-
-    decoder = {id(parameter) for parameter in model.decoder_parameters()}
-    weights = {name: value for name, value in model.named_parameters() if id(value) not in decoder}
-    part = "lam" if isinstance(model, LatentActionModel) else "tokenizer"
-    config = model.cfg.to_dict()
-    sizes = hashlib.sha256(json.dumps({name: config[name] for name in ("size", "frames", part)}).encode())
-    codebook = model.codebook.detach()
-    if not codebook.is_cpu:  # the last bit of a norm is another one there
-        codebook = nn.functional.normalize(model.quantizer.rows.detach().cpu().float(), dim=-1)
-    return tensors_sha256({**weights, f"codebook of {sizes.hexdigest()}": codebook})
-
-
-def check_tokenizer(tokenizer: "Tokenizer", dynamics: "Dynamics", source: Path | str = "tokenizer") -> None:
-    """Raises InputError, with both hashes, unless the tokenizer makes the tokens that the dynamics was trained on.
-
-    A dynamics model that was not loaded from a run knows only the codes: then these must be the same.
-    """
-    wanted = getattr(dynamics, "tokenizer_sha256", None)
-    same_codes = torch.allclose(dynamics.codebook.cpu(), tokenizer.codebook.detach().cpu(), atol=1e-6)
-    got = encoder_sha256(tokenizer) if wanted else tensors_sha256({"codebook": tokenizer.codebook})
-    if same_codes and wanted in (None, got):
-        return
-    wanted = wanted or tensors_sha256({"codebook": dynamics.codebook})
-    raise InputError(
-        f"{source}: not the tokenizer that the dynamics was trained with: expected the one with sha256 {wanted[:16]}, "
-        f"got {got[:16]}"
-    )
-
-
-def _note_tokenizer(module: nn.Module, sha256: str | None) -> None:
-    """Let a loaded component remember which tokenizer made its tokens; kept beside the weights, not among them."""
-    module.tokenizer_sha256 = sha256  # type: ignore[assignment]
 
 
 def remove_leftovers(run: Path) -> None:

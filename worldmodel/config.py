@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.errors import InputError
+from envs.utils.errors import InputError
+
+HIDDEN = -1
+"""What batches hold in place of a recorded action that is not to be seen."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from envs.errors import InputError
+from envs.utils.errors import InputError
 
 
 def token_distances(codebook_KD: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from envs.errors import InputError
+from envs.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from worldmodel.genie import WorldModel
+    from worldmodel.models.genie import WorldModel
 
 WINDOW = 5
 """Frames in a window (spec: reward)."""
@@ -23,7 +23,7 @@ BATCH_CPU, BATCH_GPU = 4, 128
 
 def load_model(path: Path | str, device: str = "cpu") -> "WorldModel":
     """A saved world model, driven by real actions. Raises InputError for a folder that is none."""
-    from worldmodel.genie import load_world_model
+    from worldmodel.models.genie import load_world_model
 
     return load_world_model(path, device).for_game(None)
 

@@ -1,0 +1,295 @@
+"""What the paper's run costs, and a multiple of it: machines, hours and dollars, from measured per-unit figures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Print the cost model of `docs/cost_model/README.md` as tables."""
+
+    units: tyro.conf.Positional[Path]
+    """JSON of per-unit figures; written with --measure, otherwise read."""
+    measure: bool = False
+    """Measure them here first, in about two minutes of one core."""
+    game: str = "Airstriker-Genesis"
+    """Game whose emulator is measured."""
+    repeats: int = 3
+    """Measurements of each; the best counts."""
+    times: tuple[float, ...] = (1, 100)
+    """Multiples of the paper's run."""
+    days: tuple[float, ...] = (3, 30)
+    """Days that each of them may take."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Dollars an hour, assumed: list prices in us-west-2 and what spot has cost about. Put in your own."""
+
+    vcpu_spot: float = 0.29 / 16
+    """A vCPU of c7i.4xlarge, spot."""
+    l4: float = 0.978
+    """g6.2xlarge: one L4, 8 vCPUs, on demand."""
+    a100: float = 21.96 / 8
+    """An eighth of p4d.24xlarge, on demand."""
+    head: float = 0.403
+    """m7i.2xlarge, on demand."""
+    storage_gb_month: float = 0.30
+    """EFS, standard."""
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What was not measured."""
+
+    a100_flops: float = 0.4 * 312e12
+    """Of training in bf16: 40 % of the peak, which large models reach; ours is not measured on one."""
+    l4_flops: float = 0.25 * 121e12
+    """Of the reward query and the agent's updates in bf16: a quarter of the peak, since batches are small."""
+    busy: float = 0.8
+    """Share of the paid time in which machines work; the rest goes by starting, waiting and machines taken back."""
+    explored_games: int = 3
+    """Games that the paper explores and evaluates."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One line: an amount of work, of which a unit costs so many hours of a kind of machine."""
+
+    stage: str
+    amount: float
+    unit: str
+    kind: str
+    """vCPU, L4 or A100."""
+    hours: float
+    """Machine-hours of all of it, working all the time."""
+    source: str
+
+
+def run(args: Args) -> None:
+    """Measure if asked for, and print tables in Markdown. Raises InputError for a file without the figures."""
+    from envs.utils.atomic_io import write_json_atomic
+    from envs.utils.errors import InputError
+    from experiments.arguments import check_games
+
+    if len(args.times) != len(args.days) or min((*args.times, *args.days)) <= 0 or args.repeats < 1:
+        raise InputError("give as many --days as --times, all above 0, and --repeats of 1 or more")
+    if args.measure:
+        from docs.cost_model.measure import measure
+
+        write_json_atomic(args.units, measure(check_games([args.game])[0], args.repeats))
+    units = read_units(args.units)
+    work, prices, assumed = paper_run(units, Assumed()), Prices(), Assumed()
+    print(units_table(units, assumed))
+    print(epoch_table(units, assumed))
+    print(work_table(work, prices, assumed, args.times))
+    for times, days in zip(args.times, args.days, strict=True):
+        print(machines_table(work, prices, assumed, times, days, units))
+
+
+NEEDED = (
+    "env_step_core_seconds",
+    "bytes_per_frame",
+    "action_core_seconds",
+    "update_core_seconds",
+    "update_flops",
+    "window_core_seconds",
+    "window_flops",
+)
+
+
+def read_units(path: Path) -> dict[str, Any]:
+    """The figures of a file. Raises InputError where one is missing or is no number above 0."""
+    import json
+
+    from envs.utils.errors import InputError
+
+    try:
+        units = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}): make it with --measure") from None
+    for name in NEEDED:
+        value = units.get(name) if isinstance(units, dict) else None
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise InputError(f"{path}: {name} is {value}: make the file again with --measure")
+    return dict(units)
+
+
+def paper_run(units: dict[str, Any], assumed: Assumed) -> list[Work]:
+    """Everything that the paper computes (spec.md 4 to 9, appendix A), in the order of the pipeline."""
+    from exploration.config import recipe as explorer
+
+    agent, games = explorer("paper"), assumed.explored_games
+    sessions = {"Platformers, 483 x 50 x 500": 483 * 50 * 500, "Platformers-50, 50 x 100 x 1,000": 50 * 100 * 1_000}
+    sessions |= {
+        f"{games} games, explorer's 10,000 x 700": games * 10_000 * 700,
+        f"{games} games, as much random play": games * 10_000 * 700,
+        f"{games} games, test sets of 1,000 x 700": games * 1_000 * 700,
+    }
+    chosen = units["env_step_core_seconds"] + units["action_core_seconds"]
+    played = [
+        _cores(f"collect: {name}", amount, chosen if "explorer" in name else units["env_step_core_seconds"])
+        for name, amount in sessions.items()
+    ]
+    steps = games * agent.epochs * agent.steps * agent.runners * agent.envs_per_runner
+    updates = games * agent.epochs * agent.updates
+    exploring = [
+        _cores("explore: play", steps, chosen),
+        _flops("explore: rewards", steps, "windows", "L4", units["window_flops"], assumed),
+        _flops("explore: updates", updates, "updates", "L4", units["update_flops"], assumed),
+    ]
+    return [*played, *training(assumed), *exploring, *evaluating(assumed)]
+
+
+def training(assumed: Assumed) -> list[Work]:
+    """The training runs of appendix A.1, by `worldmodel.training.flops`."""
+    from worldmodel import preset
+    from worldmodel.training.config import find_recipe, recipe
+    from worldmodel.training.flops import cost_of
+
+    lines = []
+    for component, name, runs in (
+        ("tokenizer", "base", 1),
+        ("dynamics", "g200", 1),
+        ("dynamics", "g50", 1),
+        ("tokenizer", "finetune", 2 * assumed.explored_games),
+        ("dynamics", "finetune", 2 * assumed.explored_games),
+        ("dynamics", "scratch", assumed.explored_games),
+        ("upscaler", "small-50k", 1),
+    ):
+        settings = recipe(component, "paper", name)
+        decoder_only = find_recipe(component, name).decoder_only
+        cost = cost_of(component, preset("paper"), settings, decoder_only=decoder_only, cached=True)
+        assert cost is not None
+        clips = runs * settings.iterations * settings.batch_size
+        times = f", {runs} times" if runs > 1 else ""
+        lines.append(_flops(f"train: {component} {name}{times}", clips, "clips", "A100", cost.flops, assumed))
+    return lines
+
+
+def evaluating(assumed: Assumed) -> list[Work]:
+    """Windows of 12 frames at every 20th of the test sets: 2 given, 10 predicted two at a time in 25 steps.
+
+    260 frames' worth of forward passes with the exact past (learning.md); three models.
+    """
+    from worldmodel import preset
+    from worldmodel.config import WorldModelConfig
+    from worldmodel.training.config import recipe
+    from worldmodel.training.flops import cost_of
+
+    config: WorldModelConfig = preset("paper")
+    settings = recipe("dynamics", "paper")
+    cost = cost_of("dynamics", config, settings, cached=True)
+    assert cost is not None
+    frame = cost.flops / 3 / settings.clip_length
+    windows = 3 * assumed.explored_games * 1_000 * (700 // 20)
+    return [_flops("evaluate: autoregressive", windows, "windows", "A100", 260 * frame, assumed)]
+
+
+def _cores(stage: str, steps: float, core_seconds: float) -> Work:
+    return Work(stage, steps, "steps", "vCPU", steps * core_seconds / 3600, "measured")
+
+
+def _flops(stage: str, amount: float, unit: str, kind: str, flops: float, assumed: Assumed) -> Work:
+    rate = assumed.a100_flops if kind == "A100" else assumed.l4_flops
+    return Work(stage, amount, unit, kind, amount * flops / rate / 3600, "FLOPs counted, rate assumed")
+
+
+def dollars(work: Work, prices: Prices, assumed: Assumed) -> float:
+    """What a line costs."""
+    rate = {"vCPU": prices.vcpu_spot, "L4": prices.l4, "A100": prices.a100}[work.kind]
+    return work.hours / assumed.busy * rate
+
+
+def units_table(units: dict[str, Any], assumed: Assumed) -> str:
+    """The per-unit figures, each with where it comes from."""
+    step, act, window = (units[f"{name}_core_seconds"] for name in ("env_step", "action", "window"))
+    rows = [
+        ("agent's steps a core and second, recorded (4 emulator frames each)", f"{1 / step:,.0f}", "measured"),
+        ("the same, and the paper's agent chooses the action", f"{1 / (step + act):,.0f}", "measured"),
+        ("bytes a frame on disk", f"{units['bytes_per_frame']:,.0f}", "measured"),
+        ("reward windows a core and second", f"{1 / window:,.2f}", "measured"),
+        ("core-seconds of an agent's update", f"{units['update_core_seconds']:,.1f}", "measured"),
+        ("GFLOP of a reward window", f"{units['window_flops'] / 1e9:,.0f}", "counted"),
+        ("GFLOP of an agent's update", f"{units['update_flops'] / 1e9:,.0f}", "counted"),
+        ("reward windows an L4 and second", f"{assumed.l4_flops / units['window_flops']:,.0f}", "assumed rate"),
+        ("agent's updates an L4 and second", f"{assumed.l4_flops / units['update_flops']:,.0f}", "assumed rate"),
+        ("TFLOP/s of an A100 in training", f"{assumed.a100_flops / 1e12:,.0f}", "assumed"),
+        ("share of paid time at work", f"{assumed.busy:.0%}", "assumed"),
+    ]
+    return table(("one unit", "figure", "source"), rows)
+
+
+def work_table(work: Sequence[Work], prices: Prices, assumed: Assumed, times: Sequence[float]) -> str:
+    """Each stage's amount, machine-hours and dollars, for the paper's run and its multiples."""
+    heads = ["stage", "amount", "on", "hours of it", "source", *(f"dollars x {t:g}" for t in times)]
+    rows = [
+        (
+            line.stage,
+            f"{line.amount:,.0f} {line.unit}",
+            line.kind,
+            f"{line.hours:,.1f}",
+            line.source,
+            *(f"{t * dollars(line, prices, assumed):,.0f}" for t in times),
+        )
+        for line in work
+    ]
+    sums = (f"{t * sum(dollars(line, prices, assumed) for line in work):,.0f}" for t in times)
+    return table(heads, [*rows, ("sum", "", "", "", "", *sums)])
+
+
+def machines_table(
+    work: Sequence[Work], prices: Prices, assumed: Assumed, times: float, days: float, units: dict[str, Any]
+) -> str:
+    """How many of each kind must work beside each other to be done in so many days, with head and storage."""
+    import math
+
+    hours = 24 * days * assumed.busy
+    kinds = {"vCPU": ("emulator workers (a vCPU each)", 16), "L4": ("reward replicas and learners", 1)}
+    kinds["A100"] = ("GPUs that train", 8)
+    rows, total = [], 0.0
+    for kind, (says, size) in kinds.items():
+        lines = [line for line in work if line.kind == kind]
+        count = max(1, math.ceil(times * sum(line.hours for line in lines) / hours))
+        cost = times * sum(dollars(line, prices, assumed) for line in lines)
+        total += cost
+        rows.append((says, f"{count:,}", f"{math.ceil(count / size):,}", f"{cost:,.0f}"))
+    frames = times * sum(line.amount for line in work if line.stage.startswith("collect"))
+    gigabytes = frames * units["bytes_per_frame"] / 1e9
+    others = {"head": prices.head * 24 * days, "storage": gigabytes * prices.storage_gb_month * days / 30}
+    rows.append(("head", "1", "1", f"{others['head']:,.0f}"))
+    rows.append((f"storage, {frames / 1e6:,.0f} M frames", f"{gigabytes:,.0f} GB", "", f"{others['storage']:,.0f}"))
+    rows.append(("sum", "", "", f"{total + sum(others.values()):,.0f}"))
+    return table((f"the paper's run x {times:g} in {days:g} days", "how many", "machines", "dollars"), rows)
+
+
+def epoch_table(units: dict[str, Any], assumed: Assumed, replicas: Sequence[int] = (1, 2, 4, 8)) -> str:
+    """Seconds of one epoch of the paper's explorer by the number of reward replicas; one vCPU for each environment."""
+    from exploration.config import recipe
+
+    agent = recipe("paper")
+    count = agent.runners * agent.envs_per_runner
+    play = agent.steps * (units["env_step_core_seconds"] + units["action_core_seconds"])
+    windows = agent.steps * count * units["window_flops"] / assumed.l4_flops
+    updates = agent.updates * units["update_flops"] / assumed.l4_flops
+    rows = []
+    for number in replicas:
+        epoch = max(play, windows / number) + updates  # windows are scored while the games go on
+        parts = (f"{play:.1f}", f"{windows / number:.1f}", f"{updates:.1f}", f"{epoch:.1f}")
+        rows.append((str(number), *parts, f"{agent.epochs * epoch / 3600:.1f}"))
+    heads = ("reward replicas", "play, s", "rewards, s", "updates, s", "an epoch, s", f"{agent.epochs} epochs, h")
+    return table(heads, rows)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, with an empty line after it."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,105 @@
+"""The per-unit figures that the cost model starts from, measured on this machine in core-seconds.
+
+Time is that of the process on its core, not the clock's, so that other programs beside it do not count.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exploration.config import ExploreRecipe
+
+
+def measure(game: str, repeats: int) -> dict[str, Any]:
+    """Core-seconds and sizes of a unit of each kind of work, at the paper's sizes, and FLOPs where GPUs will do it."""
+    import os
+    import platform
+
+    import torch
+
+    from exploration.config import recipe
+
+    torch.set_num_threads(1)
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "game": game,
+        **playing(game, repeats),
+        **exploring(repeats, recipe("paper")),
+        **rewarding(repeats),
+    }
+
+
+def core_seconds(repeats: int, work: Callable[[], Any]) -> float:
+    """The least process time of some runs, after one to warm up."""
+    work()
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.process_time()
+        work()
+        best = min(best, time.process_time() - started)
+    return best
+
+
+def playing(game: str, repeats: int, steps: int = 300) -> dict[str, float]:
+    """An agent's step of four emulator frames with its record, and the bytes that it takes on disk."""
+    import envs
+    from envs.collect.policies import RandomPolicy
+    from envs.collect.worker import Session, play_episode
+
+    env, sizes = envs.make(game), []
+
+    def play() -> None:
+        episode = play_episode(env, RandomPolicy(), Session(game, "random", 0, 0), steps=steps)
+        sizes.append(sum(map(len, episode.encode().chunks)) / episode.num_frames)
+
+    seconds = core_seconds(repeats, play)
+    env.close()
+    return {"env_step_core_seconds": seconds / steps, "bytes_per_frame": sizes[-1]}
+
+
+def exploring(repeats: int, plan: "ExploreRecipe") -> dict[str, float]:
+    """The agent of a recipe: choosing an action in all its environments at once, and an update."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from exploration.agent.policy import CnnLstm
+
+    network = CnnLstm(plan.network)
+    units, envs_at_once = plan.network.units, plan.runners * plan.envs_per_runner
+
+    def forward(batch: int, length: int) -> Any:
+        frames = torch.zeros(batch, length, 64, 64, 3, dtype=torch.uint8)
+        return network(frames, (torch.zeros(batch, units), torch.zeros(batch, units)))
+
+    with torch.inference_mode():
+        act = core_seconds(repeats, lambda: forward(envs_at_once, 1)) / envs_at_once
+
+    def update() -> None:
+        logits, values, _ = forward(plan.batch_size, plan.segment)
+        (logits.mean() + values.mean()).backward()
+
+    seconds = core_seconds(1, update)
+    with FlopCounterMode(display=False) as counter:
+        forward(1, plan.segment)
+    flops = 3.0 * counter.get_total_flops() * plan.batch_size
+    return {"action_core_seconds": act, "update_core_seconds": seconds, "update_flops": flops}
+
+
+def rewarding(repeats: int, windows: int = 2) -> dict[str, float]:
+    """One window of five frames through the paper's world model, which answers with one reward."""
+    import numpy as np
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
+    from worldmodel.uncertainty import score_windows
+
+    config = preset("paper")
+    model = GenieReduxG(Tokenizer(config), Dynamics(config)).eval()
+    frames = np.random.default_rng(0).integers(256, size=(windows, 5, 64, 64, 3), dtype=np.uint8)
+    actions = np.zeros((windows, 4), np.int64)
+    seconds = core_seconds(repeats, lambda: score_windows(model, frames, actions))
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        score_windows(model, frames[:1], actions[:1])
+    return {"window_core_seconds": seconds / windows, "window_flops": float(counter.get_total_flops())}

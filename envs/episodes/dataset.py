@@ -1,0 +1,222 @@
+"""Episodes on disk: the writer that makes a data set and the reader that serves it.
+
+    <folder>/manifest.json                               what belongs to the set (see `envs.episodes.manifest`)
+    <folder>/env=<game>/part-<writer>-<n>.parquet        the episodes (see `envs.episodes.shards`)
+
+A shard appears whole or not at all. One that a killed writer left without an entry in the manifest is adopted by the
+next.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from envs.episodes import manifest
+from envs.episodes.episode import EncodedEpisode, Episode
+from envs.episodes.frame_codec import CHUNK, decode_frames, encode_frames
+from envs.episodes.manifest import Manifest
+from envs.episodes.shards import SessionRecord, Shard, check_shard, inspect_shard, read_row, write_shard
+from envs.utils.errors import InputError
+from envs.utils.storage import Place, lock, place
+
+__all__ = ["CHUNK", "EncodedEpisode", "Episode", "EpisodeReader", "EpisodeWriter", "decode_frames", "encode_frames"]
+
+
+class EpisodeWriter:
+    """Opens a folder for writing, alone, and takes over what an earlier writer left complete.
+
+    Each added episode is durable at once; `commit` makes the added ones part of the set. Use it in a `with` block,
+    which commits and releases the folder at its end. Raises InputError where another writer has the folder or it cannot
+    be written.
+    """
+
+    def __init__(self, uri: str | Place) -> None:
+        self.root = place(uri)
+        self._lock = lock(self.root)
+        try:
+            self._manifest = manifest.load(self.root) if (self.root / manifest.NAME).exists() else Manifest()
+            self.damaged: list[str] = []
+            """Files that were found broken or gone and are not part of the set any more: play their sessions again."""
+            self._drop_lost()
+            self._adopt()
+            self._ids = set(self._manifest.sessions())
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @property
+    def sessions(self) -> dict[str, SessionRecord]:
+        """Session id -> record of what the folder holds, added episodes included."""
+        return self._manifest.sessions()
+
+    def plan(self, sessions: Iterable[tuple[str, str]], series: str = "", recipe: dict[str, Any] | None = None) -> None:
+        """Freeze which of the (game, session id) pairs to come are for validation, before any is played.
+
+        `recipe` says how a `series` of sessions is played. Raises InputError where the folder has the series with
+        another one.
+        """
+        if recipe is not None:
+            held = self._manifest.recipes.setdefault(series, recipe)
+            if held != recipe:
+                raise InputError(f"{self.root} holds {series} played with {held}, not {recipe}: give another folder")
+        self._manifest.plan(sessions)
+        self._manifest.save(self.root)
+
+    def copy_plan(self, source: "EpisodeReader", recipe: dict[str, Any]) -> None:
+        """Take over which sessions of another set are for validation; `recipe` says how this one is made of it.
+
+        Raises InputError where the folder was made otherwise.
+        """
+        held = self._manifest.recipes.setdefault("copy", recipe)
+        if held != recipe:
+            raise InputError(f"{self.root} was made with {held}, not {recipe}: give another folder")
+        self._manifest.validation = source.validation
+        self._manifest.save(self.root)
+
+    def is_validation(self, game: str, session_id: str) -> bool:
+        """Whether a planned session is for validation."""
+        return self._manifest.validation.get(game, {}).get(session_id, False)
+
+    def add(self, episode: Episode | EncodedEpisode) -> Shard:
+        """Write one episode as a shard of its own. Raises InputError for a session that the folder has already."""
+        if episode.session_id in self._ids:
+            raise InputError(f"{self.root} holds session {episode.session_id} already")
+        encoded = episode.encode() if isinstance(episode, Episode) else episode
+        shard = write_shard(self.root, [encoded], encoded.session_id)
+        self.record(shard)
+        return shard
+
+    def record(self, shard: Shard) -> None:
+        """Take note of a shard that another process wrote into the folder."""
+        for session in shard.sessions:
+            if session.session_id in self._ids:
+                raise InputError(f"{self.root} holds session {session.session_id} already")
+        self._ids.update(session.session_id for session in shard.sessions)
+        self._manifest.shards[shard.path] = shard
+
+    def commit(self) -> str:
+        """Make everything added part of the set, and return the manifest's hash."""
+        self._lock.check()
+        self._manifest.plan((session.game, session.session_id) for session in self.sessions.values())
+        self._manifest.save(self.root)
+        return self._manifest.hash()
+
+    def close(self) -> None:
+        """Release the folder. What was added since the last commit is adopted by the next writer."""
+        self._lock.release()
+
+    def __enter__(self) -> "EpisodeWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is None:
+            self.commit()
+        self.close()
+
+    def _drop_lost(self) -> None:
+        """Forget shards that are gone or cut short, so that they are played again."""
+        for path, shard in list(self._manifest.shards.items()):
+            file = self.root / path
+            if not file.exists() or file.stat().st_size != shard.bytes:
+                del self._manifest.shards[path]
+                self.damaged.append(path)
+
+    def _adopt(self) -> None:
+        """Take in whole shards without an entry, and clear away what a killed writer was writing."""
+        for pattern in ("env=*/.part-*.tmp", f".{manifest.NAME}.*.tmp"):
+            for leftover in self.root.glob(pattern):
+                leftover.unlink(missing_ok=True)
+        known = self._manifest.sessions()
+        files = self.root.glob("env=*/part-*.parquet")
+        for path in sorted(file.relative_to(self.root).as_posix() for file in files):  # type: ignore[arg-type]
+            if path in self._manifest.shards or path in self.damaged:
+                continue
+            try:
+                shard = inspect_shard(self.root, path)
+            except InputError:
+                self.damaged.append(path)
+                continue
+            if not any(session.session_id in known for session in shard.sessions):
+                self._manifest.shards[path] = shard
+                known.update({session.session_id: session for session in shard.sessions})
+
+
+class EpisodeReader:
+    """Read-only view of a data set, or of its train or val part, ordered by game and session.
+
+    A shard is compared with the manifest's sha256 when it is first touched. Raises InputError, naming the file, for one
+    that is missing, cut short or changed by a single bit, and for a folder without episodes.
+    """
+
+    def __init__(self, uri: str | Place, split: str | None = None) -> None:
+        if split not in (None, "train", "val"):
+            raise InputError(f"split is 'train', 'val' or None for all, not {split!r}")
+        self.root = place(uri)
+        self.split = split
+        self._manifest = manifest.load(self.root)
+        self.manifest_hash = self._manifest.hash()
+        self._rows = [
+            (record, shard, row)
+            for _, shard in sorted(self._manifest.shards.items())
+            for row, record in enumerate(shard.sessions)
+            if split is None or self._is_validation(record) == (split == "val")
+        ]
+        self._rows.sort(key=lambda item: (item[0].game, item[0].session_id))
+        self._checked: set[str] = set()
+
+    @property
+    def validation(self) -> dict[str, dict[str, bool]]:
+        """Game -> session id -> is it for validation."""
+        return {game: dict(split) for game, split in self._manifest.validation.items()}
+
+    def _is_validation(self, record: SessionRecord) -> bool:
+        return self._manifest.validation.get(record.game, {}).get(record.session_id, False)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Episode:
+        """Episode `index` with its frames decoded."""
+        encoded = self.encoded(index)
+        try:
+            return encoded.decode()
+        except InputError as error:
+            raise InputError(f"{self.root / self._rows[index][1].path}: {error}") from error
+
+    def encoded(self, index: int) -> EncodedEpisode:
+        """Episode `index` with its frames still compressed; `decode_frames` cuts windows out of its chunks."""
+        record, shard, row = self._rows[index]
+        if shard.path not in self._checked:
+            check_shard(self.root, shard)
+            self._checked.add(shard.path)
+        episode = read_row(self.root / shard.path, row)
+        if (episode.session_id, episode.game) != (record.session_id, record.game):
+            raise InputError(f"{self.root / shard.path} holds session {episode.session_id}, not {record.session_id}")
+        return episode
+
+    def iter_encoded(self) -> Iterator[EncodedEpisode]:
+        """All episodes in order, with their frames still compressed."""
+        return (self.encoded(index) for index in range(len(self)))
+
+    def num_frames(self, index: int) -> int:
+        """Frames of episode `index`, from the manifest alone."""
+        return self._rows[index][0].num_frames
+
+    @property
+    def session_ids(self) -> list[str]:
+        """In the order of the episodes."""
+        return [record.session_id for record, _, _ in self._rows]
+
+    @property
+    def games(self) -> list[str]:
+        """The game of each episode, in the order of the episodes."""
+        return [record.game for record, _, _ in self._rows]
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The shard of each episode, in the order of the episodes."""
+        return [shard for _, shard, _ in self._rows]
+
+    @property
+    def records(self) -> list[SessionRecord]:
+        """Session id, game, policy and number of frames of each episode, in the order of the episodes."""
+        return [record for record, _, _ in self._rows]

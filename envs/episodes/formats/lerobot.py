@@ -1,0 +1,259 @@
+"""LeRobotDataset v3.0 (Hugging Face): episodes as rows of Parquet, with frames as PNG images inside them.
+
+    <folder>/meta/info.json                                  version, features, frames a second, splits
+    <folder>/meta/stats.json                                 min, max, mean, std, count of every feature
+    <folder>/meta/tasks.parquet                              one task a game
+    <folder>/meta/episodes/chunk-000/file-000.parquet        one row an episode
+    <folder>/meta/autoexplore.json                           our session of each episode (no part of the format)
+    <folder>/data/chunk-000/file-000.parquet                 one row a step, one row group an episode
+
+Row t holds frame t, the action that was taken on it, and the reward and the end that followed. The frame after the last
+action has no row. Training episodes come first, so that the splits are ranges.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from envs.controls import ACTIONS
+from envs.episodes.episode import Episode
+from envs.episodes.formats.metadata import facts
+from envs.utils.atomic_io import write_json_atomic
+from envs.utils.errors import InputError
+
+VERSION = "v3.0"
+EMULATOR_FPS = 60
+FILES_PER_CHUNK = 1000
+FILE_MEGABYTES = 100
+IMAGE = "observation.image"
+SCALARS = {
+    "action": "int64",
+    "next.reward": "float32",
+    "next.done": "bool",
+    "next.truncated": "bool",
+    "timestamp": "float32",
+    "frame_index": "int64",
+    "episode_index": "int64",
+    "index": "int64",
+    "task_index": "int64",
+}
+"""Every feature but the image, with its type."""
+DEFAULTS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+"""The features that every data set has; they have no names."""
+PATH = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+
+Stats = dict[str, dict[str, NDArray[Any]]]
+
+
+def write(folder: Path, episodes: Iterable[Episode], *, validation_from: int) -> None:
+    """Write episodes into `folder`; those from number `validation_from` on are for validation.
+
+    Raises InputError where frames or frame rates of several kinds meet, which the format cannot hold.
+    """
+    data = _DataFiles(folder)
+    rows: list[dict[str, Any]] = []
+    told: list[dict[str, Any]] = []
+    tasks: dict[str, int] = {}
+    total: list[Stats] = []
+    kind: tuple[Any, ...] = ()
+    step = 0
+    for number, episode in enumerate(episodes):
+        found = (*episode.frames_THWC.shape[1:], episode.frame_skip)
+        kind = kind or found
+        if found != kind:
+            raise InputError(
+                f"session {episode.session_id} has (height, width, channels, frame skip) {found}, others {kind}: "
+                "LeRobot has one of each, export separate data sets"
+            )
+        task = tasks.setdefault(episode.game, len(tasks))
+        columns = _columns(episode, number, step, task)
+        chunk_index, file_index = data.add(columns)
+        stats = _stats(columns, episode.frames_THWC[:-1])
+        length = len(episode.actions)
+        rows.append(
+            {
+                "episode_index": number,
+                "tasks": [episode.game],
+                "length": length,
+                "data/chunk_index": chunk_index,
+                "data/file_index": file_index,
+                "dataset_from_index": step,
+                "dataset_to_index": step + length,
+                "meta/episodes/chunk_index": 0,
+                "meta/episodes/file_index": 0,
+                **{f"stats/{name}/{key}": value.tolist() for name, of in stats.items() for key, value in of.items()},
+            }
+        )
+        told.append({"episode_index": number, "validation": number >= validation_from, **facts(episode)})
+        total = [_united([*total, stats])]
+        step += length
+    data.close()
+    _write_meta(folder, rows, tasks, total[0], told)
+    write_json_atomic(folder / "meta" / "info.json", _info(kind, rows, len(tasks), validation_from))
+
+
+def features(height: int, width: int) -> dict[str, dict[str, Any]]:
+    """The format's description of every column."""
+    image = {"dtype": "image", "shape": [height, width, 3], "names": ["height", "width", "channels"]}
+    scalars = {
+        name: {"dtype": kind, "shape": [1], "names": None if name in DEFAULTS else [name]}
+        for name, kind in SCALARS.items()
+    }
+    return {IMAGE: image, **scalars}
+
+
+def schema() -> pa.Schema:
+    """The columns of a data file, with the note by which Hugging Face's readers know the image."""
+    image = pa.field(IMAGE, pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]))
+    scalars = [pa.field(name, pa.type_for_alias(kind)) for name, kind in SCALARS.items()]
+    note: dict[str, Any] = {IMAGE: {"_type": "Image"}}
+    note.update({name: {"dtype": kind, "_type": "Value"} for name, kind in SCALARS.items()})
+    return pa.schema([image, *scalars], metadata={"huggingface": json.dumps({"info": {"features": note}})})
+
+
+class _DataFiles:
+    """The data files; a new one begins where one is full."""
+
+    def __init__(self, folder: Path) -> None:
+        self._root = folder / "data"
+        self._number = -1
+        self._bytes = 0
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, columns: dict[str, Any]) -> tuple[int, int]:
+        """Write an episode as one row group. Returns the indices of the chunk and the file it went to."""
+        if self._writer is None or self._bytes > FILE_MEGABYTES * 2**20:
+            self.close()
+            self._number += 1
+            self._bytes = 0
+            chunk_index, file_index = divmod(self._number, FILES_PER_CHUNK)
+            path = self._root / PATH.format(chunk_index=chunk_index, file_index=file_index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(path, schema(), compression="snappy")
+        table = pa.Table.from_pydict(columns, schema=schema())
+        self._writer.write_table(table, row_group_size=len(table))
+        self._bytes += table.nbytes
+        return divmod(self._number, FILES_PER_CHUNK)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _columns(episode: Episode, number: int, first: int, task: int) -> dict[str, Any]:
+    """An episode's T rows, column by column."""
+    steps = len(episode.actions)
+    index = np.arange(steps)
+    last = index == steps - 1
+    return {
+        IMAGE: [
+            {"bytes": _png(frame_HWC), "path": f"frame-{step:06d}.png"}
+            for step, frame_HWC in enumerate(episode.frames_THWC[:-1])
+        ],
+        "action": episode.actions.astype(np.int64),
+        "next.reward": episode.rewards,
+        "next.done": last & (episode.terminated or episode.truncated),
+        "next.truncated": last & episode.truncated,
+        "timestamp": (index * episode.frame_skip / EMULATOR_FPS).astype(np.float32),
+        "frame_index": index,
+        "episode_index": np.full(steps, number),
+        "index": index + first,
+        "task_index": np.full(steps, task),
+    }
+
+
+def _png(frame_HWC: NDArray[np.uint8]) -> bytes:
+    _, encoded = cv2.imencode(".png", cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR))
+    return encoded.tobytes()
+
+
+def _stats(columns: dict[str, Any], frames_THWC: NDArray[np.uint8]) -> Stats:
+    """Of each feature: min, max, mean, std, count; the image's are a channel's, shape (3, 1, 1), in [0, 1]."""
+    count = np.array([len(frames_THWC)])
+    pixels = frames_THWC.reshape(-1, 3)
+    image = {
+        "min": pixels.min(axis=0) / 255,
+        "max": pixels.max(axis=0) / 255,
+        "mean": pixels.mean(axis=0) / 255,
+        "std": pixels.std(axis=0) / 255,
+    }
+    stats: Stats = {IMAGE: {key: value.reshape(3, 1, 1) for key, value in image.items()} | {"count": count}}
+    for name in SCALARS:
+        values = np.asarray(columns[name])
+        numbers = values.astype(np.float64)
+        stats[name] = {
+            "min": np.array([values.min()]),
+            "max": np.array([values.max()]),
+            "mean": np.array([numbers.mean()]),
+            "std": np.array([numbers.std()]),
+            "count": count,
+        }
+    return stats
+
+
+def _united(parts: list[Stats]) -> Stats:
+    """The statistics of several episodes together."""
+    united: Stats = {}
+    for name in parts[0]:
+        of = [part[name] for part in parts]
+        counts = np.array([part["count"][0] for part in of], np.float64)
+        weights = (counts / counts.sum()).reshape(-1, *[1] * of[0]["mean"].ndim)
+        means = np.stack([part["mean"] for part in of])
+        mean = (means * weights).sum(axis=0)
+        variances = np.stack([part["std"] ** 2 for part in of]) + (means - mean) ** 2
+        united[name] = {
+            "min": np.min([part["min"] for part in of], axis=0),
+            "max": np.max([part["max"] for part in of], axis=0),
+            "mean": mean,
+            "std": np.sqrt((variances * weights).sum(axis=0)),
+            "count": np.array([int(counts.sum())]),
+        }
+    return united
+
+
+def _write_meta(
+    folder: Path, rows: list[dict[str, Any]], tasks: dict[str, int], stats: Stats, told: list[dict[str, Any]]
+) -> None:
+    """Everything in `meta` but `info.json`."""
+    import pandas as pd  # the format's table of tasks is one of pandas, with the task as its index
+
+    path = folder / "meta" / "episodes" / PATH.format(chunk_index=0, file_index=0)
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="snappy")
+    table = pd.DataFrame({"task_index": list(tasks.values())}, index=pd.Index(list(tasks), name="task"))
+    table.to_parquet(folder / "meta" / "tasks.parquet")
+    lists = {name: {key: value.tolist() for key, value in of.items()} for name, of in stats.items()}
+    write_json_atomic(folder / "meta" / "stats.json", lists)
+    write_json_atomic(folder / "meta" / "autoexplore.json", {"actions": list(ACTIONS), "episodes": told})
+
+
+def _info(kind: tuple[Any, ...], rows: list[dict[str, Any]], tasks: int, validation_from: int) -> dict[str, Any]:
+    """`info.json`."""
+    height, width, _, frame_skip = kind
+    fps = EMULATOR_FPS / frame_skip
+    splits = {"train": f"0:{validation_from}"}
+    if validation_from < len(rows):
+        splits["val"] = f"{validation_from}:{len(rows)}"
+    return {
+        "codebase_version": VERSION,
+        "robot_type": None,
+        "total_episodes": len(rows),
+        "total_frames": rows[-1]["dataset_to_index"],
+        "total_tasks": tasks,
+        "chunks_size": FILES_PER_CHUNK,
+        "data_files_size_in_mb": FILE_MEGABYTES,
+        "video_files_size_in_mb": 200,
+        "fps": int(fps) if fps.is_integer() else fps,
+        "splits": splits,
+        "data_path": f"data/{PATH}",
+        "video_path": None,
+        "features": features(height, width),
+    }

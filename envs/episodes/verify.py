@@ -1,0 +1,138 @@
+"""Checks that a data set is whole: every byte, every frame and every claim of its manifest."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from envs.episodes import manifest
+from envs.episodes.episode import EncodedEpisode
+from envs.episodes.frame_codec import decode_frames
+from envs.episodes.manifest import Manifest
+from envs.episodes.shards import Shard, check_shard, inspect_shard, read_row, session_record
+from envs.utils.errors import InputError
+from envs.utils.progress import progress
+from envs.utils.storage import Place, place
+
+
+@dataclass
+class Verification:
+    """What `verify` found."""
+
+    files: int = 0
+    sessions: int = 0
+    frames: int = 0
+    bytes: int = 0
+    """Of the files that the manifest lists."""
+    faults: dict[str, str] = field(default_factory=dict)
+    """File, relative to the data set's folder -> the first thing that is wrong with it."""
+
+
+def verify(uri: str, *, workers: int = 2) -> Verification:
+    """Check every file of a data set, with `workers` threads.
+
+    Of each file: its size, sha256 and page checksums, its sessions against the manifest, every frame, the range of the
+    actions, that rewards are finite. Of the whole: that a session is stored once, that the split knows every session
+    under its own game, and that no file lies about that the manifest does not name.
+    Raises InputError where there is no readable manifest or `workers` is below 1.
+    """
+    if workers < 1:
+        raise InputError(f"--workers is at least 1, not {workers}")
+    root = place(uri)
+    held = manifest.load(root)
+    shards = [shard for _, shard in sorted(held.shards.items())]
+    found = Verification(files=len(shards))
+    with progress("verify", len(shards)) as bar, ThreadPoolExecutor(workers) as pool:
+        waiting = {pool.submit(_shard_fault, root, shard): shard for shard in shards}
+        for done in as_completed(waiting):
+            shard, fault = waiting[done], done.result()
+            found.bytes += shard.bytes
+            found.sessions += len(shard.sessions)
+            found.frames += sum(record.num_frames for record in shard.sessions)
+            if fault:
+                found.faults[shard.path] = fault
+            bar.advance(1, f"{len(found.faults)} bad")
+    found.faults.update(_manifest_faults(held))  # last: they explain best what a file seems to hold
+    for path in stray_files(root, held):
+        found.faults[path] = _stray_fault(root, path, held)
+    found.faults = dict(sorted(found.faults.items()))
+    return found
+
+
+def stray_files(root: Place, held: Manifest) -> Iterator[str]:
+    """Paths of files among the episodes that the manifest does not name, and of half-written manifests."""
+    files = [*root.glob("env=*/**/*"), *root.glob(f".{manifest.NAME}.*.tmp")]
+    for file in sorted(item for item in files if not item.is_dir()):
+        path = file.relative_to(root).as_posix()
+        if path not in held.shards:
+            yield path
+
+
+def _shard_fault(root: Place, shard: Shard) -> str:
+    """What is wrong with a file that the manifest lists, or an empty text."""
+    try:
+        check_shard(root, shard)
+        for row, record in enumerate(shard.sessions):
+            episode = read_row(root / shard.path, row)
+            if session_record(episode) != record:
+                return f"row {row} holds session {episode.session_id} of {episode.game}, not what the manifest says"
+            if shard.path.split("/")[0] != f"env={episode.game}":
+                return f"session {episode.session_id} of {episode.game} lies in another game's folder"
+            _check_content(episode)
+        try:
+            read_row(root / shard.path, len(shard.sessions))
+        except InputError:
+            return ""
+        return f"it holds more than the {len(shard.sessions)} sessions that the manifest lists"
+    except InputError as error:
+        return str(error).replace(f"{root / shard.path}", "").lstrip(": ")
+
+
+def _check_content(episode: EncodedEpisode) -> None:
+    """Decode every frame chunk. Raises InputError for one that is damaged or of another length, and for odd rewards."""
+    for index in range(len(episode.chunks)):
+        start = index * episode.chunk
+        stop = min(start + episode.chunk, episode.num_frames)
+        frames_THWC = decode_frames(
+            episode.chunks, start, stop, height=episode.height, width=episode.width, chunk=episode.chunk
+        )
+        del frames_THWC
+    if not np.isfinite(episode.rewards).all():
+        raise InputError(f"session {episode.session_id} has a reward that is not a finite number")
+
+
+def _manifest_faults(held: Manifest) -> dict[str, str]:
+    """What the manifest says that cannot be true."""
+    seen: dict[str, str] = {}
+    faults = {}
+    for path, shard in sorted(held.shards.items()):
+        for record in shard.sessions:
+            if record.session_id in seen:
+                faults[path] = f"session {record.session_id} is stored twice, also in {seen[record.session_id]}"
+            seen[record.session_id] = path
+            if record.session_id not in held.validation.get(record.game, {}):
+                faults[path] = f"session {record.session_id} is in no split: {manifest.NAME} does not plan it"
+    planned: dict[str, str] = {}
+    for game, split in held.validation.items():
+        for session_id in split:
+            if session_id in planned:
+                faults[manifest.NAME] = f"session {session_id} is planned for {planned[session_id]} and for {game}"
+            planned[session_id] = game
+        if len(split) > 1 and not any(split.values()):
+            faults[manifest.NAME] = f"{game} has {len(split)} sessions and none for validation"
+    return faults
+
+
+def _stray_fault(root: Place, path: str, held: Manifest) -> str:
+    """Why a file that the manifest does not name lies there, and what takes it away."""
+    if not path.endswith(".parquet"):
+        return "no part of the set: a killed writer left it, the next collect or compact clears it away"
+    try:
+        stray = inspect_shard(root, path)
+    except InputError:
+        return "not in the manifest, and damaged: delete it"
+    known = held.sessions()
+    if all(record.session_id in known for record in stray.sessions):
+        return "not in the manifest, and its sessions are in other files: compact clears it away"
+    return "not in the manifest: the next collect or compact takes it in"

@@ -1,0 +1,219 @@
+"""One stable-retro game as a Gymnasium env: five actions, four emulator frames a step, 64x64 uint8 frames.
+
+An emulator core keeps global state, so a process can hold one game at a time; stable-retro refuses a second one.
+"""
+
+import gc
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import gymnasium
+import numpy as np
+import stable_retro
+from numpy.typing import NDArray
+
+from envs import catalog
+from envs.controls import ACTIONS, action_masks
+from envs.utils.errors import InputError
+
+RESIZE = "letterbox-cv2-area"
+
+
+class RetroGame(gymnasium.Env[NDArray[np.uint8], np.int64]):
+    """`envs.make` of a stable-retro game. Observations uint8 (size, size, 3), actions Discrete(5).
+
+    A step holds the action's button for `frame_skip` emulator frames and shows the brighter value per channel of the
+    last two (appendix A.3: consoles draw some sprites only every second frame). The screen keeps its shape inside black
+    bars. Rewards are the sum over the skipped frames; `terminated` is the game's own end, `truncated` comes after
+    `max_steps`. The emulator has no chance of its own: the same actions give the same frames. `seed` seeds only the
+    action space. Raises InputError for an unknown game, a missing ROM, an unknown or unreadable state.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 (gymnasium's own declaration)
+
+    def __init__(
+        self,
+        game: str,
+        *,
+        frame_skip: int = 4,
+        size: int = 64,
+        seed: int | None = None,
+        state: str | None = None,
+        max_steps: int | None = None,
+    ) -> None:
+        if frame_skip < 1 or size < 1 or (max_steps is not None and max_steps < 1):
+            raise InputError(f"frame_skip {frame_skip}, size {size} and max_steps {max_steps} must be at least 1")
+        self.game = catalog.canonical(game)
+        rom = catalog.rom_path(self.game)
+        if rom is None:
+            raise InputError(_missing_rom(self.game))
+        self.resize, self.retro_version = RESIZE, stable_retro.__version__.strip()
+        self.rom_sha1 = hashlib.sha1(rom.read_bytes()).hexdigest()
+        self.console = catalog.console_of(self.game)
+        self.frame_skip, self.size, self.max_steps = frame_skip, size, max_steps
+        self.render_mode = "rgb_array"
+        self._emulator_env = _open(self.game, state)
+        self.init_state = (self._emulator_env.statename or "").removesuffix(".state")
+        self.buttons: list[str | None] = list(self._emulator_env.buttons)
+        self.action_masks = action_masks(self.buttons, self.console)
+        self._presses = [_bits(mask, len(self.buttons)) for mask in self.action_masks]
+        self._no_buttons = _bits(0, len(self.buttons))
+        self._start = self._start_state()
+        self._steps = 0
+        self._as_drawn = False
+        self._screen: Any = None
+        self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(len(ACTIONS), seed=seed)
+
+    def _start_state(self) -> bytes:
+        """The savestate that every episode starts from. stable-retro loads it unchecked, so it is tried here."""
+        start = self._emulator_env.initial_state
+        if start is None:  # without a savestate stable-retro would never rewind: start from power-on
+            return self._emulator_env.em.get_state()
+        if not self._emulator_env.em.set_state(start):
+            self.close()
+            raise InputError(f"{self.game}: state {self.init_state!r} does not belong to the {self.console} emulator")
+        return start
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """Rewind to the start state and hold nothing for one step. Every reset gives the same frame, whatever the seed.
+
+        The step is there because a core draws its first frame after a rewind only in part, or black.
+        """
+        super().reset(seed=seed)
+        self._emulator_env.initial_state = self._start
+        self._emulator_env.reset(seed=seed)
+        self._as_drawn = not any(self._emulator_env.data.crop_info(0)) and self._emulator_env.em.get_rotation() == 0
+        self._advance(self._no_buttons)
+        self._steps = 0
+        return letterbox(self._screen, self.size), {}
+
+    def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+        """Hold the buttons of `action` for `frame_skip` emulator frames.
+
+        All of them are played even if the game ends within: every frame then lies the same time after the one before.
+        """
+        if self._screen is None:
+            raise InputError(f"{self.game}: call reset() before step()")
+        if not 0 <= action < len(self._presses):  # a negative one would silently count from the end
+            raise InputError(f"{self.game}: action {action} is not one of 0 to {len(self._presses) - 1}")
+        reward, terminated = self._advance(self._presses[int(action)])
+        self._steps += 1
+        truncated = self.max_steps is not None and self._steps >= self.max_steps
+        return letterbox(self._screen, self.size), reward, terminated, truncated, {}
+
+    def save_state(self) -> bytes:
+        """The whole console at this moment, for `load_state`."""
+        return bytes(self._emulator_env.em.get_state())
+
+    def load_state(self, state: bytes) -> None:
+        """Go back to a moment of `save_state`; what follows is bit for bit the same. The next step draws the screen."""
+        if not self._emulator_env.em.set_state(state):
+            raise InputError(f"{self.game}: this is no state of the {self.console} emulator")
+
+    def hold(self, buttons: Sequence[str]) -> NDArray[np.uint8]:
+        """Hold buttons, by name and none of them or several, for one step -> the screen, uint8 (h, w, 3).
+
+        Raises InputError for a button that the console lacks.
+        """
+        for button in buttons:
+            if button not in self.buttons:
+                raise InputError(f"{self.game}: console {self.console} has no button {button}")
+        self._advance(np.array([button in buttons for button in self.buttons], np.uint8))
+        screen: NDArray[np.uint8] = self._screen
+        return screen
+
+    @property
+    def game_over(self) -> bool:
+        """Whether the game, as it is now, is at its end."""
+        return bool(self._emulator_env.data.is_done())
+
+    def _advance(self, buttons: NDArray[np.uint8]) -> tuple[float, bool]:
+        """Play `frame_skip` emulator frames, draw the last two into the screen, and return reward and game over.
+
+        stable-retro's own step would draw, and look up every variable, for frames that nobody sees.
+        """
+        emulator, data = self._emulator_env.em, self._emulator_env.data
+        emulator.set_button_mask(buttons, 0)
+        reward, terminated = 0.0, False
+        before_last: NDArray[np.uint8] | None = None
+        for frame in range(self.frame_skip):
+            emulator.step()
+            data.update_ram()
+            if not terminated:
+                reward += data.current_reward()
+                terminated = bool(data.is_done())
+            if frame == self.frame_skip - 2:
+                before_last = self._drawn()
+        last = self._drawn()
+        if before_last is not None and before_last.shape == last.shape:  # some consoles change resolution
+            last = np.maximum(before_last, last)
+        self._screen = last
+        return float(reward), terminated
+
+    def _drawn(self) -> NDArray[np.uint8]:
+        """What the emulator shows now, cropped and turned only where the game asks for it: looking costs time."""
+        env = self._emulator_env
+        screen: NDArray[np.uint8] = env.em.get_screen() if self._as_drawn else env.get_screen(apply_rotation=True)
+        return screen
+
+    def render(self) -> Any:
+        """The screen at the console's own resolution, uint8 (h, w, 3); None before the first reset."""
+        return self._screen
+
+    def close(self) -> None:
+        """Free the emulator, so that this process can open another game."""
+        self._screen = None
+        self._emulator_env.close()
+        gc.collect()
+
+
+def letterbox(screen_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Shrink a screen to fit size x size by area averaging, keep its shape, and centre it on black.
+
+    uint8 (size, size, 3).
+    """
+    height, width = screen_HWC.shape[:2]
+    scale = size / max(height, width)
+    inner_height, inner_width = max(1, round(height * scale)), max(1, round(width * scale))
+    small: NDArray[Any] = cv2.resize(screen_HWC, (inner_width, inner_height), interpolation=cv2.INTER_AREA)
+    if small.shape == (size, size, 3):
+        return small.astype(np.uint8, copy=False)
+    frame_HWC = np.zeros((size, size, 3), np.uint8)
+    top, left = (size - inner_height) // 2, (size - inner_width) // 2
+    frame_HWC[top : top + inner_height, left : left + inner_width] = small
+    return frame_HWC
+
+
+def _open(game: str, state: str | None) -> stable_retro.RetroEnv:
+    """stable-retro's env for a game whose ROM is there, with its faults turned into one line."""
+    if state is not None and state not in (known := catalog.states(game)):
+        raise InputError(f"{game} has no state {state!r}: it has {', '.join(known) or 'none'}")
+    try:
+        return stable_retro.make(
+            catalog.folder(game).name,
+            state=stable_retro.State.DEFAULT if state is None else state,
+            inttype=stable_retro.data.Integrations.STABLE,
+            use_restricted_actions=stable_retro.Actions.ALL,
+            render_mode="rgb_array",
+        )
+    except RuntimeError as error:
+        if "multiple emulator" in str(error):
+            raise InputError(f"{game}: this process already runs a game: close() it, or use another process") from error
+        raise InputError(f"{game}: the emulator cannot start it: {error}") from error
+
+
+def _missing_rom(game: str) -> str:
+    """What to do about a ROM that is not imported."""
+    if catalog.console_of(game) == "Atari2600":
+        return f"no ROM for {game}: `python -m envs.roms` imports 32 Atari games, a folder of your own is its argument"
+    return f"no ROM for {game}: import your own with `python -m envs.roms FOLDER`"
+
+
+def _bits(mask: int, count: int) -> NDArray[np.uint8]:
+    """A button mask as the array of 0 and 1 that the emulator takes."""
+    return np.array([mask >> bit & 1 for bit in range(count)], np.uint8)

@@ -1,0 +1,1 @@
+"""Utilities that all packages share: errors, files, storage, progress, Ray sessions, images."""

@@ -1,0 +1,83 @@
+"""Console output: the shared console, progress bars and durations in words."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+NOBODY_READS = 128 + 13
+"""Exit code where stdout was closed, as by `| head`: a shell's for a process that SIGPIPE ended."""
+
+
+class _Console(Console):
+    """Rich's, which ends the program quietly where nobody reads it any more, with the usual exit code."""
+
+    def on_broken_pipe(self) -> None:
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(NOBODY_READS) from None
+
+
+# Lines are not broken where no terminal is: a path that is cut in two cannot be copied.
+console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+
+class Bar:
+    """What `progress` yields: `advance` by some units, `note` the figures to show beside the bar."""
+
+    def __init__(self, bar: Progress, task: Any, description: str, total: int) -> None:
+        self._bar, self._task, self._description, self._total = bar, task, description, total
+        self._started = self._shown = time.monotonic()
+        self.done = 0
+
+    def advance(self, units: int = 1, note: str | None = None) -> None:
+        self.done += units
+        self._bar.update(self._task, advance=units)
+        if note is not None:
+            self._bar.update(self._task, note=note)
+        self._plain(note or "")
+
+    def _plain(self, note: str) -> None:
+        """Where no terminal is attached (a log file, CI), one plain line every 15 seconds instead of a moving bar."""
+        now = time.monotonic()
+        if console.is_terminal or now - self._shown < 15:
+            return
+        self._shown = now
+        left = (now - self._started) / max(self.done, 1) * (self._total - self.done)
+        console.print(f"{self._description}: {self.done}/{self._total}, {left:.0f} s left {note}")
+
+
+@contextmanager
+def progress(description: str, total: int, done: int = 0) -> Iterator[Bar]:
+    """A progress bar with the time left, shown on a terminal; plain lines elsewhere.
+
+    `total` and `done` count the same units; `done` is what an earlier run had finished.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total, completed=done, note="")
+        yield Bar(bar, task, description, total - done)
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration in two units at most: 7.5 -> `7.5 s`, 95 -> `1 min 35 s`, 123456 -> `34.3 h`."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+    if seconds < 600:
+        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
+    for unit, size in (("days", 86_400), ("h", 3_600)):
+        if seconds >= (2 * size if unit == "days" else size):
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{round(seconds / 60)} min"

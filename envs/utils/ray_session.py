@@ -1,0 +1,154 @@
+"""The Ray that everything runs on: one session, the environment that it starts with, and its kinds of machines."""
+
+import logging
+import os
+import secrets
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from envs.utils.errors import InputError
+
+LOGICAL_CPUS = 8
+OBJECT_STORE_BYTES = 400_000_000
+KINDS = ("rollout", "serve", "train")
+"""Machines that play, that answer for the world model or train the agent, and that train the world model."""
+LABEL = "autoexplore/"
+"""The head's label LABEL + kind says that its cluster has, or can start, machines of a kind: "gpu" or "cpu"."""
+SHARE = 0.001
+"""Of the resource named like a kind that each of its processes asks for: it says where, CPUs and GPUs how many."""
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a process asks Ray for, beside its CPUs, to be put on machines of its kind."""
+
+    resources: dict[str, float] = field(default_factory=dict)
+    """Custom resources; none where any machine will do."""
+    gpus: float = 0.0
+    """1 where these machines have GPUs, which a process must ask for to be given one."""
+
+
+def machines(kind: str) -> Machines:
+    """The machines of one of KINDS in the cluster that this process is connected to; anywhere, where it has none.
+
+    A cluster that starts machines when they are asked for may have none of a kind yet: so its head is labelled with the
+    kinds, and each machine of a kind has a resource of that name, see cluster.yaml.
+    """
+    import ray
+
+    told = {node["Labels"].get(LABEL + kind) for node in ray.nodes() if node["Alive"]} - {None}
+    return Machines({kind: SHARE}, float("gpu" in told)) if told else Machines()
+
+
+@contextmanager
+def ray_session(address: str | None = None, cpus: int = 0) -> Iterator[None]:
+    """One Ray session for as long as the block, or the function it decorates; the one that is there where there is one.
+
+    `address`: of a cluster, by default RAY_ADDRESS, otherwise a session of this machine alone; `cpus`: that it must
+    count at least. Raises InputError where no cluster answers.
+
+    A local session counts more logical CPUs than the machine may have: emulators, a learner and a scorer that wait for
+    each other share two cores well, and Ray would otherwise refuse to start them.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    prepare_ray_environment(local=address == "local")
+    import ray
+
+    quiet_ray()
+    try:
+        if address == "local":
+            with held_output(drop="Set ray log level"):
+                ray.init(
+                    address="local",
+                    num_cpus=max(LOGICAL_CPUS, cpus, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        if address != "local" and isinstance(error, ConnectionError | ValueError):
+            raise InputError(
+                f"--ray-address {address}: no Ray cluster answers there ({error}); start one or leave it out"
+            ) from None
+        if "timed out during startup" in str(error):  # Ray's own limit, which cannot be set, and a bare Exception
+            raise InputError("Ray did not start within 30 s: too much else runs on this machine; try again") from error
+        raise
+    try:
+        yield
+    finally:
+        # Ray reports calls to Serve's controller that its own shutdown cuts off, as if something had failed.
+        with held_output(drop="Task ServeController."):
+            serve_shutdown()
+            ray.shutdown()
+
+
+def prepare_ray_environment(*, local: bool) -> None:
+    """Environment that Ray reads when it is imported and when it starts; what the user has set stays.
+
+    Ray's core ports listen on all interfaces, so every session asks for a token (CVE-2023-48022). A local session
+    gets a fresh one, which lives in the environment of its processes: Ray would write one to the home folder, readable
+    by all.
+    """
+    values = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # it counts what other programs use and kills workers for it
+        # Ray's C++ part calls RLlib's restartable actors an error, though RLlib keeps what they need. `info` shows all.
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+    }
+    if "ray" not in sys.modules:  # Ray reads the mode when it is imported, and turns it on itself where it is not set
+        values["RAY_AUTH_MODE"] = "token"
+    if local and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        values["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def held_output(drop: str) -> Iterator[None]:
+    """Hold back what Python and C++ write to stdout and stderr; show it on stderr at the end, less `drop` lines."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    own = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    with tempfile.TemporaryFile() as held:
+        for descriptor in own:
+            os.dup2(held.fileno(), descriptor)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, copy in own.items():
+                os.dup2(copy, descriptor)
+                os.close(copy)
+            held.seek(0)
+            for line in held.read().splitlines(keepends=True):
+                if drop.encode() not in line:
+                    os.write(2, line)
+
+
+def serve_shutdown() -> None:
+    """Stop Ray Serve if something started it, so that its controller does not outlive the command."""
+    if "ray.serve" in sys.modules:
+        from ray import serve
+
+        serve.shutdown()
+
+
+def quiet_ray() -> None:
+    """Ray's own messages only from errors on: the command says itself what it does."""
+    for name in ("ray", "ray.serve", "ray.train", "ray.tune", "ray.rllib", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # RLlib hands torch tensors to Gymnasium's spaces, which take them as well.
+    warnings.filterwarnings("ignore", message=".*Casting input x to numpy array")

@@ -1,0 +1,87 @@
+"""A run's folder, and what a person sees while the run goes on.
+
+Every command that takes time writes the same things: `config.json` (what was asked), `metrics.jsonl` (one JSON object
+a logged step), `tensorboard/` (the same scalars) and progress on the terminal. The file of metrics is the truth; a
+resumed run cuts off what lies past the step it resumes from, so that no step is ever logged twice.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DataType
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from envs.utils.atomic_io import write_atomic, write_json_atomic
+from envs.utils.errors import InputError
+
+
+class RunFolder:
+    """Opens `path` for a new run, or with `resume` for the continuation of the one that is there.
+
+    Raises InputError where the folder already holds a run and `resume` is false, or holds one of another configuration.
+    """
+
+    def __init__(self, path: Path | str, config: Any = None, *, resume: bool = False, resume_step: int = 0) -> None:
+        self.path = Path(path)
+        self.metrics_path = self.path / "metrics.jsonl"
+        recorded = config or {}
+        if dataclasses.is_dataclass(config) and not isinstance(config, type):
+            recorded = dataclasses.asdict(config)
+        recorded = json.loads(json.dumps(recorded, default=str))
+        if (self.path / "config.json").exists() and not resume:
+            raise InputError(f"{self.path} already holds a run: give another --out, or --resume to continue it")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(self.path / "config.json", recorded)
+        rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step] if resume else []
+        write_atomic(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._file = self.metrics_path.open("a", buffering=1)
+        # TensorBoard's own writer: torch's and tensorboardX's would load torch into every process that plays games.
+        self._writer = EventFileWriter(str(self.path / "tensorboard"))
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write one step's scalars to both places. Names use slashes: `train/loss`, `validation/psnr`."""
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._writer.add_event(Event(step=step, wall_time=time.time(), summary=scalars))
+
+    def log_text(self, step: int, name: str, text: str) -> None:
+        """Write a line of words to TensorBoard's text page."""
+        kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        words = TensorProto(dtype=DataType.DT_STRING, string_val=[text.encode()])
+        self._add(step, Summary.Value(tag=name, metadata=kind, tensor=words))
+
+    def log_picture(self, step: int, name: str, data: bytes, height: int, width: int) -> None:
+        """Write a PNG, or a GIF, which moves, to TensorBoard's page of images."""
+        picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
+        self._add(step, Summary.Value(tag=name, image=picture))
+
+    def _add(self, step: int, value: Any) -> None:
+        self._writer.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=[value])))
+
+    def close(self) -> None:
+        self._file.close()
+        self._writer.close()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl`, without a last line that a crash cut short."""
+    file = Path(path) / "metrics.jsonl"
+    if not file.exists():
+        return []
+    rows = []
+    for line in file.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows

@@ -1,0 +1,1 @@
+"""Benchmarks of data loading, the model and the reward against simple baselines."""

@@ -1,0 +1,290 @@
+"""The rows of the benchmark about the world model: training, its memory, generation and the reward query.
+
+Times are CPU-seconds of one thread, so that what else runs on the machine changes them little. Training runs at the
+paper's sizes, in a process of its own so that its memory is known. The rest keeps the paper's widths and fewer blocks,
+which are all alike: each ratio stays and takes a minute instead of ten.
+"""
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.benchmarks.common import Args, Row, middle
+from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
+from worldmodel.config import WorldModelConfig
+from worldmodel.data.batch import ClipBatch, TokenBatch
+from worldmodel.data.sampler import ClipSampler
+from worldmodel.models.maskgit import sample
+from worldmodel.training.config import TrainConfig, recipe
+from worldmodel.training.flops import cost_of
+from worldmodel.training.objectives import DynamicsObjective, Objective, TokenizerObjective
+from worldmodel.training.run_spec import Job
+from worldmodel.training.trainer import Trainer
+
+MEMORY = 6e9
+"""Bytes that a process which trains the paper's tokenizer on one clip may take."""
+SMALL: dict[str, Any] = {"dim": 256, "heads": 4}
+"""Width of the small size at which step times are given: 4 + 4 and 4 blocks, 16 frames, 2 clips."""
+
+
+def training(args: Args, scratch: Path) -> Iterator[Row]:
+    """A training step's FLOP/s against this machine's matrix products of the same shapes; tokens a second; memory."""
+    for component in ("tokenizer", "dynamics"):
+        for compiled in (False, True):
+            found = in_a_process(component, "paper", args.repeats, compiled)
+            rate, products = found["flops"] / found["seconds"] / 1e9, found["products"] / 1e9
+            what = f"{component}, paper{', --compile' if compiled else ''}"
+            yield Row("training", what, rate, "GFLOP/s", "matrix products alone", products, 0.6)
+            yield Row("training", f"{what}, 1 clip", found["tokens"] / found["seconds"], "tokens/s")
+            if component == "tokenizer":
+                peak, wanted = found["peak"] / 1e6, MEMORY / 1e6
+                yield Row("training", "its peak memory", peak, "MB", "wanted at most", wanted, 1.0, at_most=True)
+    for component in ("tokenizer", "dynamics"):
+        found = in_a_process(component, "small", args.repeats, compiled=False)
+        yield Row("training", f"{component}, small, 2 clips: a step", 1000 * found["seconds"], "ms")
+    yield cached_tokens(args)
+
+
+def in_a_process(component: str, size: str, repeats: int, compiled: bool) -> dict[str, float]:
+    """`steps` in a fresh process, with the most memory that it took."""
+    code = f"from experiments.benchmarks.model import steps; steps({component!r}, {size!r}, {repeats}, {compiled})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"measuring a training step failed: {done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def steps(component: str, size: str, repeats: int, compiled: bool) -> None:
+    """Train on noise; print seconds and FLOPs of a step, the rate of its matrix products, and memory, as JSON.
+
+    The products are made after each step, so that what else runs on the machine is the same for both.
+    """
+    import resource
+
+    torch.set_num_threads(1)
+    config, clips = (preset("paper"), 1) if size == "paper" else (small_config(), 2)
+    settings = recipe(component, "paper", iterations=99, batch_size=clips, loader_threads=0, compile=compiled)
+    objective: Objective = TokenizerObjective(Tokenizer(config))
+    if component == "dynamics":
+        objective = DynamicsObjective(with_codes(Dynamics(config)), Tokenizer(preset("debug")))
+    products = products_of_a_block(config, settings)
+    taken: list[list[float]] = [[] for _ in products]
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(component, config, settings, (), Path(folder) / "run", Path(folder))
+        windows: Any = Noise(config, settings, tokens=component == "dynamics")
+        trainer = Trainer(job, objective, windows, None, device=torch.device("cpu"))
+
+        def step() -> float:
+            batch = next(trainer.loader)
+            seconds = cpu_seconds(lambda: trainer.train_step(batch))
+            trainer.step += 1
+            for product, times in zip(products, taken, strict=True):
+                product.make()  # its operands come into the cache
+                times.append(cpu_seconds(product.make))
+            return seconds
+
+        for _ in range(2):  # kernels are chosen or compiled, moments are made, memory is asked for
+            step()
+        for times in taken:
+            times.clear()
+        seconds = middle(repeats, step)
+    cost = cost_of(component, config, settings)
+    assert cost is not None
+    found = {"seconds": seconds, "flops": cost.flops * clips, "tokens": float(cost.tokens * clips)}
+    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    in_products = sum(product.count * statistics.median(times) for product, times in zip(products, taken, strict=True))
+    print(json.dumps(found | {"products": sum(product.count * product.flops for product in products) / in_products}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A matrix product that a block makes `count` times in a step."""
+
+    make: Callable[[], Tensor]
+    flops: float
+    count: int
+
+
+def products_of_a_block(config: WorldModelConfig, settings: TrainConfig) -> list[Product]:
+    """The products of a block's linear layers and of its attention, forward and backward."""
+    c = config.tokenizer
+    patches, frames = config.grid**2, settings.clip_length
+    rows, width, inner = settings.batch_size * frames * patches, c.heads * c.head_dim, int(4 * 2 / 3 * c.dim)
+    made: list[Product] = []
+
+    def add(a: Tensor, b: Tensor, count: int) -> None:
+        made.append(Product(lambda: a @ b, 2 * a.numel() * b.shape[-1], count))
+
+    for ins, outs, count in ((c.dim, 3 * width, 2), (width, c.dim, 2), (c.dim, inner, 4), (inner, c.dim, 2)):
+        x, weight, grad = (
+            torch.randn(shape, dtype=torch.bfloat16) for shape in ((rows, ins), (outs, ins), (rows, outs))
+        )
+        for a, b in ((x, weight.T), (grad, weight), (grad.T, x)):
+            add(a, b, count)
+    for tokens in (patches, frames):  # space, then time
+        x = torch.randn(rows // tokens * c.heads, tokens, c.head_dim, dtype=torch.bfloat16)
+        share = torch.randn(len(x), tokens, tokens, dtype=torch.bfloat16)
+        for a, b in ((x, x.mT), (share, x), (share.mT, x)):  # each forward or backward, and again backward
+            add(a, b, 2)
+    return made
+
+
+def cached_tokens(args: Args) -> Row:
+    """Dynamics steps on stored tokens against those that encode frames first, by the paper's ratio of blocks."""
+    config = fewer_blocks(tokenizer=2, dynamics=3)
+    objective = DynamicsObjective(with_codes(Dynamics(config)), Tokenizer(config))
+    settings = recipe("dynamics", "paper", batch_size=1)
+    rates = []
+    for tokens in (True, False):
+        batch = Noise(config, settings, tokens=tokens).batch(np.arange(1))
+
+        def step(batch: Any = batch) -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                losses = objective(batch, 0.0)
+            losses["loss"].backward()
+
+        rates.append(1 / measured(args.repeats, step))
+    steps_ks = [1000 * rate for rate in rates]
+    return Row("training", "dynamics steps, stored tokens", steps_ks[0], "/ks", "encoding", steps_ks[1], 1.15)
+
+
+def generation(args: Args, scratch: Path) -> Iterator[Row]:
+    """Frames a second from 2 to 10 more in 25 steps, against the same without anything kept; and the reward query."""
+    model = GenieReduxG(Tokenizer(fewer_blocks(1, 4)), Dynamics(fewer_blocks(1, 4))).eval()
+    frames, actions = torch.rand(1, 2, 3, 64, 64), torch.zeros(1, 11, dtype=torch.int64)
+    for mode, together, target in (("autoregressive", 2, 3.5), ("one_pass", 10, 1.15)):
+
+        def kept(mode: str = mode) -> Tensor:
+            return model.generate_tokens(frames, actions, mode=mode)
+
+        def plain(together: int = together) -> Tensor:
+            return recomputed(model, frames, actions, together)
+
+        with torch.autocast("cpu", torch.bfloat16):
+            rates = [1000 * 10 / measured(1, run) for run in (kept, plain)]
+        yield Row("generation", f"2 -> 10, {mode}", rates[0], "frames/ks", "recomputed", rates[1], target)
+    yield query(args)
+
+
+def recomputed(model: GenieReduxG, frames_BPCHW: Tensor, actions_BA: Tensor, together: int) -> Tensor:
+    """What `generate_tokens` makes in 25 steps, with every frame so far computed again in each step."""
+    dynamics, mask = model.dynamics, model.cfg.mask_id
+    tokens = model.tokenizer.encode(frames_BPCHW)
+    conditions = dynamics.conditions(actions_BA)
+    with torch.no_grad():
+        while (begin := tokens.shape[1]) < conditions.shape[1]:
+            start = torch.full((len(tokens), together, *tokens.shape[2:]), mask)
+
+            def logits_of(made_BM: Tensor, tokens: Tensor = tokens, start: Tensor = start) -> Tensor:
+                every = torch.cat([tokens, made_BM.view_as(start)], 1)
+                hidden, _ = dynamics.run(every, conditions[:, : every.shape[1]], None)
+                return dynamics.head(hidden[:, tokens.shape[1] :]).flatten(1, 3)
+
+            made = sample(logits_of, start.flatten(1), mask, steps=25)
+            tokens = torch.cat([tokens, made.view_as(start)], 1)
+            assert tokens.shape[1] == begin + together
+    return tokens
+
+
+def query(args: Args) -> Row:
+    """Windows a second of the reward query, against encoding 2 frames and running the dynamics model on 5."""
+    model = GenieReduxG(Tokenizer(fewer_blocks(2, 3)), Dynamics(fewer_blocks(2, 3))).eval()
+    windows = 4
+    frames, actions = torch.rand(windows, 5, 3, 64, 64), torch.zeros(windows, 4, dtype=torch.int64)
+    tokens = torch.randint(model.cfg.mask_id, (windows, 5, 16, 16))
+    conditions = model.dynamics.conditions(actions)
+
+    def arithmetic() -> None:
+        model.tokenizer.encode(frames[:, :2])
+        model.dynamics.run(tokens, conditions, None)
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        asked = windows / measured(args.repeats, lambda: model.token_entropy(frames, actions))
+        least = windows / measured(args.repeats, arithmetic)
+    return Row("generation", "reward query", 60 * asked, "windows/min", "its arithmetic alone", 60 * least, 1 / 1.3)
+
+
+class Noise:
+    """Windows of noise, as frames or as tokens: what is computed does not depend on what is seen."""
+
+    manifest_hash = "noise"
+
+    def __init__(self, config: WorldModelConfig, settings: TrainConfig, *, tokens: bool) -> None:
+        self._config, self._length, self._tokens = config, settings.clip_length, tokens
+
+    def __len__(self) -> int:
+        return 1_000
+
+    def sampler(self, seed: int) -> ClipSampler:
+        return ClipSampler(len(self), seed)
+
+    def describe(self, window_id: int) -> str:
+        return f"noise {window_id}"
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def batch(self, window_ids: np.ndarray) -> ClipBatch | TokenBatch:
+        config, shape = self._config, (len(window_ids), self._length)
+        labels = torch.randint(config.actions, (shape[0], shape[1] - 1)), torch.zeros(shape[0], dtype=torch.int64)
+        ids = torch.from_numpy(window_ids)
+        if self._tokens:
+            return TokenBatch(torch.randint(config.mask_id, (*shape, config.grid, config.grid)), *labels, ids)
+        frames = torch.randint(256, (*shape, config.size, config.size, 3), dtype=torch.uint8)
+        return ClipBatch(frames, *labels, ids)
+
+
+def fewer_blocks(tokenizer: int, dynamics: int) -> WorldModelConfig:
+    """The paper's widths with so many blocks in encoder, decoder and dynamics."""
+    paper = preset("paper")
+    return dataclasses.replace(
+        paper,
+        tokenizer=dataclasses.replace(paper.tokenizer, encoder_blocks=tokenizer, decoder_blocks=1),
+        dynamics=dataclasses.replace(paper.dynamics, blocks=dynamics),
+    )
+
+
+def small_config() -> WorldModelConfig:
+    """The small size at which step times are given."""
+    paper = preset("paper")
+    return dataclasses.replace(
+        paper,
+        tokenizer=dataclasses.replace(paper.tokenizer, encoder_blocks=4, decoder_blocks=4, **SMALL),
+        dynamics=dataclasses.replace(paper.dynamics, blocks=4, **SMALL),
+    )
+
+
+def with_codes(dynamics: Dynamics) -> Dynamics:
+    """The same with a random codebook, which training asks for."""
+    dynamics.set_codebook(torch.nn.functional.normalize(torch.randn(dynamics.codebook.shape), dim=-1))
+    return dynamics
+
+
+def measured(repeats: int, what: Callable[[], Any]) -> float:
+    """The median of some times of it, after one to warm up where there is more than one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if repeats > 1:
+            what()
+        return middle(repeats, lambda: cpu_seconds(what))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def cpu_seconds(what: Callable[[], Any]) -> float:
+    """CPU time of this process that a call takes, in seconds."""
+    started = time.process_time()
+    what()
+    return time.process_time() - started

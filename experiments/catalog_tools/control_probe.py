@@ -1,0 +1,320 @@
+"""What each control does, measured: hold it, hold nothing, from the same savestate, and see what differs.
+
+A trial restores one savestate, holds one control and records the screens. The same trial without a control is what the
+world does by itself: what differs between the two is the control's doing. Several states, reached by random play, make
+several trials; how many of them tell the same is the confidence.
+"""
+
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.controls import control_buttons
+from envs.games.retro import RetroGame
+from envs.utils.errors import InputError
+
+OPPOSITE = {"right": "left", "left": "right", "up": "down", "down": "up"}
+CONTROLS = ("right", "left", "up", "down", "jump", "secondary")
+STARTERS = ("START", "RESET")
+HOLD_STEPS = 10
+EARLY = 5
+"""Steps that tell the direction: later something is in the way, or another room is shown."""
+STATE_STEPS = 40
+"""Steps of random play between two states."""
+CANDIDATES = 3
+"""So many times as many states as asked for are looked at, for as many in which the game answers."""
+PATIENCE = 6
+"""States in a row that answer to nothing before the game is begun anew."""
+CHANGED = 24
+"""Grey levels, of 255, by which a pixel differs: less is flicker and dithering."""
+LEAST_PIXELS = 6
+LEAST_MOVE = 2.0
+"""Pixels, at the console's own resolution, that count as moving."""
+LEAST_SCROLL = 0.3
+"""Pixels a step that the background has to move."""
+STAYS = 0.35
+"""Share of the player's pixels that change where it stays in its place: its legs may move."""
+AWAY = 24
+"""Pixels: what appears so far from where a control first shows was sent out, not done on the spot."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One control held from one state, against nothing held."""
+
+    changed: int
+    """Most pixels that differed at a time."""
+    across: float
+    """Pixels to the right of its place that the player, or what it sent out, was on average of the first steps."""
+    down: float
+    """The same downwards."""
+    turns: bool
+    """Whether it went up and came down again while the control was held."""
+    reach: float
+    """Pixels from the player's place to the farthest difference."""
+    scroll: float
+    """Pixels a step that the background moved otherwise than by itself."""
+    label: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a control was found to do."""
+
+    label: str
+    """right, left, up, down, jump, shoot, strike, none, or unknown where trials tell nothing alike."""
+    confidence: float
+    """Share of the trials with an effect that tell the same, less where they are few; in [0, 1]."""
+    dead: bool
+    """Whether it made no difference in any trial."""
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found of a game."""
+
+    game: str
+    controls: dict[str, Control]
+    needs_start: bool
+    """Whether nothing answers in the start state until START (or RESET) is pressed."""
+    starter: str
+    """The button that begins the game where it needs one."""
+    waits: int
+    """Steps of play after the beginning before it answers at all, in units of 40."""
+    states: int
+    """In which it answered."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return asdict(self)
+
+
+def probe(game: str, *, states: int = 8, steps: int = HOLD_STEPS, seed: int = 0) -> Probe:
+    """Probe a game from its start state and `states` - 1 others, holding each control for `steps` steps.
+
+    Fewer where random play does not lead to so many in which the game answers to anything.
+    The same seed gives the same result. Raises InputError for an unknown game, a missing ROM or numbers below 1.
+    """
+    if states < 1 or steps < 3:
+        raise InputError(f"probe: states {states} must be 1 or more, steps {steps} 3 or more")
+    env = RetroGame(game)
+    try:
+        buttons = control_buttons(env.buttons, env.console)
+        env.reset()
+        start = env.save_state()
+        starter = _starter(env, start, buttons, steps)
+        begun = start if not starter else _press(env, start, starter)
+        trials: dict[str, list[Trial]] = {name: [] for name in buttons}
+        found: list[dict[str, Trial]] = []
+        waits = 0
+        for number, tried in enumerate(_trials(env, begun, buttons, steps, seed, states * CANDIDATES)):
+            # Where nothing answers, the game shows a beginning, an end or a pause: that tells nothing of a control.
+            if _answered(tried):
+                waits = waits if found else number * STATE_STEPS
+                found.append(tried)
+            if len(found) == states:
+                break
+        for counted in found or [tried]:
+            for name, trial in counted.items():
+                trials[name].append(trial)
+        return Probe(env.game, summarise(trials), bool(starter), starter, waits, len(found))
+    finally:
+        env.close()
+
+
+def compare(idle: Sequence[NDArray[np.uint8]], held: Mapping[str, Sequence[NDArray[np.uint8]]]) -> dict[str, Trial]:
+    """What each control did from one state: screens uint8 (h, w, 3) of every step without a control and with each.
+
+    The player is where opposite directions both change the screen; what most of the trials show at a moment is the
+    world without the control; so a control that leaves the player's place moved it to where only its screens differ.
+    """
+    grey = {name: _grey(screens) for name, screens in {"": idle, **held}.items()}
+    usual_THW = np.median(np.stack(list(grey.values())), 0)
+    changed = {name: np.abs(frames - grey[""]) > CHANGED for name, frames in grey.items() if name}
+    player_HW = _player(changed)
+    own = {name: np.abs(grey[name] - usual_THW) > CHANGED for name in held}
+    centre = np.argwhere(player_HW).mean(0) if player_HW.any() else np.argwhere(usual_THW[0] >= 0).mean(0)
+    paths = {name: _path(masks, centre) for name, masks in own.items()}
+    trials = {}
+    still = _speed(grey[""])
+    for name in held:
+        # Against the opposite direction, whose path is as far on the other side: what both share cancels out.
+        against = paths.get(OPPOSITE.get(name, ""), np.zeros((0, 2)))
+        trials[name] = _trial(changed[name], paths[name], against, player_HW, _speed(grey[name]) - still)
+    return trials
+
+
+def _path(own_THW: NDArray[np.bool_], centre: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, 2): where, down and across from the player's place, the control's own pixels are, at steps that have any."""
+    places = [np.argwhere(mask).mean(0) - centre for mask in own_THW if mask.sum() >= LEAST_PIXELS]
+    return np.array(places) if places else np.zeros((0, 2))
+
+
+def _trial(
+    changed_THW: NDArray[np.bool_],
+    path_N2: NDArray[np.float64],
+    against_N2: NDArray[np.float64],
+    player_HW: NDArray[np.bool_],
+    scroll: NDArray[np.float64],
+) -> Trial:
+    """One control. changed: against nothing held; the paths are those of `_path`, of it and of its opposite."""
+    sizes = changed_THW.sum((1, 2))
+    if sizes.max() < LEAST_PIXELS:
+        return Trial(int(sizes.max()), 0.0, 0.0, False, 0.0, 0.0, "none")
+    area = int(player_HW.sum())
+    left_place = (changed_THW & player_HW).sum((1, 2))[2:].max() / area if area >= LEAST_PIXELS else 1.0
+    centre = np.argwhere(player_HW if area >= LEAST_PIXELS else changed_THW.any(0)).mean(0)
+    reach = float(max(np.linalg.norm(np.argwhere(mask) - centre, axis=1).max() for mask in changed_THW if mask.any()))
+    path_N2 = path_N2 if len(path_N2) else np.zeros((1, 2))
+    mean = path_N2[:EARLY].mean(0)
+    down, across = (mean - against_N2[:EARLY].mean(0)) / 2 if len(against_N2) else mean
+    down, across = float(down), float(across)
+    top = int(path_N2[:, 0].argmin())
+    turns = bool(path_N2[top, 0] < -LEAST_MOVE and path_N2[-1, 0] > path_N2[top, 0] / 2 and top < len(path_N2) - 1)
+    if left_place < STAYS and float(np.abs(scroll).max()) >= LEAST_SCROLL:
+        label = _direction(-float(scroll[0]), -float(scroll[1]))  # the world goes left where the player goes right
+    elif left_place < STAYS:
+        label = "shoot" if reach > AWAY else "strike"
+    elif turns and abs(down) > abs(across):
+        label = "jump"
+    elif max(abs(across), abs(down)) < LEAST_MOVE:
+        label = "strike"
+    else:
+        label = _direction(across, down)
+    return Trial(int(sizes.max()), across, down, turns, reach, float(np.abs(scroll).max()), label)
+
+
+def _direction(across: float, down: float) -> str:
+    if abs(across) >= abs(down):
+        return "right" if across > 0 else "left"
+    return "down" if down > 0 else "up"
+
+
+def _player(changed: dict[str, NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Pixels (h, w) that both of two opposite directions change: of the two pairs the one that changes less.
+
+    Where a direction scrolls the world, the whole of it differs; the other pair then shows the player alone.
+    """
+    early = {name: frames[EARLY // 2 : EARLY].any(0) for name, frames in changed.items()}
+    pairs = [early[one] & early[other] for one, other in (("right", "left"), ("up", "down"))]
+    shown: list[Any] = [pair for pair in pairs if pair.sum() >= LEAST_PIXELS]
+    return min(shown, key=lambda pair: int(pair.sum())) if shown else np.zeros_like(pairs[0])
+
+
+def _speed(frames_THW: NDArray[np.int16]) -> NDArray[np.float64]:
+    """(right, down): pixels a step that textured parts of the screen move."""
+    steps = []
+    for before, after in itertools.pairwise(frames_THW.astype(np.uint8)):
+        flow = _flow(before, after)
+        texture = cv2.Laplacian(before, cv2.CV_32F)
+        textured = flow[np.abs(texture) > CHANGED]
+        steps.append(np.median(textured, 0) if len(textured) else np.zeros(2))
+    speed: NDArray[np.float64] = np.asarray(np.median(steps, 0), np.float64)
+    return speed
+
+
+def summarise(trials: dict[str, list[Trial]]) -> dict[str, Control]:
+    """The proposal for each control, of all its trials."""
+    found = {}
+    for name in CONTROLS:
+        seen = trials.get(name, [])
+        effects = [trial.label for trial in seen if trial.label != "none"]
+        if not effects:
+            found[name] = Control("none", 1.0 - 0.5 ** len(seen) if seen else 1.0, bool(seen), tuple(seen))
+            continue
+        moved = [label for label in effects if label != "strike"]
+        if name in OPPOSITE and len(moved) > 1:
+            effects = moved  # against a wall a figure only turns, which looks like a strike
+        label, votes = Counter(effects).most_common(1)[0]
+        confidence = votes / len(effects) * (1 - 0.5 ** len(effects))
+        found[name] = Control(label if votes * 2 > len(effects) else "unknown", confidence, False, tuple(seen))
+    return found
+
+
+def _flow(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float32]:
+    """Dense optical flow (h, w, 2): pixels to the right and down."""
+    none: Any = None
+    flow: Any = cv2.calcOpticalFlowFarneback(before, after, none, 0.5, 3, 15, 3, 5, 1.1, 0)
+    return flow.astype(np.float32)
+
+
+def _grey(screens: Sequence[NDArray[np.uint8]]) -> NDArray[np.int16]:
+    """Grey levels (T, h, w) of screens."""
+    return np.stack([cv2.cvtColor(screen, cv2.COLOR_RGB2GRAY) for screen in screens]).astype(np.int16)
+
+
+def _screens(env: RetroGame, state: bytes, buttons: Sequence[str], steps: int) -> list[NDArray[np.uint8]]:
+    env.load_state(state)
+    return [env.hold(buttons).copy() for _ in range(steps)]
+
+
+def _starter(env: RetroGame, start: bytes, buttons: dict[str, str], steps: int) -> str:
+    """The button that the game waits for in its start state, or "" where controls answer as it is."""
+    if _answers(env, start, buttons, steps):
+        return ""
+    for name in STARTERS:
+        if name in env.buttons and _answers(env, _press(env, start, name), buttons, steps):
+            return name
+    return ""
+
+
+def _answers(env: RetroGame, state: bytes, buttons: dict[str, str], steps: int) -> bool:
+    """Whether any control makes a difference from this state."""
+    idle_THW = _grey(_screens(env, state, (), steps))
+    held = (_grey(_screens(env, state, (button,), steps)) for button in buttons.values())
+    return any((np.abs(grey_THW - idle_THW) > CHANGED).sum((1, 2)).max() >= LEAST_PIXELS for grey_THW in held)
+
+
+def _press(env: RetroGame, state: bytes, button: str) -> bytes:
+    """The state after a button was pressed for two steps and two seconds have gone by."""
+    _screens(env, state, (button,), 2)
+    for _ in range(30):
+        env.hold(())
+    return env.save_state()
+
+
+def _trials(
+    env: RetroGame, begun: bytes, buttons: dict[str, str], steps: int, seed: int, count: int
+) -> Iterator[dict[str, Trial]]:
+    """Every control tried in the beginning, and then again and again after some more random play.
+
+    A game that ends, or that answers to nothing for long, begins anew.
+    """
+    generator = np.random.default_rng(seed)
+    names = list(buttons.values())
+    state, deaf = begun, 0
+    for _ in range(count):
+        held = {name: _screens(env, state, (button,), steps) for name, button in buttons.items()}
+        found = compare(_screens(env, state, (), steps), held)
+        yield found
+        deaf = 0 if _answered(found) else deaf + 1
+        if deaf > PATIENCE:
+            state, deaf = begun, 0
+        env.load_state(state)
+        for _ in range(STATE_STEPS):
+            env.hold((names[generator.integers(len(names))],))
+            if env.game_over:
+                env.load_state(begun)
+        state = env.save_state()
+
+
+def _answered(found: Mapping[str, Trial]) -> bool:
+    """Whether any control did anything."""
+    return any(trial.label != "none" for trial in found.values())
+
+
+if __name__ == "__main__":  # a process of its own for each game: one that crashes takes nothing with it
+    asked = json.loads(sys.argv[1])
+    try:
+        print(json.dumps(probe(**asked).to_json()))
+    except InputError as error:
+        sys.exit(str(error))

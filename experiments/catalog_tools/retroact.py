@@ -1,0 +1,174 @@
+"""RetroAct's published label files read with our words, and compared with our labels row by row.
+
+Two layouts are known by their header: `game,tags`, whose tags are "view axis genre", and the controls
+`game,RIGHT,LEFT,UP,DOWN,ACTION_JUMP,ACTION_SECONDARY,transition,Background_Changes`.
+"""
+
+import csv
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from envs import catalog
+from envs.utils.errors import InputError
+
+TAGS = ("game", "tags")
+CONTROLS = {
+    "RIGHT": "right",
+    "LEFT": "left",
+    "UP": "up",
+    "DOWN": "down",
+    "ACTION_JUMP": "jump",
+    "ACTION_SECONDARY": "secondary",
+    "transition": "transition",
+    "Background_Changes": "scrolling",
+}
+FLAGS = ("transition", "scrolling")
+PUBLISHED_COUNTS = {
+    "view": {"side": 684, "third person": 155, "top": 114, "first person": 19, "several": 2},
+    "axis": {"free": 765, "horizontal": 126, "vertical": 68, "fixed": 14, "tube": 1},
+    "motion": {
+        "platformer": 483,
+        "space_shooter": 185,
+        "fight": 112,
+        "shooter": 71,
+        "action": 32,
+        "sport": 17,
+        "other": 13,
+        "maze": 12,
+        "race": 10,
+        "grid": 10,
+        "pong": 8,
+        "simulation": 7,
+        "pinball": 5,
+        "flying_platformer": 5,
+        "tetris": 4,
+    },
+    "console": {"Genesis": 334, "Nes": 297, "Snes": 184, "Sms": 89, "Atari2600": 40, "GameBoy": 29, "32x": 1},
+}
+"""How many of RetroAct's 974 games have each label, as the paper counts them."""
+SAME_WORD = {
+    "nothing": "none",
+    "no": "none",
+    "noop": "none",
+    "no-op": "none",
+    "duck": "crouch",
+    "": "unknown",
+    "?": "unknown",
+    "fire": "shoot",
+    "fighting": "fight",
+    "racing": "race",
+    "sports": "sport",
+    "multiple": "several",
+}
+SAME_FLAG = {
+    **dict.fromkeys(("yes", "y", "true", "1", "1.0"), "yes"),
+    **dict.fromkeys(("no", "n", "false", "0", "0.0"), "no"),
+    **dict.fromkeys(("", "?", "unknown"), "unknown"),
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One label that the file has otherwise than the catalogue."""
+
+    line: int
+    game: str
+    column: str
+    theirs: str
+    ours: str
+
+
+@dataclass
+class Imported:
+    """What a file says, in our words. Labels that it leaves open are "unknown"."""
+
+    columns: tuple[str, ...]
+    labels: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Game -> column -> label."""
+    lines: dict[str, int] = field(default_factory=dict)
+    """Game -> line of the file, from 1."""
+    malformed: dict[int, str] = field(default_factory=dict)
+    """Line -> why it could not be read; such rows are in nothing else."""
+
+    def differences(self) -> list[Difference]:
+        """Where both the file and the catalogue have a label and the labels differ, in the file's order."""
+        ours = catalog.table().set_index("game")
+        return [
+            Difference(self.lines[game], game, column, label, str(ours.at[game, column]))
+            for game, labels in self.labels.items()
+            for column, label in labels.items()
+            if "unknown" not in (label, ours.at[game, column]) and label != ours.at[game, column]
+        ]
+
+    def agreement(self) -> dict[str, tuple[int, int]]:
+        """Column -> (labels that are the same, labels that both have)."""
+        ours, differing = catalog.table().set_index("game"), Counter(item.column for item in self.differences())
+        counts = {}
+        for column in self.columns:
+            pairs = [(labels[column], ours.at[game, column]) for game, labels in self.labels.items()]
+            compared = sum("unknown" not in pair for pair in pairs)
+            counts[column] = (compared - differing[column], compared)
+        return counts
+
+
+def read(path: Path) -> Imported:
+    """Read either file. Rows that make no sense are in `malformed`, by line.
+
+    Raises InputError for a file that cannot be read or has another header.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = tuple(name.strip() for name in next(reader, []))
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV: {error}") from error
+    if header != TAGS and set(header) != {"game", *CONTROLS}:
+        wanted = f"{','.join(TAGS)} or game,{','.join(CONTROLS)}"
+        raise InputError(f"{path}: line 1 is no header of RetroAct ({','.join(header)}): it must be {wanted}")
+    imported = Imported(("view", "axis", "motion") if header == TAGS else tuple(CONTROLS.values()))
+    for line, cells in rows:
+        if not any(cells):
+            continue
+        try:
+            if len(cells) != len(header):
+                raise InputError(f"{len(cells)} cells, not {len(header)}")
+            values = dict(zip(header, cells, strict=True))
+            game = catalog.canonical(values.pop("game"))
+            if game in imported.labels:
+                raise InputError(f"{game} stands on line {imported.lines[game]} already")
+            imported.labels[game] = _tags(values["tags"]) if header == TAGS else _controls(values)
+            imported.lines[game] = line
+        except InputError as error:
+            imported.malformed[line] = str(error)
+    return imported
+
+
+def _tags(tags: str) -> dict[str, str]:
+    """The view, axis and genre of one cell; words of one label are joined by a space, "-" or "_" as it comes."""
+    words = [SAME_WORD.get(word, word) for word in tags.casefold().replace("-", " ").replace("_", " ").split()]
+    text = " ".join(words)
+    view = next((label for label in catalog.VIEWS if text.startswith(f"{label} ")), None)
+    if view is None:
+        raise InputError(f"tags {tags!r} begin with no view: {', '.join(catalog.VIEWS)}")
+    axis, _, motion = text.removeprefix(view).strip().partition(" ")
+    motion = motion.replace(" ", "_")
+    for label, known, what in ((axis, catalog.AXES, "axis"), (motion, catalog.MOTIONS, "genre")):
+        if label not in known:
+            raise InputError(f"tags {tags!r} have no known {what} ({label!r}): {', '.join(known)}")
+    return {"view": view, "axis": axis, "motion": motion}
+
+
+def _controls(values: dict[str, str]) -> dict[str, str]:
+    """Labels of the control file: words that we do not use stay as they are, and differ."""
+    labels = {}
+    for name, column in CONTROLS.items():
+        word = values[name].casefold()
+        if column not in FLAGS:
+            labels[column] = SAME_WORD.get(word, word)
+        elif word in SAME_FLAG:
+            labels[column] = SAME_FLAG[word]
+        else:
+            raise InputError(f"{name} {values[name]!r} is neither yes nor no")
+    return labels

@@ -1,0 +1,56 @@
+"""Measure how fast the parts are, each against the plain thing it should not be much slower than, in the same run."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from envs.utils.ray_session import ray_session
+from experiments.arguments import check_games
+from experiments.benchmarks.common import Args, Row
+
+
+def run(args: Args) -> None:
+    """Measure, print the table, and write benchmark.json."""
+    from rich.table import Table
+
+    from envs.utils.atomic_io import write_json_atomic
+    from envs.utils.errors import InputError
+    from envs.utils.progress import console
+    from experiments.benchmarks.data import collecting, windows
+    from experiments.benchmarks.model import generation, training
+    from experiments.benchmarks.reward import reward
+
+    groups: dict[str, Callable[[Args, Path], Iterator[Row]]] = {
+        "collect": collecting,
+        "windows": windows,
+        "reward": reward,
+        "training": training,
+        "generation": generation,
+    }
+    unknown = set(args.only) - set(groups)
+    if unknown:
+        raise InputError(f"--only {sorted(unknown)[0]}: choose among {', '.join(groups)}")
+    check_games(args.games)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch, ray_session(args.ray_address):
+        for name, measure in groups.items():
+            if not args.only or name in args.only:
+                console.print(f"measuring {name} ...")
+                rows += measure(args, Path(scratch))
+    table = Table("", "rate", "against", "its rate", "ratio", "wanted", box=None, header_style="bold")
+    for row in rows:
+        compared = row.against != ""
+        table.add_row(
+            row.what,
+            f"{row.rate:,.0f} {row.unit}",
+            row.against,
+            f"{row.against_rate:,.0f}" if compared else "",
+            f"{row.ratio:.3f}" if compared else "",
+            f"{'<=' if row.at_most else '>='} {row.target:g}" if row.target is not None else "",
+        )
+    console.print(table)
+    if args.out is not None:
+        measured = [asdict(row) | ({"ratio": row.ratio} if row.against else {}) for row in rows]
+        write_json_atomic(args.out / "benchmark.json", measured)
+        console.print(f"written to {args.out / 'benchmark.json'}")

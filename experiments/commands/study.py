@@ -1,0 +1,30 @@
+"""Studies of a world model or of how it is trained, each with its figures as JSON and its pictures as PNG in --out."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from experiments.studies import ablation, horizon, representation, sampling_steps, uncertainty
+
+STUDIES = (ablation, representation, uncertainty, horizon, sampling_steps)
+
+
+@dataclass(frozen=True)
+class Args:
+    """Take parts of the method away, or look closely at one model."""
+
+    which: (
+        Annotated[ablation.Args, tyro.conf.subcommand("ablation", description=ablation.__doc__)]
+        | Annotated[representation.Args, tyro.conf.subcommand("representation", description=representation.__doc__)]
+        | Annotated[uncertainty.Args, tyro.conf.subcommand("uncertainty", description=uncertainty.__doc__)]
+        | Annotated[horizon.Args, tyro.conf.subcommand("horizon", description=horizon.__doc__)]
+        | Annotated[sampling_steps.Args, tyro.conf.subcommand("steps", description=sampling_steps.__doc__)]
+    )
+
+
+def run(args: Args) -> None:
+    """Do the study."""
+    for module in STUDIES:
+        if isinstance(args.which, module.Args):
+            module.run(args.which)

@@ -1,0 +1,1 @@
+"""Playing inside a world model."""

@@ -1,0 +1,1 @@
+"""The pipeline: configuration, stages and the runner that skips finished ones."""

@@ -1,0 +1,90 @@
+"""Which distinct screens an agent has seen, in which order, and which of them nobody else saw.
+
+What counts as a distinct screen is `envs.utils.screen_hash.distinct_screens`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.utils.screen_hash import distinct_screens
+
+KEPT = 20_000
+"""Frames kept as examples for each game and agent; the rest are only counted."""
+COMPARED = 4_000
+"""Examples among which the most different ones are looked for."""
+
+
+@dataclass
+class Seen:
+    """What one agent saw of one game. ids: its screens. curve: how many of them after so many frames.
+    examples: id -> the first frame that showed it, for the first KEPT of them.
+    """
+
+    frames: int = 0
+    ids: set[bytes] = field(default_factory=set)
+    curve: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
+    examples: dict[bytes, NDArray[np.uint8]] = field(default_factory=dict)
+
+    def add(self, frames_THWC: NDArray[np.uint8], every: int = 50) -> None:
+        """Take in one episode. The curve gets a point at every new screen, and one every so many frames."""
+        for start in range(0, len(frames_THWC), every):
+            part = frames_THWC[start : start + every]
+            if distinct_screens(part) - self.ids:
+                self._take(part)
+            self.frames += len(part)
+            if self.curve[-1][0] < self.frames:
+                self.curve.append((self.frames, len(self.ids)))
+
+    def after(self, frames: int) -> int:
+        """Distinct screens seen when so many frames had been played."""
+        return max(count for played, count in self.curve if played <= frames)
+
+    def _take(self, frames_THWC: NDArray[np.uint8]) -> None:
+        for place, frame in enumerate(frames_THWC, 1):
+            (identity,) = distinct_screens(frame[None])
+            if identity in self.ids:
+                continue
+            self.ids.add(identity)
+            self.curve.append((self.frames + place, len(self.ids)))
+            if len(self.examples) < KEPT:
+                self.examples[identity] = frame
+
+
+def seen_by_game(folder: Path) -> dict[str, Seen]:
+    """What the agent that played a folder of episodes saw, game by game."""
+    from envs.episodes.dataset import EpisodeReader
+
+    seen: dict[str, Seen] = {}
+    reader = EpisodeReader(folder)
+    for index, game in enumerate(reader.games):
+        seen.setdefault(game, Seen()).add(reader[index].frames_THWC)
+    return seen
+
+
+def compared(one: Seen, other: Seen) -> tuple[int, int]:
+    """Distinct screens of each after as many frames as the one that played less has."""
+    frames = min(one.frames, other.frames)
+    return one.after(frames), other.after(frames)
+
+
+def only_in(here: Seen, elsewhere: Iterable[Seen], count: int) -> list[NDArray[np.uint8]]:
+    """Up to `count` screens of `here` that are in none of the others, as different from each other as can be.
+
+    Each next one is the farthest from those already taken, by the mean absolute difference of the frames.
+    """
+    others: set[bytes] = set().union(*(seen.ids for seen in elsewhere))
+    own = [frame for identity, frame in here.examples.items() if identity not in others]
+    if not own:
+        return []
+    own = own[:: max(len(own) // COMPARED, 1)]
+    small = np.stack(own)[:, ::4, ::4].astype(np.float32).reshape(len(own), -1)
+    taken = [0]
+    distance = np.abs(small - small[0]).mean(1)
+    while len(taken) < min(count, len(own)):
+        taken.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.abs(small - small[taken[-1]]).mean(1))
+    return [own[index] for index in taken]

@@ -1,0 +1,1 @@
+"""Ablations and analyses of the world model."""

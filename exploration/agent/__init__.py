@@ -1,0 +1,1 @@
+"""The agent: network, loss, learner, replay buffer and checkpoints."""

@@ -1,0 +1,94 @@
+"""Actor-critic on segments from the replay: the returns, the loss, and RLlib's learner around them.
+
+The actions in the loss are the stored ones (the published loss draws new ones and learns nothing). Segments are older
+than the weights; `rho_clip` weighs each step's policy gradient by min(rho_clip, pi(a) / mu(a)), mu being what the agent
+acted by, and returns="vtrace" corrects the returns too.
+
+Shapes: B segments, T steps, T1 = T + 1 observations, A actions.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from ray.exceptions import RayActorError
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from torch import Tensor
+
+from exploration.agent.loss import actor_critic_loss
+from exploration.agent.replay_buffer import Batch
+
+ANSWER_SECONDS = 30.0
+"""How long a learner may take to say that it is there; one that waits for another does not."""
+
+
+def copied(value: Any) -> Any:
+    """A nested state with arrays of its own."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(item) for item in value)
+    return value
+
+
+class ExploreLearner(TorchLearner):
+    """RLlib's learner with `actor_critic_loss`; `config.loss` is its `LossConfig`. Batches are `Replay.sample`'s."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over a state. Copied, because the optimizer keeps the arrays that it is given and writes into them, and
+        those of Ray's object store are shared by all learners of a machine. Taken over whole, also where RLlib would
+        keep its own weights because they have seen as many updates."""
+        before, self._weights_seq_no = self._weights_seq_no, 0
+        super().set_state(copied(state))
+        if before:  # runners take over only weights that are newer than theirs
+            self._weights_seq_no = max(self._weights_seq_no, before + 1)
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
+    ) -> Tensor:
+        """The loss of one batch. Raises FloatingPointError, before any weight changes, if it is not finite."""
+        parts = actor_critic_loss(fwd_out[Columns.ACTION_DIST_INPUTS], fwd_out[Columns.VF_PREDS], batch, config.loss)
+        loss = parts.pop("loss")
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss {loss.item()} with parts { {k: v.item() for k, v in parts.items()} }")
+        self.metrics.log_dict(parts, key=module_id, window=1)
+        return loss
+
+
+def as_learner_batch(batch: Batch) -> MultiAgentBatch:
+    """`Replay.sample`'s arrays as RLlib's learner takes them."""
+    columns: dict[str, Any] = {name: rows for name, rows in batch.items() if name not in ("h", "c")}
+    columns[Columns.STATE_IN] = {"h": batch["h"], "c": batch["c"]}
+    return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(np.sum(batch["valid"])))
+
+
+@contextmanager
+def raised_not_logged() -> Iterator[None]:
+    """Learners' errors are raised here: RLlib would log the whole of each as well."""
+    logger = logging.getLogger("ray.rllib.utils.actor_manager")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def learner_is_gone(algorithm: Any) -> bool:
+    """Whether a learner's process of an `AutoExplore` has ended: one beside it says only that a connection broke."""
+    if not algorithm.config.num_learners:
+        return False
+    answers = algorithm.learner_group.foreach_learner(_nothing, healthy_only=False, timeout_seconds=ANSWER_SECONDS)
+    return any(isinstance(answer.get(), RayActorError) for answer in answers)
+
+
+def _nothing(learner: Any) -> None:
+    """What an actor can do if it is there."""

@@ -1,0 +1,223 @@
+"""The agent's network, its folder on disk, and the object that plays with it. Torch only: collectors load no RLlib.
+
+    <policy>/module.safetensors   weights
+    <policy>/config.json          action set, architecture, and the schedule position that the weights came from
+
+Shapes: B sequences, T steps, H x W pixels, C colours, A actions, D units of the LSTM.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from envs.collect.policies import PolicySpec, builtin_policy
+from envs.controls import ACTIONS
+from envs.utils.atomic_io import new_folder, write_json_atomic
+from envs.utils.errors import InputError
+
+FORMAT = "autoexplore-policy-1"
+EXPERT_EPSILON = 0.15
+"""Share of random actions in expert play that is recorded as a test set (App. A.2)."""
+State = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Architecture of the agent. The defaults are the paper's (spec: agent): 3.22 M parameters with 5 actions."""
+
+    actions: int = len(ACTIONS)
+    """Actions to choose from."""
+    channels: tuple[int, ...] = (32, 32, 64, 64)
+    """Channels after each convolution; every one of them halves the picture."""
+    units: int = 512
+    """Units of the LSTM."""
+    size: int = 64
+    """Height and width of a frame in pixels."""
+
+    def __post_init__(self) -> None:
+        if self.actions < 2 or self.units < 1 or not self.channels or min(self.channels) < 1:
+            raise InputError(
+                f"policy with {self.actions} actions, {self.channels} channels, {self.units} units: too few"
+            )
+        if self.size % 2 ** len(self.channels):
+            raise InputError(f"frames of {self.size} pixels cannot be halved {len(self.channels)} times")
+
+    @property
+    def features(self) -> int:
+        """Numbers that the convolutions make of a frame: 1,024 in the paper."""
+        return self.channels[-1] * (self.size >> len(self.channels)) ** 2
+
+
+class CnnLstm(nn.Module):
+    """Appendix A.3: 4 x [conv 3x3 stride 1, max-pool 2, ReLU] -> LSTM -> policy head and value head."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = []
+        for channels_in, channels_out in zip((3, *config.channels), config.channels, strict=False):
+            layers += [nn.Conv2d(channels_in, channels_out, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
+        self.convolutions = nn.Sequential(*layers)
+        self.lstm = nn.LSTM(config.features, config.units, batch_first=True)
+        self.policy = nn.Linear(config.units, config.actions)
+        self.value = nn.Linear(config.units, 1)
+        for head in (self.policy, self.value):  # the untrained agent is uniform and promises nothing
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, frames_BTHWC: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """Frames uint8 and the state before them -> (logits_BTA, values_BT, state after them); state = (h_BD, c_BD)."""
+        batch, steps = frames_BTHWC.shape[:2]
+        # uint8 HWC read as CHW is torch's channels-last layout, so that nothing is copied before the scaling.
+        pixels = frames_BTHWC.flatten(0, 1).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
+        features_BTF = self.convolutions(pixels).reshape(batch, steps, -1)
+        hidden_BTD, (h_1BD, c_1BD) = self.lstm(features_BTF, (state[0][None].contiguous(), state[1][None].contiguous()))
+        return self.policy(hidden_BTD), self.value(hidden_BTD).squeeze(-1), (h_1BD[0], c_1BD[0])
+
+    def start_state(self, batch: int) -> State:
+        """The state at the start of an episode: zeros (batch, D)."""
+        device = self.value.weight.device
+        return torch.zeros(batch, self.config.units, device=device), torch.zeros(
+            batch, self.config.units, device=device
+        )
+
+
+def behaviour_log_probabilities(logits: Tensor, epsilon: float, temperature: float) -> Tensor:
+    """log((1 - epsilon) softmax(logits / temperature) + epsilon / A): what the agent acts by. (..., A) -> (..., A).
+
+    Epsilon is part of the distribution, not a draw beside it, so that the log-probability stored with an action is the
+    one it was chosen with (appendix A.3: epsilon-greedy, temperature 1). Temperature 0 is the most likely action.
+    """
+    if temperature > 0:
+        probabilities = torch.softmax(logits / temperature, dim=-1)
+    else:
+        probabilities = nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+    return torch.log((1 - epsilon) * probabilities + epsilon / logits.shape[-1])
+
+
+def check_exploration(epsilon: float, temperature: float) -> None:
+    """Raises InputError for an epsilon outside [0, 1] or a negative temperature."""
+    if not 0 <= epsilon <= 1:
+        raise InputError(f"epsilon {epsilon}: must lie between 0 and 1")
+    if not 0 <= temperature < float("inf"):
+        raise InputError(f"temperature {temperature}: must be 0 or more")
+
+
+class Agent:
+    """Plays one episode after another with a trained network, one frame at a time, on the CPU."""
+
+    def __init__(self, network: CnnLstm, epsilon: float, temperature: float) -> None:
+        check_exploration(epsilon, temperature)
+        self.network = network.eval()
+        self.epsilon, self.temperature = epsilon, temperature
+        self._state = network.start_state(1)
+        self._generator = torch.Generator()
+
+    def reset(self, seed: int) -> None:
+        """Begin an episode: empty memory, and chance that depends on the seed alone."""
+        self._state = self.network.start_state(1)
+        self._generator.manual_seed(seed)
+
+    @torch.inference_mode()
+    def act(self, frame_HWC: NDArray[np.uint8]) -> int:
+        """The action for the newest frame, uint8 (size, size, 3)."""
+        frames_BTHWC = torch.from_numpy(np.ascontiguousarray(frame_HWC))[None, None]
+        logits_BTA, _, self._state = self.network(frames_BTHWC, self._state)
+        log_probabilities = behaviour_log_probabilities(logits_BTA[0, 0], self.epsilon, self.temperature)
+        return int(torch.multinomial(log_probabilities.exp(), 1, generator=self._generator))
+
+
+def save_policy(path: Path | str, network: CnnLstm, about: dict[str, Any] | None = None) -> Path:
+    """Write a policy folder, whole or not at all. `about`: plain JSON values to keep beside the weights."""
+    with new_folder(Path(path)) as folder:
+        write_policy(folder, network.config, network.state_dict(), about)
+    return Path(path)
+
+
+def write_policy(
+    folder: Path, config: PolicyConfig, weights: dict[str, Tensor], about: dict[str, Any] | None = None
+) -> None:
+    """Put the two files of a policy into a folder that the caller makes complete."""
+    actions = (
+        list(ACTIONS) if config.actions == len(ACTIONS) else [f"action {index}" for index in range(config.actions)]
+    )
+    save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / "module.safetensors")
+    record = {"format": FORMAT, "actions": actions, "network": dataclasses.asdict(config), "about": about or {}}
+    write_json_atomic(folder / "config.json", record)
+
+
+def load_network(path: Path | str) -> CnnLstm:
+    """The network of a policy folder, all weights checked by name and shape.
+
+    Raises InputError for a folder that is none, another version, or weights of another architecture.
+    """
+    path = Path(path)
+    try:
+        record = json.loads((path / "config.json").read_text())
+        weights = load_file(path / "module.safetensors")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no policy here ({error.filename} is missing): give a folder of `explore`") from error
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise InputError(f"{path}: damaged policy ({error}): take another checkpoint") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise InputError(f"{path}: not a policy of this version: give a folder that `explore` wrote")
+    try:
+        fields = dict(record["network"])
+        config = PolicyConfig(**{**fields, "channels": tuple(fields["channels"])})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}/config.json: its architecture cannot be read ({error})") from error
+    network = CnnLstm(config)
+    own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    stored = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if own != stored:
+        name = min(key for key in own.keys() | stored.keys() if own.get(key) != stored.get(key))
+        raise InputError(f"{path}: weights of another architecture: {name} is {stored.get(name)}, not {own.get(name)}")
+    network.load_state_dict(weights)
+    return network
+
+
+def load_policy(path: Path | str, epsilon: float = 0.0, temperature: float = 1.0) -> Agent:
+    """The agent of a policy folder, ready to play games: `reset(seed)`, then `act(frame)` for every frame.
+
+    Acts by (1 - epsilon) softmax(logits / temperature) + epsilon / 5. Raises InputError for a folder that is no policy,
+    for one of another action set or architecture, and for an epsilon or temperature out of range.
+    """
+    network = load_network(path)
+    actions = json.loads((Path(path) / "config.json").read_text())["actions"]
+    if actions != list(ACTIONS):
+        raise InputError(f"{path}: policy for the actions {actions}, not for {list(ACTIONS)}: train one on these games")
+    return Agent(network, epsilon, temperature)
+
+
+def policy_spec(name: str, *, epsilon: float | None = None, temperature: float = 1.0) -> PolicySpec:
+    """Return what `envs.collect.collect` plays by, from the name of a policy.
+
+    random, sticky:P: see `builtin_policy`. checkpoint:FOLDER, expert:FOLDER: an agent that acts with `epsilon` (by
+    default 0, and 0.15 for an expert) and `temperature`; its name in episodes depends on its weights, not on where they
+    lie. Raises InputError for another name and for a folder that is not there.
+    """
+    kind, _, path = name.partition(":")
+    if kind not in ("checkpoint", "expert"):
+        return builtin_policy(name)
+    folder = Path(path)
+    if not path or not folder.is_dir():
+        raise InputError(f"policy {name!r}: there is no folder {path!r}: give one that `autoexplore explore` wrote")
+    if epsilon is None:
+        epsilon = EXPERT_EPSILON if kind == "expert" else 0.0
+    digest = hashlib.sha256()
+    for file in sorted(item for item in folder.rglob("*") if item.is_file()):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    about = f"{kind}-{digest.hexdigest()[:12]}-epsilon{epsilon:g}-temperature{temperature:g}"
+    # Absolute: a worker process may run in another folder.
+    return PolicySpec(about, partial(load_policy, folder.resolve(), epsilon=epsilon, temperature=temperature))

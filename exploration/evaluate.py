@@ -1,0 +1,144 @@
+"""Does the explorer see more than chance does? Trained agents beside random ones, over seeds, on the same yardsticks.
+
+<out>/seed-<s>/agent/            the explorer's run          <out>/seed-<s>/explorer/, random/   episodes of either
+<out>/seed-<s>/measured-*.json   what was measured of one seed
+<out>/agents.json                what `compare` returns
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.collect.collector import collect
+from envs.episodes.dataset import EpisodeReader
+from envs.utils.atomic_io import write_json_atomic
+from envs.utils.errors import InputError
+from envs.utils.progress import progress
+from envs.utils.screen_hash import distinct_screens
+from exploration.agent.policy import policy_spec
+from exploration.reward.scorers import LocalScorer
+from exploration.reward.token_entropy import cut_windows, uncertainty_reward
+from exploration.train import explore
+
+AGENTS = ("explorer", "random")
+STUDENT_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+"""Quantiles of Student's t for two-sided 95 % intervals with 1 to 9 degrees of freedom."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one agent's episodes of one game hold."""
+
+    frames: int
+    screens: int
+    """Distinct ones among as many frames as the agent that played fewer has."""
+    uncertainty: float
+    """Mean reward (eq. 2-4) of the windows that were scored."""
+
+
+def compare(
+    games: Sequence[str],
+    model_path: Path | str,
+    out: Path | str,
+    *,
+    preset: str = "cpu",
+    seeds: Sequence[int] = (0, 1, 2),
+    episodes: int = 4,
+    steps: int = 400,
+    epsilon: float = 0.1,
+    windows: int = 60,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train an explorer for each seed, let it and a random agent play, and measure both.
+
+    Returns {"seeds": {seed: {game: {agent: Seen}}}, "summary": {game: what `summary` gives}}.
+
+    `episodes` of at most `steps` steps a game, seed and agent; `windows` of each episode are scored by the world model,
+    spread evenly; `epsilon` is what the explorer collects with. `options` go to `exploration.explore`. What is there
+    already is not done again. Needs the Ray that the process is connected to. Raises InputError for bad input.
+    """
+    if not seeds or windows < 1:
+        raise InputError(f"{len(seeds)} seeds and {windows} windows: give at least one of each")
+    out, scorer = Path(out), LocalScorer(model_path)
+    by_seed: dict[str, Any] = {}
+    with progress("comparing agents", len(seeds)) as bar:
+        for seed in seeds:
+            folder = out / f"seed-{seed}"
+            agent = folder / "agent"
+            best = explore(games, model_path, agent, preset=preset, resume=agent.exists(), seed=seed, **options)
+            for name in AGENTS:
+                policy = policy_spec(f"checkpoint:{best}", epsilon=epsilon) if name == "explorer" else "random"
+                collect(
+                    games,
+                    str(folder / name),
+                    episodes=episodes,
+                    steps=steps,
+                    policy=policy,
+                    seed=seed,
+                    progress=False,
+                )
+            measured = folder / f"measured-{windows}.json"
+            if not measured.exists():
+                write_json_atomic(measured, measure(games, folder, scorer, windows))
+            by_seed[str(seed)] = json.loads(measured.read_text())
+            bar.advance()
+    result = {"seeds": by_seed, "summary": {game: summary([rows[game] for rows in by_seed.values()]) for game in games}}
+    write_json_atomic(out / "agents.json", result)
+    return result
+
+
+def measure(games: Sequence[str], folder: Path, scorer: LocalScorer, windows: int) -> dict[str, dict[str, Any]]:
+    """`Seen` of each agent, by game, from the episodes in `folder`/<agent>."""
+    rows: dict[str, dict[str, Any]] = {}
+    readers = {name: EpisodeReader(folder / name) for name in AGENTS}
+    for game in games:
+        films = {
+            name: [reader[index] for index, own in enumerate(reader.games) if own == game]
+            for name, reader in readers.items()
+        }
+        shared = min(sum(episode.num_frames for episode in own) for own in films.values())
+        rows[game] = {}
+        for name, own in films.items():
+            frames = np.concatenate([episode.frames_THWC for episode in own])
+            rewards = [reward for episode in own for reward in sample_rewards(episode, scorer, windows)]
+            screens = len(distinct_screens(frames[:shared]))
+            rows[game][name] = dataclasses.asdict(Seen(len(frames), screens, float(np.mean(rewards))))
+    return rows
+
+
+def sample_rewards(episode: Any, scorer: LocalScorer, count: int) -> list[float]:
+    """Rewards of `count` windows of an episode, or of all, spread evenly over it."""
+    cut = cut_windows(episode.frames_THWC, episode.actions.astype(np.int64), len(episode.actions))
+    if not len(cut.actions_B4):
+        return []
+    picked = np.unique(np.linspace(0, len(cut.actions_B4) - 1, count).round().astype(int))
+    entropy_BN = scorer.entropies(cut.frames_B5HWC[picked], cut.actions_B4[picked])
+    return [float(reward) for reward in uncertainty_reward(entropy_BN)]
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean over seeds of each agent and of explorer minus random, each with the half width of its 95 % interval.
+
+    Student's t over seeds; infinite for a single one.
+    """
+    table: dict[str, Any] = {}
+    for quantity in ("uncertainty", "screens"):
+        values = {name: np.array([row[name][quantity] for row in rows], float) for name in AGENTS}
+        values["difference"] = values["explorer"] - values["random"]
+        table[quantity] = {name: interval(own) for name, own in values.items()}
+    return table
+
+
+def interval(values: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Mean and half width of its 95 % interval."""
+    freedom = len(values) - 1
+    if freedom < 1:
+        return {"mean": float(values.mean()), "half_width": math.inf}
+    quantile = STUDENT_95[freedom - 1] if freedom <= len(STUDENT_95) else 1.96
+    return {"mean": float(values.mean()), "half_width": float(quantile * values.std(ddof=1) / len(values) ** 0.5)}

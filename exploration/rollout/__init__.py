@@ -1,0 +1,1 @@
+"""Environment runners: vectorised games, the reward connector and callbacks."""

@@ -1,0 +1,84 @@
+"""The environment runner: RLlib's own, with games in processes of their own and faults that cost one fragment."""
+
+import os
+from typing import Any
+
+import torch
+from gymnasium.wrappers.vector import DictInfoToList
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+
+from exploration.cores import Core
+from exploration.rollout.callbacks import ExploreCallbacks
+from exploration.rollout.snapshots import Glimpses
+from exploration.rollout.vector_env import close_vector_env, games_of_runner, vector_env
+
+
+class GameRunner(SingleAgentEnvRunner):
+    """Plays `config.games`, or any env of `config.environment` where no games are set.
+
+    A game's process that dies is noticed at the next step, one that hangs after `config.step_timeout_s`: RLlib's loop
+    calls `make_env` again, throws away what it had collected since the last `sample()`, and goes on.
+    """
+
+    games: list[str]
+    """The game of each env of this runner."""
+    fault: str = ""
+    """What makes it useless for this runner to go on, e.g. a world model that cannot be loaded."""
+    glimpses: Glimpses | None = None
+    """Screens of what was sampled last."""
+    core: Core | None = None
+    """What it is held on, with its games, where `config.pin_runners` says so."""
+    config: Any
+    module: Any
+    env: Any
+
+    def make_env(self) -> None:
+        """Open the envs, closing those that are open, dead or alive."""
+        if self.worker_index:  # a runner in the learner's own process leaves the learner's threads alone
+            torch.set_num_threads(max(1, int(self.config.runner_threads)))
+        if not self.config.games:
+            super().make_env()
+            self.games = [str(self.config.env)] * self.num_envs
+            self._pin()
+            return
+        if self.env is not None:
+            close_vector_env(self.env)
+        # Runners count from 1; a runner in the algorithm's own process is number 0, or has none.
+        place = max((self.worker_index or 0) - 1, 0)
+        self.games = games_of_runner(self.config.games, place, self.config.num_envs_per_env_runner)
+        self.env = DictInfoToList(vector_env(self.games, self.config.max_steps, self.config.step_timeout_s))
+        self.num_envs = len(self.games)
+        self._needs_initial_reset = True
+        self._pin()
+
+    def _pin(self) -> None:
+        """Hold this process and its games on a core, if asked to; a runner in the learner's process roams with it."""
+        if self.config.pin_runners and self.worker_index:
+            self.core = self.core or Core(self.worker_index - 1)
+            games = getattr(self.env.unwrapped, "processes", ())
+            self.core.hold([os.getpid(), *(game.pid for game in games)])
+
+    def stop(self) -> None:
+        """End the games' processes."""
+        if self.env is not None and self.config.games:
+            close_vector_env(self.env)
+        else:
+            super().stop()
+
+    def start_evaluation(self) -> None:
+        """Begin fresh episodes, and let a reward that remembers begin anew: agents of all ages are judged alike."""
+        self._needs_initial_reset = True
+        for callback in self._callbacks:
+            if isinstance(callback, ExploreCallbacks):
+                callback.forget()
+
+    def set_exploration(self, epsilon: float, temperature: float, top_fraction: float) -> None:
+        """What the policy acts by while it explores, and what it is paid by."""
+        if self.module is not None:
+            self.module.set_exploration(epsilon, temperature)
+        vars(self.config)["top_fraction"] = top_fraction  # the config is frozen, and a restarted runner's is the first
+
+    def set_weights(self, weights: dict[str, Any]) -> None:
+        """The agent's weights, as arrays by name."""
+        if self.module is not None:  # a local runner beside remote ones plays nothing
+            self.module.set_state(weights)

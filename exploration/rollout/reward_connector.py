@@ -1,0 +1,126 @@
+"""The reward connector: scores what an environment runner has collected and writes the rewards into its episodes.
+
+Nothing acts on the reward while it plays, so whole fragments are scored at the end of `sample()`, many windows a
+request and all requests in flight: a call per step would halve the rate (ray.md). A fragment that could not be scored
+is taken out and counted; it never carries a made-up reward.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
+
+from exploration.agent.replay_buffer import GAME, SCORED
+from exploration.reward.scorers import Scorer, ScoringError
+from exploration.reward.token_entropy import cut_windows, uncertainty_reward
+from exploration.rollout.snapshots import Glimpse, Glimpses
+from worldmodel.uncertainty import WINDOW, check_top_fraction
+
+LOOKBACK = WINDOW - 1
+"""Steps that a fragment keeps of the one before, so that windows cross the cut."""
+Pending = tuple[NDArray[np.bool_], Callable[[], NDArray[np.float32]] | None]
+"""Some steps of a fragment: which of them are scored, and what waits for their entropies."""
+
+
+class RewardConnector(ConnectorV2):
+    """Called with `episodes`, finished fragments (numpy): writes their rewards and the `scored` column.
+
+    Fragments without a score are removed from the list and kept in `dropped` until the next call.
+    """
+
+    def __init__(self, scorer: Scorer, top_fraction: float) -> None:
+        super().__init__()
+        check_top_fraction(top_fraction)
+        self.scorer, self.top_fraction = scorer, top_fraction
+        self.dropped: list[tuple[SingleAgentEpisode, str]] = []
+        self.glimpses: Glimpses | None = None
+        self._sent: dict[tuple[str, int], list[Pending]] = {}
+
+    def send_ahead(self, episode: SingleAgentEpisode) -> None:
+        """Send what a fragment that is still being played has gained, once that is enough for a request.
+
+        So that a service scores while the games play on; a scorer without `ahead` computes in this process, and waits.
+        """
+        ahead = getattr(self.scorer, "ahead", 0)
+        if ahead and len(episode) - self._steps_sent(episode) >= ahead:
+            self._send(episode)
+
+    def __call__(
+        self,
+        *,
+        rl_module: Any = None,
+        batch: dict[str, Any] | None = None,
+        episodes: list[Any],
+        explore: bool | None = None,
+        shared_data: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Score all fragments; every request is sent before the first answer is waited for."""
+        self.dropped, self.glimpses = [], None
+        for episode in episodes:
+            self._send(episode)
+        for episode in list(episodes):
+            rewards, scored, answers = [], [], []
+            try:
+                for scored_T, score in self._sent[_key(episode)]:
+                    rewards.append(np.zeros(len(scored_T), np.float32))
+                    scored.append(scored_T)
+                    if score is not None:
+                        answer = score()  # entropies (B, N), or from `exploration.reward.baselines` rewards (B,)
+                        rewards_B = answer if answer.ndim == 1 else uncertainty_reward(answer, self.top_fraction)
+                        rewards[-1][scored_T] = rewards_B
+                        answers.append(answer)
+            except ScoringError as error:
+                self.dropped.append((episode, str(error)))
+                episodes[:] = [kept for kept in episodes if kept is not episode]
+            else:
+                rewards_T, scored_T = np.concatenate(rewards), np.concatenate(scored)
+                write_rewards(episode, rewards_T, scored_T)
+                if answers:
+                    self._look(episode, np.concatenate(answers), rewards_T[scored_T])
+        self._sent.clear()  # and with it what was sent of fragments that a fault has ended
+        return batch or {}
+
+    def _look(self, episode: SingleAgentEpisode, answer: NDArray[Any], rewards_B: NDArray[np.floating]) -> None:
+        """Keep the newest screen of a fragment, and the one that paid most of all fragments of this call."""
+        frames, game = episode.observations.data, episode.custom_data.get(GAME, "")
+
+        def glimpse(window: int) -> Glimpse:
+            frame_HWC = np.asarray(frames[len(frames) - len(rewards_B) + window])
+            entropy_N = answer[window] if answer.ndim == 2 else np.empty(0, np.float32)
+            return Glimpse(game, frame_HWC, entropy_N, float(rewards_B[window]))
+
+        newest, peak = glimpse(len(rewards_B) - 1), glimpse(int(np.argmax(rewards_B)))
+        if self.glimpses is not None and self.glimpses.peak.reward >= peak.reward:
+            peak = self.glimpses.peak
+        self.glimpses = Glimpses(newest, peak)
+
+    def _steps_sent(self, episode: SingleAgentEpisode) -> int:
+        return sum(len(scored_T) for scored_T, _ in self._sent.get(_key(episode), ()))
+
+    def _send(self, episode: SingleAgentEpisode) -> None:
+        """Submit the windows that end in the steps of a fragment which were not sent yet."""
+        steps = len(episode) - self._steps_sent(episode)
+        past = WINDOW - 1 + steps
+        frames_LHWC = np.asarray(episode.observations.data[-past - 1 :])
+        windows = cut_windows(frames_LHWC, np.asarray(episode.actions.data[-past:]), steps)
+        score = self.scorer.submit(windows.frames_B5HWC, windows.actions_B4) if windows.scored_T.any() else None
+        self._sent.setdefault(_key(episode), []).append((windows.scored_T, score))
+
+
+def _key(episode: SingleAgentEpisode) -> tuple[str, int]:
+    """One fragment of one episode."""
+    return str(episode.id_), int(episode.t_started)
+
+
+def write_rewards(episode: SingleAgentEpisode, rewards_T: NDArray[np.float32], scored_T: NDArray[np.bool_]) -> None:
+    """Replace a fragment's rewards by these, and note which of its steps have one."""
+    lookback = episode.rewards.lookback
+    # set_rewards would warn about every reward that is a numpy scalar.
+    episode.rewards.data = np.concatenate([np.asarray(episode.rewards.data[:lookback], np.float32), rewards_T])
+    column_T = np.concatenate([np.zeros(lookback, np.bool_), scored_T])
+    episode.extra_model_outputs[SCORED] = InfiniteLookbackBuffer(column_T, lookback=lookback)

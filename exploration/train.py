@@ -1,0 +1,322 @@
+"""A whole exploration run: recipe in, the best agent's folder out, every epoch on disk.
+
+<out>/config.json  metrics.jsonl  tensorboard/   as every run
+<out>/checkpoints/step-*/                        `exploration.agent.checkpoint`, one an epoch
+<out>/reward/                                    what a reward learnt before the agent began (`exploration.reward.factory`)
+<out>/best/                                      the agent with the best evaluation return; `load_policy` plays it
+<out>/changes.jsonl  history.json                what a person asked for while it ran, and since when it holds
+<out>/glimpses/  film/                           the most surprising screen of each epoch; the best agent beside chance
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayActorError, RayError
+
+from envs import COINRUN, catalog, check_builtin
+from envs.utils.atomic_io import write_json_atomic
+from envs.utils.errors import InputError
+from envs.utils.images import png
+from envs.utils.interrupt import Interrupt
+from envs.utils.progress import Bar, console, progress
+from envs.utils.ray_session import machines, ray_session
+from envs.utils.run_dir import RunFolder
+from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from exploration.agent.learner import learner_is_gone
+from exploration.agent.policy import load_network, save_policy
+from exploration.algorithm import AutoExplore, AutoExploreConfig
+from exploration.config import ExploreRecipe, changed, recipe
+from exploration.mutable_settings import apply, in_effect, requests
+from exploration.reward.factory import RewardSource
+from exploration.reward.scorers import Scorer
+from exploration.reward.token_entropy import TOP_FRACTION
+from exploration.rollout.snapshots import save_glimpse
+from exploration.rollout.vector_env import check_places
+from exploration.videos import make_films
+from exploration.watch import Watch
+
+
+@ray_session()
+def explore(
+    games: Sequence[str],
+    model_path: Path | str | None,
+    out: Path | str,
+    *,
+    preset: str = "cpu",
+    plan: ExploreRecipe | None = None,
+    reward: str = "autoexplore",
+    reward_data: Sequence[str] = (),
+    scorer: str = "local",
+    runners: int | None = None,
+    envs_per_runner: int | None = None,
+    pin_runners: bool | None = None,
+    epochs: int | None = None,
+    learners: int | None = None,
+    top_fraction: float | None = None,
+    init: Path | str | None = None,
+    app: str | None = None,
+    watch: bool = False,
+    resume: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Train an agent to go where the world model in `model_path` is unsure, and return the folder of the best one.
+
+    `plan` stands in for the preset's. The envs of all runners get the games in turn; where `envs_per_runner` is None
+    and the preset's are too few, there are as many as the games need. `reward`, `reward_data` and `scorer` are those of
+    `RewardSource`, and so is `app`; count, random and env need no model. Of the other settings None keeps the
+    preset's.
+    `init`: a policy's folder, whose weights the agent begins with. `watch`: show it on the terminal. With `resume` the
+    newest checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay; a finished run returns at
+    once. Runs on the Ray that is there, or on a local one. Raises InputError for what cannot be meant.
+    """
+    changes: dict[str, Any] = {"runners": runners, "envs_per_runner": envs_per_runner, "pin_runners": pin_runners}
+    changes |= {"epochs": epochs, "learners": learners, "top_fraction": top_fraction}
+    plan = changed(plan or recipe(preset), **changes)
+    names = [game_name(game) for game in games]
+    if envs_per_runner is None and names:
+        needed = math.ceil(len(names) / max(plan.runners, 1))
+        plan = dataclasses.replace(plan, envs_per_runner=max(plan.envs_per_runner, needed))
+    check_places(names, plan.runners, plan.envs_per_runner)
+    source = RewardSource(reward, scorer, tuple(map(str, reward_data)), app)
+    out = Path(out)
+    network = json.loads(json.dumps(dataclasses.asdict(plan.network)))
+    epoch, state, about = _start(out, resume, {"games": names, "network": network, "reward": reward})
+    if epoch >= plan.epochs:
+        return out / "best"
+    start = None if init is None else load_network(init)
+    if start is not None and start.config != plan.network:
+        raise InputError(f"{init}: a policy of another network, {start.config}, than this run's {plan.network}")
+    source.check(model_path)  # a model that cannot be used is named here, before anything is started
+    config: dict[str, Any] = {"games": names, "model": None if model_path is None else str(model_path), "seed": seed}
+    config |= {"reward": dataclasses.asdict(source), **dataclasses.asdict(plan)}
+    opened = source.open(model_path, out / "reward", steps=plan.maskgit_steps, replicas=plan.replicas, seed=seed)
+    with RunFolder(out, config, resume=resume, resume_step=epoch) as run, opened as factory:
+        logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+        # A resumed run's runners must not play the chance of the first epochs again.
+        algorithm: Any = configure(plan, names, factory, seed=seed + 1_000_003 * epoch).build_algo()
+        try:
+            if start is not None and state is None:
+                algorithm.set_network(start)
+            if state is not None:
+                algorithm.set_state(state)
+                apply(algorithm, about.get("settings", {}))  # what a person had changed; the optimizer's rate with it
+            _Run(run, algorithm, plan, names, about, watch=watch).train(epoch)
+            make_films(run, plan.epochs, names, seed=seed)
+        except RayError as error:  # runners and replicas come back by themselves: what is gone is a learner
+            if not (isinstance(error, RayActorError) or learner_is_gone(algorithm)):
+                raise
+            raise InputError(
+                f"{out}: a learner's process died; go on from the newest checkpoint with --resume"
+            ) from error
+        finally:
+            algorithm.stop()
+    return out / "best"
+
+
+def game_name(game: str) -> str:
+    """A game's canonical name. Raises InputError for an unknown one, or one with other actions than the agent's."""
+    if (name := check_builtin(game)) == COINRUN:
+        raise InputError("CoinRun has seven actions, the explorer five: explore another game")
+    return name or catalog.canonical(game)
+
+
+def configure(
+    plan: ExploreRecipe, games: Sequence[str], scorer: Callable[[], Scorer] | None, *, seed: int = 0
+) -> AutoExploreConfig:
+    """The RLlib configuration of a recipe on the Ray that the process is connected to: who runs on which machines."""
+    loss = dataclasses.asdict(plan.loss)
+    network = {"channels": plan.network.channels, "units": plan.network.units, "precision": plan.precision}
+    schedule = {name: getattr(plan, name) for name in ("epsilon", "final_epsilon", "epsilon_epochs", "temperature")}
+    same = ("segment", "burn_in", "replay_capacity", "replay_in_checkpoint", "normalize_rewards", "cut_rewards")
+    kept = {name: getattr(plan, name) for name in same}
+    config = AutoExploreConfig()
+    config.exploring(games=games, scorer=scorer, max_steps=plan.max_steps, top_fraction=plan.top_fraction)
+    rollout, serve = machines("rollout"), machines("serve")
+    config.env_runners(
+        num_env_runners=plan.runners,
+        num_envs_per_env_runner=plan.envs_per_runner,
+        custom_resources_per_env_runner=rollout.resources,
+    )
+    config.resources(custom_resources_for_main_process=rollout.resources)  # Tune's trials, which play to be judged
+    # A leading process on a machine without a GPU must not learn itself where there are GPUs for it.
+    learners = plan.learners or int(serve.gpus)
+    config.learners(
+        num_learners=learners, num_gpus_per_learner=serve.gpus, custom_resources_per_learner=serve.resources
+    )
+    config.training(lr=plan.lr, grad_clip=plan.grad_clip, **loss, **network, **schedule, **kept)
+    config.training(
+        pin_runners=plan.pin_runners,
+        steps_per_epoch=plan.steps,
+        updates_per_epoch=plan.updates,
+        segments=plan.batch_size,
+    )
+    config.evaluation(
+        evaluation_interval=plan.evaluate_every,
+        evaluation_num_env_runners=0,
+        evaluation_duration=plan.evaluation_steps * len(games),
+        evaluation_config={
+            "explore": not plan.evaluate_greedily,
+            "top_fraction": TOP_FRACTION,
+            "num_envs_per_env_runner": len(games),
+            "steps_per_epoch": plan.evaluation_steps,
+        },
+    )
+    config.debugging(seed=seed, log_level="ERROR")
+    return config
+
+
+def _start(out: Path, resume: bool, identity: dict[str, Any]) -> tuple[int, dict[str, Any] | None, dict[str, Any]]:
+    """(epochs done, state, about) of the newest checkpoint, or of a run's beginning.
+
+    Raises InputError where the checkpoint is of other games or of another network: neither can go on.
+    """
+    complete = complete_checkpoints(out) if resume else []
+    if not complete:
+        return 0, None, {"best_return": None, "env_steps": 0, **identity}
+    epoch, state, about = load_checkpoint(complete[-1])
+    for name, asked in identity.items():
+        if about.get(name, asked) != asked:
+            raise InputError(f"{out} was started with {name} {about[name]}, not {asked}: resume it as it was started")
+    return epoch, state, about
+
+
+class _Run:
+    """The loop over epochs, and what it notes of them."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        algorithm: AutoExplore,
+        plan: ExploreRecipe,
+        games: list[str],
+        about: dict[str, Any],
+        *,
+        watch: bool = False,
+    ) -> None:
+        self.run, self.algorithm, self.plan, self.games, self.about = run, algorithm, plan, games, about
+        self.watch = watch and console.is_terminal
+
+    def train(self, epoch: int) -> None:
+        """All epochs from `epoch` on."""
+        with self._display(epoch) as bar, Interrupt(at_once=True) as interrupt:
+            while epoch < self.plan.epochs:
+                if interrupt.asked():
+                    raise KeyboardInterrupt
+                started = time.monotonic()
+                self._take_changes(epoch + 1)
+                result = self.algorithm.train()
+                epoch += 1
+                metrics = training_metrics(result)
+                metrics |= {f"settings/{name}": value for name, value in in_effect(self.algorithm).items()}
+                self.about["env_steps"] += metrics.pop("steps")
+                metrics |= {"explore/env_steps": self.about["env_steps"]}
+                metrics |= {f"explore/screens/{game}": len(keys) for game, keys in self.algorithm.screens.items()}
+                if epoch % self.plan.evaluate_every == 0:
+                    metrics |= self._judge(result["evaluation"], epoch)
+                elif epoch == self.plan.epochs:
+                    metrics |= self._judge(self.algorithm.evaluate(), epoch)
+                metrics["explore/epoch_seconds"] = time.monotonic() - started
+                self.run.log(epoch, metrics)
+                self._save(epoch)
+                self._keep_glimpse(epoch)
+                if isinstance(bar, Watch):
+                    bar.show(metrics, self.algorithm.glimpses)
+                bar.advance(note=f"reward {metrics['explore/reward']:.3f}, entropy {metrics['explore/entropy']:.2f}")
+        if not (self.run.path / "best").is_dir():  # no evaluation was whole: the last agent is all there is
+            save_policy(self.run.path / "best", self.algorithm.network(), {"epoch": epoch, "games": self.games})
+
+    def _display(self, epoch: int) -> AbstractContextManager[Bar | Watch]:
+        """What a person sees meanwhile."""
+        if self.watch:
+            return Watch(console, self.games, self.plan.epochs, done=epoch)
+        return progress(f"explore {len(self.games)} games", self.plan.epochs, done=epoch)
+
+    def _keep_glimpse(self, epoch: int) -> None:
+        """The most surprising screen of the epoch, in the run's folder and among TensorBoard's images."""
+        if self.algorithm.glimpses is None:
+            return
+        peak = self.algorithm.glimpses.peak
+        save_glimpse(self.run.path, epoch, peak)
+        shown = peak.pair()
+        self.run.log_picture(epoch, "uncertainty", png(shown), *shown.shape[:2])
+
+    def _take_changes(self, epoch: int) -> None:
+        """Apply what a person has asked for since the epoch before, and note when it took effect.
+
+        `about` goes into every checkpoint: a resumed run has the same settings, and takes each request only once.
+        """
+        history = self.about.setdefault("changes", [])
+        for asked in requests(self.run.path, after=len(history)):
+            apply(self.algorithm, asked["set"])
+            self.about.setdefault("settings", {}).update(asked["set"])
+            history.append({"epoch": epoch, **asked})
+            words = ", ".join(f"{name}={value:g}" for name, value in asked["set"].items()) or asked.get("refused", "")
+            self.run.log_text(epoch, "changes", f"from epoch {epoch} on: {words}")
+            console.print(f"from epoch {epoch} on: {words}")
+        if history:
+            write_json_atomic(self.run.path / "history.json", history)
+
+    def _judge(self, evaluation: dict[str, Any], epoch: int) -> dict[str, float]:
+        """The evaluation's metrics; the agent becomes the best one if its return is."""
+        metrics = evaluation_metrics(evaluation)
+        value = metrics.get("evaluation/intrinsic_return")
+        best = self.about["best_return"]
+        if value is not None and (best is None or value > best):
+            self.about["best_return"] = value
+            about = {"epoch": epoch, "evaluation_return": value, "games": self.games}
+            save_policy(self.run.path / "best", self.algorithm.network(), about)
+        return metrics
+
+    def _save(self, epoch: int) -> None:
+        state = plain_state(self.algorithm)
+        about = json.loads(json.dumps(self.about))
+        save_checkpoint(self.run.path, epoch, self.algorithm.network(), state, about, keep_last=self.plan.keep_last)
+
+
+def plain_state(algorithm: AutoExplore) -> dict[str, Any]:
+    """What a checkpoint keeps of an algorithm: learner, optimizer, replay, screens, epoch."""
+    state = algorithm.get_state(components=["learner_group"])
+    # Statistics of a process that ended mean nothing to the next one, and are not plain data.
+    state.pop("metrics_logger", None)
+    state["learner_group"]["learner"].pop("metrics_logger", None)
+    return state
+
+
+def training_metrics(result: dict[str, Any]) -> dict[str, float]:
+    """What is logged of an epoch, from RLlib's result; `steps` is the number of steps that were collected."""
+    runners = result["env_runners"]
+    games = {game: {name: float(value) for name, value in sums.items()} for game, sums in runners["games"].items()}
+    total = {name: sum(sums[name] for sums in games.values()) for name in ("reward", "scored", "steps", "dropped")}
+    metrics = {f"explore/{name}": float(value) for name, value in result["learning"].items()}
+    metrics |= {f"explore/intrinsic_return/{game}": sums["reward"] / sums["envs"] for game, sums in games.items()}
+    metrics["explore/reward"] = total["reward"] / max(total["scored"], 1.0)
+    metrics["explore/epsilon"] = float(result["epsilon"])
+    metrics["explore/replay_steps"] = float(result["replay_steps"])
+    metrics["explore/fragments_dropped"] = total["dropped"]
+    metrics["explore/sample_seconds"] = float(result["seconds"]["sample"])
+    metrics["explore/learn_seconds"] = float(result["seconds"]["learn"])
+    metrics["explore/env_steps_per_second"] = total["steps"] / max(metrics["explore/sample_seconds"], 1e-9)
+    metrics["steps"] = total["steps"]
+    return metrics
+
+
+def evaluation_metrics(evaluation: dict[str, Any]) -> dict[str, float]:
+    """Intrinsic return of `evaluation_steps` steps by game, and its mean over games, where every game counts the same.
+
+    A game that ends early is played again within these steps, so that a short life earns no more and no less by itself.
+    Games of which a fragment had no score have no return, and then there is no mean either.
+    """
+    games = evaluation.get("env_runners", {}).get("games", {})
+    whole = {game: sums for game, sums in games.items() if not sums["dropped"]}
+    returns = {game: float(sums["reward"]) / float(sums["envs"]) for game, sums in whole.items()}
+    metrics = {f"evaluation/intrinsic_return/{game}": value for game, value in returns.items()}
+    if returns and len(returns) == len(games):
+        metrics["evaluation/intrinsic_return"] = sum(returns.values()) / len(returns)
+    return metrics

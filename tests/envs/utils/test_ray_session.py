@@ -1,0 +1,114 @@
+"""Who runs where: on a simulated cluster with machines of each kind, and on one whose head promises them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from envs.episodes.dataset import EpisodeReader
+from envs.utils.ray_session import SHARE
+from tests.fixtures.datasets import record
+
+SCRIPT = """
+import json, sys, threading, time
+from envs.utils.ray_session import LABEL, prepare_ray_environment, quiet_ray
+prepare_ray_environment(local=True)
+import ray
+import torch
+from ray.cluster_utils import Cluster
+torch.set_num_threads(1)
+quiet_ray()
+
+from envs.utils.ray_session import machines
+from envs.collect import collect
+from exploration.train import explore
+from worldmodel.config import preset
+from worldmodel.training.ray_train import _scaling; from worldmodel.training.train import recipe, train
+
+model, data, out = sys.argv[1:]
+memory = {"object_store_memory": 100_000_000}
+# The head has more room than all others together: what does not say where it must run would run there.
+head = {"num_cpus": 16, "include_dashboard": False, **memory}
+head["labels"] = {LABEL + "rollout": "cpu", LABEL + "serve": "cpu", LABEL + "train": "cpu"}
+cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
+places, seen, over = {cluster.head_node.node_id: "head"}, set(), threading.Event()
+
+def look():
+    "Note the actors that run, and on which kind of machine."
+    while not over.is_set():
+        for actor in ray._private.state.actors().values():
+            if actor["State"] == "ALIVE":
+                seen.add((actor["ActorClassName"].split(".")[-1], actor["Address"]["NodeID"]))
+        time.sleep(0.1)
+
+def add(kind, **more):
+    places[cluster.add_node(num_cpus=4, resources={kind: 4}, **memory, **more).node_id] = kind
+
+watching = threading.Thread(target=look, daemon=True)
+watching.start()
+told = {}
+played = {"episodes": 2, "steps": 20, "workers": 2, "progress": False}
+playing = threading.Thread(target=collect, args=(["Counting"], out + "/data"), kwargs=played)
+playing.start()
+time.sleep(3)
+told["before"] = sorted({name for name, _ in seen})
+add("rollout")
+playing.join()
+add("train")
+settings = recipe("tokenizer", "debug", iterations=1, batch_size=2, checkpoint_every=1)
+train("tokenizer", config=preset("debug"), recipe=settings, data=[data], out=out + "/tokenizer", workers=1)
+add("serve", labels={LABEL + "train": "gpu"})
+scaling = _scaling(99)
+told["with gpus"] = [machines("train").gpus, scaling.use_gpu, scaling.resources_per_worker]
+explore(["Counting"], model, out + "/explore", preset="debug", scorer="serve", learners=1, epochs=1)
+over.set()
+watching.join()
+told["actors"] = sorted({(name, places[node]) for name, node in seen})
+print("TOLD " + json.dumps(told))
+from ray import serve
+serve.shutdown()
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_processes_run_on_machines_of_their_kind(tiny_world: Path, tmp_path: Path) -> None:
+    """Nothing that there is a kind of machine for runs on the head, also while no such machine is there yet."""
+    data = record(tmp_path / "recorded", episodes=4, steps=40)
+    command = [sys.executable, "-c", SCRIPT, str(tiny_world), data, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")]
+    assert lines, done.stdout[-3000:] + done.stderr[-5000:]
+    told = json.loads(lines[0].removeprefix("TOLD "))
+    assert told["before"] == []
+    assert len(EpisodeReader(tmp_path / "data")) == 2
+    assert told["with gpus"] == [1.0, True, {"GPU": 1.0, "train": SHARE}]
+    homes: dict[str, set[str]] = {}
+    for name, home in told["actors"]:
+        homes.setdefault(name, set()).add(home)
+    assert homes["Player"] == homes["GameRunner"] == {"rollout"}
+    assert homes["RayTrainWorker"] == {"train"}
+    (replica,) = [name for name in homes if name.startswith("ServeReplica")]
+    assert homes[replica] == homes["_WrappedExecutable"] == {"serve"}, "replicas and RLlib's learners"
+
+
+LIBRARY = """
+import os, sys
+from envs.collect import collect
+collect(["Counting"], sys.argv[1], episodes=1, steps=20, workers=1, progress=False)
+print("mode", os.environ["RAY_AUTH_MODE"], "token", len(os.environ["RAY_AUTH_TOKEN"]))
+"""
+
+
+def test_a_library_call_starts_ray_as_the_commands_do(tmp_path: Path) -> None:
+    """It asks for a token, which stands in no file: Ray's own would lie in the home folder, for all to read."""
+    home, data = tmp_path / "home", tmp_path / "data"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LIBRARY, str(data)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    assert done.stdout.splitlines()[-1:] == ["mode token token 64"], done.stderr
+    assert len(EpisodeReader(data)) == 1
+    assert not (home / ".ray").exists()

@@ -1,0 +1,103 @@
+"""Probing controls on real games: what moves is named, what does nothing is dead, and the same seed tells the same."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.controls import control_buttons
+from envs.games.retro import RetroGame
+from envs.utils.errors import InputError
+from experiments.__main__ import execute
+from experiments.catalog_tools.control_probe import compare, probe
+
+AIRSTRIKER = "Airstriker-Genesis"
+
+
+def test_controls_of_airstriker() -> None:
+    found = probe(AIRSTRIKER, states=4)
+    labels = {name: control.label for name, control in found.controls.items()}
+    # Its ship flies right and left and shoots with B; up, down and C do nothing.
+    dead = dict.fromkeys(("up", "down", "jump"), "none")
+    assert labels == {"right": "right", "left": "left", **dead, "secondary": "shoot"}
+    assert {name for name, control in found.controls.items() if control.dead} == set(dead)
+    assert not found.needs_start
+    assert found.controls["right"].confidence > 0.9
+    assert all(trial.across > 0 for trial in found.controls["right"].trials)
+    assert found == probe(AIRSTRIKER, states=4)
+
+
+def test_a_game_that_waits_for_a_button_is_begun() -> None:
+    found = probe("Seaquest-Atari2600", states=3)
+    assert (found.needs_start, found.starter) == (True, "RESET")
+    assert (found.controls["right"].label, found.controls["left"].label) == ("right", "left")
+    assert not found.controls["secondary"].trials
+
+
+def test_what_is_measured_of_a_square_that_moves() -> None:
+    def film(across: int, down: int) -> list[np.ndarray]:
+        screens = []
+        for step in range(10):
+            screen = np.zeros((120, 160, 3), np.uint8)
+            top, left = 50 + down * (step + 1), 70 + across * (step + 1)
+            screen[top : top + 10, left : left + 10] = 200
+            screens.append(screen)
+        return screens
+
+    held = {"right": film(3, 0), "left": film(-3, 0), "up": film(0, -3), "down": film(0, 3), "jump": film(0, 0)}
+    found = compare(film(0, 0), held)
+    assert {name: trial.label for name, trial in found.items()} == {**{name: name for name in held}, "jump": "none"}
+    assert found["right"].across == pytest.approx(9, abs=2)
+    shots = film(0, 0)
+    for step, screen in enumerate(shots):
+        screen[44 - 4 * step : 48 - 4 * step, 74:76] = 255
+    shoots = compare(film(0, 0), {**held, "jump": shots})["jump"]
+    assert shoots.label == "shoot"
+
+
+def test_a_state_that_is_restored_goes_on_bit_for_bit() -> None:
+    env = RetroGame(AIRSTRIKER)
+    try:
+        env.reset()
+        for _ in range(7):
+            env.hold(["RIGHT", "B"])
+        state = env.save_state()
+        first = [env.hold(["LEFT"]).copy() for _ in range(5)]
+        env.hold(["UP"])
+        env.load_state(state)
+        assert all(np.array_equal(screen, env.hold(["LEFT"])) for screen in first)
+        assert control_buttons(env.buttons, env.console) == {
+            "right": "RIGHT",
+            "left": "LEFT",
+            "up": "UP",
+            "down": "DOWN",
+            "jump": "C",
+            "secondary": "B",
+        }
+        with pytest.raises(InputError, match="has no button Q"):
+            env.hold(["Q"])
+        with pytest.raises(InputError, match="no state of the Genesis emulator"):
+            env.load_state(b"nothing")
+    finally:
+        env.close()
+
+
+def test_the_command_probes_each_game_once_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["catalog", "probe", AIRSTRIKER, "Breakout-Atari2600", "--states", "3", "--out", str(tmp_path)]
+    assert execute(command) == 0
+    printed = capsys.readouterr().out
+    assert ["right", "2", "2", "100%"] in [line.split() for line in printed.splitlines()]
+    kept = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert set(kept) == {f"{AIRSTRIKER}.json", "Breakout-Atari2600.json"}
+    assert json.loads(kept["Breakout-Atari2600.json"])["probe"]["controls"]["right"]["label"] == "right"
+    written = (tmp_path / "Breakout-Atari2600.json").stat().st_mtime_ns
+    assert execute(command) == 0
+    assert (tmp_path / "Breakout-Atari2600.json").stat().st_mtime_ns == written
+
+
+def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="states 0 must be 1 or more"):
+        probe(AIRSTRIKER, states=0)
+    assert execute(["catalog", "probe", "SuperMarioBros-Nes"]) == 2
+    assert "no ROM for SuperMarioBros-Nes" in capsys.readouterr().err

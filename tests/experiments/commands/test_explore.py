@@ -1,0 +1,98 @@
+"""What a person types to explore, to make an expert and to compare agents; and one line for what they got wrong."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.episodes.dataset import EpisodeReader
+from envs.games.corridor import PLACES, ROOMS, read_place
+from envs.utils.errors import InputError
+from envs.utils.run_dir import read_metrics
+from experiments.__main__ import execute
+from experiments.arguments import GameArgs
+from exploration import expert
+from exploration.agent.policy import CnnLstm, PolicyConfig, save_policy
+from exploration.evaluate import interval, summary
+from exploration.train import explore
+from tests.experiments.test_cli import ROM_IS_MISSING, complaint
+
+
+def test_bad_input_is_one_line(ray_cluster, tiny_world, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    game = ["explore", "Counting", "--model", str(tiny_world), *out]
+    assert "did you mean" in complaint(capsys, "explore", "Kangaro-Atari2600", "--model", str(tiny_world), *out)
+    assert "envs.roms" in complaint(capsys, "explore", ROM_IS_MISSING, "--model", str(tiny_world), *out)
+    for fraction in ("0", "2", "-0.5"):
+        assert "top_fraction" in complaint(capsys, *game, "--top-fraction", fraction)
+    assert "--model" in complaint(capsys, "explore", "Counting", *out)
+    assert "--reward-data" in complaint(capsys, *game, "--reward", "vae")
+    assert "money" in complaint(capsys, *game, "--reward", "money")
+    assert "pin_runners" in complaint(capsys, *game, "--pin-runners", "--runners", "0")
+    assert "no game" in complaint(capsys, "explore", "--model", str(tiny_world), *out)
+    assert "epsilon" in complaint(capsys, "expert", "Counting", "--epsilon", "2", *out)
+    assert not (tmp_path / "run").exists()
+    two = save_policy(tmp_path / "two", CnnLstm(PolicyConfig(actions=2, channels=(4, 4, 4, 4), units=8)))
+    line = complaint(capsys, "collect", "Counting", "--policy", f"checkpoint:{two}", "--out", str(tmp_path / "data"))
+    assert "actions" in line
+
+
+def test_games_by_query():
+    atari = GameArgs(console=("Atari2600",), motion=("platformer",), limit=3).chosen()
+    assert len(atari) == 3
+    assert all(game.endswith("-Atari2600") for game in atari)
+    named = GameArgs(games=("Airstriker-Genesis", *atari[:1]), console=("Genesis",)).chosen()
+    assert named == ["Airstriker-Genesis"]
+    with pytest.raises(InputError, match="matches"):
+        GameArgs(games=("Airstriker-Genesis",), console=("Nes",)).chosen()
+
+
+def test_many_games_get_an_env_each_and_a_return_each(ray_cluster, tmp_path):
+    games = ["Counting", "Corridor", "NoisyTV"]
+    explore(games, None, tmp_path, preset="debug", reward="count", runners=1, epochs=1)
+    (row,) = read_metrics(tmp_path)
+    for game in games:
+        assert row[f"explore/intrinsic_return/{game}"] > 0
+        assert row[f"evaluation/intrinsic_return/{game}"] > 0
+    assert json.loads((tmp_path / "config.json").read_text())["envs_per_runner"] == 3
+    with pytest.raises(InputError, match="reward"):
+        explore(games, None, tmp_path, preset="debug", reward="random", runners=1, epochs=2, resume=True)
+
+
+def test_from_a_game_to_a_test_set_of_deep_play(ray_cluster, tmp_path, monkeypatch, capsys):
+    """The expert of the corridor, which pays more from room to room, plays farther than chance gets."""
+    plan = expert.EXPERTS["debug"]
+    loss = dataclasses.replace(plan.loss, gamma=0.9)
+    plan = dataclasses.replace(
+        plan, loss=loss, epochs=8, runners=0, envs_per_runner=4, steps=60, max_steps=60, updates=16, batch_size=8,
+        epsilon=0.3, final_epsilon=0.1, epsilon_epochs=8, lr=5e-3, evaluate_every=4, evaluation_steps=60,
+        precision="fp32", normalize_rewards=True,
+    )  # fmt: skip
+    monkeypatch.setitem(expert.EXPERTS, "debug", plan)
+    argv = ["expert", "Corridor", "--preset", "debug", "--episodes", "3", "--steps", "60", "--out", str(tmp_path)]
+    assert execute(argv) == 0
+    assert "3 episodes of Corridor" in capsys.readouterr().out
+    reader = EpisodeReader(tmp_path / "data")
+    assert len(reader) == 3
+    assert all("expert" in reader[index].policy_id and "0.15" in reader[index].policy_id for index in range(3))
+    places = np.array([read_place(frame) for index in range(3) for frame in reader[index].frames_THWC])
+    assert places.mean() > ROOMS * PLACES / 2
+    assert "already holds" in complaint(capsys, *argv)
+    assert execute([*argv, "--resume"]) == 0
+
+
+def test_agents_are_compared_over_seeds(ray_cluster, tiny_world, tmp_path: Path, capsys):
+    argv = ["compare", "Counting", "--model", str(tiny_world), "--preset", "debug", "--seeds", "2"]
+    argv += ["--episodes", "1", "--steps", "12", "--windows", "3", "--out", str(tmp_path)]
+    assert execute(argv) == 0
+    result = json.loads((tmp_path / "agents.json").read_text())
+    assert set(result["seeds"]) == {"0", "1"}
+    assert result["seeds"]["0"]["Counting"]["random"]["frames"] == 13
+    assert "uncertainty" in capsys.readouterr().out
+    rows = [{"explorer": {"uncertainty": 3, "screens": 4}, "random": {"uncertainty": x, "screens": 1}} for x in (1, 2)]
+    table = summary(rows)
+    assert table["uncertainty"]["difference"] == {"mean": 1.5, "half_width": pytest.approx(12.71 * 0.5)}
+    assert table["screens"]["difference"] == {"mean": 3.0, "half_width": 0.0}
+    assert interval(np.array([1.0]))["half_width"] == float("inf")

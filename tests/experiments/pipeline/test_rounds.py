@@ -1,0 +1,71 @@
+"""Rounds of exploring and learning: one command that swaps served weights, skips what is done and adds rounds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from envs.utils.run_dir import read_metrics
+from experiments.__main__ import execute
+from experiments.pipeline import rounds
+from experiments.reports.rounds_report import verdict
+from tests.fixtures.datasets import record
+from worldmodel import serve
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What the service was told to answer from, while it really does."""
+    told: list[tuple[str, str]] = []
+    for name in ("run", "swap"):
+        real = getattr(serve, name)
+
+        def noted(*arguments: Any, real: Any = real, name: str = name, **options: Any) -> Any:
+            path = arguments[0] if name == "run" else arguments[1]
+            told.append((name, Path(path).name))
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(serve, name, noted)
+    return told
+
+
+def test_two_rounds_as_one_command_and_again_only_what_is_missing(
+    ray_cluster: None, served: list[tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    argv = ["pipeline", "--out", str(out), "--preset", "debug", "--rounds", "2"]
+    assert execute(argv) == 0
+    assert served == [("run", "base"), ("swap", "1")]
+    record = json.loads((out / "stages/explore-2.json").read_text())["result"]
+    assert record["swap_seconds"] > 0
+    assert "Round 2:" in capsys.readouterr().out
+    found = json.loads((out / "report/rounds.json").read_text())
+    assert {(model, play) for model, play, _ in found["entropy"]} == {(m, p) for m in range(3) for p in range(3)}
+    assert all(0 <= value <= 1 for _, _, value in found["entropy"])
+    assert len(found["new"]) == 3
+    page = (out / "report/index.html").read_text()
+    assert "after round 2" in page
+    assert "<svg" in page
+
+    assert execute(argv) == 0
+    assert "Nothing was left to do" in capsys.readouterr().out
+    assert len(served) == 2
+    before = (out / "rounds/2/explore/metrics.jsonl").stat().st_mtime_ns
+    (out / "stages/measure-2.json").unlink()
+    assert execute(argv) == 0
+    assert (out / "rounds/2/explore/metrics.jsonl").stat().st_mtime_ns == before, "only what was missing was done"
+    assert execute([*argv[:-1], "0"]) == 2
+    assert [row["step"] for row in read_metrics(out / "rounds/2/explore")] == [1, 2]
+
+
+def test_windows_are_the_same_ones_each_time_and_the_words_follow_the_figures(tmp_path: Path) -> None:
+    record(tmp_path / "data", episodes=2, steps=40)
+    frames, actions = rounds.fixed_windows(tmp_path / "data")
+    assert frames.shape == (rounds.WINDOWS, 5, 64, 64, 3)
+    assert actions.shape == (rounds.WINDOWS, 4)
+    assert np.array_equal(frames, rounds.fixed_windows(tmp_path / "data")[0])
+    words = verdict({(0, 1): 0.5, (1, 1): 0.4, (1, 2): 0.6, (2, 2): 0.7}, [10, 3, 0])
+    assert "in 1 of 2 rounds" in words
+    assert words.endswith("in 1 of 2.")

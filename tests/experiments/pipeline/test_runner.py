@@ -1,0 +1,233 @@
+"""The pipeline: whole, once; then that it skips, resumes and redoes what it should, with stages that write one file."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from envs.episodes.dataset import EpisodeReader
+from envs.utils.errors import InputError
+from envs.utils.progress import console, format_duration
+from envs.utils.run_dir import read_metrics
+from experiments.__main__ import execute
+from experiments.commands import pipeline
+from experiments.pipeline.config import PLANS, plan
+from experiments.pipeline.runner import Clock, Context, Job, Stage, output_hash, run_stages
+from experiments.pipeline.stages import frames_by_game, stage_table
+from exploration.agent.policy import load_policy
+from worldmodel.models.genie import load_world_model
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Time of change and size of every file."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
+
+
+def test_runs_from_games_to_report(finished_run: tuple[Path, str]) -> None:
+    run, printed = finished_run
+    stages = [stage.name for stage in stage_table(PLANS["debug"])]
+    timings = json.loads((run / "timings.json").read_text())
+    assert list(timings["seconds"]) == stages
+    assert all(f"{stage}: " in printed for stage in stages)
+    assert "left in all" in printed
+    lines = printed.strip().splitlines()
+    assert "".join(lines).replace(" ", "").endswith(str((run / "report" / "index.html").resolve()).replace(" ", ""))
+    assert {file.name for file in (run / "models").iterdir()} == {"base", "explored", "random"}
+    assert read_metrics(run / "tokenizer")[-1]["step"] == 20
+    assert any((run / "tokenizer" / "tensorboard").iterdir())
+
+
+def test_second_run_skips_every_stage(finished_run: tuple[Path, str], ray_cluster: None) -> None:
+    run, _ = finished_run
+    before = snapshot(run)
+    with console.capture() as printed:
+        pipeline.run(pipeline.Args(out=run, preset="debug"))
+    after = snapshot(run)
+    assert printed.get().count("already there") == len(stage_table(PLANS["debug"]))
+    assert "Nothing was left to do." in printed.get()
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert changed <= {"config.json", "timings.json"}
+
+
+def test_test_episodes_are_in_no_training_data(finished_run: tuple[Path, str]) -> None:
+    data = finished_run[0] / "data"
+    sessions = {folder.name: set(EpisodeReader(folder).session_ids) for folder in data.iterdir()}
+    assert set(sessions) == {"random", "explored", "more-random", "test-random", "test-explored"}
+    assert sum(map(len, sessions.values())) == len(set().union(*sessions.values()))
+    players = {name: {r.policy_id.split("-")[0] for r in EpisodeReader(data / name).records} for name in sessions}
+    assert players["test-random"] == players["random"] == players["more-random"] == {"random"}
+    assert players["test-explored"] == players["explored"] == {"checkpoint"}
+
+
+def test_the_comparison_is_fair(finished_run: tuple[Path, str]) -> None:
+    """Both sides: the same base, settings and seed, and equally many frames; only what the frames show differs."""
+    run, _ = finished_run
+    explored, random = frames_by_game(run / "data/explored"), frames_by_game(run / "data/more-random")
+    longest = PLANS["debug"].explored_steps + 1
+    for game, frames in explored.items():
+        assert frames <= random[game] < frames + longest
+    for part in ("decoder", "dynamics"):
+        sides = [
+            json.loads((run / "finetune" / side / part / "config.json").read_text()) for side in ("explored", "random")
+        ]
+        data = [side.pop("data") for side in sides]
+        assert sides[0] == sides[1]
+        assert [Path(folder).name for folder in data[0]] == ["random", "explored"]
+        assert [Path(folder).name for folder in data[1]] == ["random", "more-random"]
+
+
+def test_fine_tuned_decoders_leave_tokens_alone(finished_run: tuple[Path, str]) -> None:
+    import torch
+
+    from experiments.reports.images import model_frames
+    from worldmodel import GenieReduxG
+
+    run, _ = finished_run
+    frames = model_frames(EpisodeReader(run / "data/test-explored")[0].frames_THWC[:8])
+    models = [GenieReduxG.load(run / "models" / name) for name in ("base", "random", "explored")]
+    tokens = [model.tokenizer.encode(frames) for model in models]
+    assert torch.equal(tokens[0], tokens[1])
+    assert torch.equal(tokens[0], tokens[2])
+    made = [model.tokenizer.decode(tokens[0]) for model in models]
+    assert not torch.equal(made[0], made[2])
+
+
+class Toy:
+    """Two stages, of which the second reads the first; each writes a file and counts its calls."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.calls, self.text = root, [], "one"
+        self.fail: Exception | KeyboardInterrupt | None = None
+
+    def stage(self, name: str, inputs: tuple[str, ...], act: Callable[[Job], None]) -> Stage:
+        def run(job: Job) -> dict[str, Any]:
+            self.calls.append((name, job.resume))
+            act(job)
+            return {"from": name}
+
+        return Stage(name, "writes", run, inputs, f"{name}.txt", 1.0, settings=self.text if name == "first" else None)
+
+    def run(self) -> list[str]:
+        def first(job: Job) -> None:
+            job.out.write_text(self.text)
+
+        def second(job: Job) -> None:
+            if self.fail is not None:
+                raise self.fail
+            job.out.write_text(job.path("first").read_text() * 2)
+            assert job.result("first") == {"from": "first"}
+
+        return run_stages(
+            [self.stage("first", (), first), self.stage("second", ("first",), second)], Context(self.root, None), 10.0
+        )
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    return Toy(tmp_path)
+
+
+def test_finished_stages_are_skipped(toy: Toy) -> None:
+    assert toy.run() == ["first", "second"]
+    assert toy.run() == []
+    assert (toy.root / "second.txt").read_text() == "oneone"
+
+
+def test_changed_settings_redo_what_depends_on_them(toy: Toy) -> None:
+    toy.run()
+    toy.text = "two"
+    assert toy.run() == ["first", "second"]
+    assert (toy.root / "second.txt").read_text() == "twotwo"
+    assert toy.calls[-2:] == [("first", False), ("second", False)]
+
+
+def test_a_lost_or_changed_output_is_made_again(toy: Toy) -> None:
+    toy.run()
+    (toy.root / "second.txt").unlink()
+    assert toy.run() == ["second"]
+    (toy.root / "first.txt").write_text("tampered")
+    assert toy.run() == ["first"]  # and since it is again what it was, the second still fits
+
+
+def test_a_stage_that_was_cut_off_is_resumed(toy: Toy) -> None:
+    toy.fail = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        toy.run()
+    toy.fail = None
+    assert toy.run() == ["second"]
+    assert toy.calls == [("first", False), ("second", False), ("second", True)]
+
+
+def test_an_estimate_learns_from_the_stages_that_ran() -> None:
+    stages = [
+        Stage(name, "", lambda job: {}, (), name, weight) for name, weight in (("a", 1.0), ("b", 1.0), ("c", 2.0))
+    ]
+    clock = Clock(stages, 40.0)
+    assert clock.seconds_left() == pytest.approx(40.0)
+    clock.finish(stages[0], 30.0, now=True)  # three times slower than expected
+    assert clock.seconds_left() == pytest.approx(3 * (30 + 10) / (1 + 1))
+    unknown = Clock(stages, None)
+    assert unknown.seconds_left() is None
+    unknown.finish(stages[0], 5.0, now=True)
+    assert unknown.seconds_left() == pytest.approx(15.0)
+    assert [format_duration(s) for s in (9, 95, 700, 5400)] == ["9 s", "1 min 35 s", "12 min", "1.5 h"]
+
+
+def test_output_hash_sees_every_byte(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a").write_bytes(b"1")
+    before = output_hash(tmp_path)
+    (tmp_path / "sub" / "a").write_bytes(b"2")
+    assert output_hash(tmp_path) != before
+
+
+def test_plans_are_checked_and_complete() -> None:
+    with pytest.raises(InputError, match="preset"):
+        plan("huge")
+    with pytest.raises(InputError, match="workers 0"):
+        plan("debug", workers=0)
+    assert plan("cpu", seed=None) == PLANS["cpu"]
+    for made in PLANS.values():
+        names = [stage.name for stage in stage_table(made)]
+        assert len(set(names)) == len(names)
+        for place, stage in enumerate(stage_table(made)):
+            assert set(stage.inputs) <= set(names[:place])  # a stage reads only what is made before it
+    assert len({stage.output for stage in stage_table(PLANS["cpu"])}) == len(names)
+    assert dataclasses.replace(PLANS["cpu"], seed=1) != PLANS["cpu"]
+
+
+def test_the_steps_of_the_readme_one_by_one(ray_cluster: None, tmp_path: Path) -> None:
+    data, test = str(tmp_path / "random"), str(tmp_path / "test")
+    tokenizer, dynamics, agent = (str(tmp_path / name) for name in ("tokenizer", "dynamics", "agent"))
+    small = ["--preset", "debug"]
+    for argv in (
+        ["collect", "Airstriker-Genesis", "--episodes", "4", "--steps", "40", "--out", data],
+        ["train", "tokenizer", *small, "--data", data, "--iterations", "2", "--out", tokenizer],
+        [
+            *("train", "dynamics", *small, "--data", data, "--tokenizer", tokenizer, "--iterations", "2"),
+            *("--objective", "masked_frames", "--out", dynamics),
+        ],
+        ["collect", "Airstriker-Genesis", "--episodes", "1", "--steps", "40", "--seed", "1", "--out", test],
+        [
+            "evaluate",
+            f"{dynamics}/model",
+            "--data",
+            test,
+            "--sampling-steps",
+            "1",
+            "--horizon",
+            "4",
+            "--out",
+            str(tmp_path / "e.json"),
+        ],
+        ["explore", "Airstriker-Genesis", *small, "--model", f"{dynamics}/model", "--epochs", "1", "--out", agent],
+    ):
+        assert execute(argv) == 0, argv
+    assert "Airstriker-Genesis" in (tmp_path / "e.json").read_text()
+    assert load_world_model(f"{dynamics}/model").cfg.dynamics.objective == "masked_frames"
+    assert load_policy(f"{agent}/best").act(np.zeros((64, 64, 3), np.uint8)) in range(5)

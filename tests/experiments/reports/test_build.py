@@ -1,0 +1,264 @@
+"""The report: one page that holds all it shows, built from a real run, whose words follow from its numbers."""
+
+import base64
+import dataclasses
+import io
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from envs.utils.images import enlarged, gif, heat_map
+from experiments.__main__ import execute
+from experiments.commands import report
+from experiments.reports.charts import Bar, Series, bar_chart, line_chart, log_ticks, nice_ticks, short, tick_texts
+from experiments.reports.images import code_colours, film_strip, montage, token_map
+from experiments.reports.pipeline_report import Column, table
+from experiments.reports.results import COPY, MODELS, TESTS, Figures, Measured, pooled, read_measured, verdict
+from experiments.reports.screens import Seen, compared, only_in
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, and checks that its tags are nested well."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.tags: set[str] = set()
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.add(tag)
+        if tag == "img":
+            self.images.append(values)
+        self.links += [str(values[name]) for name in ("href", "src", "xlink:href", "data") if values.get(name)]
+        self.ids.add(str(values.get("id")))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+
+@pytest.fixture(scope="module")
+def html(finished_run: tuple[Path, str]) -> str:
+    return (finished_run[0] / "report" / "index.html").read_text()
+
+
+def test_page_is_whole_and_needs_no_network(html: str) -> None:
+    page = Page(html)
+    assert page.open == []
+    assert not {"script", "link", "iframe", "object"} & page.tags
+    for link in page.links:
+        assert link.startswith(("data:image/png;base64,", "data:image/gif;base64,", "#")), link[:80]
+        if link.startswith("#"):
+            assert link[1:] in page.ids
+    assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org)", html)
+    assert "nan" not in re.sub(r"data:image/[^\"]*", "", html).lower().split()
+
+
+def test_pictures_are_what_they_say(html: str) -> None:
+    page = Page(html)
+    kinds = set()
+    for image in page.images:
+        assert image["alt"]
+        kind, data = re.fullmatch(r"data:image/(\w+);base64,(.*)", str(image["src"])).groups()  # type: ignore[union-attr]
+        decoded = Image.open(io.BytesIO(base64.b64decode(data)))
+        decoded.load()
+        assert decoded.format == kind.upper()
+        assert decoded.size == (int(str(image["width"])), int(str(image["height"])))
+        kinds.add(kind)
+        if kind == "gif":
+            assert getattr(decoded, "n_frames", 1) > 1
+    assert kinds == {"png", "gif"}
+
+
+def test_page_shows_every_part(html: str) -> None:
+    for part in ("result", "games", "horizon", "screens", "training", "run"):
+        assert f'id="{part}"' in html
+    for words in (
+        "tokens",
+        "uncertainty",
+        "Copy the last frame",
+        "+ explored play",
+        "+ more random play",
+        "delta-PSNR",
+    ):
+        assert words in html
+    assert html.count("<polyline") >= 10
+    assert html.count('class="bar f-') >= 3
+
+
+def test_report_is_drawn_again_from_what_the_run_left(
+    finished_run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], html: str
+) -> None:
+    assert execute(["report", str(finished_run[0]), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "index.html").read_text() == html
+
+
+def test_five_lines_for_the_terminal(finished_run: tuple[Path, str]) -> None:
+    printed = "".join(finished_run[1].splitlines()[-12:])
+    for words in ("Reconstruction PSNR", "One step ahead", "steps ahead, mean", "Delta-PSNR", "Distinct screens"):
+        assert words in printed
+
+
+def figures(psnr: float, delta: float = 1.0, windows: int = 10) -> Figures:
+    row = (psnr + 2, psnr, psnr - 2)
+    return Figures(windows, row, (0.9,) * 3, row, 35.0, 20.0, delta, delta - 0.5, delta + 0.5)
+
+
+def measured(**psnr: float) -> Measured:
+    of = {m: {test: {"all": figures(psnr[m])} for test in (*TESTS, "both")} for m in (COPY, *MODELS)}
+    return Measured(of, ("Counting",), 3, "FID-EfficientNetLite0")
+
+
+def test_words_follow_from_numbers() -> None:
+    good = " ".join(verdict(measured(copy=20, base=24, random=25, explored=27)))
+    assert "Explored play was worth 2.0 dB more than more random play." in good
+    bad = " ".join(verdict(measured(copy=20, base=24, random=27, explored=25.5)))
+    assert "More random play was worth 1.5 dB more than explored play." in bad
+    same = " ".join(verdict(measured(copy=20, base=24, random=25, explored=25.05)))
+    assert "made no difference" in same
+    assert "surely above zero for all three" in good
+    unsure = measured(copy=20, base=24, random=25, explored=27)
+    for test in unsure.of["base"].values():
+        test["all"] = dataclasses.replace(test["all"], delta_low=-0.1)
+    assert "surely above zero for the one with more random play and the one with explored play only" in " ".join(
+        verdict(unsure)
+    )
+
+
+def test_best_of_a_column_is_marked_only_where_there_is_one() -> None:
+    rows = [("base", figures(24.0)), ("random", figures(25.0)), ("explored", figures(25.0))]
+    columns = [Column("psnr", lambda f: f.whole), Column("same", lambda f: 1.0), Column("less", lambda f: f.whole, -1)]
+    cells = [[cell["best"] for cell in row["cells"]] for row in table("", rows, columns, "")["rows"]]
+    assert cells == [[False, False, True], [True, False, False], [True, False, False]]
+
+
+def test_pooled_figures_are_weighted_by_windows() -> None:
+    both = pooled([figures(20.0, delta=0.0, windows=30), figures(24.0, delta=4.0, windows=10)])
+    assert both.windows == 40
+    assert both.whole == pytest.approx(21.0)
+    assert both.delta == pytest.approx(1.0)
+    assert both.delta_high - both.delta == pytest.approx(math.sqrt((0.75 * 0.5) ** 2 + (0.25 * 0.5) ** 2))
+    assert math.isnan(both.distance)
+
+
+def test_figures_of_a_run_are_those_of_its_evaluation(finished_run: tuple[Path, str]) -> None:
+    import json
+
+    folder = finished_run[0] / "evaluation"
+    read = read_measured(folder)
+    raw = json.loads((folder / "explored-random.json").read_text())
+    assert read.get("explored", "random").psnr == tuple(raw["overall"]["prediction"]["by_step"]["psnr"])
+    assert read.get(COPY, "random", "Counting").psnr == tuple(raw["games"]["Counting"]["copy"]["by_step"]["psnr"])
+    assert read.horizon == 4
+
+
+def test_charts_leave_out_what_is_not_a_number() -> None:
+    chart = line_chart(
+        [Series("a<b", "base", [0, 1, 2], [1.0, math.nan, 3.0])], x_label="x", y_label="y", title="t", markers=True
+    )
+    assert "nan" not in chart
+    assert chart.count("<circle") == 2
+    assert "a&lt;b" in chart
+    assert "Nothing was recorded" in line_chart([], x_label="x", y_label="y", title="t")
+    many = line_chart([Series("a", "base", range(9000), [1.0] * 9000)], x_label="x", y_label="y", title="t")
+    assert many.count("<circle") <= 160
+    bars = bar_chart(
+        [Bar("g", "a", "base", -1.0, math.nan, math.nan), Bar("g", "b", "random", 2, 1, 3)], y_label="", title=""
+    )
+    assert bars.count("whisker") == 1
+    assert "nan" not in bars.lower()
+
+
+def test_axes_have_round_numbers() -> None:
+    assert nice_ticks(0, 97, 5) == [0, 50, 100]
+    assert nice_ticks(-0.3, 1.1, 5) == [-0.5, 0.0, 0.5, 1.0, 1.5]
+    assert nice_ticks(5, 5, 5)[0] <= 5 <= nice_ticks(5, 5, 5)[-1]
+    assert log_ticks(0.0003, 0.04) == pytest.approx((1e-4, 1e-3, 1e-2, 1e-1))
+    assert log_ticks(0.45, 6.0) == pytest.approx((0.2, 0.5, 1, 2, 5, 10))
+    assert log_ticks(3.0, 3.0)[0] <= 3 <= log_ticks(3.0, 3.0)[-1]
+    loss = line_chart([Series("a", "base", [1, 2, 3], [1.0, 0.0, 0.1])], x_label="", y_label="", title="", log_y=True)
+    assert loss.count("<circle") == 2  # zero has no place on a log axis
+    assert tick_texts([0, 0.5, 1.0]) == ["0.0", "0.5", "1.0"]
+    assert [short(v) for v in (12300, 38.44, 0.5, 0.01234, math.inf)] == ["12,300", "38.4", "0.50", "0.0123", "-"]
+
+
+def test_pictures_repeat_pixels(rng: np.random.Generator) -> None:
+    rows = [rng.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8) for _ in range(2)]
+    strip = film_strip(rows, 2)
+    assert strip.shape == (2 * 16 + 4, 3 * 16 + 8, 4)
+    assert (strip[20:36:2, 20:36:2, :3] == rows[1][1]).all()  # second row, second frame
+    assert (enlarged(rows[0], 4)[:, 1::4, 2::4] == rows[0]).all()
+    assert strip[17, 0, 3] == 0  # gaps are see-through
+    moving = Image.open(io.BytesIO(gif(rows, 4, context=1)))
+    assert moving.n_frames == 3  # type: ignore[attr-defined]
+    assert montage([row[0] for row in rows], 4, 1).shape == (8, 4 * 10 - 2, 4)
+
+
+def test_maps_of_tokens_and_heat(rng: np.random.Generator) -> None:
+    colours = code_colours(rng.normal(size=(16, 4)).astype(np.float32))
+    assert colours.shape == (16, 3)
+    tokens = np.zeros((2, 4, 4), np.int64)
+    tokens[1, 2, 3] = 5
+    shown = token_map(tokens, colours, 16)
+    assert shown.shape == (2, 16, 16, 3)
+    assert (shown[1, 8:12, 12:16] == colours[5]).all()
+    assert (shown[0] == shown[0, 0, 0]).all()  # the commonest code has one colour of its own
+    heat = heat_map(np.linspace(0, 1, 32, dtype=np.float32).reshape(2, 4, 4), np.zeros((2, 16, 16, 3), np.uint8), 1.0)
+    assert heat[0, 0, 0].sum() < heat[1, -1, -1].sum()
+
+
+def test_screens_only_one_agent_saw(rng: np.random.Generator) -> None:
+    a, b = (rng.integers(0, 256, (6, 64, 64, 3), dtype=np.uint8).repeat(8, 0) for _ in range(2))
+    a = np.kron(rng.integers(0, 256, (6, 8, 8, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+    here, there = Seen(), Seen()
+    here.add(a)
+    here.add(a)  # nothing new
+    there.add(np.concatenate([a[:4], b[:1]]))
+    assert len(here.ids) == 6
+    assert here.curve == [(0, 0), *((n, n) for n in range(1, 7)), (12, 6)]
+    assert [here.after(frames) for frames in (0, 5, 6, 100)] == [0, 5, 6, 6]
+    assert compared(here, there) == (5, 5)  # after the five frames that the other has played
+    alone = only_in(here, [there], 5)
+    assert sorted(frame.tobytes() for frame in alone) == sorted(frame.tobytes() for frame in a[4:])
+    assert only_in(here, [here], 5) == []
+
+
+def test_generate_draws_what_the_model_makes_of_an_episode(finished_run: tuple[Path, str], tmp_path: Path) -> None:
+    run = finished_run[0]
+    data, model = str(run / "data/test-random"), str(run / "models/base")
+    argv = ["generate", model, "--data", data, "--out", str(tmp_path), "--horizon", "3", "--sampling-steps", "1"]
+    assert execute(argv) == 0
+    (strip,), (film,) = tmp_path.glob("*.png"), tmp_path.glob("*.gif")
+    assert Image.open(strip).size == (5 * 64 * 4 + 4 * 8, 2 * 64 * 4 + 8)
+    assert Image.open(film).n_frames == 5  # type: ignore[attr-defined]
+    assert execute([*argv, "--episodes", "7"]) == 2
+    assert execute([*argv, "--start", "59"]) == 2
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_report_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="finish it with"):
+        report.run(report.Args(run=tmp_path))

@@ -1,0 +1,181 @@
+"""The agent's network, what it acts by, and its folder on disk."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from safetensors.torch import load_file, save_file
+
+from envs.controls import ACTIONS
+from envs.utils.errors import InputError
+from exploration.agent.policy import (
+    CnnLstm,
+    PolicyConfig,
+    behaviour_log_probabilities,
+    load_network,
+    load_policy,
+    save_policy,
+)
+from exploration.agent.rl_module import AgentModule
+from exploration.algorithm import AutoExploreConfig
+from exploration.rollout.vector_env import spaces
+
+SMALL = PolicyConfig(channels=(4, 4, 8, 8), units=16)
+
+
+def awake(config: PolicyConfig, seed: int = 0) -> CnnLstm:
+    """A network whose heads are not zero."""
+    torch.manual_seed(seed)
+    network = CnnLstm(config)
+    for head in (network.policy, network.value):
+        torch.nn.init.normal_(head.weight, std=2.0)
+    return network
+
+
+def frames(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (*shape, 64, 64, 3), dtype=torch.uint8, generator=generator)
+
+
+def test_paper_size():
+    network = CnnLstm(PolicyConfig())
+    assert network.config.features == 1024
+    assert sum(parameter.numel() for parameter in network.parameters()) == 3_218_470  # the paper's 3.22 M
+    kinds = [type(layer).__name__ for layer in network.convolutions]
+    assert kinds == ["Conv2d", "MaxPool2d", "ReLU"] * 4
+    assert [layer.out_channels for layer in network.convolutions[::3]] == [32, 32, 64, 64]
+    assert {(layer.kernel_size, layer.stride) for layer in network.convolutions[::3]} == {((3, 3), (1, 1))}
+    config = AutoExploreConfig()
+    observation, action = spaces()
+    spec = config.get_default_rl_module_spec()
+    spec.observation_space, spec.action_space = observation, action
+    module = spec.build()
+    assert sum(parameter.numel() for parameter in module.parameters()) == 3_218_470
+    assert module.is_stateful()
+
+
+def test_the_untrained_agent_is_uniform():
+    network = CnnLstm(SMALL)
+    logits_BTA, values_BT, _ = network(frames(2, 3), network.start_state(2))
+    assert torch.equal(logits_BTA, torch.zeros(2, 3, 5))
+    assert torch.equal(values_BT, torch.zeros(2, 3))
+
+
+def test_one_step_at_a_time_is_the_whole_sequence():
+    network = awake(SMALL).eval()
+    frames_BTHWC = frames(2, 6)
+    logits_BTA, values_BT, last = network(frames_BTHWC, network.start_state(2))
+    state = network.start_state(2)
+    for t in range(6):
+        logits, values, state = network(frames_BTHWC[:, t : t + 1], state)
+        torch.testing.assert_close(logits[:, 0], logits_BTA[:, t], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(values[:, 0], values_BT[:, t], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(state[0], last[0], atol=1e-5, rtol=1e-4)
+    # Every pixel level counts: a buffer that turns pixels into {0, 1} / 255 would not tell these apart.
+    assert not torch.allclose(network(frames_BTHWC // 2, network.start_state(2))[0], logits_BTA, atol=1e-3)
+
+
+def test_behaviour_is_the_mixture_with_epsilon_and_temperature():
+    logits = torch.tensor([2.0, 0.0, -1.0, 0.5, 0.0])
+    for epsilon, temperature in ((0.0, 1.0), (0.1, 1.0), (0.3, 2.0), (1.0, 1.0)):
+        expected = (1 - epsilon) * np.exp(logits.numpy() / temperature)
+        expected = expected / np.exp(logits.numpy() / temperature).sum() + epsilon / 5
+        got = behaviour_log_probabilities(logits, epsilon, temperature).exp().numpy()
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+        np.testing.assert_allclose(got.sum(), 1, rtol=1e-5)
+    assert behaviour_log_probabilities(logits, 0.0, 0.0).exp().tolist() == [1, 0, 0, 0, 0]
+
+
+def test_module_explores_by_the_mixture_and_evaluates_without():
+    observation, action = spaces()
+    spec = RLModuleSpec(
+        module_class=AgentModule,
+        observation_space=observation,
+        action_space=action,
+        model_config={"channels": SMALL.channels, "units": SMALL.units, "precision": "fp32"},
+    )
+    module = spec.build()
+    module.network.load_state_dict(awake(SMALL).state_dict())
+    state = {name: value[None].repeat(3, 1) for name, value in module.get_initial_state().items()}
+    batch = {Columns.OBS: frames(3, 1), Columns.STATE_IN: state}
+    logits = module.forward_inference(batch)[Columns.ACTION_DIST_INPUTS]
+    module.set_exploration(0.2, 1.5)
+    output = module.forward_exploration(batch)
+    torch.testing.assert_close(
+        output[Columns.ACTION_DIST_INPUTS], behaviour_log_probabilities(logits, 0.2, 1.5), atol=1e-5, rtol=1e-4
+    )
+    assert set(output[Columns.STATE_OUT]) == {"h", "c"}
+    torch.testing.assert_close(module.compute_values(batch), module.forward_train(batch)[Columns.VF_PREDS])
+    for epsilon, temperature in ((1.1, 1.0), (-0.1, 1.0), (0.1, -1.0), (0.1, float("inf"))):
+        with pytest.raises(InputError):
+            module.set_exploration(epsilon, temperature)
+
+
+def test_saved_agent_plays_the_same(tmp_path):
+    network = awake(SMALL)
+    save_policy(tmp_path / "agent", network, {"epoch": 3})
+    assert sorted(file.name for file in (tmp_path / "agent").iterdir()) == ["config.json", "module.safetensors"]
+    frames_THWC = frames(40).numpy()
+
+    def play(seed: int, **how: float) -> list[int]:
+        agent = load_policy(tmp_path / "agent", **how)
+        agent.reset(seed)
+        return [agent.act(frame) for frame in frames_THWC]
+
+    logits, _, _ = network(frames(1, 40), network.start_state(1))
+    assert play(0, temperature=0.0) == logits[0].argmax(-1).tolist()
+    assert play(1) == play(1)
+    assert play(1) != play(2)
+    assert len(set(play(3, epsilon=1.0))) == len(ACTIONS)
+    agent = load_policy(tmp_path / "agent")
+    agent.reset(1)
+    first = [agent.act(frame) for frame in frames_THWC]
+    agent.reset(1)
+    assert [agent.act(frame) for frame in frames_THWC] == first == play(1), "reset forgets the episode before"
+
+
+def test_other_agents_are_refused(tmp_path):
+    good = save_policy(tmp_path / "good", awake(SMALL))
+    with pytest.raises(InputError, match="no policy here"):
+        load_policy(tmp_path / "nowhere")
+    for epsilon, temperature in ((2.0, 1.0), (0.0, -1.0)):
+        with pytest.raises(InputError):
+            load_policy(good, epsilon=epsilon, temperature=temperature)
+    two = save_policy(tmp_path / "two", CnnLstm(PolicyConfig(actions=2, channels=(4, 4, 4, 4), units=8)))
+    assert load_network(two).config.actions == 2
+    with pytest.raises(InputError, match="actions"):
+        load_policy(two)
+
+    config = json.loads((good / "config.json").read_text())
+    for change, message in (
+        ({"actions": ["up", "down"]}, "actions"),
+        ({"format": "something-else"}, "version"),
+        ({"network": config["network"] | {"units": 8}}, "another architecture"),
+        ({"network": config["network"] | {"channels": [4, 4, 8]}}, "another architecture"),
+        ({"network": config["network"] | {"colour": 1}}, "architecture"),
+        ({"network": None}, "architecture"),
+    ):
+        (good / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(InputError, match=message):
+            load_policy(good)
+    (good / "config.json").write_text(json.dumps(config)[:-5])
+    with pytest.raises(InputError, match="damaged"):
+        load_policy(good)
+    (good / "config.json").write_text(json.dumps(config))
+
+    weights = load_file(good / "module.safetensors")
+    save_file({name: tensor for name, tensor in weights.items() if name != "value.bias"}, good / "module.safetensors")
+    with pytest.raises(InputError, match=r"value\.bias"):
+        load_policy(good)
+    (good / "module.safetensors").write_bytes(b"cut short")
+    with pytest.raises(InputError, match="damaged"):
+        load_policy(good)
+
+
+@pytest.mark.parametrize("wrong", [{"actions": 1}, {"channels": ()}, {"units": 0}, {"channels": (4,) * 7}])
+def test_impossible_architectures_are_refused(wrong):
+    with pytest.raises(InputError):
+        PolicyConfig(**wrong)

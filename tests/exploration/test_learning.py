@@ -1,0 +1,93 @@
+"""Learning, shown: a corridor that is walked to its end, both kinds of returns, and two learners that are one."""
+
+import numpy as np
+import pytest
+import torch
+
+from envs.games.corridor import PLACES, ROOMS, CorridorEnv, read_place
+from exploration.agent.policy import Agent
+from exploration.algorithm import AutoExploreConfig
+
+LAST_ROOM = (ROOMS - 1) * PLACES
+TINY = {"channels": (4, 4, 8, 8), "units": 16, "precision": "fp32"}
+
+
+class ShortCorridor(CorridorEnv):
+    """Episodes of 40 steps."""
+
+    def __init__(self, config=None):
+        super().__init__(max_steps=40)
+
+
+class FarAwayScorer:
+    """Knows the rooms on the left, and is the less sure the farther to the right the newest frame is."""
+
+    def submit(self, frames_B5HWC, actions_B4):
+        places = np.array([read_place(frames[-1]) for frames in frames_B5HWC], np.float32)
+        return lambda: (places / (ROOMS * PLACES))[:, None]
+
+
+def corridor(seed: int, **settings):
+    config = AutoExploreConfig().environment(ShortCorridor).exploring(scorer=FarAwayScorer)
+    config.env_runners(num_env_runners=0, num_envs_per_env_runner=4)
+    sizes = {"steps_per_epoch": 40, "updates_per_epoch": 16, "segments": 8, "segment": 10, "lr": 5e-3, "gamma": 0.9}
+    config.training(**{**TINY, **sizes, "entropy_coeff": 0.01, "normalize_rewards": True, **settings})
+    return config.debugging(seed=seed, log_level="ERROR").build_algo()
+
+
+def farthest(agent: Agent, seed: int) -> int:
+    """The farthest place of one episode."""
+    env = CorridorEnv()
+    frame, _ = env.reset(seed=seed)
+    agent.reset(seed)
+    places = []
+    for _ in range(40):
+        frame, *_ = env.step(np.int64(agent.act(frame)))
+        places.append(env.place)
+    return max(places)
+
+
+@pytest.mark.parametrize("returns", ["lambda", "vtrace"])
+def test_the_agent_walks_the_corridor_to_its_end_over_five_seeds(ray_cluster, returns):
+    reached = {}
+    for seed in range(5) if returns == "lambda" else range(1):
+        algorithm = corridor(seed, returns=returns)
+        try:
+            untrained = farthest(Agent(algorithm.network(), 0.0, 1.0), seed)
+            for _ in range(6):
+                algorithm.train()
+            reached[seed] = untrained, farthest(Agent(algorithm.network(), 0.0, 1.0), seed)
+        finally:
+            algorithm.stop()
+    assert all(before < LAST_ROOM for before, _ in reached.values()), reached
+    assert all(after >= LAST_ROOM for _, after in reached.values()), reached
+
+
+def test_two_learners_make_the_update_of_one(ray_cluster):
+    """The same segments, shared out, give the same weights, also where one part has fewer steps to learn from."""
+    config = AutoExploreConfig().exploring(games=["Corridor"], max_steps=30)
+    config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
+    config.training(**TINY, steps_per_epoch=30, updates_per_epoch=1, segments=4, segment=10, lr=5e-3)
+    config.debugging(log_level="ERROR")
+    configs = [config.copy(copy_frozen=False).learners(num_learners=n).debugging(seed=n) for n in (0, 2)]
+    algorithms = [own.build_algo() for own in configs]
+    one, two = algorithms
+    try:
+        one.train()
+        two.train()
+        two.learner_group.set_state(one.learner_group.get_state())
+        start = one.network().state_dict()
+        for _ in range(3):
+            batch = one.replay.sample(4, 10)
+            batch["rewards"] = np.random.default_rng(1).random((4, 10), np.float32)
+            batch["learn"][::2, 3:] = False
+            for algorithm in algorithms:
+                algorithm._update(batch)
+        moved = 0.0
+        for name, tensor in one.network().state_dict().items():
+            torch.testing.assert_close(two.network().state_dict()[name], tensor, atol=1e-4, rtol=1e-3)
+            moved = max(moved, float((tensor - start[name]).abs().max()))
+        assert moved > 5e-3
+    finally:
+        for algorithm in algorithms:
+            algorithm.stop()

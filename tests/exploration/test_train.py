@@ -1,0 +1,324 @@
+"""Learning on a two-armed world, whole runs, resuming, and what is killed on the way."""
+
+import json
+import math
+import os
+import signal
+import time
+from contextlib import suppress
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from envs.utils.errors import InputError
+from envs.utils.run_dir import read_metrics
+from exploration import explore, load_policy
+from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint
+from exploration.agent.loss import LossConfig
+from exploration.agent.policy import behaviour_log_probabilities
+from exploration.agent.replay_buffer import Replay
+from exploration.algorithm import AutoExplore, AutoExploreConfig
+from exploration.config import PRESETS, ExploreRecipe, recipe
+from exploration.reward.scorers import LocalScorer
+from exploration.train import evaluation_metrics
+
+
+class TwoArmedWorld(gymnasium.Env):
+    """Two actions, noise to look at, episodes of 20 steps. Nothing in it pays: the reward is the scorer's."""
+
+    def __init__(self, config=None):
+        self.observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(2)
+
+    def _look(self):
+        return self.np_random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 20
+        return self._look(), {}
+
+    def step(self, action):
+        self.left -= 1
+        return self._look(), 0.0, False, self.left == 0, {}
+
+
+class ArmScorer:
+    """Unsure of a window that one of the two actions led to."""
+
+    def __init__(self, arm):
+        self.arm = arm
+
+    def __call__(self):
+        return self
+
+    def submit(self, frames_B5HWC, actions_B4):
+        entropies = np.repeat((actions_B4[:, -1:] == self.arm).astype(np.float32), 8, 1)
+        return lambda: entropies
+
+
+def two_armed(seed: int, epochs: int, **settings):
+    """Train the real algorithm, with its runner, connector, replay and learner -> P(rewarded arm), metrics."""
+    arm = seed % 2
+    config = AutoExploreConfig().environment(TwoArmedWorld).exploring(scorer=ArmScorer(arm))
+    config.env_runners(num_env_runners=0, num_envs_per_env_runner=4)
+    small = {"channels": (4, 4, 4, 4), "units": 8, "lr": 1e-2, "gamma": 0.9, "precision": "fp32"}
+    sizes = {"steps_per_epoch": 20, "updates_per_epoch": 10, "segments": 8, "segment": 10}
+    config.training(**{**small, **sizes, **settings}).debugging(seed=seed, log_level="ERROR")
+    algorithm = config.build_algo()
+    try:
+        for _ in range(epochs):
+            result = algorithm.train()
+        network = algorithm.network()
+    finally:
+        algorithm.stop()
+    frames = torch.randint(0, 256, (1, 20, 64, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        logits_BTA, _, _ = network(frames, network.start_state(1))
+    return float(logits_BTA.softmax(-1)[0, :, arm].min()), result
+
+
+def test_the_agent_learns_the_arm_that_pays_over_five_seeds(ray_cluster):
+    likely = {seed: two_armed(seed, epochs=6)[0] for seed in range(5)}
+    assert min(likely.values()) > 0.9, likely
+
+
+def test_learning_goes_on_exactly_from_a_state(ray_cluster):
+    def build(seed):
+        config = AutoExploreConfig().environment(TwoArmedWorld).exploring(scorer=ArmScorer(1))
+        config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
+        config.training(steps_per_epoch=15, updates_per_epoch=2, segments=4, segment=5, channels=(4, 4, 4, 4), units=8)
+        return config.training(epsilon_epochs=4).debugging(seed=seed, log_level="ERROR").build_algo()
+
+    first, second = build(0), build(1)
+    try:
+        first.train()
+        first.train()
+        second.set_state(first.get_state())
+        assert second.iteration == 2
+        assert math.isclose(second.epsilon, 0.1 + (0.01 - 0.1) / 2)
+        assert len(second.replay) == len(first.replay) == 60
+        before = second.network().policy.weight
+        for _ in range(3):  # the same segments, optimizer and weights give the same weights again
+            for algorithm in (first, second):
+                algorithm._learn()
+        for name, tensor in first.network().state_dict().items():
+            assert torch.equal(tensor, second.network().state_dict()[name]), name
+        assert not torch.equal(before, first.network().policy.weight)
+    finally:
+        first.stop()
+        second.stop()
+
+
+def test_stored_log_probabilities_are_exact(ray_cluster):
+    """What the replay says an action was chosen with is what the network of that time gives, epsilon included."""
+    config = AutoExploreConfig().environment(TwoArmedWorld).exploring(scorer=ArmScorer(1))
+    config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
+    config.training(steps_per_epoch=30, updates_per_epoch=3, segments=4, segment=5, lr=0.05, epsilon=0.3)
+    config.training(channels=(4, 4, 4, 4), units=8, temperature=1.5).debugging(seed=0, log_level="ERROR")
+    algorithm = config.build_algo()
+    try:
+        algorithm.train()
+        algorithm.replay = Replay(1_000)
+        algorithm._collect()
+        network, epsilon, replay = algorithm.network(), algorithm.epsilon, algorithm.replay
+    finally:
+        algorithm.stop()
+    assert network.policy.weight.abs().max() > 0.01
+    assert len(replay) == 60
+    for stretch in replay._stretches:
+        state = [torch.from_numpy(x[:1].astype(np.float32)) for x in (stretch.h_TD, stretch.c_TD)]
+        with torch.no_grad():
+            logits, _, _ = network(torch.from_numpy(stretch.frames_THWC[None, :-1]), tuple(state))
+        chosen = range(len(stretch)), stretch.actions_T
+        expected = behaviour_log_probabilities(logits[0], epsilon, 1.5)[chosen]
+        np.testing.assert_allclose(stretch.log_probabilities_T, expected.numpy(), atol=2e-3)
+        greedy = behaviour_log_probabilities(logits[0], 0.0, 1.5)[chosen]
+        assert not np.allclose(stretch.log_probabilities_T, greedy.numpy(), atol=2e-3)
+
+
+GAMES = ["Airstriker-Genesis", "Kangaroo-Atari2600"]
+
+
+def test_a_run_leaves_an_agent_that_plays_and_goes_on_where_it_was(ray_cluster, tiny_world, tmp_path):
+    out = tmp_path / "run"
+    small = {"preset": "debug", "runners": 0, "seed": 3}
+    explore(GAMES, tiny_world, out, epochs=1, **small)
+    with pytest.raises(InputError, match="already holds a run"):
+        explore(GAMES, tiny_world, out, epochs=2, **small)
+    best = explore(GAMES, tiny_world, out, epochs=3, resume=True, **small)
+    rows = read_metrics(out)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["explore/epsilon"] for row in rows] == pytest.approx([0.1, 0.01, 0.01])
+    assert [row["explore/replay_steps"] for row in rows] == [row["explore/env_steps"] for row in rows]
+    assert rows[0]["explore/env_steps"] >= 24
+    assert rows[2]["explore/env_steps"] >= 72
+    assert [("evaluation/intrinsic_return" in row) for row in rows] == [True, True, True]
+    for row in rows:
+        assert 0 <= row["explore/reward"] <= 1
+        for game in GAMES:
+            assert row[f"explore/screens/{game}"] >= 1
+            assert 0 < row[f"explore/intrinsic_return/{game}"] <= 12
+    agent = load_policy(best)
+    agent.reset(0)
+    assert 0 <= agent.act(np.zeros((64, 64, 3), np.uint8)) < 5
+    about = json.loads((best / "config.json").read_text())["about"]
+    returns = [row["evaluation/intrinsic_return"] for row in rows]
+    assert about["evaluation_return"] == max(returns)
+    assert about["epoch"] == 1 + returns.index(max(returns))
+    assert not list(out.rglob("*.pkl"))
+
+    checkpoints = complete_checkpoints(out)
+    assert [path.name for path in checkpoints] == ["step-00000002", "step-00000003"]
+    assert explore(GAMES, tiny_world, out, epochs=3, resume=True, **small) == best, "finished: nothing to do"
+    load_policy(checkpoints[-1])
+    for other in ({"games": GAMES[:1]}, {"preset": "cpu"}):
+        with pytest.raises(InputError, match="resume it as it was started"):
+            explore(**{"games": GAMES, "model_path": tiny_world, "out": out, "resume": True, **small, **other})
+    (checkpoints[-1] / "arrays.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="sha256"):
+        load_checkpoint(checkpoints[-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"games": []}, "no game"),
+        ({"games": ["NoSuchGame"]}, "NoSuchGame"),
+        ({"games": ["Counting"] * 9, "envs_per_runner": 4}, "9 games need as many envs"),
+        ({"preset": "huge"}, "huge"),
+        ({"scorer": "oracle"}, "oracle"),
+        ({"epochs": 0}, "epochs"),
+        ({"runners": -1}, "runners"),
+        ({"model_path": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(change, message, tmp_path):
+    asked = {"games": ["Counting"], "model_path": tmp_path, "out": tmp_path / "out", "preset": "cpu", **change}
+    with pytest.raises(InputError, match=message) as caught:
+        explore(**asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_evaluation_with_a_hole_is_none():
+    games = {"a": {"reward": 6.0, "envs": 2.0, "dropped": 0.0}, "b": {"reward": 1.0, "envs": 1.0, "dropped": 0.0}}
+    whole = evaluation_metrics({"env_runners": {"games": games}})
+    assert whole["evaluation/intrinsic_return"] == 2
+    games["b"]["dropped"] = 1.0
+    assert evaluation_metrics({"env_runners": {"games": games}}) == {"evaluation/intrinsic_return/a": 3}
+    assert evaluation_metrics({}) == {}
+
+
+def test_presets_and_schedule():
+    paper = PRESETS["paper"]
+    assert paper == ExploreRecipe()
+    assert (paper.epochs, paper.runners * paper.envs_per_runner, paper.steps) == (300, 8, 200)
+    assert (paper.updates, paper.batch_size, paper.segment) == (200, 128, 20)
+    assert (paper.loss.gamma, paper.loss.lambda_, paper.loss.entropy_coeff) == (0.995, 0.95, 0.001)
+    assert (paper.lr, paper.grad_clip, paper.temperature, paper.top_fraction) == (1e-4, 10.0, 1.0, 0.25)
+    schedule = [paper.epsilon_at(epoch) for epoch in (0, 75, 150, 299)]
+    assert schedule == pytest.approx([0.1, 0.055, 0.01, 0.01])
+    for wrong in ({"top_fraction": 0.0}, {"top_fraction": 2.0}, {"epsilon": 1.5}, {"updates": 0}, {"lr": 0.0}):
+        with pytest.raises(InputError):
+            recipe("cpu", **wrong)
+    for wrong in ({"gamma": 1.5}, {"returns": "montecarlo"}, {"returns": "vtrace", "rho_clip": 0.0}):
+        with pytest.raises(InputError):
+            LossConfig(**wrong)
+
+
+def test_what_a_runner_cannot_use_reaches_the_caller(ray_cluster, tmp_path):
+    """RLlib would restart such a runner for ever."""
+    config = AutoExploreConfig().exploring(games=["Counting"], scorer=partial(LocalScorer, tmp_path))
+    config.env_runners(num_env_runners=0, num_envs_per_env_runner=1)
+    config.training(steps_per_epoch=10, channels=(4, 4, 4, 4), units=8)
+    algorithm = config.debugging(log_level="ERROR").build_algo()
+    try:
+        with pytest.raises(InputError, match="no saved model"):
+            algorithm.train()
+    finally:
+        algorithm.stop()
+
+
+def test_killed_game_and_killed_runner_do_not_stop_training(ray_cluster):
+    config = AutoExploreConfig().exploring(games=["Counting"], max_steps=30)
+    config.env_runners(num_env_runners=2, num_envs_per_env_runner=2)
+    config.training(steps_per_epoch=10, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), units=8)
+    algorithm = config.debugging(log_level="ERROR").build_algo()
+
+    def processes():
+        return algorithm.env_runner_group.foreach_env_runner(
+            lambda runner: (os.getpid(), [process.pid for process in runner.env.unwrapped.processes]),
+            local_env_runner=False,
+        )
+
+    try:
+        algorithm.train()
+        steps = len(algorithm.replay)
+        assert steps == 40
+        (_, games), (runner, _) = processes()
+        os.kill(games[0], signal.SIGKILL)
+        algorithm.train()
+        assert len(algorithm.replay) == steps + 40, "the runner opened its games again and played on"
+        os.kill(runner, signal.SIGKILL)
+        algorithm.train()
+        assert len(algorithm.replay) >= steps + 60, "the other runner brought its steps"
+        deadline = time.monotonic() + 60
+        while len({pid for pid, _ in processes()}) < 2 and time.monotonic() < deadline:
+            algorithm.train()
+        pids = [pid for pid, _ in processes()]
+        assert len(pids) == 2
+        assert runner not in pids
+    finally:
+        algorithm.stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux holds processes on cores")
+def test_runners_and_their_games_are_held_on_a_core_each(ray_cluster, monkeypatch):
+    config = AutoExploreConfig().exploring(games=["Counting"], max_steps=30)
+    config.env_runners(num_env_runners=2, num_envs_per_env_runner=2)
+    config.training(steps_per_epoch=10, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), units=8)
+    allowed = os.sched_getaffinity(0)
+    algorithm = config.training(pin_runners=True).debugging(log_level="ERROR").build_algo()
+
+    def held(runner):
+        games = [process.pid for process in runner.env.unwrapped.processes]
+        threads = [int(name) for pid in (os.getpid(), *games) for name in os.listdir(f"/proc/{pid}/task")]
+        return games, runner.core.number, {core for thread in threads for core in os.sched_getaffinity(thread)}
+
+    try:
+        for _ in range(2):
+            algorithm.train()
+            runners = algorithm.env_runner_group.foreach_env_runner(held, local_env_runner=False)
+            assert [cores for _, _, cores in runners] == [{number} for _, number, _ in runners]
+            assert len({number for _, number, _ in runners}) == min(2, len(allowed))
+            os.kill(runners[0][0][0], signal.SIGKILL)  # the games that follow it are held as well
+        assert len(algorithm.replay) == 80
+        assert os.sched_getaffinity(0) == allowed, "the learner goes where there is room"
+    finally:
+        algorithm.stop()
+    with pytest.raises(InputError, match="runners 0"):
+        recipe("cpu", runners=0, pin_runners=True)
+    monkeypatch.delattr(os, "sched_setaffinity")
+    with pytest.raises(InputError, match="Linux"):
+        recipe("cpu", pin_runners=True)
+
+
+def test_ctrl_c_that_something_swallows_still_ends_the_run(ray_cluster, tmp_path, monkeypatch):
+    """As Python drops what a finaliser raises: the epoch is played to its end and saved, and no other begins."""
+    train = AutoExplore.train
+
+    def interrupted(algorithm):
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+            pytest.fail("nothing was raised")
+        return train(algorithm)
+
+    monkeypatch.setattr(AutoExplore, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        explore(["Counting"], None, tmp_path / "run", preset="debug", reward="count", runners=0, epochs=50)
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1]
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step-00000001"]

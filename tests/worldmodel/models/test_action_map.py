@@ -1,0 +1,57 @@
+"""The map from buttons to latent actions: what it picks, says of itself, what is no map; and models without one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from envs.utils.errors import InputError
+from experiments.__main__ import execute
+from tests.fixtures.datasets import record
+from worldmodel import ActionMap, GenieReduxG, load_world_model, preset
+from worldmodel.models.action_map import agreement, scores
+from worldmodel.training.config import recipe
+from worldmodel.training.train import train
+
+
+def test_the_map_takes_what_stands_for_a_button_and_not_what_is_common() -> None:
+    counts = np.array([[60, 40, 0], [60, 0, 2], [60, 0, 0]])
+    assert ActionMap({"a": counts}).latents() == [1, 0, 0]
+    by_hand = 40 / 100 * 40 / 40
+    assert scores(counts)[0, 1] == pytest.approx(by_hand**0.5)
+    two = ActionMap({"a": counts, "b": counts[:, ::-1]})
+    assert two.latents("b") == [1, 2, 2]
+    assert (two.table("unknown") == counts + counts[:, ::-1]).all()
+
+
+def test_agreement_is_kappa_and_mutual_information() -> None:
+    perfect = agreement(np.diag([10, 20, 30]), [0, 1, 2])
+    assert perfect["kappa"] == perfect["agreement"] == 1
+    assert perfect["information"] == pytest.approx(1)
+    nothing = agreement(np.outer([1, 2, 3], [3, 2, 1]), [0, 1, 2])
+    assert nothing["kappa"] == pytest.approx(0)
+    assert nothing["information"] == pytest.approx(0)
+    assert nothing["chance"] == pytest.approx((1 * 3 + 2 * 2 + 3 * 1) / 36)
+
+
+@pytest.mark.parametrize("plain", [[], {}, {"counts": {}, "measured": {}}, {"counts": {"a": "x"}, "measured": {}}])
+def test_other_files_are_no_map(plain: Any) -> None:
+    with pytest.raises(InputError, match="action map: expected"):
+        ActionMap.from_dict(plain)
+
+
+def test_map_joins_parts_that_were_trained_on_real_actions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = record(tmp_path / "data", episodes=4, steps=40)
+    for component, given in (("tokenizer", {}), ("dynamics", {"tokenizer": tmp_path / "tokenizer"})):
+        short = recipe(component, "debug", iterations=2, checkpoint_every=2)
+        train(component, config=preset("debug"), recipe=short, data=[data], out=tmp_path / component, **given)
+    made = [
+        "export",
+        *(f"--{name}={tmp_path / name}" for name in ("tokenizer", "dynamics")),
+        f"--out={tmp_path / 'model'}",
+    ]
+    assert execute([*made, f"--data={data}"]) == 2
+    assert "real actions: leave --lam and --data out" in capsys.readouterr().err
+    assert execute(made) == 0
+    assert isinstance(load_world_model(tmp_path / "model"), GenieReduxG)

@@ -1,0 +1,213 @@
+"""A latent action model that is shown some recorded actions: which, what they do to its codes, and what they cannot."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from envs.episodes.dataset import EpisodeReader, EpisodeWriter
+from envs.utils.errors import InputError
+from envs.utils.run_dir import read_metrics
+from experiments.__main__ import execute
+from tests.fixtures.datasets import record
+from worldmodel import LatentActionModel, preset
+from worldmodel.checkpoint import open_checkpoint
+from worldmodel.config import HIDDEN
+from worldmodel.data.clip_dataset import Clips
+from worldmodel.data.streaming_dataset import StreamClips
+from worldmodel.loading import load_lam
+from worldmodel.models.action_map import agreement
+from worldmodel.models.vector_quantizer import LABEL_TEMPERATURE
+from worldmodel.training.config import recipe
+from worldmodel.training.fit_action_map import count_actions, fit_action_map
+from worldmodel.training.train import train
+
+DEBUG = preset("debug")
+SHARE = 0.3
+SHORT: dict[str, Any] = {"iterations": 6, "checkpoint_every": 3, "log_every": 3, "validate_every": 3, "labels": SHARE}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return record(tmp_path_factory.mktemp("labels") / "data", games=("Counting", "NoisyTV"), episodes=9, steps=30)
+
+
+def shown_sessions(clips: Clips | StreamClips, share: float) -> set[str]:
+    """The sessions whose recorded actions some batch holds; checks that nothing is shown by halves."""
+    clips.show_actions(share)
+    sessions: dict[str, set[bool]] = {}
+    for window in range(len(clips)):
+        hidden = (clips.batch(np.array([window])).actions_BT == HIDDEN).flatten().tolist()
+        sessions.setdefault(clips.episodes[clips.locate(window)[0]].session_id, set()).update(hidden)
+    assert all(len(hidden) == 1 for hidden in sessions.values())
+    return {session for session, hidden in sessions.items() if hidden == {False}}
+
+
+def with_other_actions(data: str, out: Path, sessions: set[str]) -> str:
+    """The same data set, but for the recorded actions of some sessions."""
+    with EpisodeWriter(out) as writer:
+        for split in ("train", "val"):
+            reader = EpisodeReader(data, split)
+            for index in range(len(reader)):
+                episode = reader[index]
+                if episode.session_id in sessions:
+                    episode = dataclasses.replace(episode, actions=(episode.actions + 1) % 5)
+                writer.add(episode)
+    return str(out)
+
+
+def trained(data: str, out: Path, **options: Any) -> dict[str, torch.Tensor]:
+    """Weights of a short run with labels."""
+    component = "dynamics" if "tokenizer" in options else "lam"
+    train(component, config=DEBUG, recipe=recipe(component, "debug", **SHORT), data=[data], out=out, **options)
+    return open_checkpoint(out).weights()
+
+
+# Which actions are shown
+
+
+def test_the_same_share_of_each_games_episodes_is_labelled_however_they_are_read(data: str, tmp_path: Path) -> None:
+    clips = Clips([data], tmp_path, length=6)
+    games = {episode.session_id: episode.game for episode in clips.episodes}
+    for share, count in ((0.0, 0), (0.01, 1), (SHARE, 3), (1.0, 8)):  # of 8, since one is for validation
+        shown = shown_sessions(clips, share)
+        assert [sum(games[session] == game for session in shown) for game in clips.games] == [count, count]
+    assert shown_sessions(clips, 0.01) < shown_sessions(clips, SHARE)
+    assert shown_sessions(StreamClips([data], length=6), SHARE) == shown_sessions(clips, SHARE)
+
+
+def test_half_of_the_draws_are_labelled_and_do_not_depend_on_ranks(data: str, tmp_path: Path) -> None:
+    clips = Clips([data], tmp_path, length=6)
+    plain = clips.sampler(seed=1).batch(0, 400)
+    clips.show_actions(0.1)
+    for windows in (clips, StreamClips([data], length=6)):
+        windows.show_actions(0.1)
+        sampler = windows.sampler(seed=1)
+        ids = sampler.batch(800, 400, 0, 1)
+        labelled = (windows.batch(ids).actions_BT[:, 0] != HIDDEN).float().mean()
+        assert 0.45 < float(labelled) < 0.7  # half, and 2 of 16 of the others
+        of_ranks = np.concatenate([sampler.batch(800, 400, rank, 2) for rank in range(2)])
+        assert sorted(of_ranks) == sorted(ids)
+    clips.show_actions(0.0)
+    assert (clips.sampler(seed=1).batch(0, 400) == plain).all()
+
+
+def test_what_is_hidden_changes_no_weight_and_what_is_shown_does(data: str, tmp_path: Path) -> None:
+    clips = Clips([data], tmp_path, length=6)
+    shown = shown_sessions(clips, SHARE)
+    hidden = {episode.session_id for episode in clips.episodes} - shown
+    weights = {
+        name: trained(folder, tmp_path / f"run-{name}", cache_dir=tmp_path / f"cache-{name}")
+        for name, folder in {
+            "plain": data,
+            "hidden": with_other_actions(data, tmp_path / "hidden", hidden),
+            "shown": with_other_actions(data, tmp_path / "shown", shown),
+        }.items()
+    }
+    assert all(torch.equal(value, weights["hidden"][name]) for name, value in weights["plain"].items())
+    assert not torch.equal(weights["plain"]["to_code.weight"], weights["shown"]["to_code.weight"])
+
+
+# What they do
+
+
+def test_the_loss_equals_an_independent_calculation() -> None:
+    torch.manual_seed(0)
+    lam = LatentActionModel(DEBUG).eval()
+    frames, labels = torch.rand(2, 4, 3, 64, 64), torch.tensor([[0, HIDDEN, 4], [HIDDEN, 6, HIDDEN]])
+    with torch.no_grad():
+        losses, features = lam(frames, labels).losses, lam.to_code(lam.actions(lam.features(frames)[0]))
+        alone = lam(frames).losses
+    total = 0.0
+    for clip, t in ((0, 0), (0, 2), (1, 1)):
+        cosines = lam.codebook @ features[clip, t] / features[clip, t].norm()
+        total -= float((cosines / LABEL_TEMPERATURE).log_softmax(0)[labels[clip, t]])
+    assert float(losses["labels"]) == pytest.approx(total / 6, rel=1e-5)
+    assert "labels" not in alone
+    assert float(losses["loss"]) == float(alone["loss"])
+    with pytest.raises(InputError, match=r"labels: action 7 has no code, lam\.codes = 7"):
+        lam(frames, torch.full((2, 3), 7))
+
+
+def test_codes_that_are_kept_for_labels_stay_where_they_are_however_seldom_they_are_read() -> None:
+    torch.manual_seed(0)
+    quantizer = LatentActionModel(DEBUG).quantizer.train()
+    before = quantizer.codebook.clone()
+    common = torch.nn.functional.normalize(torch.randn(8), dim=0)
+    features = [common + 0.02 * torch.randn(4, 8) for _ in range(600)]
+    for feature in features:
+        quantizer(feature, torch.full((4,), HIDDEN))
+    assert float(quantizer.use_K.min()) < DEBUG.lam.reseed_below / 7  # dead, so that without labels it is re-seeded
+    assert torch.equal(quantizer.codebook, before)
+    quantizer(features[0])
+    assert not torch.equal(quantizer.codebook, before)
+
+
+def test_with_labels_codes_stand_for_the_buttons_of_held_out_episodes(tmp_path: Path) -> None:
+    data = record(tmp_path / "data", games=("Counting",), episodes=12, steps=60)
+    test = record(tmp_path / "test", games=("Counting",), episodes=2, steps=60, seed=1)
+    length = DEBUG.frames
+    held_out, known = (
+        Clips([folder], tmp_path, length=length, stride=length - 1, split=split)
+        for folder, split in ((test, None), (data, "train"))
+    )
+    own, mapped = {}, {}
+    for share in (0.0, 0.1):
+        settings = recipe("lam", "debug", iterations=100, batch_size=8, lr=1e-2, labels=share, validate_every=100)
+        train("lam", config=DEBUG, recipe=settings, data=[data], out=tmp_path / str(share))
+        lam = load_lam(tmp_path / str(share))
+        counts = count_actions(lam, held_out, actions=5)["Counting"]
+        own[share] = agreement(counts, list(range(5)))["kappa"]
+        mapped[share] = agreement(counts, fit_action_map(lam, known).latents("Counting"))["kappa"]
+    assert own[0.1] > 0.9  # code a is button a, without a map
+    assert own[0.0] < 0.5
+    assert mapped[0.1] > max(0.9, mapped[0.0])
+    rows = read_metrics(tmp_path / "0.1")
+    assert rows[-1]["validation/labels"] < 0.5
+    assert not any("labels" in name for row in read_metrics(tmp_path / "0.0") for name in row)
+
+
+# Runs
+
+
+@pytest.mark.parametrize("name", ["lam", "joint"])
+def test_a_resumed_run_with_labels_equals_one_that_never_stopped(name: str, data: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {}
+    if name == "joint":
+        train("tokenizer", config=DEBUG, recipe=recipe("tokenizer", "debug", iterations=2), data=[data],
+              out=tmp_path / "tokenizer")  # fmt: skip
+        options = {"tokenizer": tmp_path / "tokenizer", "joint_lam": True}
+    whole = trained(data, tmp_path / "run", **options)
+    prefix = "lam_" if name == "joint" else ""
+    losses = [row[f"train/{prefix}labels"] for row in read_metrics(tmp_path / "run") if "train/loss" in row]
+    assert losses
+    assert min(losses) > 0
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
+    resumed = trained(data, tmp_path / "run", resume=True, **options)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
+    component = "dynamics" if options else "lam"
+    other: dict[str, Any] = {"recipe": recipe(component, "debug", **{**SHORT, "labels": 0.1}), "out": tmp_path / "run"}
+    with pytest.raises(InputError, match=r"its recipe\.labels is 0\.3, not 0\.1"):
+        train(component, config=DEBUG, data=[data], resume=True, **other, **options)
+
+
+def test_settings_that_do_not_fit_are_refused(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["train", "lam", f"--data={data}", f"--out={tmp_path / 'out'}", "--preset=debug"]
+    for share in ("1.5", "-0.1", "nan"):
+        assert execute([*asked, f"--labels={share}"]) == 2
+        line = capsys.readouterr().err
+        assert f"labels = {share}: the share of labelled episodes is in [0, 1]" in line
+        assert line.count("\n") == 1
+    for component in ("tokenizer", "dynamics"):
+        with pytest.raises(InputError, match=f"for a latent action model: train {component} without, or with --joint"):
+            train(component, config=DEBUG, recipe=recipe(component, "debug", labels=0.1), data=[data],
+                  tokenizer=tmp_path if component == "dynamics" else None, out=tmp_path / "out")  # fmt: skip
+    few = dataclasses.replace(DEBUG, lam=dataclasses.replace(DEBUG.lam, codes=4))
+    with pytest.raises(InputError, match=r"5 actions, 4 codes: lam\.codes must be as many"):
+        train("lam", config=few, recipe=recipe("lam", "debug", labels=0.1), data=[data], out=tmp_path / "out")

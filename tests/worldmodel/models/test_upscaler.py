@@ -1,0 +1,211 @@
+"""Super-resolution: sizes of the nets, pairs of frames of one moment, training through the common loop, bad input."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import envs
+from envs.collect.policies import RandomPolicy
+from envs.collect.rerender import play_again
+from envs.collect.worker import Session, play_episode
+from envs.episodes.dataset import EpisodeReader, EpisodeWriter
+from envs.games.retro import letterbox
+from envs.utils.errors import InputError
+from envs.utils.run_dir import read_metrics
+from experiments.commands import generate
+from experiments.reports.build import build
+from experiments.reports.images import at_scale
+from worldmodel.checkpoint import open_checkpoint
+from worldmodel.config import preset
+from worldmodel.data.batch import model_frames
+from worldmodel.data.clip_dataset import Clips
+from worldmodel.data.pair_dataset import PairClips
+from worldmodel.loading import load_upscaler
+from worldmodel.metrics import frame_psnr
+from worldmodel.models.upscaler import SHAPES, Upscaler, UpscalerConfig, bicubic
+from worldmodel.training.config import recipe
+from worldmodel.training.flops import cost_of
+from worldmodel.training.train import train
+
+GAME = "Airstriker-Genesis"
+CONFIG = preset("debug")
+SHORT = recipe("upscaler", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2)
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Four episodes of a real game at 64x64, and the same at 256x256 but for the last one, which was not replayed."""
+    folder = tmp_path_factory.mktemp("pairs")
+    with EpisodeWriter(folder / "small") as writer:
+        env = envs.make(GAME)
+        for episode in range(4):
+            writer.add(play_episode(env, RandomPolicy(), Session(GAME, "random", 0, episode), steps=40 + episode))
+        env.close()
+    small = EpisodeReader(folder / "small")
+    with EpisodeWriter(folder / "large") as writer:
+        writer.copy_plan(small, {"size": 256})
+        env = envs.make(GAME, size=256)
+        for episode in list(small)[:3]:
+            writer.add(play_again(env, episode))
+        env.close()
+    return str(folder / "small"), str(folder / "large")
+
+
+@pytest.fixture(scope="module")
+def run(sides: tuple[str, str]) -> Path:
+    """A complete run of 8 steps, with checkpoints of steps 4 and 8."""
+    out = Path(sides[0]).parent / "run"
+    train("upscaler", config=CONFIG, recipe=SHORT, data=[sides[0]], pairs=sides[1], out=out)
+    return out
+
+
+def pairs_of(sides: tuple[str, str], split: str | None) -> PairClips:
+    cache = Path(sides[0]).parent / "cache"
+    return PairClips(*(Clips([uri], cache, length=1, split=split) for uri in sides))
+
+
+def test_the_papers_sizes() -> None:
+    with torch.device("meta"):
+        counts = {name: sum(p.numel() for p in Upscaler(cfg).parameters()) for name, cfg in SHAPES.items()}
+    assert counts["small"] == pytest.approx(31e6, rel=0.01)
+    assert counts["large"] == pytest.approx(124e6, rel=0.01)
+    assert counts["debug"] < counts["cpu"] < 1e6
+    cost = cost_of("upscaler", CONFIG, recipe("upscaler", "paper"))
+    assert cost is not None
+    assert cost.parameters == counts["small"]
+
+
+def test_the_papers_training() -> None:
+    """300 epochs, and the rate is halved after every 25 of them."""
+    for name, images, shape in (("small-16k", 12_000, "small"), ("small-50k", 45_000, "small")):
+        settings = recipe("upscaler", "paper", name)
+        assert (settings.upscaler, settings.batch_size, settings.lr, settings.weight_decay) == (shape, 128, 1e-4, 0)
+        assert settings.iterations * 128 / images == pytest.approx(300, abs=0.1)
+        epoch = images / 128
+        rates = [settings.learning_rate(round(epoch * at)) for at in (0, 24, 26, 49, 51, 299)]
+        assert rates == [1e-4, 1e-4, 5e-5, 5e-5, 2.5e-5, 1e-4 / 2**11]
+    assert recipe("upscaler", "paper", "large-50k").upscaler == "large"
+
+
+@pytest.mark.parametrize("cfg", [SHAPES["debug"], UpscalerConfig(widths=(4, 8))], ids=["folded", "plain"])
+def test_frames_come_out_four_times_as_large(cfg: UpscalerConfig) -> None:
+    torch.manual_seed(0)
+    frames = torch.rand(2, 3, 3, 64, 64)
+    upscaler = Upscaler(cfg)
+    made = upscaler.upscale(frames)
+    assert made.shape == (2, 3, 3, 256, 256)
+    assert made.min() >= 0
+    assert made.max() <= 1
+    plain = bicubic(frames.flatten(0, 1), 4).unflatten(0, (2, 3))
+    assert torch.equal(made, plain) == cfg.residual  # that begins as bicubic
+
+
+def test_pairs_show_the_same_moment(sides: tuple[str, str]) -> None:
+    train_pairs, held_out = pairs_of(sides, "train"), pairs_of(sides, "val")
+    small = EpisodeReader(sides[0])
+    there = list(small)[:3]
+    assert len(train_pairs) + len(held_out) == sum(episode.num_frames for episode in there)
+    ids = np.arange(len(train_pairs))
+    batch = train_pairs.batch(ids)
+    assert batch.large_BHWC.shape == (len(ids), 256, 256, 3)
+    own = [episode for episode in there if episode.session_id not in set(EpisodeReader(sides[0], "val").session_ids)]
+    assert np.array_equal(batch.small_BhwC, np.concatenate([episode.frames_THWC for episode in own]))
+    # The screen is 320 x 224: both are areas of it, so that the mean over 4 x 4 of the one is the other but for edges.
+    shrunk = np.stack([letterbox(frame, 64) for frame in batch.large_BHWC.numpy()]).astype(int)
+    apart = np.abs(shrunk - batch.small_BhwC.numpy()).mean((1, 2, 3))
+    assert apart.max() < 2.5
+    moved = np.abs(np.roll(shrunk, 5, axis=0) - batch.small_BhwC.numpy()).mean((1, 2, 3))
+    assert (moved > apart).mean() > 0.95
+    assert GAME in train_pairs.describe(0)
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(sides: tuple[str, str], run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000008")
+    options: dict[str, Any] = {"config": CONFIG, "data": [sides[0]], "pairs": sides[1], "out": tmp_path / "run"}
+    train("upscaler", recipe=SHORT, resume=True, cache_dir=run.parent / "cache", **options)
+    one, other = open_checkpoint(run), open_checkpoint(tmp_path / "run")
+    assert one.state["data_state"] == other.state["data_state"]
+    for name, value in one.weights().items():
+        assert torch.equal(value, other.weights()[name]), name
+    for name, value in one.optimizer_tensors().items():
+        assert torch.equal(value, other.optimizer_tensors()[name]), name
+    with pytest.raises(InputError, match=r"its recipe\.upscaler is debug, not cpu"):
+        train("upscaler", recipe=dataclasses.replace(SHORT, upscaler="cpu"), resume=True, **options)
+
+
+def test_a_short_training_beats_bicubic_on_frames_it_never_saw(sides: tuple[str, str], tmp_path: Path) -> None:
+    settings = recipe("upscaler", "debug", iterations=80, batch_size=4, lr=3e-3, validate_every=80)
+    cache = Path(sides[0]).parent / "cache"
+    options: dict[str, Any] = {"config": CONFIG, "data": [sides[0]], "pairs": sides[1], "cache_dir": cache}
+    train("upscaler", recipe=settings, out=tmp_path / "run", **options)
+    held_out = pairs_of(sides, "val")
+    batch = held_out.batch(held_out.spread(8))
+    small, large = (model_frames(side) for side in (batch.small_BhwC, batch.large_BHWC))
+    upscaler = load_upscaler(tmp_path / "run")
+    made, plain = (frame_psnr(frames, large).mean() for frames in (upscaler.upscale(small), bicubic(small, 4)))
+    assert made > plain + 0.5
+    last = [row for row in read_metrics(tmp_path / "run") if "validation/psnr" in row][-1]
+    assert last["validation/psnr"] > last["validation/psnr_bicubic"] + 0.5
+
+
+def test_pictures_are_drawn_as_large_as_before(run: Path) -> None:
+    frames = np.random.default_rng(0).integers(256, size=(3, 64, 64, 3), dtype=np.uint8)
+    large, scale = at_scale(frames, load_upscaler(run), 4)
+    assert (large.shape, large.dtype, scale) == ((3, 256, 256, 3), np.uint8, 1)
+    assert at_scale(frames, None, 4) == (frames, 4)
+
+
+def test_generate_draws_by_an_upscaler(sides: tuple[str, str], run: Path, tiny_world: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": tiny_world, "data": Path(sides[0]), "horizon": 2, "sampling_steps": 1}
+    sizes = {}
+    for name, upscaler in (("plain", None), ("upscaled", run)):
+        generate.run(generate.Args(out=tmp_path / name, upscaler=upscaler, **options))
+        (file,) = (tmp_path / name).glob("*.png")
+        sizes[name] = np.asarray(Image.open(file))
+    assert sizes["upscaled"].shape[0] == 2 * 256 + 2
+    assert abs(sizes["plain"].shape[0] - sizes["upscaled"].shape[0]) < 10
+    assert not np.array_equal(sizes["plain"][:256, :256], sizes["upscaled"][:256, :256])
+
+
+def test_the_report_draws_by_the_upscaler_of_its_run(finished_run: tuple[Path, str], run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run[0], tmp_path / "run")
+    build(tmp_path / "run", tmp_path / "plain")
+    shutil.copytree(run, tmp_path / "run/upscaler")
+    build(tmp_path / "run", tmp_path / "upscaled")
+    plain, upscaled = ((tmp_path / name / "index.html").read_text() for name in ("plain", "upscaled"))
+    assert "enlarged by the upscaler" in upscaled
+    assert "enlarged by the upscaler" not in plain
+
+
+def test_bad_input_is_refused(sides: tuple[str, str], run: Path, tmp_path: Path) -> None:
+    upscaler = load_upscaler(run)
+    for frames, told in (
+        (torch.rand(2, 3, 32, 32), r"expected frames of shape \(B, 3, 64, 64\), got \(2, 3, 32, 32\)"),
+        (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), "expected float frames"),
+        (torch.rand(2, 3, 64, 64) * 255, "divide uint8 by 255"),
+    ):
+        with pytest.raises(InputError, match=told):
+            upscaler.upscale(frames)
+    options: dict[str, Any] = {"config": CONFIG, "recipe": SHORT, "data": [sides[0]], "out": tmp_path / "out"}
+    with pytest.raises(InputError, match="needs --pairs"):
+        train("upscaler", **options)
+    with pytest.raises(InputError, match=r"expected \(64, 64\) and \(256, 256\)"):
+        train("upscaler", pairs=sides[0], **options)
+    with pytest.raises(InputError, match="takes no --pairs"):
+        train("tokenizer", pairs=sides[1], **{**options, "recipe": recipe("tokenizer", "debug")})
+    with pytest.raises(InputError, match="cannot be halved"):
+        UpscalerConfig(fold=4, widths=(4,) * 7)
+    shutil.copytree(run, tmp_path / "damaged")
+    file = tmp_path / "damaged/checkpoints/step-00000008/model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=r"model\.safetensors differs from its sha256"):
+        load_upscaler(tmp_path / "damaged")

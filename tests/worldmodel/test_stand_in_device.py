@@ -1,0 +1,24 @@
+"""The world model on a device that is not the CPU, without a GPU: the checks beside that device."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures import stand_in_device
+
+CHECKS = Path(stand_in_device.__file__).with_name("checks.py")
+
+
+def test_the_checks_pass_in_a_process_of_their_own() -> None:
+    """Torch takes a device only before the first backward pass, and keeps it in the process."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS)]
+    done = subprocess.run(command, cwd=CHECKS.parents[3], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeError, match="compiler, and there is no no-such-compiler"):
+        stand_in_device.compile_device(tmp_path / "device.so")

@@ -1,0 +1,1 @@
+"""Datasets, samplers and loaders: from episodes on disk to training batches."""

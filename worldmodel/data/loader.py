@@ -1,0 +1,96 @@
+"""Batches of clips, decoded ahead by threads, in an order that can be resumed."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from envs.utils.errors import InputError
+from worldmodel.data.sampler import Sampler
+
+Batch = TypeVar("Batch", covariant=True)
+
+
+class Windows(Protocol[Batch]):
+    """What a loader draws from: `Clips`, `worldmodel.data.streaming_dataset.StreamClips`, or `worldmodel.data.token_dataset.TokenClips`."""
+
+    manifest_hash: str
+
+    def __len__(self) -> int: ...
+
+    def sampler(self, seed: int) -> Sampler: ...
+
+    def batch(self, window_ids: np.ndarray) -> Batch: ...
+
+    def close(self) -> None: ...
+
+
+class ClipLoader(Generic[Batch]):
+    """The shuffled stream of batches of one rank, decoded ahead by threads, always in the same order.
+
+    `batch_size` counts the clips of all ranks together. `state()` after a batch, given back as `state`, continues with
+    the next batch exactly, also with another number of ranks. The stream ends after `batches`, or never.
+    """
+
+    def __init__(
+        self,
+        windows: Windows[Batch],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        threads: int = 0,
+        state: dict[str, Any] | None = None,
+        batches: int | None = None,
+    ) -> None:
+        self._windows, self._batch_size, self._rank, self._ranks = windows, batch_size, rank, ranks
+        self._sampler = windows.sampler(seed)
+        self._consumed = 0
+        if state is not None:
+            if (state["manifest_hash"], state["seed"]) != (windows.manifest_hash, seed):
+                raise InputError("the run was trained on other data, clips or seed: continue it with the same ones")
+            self._consumed = int(state["samples_consumed"])
+        self._asked = self._consumed
+        self._end = None if batches is None else self._consumed + batches * batch_size
+        self._pool = ThreadPoolExecutor(threads, "decode") if threads else None
+        # One batch more than there are threads waits, so that a thread is never idle while the training takes one.
+        self._ahead = threads + 1
+        self._pending: deque[Future[Batch]] = deque()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._consumed == self._end:
+            raise StopIteration
+        if self._pool is None:
+            batch = self._windows.batch(self._next_ids())
+        else:
+            while len(self._pending) < self._ahead and self._asked != self._end:
+                self._pending.append(self._pool.submit(self._windows.batch, self._next_ids()))
+            batch = self._pending.popleft().result()
+        self._consumed += self._batch_size
+        return batch
+
+    def _next_ids(self) -> np.ndarray:
+        ids = self._sampler.batch(self._asked, self._batch_size, self._rank, self._ranks)
+        self._asked += self._batch_size
+        return ids
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands after the batches that were handed out, as JSON data."""
+        return {
+            "seed": self._sampler.seed,
+            "epoch": self._sampler.epoch(self._consumed),
+            "samples_consumed": self._consumed,
+            "manifest_hash": self._windows.manifest_hash,
+        }
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._windows.close()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)

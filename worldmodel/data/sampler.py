@@ -1,0 +1,133 @@
+"""Which window stands at which place of an endless, shuffled stream: a permutation that needs no memory.
+
+The stream is epoch after epoch of a shuffled pass over all windows. The window at a place is computed, not stored, so
+that a run's data position is one number (samples consumed), resuming costs nothing, and ranks split a batch without
+talking to each other.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from envs.utils.errors import InputError
+
+_MIX_1, _MIX_2, _GOLDEN = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(0x9E3779B97F4A7C15)
+_ROUND_CONSTANTS = [np.uint64(int(_GOLDEN) * (number + 1) % 2**64) for number in range(6)]
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: uint64 -> uint64, every input bit reaches every output bit."""
+    values = (values ^ (values >> np.uint64(30))) * _MIX_1
+    values = (values ^ (values >> np.uint64(27))) * _MIX_2
+    return values ^ (values >> np.uint64(31))
+
+
+def mixed(key: np.uint64, numbers: np.ndarray) -> np.ndarray:
+    """A key for `feistel_permutation` of each number, from one for all. int64 (N,) -> uint64 (N,)."""
+    return _mix(key + _GOLDEN * (numbers.astype(np.uint64) + np.uint64(1)))
+
+
+def feistel_permutation(places: np.ndarray, size: int | np.ndarray, key: np.ndarray) -> np.ndarray:
+    """The image of each place under a keyed permutation of 0..size-1. places, key: uint64 (N,) -> uint64 (N,).
+
+    `size`: one for all places, or int64 (N,).
+
+    A balanced Feistel network permutes 0..4^b-1, the smallest such range that holds `size`; a value that lands outside
+    is sent round again (cycle walking), which keeps it a permutation of 0..size-1 (Black and Rogaway 2002). The range
+    is less than four times `size`, so a place takes fewer than four rounds on average.
+    """
+    sizes = np.broadcast_to(np.asarray(size, np.uint64), places.shape)
+    bits = np.frexp((sizes - np.uint64(1)).astype(np.float64))[1]  # of the largest value
+    shifts = np.maximum(1, (bits + 1) // 2).astype(np.uint64)
+    masks = (np.uint64(1) << shifts) - np.uint64(1)
+    round_keys = [_mix(key + constant) for constant in _ROUND_CONSTANTS]
+    values = places.copy()
+    outside = np.arange(len(places))
+    while len(outside):
+        shift, mask = shifts[outside], masks[outside]
+        left, right = values[outside] >> shift, values[outside] & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix(right ^ round_key[outside]) & mask)
+        values[outside] = (left << shift) | right
+        outside = outside[values[outside] >= sizes[outside]]
+    return values
+
+
+def key_of(*parts: object) -> np.uint64:
+    """A key for `feistel_permutation` from anything that names what is permuted."""
+    return np.uint64(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()))
+
+
+@dataclass(frozen=True)
+class ClipSampler:
+    """The shuffled stream of windows 0..windows-1 of one seed; every epoch holds each window exactly once.
+
+    A global batch is `batch_size` consecutive places of the stream, and rank r of R takes the r-th of its R equal
+    parts. So the global batches do not depend on the number of ranks: 8 ranks of 14 see what 4 ranks of 28 see.
+    """
+
+    windows: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.windows < 1:
+            raise InputError("no window to sample from: the episodes are shorter than a clip; give longer ones")
+
+    def window_ids(self, places: np.ndarray) -> np.ndarray:
+        """The window at each place of the stream, places counted over all epochs from 0. int64 (N,) -> int64 (N,)."""
+        epochs, inside = np.divmod(places.astype(np.uint64), np.uint64(self.windows))
+        key = mixed(np.uint64(self.seed % 2**64), epochs)
+        return feistel_permutation(inside, self.windows, key).astype(np.int64)
+
+    def batch(self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
+        """This rank's windows of the global batch that starts at `samples_consumed`, int64 (batch_size / ranks,)."""
+        if batch_size % ranks:
+            raise InputError(f"a batch of {batch_size} does not split over {ranks} workers: make it a multiple")
+        share = batch_size // ranks
+        return self.window_ids(samples_consumed + rank * share + np.arange(share))
+
+    def epoch(self, samples_consumed: int) -> float:
+        """Passes over the data so far, in [0, inf)."""
+        return samples_consumed / self.windows
+
+
+class Sampler(Protocol):
+    """An endless order of windows: `ClipSampler`, `worldmodel.data.streaming_dataset.StreamSampler`, or one with labels."""
+
+    @property
+    def seed(self) -> int: ...
+
+    def batch(self, samples_consumed: int, batch_size: int, rank: int, ranks: int) -> np.ndarray: ...
+
+    def epoch(self, samples_consumed: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class LabelledSampler:
+    """Another order in which half of the windows, by chance, give way to labelled ones, drawn with replacement.
+
+    A few labelled episodes among many would else be seen too seldom. What chance decides is a function of the seed, the
+    window and the samples consumed before its batch: the same after resuming and for any number of ranks.
+    """
+
+    order: Sampler
+    labelled: np.ndarray
+    """Numbers of the labelled windows, int64."""
+
+    @property
+    def seed(self) -> int:
+        """That of the order."""
+        return self.order.seed
+
+    def batch(self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
+        """This rank's windows of the global batch that starts at `samples_consumed`, int64 (batch_size / ranks,)."""
+        window_ids = self.order.batch(samples_consumed, batch_size, rank, ranks)
+        draws = mixed(key_of(self.seed, "labelled", samples_consumed), window_ids)
+        others = self.labelled[(draws >> np.uint64(1)) % np.uint64(len(self.labelled))]
+        return np.where(draws % np.uint64(2) == 0, others, window_ids)
+
+    def epoch(self, samples_consumed: int) -> float:
+        """Passes over the data so far, in [0, inf), as if nothing gave way."""
+        return self.order.epoch(samples_consumed)

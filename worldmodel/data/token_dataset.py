@@ -1,0 +1,160 @@
+"""What frozen models make of a data set, computed once and read from the disk ever after: tokens, latent actions.
+
+A frame's tokens depend on the frames before it in its window, so whole windows are stored: one .npy file of shape
+(windows, T, h, w), uint16, mapped into memory, named after the tokenizer's encoding weights and the windows. The latent
+actions of a frozen latent action model have a file of their own, (windows, T - 1), named after that model's.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.utils.atomic_io import sync_folder
+from envs.utils.errors import InputError
+from envs.utils.progress import progress
+from worldmodel.data.batch import LatentBatch, TokenBatch, TokenFrameBatch, model_frames
+from worldmodel.data.clip_dataset import Clips
+from worldmodel.data.sampler import Sampler
+from worldmodel.models.latent_action import LatentActionModel
+from worldmodel.models.tokenizer import Tokenizer
+from worldmodel.models.weights import encoder_sha256
+
+
+class TokenClips:
+    """Windows of tokens, by the same numbers as the `Clips` that they come from. Draw from it with a `ClipLoader`.
+
+    Its batches are `TokenBatch`; `LatentBatch` where `latents` names a file too; `TokenFrameBatch` with `frames`.
+    """
+
+    def __init__(self, path: Path, clips: Clips, *, latents: Path | None = None, frames: bool = False) -> None:
+        self._tokens: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        self._latents = None if latents is None else np.load(latents, mmap_mode="r", allow_pickle=False)
+        self._clips, self._frames = clips, frames
+        self.manifest_hash = clips.manifest_hash
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def sampler(self, seed: int) -> Sampler:
+        """The order in which a `ClipLoader` draws: that of the clips."""
+        return self._clips.sampler(seed)
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def describe(self, window_id: int) -> str:
+        """A window in words, for messages."""
+        return self._clips.describe(window_id)
+
+    def batch(self, window_ids: np.ndarray) -> TokenBatch:
+        """Read windows."""
+        tokens_BThw, ids_B = read(self._tokens, window_ids), torch.from_numpy(window_ids)
+        if self._frames:
+            clips = self._clips.batch(window_ids)
+            return TokenFrameBatch(tokens_BThw, clips.actions_BT, clips.games_B, ids_B, clips.frames_BTHWC)
+        labels = self._clips.labels(window_ids)
+        if self._latents is not None:
+            return LatentBatch(tokens_BThw, *labels, ids_B, read(self._latents, window_ids))
+        return TokenBatch(tokens_BThw, *labels, ids_B)
+
+
+def read(stored: np.ndarray, window_ids: np.ndarray) -> Tensor:
+    """Rows of a stored array, int64."""
+    return torch.from_numpy(stored[window_ids].astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How the processes of one machine share the encoding: this one does its `part` of `parts`."""
+
+    part: int = 0
+    parts: int = 1
+    barrier: Callable[[], None] = lambda: None
+    """Waits for all of them."""
+
+
+def cache_tokens(
+    tokenizer: Tokenizer,
+    clips: Clips,
+    cache_dir: Path | str,
+    *,
+    lam: LatentActionModel | None = None,
+    frames: bool = False,
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+    sharing: Sharing | None = None,
+) -> TokenClips:
+    """Encode all windows of `clips` with frozen models, unless that was done before, and open the result.
+
+    `lam`: store its latent actions too. `frames`: let batches hold the frames. Frames are encoded in float32 without
+    autocast, as when the model generates. With `sharing` all processes call. A file appears when it is complete.
+    Raises InputError where there are no windows or the disk is full.
+    """
+    if not len(clips):
+        raise InputError("no window to encode: the episodes are shorter than a clip; give longer ones")
+    tokens: _Frozen = ("tokens", tokenizer, (clips.length, tokenizer.cfg.grid, tokenizer.cfg.grid))
+    latents: _Frozen | None = None if lam is None else ("latents", lam, (clips.length - 1,))
+    tokens_file, latents_file = (
+        None if frozen is None else _stored(frozen, clips, Path(cache_dir), batch_size, device, sharing or Sharing())
+        for frozen in (tokens, latents)
+    )
+    assert tokens_file is not None
+    return TokenClips(tokens_file, clips, latents=latents_file, frames=frames)
+
+
+_Frozen = tuple[str, Tokenizer | LatentActionModel, tuple[int, ...]]
+"""What a frozen model's output is called, the model, and the shape of its output for a window."""
+
+
+def _stored(
+    frozen: _Frozen, clips: Clips, folder: Path, batch_size: int, device: torch.device | str, sharing: Sharing
+) -> Path:
+    """The file of a model's output for all windows, made where it is not there."""
+    name, model, shape = frozen
+    identity = f"{encoder_sha256(model)} {clips.manifest_hash}"
+    path = folder / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
+    temporary = path.with_name(f".{path.name}.{os.getpid() if sharing.parts == 1 else 'shared'}.tmp")
+    try:
+        if sharing.part == 0 and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.lib.format.open_memmap(temporary, "w+", np.uint16, (len(clips), *shape)).flush()
+        sharing.barrier()
+        if not path.exists():
+            _encode(frozen, clips, temporary, batch_size, device, sharing)
+            sharing.barrier()
+            if sharing.part == 0:
+                os.replace(temporary, path)
+                sync_folder(path.parent)
+            sharing.barrier()
+    except OSError as error:
+        raise InputError(f"cannot store {name} in {path.parent}: {error.strerror or error}") from error
+    finally:
+        if sharing.part == 0:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+@torch.no_grad()
+def _encode(
+    frozen: _Frozen, clips: Clips, path: Path, batch_size: int, device: torch.device | str, sharing: Sharing
+) -> None:
+    """Write what the model makes of this part's windows, a contiguous range, into the file."""
+    name, model, _ = frozen
+    stored = np.lib.format.open_memmap(path, "r+")
+    first, last = (len(clips) * end // sharing.parts for end in (sharing.part, sharing.part + 1))
+    training = model.training
+    model.eval()
+    with progress(f"encoding clips as {name}", last - first) as bar:
+        for start in range(first, last, batch_size):
+            ids = np.arange(start, min(start + batch_size, last))
+            frames = model_frames(clips.batch(ids).frames_BTHWC.to(device))
+            stored[ids] = model.encode(frames).cpu().numpy()
+            bar.advance(len(ids))
+    stored.flush()
+    model.train(training)

@@ -1,0 +1,130 @@
+"""Numbering of windows: an episode of T + 1 frames has one at every `stride`-th frame, and none crosses its end."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+
+from worldmodel.config import HIDDEN
+from worldmodel.data.sampler import LabelledSampler, Sampler
+
+
+@dataclass(frozen=True)
+class EpisodeInfo:
+    """What is known of an episode without touching its frames."""
+
+    session_id: str
+    game: str
+    num_frames: int
+
+
+class WindowIndex:
+    """All windows of `length` frames of some episodes, numbered through. Costs memory for episodes, not for windows.
+
+    `frames_E`: frames of each episode. `game_E`: each episode's place in `games`. `session_ids`: their names, E of
+    anything that `str` turns into a name.
+    """
+
+    def __init__(
+        self,
+        frames_E: np.ndarray,
+        game_E: np.ndarray,
+        games: list[str],
+        session_ids: Any,
+        *,
+        length: int,
+        stride: int,
+    ) -> None:
+        self.length, self.stride, self.games = length, stride, games
+        self.episodes = EpisodeTable(frames_E, game_E, games, session_ids)
+        self.windows_E = np.maximum(0, (frames_E.astype(np.int64) - length) // stride + 1)
+        """Windows of each episode, int64 (E,)."""
+        # _ends[e] is the number of the first window after episode e.
+        self._ends = self.windows_E.cumsum()
+        self._labelled_E = np.ones(len(frames_E), bool)
+        self._labelled = np.zeros(0, np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def places(self, window_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(places in `episodes`, first frames) of windows, int64 (B,) each."""
+        episodes_B = np.searchsorted(self._ends, window_ids, side="right")
+        return episodes_B, (window_ids - self.first_windows(episodes_B)) * self.stride
+
+    def first_windows(self, episodes: np.ndarray) -> np.ndarray:
+        """Number of the first window of each of some episodes, int64."""
+        return self._ends[episodes] - self.windows_E[episodes]
+
+    def locate(self, window_id: int) -> tuple[int, int]:
+        """(place in `episodes`, first frame) of a window."""
+        episodes, starts = self.places(np.array([window_id]))
+        return int(episodes[0]), int(starts[0])
+
+    def window_game(self, window_id: int) -> str:
+        """The game that a window shows."""
+        return self.episodes[self.locate(window_id)[0]].game
+
+    def describe(self, window_id: int) -> str:
+        """A window in words, for messages."""
+        place, start = self.locate(window_id)
+        episode = self.episodes[place]
+        return f"window {window_id} (session {episode.session_id} of {episode.game}, frame {start})"
+
+    def show_actions(self, share: float) -> None:
+        """Let batches hold the recorded actions of this share of each game's episodes, rounded up, and else `HIDDEN`;
+        and let samplers draw half of their windows from these episodes.
+
+        `share`: in [0, 1]. Which episodes is decided by a hash of their session ids: the same ones wherever, whenever
+        and in whatever order the data is read.
+        """
+        games: dict[str, list[tuple[str, int]]] = {}
+        for place in np.flatnonzero(self.windows_E).tolist():
+            episode = self.episodes[place]
+            rank = hashlib.sha256(f"labelled {episode.session_id}".encode()).hexdigest()
+            games.setdefault(episode.game, []).append((rank, place))
+        self._labelled_E[:] = False
+        for ranked in games.values():
+            shown = sorted(ranked)[: math.ceil(share * len(ranked))]
+            self._labelled_E[[place for _, place in shown]] = True
+        self._labelled = np.flatnonzero(np.repeat(self._labelled_E, self.windows_E))
+
+    def with_labelled(self, order: Sampler) -> Sampler:
+        """The order, or where some actions are shown one that draws half of its windows from those."""
+        return LabelledSampler(order, self._labelled) if len(self._labelled) else order
+
+    def shown(self, episodes_B: np.ndarray, actions_BT: np.ndarray) -> np.ndarray:
+        """Recorded actions of windows of some episodes, or `HIDDEN` in their place."""
+        return np.where(self._labelled_E[episodes_B, None], actions_BT, HIDDEN)
+
+    def spread(self, count: int) -> np.ndarray:
+        """At most `count` window numbers, evenly spread over all, the same at every call; all for 0. int64 (N,)"""
+        if count == 0 or count >= len(self):
+            return np.arange(len(self))
+        return np.arange(count) * len(self) // count
+
+    def close(self) -> None:
+        """Give up what is being read ahead, where anything is."""
+
+
+class EpisodeTable(Sequence[EpisodeInfo]):
+    """Episodes as columns: a record is made when it is asked for, since there may be very many."""
+
+    def __init__(self, frames_E: np.ndarray, game_E: np.ndarray, games: list[str], session_ids: Any) -> None:
+        self._frames_E, self._game_E, self._games, self._session_ids = frames_E, game_E, games, session_ids
+
+    def __len__(self) -> int:
+        return len(self._frames_E)
+
+    @overload
+    def __getitem__(self, place: int) -> EpisodeInfo: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[EpisodeInfo]: ...
+    def __getitem__(self, place: int | slice) -> EpisodeInfo | list[EpisodeInfo]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(len(self))[place]]
+        game = self._games[int(self._game_E[place])]
+        return EpisodeInfo(str(self._session_ids[place]), game, int(self._frames_E[place]))

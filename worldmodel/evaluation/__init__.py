@@ -1,0 +1,1 @@
+"""Evaluation of predicted frames, codebooks and uncertainty on held-out episodes."""

@@ -1,0 +1,269 @@
+"""How good a world model's predictions are on episodes that it has not seen (appendix A.2 of the paper).
+
+Windows of context + horizon frames, one at every `stride`-th frame: the context is given, the rest predicted with the
+true actions. Everything stands beside copying the last given frame, and on moving pixels too, since most of a retro
+game's screen never moves. A batch of windows is scored with noise of its own, so that batches may be scored anywhere.
+"""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.controls import ACTIONS
+from envs.utils.atomic_io import write_json_atomic
+from envs.utils.errors import InputError
+from envs.utils.progress import progress
+from envs.utils.ray_session import machines, ray_session
+from worldmodel.data.clip_dataset import Clips
+from worldmodel.evaluation.codebook_stats import background_of_counts
+from worldmodel.evaluation.external_predictions import Peer, export_windows
+from worldmodel.evaluation.feature_networks import feature_network, network_name
+from worldmodel.evaluation.ray_tasks import run_tasks
+from worldmodel.evaluation.window_metrics import SIDES, Scores, Settings, joined, score_windows
+from worldmodel.models.genie import WorldModel
+from worldmodel.statistics import estimate
+
+__all__ = ["Peer", "Scores", "Settings", "evaluate", "export", "joined", "plan_windows", "score_windows", "summarise"]
+
+_JOIN_EVERY = 64
+
+
+def evaluate(
+    model: WorldModel | Peer,
+    data: Sequence[str | Path],
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    inception: str | Path | None = None,
+    distance: bool = True,
+    cache_dir: str | Path | None = None,
+    out: str | Path | None = None,
+    workers: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Measure a model on episodes of `data` (of one `split`, or None for all); the result is JSON data.
+
+    `limit`: at most so many windows of each game, evenly spread. `inception`: TorchScript file for FID proper, see
+    `worldmodel.evaluation.feature_networks`; `distance` False leaves the Frechet distance out. `options` are fields of `Settings`.
+    `out`: write the result there too, atomically. `cache_dir` holds the staged episodes, by default for this call only.
+    `workers` Ray workers score the windows, each with one thread; 0 does it in this process. The numbers are the same.
+    A `Peer` is scored by the pictures that it made.
+
+        {"settings": ..., "distance_name": "FID-EfficientNetLite0" or null,
+         "overall": SET, "games": {game: SET}}
+        SET = {"windows", "episodes",
+               "reconstruction": {"psnr", "ssim", "moving_psnr"}, "background": {"static", "moving", "codes_used",
+               "perplexity"}, both empty for a peer; see `worldmodel.evaluation.codebook_stats.background_share`,
+               "prediction": SIDE, "copy": SIDE,
+               "delta_psnr": {"t", "mean", "low", "high"}}
+        SIDE = {"one_step": FIGURES, "mean": FIGURES, "by_step": {"psnr": [F values], ...}, "distance"}
+        FIGURES = {"psnr", "ssim", "moving_psnr"}
+
+    PSNR in dB, at most `metrics.PSNR_CAP`. A figure that nothing says anything about (no pixel moved, one episode only)
+    is null. Raises InputError for bad settings, and where no episode is long enough for a window.
+    """
+    settings = Settings(**options)
+    with tempfile.TemporaryDirectory() as temporary:
+        length = settings.context + settings.horizon
+        clips = Clips(data, cache_dir or temporary, length=length, stride=settings.stride, split=split)
+        batches = plan_batches(clips, settings, limit)
+        sources = ([str(uri) for uri in data], str(cache_dir or temporary), split)
+        how = Scorer(model, settings, sources, str(inception) if inception else None, distance)
+        games = _gather(how, clips, batches, workers)
+    result = {
+        "settings": {**settings.__dict__, "split": split, "limit": limit, "data": [str(uri) for uri in data]},
+        "distance_name": network_name(inception) if distance else None,
+        "overall": summarise(joined(list(games.values())), settings),
+        "games": {game: summarise(scores, settings) for game, scores in games.items()},
+    }
+    if out is not None:
+        write_json_atomic(Path(out), result)
+    return result
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of one game that are scored together, by the same noise wherever that happens."""
+
+    game: str
+    window_ids: np.ndarray
+    seed: int
+    distance_share: float
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What a process needs to score batches."""
+
+    model: WorldModel | Peer
+    settings: Settings
+    sources: tuple[list[str], str, str | None]
+    """Data sets, where their staged copies are, and the split."""
+    inception: str | None
+    distance: bool
+
+    def score(self, batches: Sequence[Batch], clips: Clips | None = None) -> Iterator[Scores]:
+        """The scores of batches, in their order."""
+        if clips is None:
+            length = self.settings.context + self.settings.horizon
+            uris, cache, split = self.sources
+            clips = Clips(uris, cache, length=length, stride=self.settings.stride, split=split)
+        device = "cpu" if isinstance(self.model, Peer) else str(next(self.model.parameters()).device)
+        network = feature_network(self.inception, device) if self.distance else None
+        for batch in batches:
+            yield score_windows(
+                self.model if isinstance(self.model, Peer) else self.model.for_game(batch.game),
+                clips,
+                batch.window_ids,
+                self.settings,
+                network,
+                seed=batch.seed,
+                distance_share=batch.distance_share,
+            )
+
+
+def _score_elsewhere(scorer: Scorer, batches: Sequence[Batch]) -> list[Scores]:
+    """What a Ray worker does, on its GPU where it was given one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = scorer.model if isinstance(scorer.model, Peer) else scorer.model.to(device)
+    return list(dataclasses.replace(scorer, model=model).score(batches))
+
+
+def _gather(scorer: Scorer, clips: Clips, batches: Sequence[Batch], workers: int) -> dict[str, Scores]:
+    """The scores of each game, its batches joined in their order wherever they were scored.
+
+    Statistics of the distance are summed up as they come, so that a large test set needs no more memory.
+    """
+    games: dict[str, list[Scores]] = {}
+    with progress("evaluating windows", sum(len(batch.window_ids) for batch in batches)) as bar:
+        parts = scorer.score(batches, clips) if workers < 1 else _spread(scorer, batches, workers)
+        for batch, scores in zip(batches, parts, strict=True):
+            parts_of_game = games.setdefault(batch.game, [])
+            parts_of_game.append(scores)
+            if len(parts_of_game) == _JOIN_EVERY:
+                games[batch.game] = [joined(parts_of_game)]
+            bar.advance(len(batch.window_ids), batch.game)
+    return {game: joined(parts) for game, parts in games.items()}
+
+
+def _spread(scorer: Scorer, batches: Sequence[Batch], workers: int) -> Iterator[Scores]:
+    """`Scorer.score` on Ray workers, a few batches a task, in the batches' order."""
+    gpu = not isinstance(scorer.model, Peer) and next(scorer.model.parameters()).device.type == "cuda"
+    model = scorer.model.to("cpu") if gpu else scorer.model  # type: ignore[union-attr]
+    size = max(1, min(16, len(batches) // (4 * workers)))
+    early: dict[int, list[Scores]] = {}
+    wanted = 0
+    with ray_session():
+        import ray
+
+        place = machines("train")
+        if gpu:
+            place = dataclasses.replace(place, gpus=1.0)
+        kept = ray.put(dataclasses.replace(scorer, model=model))
+        calls = [(kept, batches[at : at + size]) for at in range(0, len(batches), size)]
+        for number, scores in run_tasks(_score_elsewhere, calls, at_a_time=workers, on=place):
+            early[number] = scores
+            while wanted in early:
+                yield from early.pop(wanted)
+                wanted += 1
+
+
+def plan_batches(clips: Clips, settings: Settings, limit: int | None) -> list[Batch]:
+    """All windows to score, in batches of one game each."""
+    batches = []
+    for number, (game, window_ids) in enumerate(plan_windows(clips, limit).items()):
+        frames = len(window_ids) * settings.horizon
+        share = min(1.0, (settings.distance_frames or frames) / frames)
+        for start in range(0, len(window_ids), settings.batch_size):
+            ids = window_ids[start : start + settings.batch_size]
+            batches.append(Batch(game, ids, settings.seed + 1_000_003 * number + start, share))
+    return batches
+
+
+def export(
+    root: str | Path, data: Sequence[str | Path], *, split: str | None = None, limit: int | None = None, **options: Any
+) -> int:
+    """Write the windows that `evaluate` scores with these settings for a peer, see `worldmodel.evaluation.external_predictions`; their number.
+
+    Their random actions are those that a model of 5 actions gets with mode = one_pass.
+    """
+    settings = Settings(**options)
+    with tempfile.TemporaryDirectory() as cache:
+        length = settings.context + settings.horizon
+        clips = Clips(data, cache, length=length, stride=settings.stride, split=split)
+        batches = plan_batches(clips, settings, limit)
+        with progress("writing windows", sum(len(batch.window_ids) for batch in batches)) as bar:
+            for batch in batches:
+                export_windows(
+                    Path(root),
+                    clips,
+                    batch.window_ids,
+                    context=settings.context,
+                    delta_t=settings.delta_t,
+                    seed=batch.seed,
+                    action_count=len(ACTIONS),
+                )
+                bar.advance(len(batch.window_ids), batch.game)
+    return sum(len(batch.window_ids) for batch in batches)
+
+
+def plan_windows(clips: Clips, limit: int | None) -> dict[str, np.ndarray]:
+    """For each game the numbers of its windows, at most `limit`, evenly spread over them all."""
+    of_game: dict[str, list[int]] = {game: [] for game in clips.games}
+    for window_id in range(len(clips)):
+        of_game[clips.window_game(window_id)].append(window_id)
+    short = [game for game, window_ids in of_game.items() if not window_ids]
+    if short or not of_game:
+        named = ", ".join(short) or "the data"
+        raise InputError(f"no episode of {named} has the {clips.length} frames of a window: give longer ones")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit = {limit}: must be 1 or more")
+    plan = {}
+    for game, window_ids in of_game.items():
+        count = len(window_ids) if limit is None else min(limit, len(window_ids))
+        plan[game] = np.array(window_ids)[np.arange(count) * len(window_ids) // count]
+    return plan
+
+
+def summarise(scores: Scores, settings: Settings) -> dict[str, Any]:
+    """The figures of a set of windows, see `evaluate`."""
+    numbers = {session: number for number, session in enumerate(dict.fromkeys(scores.sessions))}
+    known = ~scores.delta_B.isnan()
+    groups_B = torch.tensor([numbers[session] for session in scores.sessions])
+    delta = estimate(scores.delta_B[known], groups_B[known])
+    background = background_of_counts(scores.codes_2K) if scores.codes_2K.shape[1] else {}
+    sides = {}
+    for side in SIDES:
+        by_step = {name: values.nanmean(0) for name, values in scores.frames[side].items()}
+        sides[side] = {
+            "one_step": {name: _number(values[0]) for name, values in by_step.items()},
+            "mean": {name: _number(values.nanmean()) for name, values in scores.frames[side].items()},
+            "by_step": {name: [_number(value) for value in values] for name, values in by_step.items()},
+            "distance": scores.fits[side].distance(scores.fits["real"]) if scores.fits else None,
+        }
+    return {
+        "windows": len(scores.sessions),
+        "episodes": len(numbers),
+        "reconstruction": {name: _number(values.nanmean()) for name, values in scores.reconstruction.items()},
+        "background": {name: _number(value) for name, value in background.items()},
+        **sides,
+        "delta_psnr": {
+            "t": min(settings.delta_t, settings.horizon),
+            "mean": _number(delta.mean),
+            "low": _number(delta.low),
+            "high": _number(delta.high),
+        },
+    }
+
+
+def _number(value: Tensor | float) -> float | None:
+    value = float(value)
+    return value if math.isfinite(value) else None

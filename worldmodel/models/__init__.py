@@ -1,0 +1,1 @@
+"""Neural networks: tokenizer, latent action model, dynamics, upscaler, and the world models made of them."""

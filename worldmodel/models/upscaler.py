@@ -1,0 +1,122 @@
+"""Super-resolution (appendix B): a U-Net that turns frames of the world model into frames four times as large.
+
+Shapes: B frames, C=3, H=W=size pixels of the small frame; the large one has size * factor.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from envs.utils.errors import InputError
+
+_BATCH = 16
+"""Frames in a pass, so that the memory of `upscale` does not grow with the film."""
+
+
+@dataclass(frozen=True)
+class UpscalerConfig:
+    """The U-Net's shape. The defaults are the paper's configurations (1) and (2)."""
+
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    """Channels at each depth; below the last one there is a level more, twice as wide."""
+    size: int = 64
+    """Pixels of a small frame's side."""
+    factor: int = 4
+    """How many times as large the large frame's side is."""
+    fold: int = 1
+    """Pixels of a side that are folded into channels before the net and unfolded after it: 1 works at the large size
+    (the paper), `factor` at the small one, in a sixteenth of the time."""
+    residual: bool = False
+    """Whether the net makes what is to be added to the bicubic picture instead of the picture (the paper)."""
+
+    def __post_init__(self) -> None:
+        if not self.widths or min(self.widths) < 1:
+            raise InputError(f"upscaler widths = {self.widths}: give one or more channel numbers of 1 or more")
+        deepest = self.fold * 2 ** len(self.widths)
+        if min(self.size, self.factor, self.fold) < 1 or self.large % deepest:
+            raise InputError(f"upscaler: {self.large} pixels cannot be halved {len(self.widths)} times and folded")
+
+    @property
+    def large(self) -> int:
+        """Pixels of a large frame's side."""
+        return self.size * self.factor
+
+
+SHAPES: dict[str, UpscalerConfig] = {
+    "debug": UpscalerConfig(widths=(8, 16), fold=4, residual=True),
+    "cpu": UpscalerConfig(widths=(32, 64), fold=4, residual=True),
+    "small": UpscalerConfig(),
+    "large": UpscalerConfig(widths=(128, 256, 512, 1024)),
+}
+"""small: configurations (1) and (2) of appendix B, 31 M parameters; large: (3), 124 M; the others for two cores."""
+
+
+def _twice(channels: int, width: int) -> nn.Sequential:
+    layers = (nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+class Upscaler(nn.Module):
+    """frames_BCHW of the small size -> frames of the large size: the bicubic picture, through a U-Net."""
+
+    def __init__(self, cfg: UpscalerConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        channels, widths = 3 * cfg.fold**2, cfg.widths
+        above = (channels, *widths[:-1])
+        self.down = nn.ModuleList(_twice(a, b) for a, b in zip(above, widths, strict=True))
+        self.bottom = _twice(widths[-1], 2 * widths[-1])
+        self.rise = nn.ModuleList(nn.ConvTranspose2d(2 * width, width, 2, stride=2) for width in reversed(widths))
+        self.up = nn.ModuleList(_twice(2 * width, width) for width in reversed(widths))
+        self.out = nn.Conv2d(widths[0], channels, 1)
+        if cfg.residual:  # it begins as bicubic, and can only become better than that
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, frames_BCHW: Tensor) -> Tensor:
+        """float frames in [0, 1] -> (B, 3, large, large), about in [0, 1]. Raises InputError for another size."""
+        if tuple(frames_BCHW.shape[1:]) != (3, self.cfg.size, self.cfg.size):
+            wanted = f"(B, 3, {self.cfg.size}, {self.cfg.size})"
+            raise InputError(f"upscaler: expected frames of shape {wanted}, got {tuple(frames_BCHW.shape)}")
+        start = bicubic(frames_BCHW, self.cfg.factor)
+        x = F.pixel_unshuffle(start, self.cfg.fold)
+        kept = []
+        for level in self.down:
+            x = level(x)
+            kept.append(x)
+            x = F.max_pool2d(x, 2)
+        x = self.bottom(x)
+        for rise, level in zip(self.rise, self.up, strict=True):
+            x = level(torch.cat([kept.pop(), rise(x)], dim=1))
+        made = F.pixel_shuffle(self.out(x), self.cfg.fold)
+        return start + made if self.cfg.residual else made
+
+    @torch.no_grad()
+    def upscale(self, frames: Tensor) -> Tensor:
+        """float frames (..., 3, size, size) in [0, 1] -> (..., 3, large, large) in [0, 1], in small batches.
+
+        Raises InputError for another size, type or range.
+        """
+        if frames.ndim < 4 or not frames.is_floating_point():
+            kind = f"{tuple(frames.shape)} of {frames.dtype}"
+            raise InputError(f"upscaler: expected float frames (..., 3, {self.cfg.size}, {self.cfg.size}), got {kind}")
+        low, high = (bound.item() for bound in frames.aminmax()) if frames.numel() else (0.0, 0.0)
+        if not (low >= -1e-4 and high <= 1 + 1e-4):
+            raise InputError(f"upscaler: expected values in [0, 1], got {low:.4g} to {high:.4g}: divide uint8 by 255")
+        device = next(self.parameters()).device
+        parts = [self(part.to(device)).clamp(0, 1).to(frames.device) for part in frames.flatten(0, -4).split(_BATCH)]
+        return torch.cat(parts).unflatten(0, frames.shape[:-3])
+
+
+def bicubic(frames_BCHW: Tensor, factor: int) -> Tensor:
+    """Frames enlarged by bicubic interpolation, in [0, 1]: what an upscaler has to beat, and starts from."""
+    return F.interpolate(frames_BCHW, scale_factor=factor, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def shape(name: str) -> UpscalerConfig:
+    """A shape of `SHAPES`. Raises InputError for other names."""
+    if name not in SHAPES:
+        raise InputError(f"upscaler {name!r}: choose one of {', '.join(SHAPES)}")
+    return SHAPES[name]

@@ -1,0 +1,1 @@
+"""The training loop of every component, on one process or several."""

@@ -1,0 +1,309 @@
+"""How long, how fast and on how much data each component is trained: one table of recipes, which are data, not code.
+
+A component has a recipe for each run that the paper makes of it (appendix A.1; spec: training table), and a recipe has
+three presets: `paper` holds the published values, `cpu` what two cores learn most from in minutes, `debug` what
+finishes in seconds and learns nothing.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from envs.utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a training run does, apart from the model. The defaults are the paper's for the tokenizer."""
+
+    iterations: int = 72_000
+    """Optimizer steps."""
+    batch_size: int = 112
+    """Clips in a step, over all workers."""
+    clip_length: int = 16
+    """Frames in a clip."""
+    clip_stride: int = 1
+    """Frames between the starts of neighbouring windows of an episode."""
+    lr: float = 1e-4
+    """Highest learning rate, reached when the warm-up ends."""
+    min_lr: float = 5e-5
+    """Learning rate of the last step."""
+    warmup: int = 5_000
+    """Steps of linear warm-up."""
+    warmup_factor: float = 0.5
+    """Where the warm-up starts, as a share of lr."""
+    lr_halve_every: int = 0
+    """Steps after which the learning rate is halved, again and again, in place of the cosine; 0 for the cosine."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's decay rates."""
+    weight_decay: float = 1e-4
+    """AdamW's weight decay."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient of a step; 0 turns clipping off."""
+    accumulate: int = 1
+    """Parts that a worker's share of a batch is computed in, one after the other, for one optimizer step."""
+    recompute: bool = False
+    """Compute each part of each block again backward instead of keeping what is inside it: less memory, more time."""
+    precision: str = "bf16"
+    """bf16 (autocast, weights stay fp32) or fp32."""
+    compile: bool = False
+    """Compile what is not a product (torch.compile): half a minute at the start, then faster steps."""
+    parallel: str = "ddp"
+    """How several workers hold the model: ddp (each a copy) or fsdp (each a share of weights, gradients and moments,
+    put together block by block when they are needed)."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights; 0 for none. Where there is one it is validated and exported."""
+    labels: float = 0.0
+    """Latent action model: share of each game's episodes, in [0, 1] and rounded up, whose recorded actions it may see
+    while it trains, so that code a stands for action a. A hash of their session ids decides which; half of the clips
+    are drawn from them, so that a stream wants room for all of them in stream_sessions."""
+    upscaler: str = ""
+    """Upscaler: its shape, one of `worldmodel.models.upscaler.SHAPES`."""
+    token_cache: bool = True
+    """Dynamics: encode every window once and train on the stored tokens, and on the stored actions of a frozen latent
+    action model, where the run is long enough to see each window once on average. Shorter runs, or False: encode in
+    each step."""
+    stream_sessions: int = 0
+    """The most compressed sessions that a worker holds in memory, for data sets larger than the local disk; they pass
+    through instead of being staged. Decides the order of the clips, which no number of workers changes. 0 stages."""
+    stream_bytes: int = 8 << 30
+    """Most bytes of those sessions."""
+    log_every: int = 50
+    """Steps between lines of metrics."""
+    validate_every: int = 1_000
+    """Steps between validations; 0 for none."""
+    validation_clips: int = 0
+    """Validation clips, spread evenly over the validation split; 0 for all of it."""
+    checkpoint_every: int = 1_000
+    """Steps between checkpoints; one is always written at the end."""
+    keep_last: int = 3
+    """Checkpoints to keep: so many of the newest."""
+    keep_best: bool = True
+    """Keep the checkpoint with the lowest validation loss too; one is written at each validation that is the best."""
+    seed: int = 0
+    """Decides initial weights, order of the data, masks and noise."""
+    threads: int = 0
+    """Torch threads of each worker; 0 leaves torch's own choice."""
+    loader_threads: int = 4
+    """Threads of each worker that decode clips ahead of the training; 0 decodes in the training thread."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "iterations",
+            "batch_size",
+            "accumulate",
+            "clip_stride",
+            "log_every",
+            "checkpoint_every",
+            "keep_last",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)}: must be 1 or more")
+        if self.stream_sessions < 0 or self.stream_sessions == 1 or self.stream_bytes < 1:
+            raise InputError(f"stream_sessions = {self.stream_sessions}: must be 2 or more, or 0 to stage the data")
+        if self.clip_length < 2 and not (self.upscaler and self.clip_length == 1):
+            raise InputError(f"clip_length = {self.clip_length}: a clip needs 2 frames or more to hold an action")
+        if self.lr_halve_every < 0:
+            raise InputError(f"lr_halve_every = {self.lr_halve_every}: must be 1 or more, or 0 for never")
+        if self.batch_size % self.accumulate:
+            raise InputError(f"a batch of {self.batch_size} cannot be computed in {self.accumulate} equal parts")
+        for name, choices in (("precision", ("bf16", "fp32")), ("parallel", ("ddp", "fsdp"))):
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name} = {getattr(self, name)!r}: choose {' or '.join(choices)}")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema = {self.ema}: a decay is at least 0 (no average) and below 1, e.g. 0.999")
+        if not 0 <= self.labels <= 1:
+            raise InputError(f"labels = {self.labels}: the share of labelled episodes is in [0, 1], e.g. 0.05")
+        if not 0 < self.min_lr <= self.lr or not math.isfinite(self.lr):
+            raise InputError(f"min_lr = {self.min_lr}, lr = {self.lr}: need 0 < min_lr <= lr")
+
+    def learning_rate(self, step: int) -> float:
+        """Rate of the step-th update, from 0: linear from warmup_factor * lr, then cosine to min_lr at the last one."""
+        if step < self.warmup:
+            return self.lr * (self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup)
+        if self.lr_halve_every:
+            return self.lr * 0.5 ** (step // self.lr_halve_every)
+        progress = (step - self.warmup) / max(self.iterations - 1 - self.warmup, 1)
+        return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+_DEBUG = {
+    "iterations": 20,
+    "batch_size": 2,
+    "clip_length": 6,
+    "clip_stride": 2,
+    "lr": 1e-3,
+    "min_lr": 5e-4,
+    "warmup": 4,
+    "precision": "fp32",
+    "log_every": 5,
+    "validate_every": 10,
+    "validation_clips": 4,
+    "checkpoint_every": 10,
+    "threads": 1,
+    "loader_threads": 1,
+}
+
+_CPU = {
+    "batch_size": 2,
+    "lr": 2e-3,
+    "min_lr": 1e-4,
+    "warmup": 50,
+    "log_every": 20,
+    "validate_every": 500,
+    "validation_clips": 48,
+    "checkpoint_every": 500,
+    "keep_last": 2,
+    "loader_threads": 1,
+}
+
+_CPU_TOKENIZER = {**_CPU, "iterations": 2_600, "clip_length": 4, "clip_stride": 1}
+_CPU_LAM = {**_CPU, "iterations": 2_000, "batch_size": 4, "clip_length": 4, "clip_stride": 1}
+_CPU_DYNAMICS = {**_CPU, "iterations": 2_000, "clip_length": 4, "clip_stride": 4, "lr": 1.5e-3}
+_CPU_FINETUNE = {"iterations": 250, "validate_every": 0}
+# AdamW starts without moments, so that its first steps have the size of the learning rate. At the
+# base's rate they undo the base: Airstriker fell from 41.3 to 33.1 dB in 20 steps.
+_CPU_DECODER = {
+    **_CPU_TOKENIZER,
+    **_CPU_FINETUNE,
+    "lr": 2e-4,
+    "min_lr": 2e-5,
+    "warmup_factor": 0.1,
+}
+
+_UPSCALER = {"clip_length": 1, "clip_stride": 1}
+_DEBUG_UPSCALER = {**_DEBUG, **_UPSCALER, "upscaler": "debug"}
+_CPU_UPSCALER = {**_CPU, **_UPSCALER, "iterations": 1_200, "batch_size": 8, "upscaler": "cpu"}
+
+
+def _paper_upscaler(shape: str, images: int) -> dict[str, Any]:
+    """Appendix B: Adam at 1e-4, StepLR(25, 0.5), 300 epochs of so many images in batches of 128."""
+    return {
+        **_UPSCALER,
+        "upscaler": shape,
+        "batch_size": 128,
+        "iterations": 300 * images // 128,
+        "lr_halve_every": 25 * images // 128,
+        "warmup": 0,
+        "betas": (0.9, 0.999),
+        "weight_decay": 0.0,
+        "grad_clip": 0.0,
+    }
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A kind of run: what it is for, what it needs, and its settings at each preset."""
+
+    says: str
+    presets: dict[str, dict[str, Any]]
+    """Changes to TrainConfig's defaults at debug, cpu and paper."""
+    needs_init: bool = False
+    """Whether it goes on from trained weights."""
+    decoder_only: bool = False
+    """Whether it trains a tokenizer's decoder alone, so that token ids stay as they are."""
+
+
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "tokenizer": {
+        "base": Recipe(
+            "on all platformers, from scratch",
+            {"debug": _DEBUG, "cpu": _CPU_TOKENIZER, "paper": {}},
+        ),
+        "finetune": Recipe(
+            "its decoder alone, on an explored game",
+            # Both numbers are the paper's: 1,000 steps, and one warm-up of 5,000 for all runs. So
+            # it ends inside the warm-up, at 0.6 of lr, having begun where the base's rate ended.
+            {"debug": _DEBUG, "cpu": _CPU_DECODER, "paper": {"iterations": 1_000}},
+            needs_init=True,
+            decoder_only=True,
+        ),
+    },
+    "lam": {
+        "base": Recipe(
+            "on all platformers, from scratch",
+            {"debug": _DEBUG, "cpu": _CPU_LAM, "paper": {}},
+        ),
+    },
+    "dynamics": {
+        "g200": Recipe(
+            "pretraining on Platformers-200 (GenieRedux-G-200)",
+            {
+                "debug": _DEBUG,
+                "cpu": _CPU_DYNAMICS,
+                "paper": {"iterations": 185_000, "batch_size": 80, "clip_stride": 8},
+            },
+        ),
+        "g50": Recipe(
+            "on Platformers-50, from G-200 (GenieRedux-G-50)",
+            {
+                "debug": _DEBUG,
+                "cpu": _CPU_DYNAMICS,
+                "paper": {"iterations": 80_000, "batch_size": 160, "clip_stride": 8},
+            },
+            needs_init=True,
+        ),
+        "finetune": Recipe(
+            "on an explored game, from G-50 (GenieRedux-G-50-ft)",
+            {
+                "debug": _DEBUG,
+                "cpu": {**_CPU_DYNAMICS, **_CPU_FINETUNE, "lr": 5e-4},
+                "paper": {"iterations": 10_000, "batch_size": 160, "clip_stride": 8},
+            },
+            needs_init=True,
+        ),
+        "scratch": Recipe(
+            "on an explored game, from scratch: what pretraining is compared with",
+            {
+                "debug": _DEBUG,
+                "cpu": _CPU_DYNAMICS,
+                "paper": {"iterations": 15_000, "batch_size": 160, "clip_stride": 8},
+            },
+        ),
+    },
+    "upscaler": {
+        name: Recipe(says, {"debug": _DEBUG_UPSCALER, "cpu": _CPU_UPSCALER, "paper": _paper_upscaler(shape, images)})
+        for name, says, shape, images in (
+            ("small-16k", "31 M parameters on 12,000 images (appendix B, 1)", "small", 12_000),
+            ("small-50k", "31 M parameters on 45,000 images (appendix B, 2)", "small", 45_000),
+            ("large-50k", "124 M parameters on 45,000 images (appendix B, 3)", "large", 45_000),
+        )
+    },
+}
+"""The runs of the paper by component and name. A component's first is what is meant where none is named."""
+
+COMPONENTS = tuple(RECIPES)
+PRESETS = ("debug", "cpu", "paper")
+
+
+def find_recipe(component: str, name: str | None = None) -> Recipe:
+    """A component's recipe by name, its first without one. Raises InputError for other names."""
+    if component not in RECIPES:
+        raise InputError(f"unknown component {component!r}: choose one of {', '.join(COMPONENTS)}")
+    known = RECIPES[component]
+    if name is not None and name not in known:
+        raise InputError(f"no recipe of {component} is called {name!r}: choose one of {', '.join(known)}")
+    return known[name or next(iter(known))]
+
+
+def recipe(
+    component: str,
+    preset: str = "paper",
+    name: str | None = None,
+    **changes: Any,
+) -> TrainConfig:
+    """Return the settings of a recipe at a preset (debug, cpu, paper), with changes to them.
+
+    Another `lr` without a `min_lr` changes both in proportion.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    found = find_recipe(component, name)
+    unknown = set(changes) - {field.name for field in dataclasses.fields(TrainConfig)}
+    if unknown:
+        raise InputError(f"no training setting is called {sorted(unknown)[0]!r}")
+    plain = TrainConfig(**found.presets[preset])
+    if "lr" in changes:
+        changes = {"min_lr": plain.min_lr * (changes["lr"] / plain.lr), **changes}
+    return dataclasses.replace(plain, **changes)

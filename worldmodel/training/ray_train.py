@@ -1,0 +1,164 @@
+"""Run a training on Ray Train: in this process, or on workers that average gradients."""
+
+import logging
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from envs.utils.errors import InputError
+from envs.utils.interrupt import Interrupt, StopFile
+from envs.utils.progress import console, progress
+from envs.utils.ray_session import machines, ray_session
+from envs.utils.run_dir import read_metrics
+from worldmodel import checkpoint
+from worldmodel.models.transformer import Stack
+from worldmodel.training.run_spec import Job
+from worldmodel.training.setup import build_objective, open_data
+from worldmodel.training.trainer import Trainer
+
+RESTARTS = 3
+"""How often workers that died are replaced, each time from the newest checkpoint."""
+
+
+def run_worker(options: dict[str, Any]) -> bool:
+    """What Ray Train runs on each worker: build, restore, train. True where the run came to its end."""
+    import ray.train
+    import ray.train.torch
+
+    job: Job = options["job"]
+    context = ray.train.get_context()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if job.recipe.threads:
+        torch.set_num_threads(job.recipe.threads)
+    objective = build_objective(job, device)
+    for module in objective.model.modules():
+        if isinstance(module, Stack):
+            module.recompute = job.recipe.recompute
+    part, parts = context.get_local_rank(), context.get_local_world_size()
+    windows, validation = open_data(job, objective, device, part=part, parts=parts)
+    trainer = Trainer(
+        job,
+        objective,
+        windows,
+        validation,
+        rank=rank,
+        ranks=ranks,
+        device=device,
+        stop=(options["stop"] or StopFile(job.out)).asked,
+        saved=lambda step: ray.train.report({"step": step}),
+    )
+    return trainer.train()
+
+
+def _fit(job: Job, workers: int, stop: "Interrupt | None" = None) -> bool:
+    """One run of Ray Train. Its own folder for bookkeeping holds nothing that a later run needs."""
+    from ray.train import RunConfig
+    from ray.train.torch import TorchTrainer
+
+    trainer = TorchTrainer(
+        run_worker,  # type: ignore[arg-type]  # Ray's annotation does not know of return values
+        train_loop_config={"job": job, "stop": stop},
+        scaling_config=_scaling(workers),
+        run_config=RunConfig(name=f"{job.component}-{os.getpid()}", storage_path=str(job.out / "ray")),
+    )
+    try:
+        return bool(trainer.fit().return_value)  # type: ignore[attr-defined]
+    finally:
+        shutil.rmtree(job.out / "ray", ignore_errors=True)
+
+
+def _scaling(workers: int) -> Any:
+    """What each worker asks for: its kind of machine, and a GPU where those have some, or where there are enough."""
+    import ray
+    from ray.train import ScalingConfig
+
+    if not workers:
+        return ScalingConfig(num_workers=0)
+    place = machines("train")
+    gpu = bool(place.gpus) or ray.cluster_resources().get("GPU", 0) >= workers
+    resources = {"GPU" if gpu else "CPU": 1.0, **place.resources}
+    return ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources)
+
+
+def _fit_here(job: Job) -> bool:
+    """Train in this process, without starting Ray; what is set for the whole process is set back afterwards."""
+    logger, threads = logging.getLogger("ray.train"), torch.get_num_threads()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # below it, Ray Train says that this mode is one for debugging
+    try:
+        with Interrupt() as stop:
+            return _fit(job, 0, stop)
+    finally:
+        logger.setLevel(level)
+        torch.set_num_threads(threads)
+
+
+@ray_session()
+def _fit_on_workers(job: Job, workers: int) -> bool:
+    """Train on Ray workers; those that die are replaced, and go on from the newest checkpoint."""
+    from ray.train import WorkerGroupError
+
+    for restart in range(RESTARTS + 1):
+        try:
+            return _fit_watched(job, workers)
+        except WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                cause = _own_error(failure)
+                if cause is not None:
+                    raise cause from None
+            if restart == RESTARTS:
+                raise
+            newest = checkpoint.newest_checkpoint(job.out)
+            start = newest.name if newest else "the start"
+            line = f"a training worker died: going on from {start} with new ones ({restart + 1} of {RESTARTS})"
+            console.print(line, soft_wrap=True)
+    raise AssertionError("unreachable")
+
+
+def _own_error(failure: BaseException | None) -> InputError | None:
+    """The InputError that a worker raised, out of what Ray wrapped it in."""
+    while failure is not None:
+        if isinstance(failure, InputError):
+            return failure
+        failure = getattr(failure, "_base_exc", None) or failure.__cause__
+    return None
+
+
+def _fit_watched(job: Job, workers: int) -> bool:
+    """Run Ray Train in a thread; meanwhile show its progress here and pass Ctrl+C on to the workers as a stop file."""
+    outcome: list[bool | BaseException] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(_fit(job, workers))
+        except BaseException as error:  # handed over to the thread that waits
+            outcome.append(error)
+
+    stop = StopFile(job.out)
+    stop.clear()
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    done = _last_step(job.out)
+    with Interrupt() as interrupt, progress(f"training {job.component}", job.recipe.iterations, done) as bar:
+        thread.start()
+        while thread.is_alive():
+            thread.join(timeout=0.5)
+            if interrupt.asked():
+                stop.ask()
+            step = _last_step(job.out)
+            if step > done:
+                bar.advance(step - done)
+                done = step
+    stop.clear()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _last_step(run: Path) -> int:
+    rows = read_metrics(run)
+    return int(rows[-1]["step"]) if rows else 0

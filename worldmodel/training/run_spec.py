@@ -1,0 +1,99 @@
+"""What one training run is: everything that its workers need to know, checked before any of them starts."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs.utils.errors import InputError
+from worldmodel.config import WorldModelConfig
+from worldmodel.training.config import TrainConfig
+
+_HOW = (
+    "log_every",
+    "validate_every",
+    "validation_clips",
+    "checkpoint_every",
+    "keep_last",
+    "keep_best",
+    "threads",
+    "loader_threads",
+    "compile",
+    "parallel",
+)
+_WHERE = ("data", "pairs", "tokenizer", "lam", "init")
+"""Paths: what lies there is compared by hash, or is in the checkpoint."""
+_MAY_CHANGE = {*_WHERE, *(f"recipe.{name}" for name in _HOW)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of `worldmodel.training.train.train`. Paths are absolute, since workers have folders of their own."""
+
+    component: str
+    config: WorldModelConfig
+    recipe: TrainConfig
+    data: tuple[str, ...]
+    out: Path
+    cache_dir: Path
+    init: Path | None = None
+    """Weights to start from."""
+    tokenizer: Path | None = None
+    """The frozen tokenizer of a dynamics run."""
+    lam: Path | None = None
+    """The latent action model whose actions a dynamics run takes instead of the recorded ones."""
+    joint_lam: bool = False
+    """Train the latent action model with the dynamics: that in `lam`, or a new one."""
+    decoder_only: bool = False
+    pairs: str | None = None
+    """The episodes of `data` again, larger, for an upscaler."""
+
+    @property
+    def trains_lam(self) -> bool:
+        """Whether a latent action model is trained, alone or with the dynamics."""
+        return self.component == "lam" or self.joint_lam
+
+    def identity(self) -> dict[str, Any]:
+        """What the run is, as JSON data: written to config.json and into every checkpoint."""
+        identity = {
+            "component": self.component,
+            "config": self.config.to_dict(),
+            "recipe": dataclasses.asdict(self.recipe),
+            "data": self.data,
+            "init": self.init,
+            "tokenizer": self.tokenizer,
+            "lam": self.lam,
+            "joint_lam": self.joint_lam,
+            "decoder_only": self.decoder_only,
+            "pairs": self.pairs,
+        }
+        return dict(json.loads(json.dumps(identity, default=str)))
+
+    def check_resumable(self) -> None:
+        """Raise InputError where the run in `out` is another one than this, naming the first difference.
+
+        How often to log, check and save, how work is spread and paths may change: that does not change what is learnt,
+        but for the order of additions.
+        """
+        path = self.out / "config.json"
+        try:
+            recorded = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read ({error}): this is no run to resume") from error
+        for name, (there, here) in _differences(recorded, self.identity()):
+            if name not in _MAY_CHANGE:
+                raise InputError(
+                    f"cannot resume {self.out}: its {name} is {there}, not {here}: give that or a new --out"
+                )
+
+
+def _differences(a: Any, b: Any, name: str = "") -> list[tuple[str, tuple[Any, Any]]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(key for key in b if key not in a)]
+        return [
+            difference
+            for key in keys
+            for difference in _differences(a.get(key), b.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    return [] if a == b else [(name, (a, b))]

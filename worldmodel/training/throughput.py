@@ -1,0 +1,159 @@
+"""How many multiply-adds a second hardware can do: from a table of cards, or measured here.
+
+Peaks are dense bf16 matrix products with fp32 sums, as the makers' data sheets give them.
+"""
+
+import ctypes
+import functools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from envs.utils.errors import InputError
+from worldmodel.training.flops import Cost
+
+PEAKS = {
+    "a100": (312e12, 80e9),
+    "h100": (989e12, 80e9),
+    "h200": (989e12, 141e9),
+    "b200": (2250e12, 192e9),
+    "a10": (125e12, 24e9),
+    "a6000": (155e12, 48e9),
+    "l4": (121e12, 24e9),
+    "l40s": (362e12, 48e9),
+    "rtx3090": (71e12, 24e9),
+    "rtx4090": (165e12, 24e9),
+}
+"""Card -> (bf16 FLOP/s, bytes of memory)."""
+UTILISATION = 0.4
+"""Share of a card's peak that training is assumed to reach, for predictions."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a prediction is made for."""
+
+    name: str
+    cards: int
+    peak: float
+    """FLOP/s of one card, or of this machine's measured matrix product."""
+    memory: float | None
+    """Bytes of one card; None where it was not looked up."""
+    utilisation: float
+
+
+def hardware(name: str, *, precision: str = "bf16", utilisation: float = UTILISATION) -> Hardware:
+    """`here`, measured, or a card and how many of them: `a100x8`, `l4`. Raises InputError for an unknown card."""
+    if name == "here":
+        rate = measured_peak(torch.device("cuda" if torch.cuda.is_available() else "cpu"), precision)
+        return Hardware("this machine, measured", 1, rate, None, 0.6)
+    card, separator, count = name.lower().rpartition("x")
+    if not (separator and count.isdigit() and card in PEAKS):
+        card, count = name.lower(), "1"
+    if card not in PEAKS or int(count) < 1:
+        raise InputError(f"--hardware {name}: choose here or one of {', '.join(PEAKS)}, with a count as in a100x8")
+    peak, memory = PEAKS[card]
+    return Hardware(name.lower(), int(count), peak, memory, utilisation)
+
+
+def device_peak(device: torch.device, precision: str) -> float:
+    """FLOP/s that utilisation is measured against: the table's where the card is in it and runs bf16, else measured."""
+    if device.type == "cuda" and precision == "bf16":
+        name = torch.cuda.get_device_name(device).lower().replace(" ", "")
+        for card in sorted(PEAKS, key=len, reverse=True):
+            if card in name:
+                return PEAKS[card][0]
+    return measured_peak(device, precision)
+
+
+@functools.cache
+def measured_peak(device: torch.device, precision: str, repeats: int = 4) -> float:
+    """FLOP/s of a matrix product (1024 x 512 on a CPU, 8192 x 8192 on a card, by a square one): the best of some."""
+    rows, width = (8192, 8192) if device.type == "cuda" else (1024, 512)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.ones(rows, width, dtype=dtype, device=device), torch.ones(width, width, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(repeats + 1):
+        _wait(device)
+        started = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * rows * width * width / best
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, where its C library is glibc.
+
+    A training step frees gigabytes and asks for them again. Given back in between they come as fresh pages, each with
+    a fault: a tenth of a step on a virtual machine.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # names of options in malloc.h
+        mallopt(mmap_threshold, 32 << 20)  # the most that is allowed; setting either stops both from moving
+        mallopt(trim_threshold, -1)  # never
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Meter:
+    """Sums of what steps return, kept on the device until a line of metrics is due, and the time that steps took.
+
+    `cost` of a clip, where it is known, and `peak`, the FLOP/s of one rank's hardware, make a speed of the time.
+    """
+
+    def __init__(self, cost: Cost | None = None, peak: float = 0.0) -> None:
+        self.cost, self.peak = cost, peak
+        self.clear()
+
+    def speed(self, batch_size: int, ranks: int) -> dict[str, float]:
+        """Clips and tokens a second, achieved FLOP/s of all ranks and their share of the peak, time without data."""
+        clips = self.steps * batch_size / self.seconds
+        figures = {"clips_per_second": clips, "data_wait": self.waited / self.seconds}
+        if self.cost is not None:
+            achieved = clips * self.cost.flops
+            figures["flops_per_second"] = achieved
+            if self.cost.tokens:
+                figures["tokens_per_second"] = clips * self.cost.tokens
+            if self.peak:
+                figures["flops_utilisation"] = achieved / (self.peak * ranks)
+        return figures
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+        self.waited = self.worked = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Waiting for data and working; validation and checkpoints are not in it."""
+        return self.waited + self.worked
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in which the next batch is waited for."""
+        started = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - started
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Time of a step."""
+        started = time.perf_counter()
+        yield
+        self.worked += time.perf_counter() - started
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        """Count a step and add up what it returned."""
+        for name, value in parts.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1

@@ -1,0 +1,112 @@
+"""Training a component of the world model through Ray Train: in this process, or on workers that average gradients.
+
+    train("tokenizer", config=preset("cpu"), recipe=recipe("tokenizer", "cpu"), data=["data"], out="runs/tokenizer")
+    train("dynamics", ..., tokenizer="runs/tokenizer", out="runs/dynamics")
+    train("dynamics", ..., tokenizer="runs/tokenizer", joint_lam=True, out="runs/genie")
+
+The run's folder holds config.json, metrics.jsonl, tensorboard/ and checkpoints/. The loop is in `worldmodel.training.trainer`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from envs.utils.errors import InputError
+from envs.utils.progress import console
+from envs.utils.storage import is_remote
+from worldmodel import checkpoint
+from worldmodel.config import WorldModelConfig
+from worldmodel.training.config import COMPONENTS, TrainConfig, recipe
+from worldmodel.training.ray_train import _fit_here, _fit_on_workers
+from worldmodel.training.run_spec import Job
+from worldmodel.training.setup import TRAINED
+from worldmodel.training.trainer import NonFiniteLoss
+
+__all__ = ["NonFiniteLoss", "TrainConfig", "recipe", "train"]
+
+
+def train(
+    component: str,
+    *,
+    config: WorldModelConfig,
+    recipe: TrainConfig,
+    data: Sequence[str | Path],
+    out: str | Path,
+    workers: int = 0,
+    resume: bool = False,
+    init: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    lam: str | Path | None = None,
+    joint_lam: bool = False,
+    decoder_only: bool = False,
+    pairs: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
+    """Train a component of `worldmodel.training.setup` on the train split of `data`; return the newest checkpoint.
+
+    `workers`: Ray Train workers, on the Ray that is there or on a local one; 0 trains in this process without starting
+    Ray. `init`: weights to start from. `tokenizer`: for dynamics, the trained tokenizer that is frozen. `lam`: for
+    dynamics on latent actions, the latent action model that reads them, frozen too. All are a run's folder, a
+    checkpoint, or a saved world model. `joint_lam`: train the latent action model with the dynamics, that in `lam` or
+    `init`, or a new one where neither is given.
+    `decoder_only`: a tokenizer's decoder alone is trained, token ids stay the same.
+    `cache_dir` holds staged episodes and tokens, for all runs beside each other (default: `cache` beside `out`).
+    `resume` continues the run in `out` bit for bit; a run that is complete already is left as it is.
+
+    Raises InputError for settings that do not fit together, data or weights that cannot be used, and a folder that
+    holds another run; NonFiniteLoss where training breaks down; KeyboardInterrupt after Ctrl+C, a checkpoint saved.
+    """
+    out = Path(out).absolute()
+    job = Job(
+        component=component,
+        config=config.with_latent_actions() if lam is not None or joint_lam else config,
+        recipe=recipe,
+        data=tuple(str(folder if is_remote(folder) else Path(folder).absolute()) for folder in data),
+        out=out,
+        cache_dir=Path(cache_dir or out.parent / "cache").absolute(),
+        init=None if init is None else Path(init).absolute(),
+        tokenizer=None if tokenizer is None else Path(tokenizer).absolute(),
+        lam=None if lam is None else Path(lam).absolute(),
+        joint_lam=joint_lam,
+        decoder_only=decoder_only,
+        pairs=None if pairs is None else str(pairs if is_remote(pairs) else Path(pairs).absolute()),
+    )
+    _check(job, workers, resume, config.actions)
+    newest = checkpoint.newest_checkpoint(job.out)
+    if newest is None or checkpoint.open_checkpoint(newest).step < recipe.iterations:
+        finished = _fit_on_workers(job, workers) if workers else _fit_here(job)
+        newest = checkpoint.open_checkpoint(job.out).path
+        if not finished:
+            line = f"stopped; {newest.name} of {recipe.iterations} is saved in {job.out}: go on with --resume"
+            console.print(line, soft_wrap=True)
+            raise KeyboardInterrupt
+    return newest
+
+
+def _check(job: Job, workers: int, resume: bool, real_actions: int) -> None:
+    """Refuse what a person can have got wrong, before anything starts."""
+    if job.component not in COMPONENTS:
+        raise InputError(f"unknown component {job.component!r}: choose one of {', '.join(COMPONENTS)}")
+    if not job.data:
+        raise InputError("no data given: name one or more folders of episodes")
+    component = TRAINED[job.component]
+    if component.needs_tokenizer and job.tokenizer is None:
+        raise InputError(f"training {job.component} needs --tokenizer: the run or checkpoint of a trained tokenizer")
+    if job.tokenizer is not None and not component.needs_tokenizer:
+        raise InputError(f"--tokenizer is not for {job.component}; to continue from its weights give --init")
+    if (job.lam is not None or job.joint_lam) and not component.takes_lam:
+        raise InputError(f"--lam and --joint-lam are not for {job.component}: they are for dynamics on latent actions")
+    if job.recipe.labels and not job.trains_lam:
+        raise InputError(f"--labels are for a latent action model: train {job.component} without, or with --joint-lam")
+    if job.recipe.labels and real_actions > job.config.lam.codes:
+        raise InputError(f"--labels: {real_actions} actions, {job.config.lam.codes} codes: lam.codes must be as many")
+    if job.decoder_only and not (component.decoder_only and job.init is not None):
+        raise InputError("--recipe finetune trains the decoder of a trained tokenizer: give it with --init")
+    if component.needs_pairs != (job.pairs is not None) or (component.needs_pairs and job.recipe.stream_sessions):
+        what = "needs --pairs, made of its data by `autoexplore data replay`, and cannot stream"
+        raise InputError(f"training {job.component} {what if component.needs_pairs else 'takes no --pairs'}")
+    if job.recipe.batch_size % max(workers, 1):
+        raise InputError(f"a batch of {job.recipe.batch_size} cannot be split over {workers} workers: use a multiple")
+    if (job.out / "config.json").exists():
+        if not resume:
+            raise InputError(f"{job.out} already holds a run: give another --out, or --resume to continue it")
+        job.check_resumable()
