@@ -36,12 +36,12 @@ def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
         from envs.games.corridor import CorridorEnv
 
         return CorridorEnv(television=name == NOISY_TV, **options)
-    from envs.games.retro import RetroGame
+    from envs.games.retro import RetroEnv
 
-    return RetroGame(game, **options)
+    return RetroEnv(game, **options)
 
 
-def check_builtin(game: str) -> str | None:
+def builtin_name(game: str) -> str | None:
     """The name of a game of `BUILTIN`, or None for one of stable-retro's. Raises InputError if its package is missing.
 
     The package of CoinRun is loaded for that: it can be there, and still lack a library of the system.

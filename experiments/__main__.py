@@ -43,7 +43,7 @@ COMMANDS = {
 }
 """Name and one-line description of each command."""
 DESCRIPTION = "Train world models of retro games without human demonstrations."
-TROUBLE = 2
+EXIT_BAD_INPUT = 2
 STOPPED = 130
 
 
@@ -57,16 +57,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             code = stop.code
         sys.stdout.flush()
     except BrokenPipeError:
-        if not _nobody_reads():
+        if not _stdout_closed():
             raise
-        from envs.utils.progress import NOBODY_READS
+        from envs.utils.progress import EXIT_SIGPIPE
 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
-        code = NOBODY_READS
+        code = EXIT_SIGPIPE
     sys.exit(code)
 
 
-def _nobody_reads() -> bool:
+def _stdout_closed() -> bool:
     """Whether the other end of stdout is closed, as by `| head`; an emulator's pipe may break as well."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # errors are always told
@@ -79,14 +79,14 @@ def execute(argv: list[str]) -> int:
         command, args = parse(argv)
         command.run(args)
     except KeyboardInterrupt:
-        print(f"\nstopped. {_how_to_go_on(argv)}", file=sys.stderr)
+        print(f"\nstopped. {_resume_hint(argv)}", file=sys.stderr)
         return STOPPED
     except Exception as error:
         bad_input = next((link for link in _chain(error) if isinstance(link, InputError)), None)
         if bad_input is None:
             raise
         print(f"autoexplore: {_one_line(str(bad_input.args[0]))}", file=sys.stderr)
-        return TROUBLE
+        return EXIT_BAD_INPUT
     return 0
 
 
@@ -181,7 +181,7 @@ def _first_paragraph(text: str) -> str:
     return _one_line(text.split("\n\n")[0])
 
 
-def _how_to_go_on(argv: list[str]) -> str:
+def _resume_hint(argv: list[str]) -> str:
     """What to type to continue after Ctrl+C: pipeline always continues, other long commands with --resume."""
     command = shlex.join(["autoexplore", *argv])
     if argv[:1] == ["pipeline"] or argv[:2] == ["study", "ablation"]:

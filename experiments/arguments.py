@@ -77,13 +77,13 @@ def check_games(games: Sequence[str]) -> list[str]:
 
     Asked before anything starts, so that a run does not stop at its third game after an hour.
     """
-    from envs import catalog, check_builtin
+    from envs import builtin_name, catalog
 
     if not games:
         raise InputError("no game given: name one or more, e.g. Airstriker-Genesis (autoexplore catalog lists them)")
     checked = []
     for game in catalog.expand(games):
-        name = check_builtin(game)
+        name = builtin_name(game)
         if name is None:
             name = catalog.canonical(game)
             if not catalog.has_rom(name):

@@ -4,7 +4,7 @@ from envs.utils.progress import format_duration
 from experiments.arguments import Preset
 from worldmodel.config import WorldModelConfig
 from worldmodel.training.config import TrainConfig
-from worldmodel.training.flops import Cost, cost_of
+from worldmodel.training.flops import TrainCost, cost_of
 from worldmodel.training.throughput import Hardware, hardware
 
 PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6))
@@ -39,7 +39,7 @@ def show(
     console.print(table)
 
 
-def figures(cost: Cost, recipe: TrainConfig, machine: Hardware) -> dict[str, str]:
+def figures(cost: TrainCost, recipe: TrainConfig, machine: Hardware) -> dict[str, str]:
     """The lines of the prediction, by what they are about."""
     step = cost.flops * recipe.batch_size
     again = 4 / 3 if recipe.recompute else 1
@@ -72,14 +72,14 @@ def figures(cost: Cost, recipe: TrainConfig, machine: Hardware) -> dict[str, str
     return lines
 
 
-def model_bytes(cost: Cost, recipe: TrainConfig, cards: int) -> float:
+def model_bytes(cost: TrainCost, recipe: TrainConfig, cards: int) -> float:
     """Bytes of weights, gradients, moments and what else goes with the parameters, on one card."""
     each = (STEP_BYTES + (4 if recipe.ema else 0)) * cost.trained + 4 * (cost.parameters - cost.trained)
     low = 2 * cost.parameters if recipe.precision == "bf16" else 0
     return each / (cards if recipe.parallel == "fsdp" else 1) + low
 
 
-def memory_parts(cost: Cost, recipe: TrainConfig, machine: Hardware) -> int | None:
+def memory_parts(cost: TrainCost, recipe: TrainConfig, machine: Hardware) -> int | None:
     """The least number of parts of a batch in which it fits into memory, None where a single clip does not."""
     assert machine.memory is not None
     share = recipe.batch_size // machine.cards

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from exploration.agent.policy import load_policy
     from exploration.algorithm import AutoExplore, AutoExploreConfig
-    from exploration.config import ExploreRecipe
+    from exploration.config import ExploreConfig
     from exploration.reward.scorers import LocalScorer, Scorer, ServeScorer
     from exploration.reward.token_entropy import uncertainty_reward
     from exploration.train import explore
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _LAZY_EXPORTS = {
     "AutoExplore": "algorithm",
     "AutoExploreConfig": "algorithm",
-    "ExploreRecipe": "config",
+    "ExploreConfig": "config",
     "LocalScorer": "reward.scorers",
     "Scorer": "reward.scorers",
     "ServeScorer": "reward.scorers",
@@ -30,7 +30,7 @@ _LAZY_EXPORTS = {
 __all__ = [
     "AutoExplore",
     "AutoExploreConfig",
-    "ExploreRecipe",
+    "ExploreConfig",
     "LocalScorer",
     "Scorer",
     "ServeScorer",

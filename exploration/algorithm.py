@@ -24,26 +24,26 @@ from ray.rllib.utils.metrics import (
 
 from envs.utils.errors import InputError
 from envs.utils.screen_hash import distinct_screens
-from exploration.agent.learner import ExploreLearner, as_learner_batch, raised_not_logged
+from exploration.agent.learner import ExploreLearner, as_learner_batch, quiet_actor_errors
 from exploration.agent.loss import LOSS_PARTS, LossConfig
 from exploration.agent.policy import CnnLstm, PolicyConfig
-from exploration.agent.replay_buffer import Batch, Fragment, Replay, Scale, to_fragment
+from exploration.agent.replay_buffer import Batch, Fragment, ReplayBuffer, Scale, to_fragment
 from exploration.agent.rl_module import AgentModule
-from exploration.config import ExploreRecipe, epsilon_at
-from exploration.mutable_settings import TUNABLE, apply
+from exploration.config import ExploreConfig, epsilon_at
+from exploration.mutable_settings import MUTABLE_SETTINGS, apply
 from exploration.reward.scorers import Scorer
 from exploration.reward.token_entropy import TOP_FRACTION
 from exploration.rollout.callbacks import ExploreCallbacks
 from exploration.rollout.env_runner import GameRunner
 from exploration.rollout.reward_connector import LOOKBACK
-from exploration.rollout.snapshots import Glimpses, joined
-from exploration.rollout.vector_env import STEP_SECONDS, check_places
+from exploration.rollout.snapshots import SnapshotPair, joined
+from exploration.rollout.vector_env import STEP_SECONDS, check_env_slots
 from worldmodel.uncertainty import check_top_fraction
 
 GAMES_ENV = "autoexplore-games"
 SAMPLE_TIMEOUT_S = 900.0
 """How long an epoch waits for a runner that is alive."""
-PATIENCE_S = 120.0
+RUNNER_TIMEOUT_S = 120.0
 """How long an epoch waits for any runner to come back."""
 
 
@@ -63,7 +63,7 @@ class AutoExploreConfig(AlgorithmConfig):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or AutoExplore)
-        defaults = ExploreRecipe()
+        defaults = ExploreConfig()
         self.games: tuple[str, ...] = ()
         self.max_steps: int | None = defaults.max_steps
         self.scorer: Callable[[], Scorer] | None = None
@@ -76,8 +76,8 @@ class AutoExploreConfig(AlgorithmConfig):
         loss = defaults.loss
         self.lambda_, self.entropy_coeff, self.value_coeff = loss.lambda_, loss.entropy_coeff, loss.value_coeff
         self.returns, self.rho_clip, self.normalize_advantages = loss.returns, loss.rho_clip, loss.normalize_advantages
-        self.channels, self.units = defaults.network.channels, defaults.network.units
-        self.normalize_rewards, self.cut_rewards = defaults.normalize_rewards, defaults.cut_rewards
+        self.channels, self.lstm_dim = defaults.network.channels, defaults.network.lstm_dim
+        self.normalize_rewards, self.reward_clipping = defaults.normalize_rewards, defaults.reward_clipping
         self.precision = defaults.precision
         self.runner_threads, self.pin_runners = 1, defaults.pin_runners
         self.step_timeout_s = STEP_SECONDS
@@ -145,7 +145,7 @@ class AutoExploreConfig(AlgorithmConfig):
         check_top_fraction(self.top_fraction)
         _ = self.loss
         if self.games:
-            check_places(self.games, self.num_env_runners, self.num_envs_per_env_runner)
+            check_env_slots(self.games, self.num_env_runners, self.num_envs_per_env_runner)
         if self.episode_lookback_horizon < LOOKBACK:
             raise InputError(f"episode_lookback_horizon {self.episode_lookback_horizon}: windows need {LOOKBACK}")
         if self.num_learners > 1 and self.segments % self.num_learners:
@@ -155,7 +155,11 @@ class AutoExploreConfig(AlgorithmConfig):
         return ExploreLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        model: dict[str, Any] = {"channels": tuple(self.channels), "units": self.units, "max_seq_len": self.segment + 1}
+        model: dict[str, Any] = {
+            "channels": tuple(self.channels),
+            "lstm_dim": self.lstm_dim,
+            "max_seq_len": self.segment + 1,
+        }
         model["precision"] = self.precision
         return RLModuleSpec(module_class=AgentModule, model_config=model)
 
@@ -169,7 +173,15 @@ _OWN_SETTINGS = frozenset(
         *("top_fraction", "epsilon", "final_epsilon", "epsilon_epochs", "temperature", "steps_per_epoch"),
         *("updates_per_epoch", "segments", "segment", "burn_in", "replay_capacity", "replay_in_checkpoint"),
         *("lambda_", "entropy_coeff", "value_coeff", "returns", "rho_clip", "normalize_advantages", "pin_runners"),
-        *("normalize_rewards", "cut_rewards", "channels", "units", "precision", "runner_threads", "step_timeout_s"),
+        *(
+            "normalize_rewards",
+            "reward_clipping",
+            "channels",
+            "lstm_dim",
+            "precision",
+            "runner_threads",
+            "step_timeout_s",
+        ),
     )
 )
 
@@ -191,20 +203,20 @@ class AutoExplore(Algorithm):
     def setup(self, config: Any) -> None:
         super().setup(config)
         self.settings = self.config
-        self.replay = Replay(self.config.replay_capacity, seed=self.config.seed or 0)
+        self.replay = ReplayBuffer(self.config.replay_capacity, seed=self.config.seed or 0)
         self.screens: dict[str, set[bytes]] = {}
-        self.glimpses: Glimpses | None = None
+        self.snapshots: SnapshotPair | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Go on with other values of the `TUNABLE` settings, without building anything anew; Tune calls it.
+        """Go on with other values of the `MUTABLE_SETTINGS` settings, without building anything anew; Tune calls it.
 
         False, and nothing is changed, where another setting of this class differs: that needs a new algorithm.
         """
         self.config = self.settings  # Tune puts its dict there, but everything reads the object
-        fixed = _OWN_SETTINGS - TUNABLE.keys() - {"final_epsilon"}
+        fixed = _OWN_SETTINGS - MUTABLE_SETTINGS.keys() - {"final_epsilon"}
         if any(new_config.get(name, getattr(self.config, name)) != getattr(self.config, name) for name in fixed):
             return False
-        apply(self, {name: new_config[name] for name in TUNABLE if name in new_config})
+        apply(self, {name: new_config[name] for name in MUTABLE_SETTINGS if name in new_config})
         return True
 
     @property
@@ -230,7 +242,7 @@ class AutoExplore(Algorithm):
 
         Raises InputError with what a runner says cannot be used.
         """
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + RUNNER_TIMEOUT_S
         kept = 0
         while not kept:
             # Pushed before every sampling, so that it reaches runners that were restarted.
@@ -253,21 +265,23 @@ class AutoExplore(Algorithm):
             episodes, results = sampled
             self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
             for episode in episodes:
-                self._keep(to_fragment(episode))
+                self._add_to_replay(to_fragment(episode))
                 kept += len(episode)
             if not kept:
                 faults = self.env_runner_group.foreach_env_runner(lambda runner: runner.fault)
                 if any(faults):
                     raise InputError(next(filter(None, faults)))
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"no runner has brought a step that could be scored for {PATIENCE_S:.0f} s")
+                    raise RuntimeError(
+                        f"no runner has brought a step that could be scored for {RUNNER_TIMEOUT_S:.0f} s"
+                    )
                 time.sleep(1.0)
                 self.restore_env_runners(self.env_runner_group)
-        self.glimpses = joined(self.env_runner_group.foreach_env_runner(lambda runner: runner.glimpses))
+        self.snapshots = joined(self.env_runner_group.foreach_env_runner(lambda runner: runner.snapshots))
 
-    def _keep(self, fragment: Fragment) -> None:
+    def _add_to_replay(self, fragment: Fragment) -> None:
         """Put a fragment into the replay, and its screens among those that were seen of its game."""
-        if self.config.cut_rewards:
+        if self.config.reward_clipping:
             fragment = replace(fragment, rewards_T=fragment.rewards_T.clip(-1, 1))
         self.replay.add(fragment)
         if self.config.games:
@@ -299,7 +313,7 @@ class AutoExplore(Algorithm):
         }
         learners = self.config.num_learners
         if learners < 2:
-            with raised_not_logged():
+            with quiet_actor_errors():
                 return self.learner_group.update(batch=as_learner_batch(batch), timesteps=steps)
         # RLlib would cut one batch in the middle of a segment; each learner gets whole ones.
         count = np.full(len(batch["learn"]), max(batch["learn"].sum(), 1) / learners, np.float32)
@@ -307,7 +321,7 @@ class AutoExplore(Algorithm):
             {name: rows[part::learners] for name, rows in (batch | {"count": count}).items()}
             for part in range(learners)
         ]
-        with raised_not_logged():
+        with quiet_actor_errors():
             return self.learner_group.update(batches=[as_learner_batch(shard) for shard in shards], timesteps=steps)
 
     def _before_evaluate(self) -> None:
@@ -322,7 +336,7 @@ class AutoExplore(Algorithm):
         shape = PolicyConfig(
             actions=int(spaces[1].n),
             channels=tuple(self.config.channels),
-            units=self.config.units,
+            lstm_dim=self.config.lstm_dim,
             size=spaces[0].shape[0],
         )
         network = CnnLstm(shape)

@@ -17,7 +17,7 @@ from worldmodel.uncertainty import check_top_fraction
 
 
 @dataclass(frozen=True)
-class ExploreRecipe:
+class ExploreConfig:
     """What a run does. The defaults are the paper's."""
 
     epochs: int = 300
@@ -56,7 +56,7 @@ class ExploreRecipe:
     """Learn from rewards that have mean 0 and deviation 1 - gamma in the replay, game by game. A reward that is always
     above 0 otherwise makes the value learn its level first: until then it says no more than how far a segment's end
     is, and the end of an episode looks like a loss."""
-    cut_rewards: bool = False
+    reward_clipping: bool = False
     """Learn from rewards cut to [-1, 1]: for a game's own, which may be points by the thousand."""
     loss: LossConfig = field(default_factory=LossConfig)
     network: PolicyConfig = field(default_factory=PolicyConfig)
@@ -120,8 +120,8 @@ def epsilon_at(epoch: int, start: float, end: float, epochs: int) -> float:
     return start + (end - start) * share
 
 
-PRESETS: dict[str, ExploreRecipe] = {
-    "debug": ExploreRecipe(
+PRESETS: dict[str, ExploreConfig] = {
+    "debug": ExploreConfig(
         epochs=2,
         runners=1,
         envs_per_runner=2,
@@ -131,13 +131,13 @@ PRESETS: dict[str, ExploreRecipe] = {
         batch_size=4,
         segment=8,
         replay_capacity=1_000,
-        network=PolicyConfig(channels=(8, 8, 16, 16), units=32),
+        network=PolicyConfig(channels=(8, 8, 16, 16), lstm_dim=32),
         epsilon_epochs=1,
         evaluate_every=2,
         evaluation_steps=10,
         replicas=1,
     ),
-    "cpu": ExploreRecipe(
+    "cpu": ExploreConfig(
         epochs=8,
         steps=36,
         max_steps=400,
@@ -152,22 +152,22 @@ PRESETS: dict[str, ExploreRecipe] = {
         # chance; with 0.05 it settles within sixty updates, and epsilon, which stays, shows it what else there is.
         loss=LossConfig(gamma=0.95, entropy_coeff=0.05, normalize_advantages=True),
         final_epsilon=0.1,
-        network=PolicyConfig(channels=(16, 16, 32, 32), units=256),
+        network=PolicyConfig(channels=(16, 16, 32, 32), lstm_dim=256),
         evaluate_every=4,
         evaluation_steps=100,
         evaluate_greedily=False,
     ),
-    "paper": ExploreRecipe(),
+    "paper": ExploreConfig(),
 }
 
 
-def recipe(preset: str, **changes: Any) -> ExploreRecipe:
+def recipe(preset: str, **changes: Any) -> ExploreConfig:
     """A preset with some fields replaced; None keeps the preset's. Raises InputError for an unknown preset."""
     if preset not in PRESETS:
         raise InputError(f"preset {preset!r} is not known: choose one of {', '.join(PRESETS)}")
     return changed(PRESETS[preset], **changes)
 
 
-def changed(plan: ExploreRecipe, **changes: Any) -> ExploreRecipe:
+def changed(plan: ExploreConfig, **changes: Any) -> ExploreConfig:
     """A recipe with some fields replaced; None keeps the recipe's. Raises InputError for what cannot be meant."""
     return dataclasses.replace(plan, **{name: value for name, value in changes.items() if value is not None})

@@ -2,7 +2,7 @@
 
 <out>/seed-<s>/agent/            the explorer's run          <out>/seed-<s>/explorer/, random/   episodes of either
 <out>/seed-<s>/measured-*.json   what was measured of one seed
-<out>/agents.json                what `compare` returns
+<out>/agents.json                what `evaluate_explorers` returns
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ STUDENT_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 @dataclass(frozen=True)
-class Seen:
+class ExplorationStats:
     """What one agent's episodes of one game hold."""
 
     frames: int
@@ -42,7 +42,7 @@ class Seen:
     """Mean reward (eq. 2-4) of the windows that were scored."""
 
 
-def compare(
+def evaluate_explorers(
     games: Sequence[str],
     model_path: Path | str,
     out: Path | str,
@@ -94,7 +94,7 @@ def compare(
 
 
 def measure(games: Sequence[str], folder: Path, scorer: LocalScorer, windows: int) -> dict[str, dict[str, Any]]:
-    """`Seen` of each agent, by game, from the episodes in `folder`/<agent>."""
+    """`ExplorationStats` of each agent, by game, from the episodes in `folder`/<agent>."""
     rows: dict[str, dict[str, Any]] = {}
     readers = {name: EpisodeReader(folder / name) for name in AGENTS}
     for game in games:
@@ -108,7 +108,7 @@ def measure(games: Sequence[str], folder: Path, scorer: LocalScorer, windows: in
             frames = np.concatenate([episode.frames_THWC for episode in own])
             rewards = [reward for episode in own for reward in sample_rewards(episode, scorer, windows)]
             screens = len(distinct_screens(frames[:shared]))
-            rows[game][name] = dataclasses.asdict(Seen(len(frames), screens, float(np.mean(rewards))))
+            rows[game][name] = dataclasses.asdict(ExplorationStats(len(frames), screens, float(np.mean(rewards))))
     return rows
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.utils.errors import InputError
-from exploration.config import ExploreRecipe, recipe
+from exploration.config import ExploreConfig, recipe
 from exploration.train import explore
 
 
@@ -33,15 +33,20 @@ def train_actor_critic(
 TRAINERS: dict[str, Callable[..., Path]] = {"actor-critic": train_actor_critic}
 
 
-def _of(preset: str, **changes: Any) -> ExploreRecipe:
+def _of(preset: str, **changes: Any) -> ExploreConfig:
     """A preset of the explorer, paid by the game: cheap to collect, so that it plays longer, and far-sighted."""
     plan = recipe(preset)
     loss = dataclasses.replace(plan.loss, gamma=0.99, normalize_advantages=True, entropy_coeff=0.01)
-    fixed: dict[str, Any] = {"loss": loss, "normalize_rewards": False, "cut_rewards": True, "evaluate_greedily": False}
+    fixed: dict[str, Any] = {
+        "loss": loss,
+        "normalize_rewards": False,
+        "reward_clipping": True,
+        "evaluate_greedily": False,
+    }
     return dataclasses.replace(plan, **(fixed | changes))
 
 
-EXPERTS: dict[str, ExploreRecipe] = {
+EXPERTS: dict[str, ExploreConfig] = {
     "debug": _of("debug"),
     "cpu": _of(
         "cpu", epochs=25, steps=100, updates=40, epsilon_epochs=15, evaluate_every=5, evaluation_steps=400, lr=1e-3

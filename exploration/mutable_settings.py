@@ -32,7 +32,7 @@ class Limits:
         return self.low <= value <= self.high
 
 
-TUNABLE: dict[str, Limits] = {
+MUTABLE_SETTINGS: dict[str, Limits] = {
     "lr": Limits(1e-8, 1.0),
     "entropy_coeff": Limits(0.0, 10.0),
     "epsilon": Limits(0.0, 1.0),
@@ -46,9 +46,11 @@ def check(values: dict[str, Any]) -> dict[str, float]:
     """The values as floats. Raises InputError for a name that cannot be changed and for a value out of its limits."""
     checked = {}
     for name, value in values.items():
-        if name not in TUNABLE:
-            raise InputError(f"{name!r} cannot be changed while a run learns: choose among {', '.join(TUNABLE)}")
-        limits = TUNABLE[name]
+        if name not in MUTABLE_SETTINGS:
+            raise InputError(
+                f"{name!r} cannot be changed while a run learns: choose among {', '.join(MUTABLE_SETTINGS)}"
+            )
+        limits = MUTABLE_SETTINGS[name]
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -79,7 +81,7 @@ def apply(algorithm: Any, values: dict[str, Any]) -> None:
 
 def current(config: Any) -> dict[str, float]:
     """The values that a configuration has now."""
-    return {name: float(getattr(config, name)) for name in TUNABLE}
+    return {name: float(getattr(config, name)) for name in MUTABLE_SETTINGS}
 
 
 def in_effect(algorithm: Any) -> dict[str, float]:

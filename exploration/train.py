@@ -5,7 +5,7 @@
 <out>/reward/                                    what a reward learnt before the agent began (`exploration.reward.factory`)
 <out>/best/                                      the agent with the best evaluation return; `load_policy` plays it
 <out>/changes.jsonl  history.json                what a person asked for while it ran, and since when it holds
-<out>/glimpses/  film/                           the most surprising screen of each epoch; the best agent beside chance
+<out>/snapshots/  videos/                        the most surprising screen of each epoch; the best agent beside chance
 """
 
 import dataclasses
@@ -20,26 +20,26 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayError
 
-from envs import COINRUN, catalog, check_builtin
+from envs import COINRUN, builtin_name, catalog
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.images import png
-from envs.utils.interrupt import Interrupt
+from envs.utils.interrupt import GracefulInterrupt
 from envs.utils.progress import Bar, console, progress
-from envs.utils.ray_session import machines, ray_session
-from envs.utils.run_dir import RunFolder
+from envs.utils.ray_session import node_resources, ray_session
+from envs.utils.run_dir import RunDir
 from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from exploration.agent.learner import learner_is_gone
 from exploration.agent.policy import load_network, save_policy
 from exploration.algorithm import AutoExplore, AutoExploreConfig
-from exploration.config import ExploreRecipe, changed, recipe
+from exploration.config import ExploreConfig, changed, recipe
 from exploration.mutable_settings import apply, in_effect, requests
-from exploration.reward.factory import RewardSource
+from exploration.reward.factory import RewardConfig
 from exploration.reward.scorers import Scorer
 from exploration.reward.token_entropy import TOP_FRACTION
-from exploration.rollout.snapshots import save_glimpse
-from exploration.rollout.vector_env import check_places
-from exploration.videos import make_films
+from exploration.rollout.snapshots import save_snapshot
+from exploration.rollout.vector_env import check_env_slots
+from exploration.videos import record_videos
 from exploration.watch import Watch
 
 
@@ -50,7 +50,7 @@ def explore(
     out: Path | str,
     *,
     preset: str = "cpu",
-    plan: ExploreRecipe | None = None,
+    plan: ExploreConfig | None = None,
     reward: str = "autoexplore",
     reward_data: Sequence[str] = (),
     scorer: str = "local",
@@ -70,7 +70,7 @@ def explore(
 
     `plan` stands in for the preset's. The envs of all runners get the games in turn; where `envs_per_runner` is None
     and the preset's are too few, there are as many as the games need. `reward`, `reward_data` and `scorer` are those of
-    `RewardSource`, and so is `app`; count, random and env need no model. Of the other settings None keeps the
+    `RewardConfig`, and so is `app`; count, random and env need no model. Of the other settings None keeps the
     preset's.
     `init`: a policy's folder, whose weights the agent begins with. `watch`: show it on the terminal. With `resume` the
     newest checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay; a finished run returns at
@@ -83,8 +83,8 @@ def explore(
     if envs_per_runner is None and names:
         needed = math.ceil(len(names) / max(plan.runners, 1))
         plan = dataclasses.replace(plan, envs_per_runner=max(plan.envs_per_runner, needed))
-    check_places(names, plan.runners, plan.envs_per_runner)
-    source = RewardSource(reward, scorer, tuple(map(str, reward_data)), app)
+    check_env_slots(names, plan.runners, plan.envs_per_runner)
+    source = RewardConfig(reward, scorer, tuple(map(str, reward_data)), app)
     out = Path(out)
     network = json.loads(json.dumps(dataclasses.asdict(plan.network)))
     epoch, state, about = _start(out, resume, {"games": names, "network": network, "reward": reward})
@@ -97,7 +97,7 @@ def explore(
     config: dict[str, Any] = {"games": names, "model": None if model_path is None else str(model_path), "seed": seed}
     config |= {"reward": dataclasses.asdict(source), **dataclasses.asdict(plan)}
     opened = source.open(model_path, out / "reward", steps=plan.maskgit_steps, replicas=plan.replicas, seed=seed)
-    with RunFolder(out, config, resume=resume, resume_step=epoch) as run, opened as factory:
+    with RunDir(out, config, resume=resume, resume_step=epoch) as run, opened as factory:
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
         # A resumed run's runners must not play the chance of the first epochs again.
         algorithm: Any = configure(plan, names, factory, seed=seed + 1_000_003 * epoch).build_algo()
@@ -107,8 +107,8 @@ def explore(
             if state is not None:
                 algorithm.set_state(state)
                 apply(algorithm, about.get("settings", {}))  # what a person had changed; the optimizer's rate with it
-            _Run(run, algorithm, plan, names, about, watch=watch).train(epoch)
-            make_films(run, plan.epochs, names, seed=seed)
+            ExploreLoop(run, algorithm, plan, names, about, watch=watch).train(epoch)
+            record_videos(run, plan.epochs, names, seed=seed)
         except RayError as error:  # runners and replicas come back by themselves: what is gone is a learner
             if not (isinstance(error, RayActorError) or learner_is_gone(algorithm)):
                 raise
@@ -122,23 +122,23 @@ def explore(
 
 def game_name(game: str) -> str:
     """A game's canonical name. Raises InputError for an unknown one, or one with other actions than the agent's."""
-    if (name := check_builtin(game)) == COINRUN:
+    if (name := builtin_name(game)) == COINRUN:
         raise InputError("CoinRun has seven actions, the explorer five: explore another game")
     return name or catalog.canonical(game)
 
 
 def configure(
-    plan: ExploreRecipe, games: Sequence[str], scorer: Callable[[], Scorer] | None, *, seed: int = 0
+    plan: ExploreConfig, games: Sequence[str], scorer: Callable[[], Scorer] | None, *, seed: int = 0
 ) -> AutoExploreConfig:
     """The RLlib configuration of a recipe on the Ray that the process is connected to: who runs on which machines."""
     loss = dataclasses.asdict(plan.loss)
-    network = {"channels": plan.network.channels, "units": plan.network.units, "precision": plan.precision}
+    network = {"channels": plan.network.channels, "lstm_dim": plan.network.lstm_dim, "precision": plan.precision}
     schedule = {name: getattr(plan, name) for name in ("epsilon", "final_epsilon", "epsilon_epochs", "temperature")}
-    same = ("segment", "burn_in", "replay_capacity", "replay_in_checkpoint", "normalize_rewards", "cut_rewards")
+    same = ("segment", "burn_in", "replay_capacity", "replay_in_checkpoint", "normalize_rewards", "reward_clipping")
     kept = {name: getattr(plan, name) for name in same}
     config = AutoExploreConfig()
     config.exploring(games=games, scorer=scorer, max_steps=plan.max_steps, top_fraction=plan.top_fraction)
-    rollout, serve = machines("rollout"), machines("serve")
+    rollout, serve = node_resources("rollout"), node_resources("serve")
     config.env_runners(
         num_env_runners=plan.runners,
         num_envs_per_env_runner=plan.envs_per_runner,
@@ -187,14 +187,14 @@ def _start(out: Path, resume: bool, identity: dict[str, Any]) -> tuple[int, dict
     return epoch, state, about
 
 
-class _Run:
+class ExploreLoop:
     """The loop over epochs, and what it notes of them."""
 
     def __init__(
         self,
-        run: RunFolder,
+        run: RunDir,
         algorithm: AutoExplore,
-        plan: ExploreRecipe,
+        plan: ExploreConfig,
         games: list[str],
         about: dict[str, Any],
         *,
@@ -205,7 +205,7 @@ class _Run:
 
     def train(self, epoch: int) -> None:
         """All epochs from `epoch` on."""
-        with self._display(epoch) as bar, Interrupt(at_once=True) as interrupt:
+        with self._display(epoch) as bar, GracefulInterrupt(at_once=True) as interrupt:
             while epoch < self.plan.epochs:
                 if interrupt.asked():
                     raise KeyboardInterrupt
@@ -225,9 +225,9 @@ class _Run:
                 metrics["explore/epoch_seconds"] = time.monotonic() - started
                 self.run.log(epoch, metrics)
                 self._save(epoch)
-                self._keep_glimpse(epoch)
+                self._save_snapshot(epoch)
                 if isinstance(bar, Watch):
-                    bar.show(metrics, self.algorithm.glimpses)
+                    bar.show(metrics, self.algorithm.snapshots)
                 bar.advance(note=f"reward {metrics['explore/reward']:.3f}, entropy {metrics['explore/entropy']:.2f}")
         if not (self.run.path / "best").is_dir():  # no evaluation was whole: the last agent is all there is
             save_policy(self.run.path / "best", self.algorithm.network(), {"epoch": epoch, "games": self.games})
@@ -238,12 +238,12 @@ class _Run:
             return Watch(console, self.games, self.plan.epochs, done=epoch)
         return progress(f"explore {len(self.games)} games", self.plan.epochs, done=epoch)
 
-    def _keep_glimpse(self, epoch: int) -> None:
+    def _save_snapshot(self, epoch: int) -> None:
         """The most surprising screen of the epoch, in the run's folder and among TensorBoard's images."""
-        if self.algorithm.glimpses is None:
+        if self.algorithm.snapshots is None:
             return
-        peak = self.algorithm.glimpses.peak
-        save_glimpse(self.run.path, epoch, peak)
+        peak = self.algorithm.snapshots.peak
+        save_snapshot(self.run.path, epoch, peak)
         shown = peak.pair()
         self.run.log_picture(epoch, "uncertainty", png(shown), *shown.shape[:2])
 

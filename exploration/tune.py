@@ -32,13 +32,13 @@ from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import Bar, progress
 from envs.utils.ray_session import ray_session
-from envs.utils.run_dir import RunFolder
+from envs.utils.run_dir import RunDir
 from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from exploration.agent.policy import load_network, save_policy
 from exploration.algorithm import AutoExplore
-from exploration.config import ExploreRecipe, recipe
+from exploration.config import ExploreConfig, recipe
 from exploration.mutable_settings import apply, current, in_effect
-from exploration.reward.factory import RewardSource
+from exploration.reward.factory import RewardConfig
 from exploration.train import configure, evaluation_metrics, game_name, plain_state, training_metrics
 
 METRIC = "evaluation_return"
@@ -108,7 +108,7 @@ class TuneTrial(AutoExplore):
         apply(self, current(self.config))  # the optimizer came with the other's learning rate
 
 
-class Watcher(ray_tune.Callback):
+class ProgressCallback(ray_tune.Callback):
     """Moves the progress bar and keeps the figures of every epoch: Tune's own files lose some when an agent is paused.
 
     Tune pickles callbacks, so bar and folder are the class's, not the object's.
@@ -120,14 +120,14 @@ class Watcher(ray_tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         """An agent has finished an epoch."""
-        if Watcher.rows is not None:
+        if ProgressCallback.rows is not None:
             row = {name: result[name] for name in ("settings", "copied", METRIC, "screens", "explore/reward", "pid")}
             row |= {"trial": short_name(trial.trial_id), "epoch": result["training_iteration"]}
-            with Watcher.rows.open("a") as file:
+            with ProgressCallback.rows.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-        Watcher.best = max(Watcher.best, float(result[METRIC]))
-        if Watcher.bar is not None:
-            Watcher.bar.advance(note=f"best return {Watcher.best:.2f}")
+        ProgressCallback.best = max(ProgressCallback.best, float(result[METRIC]))
+        if ProgressCallback.bar is not None:
+            ProgressCallback.bar.advance(note=f"best return {ProgressCallback.best:.2f}")
 
 
 @ray_session()
@@ -169,21 +169,21 @@ def tune(
             raise InputError(f"{out} was started with other settings: resume it as it was started")
         if (out / "tune.json").exists():
             return dict(json.loads((out / "tune.json").read_text()))
-    source = RewardSource(scorer=scorer)
+    source = RewardConfig(scorer=scorer)
     source.check(model_path)  # a model that cannot be used is named here, before anything is started
     opened = source.open(model_path, out / "reward", steps=plan.maskgit_steps, replicas=plan.replicas, seed=seed)
-    with RunFolder(out, asked, resume=resume) as run, opened as factory:
+    with RunDir(out, asked, resume=resume) as run, opened as factory:
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
         tuner = _tuner(
             out, plan, trials, configure(plan, names, factory, seed=seed).to_dict(), resume=resume, seed=seed
         )
         done = sum(len(rows) for rows in read_rows(out).values())
         with progress(f"tune {trials} agents", trials * plan.epochs, done=min(done, trials * plan.epochs)) as bar:
-            Watcher.bar, Watcher.rows = bar, out / ROWS
+            ProgressCallback.bar, ProgressCallback.rows = bar, out / ROWS
             try:
                 results = tuner.fit()
             finally:
-                Watcher.bar = Watcher.rows = None
+                ProgressCallback.bar = ProgressCallback.rows = None
         for error in results.errors:
             raise error
         found = summary(out)
@@ -200,7 +200,7 @@ def tune(
 
 
 def _tuner(
-    out: Path, plan: ExploreRecipe, trials: int, space: dict[str, Any], *, resume: bool, seed: int
+    out: Path, plan: ExploreConfig, trials: int, space: dict[str, Any], *, resume: bool, seed: int
 ) -> ray_tune.Tuner:
     """Tune's object for a new run or for one that was cut off."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its boxes of settings, which `verbose` does not silence
@@ -242,7 +242,7 @@ def _tuner(
                 checkpoint_frequency=plan.evaluate_every, checkpoint_at_end=True, num_to_keep=4
             ),
             failure_config=ray_tune.FailureConfig(max_failures=2),
-            callbacks=[Watcher()],
+            callbacks=[ProgressCallback()],
             verbose=0,
         ),
     )
@@ -290,7 +290,7 @@ def summary(out: Path) -> dict[str, Any]:
     return {"trials": histories, "changes": sorted(changes, key=lambda change: change["from_epoch"]), "best": best}
 
 
-def _log(run: RunFolder, found: dict[str, Any]) -> None:
+def _log(run: RunDir, found: dict[str, Any]) -> None:
     """The curves of all trials in the run's own metrics."""
     epochs = sorted({epoch for history in found["trials"].values() for epoch in history["epochs"]})
     for place, epoch in enumerate(epochs):

@@ -1,7 +1,7 @@
 """The best agent beside a random one, as a film: both begin the same game with the same chance.
 
-<run>/film/<game>.gif   left the agent, right the random one
-<run>/film/film.json    game -> {"steps", "agent", "random"}: distinct screens that each saw
+<run>/videos/<game>.gif   left the agent, right the random one
+<run>/videos/videos.json  game -> {"steps", "agent", "random"}: distinct screens that each saw
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ import numpy as np
 from envs.controls import ACTIONS
 from envs.utils.atomic_io import write_atomic, write_json_atomic
 from envs.utils.images import Frames, gif
-from envs.utils.run_dir import RunFolder
+from envs.utils.run_dir import RunDir
 from envs.utils.screen_hash import distinct_screens
 from exploration.agent.policy import load_policy
 from exploration.rollout.vector_env import close_vector_env, vector_env
 
-FOLDER = "film"
+FOLDER = "videos"
 GAMES = 3
 STEPS = 120
 SCALE = 2
 
 
-def play_beside(policy: Path, game: str, *, steps: int = STEPS, seed: int = 0) -> tuple[Frames, Frames]:
+def rollout_against_random(policy: Path, game: str, *, steps: int = STEPS, seed: int = 0) -> tuple[Frames, Frames]:
     """Frames (steps + 1, H, W, 3) of the agent in a policy's folder and of a uniformly random one, game after game."""
     agent, chance = load_policy(policy), np.random.default_rng(seed)
     agent.reset(seed)
@@ -44,14 +44,14 @@ def play_beside(policy: Path, game: str, *, steps: int = STEPS, seed: int = 0) -
     return film_T2HWC[:, 0], film_T2HWC[:, 1]
 
 
-def make_films(run: RunFolder, epoch: int, games: Sequence[str], *, seed: int = 0) -> None:
+def record_videos(run: RunDir, epoch: int, games: Sequence[str], *, seed: int = 0) -> None:
     """Films of up to GAMES games of the run's best agent, in its folder and among TensorBoard's images."""
     counts = {}
     for game in games[:GAMES]:
-        agent, random = play_beside(run.path / "best", game, seed=seed)
+        agent, random = rollout_against_random(run.path / "best", game, seed=seed)
         data = gif([agent, random], SCALE, context=len(agent))
         write_atomic(run.path / FOLDER / f"{game}.gif", data)
-        run.log_picture(epoch, f"film/{game}", data, agent.shape[1] * SCALE, 2 * agent.shape[2] * SCALE)
+        run.log_picture(epoch, f"videos/{game}", data, agent.shape[1] * SCALE, 2 * agent.shape[2] * SCALE)
         seen = {"agent": len(distinct_screens(agent)), "random": len(distinct_screens(random))}
         counts[game] = {"steps": len(agent) - 1, **seen}
-    write_json_atomic(run.path / FOLDER / "film.json", counts)
+    write_json_atomic(run.path / FOLDER / "videos.json", counts)

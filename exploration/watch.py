@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from envs.utils.images import Frames
-from exploration.rollout.snapshots import Glimpses
+from exploration.rollout.snapshots import SnapshotPair
 
 HALF = "\N{UPPER HALF BLOCK}"
 BARS = "\N{LOWER ONE EIGHTH BLOCK}\N{LOWER ONE QUARTER BLOCK}\N{LOWER THREE EIGHTHS BLOCK}\N{LOWER HALF BLOCK}"
@@ -60,7 +60,7 @@ class Watch:
     def __init__(self, console: Console, games: list[str], epochs: int, done: int = 0) -> None:
         self.console, self.games, self.epochs, self.done = console, games, epochs, done
         self._started, self._first = time.monotonic(), done
-        self._glimpses: Glimpses | None = None
+        self._glimpses: SnapshotPair | None = None
         self._metrics: dict[str, float] = {}
         self._rewards: list[float] = []
         self._live = Live(self, console=console, refresh_per_second=2, transient=False)
@@ -78,7 +78,7 @@ class Watch:
         """As `envs.utils.progress.Bar`; the figures stand beside the pictures anyway."""
         self.done += units
 
-    def show(self, metrics: dict[str, float], glimpses: Glimpses | None) -> None:
+    def show(self, metrics: dict[str, float], glimpses: SnapshotPair | None) -> None:
         """What the epoch that has just ended brought."""
         self._metrics = metrics
         self._glimpses = glimpses or self._glimpses
@@ -110,7 +110,7 @@ class Watch:
         """Pixels of a frame, across and down, that become one."""
         return 1 if self.console.width >= WIDE else 2
 
-    def _pictures(self, glimpses: Glimpses) -> list[Any]:
+    def _pictures(self, glimpses: SnapshotPair) -> list[Any]:
         factor = self._factor
         newest = glimpses.newest
         shown = [Group(Text(newest.game, style="bold"), blocks(smaller(newest.frame_HWC, factor)))]
@@ -120,7 +120,7 @@ class Watch:
             shown.append(Group(words, blocks(smaller(unsure, factor))))
         return shown
 
-    def _figures(self, glimpses: Glimpses) -> Table:
+    def _figures(self, glimpses: SnapshotPair) -> Table:
         m = self._metrics
         figures = Table.grid(padding=(0, 1))
         figures.add_row("reward", f"{m['explore/reward']:.3f} {bars(self._rewards)}")

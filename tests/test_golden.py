@@ -20,7 +20,7 @@ import envs
 import exploration
 import worldmodel
 from envs.collect.policies import RandomPolicy
-from envs.collect.worker import Session, play_episode
+from envs.collect.worker import EpisodeKey, play_episode
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 from envs.utils.ray_session import ray_session
 from envs.utils.run_dir import read_metrics
@@ -51,7 +51,7 @@ def record_pairs(folder: Path) -> tuple[str, str]:
                 writer.copy_plan(EpisodeReader(folder / "small"), {"size": size})
             env = envs.make("Counting", size=size)
             for episode in range(4):
-                session = Session("Counting", "random", 0, episode)
+                session = EpisodeKey("Counting", "random", 0, episode)
                 writer.add(play_episode(env, RandomPolicy(), session, steps=40))
             env.close()
     return str(folder / "small"), str(folder / "large")

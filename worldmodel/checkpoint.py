@@ -136,7 +136,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     return Checkpoint(path, _read_json(path / "state.json"))
 
 
-def remove_leftovers(run: Path) -> None:
+def remove_partial_checkpoints(run: Path) -> None:
     """Delete temporary folders that a crash during a save left in a run, and name checkpoints without a manifest."""
     for folder in (run / "checkpoints").glob(".step-*.tmp"):
         shutil.rmtree(folder)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from envs.utils.errors import InputError
 
-HIDDEN = -1
+MASKED_ACTION = -1
 """What batches hold in place of a recorded action that is not to be seen."""
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.utils.errors import InputError
-from worldmodel.data.batch import model_frames
+from worldmodel.data.batch import to_float_frames
 from worldmodel.models.genie import WorldModel
 
 Info = dict[str, Any]
@@ -71,7 +71,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[NDArray[np.uint8], NDArray[
         noise = torch.Generator(self._device).manual_seed(int(self.np_random.integers(2**62)))
         self._rollout = Rollout(
             self._model,
-            model_frames(torch.from_numpy(frames[chosen]).to(self._device)),
+            to_float_frames(torch.from_numpy(frames[chosen]).to(self._device)),
             torch.from_numpy(actions[chosen]).to(self._device),
             steps=self._steps,
             temperature=self._temperature,

@@ -58,7 +58,7 @@ def load_upscaler(path: Path | str, device: torch.device | str = "cpu") -> Upsca
     return upscaler.to(device).eval()
 
 
-def join(tokenizer: Path | str, dynamics: Path | str) -> GenieReduxG:
+def build_world_model(tokenizer: Path | str, dynamics: Path | str) -> GenieReduxG:
     """The world model of a tokenizer and a dynamics model on real actions, each a run's folder or a checkpoint.
 
     Raises InputError as `load_tokenizer`, and where the two do not belong together.

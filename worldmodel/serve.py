@@ -26,8 +26,8 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
 from envs.utils.errors import InputError
-from envs.utils.ray_session import machines
-from worldmodel.uncertainty import check_top_fraction, checked_windows, load_model, mean_of_highest, score_windows
+from envs.utils.ray_session import node_resources
+from worldmodel.uncertainty import check_top_fraction, load_model, top_k_mean, validate_windows, window_entropies
 
 if TYPE_CHECKING:
     from worldmodel.models.genie import WorldModel
@@ -103,7 +103,7 @@ class UncertaintyService:
         self._weights = newest_weights(app_name)
         self._model = load_model(self._weights, device)
         self._named: dict[str, None] = {}
-        self._meter = ServiceMeter()
+        self._meter = ServiceMetrics()
         self._turn = asyncio.Lock()
         self._busy_since: float | None = None
         self._failures, self._fault = 0, ""
@@ -120,7 +120,7 @@ class UncertaintyService:
         model = await self._other(asked) if asked else self._model
         if steps is not None and steps < 1:
             raise InputError(f"steps {steps}: an answer needs 1 MaskGIT pass or more")
-        request = _Request(model, steps or self._steps, checked_windows(model, frames, actions_B4), actions_B4)
+        request = _Request(model, steps or self._steps, validate_windows(model, frames, actions_B4), actions_B4)
         self._meter.waiting += len(request)
         try:
             answer: NDArray[np.float32] = await self._batched(request)
@@ -138,7 +138,7 @@ class UncertaintyService:
     ) -> NDArray[np.float32]:
         """The same windows -> their rewards (B,) in [0, 1], of the `top_fraction` most uncertain tokens (eq. 3-4)."""
         check_top_fraction(top_fraction)
-        return mean_of_highest(await self.entropies(frames, actions_B4, steps), top_fraction)
+        return top_k_mean(await self.entropies(frames, actions_B4, steps), top_fraction)
 
     @serve.batch(max_batch_size=BATCH_WINDOWS, batch_wait_timeout_s=BATCH_WAIT_S, batch_size_fn=_windows)
     async def _batched(self, requests: list[_Request]) -> list[NDArray[np.float32]]:
@@ -165,7 +165,7 @@ class UncertaintyService:
             self._busy_since = time.monotonic()
             try:
                 # In a thread, so that the replica goes on answering health checks and taking requests.
-                entropy_BN = await asyncio.to_thread(score_windows, model, given_BPHWC, actions_B4, **options)
+                entropy_BN = await asyncio.to_thread(window_entropies, model, given_BPHWC, actions_B4, **options)
             except Exception as error:
                 self._meter.failed()
                 self._failures, self._fault = self._failures + 1, repr(error)
@@ -250,7 +250,7 @@ def run(
     context: int = 2,
     steps: int = 1,
     batch: int = 0,
-    queued: int = QUEUED,
+    max_queued_requests: int = QUEUED,
     patience: Patience = Patience(),
 ) -> str:
     """Start the app, without any HTTP port, on the Ray that this process is connected to, and return its name.
@@ -258,16 +258,16 @@ def run(
     `replicas` with `num_cpus`, `num_gpus` (a share of one is possible; None for a whole one where the cluster has
     machines with GPUs for this, otherwise none) and `threads` (torch's) each; up to `max_replicas` where they have more
     than TARGET_ONGOING requests each to answer, with `patience`. `steps`: MaskGIT passes where a request names none;
-    `batch`: windows in a forward pass, 0 for what suits the device; `queued`: requests that may wait at one caller.
+    `batch`: windows in a forward pass, 0 for what suits the device; `max_queued_requests`: requests that may wait at one caller.
     Raises InputError for a folder that is no world model, and for numbers that cannot be meant.
     """
-    if replicas < 1 or (max_replicas is not None and max_replicas < replicas) or steps < 1 or queued < 1:
+    if replicas < 1 or (max_replicas is not None and max_replicas < replicas) or steps < 1 or max_queued_requests < 1:
         raise InputError(
-            f"replicas {replicas}, steps {steps} and queued {queued} must be 1 or more, max_replicas {max_replicas} "
+            f"replicas {replicas}, steps {steps} and queued {max_queued_requests} must be 1 or more, max_replicas {max_replicas} "
             "no fewer than replicas"
         )
     _set_newest_weights(app_name, model_path)
-    place = machines("serve")
+    place = node_resources("serve")
     num_gpus = place.gpus if num_gpus is None else num_gpus
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     quiet = LoggingConfig(enable_access_log=False, log_level="ERROR")
@@ -277,7 +277,7 @@ def run(
         name="UncertaintyService",
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": place.resources},
         max_ongoing_requests=ONGOING,
-        max_queued_requests=queued,
+        max_queued_requests=max_queued_requests,
         health_check_period_s=5,
         logging_config=quiet,
         **_scale(replicas, max_replicas, patience),
@@ -331,7 +331,7 @@ def stop(app_name: str = APP_NAME) -> None:
     internal_kv._internal_kv_del(_key(app_name))
 
 
-class ServiceMeter:
+class ServiceMetrics:
     """Counts requests, windows and batches. To be made inside a replica, on whose event loop alone it is used."""
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ def load_model(path: Path | str, device: str = "cpu") -> "WorldModel":
 
 
 @torch.inference_mode()
-def score_windows(
+def window_entropies(
     model: "WorldModel",
     frames_B5HWC: NDArray[np.uint8],
     actions_B4: NDArray[np.integer],
@@ -53,7 +53,7 @@ def score_windows(
         actions = torch.tensor(actions_B4[at : at + batch], device=device, dtype=torch.int64)
         # Rearranged as bytes, a quarter of what they are as floats: what reads them next is twice as fast.
         given_BPCHW = given.permute(0, 1, 4, 2, 3).contiguous().float().div_(255)
-        parts.append(model.entropy_ahead(given_BPCHW, actions, steps=steps).float().cpu().numpy())
+        parts.append(model.future_token_entropy(given_BPCHW, actions, steps=steps).float().cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -63,7 +63,7 @@ def check_top_fraction(top_fraction: float) -> None:
         raise InputError(f"top_fraction {top_fraction}: must be above 0 and at most 1 (the paper has 0.25)")
 
 
-def mean_of_highest(entropy_BN: NDArray[np.floating], top_fraction: float) -> NDArray[np.float32]:
+def top_k_mean(entropy_BN: NDArray[np.floating], top_fraction: float) -> NDArray[np.float32]:
     """Eq. 3-4: mean of the `top_fraction` largest token entropies, at least one. (B, N) in [0, 1] -> (B,) in [0, 1].
 
     Raises InputError for a fraction outside (0, 1].
@@ -75,7 +75,7 @@ def mean_of_highest(entropy_BN: NDArray[np.floating], top_fraction: float) -> ND
     return highest.mean(axis=1, dtype=np.float64).clip(0.0, 1.0).astype(np.float32)
 
 
-def as_film(frames_B5HWC: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+def to_consecutive_frames(frames_B5HWC: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     """The film (B + 4, H, W, C) that windows were cut from one frame after the other, a copy; None where they were not.
 
     Told by their strides: such windows are overlapping views. A film is a fifth of its windows to send.
@@ -85,14 +85,14 @@ def as_film(frames_B5HWC: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     return np.concatenate([frames_B5HWC[0], frames_B5HWC[1:, -1]])
 
 
-def as_windows(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def to_windows(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Windows (B, 5, H, W, C) as they are; those of a film (B + 4, H, W, C) as views of it."""
     if frames.ndim == 5:
         return frames
     return np.moveaxis(np.lib.stride_tricks.sliding_window_view(frames, WINDOW, axis=0), -1, 1)
 
 
-def checked_windows(
+def validate_windows(
     model: "WorldModel", frames: NDArray[np.uint8], actions_B4: NDArray[np.integer]
 ) -> NDArray[np.uint8]:
     """The windows of a request, if this model can score them. Raises InputError that says what does not fit."""
@@ -106,7 +106,7 @@ def checked_windows(
             f"windows to score: expected uint8 (B, {WINDOW}, {size}, {size}, 3) or a film without the {WINDOW}, "
             f"got {frames.dtype} {frames.shape}"
         )
-    windows = as_windows(frames)
+    windows = to_windows(frames)
     if actions_B4.shape != (len(windows), WINDOW - 1):
         raise InputError(f"windows to score: {len(windows)} need as many rows of 4 actions, got {actions_B4.shape}")
     if actions_B4.size and not 0 <= actions_B4.min() <= actions_B4.max() < actions:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from exploration.config import ExploreRecipe
+    from exploration.config import ExploreConfig
 
 
 def measure(game: str, repeats: int) -> dict[str, Any]:
@@ -45,12 +45,12 @@ def playing(game: str, repeats: int, steps: int = 300) -> dict[str, float]:
     """An agent's step of four emulator frames with its record, and the bytes that it takes on disk."""
     import envs
     from envs.collect.policies import RandomPolicy
-    from envs.collect.worker import Session, play_episode
+    from envs.collect.worker import EpisodeKey, play_episode
 
     env, sizes = envs.make(game), []
 
     def play() -> None:
-        episode = play_episode(env, RandomPolicy(), Session(game, "random", 0, 0), steps=steps)
+        episode = play_episode(env, RandomPolicy(), EpisodeKey(game, "random", 0, 0), steps=steps)
         sizes.append(sum(map(len, episode.encode().chunks)) / episode.num_frames)
 
     seconds = core_seconds(repeats, play)
@@ -58,7 +58,7 @@ def playing(game: str, repeats: int, steps: int = 300) -> dict[str, float]:
     return {"env_step_core_seconds": seconds / steps, "bytes_per_frame": sizes[-1]}
 
 
-def exploring(repeats: int, plan: "ExploreRecipe") -> dict[str, float]:
+def exploring(repeats: int, plan: "ExploreConfig") -> dict[str, float]:
     """The agent of a recipe: choosing an action in all its environments at once, and an update."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -66,7 +66,7 @@ def exploring(repeats: int, plan: "ExploreRecipe") -> dict[str, float]:
     from exploration.agent.policy import CnnLstm
 
     network = CnnLstm(plan.network)
-    units, envs_at_once = plan.network.units, plan.runners * plan.envs_per_runner
+    units, envs_at_once = plan.network.lstm_dim, plan.runners * plan.envs_per_runner
 
     def forward(batch: int, length: int) -> Any:
         frames = torch.zeros(batch, length, 64, 64, 3, dtype=torch.uint8)
@@ -93,13 +93,13 @@ def rewarding(repeats: int, windows: int = 2) -> dict[str, float]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
-    from worldmodel.uncertainty import score_windows
+    from worldmodel.uncertainty import window_entropies
 
     config = preset("paper")
     model = GenieReduxG(Tokenizer(config), Dynamics(config)).eval()
     frames = np.random.default_rng(0).integers(256, size=(windows, 5, 64, 64, 3), dtype=np.uint8)
     actions = np.zeros((windows, 4), np.int64)
-    seconds = core_seconds(repeats, lambda: score_windows(model, frames, actions))
+    seconds = core_seconds(repeats, lambda: window_entropies(model, frames, actions))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        score_windows(model, frames[:1], actions[:1])
+        window_entropies(model, frames[:1], actions[:1])
     return {"window_core_seconds": seconds / windows, "window_flops": float(counter.get_total_flops())}

@@ -8,16 +8,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from envs import BUILTIN, catalog, check_builtin
+from envs import BUILTIN, builtin_name, catalog
 from envs.collect.policies import PolicySpec, builtin_policy
-from envs.collect.worker import Player, Session, play_episode
-from envs.collect.worker_pool import CollectSummary, Crew, episode_timeout, shown_bar
+from envs.collect.worker import CollectWorker, EpisodeKey, play_episode
+from envs.collect.worker_pool import CollectSummary, WorkerPool, episode_timeout, shown_bar
 from envs.episodes.dataset import EpisodeWriter
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 
-__all__ = ["CollectSummary", "Session", "collect", "play_episode"]
+__all__ = ["CollectSummary", "EpisodeKey", "collect", "play_episode"]
 
 
 def collect(
@@ -48,7 +48,7 @@ def collect(
     spec = builtin_policy(policy) if isinstance(policy, str) else policy
     names, skipped = playable(games)
     summary = CollectSummary(skipped=skipped)
-    sessions = [Session(game, spec.name, seed, episode) for game in names for episode in range(episodes)]
+    sessions = [EpisodeKey(game, spec.name, seed, episode) for game in names for episode in range(episodes)]
     with EpisodeWriter(out) as writer:
         writer.plan(((s.game, s.id) for s in sessions), f"{spec.name} seed {seed}", {"steps": steps})
         for path in writer.damaged:
@@ -60,8 +60,8 @@ def collect(
         if open_sessions:
             options = (str(writer.root.resolve()), spec.build, steps)
             with ray_session(cpus=workers), shown_bar("collect", len(sessions), len(open_sessions), progress) as bar:
-                crew = Crew(
-                    writer, Player, options, timeout=timeout or episode_timeout(steps), summary=summary, bar=bar
+                crew = WorkerPool(
+                    writer, CollectWorker, options, timeout=timeout or episode_timeout(steps), summary=summary, bar=bar
                 )
                 crew.play(open_sessions, min(workers, len(open_sessions)))
         wanted = {session.id for session in sessions}
@@ -80,7 +80,7 @@ def playable(games: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """
     if not games:
         raise InputError("no game given: name one or more, e.g. Airstriker-Genesis (`autoexplore catalog` lists them)")
-    known = [check_builtin(game) or catalog.canonical(game) for game in catalog.expand(games)]
+    known = [builtin_name(game) or catalog.canonical(game) for game in catalog.expand(games)]
     names = [game for game in dict.fromkeys(known) if game in BUILTIN or catalog.has_rom(game)]
     skipped = {game: "its ROM is not imported" for game in known if game not in names}
     if not names:

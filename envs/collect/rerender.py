@@ -17,15 +17,15 @@ import numpy as np
 import envs
 from envs import BUILTIN, catalog
 from envs.collect.collector import playable
-from envs.collect.worker import GameError, Played
-from envs.collect.worker_pool import CollectSummary, Crew, episode_timeout, shown_bar
+from envs.collect.worker import EpisodeResult, GameError
+from envs.collect.worker_pool import CollectSummary, WorkerPool, episode_timeout, shown_bar
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 from envs.episodes.episode import Episode
 from envs.episodes.shards import write_shard
 from envs.games.retro import letterbox
 from envs.utils.errors import InputError
 from envs.utils.ray_session import ray_session
-from envs.utils.storage import place
+from envs.utils.storage import parse_uri
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def replay(
             steps = max(record.num_frames for record in reader.records)
             options = (str(reader.root.resolve()), str(writer.root.resolve()), size)
             with ray_session(cpus=workers), shown_bar("replay", len(sessions), len(waiting), progress) as bar:
-                crew = Crew(
+                crew = WorkerPool(
                     writer, Replayer, options, timeout=timeout or episode_timeout(steps), summary=summary, bar=bar
                 )
                 crew.play(waiting, min(workers, len(waiting)))
@@ -84,7 +84,7 @@ class Replayer:
     """The Ray actor: plays a recorded session again, and writes it at the other size."""
 
     def __init__(self, source: str, out: str, size: int) -> None:
-        self._source, self._out, self._size = source, place(out), size
+        self._source, self._out, self._size = source, parse_uri(out), size
         self._reader: EpisodeReader | None = None
         self._env: gymnasium.Env[Any, Any] | None = None
         self._key: tuple[Any, ...] = ()
@@ -93,14 +93,14 @@ class Replayer:
         """Says that it is there."""
         return self._size
 
-    def play(self, session: RecordedSession) -> Played:
+    def play(self, session: RecordedSession) -> EpisodeResult:
         """Play one. Raises GameError where its game cannot be opened, InputError where the play is another one."""
         started = time.process_time()
         self._reader = self._reader or EpisodeReader(self._source)
         recorded = self._reader[session.episode]
         env = self._open(recorded)
         shard = write_shard(self._out, [play_again(env, recorded).encode()], recorded.session_id)
-        return Played(shard, time.process_time() - started)
+        return EpisodeResult(shard, time.process_time() - started)
 
     def _open(self, recorded: Episode) -> gymnasium.Env[Any, Any]:
         """The episode's game in the episode's start state; the emulator that is open if it is that."""

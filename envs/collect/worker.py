@@ -21,11 +21,11 @@ from envs.controls import ACTIONS
 from envs.episodes.episode import Episode
 from envs.episodes.shards import Shard, write_shard
 from envs.utils.errors import InputError
-from envs.utils.storage import place
+from envs.utils.storage import parse_uri
 
 
 @dataclass(frozen=True)
-class Session:
+class EpisodeKey:
     """What identifies an episode. The same session always gives the same frames."""
 
     game: str
@@ -50,7 +50,7 @@ class Session:
         return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def play_episode(env: gymnasium.Env[Any, Any], policy: Policy, session: Session, *, steps: int) -> Episode:
+def play_episode(env: gymnasium.Env[Any, Any], policy: Policy, session: EpisodeKey, *, steps: int) -> Episode:
     """Play `session` until the game ends or `steps` steps are done. `env` is one that `envs.make` gave for its game."""
     game: Any = env.unwrapped
     if isinstance(policy, RandomPolicy | StickyPolicy):
@@ -94,7 +94,7 @@ class GameError(InputError):
 
 
 @dataclass(frozen=True)
-class Played:
+class EpisodeResult:
     """What an actor reports of one episode."""
 
     shard: Shard
@@ -102,14 +102,14 @@ class Played:
     """Of its whole process, while it played, compressed and wrote."""
 
 
-class Player:
+class CollectWorker:
     """The Ray actor: takes a session, plays it, writes its shard, reports it.
 
     Holds one emulator and swaps it between games.
     """
 
     def __init__(self, root: str, build_policy: Callable[[], Policy], steps: int) -> None:
-        self._root, self._steps = place(root), steps
+        self._root, self._steps = parse_uri(root), steps
         # Not built here: an error in an actor's constructor looks like its death, not like the mistake it is.
         self._policy: Policy | None = None
         self._build_policy = build_policy
@@ -120,7 +120,7 @@ class Player:
         """Its process id."""
         return os.getpid()
 
-    def play(self, session: Session) -> Played:
+    def play(self, session: EpisodeKey) -> EpisodeResult:
         """Play one session. Its shard is on disk, whole, when this returns.
 
         Raises GameError where the game cannot be opened, and InputError where the policy or the folder cannot be used.
@@ -132,7 +132,7 @@ class Player:
         assert self._env is not None
         episode = play_episode(self._env, self._policy, session, steps=self._steps)
         shard = write_shard(self._root, [episode.encode()], session.id)
-        return Played(shard, time.process_time() - started)
+        return EpisodeResult(shard, time.process_time() - started)
 
     def _swap(self, game: str) -> None:
         """Close the emulator that is open, and open the game's."""

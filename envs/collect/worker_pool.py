@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from envs.collect.worker import GameError, Played
+from envs.collect.worker import EpisodeResult, GameError
 from envs.episodes.dataset import EpisodeWriter
 from envs.utils.errors import InputError
 from envs.utils.progress import Bar, console
 from envs.utils.progress import progress as progress_bar
-from envs.utils.ray_session import machines
+from envs.utils.ray_session import node_resources
 
 ATTEMPTS = 3
 COMMIT_SECONDS = 5.0
@@ -66,7 +66,7 @@ def episode_timeout(steps: int) -> float:
     return 60 + steps / 10
 
 
-class Crew:
+class WorkerPool:
     """The actors at work: hands out sessions, replaces actors that die, and keeps the manifest up to date."""
 
     def __init__(
@@ -79,11 +79,11 @@ class Crew:
         summary: CollectSummary,
         bar: Bar | None,
     ) -> None:
-        """`player(*options)` is made in each actor: it has `process()` and `play(session) -> Played`. `timeout`:
+        """`player(*options)` is made in each actor: it has `process()` and `play(session) -> EpisodeResult`. `timeout`:
         seconds that an episode may take."""
         self._writer, self._options = writer, options
         self._timeout, self._summary, self._bar = timeout, summary, bar
-        self._remote: Any = ray.remote(num_cpus=1, resources=machines("rollout").resources)(player)
+        self._remote: Any = ray.remote(num_cpus=1, resources=node_resources("rollout").resources)(player)
         self._starting: dict[Any, Any] = {}
         """Actors that have not said yet that they are there; where a cluster is full they wait for a free core."""
         self._idle: list[Any] = []
@@ -100,7 +100,7 @@ class Crew:
         waiting = deque(sessions)
         try:
             for _ in range(workers):
-                self._hire()
+                self._start_worker()
             while waiting or self._running:
                 while waiting and self._idle:
                     session = waiting.popleft()
@@ -111,7 +111,7 @@ class Crew:
                 ready, _ = ray.wait(known, num_returns=1, timeout=WATCH_SECONDS)
                 for reference in ready:
                     if reference in self._starting:
-                        self._welcome(reference)
+                        self._on_worker_ready(reference)
                     else:
                         self._take(reference, waiting)
                 self._end_hung(waiting)
@@ -124,11 +124,11 @@ class Crew:
                 ray.kill(actor)
             self._writer.commit()
 
-    def _hire(self) -> None:
+    def _start_worker(self) -> None:
         actor: Any = self._remote.remote(*self._options)
         self._starting[actor.process.remote()] = actor
 
-    def _welcome(self, reference: Any) -> None:
+    def _on_worker_ready(self, reference: Any) -> None:
         """An actor has started. Raises what it could not start of, where that happens again and again."""
         actor = self._starting.pop(reference)
         try:
@@ -137,7 +137,7 @@ class Crew:
             self._false_starts += 1
             if self._false_starts == ATTEMPTS:
                 raise
-            self._hire()
+            self._start_worker()
         else:
             self._false_starts = 0
             self._idle.append(actor)
@@ -153,18 +153,18 @@ class Crew:
     def _lost(self, session: Task, what: str, waiting: deque[Task]) -> None:
         """An actor was lost over a session: hire another, and try again, or set the game aside."""
         self._deaths[session] += 1
-        self._hire()
+        self._start_worker()
         if self._deaths[session] < ATTEMPTS:
             waiting.appendleft(session)
         else:
-            self._set_aside(session.game, f"its player {what} {ATTEMPTS} times in episode {session.episode}")
+            self._skip_game(session.game, f"its player {what} {ATTEMPTS} times in episode {session.episode}")
 
     def _take(self, reference: Any, waiting: deque[Task]) -> None:
         """Take one actor's report, or deal with its death."""
         playing = self._running.pop(reference)
         actor, session = playing.actor, playing.session
         try:
-            played: Played = ray.get(reference)
+            played: EpisodeResult = ray.get(reference)
         except RayActorError:
             self._lost(session, "died", waiting)
             return
@@ -174,7 +174,7 @@ class Crew:
                 raise
             if not isinstance(error.cause, GameError):
                 raise InputError(str(error.cause)) from None
-            self._set_aside(session.game, str(error.cause))
+            self._skip_game(session.game, str(error.cause))
             return
         self._idle.append(actor)
         self._writer.record(played.shard)
@@ -186,7 +186,7 @@ class Crew:
             rate = self._summary.played_frames / (time.monotonic() - self._started)
             self._bar.advance(1, f"{session.game} {rate:.0f} frames/s")
 
-    def _set_aside(self, game: str, reason: str) -> None:
+    def _skip_game(self, game: str, reason: str) -> None:
         """Leave a game out from now on."""
         if game not in self._summary.skipped:
             console.print(f"{game} is left out: {reason}")

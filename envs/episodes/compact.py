@@ -15,13 +15,13 @@ import numpy as np
 from envs.episodes import manifest
 from envs.episodes.dataset import EpisodeWriter
 from envs.episodes.episode import EncodedEpisode
-from envs.episodes.frame_codec import SQUEEZED_LEVEL
+from envs.episodes.frame_codec import RECOMPRESS_LEVEL
 from envs.episodes.manifest import Manifest
 from envs.episodes.shards import Shard, check_shard, inspect_shard, read_row, write_shard
 from envs.episodes.verify import stray_files
 from envs.utils.errors import InputError
 from envs.utils.progress import Bar, progress
-from envs.utils.storage import Place, lock, place
+from envs.utils.storage import StoragePath, lock, parse_uri
 
 MEGABYTE = 1_000_000
 
@@ -40,17 +40,17 @@ class Compaction:
     """Of the files that were written."""
 
 
-def compact(uri: str, *, megabytes: int = 128, squeeze: bool = False) -> Compaction:
+def compact(uri: str, *, megabytes: int = 128, recompress: bool = False) -> Compaction:
     """Merge each game's files that are smaller than half of `megabytes` into files of at most `megabytes`.
 
-    `squeeze` compresses the frames of the merged files again, as small as they go, at a millisecond a frame.
+    `recompress` compresses the frames of the merged files again, as small as they go, at a millisecond a frame.
     Which sessions are for validation stays as it is; the manifest's hash changes, because it names the files. Nobody
     else may write to the folder meanwhile, and readers that were opened before must be opened again.
     Raises InputError for a folder without episodes or one that is being written, a damaged file, or sizes below 1.
     """
     if megabytes < 1:
         raise InputError(f"--megabytes is at least 1, not {megabytes}")
-    root = place(uri)
+    root = parse_uri(uri)
     manifest.load(root)  # raises where there is none: a writer would begin an empty set
     done = Compaction()
     held_lock = lock(root)
@@ -70,7 +70,7 @@ def compact(uri: str, *, megabytes: int = 128, squeeze: bool = False) -> Compact
         groups = list(_groups(held, megabytes * MEGABYTE))
         with progress("compact", sum(len(group) for group in groups)) as bar:
             for group in groups:
-                merged = _merge(root, held, group, bar, squeeze)
+                merged = _merge(root, held, group, bar, recompress)
                 done.sessions += len(merged.sessions)
                 done.bytes += merged.bytes
         done.files_after = len(held.shards)
@@ -95,12 +95,12 @@ def _groups(held: Manifest, limit: int) -> Iterator[list[Shard]]:
         yield group
 
 
-def _merge(root: Place, held: Manifest, group: list[Shard], bar: Bar, squeeze: bool) -> Shard:
+def _merge(root: StoragePath, held: Manifest, group: list[Shard], bar: Bar, recompress: bool) -> Shard:
     """Replace `group` by one file, on disk and in the manifest."""
     episodes: list[EncodedEpisode] = []
     for shard in group:
         sessions = _sessions(root, shard)
-        episodes += [episode.decode().encode(SQUEEZED_LEVEL) for episode in sessions] if squeeze else sessions
+        episodes += [episode.decode().encode(RECOMPRESS_LEVEL) for episode in sessions] if recompress else sessions
         bar.advance(1, shard.sessions[0].game)
     episodes.sort(key=lambda episode: episode.session_id)
     merged = write_shard(root, episodes, writer_name([episode.session_id for episode in episodes]))
@@ -138,13 +138,13 @@ def same(one: EncodedEpisode, other: EncodedEpisode) -> bool:
     return np.array_equal(one.decode().frames_THWC, other.decode().frames_THWC)
 
 
-def _sessions(root: Place, shard: Shard) -> list[EncodedEpisode]:
+def _sessions(root: StoragePath, shard: Shard) -> list[EncodedEpisode]:
     """The sessions of a file that is as the manifest says."""
     check_shard(root, shard)
     return [read_row(root / shard.path, row) for row in range(len(shard.sessions))]
 
 
-def _sweep(root: Place, held: Manifest) -> int:
+def _sweep(root: StoragePath, held: Manifest) -> int:
     """Delete unlisted files all of whose sessions the set holds, bit for bit, in listed files. Returns how many."""
     where = {
         record.session_id: (shard, row) for shard in held.shards.values() for row, record in enumerate(shard.sessions)

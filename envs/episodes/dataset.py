@@ -16,7 +16,7 @@ from envs.episodes.frame_codec import CHUNK, decode_frames, encode_frames
 from envs.episodes.manifest import Manifest
 from envs.episodes.shards import SessionRecord, Shard, check_shard, inspect_shard, read_row, write_shard
 from envs.utils.errors import InputError
-from envs.utils.storage import Place, lock, place
+from envs.utils.storage import StoragePath, lock, parse_uri
 
 __all__ = ["CHUNK", "EncodedEpisode", "Episode", "EpisodeReader", "EpisodeWriter", "decode_frames", "encode_frames"]
 
@@ -29,8 +29,8 @@ class EpisodeWriter:
     be written.
     """
 
-    def __init__(self, uri: str | Place) -> None:
-        self.root = place(uri)
+    def __init__(self, uri: str | StoragePath) -> None:
+        self.root = parse_uri(uri)
         self._lock = lock(self.root)
         try:
             self._manifest = manifest.load(self.root) if (self.root / manifest.NAME).exists() else Manifest()
@@ -147,10 +147,10 @@ class EpisodeReader:
     that is missing, cut short or changed by a single bit, and for a folder without episodes.
     """
 
-    def __init__(self, uri: str | Place, split: str | None = None) -> None:
+    def __init__(self, uri: str | StoragePath, split: str | None = None) -> None:
         if split not in (None, "train", "val"):
             raise InputError(f"split is 'train', 'val' or None for all, not {split!r}")
-        self.root = place(uri)
+        self.root = parse_uri(uri)
         self.split = split
         self._manifest = manifest.load(self.root)
         self.manifest_hash = self._manifest.hash()

@@ -22,7 +22,7 @@ from envs.utils.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Recording:
+class EpisodeMetadata:
     """What an episode of T steps holds beside its frames, checked where it enters.
 
     Raises InputError for values out of range.
@@ -75,7 +75,7 @@ class Recording:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Episode(Recording):
+class Episode(EpisodeMetadata):
     """A recording with its frames decoded."""
 
     frames_THWC: NDArray[np.uint8]
@@ -98,7 +98,7 @@ class Episode(Recording):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class EncodedEpisode(Recording):
+class EncodedEpisode(EpisodeMetadata):
     """A recording whose frames are still compressed, as they lie on disk."""
 
     chunks: tuple[bytes, ...]
@@ -123,6 +123,6 @@ class EncodedEpisode(Recording):
         return Episode(**_recording_fields(self), frames_THWC=frames_THWC)
 
 
-def _recording_fields(recording: Recording) -> dict[str, Any]:
+def _recording_fields(recording: EpisodeMetadata) -> dict[str, Any]:
     """The fields that decoded and compressed episodes share."""
-    return {item.name: getattr(recording, item.name) for item in dataclasses.fields(Recording)}
+    return {item.name: getattr(recording, item.name) for item in dataclasses.fields(EpisodeMetadata)}

@@ -11,7 +11,7 @@ from envs.utils.errors import InputError
 
 CHUNK = 32
 ZSTD_LEVEL = 9
-SQUEEZED_LEVEL = 19
+RECOMPRESS_LEVEL = 19
 """An eighth smaller, read as fast, and forty times as slow to write."""
 
 

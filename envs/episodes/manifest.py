@@ -14,7 +14,7 @@ from typing import Any
 
 from envs.episodes.shards import SCHEMA_VERSION, SessionRecord, Shard
 from envs.utils.errors import InputError
-from envs.utils.storage import Place, replace_bytes
+from envs.utils.storage import StoragePath, replace_bytes
 
 NAME = "manifest.json"
 VALIDATION_SHARE = 0.01
@@ -69,7 +69,7 @@ class Manifest:
             },
         }
 
-    def save(self, root: Place) -> None:
+    def save(self, root: StoragePath) -> None:
         """Replace the folder's manifest. Raises InputError where nothing can be written."""
         try:
             replace_bytes(root / NAME, (json.dumps(self.to_json(), indent=2) + "\n").encode())
@@ -77,7 +77,7 @@ class Manifest:
             raise InputError(f"cannot write {root / NAME}: {error.strerror or error}") from error
 
 
-def load(root: Place) -> Manifest:
+def load(root: StoragePath) -> Manifest:
     """A folder's manifest. Raises InputError where there is none, or one that is damaged or of another schema."""
     path = root / NAME
     try:
@@ -100,7 +100,7 @@ def load(root: Place) -> Manifest:
         raise InputError(f"{path} is damaged: delete it, and the next collect rebuilds it from the shards") from error
 
 
-def _shard(entry: dict[str, Any], path: Place) -> Shard:
+def _shard(entry: dict[str, Any], path: StoragePath) -> Shard:
     """One entry of the manifest's list of files."""
     name = PurePosixPath(entry["path"])
     if name.is_absolute() or ".." in name.parts:

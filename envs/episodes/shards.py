@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from envs.episodes.episode import EncodedEpisode
 from envs.utils.errors import InputError
-from envs.utils.storage import Place, RemotePath, replace_bytes
+from envs.utils.storage import RemotePath, StoragePath, replace_bytes
 
 SCHEMA_VERSION = 1
 TEXT = ("session_id", "env", "console", "rom_sha1", "retro_version", "policy_id", "init_state", "resize", "info")
@@ -81,7 +81,7 @@ def shard_path(game: str, writer: str, number: int = 0) -> str:
     return f"env={game}/part-{writer}-{number}.parquet"
 
 
-def write_shard(root: Place, episodes: Sequence[EncodedEpisode], writer: str, number: int = 0) -> Shard:
+def write_shard(root: StoragePath, episodes: Sequence[EncodedEpisode], writer: str, number: int = 0) -> Shard:
     """Write episodes of one game into one file that is either whole or absent, and describe it for the manifest.
 
     The bytes depend on the episodes alone. Raises InputError for episodes of several games, or where nothing can be
@@ -116,7 +116,7 @@ def session_record(episode: EncodedEpisode) -> SessionRecord:
     return SessionRecord(episode.session_id, episode.game, episode.policy_id, episode.num_frames)
 
 
-def read_row(path: Place, row: int) -> EncodedEpisode:
+def read_row(path: StoragePath, row: int) -> EncodedEpisode:
     """One episode of a shard, compressed.
 
     Raises InputError that names the file where it is damaged or of another schema.
@@ -137,7 +137,7 @@ def read_row(path: Place, row: int) -> EncodedEpisode:
 
 
 @lru_cache(maxsize=8)
-def _footer(path: Place, *state: int) -> pq.FileMetaData:
+def _footer(path: StoragePath, *state: int) -> pq.FileMetaData:
     """A file's directory of rows: parsing that of a thousand rows takes longer than reading one of them."""
     if isinstance(path, RemotePath):
         with path.open() as file:
@@ -145,7 +145,7 @@ def _footer(path: Place, *state: int) -> pq.FileMetaData:
     return pq.read_metadata(path, memory_map=True)
 
 
-def inspect_shard(root: Place, path: str) -> Shard:
+def inspect_shard(root: StoragePath, path: str) -> Shard:
     """Describe a whole shard that no manifest lists, after decoding every frame in it.
 
     Raises InputError if it is damaged.
@@ -167,7 +167,7 @@ def inspect_shard(root: Place, path: str) -> Shard:
     return Shard(path, len(data), hashlib.sha256(data).hexdigest(), tuple(records))
 
 
-def check_shard(root: Place, shard: Shard) -> None:
+def check_shard(root: StoragePath, shard: Shard) -> None:
     """Compare a file with the size and hash that the manifest has for it. Raises InputError that names the file."""
     file = root / shard.path
     try:

@@ -14,7 +14,7 @@ from envs.episodes.dataset import EpisodeReader
 from envs.utils.errors import InputError
 from envs.utils.progress import progress
 from envs.utils.screen_hash import CELLS, distinct_screens
-from envs.utils.storage import place
+from envs.utils.storage import parse_uri
 
 
 @dataclass
@@ -71,7 +71,7 @@ def summarize(uri: str, *, workers: int = 2) -> dict[str, GameSummary]:
     reader = EpisodeReader(uri)
     validation = set(EpisodeReader(uri, "val").session_ids)
     games: dict[str, GameSummary] = {game: GameSummary() for game in sorted(set(reader.games))}
-    for shard in manifest.load(place(uri)).shards.values():
+    for shard in manifest.load(parse_uri(uri)).shards.values():
         games[shard.sessions[0].game].file_bytes += shard.bytes
     with progress("stats", len(reader)) as bar, ThreadPoolExecutor(workers) as pool:
         for game, figures in _in_batches(pool, reader, workers):

@@ -13,7 +13,7 @@ from envs.episodes.manifest import Manifest
 from envs.episodes.shards import Shard, check_shard, inspect_shard, read_row, session_record
 from envs.utils.errors import InputError
 from envs.utils.progress import progress
-from envs.utils.storage import Place, place
+from envs.utils.storage import StoragePath, parse_uri
 
 
 @dataclass
@@ -39,7 +39,7 @@ def verify(uri: str, *, workers: int = 2) -> Verification:
     """
     if workers < 1:
         raise InputError(f"--workers is at least 1, not {workers}")
-    root = place(uri)
+    root = parse_uri(uri)
     held = manifest.load(root)
     shards = [shard for _, shard in sorted(held.shards.items())]
     found = Verification(files=len(shards))
@@ -60,7 +60,7 @@ def verify(uri: str, *, workers: int = 2) -> Verification:
     return found
 
 
-def stray_files(root: Place, held: Manifest) -> Iterator[str]:
+def stray_files(root: StoragePath, held: Manifest) -> Iterator[str]:
     """Paths of files among the episodes that the manifest does not name, and of half-written manifests."""
     files = [*root.glob("env=*/**/*"), *root.glob(f".{manifest.NAME}.*.tmp")]
     for file in sorted(item for item in files if not item.is_dir()):
@@ -69,7 +69,7 @@ def stray_files(root: Place, held: Manifest) -> Iterator[str]:
             yield path
 
 
-def _shard_fault(root: Place, shard: Shard) -> str:
+def _shard_fault(root: StoragePath, shard: Shard) -> str:
     """What is wrong with a file that the manifest lists, or an empty text."""
     try:
         check_shard(root, shard)
@@ -124,7 +124,7 @@ def _manifest_faults(held: Manifest) -> dict[str, str]:
     return faults
 
 
-def _stray_fault(root: Place, path: str, held: Manifest) -> str:
+def _stray_fault(root: StoragePath, path: str, held: Manifest) -> str:
     """Why a file that the manifest does not name lies there, and what takes it away."""
     if not path.endswith(".parquet"):
         return "no part of the set: a killed writer left it, the next collect or compact clears it away"

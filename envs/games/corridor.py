@@ -14,15 +14,15 @@ from envs.controls import ACTIONS
 from envs.utils.errors import InputError
 
 ROOMS = 6
-PLACES = 4
+CELLS_PER_ROOM = 4
 """Places in a room, one for each block of the floor; a step to the right or left moves by one."""
-START = PLACES + 1
+START = CELLS_PER_ROOM + 1
 """In the second room from the left, next to the television's."""
 BLOCKS = 4
 """Blocks across and down a frame: three rows of wall, and one of floor with a block for each place."""
 WALL = BLOCKS - 1
 COLOURS = np.array([[230, 40, 40], [40, 200, 60], [50, 70, 230], [220, 210, 50]], np.uint8)
-SNOW = np.array(
+NOISE_COLOURS = np.array(
     [
         *([50, 210, 210], [210, 50, 210], [250, 140, 40], [110, 60, 160]),
         *([150, 150, 150], [120, 80, 40], [250, 170, 200], [20, 110, 60]),
@@ -30,7 +30,7 @@ SNOW = np.array(
     np.uint8,
 )
 """Twice as many colours as walls have: of the snow even the best model is more unsure than of a wall it never saw."""
-HERE = 255
+AGENT_COLOUR = 255
 WALLS = COLOURS[np.random.default_rng(17).integers(len(COLOURS), size=(ROOMS, WALL, BLOCKS))]
 """The wall of each room, (rooms, 3, 4, 3): all rooms differ, the same in every process."""
 
@@ -86,23 +86,23 @@ class CorridorEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         if not 0 <= action < len(ACTIONS):
             raise InputError(f"{self.game}: action {action} is not one of 0 to {len(ACTIONS) - 1}")
         move = {"right": 1, "left": -1}.get(ACTIONS[int(action)], 0)
-        self.place = min(max(self.place + move, 0), ROOMS * PLACES - 1)
+        self.place = min(max(self.place + move, 0), ROOMS * CELLS_PER_ROOM - 1)
         self._steps += 1
         self._draw_wall()
         truncated = self.max_steps is not None and self._steps >= self.max_steps
-        return self.render(), self.place // PLACES / (ROOMS - 1), False, truncated, {}
+        return self.render(), self.place // CELLS_PER_ROOM / (ROOMS - 1), False, truncated, {}
 
     def _draw_wall(self) -> None:
-        room = self.place // PLACES
+        room = self.place // CELLS_PER_ROOM
         self._wall = WALLS[room]
         if room == 0 and self.television:
-            self._wall = SNOW[self.np_random.integers(len(SNOW), size=(WALL, BLOCKS))]
+            self._wall = NOISE_COLOURS[self.np_random.integers(len(NOISE_COLOURS), size=(WALL, BLOCKS))]
 
     def render(self) -> Any:
         """The current frame, uint8 (size, size, 3)."""
         blocks = np.zeros((BLOCKS, BLOCKS, 3), np.uint8)
         blocks[:WALL] = self._wall
-        blocks[WALL, self.place % PLACES] = HERE
+        blocks[WALL, self.place % CELLS_PER_ROOM] = AGENT_COLOUR
         return blocks.repeat(self.size // BLOCKS, 0).repeat(self.size // BLOCKS, 1)
 
 
@@ -111,4 +111,4 @@ def read_place(frame_HWC: NDArray[np.uint8]) -> int:
     block = frame_HWC.shape[0] // BLOCKS
     blocks = frame_HWC[block // 2 :: block, block // 2 :: block]
     rooms = [room for room in range(1, ROOMS) if np.array_equal(blocks[:WALL], WALLS[room])]
-    return (rooms[0] if rooms else 0) * PLACES + int(blocks[WALL, :, 0].argmax())
+    return (rooms[0] if rooms else 0) * CELLS_PER_ROOM + int(blocks[WALL, :, 0].argmax())

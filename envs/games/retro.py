@@ -21,7 +21,7 @@ from envs.utils.errors import InputError
 RESIZE = "letterbox-cv2-area"
 
 
-class RetroGame(gymnasium.Env[NDArray[np.uint8], np.int64]):
+class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     """`envs.make` of a stable-retro game. Observations uint8 (size, size, 3), actions Discrete(5).
 
     A step holds the action's button for `frame_skip` emulator frames and shows the brighter value per channel of the

@@ -56,8 +56,8 @@ def gif(panels: Sequence[Frames], scale: int = 4, context: int = 0) -> bytes:
     gap, bar = GAP * scale, 2 * scale
     count, height, width = panels[0].shape[:3]
     frames = np.full((count, height * scale + bar + gap, len(panels) * (width * scale + gap) - gap, 3), 24, np.uint8)
-    for place, panel in enumerate(panels):
-        left = place * (width * scale + gap)
+    for parse_uri, panel in enumerate(panels):
+        left = parse_uri * (width * scale + gap)
         frames[:, bar + gap :, left : left + width * scale] = enlarged(panel, scale)
     frames[:context, :bar] = (140, 140, 140)
     frames[context:, :bar] = (230, 159, 0)

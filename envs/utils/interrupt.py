@@ -10,7 +10,7 @@ from typing import Any
 from envs.utils.progress import console
 
 
-class Interrupt:
+class GracefulInterrupt:
     """While entered, the first Ctrl+C asks for a stop after the current step, and the second one stops at once.
 
     With `at_once` the first one does too, and is remembered: where it meets code that may not raise, a finaliser for
@@ -25,7 +25,7 @@ class Interrupt:
         """Whether Ctrl+C was pressed."""
         return self._asked
 
-    def __enter__(self) -> "Interrupt":
+    def __enter__(self) -> "GracefulInterrupt":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             self._before = signal.signal(signal.SIGINT, self._handle)
         return self

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-NOBODY_READS = 128 + 13
+EXIT_SIGPIPE = 128 + 13
 """Exit code where stdout was closed, as by `| head`: a shell's for a process that SIGPIPE ended."""
 
 
@@ -20,7 +20,7 @@ class _Console(Console):
         try:
             super().on_broken_pipe()
         except SystemExit:
-            raise SystemExit(NOBODY_READS) from None
+            raise SystemExit(EXIT_SIGPIPE) from None
 
 
 # Lines are not broken where no terminal is: a path that is cut in two cannot be copied.

@@ -23,7 +23,7 @@ SHARE = 0.001
 
 
 @dataclass(frozen=True)
-class Machines:
+class NodeResources:
     """What a process asks Ray for, beside its CPUs, to be put on machines of its kind."""
 
     resources: dict[str, float] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Machines:
     """1 where these machines have GPUs, which a process must ask for to be given one."""
 
 
-def machines(kind: str) -> Machines:
+def node_resources(kind: str) -> NodeResources:
     """The machines of one of KINDS in the cluster that this process is connected to; anywhere, where it has none.
 
     A cluster that starts machines when they are asked for may have none of a kind yet: so its head is labelled with the
@@ -41,7 +41,7 @@ def machines(kind: str) -> Machines:
     import ray
 
     told = {node["Labels"].get(LABEL + kind) for node in ray.nodes() if node["Alive"]} - {None}
-    return Machines({kind: SHARE}, float("gpu" in told)) if told else Machines()
+    return NodeResources({kind: SHARE}, float("gpu" in told)) if told else NodeResources()
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def ray_session(address: str | None = None, cpus: int = 0) -> Iterator[None]:
     quiet_ray()
     try:
         if address == "local":
-            with held_output(drop="Set ray log level"):
+            with captured_output(drop="Set ray log level"):
                 ray.init(
                     address="local",
                     num_cpus=max(LOGICAL_CPUS, cpus, os.cpu_count() or 1),
@@ -87,7 +87,7 @@ def ray_session(address: str | None = None, cpus: int = 0) -> Iterator[None]:
         yield
     finally:
         # Ray reports calls to Serve's controller that its own shutdown cuts off, as if something had failed.
-        with held_output(drop="Task ServeController."):
+        with captured_output(drop="Task ServeController."):
             serve_shutdown()
             ray.shutdown()
 
@@ -116,7 +116,7 @@ def prepare_ray_environment(*, local: bool) -> None:
 
 
 @contextmanager
-def held_output(drop: str) -> Iterator[None]:
+def captured_output(drop: str) -> Iterator[None]:
     """Hold back what Python and C++ write to stdout and stderr; show it on stderr at the end, less `drop` lines."""
     sys.stdout.flush()
     sys.stderr.flush()

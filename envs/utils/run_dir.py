@@ -21,7 +21,7 @@ from envs.utils.atomic_io import write_atomic, write_json_atomic
 from envs.utils.errors import InputError
 
 
-class RunFolder:
+class RunDir:
     """Opens `path` for a new run, or with `resume` for the continuation of the one that is there.
 
     Raises InputError where the folder already holds a run and `resume` is false, or holds one of another configuration.
@@ -68,7 +68,7 @@ class RunFolder:
         self._file.close()
         self._writer.close()
 
-    def __enter__(self) -> "RunFolder":
+    def __enter__(self) -> "RunDir":
         return self
 
     def __exit__(self, *exception: object) -> None:

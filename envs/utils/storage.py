@@ -122,10 +122,10 @@ class RemotePath:
                     yield found
 
 
-Place = Path | RemotePath
+StoragePath = Path | RemotePath
 
 
-def place(uri: "str | Path | RemotePath") -> Place:
+def parse_uri(uri: "str | Path | RemotePath") -> StoragePath:
     """The place that a URI names. Raises InputError for one of a kind that is not known, or without a bucket."""
     if isinstance(uri, RemotePath):
         return uri
@@ -142,10 +142,10 @@ def place(uri: "str | Path | RemotePath") -> Place:
 
 def is_remote(uri: str | Path) -> bool:
     """Whether a URI names an object store."""
-    return isinstance(place(uri), RemotePath)
+    return isinstance(parse_uri(uri), RemotePath)
 
 
-def replace_bytes(path: Place, data: bytes) -> None:
+def replace_bytes(path: StoragePath, data: bytes) -> None:
     """Replace a file or an object by `data`: a reader sees the old or the new one, never a part."""
     if isinstance(path, RemotePath):
         path.write_bytes(data)
@@ -171,7 +171,7 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def lock(root: Place) -> "FolderLock | RemoteLock":
+def lock(root: StoragePath) -> "FolderLock | RemoteLock":
     """Keep other writers out of a place until `release`. Raises InputError where one is there, or none may write."""
     return RemoteLock(root) if isinstance(root, RemotePath) else FolderLock(root)
 

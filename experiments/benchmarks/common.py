@@ -45,6 +45,6 @@ class Row:
         return self.rate / self.against_rate
 
 
-def middle(times: int, measure: Callable[[], float]) -> float:
+def median_of(times: int, measure: Callable[[], float]) -> float:
     """The median of some measurements."""
     return statistics.median(measure() for _ in range(times))

@@ -16,13 +16,13 @@ import numpy as np
 import envs
 from envs.collect.collector import collect
 from envs.collect.policies import RandomPolicy
-from envs.collect.worker import Player, Session, play_episode
+from envs.collect.worker import CollectWorker, EpisodeKey, play_episode
 from envs.episodes import manifest
 from envs.episodes.compact import compact
 from envs.episodes.dataset import EpisodeReader
 from envs.episodes.frame_codec import decode_frames, encode_frames
 from envs.episodes.shards import SessionRecord, Shard, write_shard
-from experiments.benchmarks.common import Args, Row, middle
+from experiments.benchmarks.common import Args, Row, median_of
 
 DATA_GAMES = (
     "Airstriker-Genesis",
@@ -111,7 +111,7 @@ def stored_rate(env: Any, folder: Path, game: str, seed: int, steps: int) -> flo
     """Frames per CPU-second that are played, compressed and written. Raises where one is not what was played."""
     seconds, frames = 0.0, 0
     while frames < steps:
-        session = Session(game, "random", seed, frames)
+        session = EpisodeKey(game, "random", seed, frames)
         started = time.process_time()
         episode = play_episode(env, RandomPolicy(), session, steps=steps)
         encoded = episode.encode()
@@ -128,7 +128,7 @@ def players_rates(args: Args, scratch: Path) -> tuple[float, float, tuple[float,
     import ray
 
     options = (str((scratch / "players").resolve()), RandomPolicy, args.steps)
-    players: list[Any] = [ray.remote(num_cpus=1)(Player).remote(*options) for _ in range(2)]
+    players: list[Any] = [ray.remote(num_cpus=1)(CollectWorker).remote(*options) for _ in range(2)]
     episode = 0
 
     def play(crew: list[Any]) -> tuple[float, float]:
@@ -136,7 +136,7 @@ def players_rates(args: Args, scratch: Path) -> tuple[float, float, tuple[float,
         started, waiting = time.perf_counter(), []
         for _ in range(2):
             for player in crew:
-                waiting.append(player.play.remote(Session(args.games[0], "random", 0, episode)))
+                waiting.append(player.play.remote(EpisodeKey(args.games[0], "random", 0, episode)))
                 episode += 1
         played = ray.get(waiting)
         frames = sum(record.num_frames for item in played for record in item.shard.sessions)
@@ -155,7 +155,7 @@ def players_rates(args: Args, scratch: Path) -> tuple[float, float, tuple[float,
 
 def windows(args: Args, scratch: Path) -> Iterator[Row]:
     """Random windows of 16 frames per CPU-second, bytes of a stored frame, and opening ten million windows."""
-    from worldmodel.data.clip_dataset import Clips
+    from worldmodel.data.clip_dataset import ClipDataset
     from worldmodel.data.loader import ClipLoader
 
     data = scratch / "windows"
@@ -163,15 +163,15 @@ def windows(args: Args, scratch: Path) -> Iterator[Row]:
     collect(games, data, episodes=4, steps=args.steps, progress=False)
     size = frame_bytes(data)
     yield Row("windows", f"stored frame, {len(games)} games", size, "B", "goal", 150, 1, at_most=True)
-    compact(str(data), squeeze=True)
+    compact(str(data), recompress=True)
     yield Row("windows", "the same, merged and squeezed", frame_bytes(data), "B", "goal", 150, 1, at_most=True)
     reader = EpisodeReader(data)
-    cutting = middle(args.repeats, cut_windows(reader))
+    cutting = median_of(args.repeats, cut_windows(reader))
     yield Row("windows", "windows a core, from compressed episodes", cutting, "/s", "goal", 9_000, 1)
-    clips = Clips([data], scratch / "cache", length=LENGTH, split=None)
-    loading = middle(args.repeats, drawn_batches(ClipLoader(clips, BATCH), 30))
+    clips = ClipDataset([data], scratch / "cache", length=LENGTH, split=None)
+    loading = median_of(args.repeats, drawn_batches(ClipLoader(clips, BATCH), 30))
     yield Row("windows", f"windows a core, ready in batches of {BATCH}", loading, "/s", "goal", 10_000, 1)
-    pngs = middle(args.repeats, drawn_batches(png_loader(reader, scratch / "png"), 2))
+    pngs = median_of(args.repeats, drawn_batches(png_loader(reader, scratch / "png"), 2))
     yield Row("windows", "the same", loading, "/s", "torch DataLoader over PNG files", pngs, 10)
     seconds, megabytes = open_large(scratch / "large")
     what = "opening 10 million windows"
@@ -277,10 +277,10 @@ def open_large(folder: Path) -> tuple[float, float]:
 
 def _open_clips(folder: Path) -> tuple[int, float, int]:
     """(windows, CPU-seconds, bytes more of resident memory) of opening a staged data set."""
-    from worldmodel.data.clip_dataset import Clips
+    from worldmodel.data.clip_dataset import ClipDataset
 
     before, started = resident_bytes(), time.process_time()
-    clips = Clips([folder], folder, length=LENGTH)
+    clips = ClipDataset([folder], folder, length=LENGTH)
     return len(clips), time.process_time() - started, resident_bytes() - before
 
 

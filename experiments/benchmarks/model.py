@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.common import Args, Row, middle
+from experiments.benchmarks.common import Args, Row, median_of
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
 from worldmodel.config import WorldModelConfig
 from worldmodel.data.batch import ClipBatch, TokenBatch
@@ -29,7 +29,7 @@ from worldmodel.models.maskgit import sample
 from worldmodel.training.config import TrainConfig, recipe
 from worldmodel.training.flops import cost_of
 from worldmodel.training.objectives import DynamicsObjective, Objective, TokenizerObjective
-from worldmodel.training.run_spec import Job
+from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.trainer import Trainer
 
 MEMORY = 6e9
@@ -81,7 +81,7 @@ def steps(component: str, size: str, repeats: int, compiled: bool) -> None:
     products = products_of_a_block(config, settings)
     taken: list[list[float]] = [[] for _ in products]
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(component, config, settings, (), Path(folder) / "run", Path(folder))
+        job = TrainingRun(component, config, settings, (), Path(folder) / "run", Path(folder))
         windows: Any = Noise(config, settings, tokens=component == "dynamics")
         trainer = Trainer(job, objective, windows, None, device=torch.device("cpu"))
 
@@ -98,7 +98,7 @@ def steps(component: str, size: str, repeats: int, compiled: bool) -> None:
             step()
         for times in taken:
             times.clear()
-        seconds = middle(repeats, step)
+        seconds = median_of(repeats, step)
     cost = cost_of(component, config, settings)
     assert cost is not None
     found = {"seconds": seconds, "flops": cost.flops * clips, "tokens": float(cost.tokens * clips)}
@@ -278,7 +278,7 @@ def measured(repeats: int, what: Callable[[], Any]) -> float:
     try:
         if repeats > 1:
             what()
-        return middle(repeats, lambda: cpu_seconds(what))
+        return median_of(repeats, lambda: cpu_seconds(what))
     finally:
         torch.set_num_threads(threads)
 

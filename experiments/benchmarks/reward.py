@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from experiments.benchmarks.common import Args, Row, middle
+from experiments.benchmarks.common import Args, Row, median_of
 from exploration.agent.learner import as_learner_batch
 from exploration.agent.loss import actor_critic_loss
 from exploration.algorithm import AutoExplore
@@ -28,7 +28,7 @@ from exploration.config import recipe
 from exploration.reward.scorers import LocalScorer, ServeScorer
 from exploration.train import configure
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset, serve
-from worldmodel.uncertainty import load_model, score_windows
+from worldmodel.uncertainty import load_model, window_entropies
 
 STEPS = 60
 """Steps of every env in one measurement of sampling."""
@@ -137,7 +137,7 @@ def service(args: Args, app: str, model: Path) -> Iterator[Row]:
     try:
         # Turn about, so that what else the machine does meets both.
         rates = [
-            (_rate(lambda: score_windows(bare, frames, actions)), _served(scorer, frames, actions)) for _ in range(2)
+            (_rate(lambda: window_entropies(bare, frames, actions)), _served(scorer, frames, actions)) for _ in range(2)
         ]
     finally:
         torch.set_num_threads(threads)
@@ -148,7 +148,7 @@ def service(args: Args, app: str, model: Path) -> Iterator[Row]:
     asking = threading.Thread(target=_ask, args=(ServeScorer(app, retries=0), frames[:4], actions[:4], stop, failed))
     asking.start()
     try:
-        milliseconds = middle(args.repeats, lambda: 1_000 * _seconds(lambda: serve.swap(app, model)))
+        milliseconds = median_of(args.repeats, lambda: 1_000 * _seconds(lambda: serve.swap(app, model)))
     finally:
         stop.set()
         asking.join()

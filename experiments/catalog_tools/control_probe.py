@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.controls import control_buttons
-from envs.games.retro import RetroGame
+from envs.games.retro import RetroEnv
 from envs.utils.errors import InputError
 
 OPPOSITE = {"right": "left", "left": "right", "up": "down", "down": "up"}
@@ -106,7 +106,7 @@ def probe(game: str, *, states: int = 8, steps: int = HOLD_STEPS, seed: int = 0)
     """
     if states < 1 or steps < 3:
         raise InputError(f"probe: states {states} must be 1 or more, steps {steps} 3 or more")
-    env = RetroGame(game)
+    env = RetroEnv(game)
     try:
         buttons = control_buttons(env.buttons, env.console)
         env.reset()
@@ -252,12 +252,12 @@ def _grey(screens: Sequence[NDArray[np.uint8]]) -> NDArray[np.int16]:
     return np.stack([cv2.cvtColor(screen, cv2.COLOR_RGB2GRAY) for screen in screens]).astype(np.int16)
 
 
-def _screens(env: RetroGame, state: bytes, buttons: Sequence[str], steps: int) -> list[NDArray[np.uint8]]:
+def _screens(env: RetroEnv, state: bytes, buttons: Sequence[str], steps: int) -> list[NDArray[np.uint8]]:
     env.load_state(state)
     return [env.hold(buttons).copy() for _ in range(steps)]
 
 
-def _starter(env: RetroGame, start: bytes, buttons: dict[str, str], steps: int) -> str:
+def _starter(env: RetroEnv, start: bytes, buttons: dict[str, str], steps: int) -> str:
     """The button that the game waits for in its start state, or "" where controls answer as it is."""
     if _answers(env, start, buttons, steps):
         return ""
@@ -267,14 +267,14 @@ def _starter(env: RetroGame, start: bytes, buttons: dict[str, str], steps: int) 
     return ""
 
 
-def _answers(env: RetroGame, state: bytes, buttons: dict[str, str], steps: int) -> bool:
+def _answers(env: RetroEnv, state: bytes, buttons: dict[str, str], steps: int) -> bool:
     """Whether any control makes a difference from this state."""
     idle_THW = _grey(_screens(env, state, (), steps))
     held = (_grey(_screens(env, state, (button,), steps)) for button in buttons.values())
     return any((np.abs(grey_THW - idle_THW) > CHANGED).sum((1, 2)).max() >= LEAST_PIXELS for grey_THW in held)
 
 
-def _press(env: RetroGame, state: bytes, button: str) -> bytes:
+def _press(env: RetroEnv, state: bytes, button: str) -> bytes:
     """The state after a button was pressed for two steps and two seconds have gone by."""
     _screens(env, state, (button,), 2)
     for _ in range(30):
@@ -283,7 +283,7 @@ def _press(env: RetroGame, state: bytes, button: str) -> bytes:
 
 
 def _trials(
-    env: RetroGame, begun: bytes, buttons: dict[str, str], steps: int, seed: int, count: int
+    env: RetroEnv, begun: bytes, buttons: dict[str, str], steps: int, seed: int, count: int
 ) -> Iterator[dict[str, Trial]]:
     """Every control tried in the beginning, and then again and again after some more random play.
 

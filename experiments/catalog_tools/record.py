@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.controls import ACTIONS, control_buttons
-from envs.games.retro import RetroGame
+from envs.games.retro import RetroEnv
 from envs.utils.atomic_io import new_folder, write_json_atomic
 from experiments.catalog_tools.clip_format import ACROSS, FPS, FRAMES, MOMENTS, VERSION, pressed
 
@@ -23,7 +23,7 @@ def record(game: str, folder: Path) -> None:
     moment -> its clips, each with action ("none" first), button, file, width, height and, frame by frame, pressed.
     Raises InputError where the game cannot be opened, also because this process already has one open.
     """
-    env = RetroGame(game, frame_skip=60 // FPS)
+    env = RetroEnv(game, frame_skip=60 // FPS)
     names = {"none": "", **control_buttons(env.buttons, env.console)}
     generator = np.random.default_rng(0)
     env.reset()
@@ -55,7 +55,7 @@ def record(game: str, folder: Path) -> None:
         env.close()
 
 
-def sheet(env: RetroGame, state: bytes, button: str, down: list[bool]) -> tuple[NDArray[np.uint8], int, int]:
+def sheet(env: RetroEnv, state: bytes, button: str, down: list[bool]) -> tuple[NDArray[np.uint8], int, int]:
     """Play from `state`, holding `button` while `down` says so. A picture of all frames, a frame's width and height.
 
     The picture is uint8 RGB (height * rows, width * ACROSS, 3).

@@ -40,10 +40,10 @@ def run(args: Args) -> None:
     from envs.episodes import manifest
     from envs.utils.errors import InputError
     from envs.utils.progress import console
-    from envs.utils.storage import place
+    from envs.utils.storage import parse_uri
     from exploration.agent.policy import policy_spec
 
-    if (place(args.out) / manifest.NAME).exists() and not args.resume:
+    if (parse_uri(args.out) / manifest.NAME).exists() and not args.resume:
         raise InputError(
             f"{args.out} already holds episodes: --resume completes the set, another --out begins a new one"
         )

@@ -40,10 +40,10 @@ def run(args: Args) -> None:
     from rich.table import Table
 
     from envs.utils.progress import console
-    from exploration.evaluate import AGENTS, compare
+    from exploration.evaluate import AGENTS, evaluate_explorers
 
     with ray_session(args.ray_address):
-        result = compare(
+        result = evaluate_explorers(
             games,
             args.model,
             args.out,

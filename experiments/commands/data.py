@@ -37,7 +37,7 @@ class Compact:
     """The data set. Nobody else may write to it meanwhile."""
     megabytes: int = 128
     """Largest file; 64 to 256 suits most disks."""
-    squeeze: bool = False
+    recompress: bool = False
     """Compress the merged files again, as small as they go: an eighth less, read as fast, at a millisecond a frame."""
 
 
@@ -169,7 +169,7 @@ def _compact(args: Compact) -> None:
     from envs.episodes.compact import compact
     from envs.utils.progress import console
 
-    done = compact(args.uri, megabytes=args.megabytes, squeeze=args.squeeze)
+    done = compact(args.uri, megabytes=args.megabytes, recompress=args.recompress)
     leftovers = f"; {done.leftovers} files of a stopped run were deleted" if done.leftovers else ""
     console.print(
         f"{args.uri}: {done.files_before:,} files became {done.files_after:,} "

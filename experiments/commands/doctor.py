@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from envs.utils.ray_session import KINDS, machines
+from envs.utils.ray_session import KINDS, node_resources
 
 GIGABYTE = 1e9
 TOKEN = Path("~/.ray/auth_token")
@@ -38,7 +38,7 @@ class Finding:
 
     what: str
     found: str
-    mend: str = ""
+    fix: str = ""
     serious: bool = True
 
 
@@ -49,10 +49,10 @@ def run(args: Args) -> None:
 
     serious = []
     for finding in findings(args):
-        mark = "[green]ok  [/]" if not finding.mend else "[red]no  [/]" if finding.serious else "[yellow]low [/]"
+        mark = "[green]ok  [/]" if not finding.fix else "[red]no  [/]" if finding.serious else "[yellow]low [/]"
         console.print(f"{mark} {finding.what:<15} {finding.found}")
-        if finding.mend:
-            console.print(f"     {'':<15} -> {finding.mend}")
+        if finding.fix:
+            console.print(f"     {'':<15} -> {finding.fix}")
             if finding.serious:
                 serious.append(finding)
     if serious:
@@ -128,8 +128,8 @@ def cores() -> Finding:
 
 def memory() -> Finding:
     free = available_bytes() / GIGABYTE
-    mend = "" if free >= 6 else "the demo needs about 6 GB: close other programs, or use --preset debug"
-    return Finding("memory", f"{free:.1f} GB available", mend, serious=free < 3)
+    fix = "" if free >= 6 else "the demo needs about 6 GB: close other programs, or use --preset debug"
+    return Finding("memory", f"{free:.1f} GB available", fix, serious=free < 3)
 
 
 def available_bytes() -> int:
@@ -146,30 +146,30 @@ def shared_memory() -> Finding:
     from envs.utils.ray_session import OBJECT_STORE_BYTES
     from experiments.arguments import free_bytes
 
-    place = Path("/dev/shm")
-    if not place.exists():
+    parse_uri = Path("/dev/shm")
+    if not parse_uri.exists():
         return Finding("shared memory", "no /dev/shm: Ray uses files under /tmp, which is slower")
-    free = free_bytes(place)
-    mend = "" if free > OBJECT_STORE_BYTES else "in Docker: docker run --shm-size=1g"
-    return Finding("shared memory", f"{free / GIGABYTE:.1f} GB free in /dev/shm", mend, serious=False)
+    free = free_bytes(parse_uri)
+    fix = "" if free > OBJECT_STORE_BYTES else "in Docker: docker run --shm-size=1g"
+    return Finding("shared memory", f"{free / GIGABYTE:.1f} GB free in /dev/shm", fix, serious=False)
 
 
 def disk(out: Path) -> Finding:
     from experiments.arguments import free_bytes
 
     free = free_bytes(out.resolve()) / GIGABYTE
-    mend = "" if free >= 5 else "the demo writes less than 2 GB, Ray needs the same under /tmp: free some space"
-    return Finding("disk", f"{free:.0f} GB free for {out}", mend, serious=free < 2)
+    fix = "" if free >= 5 else "the demo writes less than 2 GB, Ray needs the same under /tmp: free some space"
+    return Finding("disk", f"{free:.0f} GB free for {out}", fix, serious=free < 2)
 
 
 def writable_for(out: Path) -> Callable[[], Finding]:
     def writable() -> Finding:
-        place = out.resolve()
-        while not place.exists():
-            place = place.parent
-        fits = os.access(place, os.W_OK)
+        parse_uri = out.resolve()
+        while not parse_uri.exists():
+            parse_uri = parse_uri.parent
+        fits = os.access(parse_uri, os.W_OK)
         return Finding(
-            "writable", str(place), "" if fits else f"no right to write there: give another --out than {out}"
+            "writable", str(parse_uri), "" if fits else f"no right to write there: give another --out than {out}"
         )
 
     return writable
@@ -280,7 +280,7 @@ def nodes(out: Path) -> list[Finding]:
     alive = [node for node in ray.nodes() if node["Alive"]]
     sums: dict[str, float] = ray.cluster_resources()
     what = ", ".join(f"{sums.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
-    kinds = [kind for kind in KINDS if machines(kind).resources]
+    kinds = [kind for kind in KINDS if node_resources(kind).resources]
     where = f"processes go to machines of their kind: {', '.join(kinds)}" if kinds else "processes run anywhere"
     findings = [Finding("machines", f"{len(alive)}: {what}; {where}")]
     out.mkdir(parents=True, exist_ok=True)
@@ -325,8 +325,8 @@ def look_around(mark: str) -> dict[str, Any]:
 
     from envs import catalog
 
-    place = Path(mark)
-    seen: dict[str, Any] = {"text": place.read_text() if place.exists() else None}
+    parse_uri = Path(mark)
+    seen: dict[str, Any] = {"text": parse_uri.read_text() if parse_uri.exists() else None}
     for package in ("autoexplore", "torch", "ray", "stable-retro"):
         try:
             seen[package] = metadata.version(package).split("+")[0]  # CPU and CUDA builds of torch are the same to us

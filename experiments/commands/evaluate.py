@@ -13,7 +13,7 @@ from experiments.arguments import RayArgs, check_folder, default_threads
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from worldmodel.evaluation.external_predictions import Peer
+    from worldmodel.evaluation.external_predictions import ExternalPredictions
     from worldmodel.models.genie import WorldModel
 
 
@@ -87,16 +87,16 @@ def run(args: Args) -> None:
     console.print(as_table(figures))
 
 
-def open_model(args: Args) -> "WorldModel | Peer":
+def open_model(args: Args) -> "WorldModel | ExternalPredictions":
     """What is measured: the model, or the peer's pictures."""
     import torch
 
     from worldmodel import load_world_model
-    from worldmodel.evaluation.external_predictions import Peer
+    from worldmodel.evaluation.external_predictions import ExternalPredictions
 
     torch.set_num_threads(args.threads or default_threads())
     if args.peer is not None:
-        return Peer(args.peer)
+        return ExternalPredictions(args.peer)
     assert args.model is not None
     return load_world_model(check_folder(args.model, "world model", "pipeline"))
 

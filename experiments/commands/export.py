@@ -69,13 +69,13 @@ def learn_map(lam: "LatentActionModel", args: Args) -> "ActionMap":
     import tempfile
 
     from envs.controls import ACTIONS
-    from worldmodel.data.clip_dataset import Clips
+    from worldmodel.data.clip_dataset import ClipDataset
     from worldmodel.training.fit_action_map import fit_action_map, measure_action_map
 
     length = lam.cfg.frames
     with tempfile.TemporaryDirectory() as cache:
         known, other = (
-            Clips(args.data, cache, length=length, stride=length - 1, split=split) for split in ("train", "val")
+            ClipDataset(args.data, cache, length=length, stride=length - 1, split=split) for split in ("train", "val")
         )
         action_map = fit_action_map(lam, known, actions=len(ACTIONS), count=args.clips)
         return measure_action_map(action_map, lam, other) if len(other) else action_map

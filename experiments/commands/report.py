@@ -23,12 +23,12 @@ def run(args: Args) -> None:
     from envs.utils.progress import console
 
     out = args.out or args.run / "report"
-    for line in drawn(args.run, out):
+    for line in build_report(args.run, out):
         console.print(line)
     console.print(f"Report: {(out / 'index.html').resolve()}")
 
 
-def drawn(root: Path, out: Path) -> list[str]:
+def build_report(root: Path, out: Path) -> list[str]:
     """Draw the report that fits what the folder holds. Raises InputError where there is nothing to draw yet."""
     from envs.utils.errors import InputError
     from experiments.reports import explore_report, rounds_report, tune_report

@@ -22,7 +22,7 @@ class Args(RayArgs):
     """Copies of the model that answer."""
     max_replicas: int | None = None
     """More copies than that, up to so many, while requests queue; None for a fixed number."""
-    queued: int = 64
+    max_queued_requests: int = 64
     """Requests that may wait at one explorer; it asks again later for more, so that memory does not grow."""
     gpus: float | None = None
     """Share of a GPU for each replica; 0 computes on CPUs. Default: a whole one where the cluster has machines for
@@ -58,7 +58,7 @@ def run(args: Args) -> None:
             app_name=args.name,
             replicas=args.replicas,
             max_replicas=args.max_replicas,
-            queued=args.queued,
+            max_queued_requests=args.max_queued_requests,
             num_gpus=args.gpus,
             threads=args.threads,
             steps=args.steps,

@@ -112,7 +112,7 @@ def run(args: Args) -> None:
 
     from envs.utils.progress import console
     from worldmodel.checkpoint import best_checkpoint
-    from worldmodel.loading import join
+    from worldmodel.loading import build_world_model
     from worldmodel.training.train import train
 
     assert args.out is not None
@@ -140,7 +140,7 @@ def run(args: Args) -> None:
         if args.lam is not None or args.joint_lam:
             console.print("`autoexplore export` makes a world model of it")
         else:
-            join(args.tokenizer, args.out).save(args.out / "model")
+            build_world_model(args.tokenizer, args.out).save(args.out / "model")
             console.print(f"world model, for evaluate, generate, play, explore and serve: {args.out / 'model'}")
 
 

@@ -15,11 +15,11 @@ from envs.utils.errors import InputError
 from envs.utils.images import Frames, gif
 from envs.utils.progress import console
 from experiments.reports.images import at_scale
-from exploration.rollout.snapshots import Glimpse
+from exploration.rollout.snapshots import Snapshot
 from worldmodel import WorldModelEnv
 from worldmodel.models.genie import WorldModel
 from worldmodel.models.upscaler import Upscaler
-from worldmodel.uncertainty import WINDOW, score_windows
+from worldmodel.uncertainty import WINDOW, window_entropies
 
 CONTEXT = 2
 """Frames given at the start, as in the paper."""
@@ -85,14 +85,14 @@ class World:
         self._frames = [*self._frames, self.frame][-length:]
         self._actions = [*self._actions, action][-length + 1 :]
         window, between = np.stack(self._frames)[None], np.array(self._actions)[None]
-        self.entropy_N = score_windows(self._model, window, between, context=CONTEXT)[0]
+        self.entropy_N = window_entropies(self._model, window, between, context=CONTEXT)[0]
         self._show()
 
     def picture(self) -> Frames:
         """The newest frame as it is to be shown: enlarged by the upscaler, under the map of uncertainty."""
         if not self.uncertainty or self.entropy_N is None:
             return self._shown
-        doubts = Glimpse(self.game, self._shown, self.entropy_N, 0.0).map()
+        doubts = Snapshot(self.game, self._shown, self.entropy_N, 0.0).map()
         return self._shown if doubts is None else doubts
 
     @property

@@ -11,7 +11,7 @@ from envs.controls import ACTIONS
 from envs.utils.errors import InputError
 from envs.utils.images import enlarged
 from envs.utils.progress import console
-from envs.utils.ray_session import held_output
+from envs.utils.ray_session import captured_output
 from experiments.interactive.session import World
 
 GROUND, INK, RED = (16, 16, 20), (222, 222, 222), (235, 80, 70)
@@ -34,7 +34,7 @@ def display() -> Iterator[Any]:
             'playing needs pygame: pip install "autoexplore[play]"; --script plays without a window'
         ) from error
     try:
-        with held_output(drop="XDG_RUNTIME_DIR"):  # Wayland's library says so where there is no screen
+        with captured_output(drop="XDG_RUNTIME_DIR"):  # Wayland's library says so where there is no screen
             pygame.display.init()
         if pygame.display.get_driver() == "offscreen" and "SDL_VIDEODRIVER" not in os.environ:
             raise pygame.error("no screen was found")

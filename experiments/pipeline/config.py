@@ -8,7 +8,7 @@ from envs.utils.errors import InputError
 
 
 @dataclass(frozen=True)
-class Plan:
+class PipelineConfig:
     """A whole pipeline. Seeds of its parts are derived from `seed`, so that no two of them play the same episodes."""
 
     preset: str
@@ -55,8 +55,8 @@ class Plan:
 
 DEMO_GAMES = ("Airstriker-Genesis", "StarGunner-Atari2600", "JourneyEscape-Atari2600")
 
-PLANS: dict[str, Plan] = {
-    "debug": Plan(
+PLANS: dict[str, PipelineConfig] = {
+    "debug": PipelineConfig(
         preset="debug",
         games=("Counting",),
         random_episodes=3,
@@ -71,7 +71,7 @@ PLANS: dict[str, Plan] = {
         evaluate={"horizon": 4, "limit": 2, "steps": 2, "mode": "autoregressive", "distance_frames": 4},
         expected_seconds=90.0,
     ),
-    "cpu": Plan(
+    "cpu": PipelineConfig(
         preset="cpu",
         games=DEMO_GAMES,
         random_episodes=16,
@@ -84,7 +84,7 @@ PLANS: dict[str, Plan] = {
         evaluate={"limit": 12, "steps": 1, "mode": "autoregressive", "distance_frames": 60},
         expected_seconds=1_000.0,
     ),
-    "paper": Plan(
+    "paper": PipelineConfig(
         preset="paper",
         games=("SuperMarioBros-Nes",),
         workers=64,
@@ -95,7 +95,7 @@ PLANS: dict[str, Plan] = {
 }
 
 
-def plan(preset: str, **changes: Any) -> Plan:
+def plan(preset: str, **changes: Any) -> PipelineConfig:
     """The plan of a preset with single fields changed; a change of None is none. InputError for wrong ones."""
     if preset not in PLANS:
         raise InputError(f"unknown preset {preset!r}: choose one of {', '.join(PLANS)}")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.pipeline.config import Plan
-from experiments.pipeline.runner import Job, Stage
+from experiments.pipeline.config import PipelineConfig
+from experiments.pipeline.runner import Stage, StageContext
 from experiments.pipeline.stages import collect_play, explore, joined, stage_table, train_component
 
 APP_NAME = "autoexplore-rounds"
@@ -26,7 +26,7 @@ WINDOWS = 48
 class Service:
     """The reward service of all rounds: started with the first model that is asked for, swapped to later ones."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: PipelineConfig) -> None:
         self.plan, self.running = plan, False
 
     def show(self, model: Path) -> float:
@@ -51,7 +51,7 @@ class Service:
             serve.stop(APP_NAME)
 
 
-def rounds_table(c: Plan, rounds: int, service: Service) -> list[Stage]:
+def rounds_table(c: PipelineConfig, rounds: int, service: Service) -> list[Stage]:
     """The stages of `rounds` rounds, in order."""
     shared = {stage.name: stage for stage in stage_table(c)}
     stages = [shared[name] for name in SHARED]
@@ -63,7 +63,7 @@ def rounds_table(c: Plan, rounds: int, service: Service) -> list[Stage]:
     return [*stages, report]
 
 
-def one_round(c: Plan, place: int, service: Service) -> list[Stage]:
+def one_round(c: PipelineConfig, place: int, service: Service) -> list[Stage]:
     """The stages of round `place`, from 1."""
     folder, before = f"rounds/{place}", f"explore-{place - 1}"
     play = [c.games, c.seed]
@@ -151,7 +151,7 @@ def measured(place: int) -> Stage:
     )
 
 
-def explore_round(job: Job, *, place: int, service: Service) -> dict[str, Any]:
+def explore_round(job: StageContext, *, place: int, service: Service) -> dict[str, Any]:
     """Explore under the weights of the round before, swapped into the running service, from the agent before."""
     model = model_stage(place - 1)
     options: dict[str, Any] = {}
@@ -165,7 +165,7 @@ def explore_round(job: Job, *, place: int, service: Service) -> dict[str, Any]:
     return {"swap_seconds": seconds}
 
 
-def measure(job: Job, *, place: int) -> dict[str, Any]:
+def measure(job: StageContext, *, place: int) -> dict[str, Any]:
     """`measure.json`: mean entropy of fixed windows of play j under model m, for the pairs that are new in this round.
 
     {"entropy": [[m, j, mean over all tokens, mean reward], ...], "screens": game -> {"frames", "seen", "new"}}
@@ -173,14 +173,14 @@ def measure(job: Job, *, place: int) -> dict[str, Any]:
     from envs.utils.atomic_io import write_json_atomic
     from experiments.reports.screens import seen_by_game
     from exploration.reward.token_entropy import uncertainty_reward
-    from worldmodel.uncertainty import load_model, score_windows
+    from worldmodel.uncertainty import load_model, window_entropies
 
     pairs = [(model, place) for model in range(place)] + [(place, play) for play in range(place + 1)]
     windows = {play: fixed_windows(job.path(play_stage(play))) for _, play in pairs}
     models = {number: load_model(job.path(model_stage(number))) for number, _ in pairs}
     rows = []
     for number, play in pairs:
-        entropy_BN = score_windows(models[number], *windows[play])
+        entropy_BN = window_entropies(models[number], *windows[play])
         rows.append([number, play, float(entropy_BN.mean()), float(uncertainty_reward(entropy_BN).mean())])
     earlier = [seen_by_game(job.path(play_stage(number))) for number in range(place)]
     screens = {}
@@ -230,7 +230,7 @@ def fixed_windows(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return np.concatenate(frames), np.concatenate(actions)
 
 
-def draw_report(job: Job) -> dict[str, Any]:
+def draw_report(job: StageContext) -> dict[str, Any]:
     """The report, and its main figures as lines of text."""
     from experiments.reports.rounds_report import build
 

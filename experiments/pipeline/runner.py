@@ -30,7 +30,7 @@ class Stage:
 
     name: str
     says: str
-    run: Callable[["Job"], dict[str, Any]]
+    run: Callable[["StageContext"], dict[str, Any]]
     inputs: tuple[str, ...]
     output: str
     weight: float
@@ -56,7 +56,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Job:
+class StageContext:
     """What a stage's function gets. out: where to write. resume: whether a run that was cut off is there."""
 
     context: Context
@@ -90,7 +90,7 @@ def run_stages(stages: Sequence[Stage], context: Context, expected_seconds: floa
         label = f"[{number:2}/{len(stages)}] {stage.name}"
         reads = inputs_hash(stage, context)
         record = read_record(context, stage)
-        if is_finished(record, reads, context.path(stage.name)):
+        if is_complete(record, reads, context.path(stage.name)):
             console.print(f"[dim]{label}: already there ({record['seconds']:.0f} s then)[/]")
             context.records[stage.name] = record
             clock.finish(stage, record["seconds"], now=False)
@@ -114,7 +114,7 @@ def _run(stage: Stage, context: Context, reads: str, resume: bool, earlier: floa
     write_json_atomic(record_path(context, stage.name), record)
     started = time.monotonic()
     try:
-        result = stage.run(Job(context, context.path(stage.name), resume))
+        result = stage.run(StageContext(context, context.path(stage.name), resume))
     except BaseException:
         record["seconds"] = earlier + time.monotonic() - started
         write_json_atomic(record_path(context, stage.name), record)
@@ -162,7 +162,7 @@ class Clock:
         return f"about {format_duration(left)} left in all"
 
 
-def is_finished(record: Mapping[str, Any], reads: str, output: Path) -> bool:
+def is_complete(record: Mapping[str, Any], reads: str, output: Path) -> bool:
     """Whether the stage ended, read the same as it would read now, and its output is still what it wrote."""
     return (
         record.get("state") == FINISHED

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.arguments import default_threads
-from experiments.pipeline.config import Plan
-from experiments.pipeline.runner import Job, Stage
+from experiments.pipeline.config import PipelineConfig
+from experiments.pipeline.runner import Stage, StageContext
 from worldmodel import loading
 
 SEEDS = {"random": 0, "explored": 1, "more-random": 2, "test-random": 3, "test-explored": 4, "explore": 5}
@@ -19,7 +19,7 @@ TEST_SETS = ("random", "explored")
 """Whose held-out episodes; `data/test-<name>` holds each."""
 
 
-def stage_table(c: Plan) -> list[Stage]:
+def stage_table(c: PipelineConfig) -> list[Stage]:
     """The stages of a plan, in order. Weights are seconds on two cores at preset cpu."""
     games = f"{len(c.games)} game{'s' if len(c.games) > 1 else ''}"
     play = [c.games, c.seed]
@@ -94,7 +94,7 @@ def stage_table(c: Plan) -> list[Stage]:
     ]
 
 
-def played(c: Plan, part: str, says: str, episodes: int, steps: int, *, weight: float) -> Stage:
+def played(c: PipelineConfig, part: str, says: str, episodes: int, steps: int, *, weight: float) -> Stage:
     """The stage that records `part` of the data: by the explorer where the name ends so, else by the random agent."""
     explorer = part.endswith("explored")
     return Stage(
@@ -108,7 +108,7 @@ def played(c: Plan, part: str, says: str, episodes: int, steps: int, *, weight: 
     )
 
 
-def finetuned(c: Plan, side: str, data: str, words: str) -> list[Stage]:
+def finetuned(c: PipelineConfig, side: str, data: str, words: str) -> list[Stage]:
     """The base model fine-tuned for one side of the comparison: both sides get the same settings and seed."""
     decoder, dynamics = f"decoder-{side}", f"dynamics-{side}"
     both = ("collect-random", data)
@@ -154,13 +154,13 @@ def joined(name: str, tokenizer: str, dynamics: str) -> Stage:
     )
 
 
-def part_seed(c: Plan, part: str, place: int = 0) -> int:
+def part_seed(c: PipelineConfig, part: str, place: int = 0) -> int:
     """The seed of a part, in the round `place` where there are several."""
     return 1_000 * c.seed + 10 * place + SEEDS[part]
 
 
 def collect_play(
-    job: Job, *, part: str, episodes: int, steps: int, agent: str = "explore", place: int = 0
+    job: StageContext, *, part: str, episodes: int, steps: int, agent: str = "explore", place: int = 0
 ) -> dict[str, Any]:
     """Episodes of one agent, as many of each game; `agent`: the stage that made the explorer, where it plays.
 
@@ -169,7 +169,7 @@ def collect_play(
     from envs.collect.collector import collect
     from exploration.agent.policy import policy_spec
 
-    c: Plan = job.plan
+    c: PipelineConfig = job.plan
     explorer = part.endswith("explored")
     best = f"checkpoint:{job.path(agent) / 'best'}"
     policy = policy_spec(best, epsilon=c.explored_epsilon) if explorer else "random"
@@ -185,11 +185,11 @@ def collect_play(
     return {"frames": done.frames, "episodes": done.episodes}
 
 
-def collect_as_much(job: Job) -> dict[str, Any]:
+def collect_as_much(job: StageContext) -> dict[str, Any]:
     """Random play until each game has as many frames as the explorer's data has of it, to within one episode."""
     from envs.collect.collector import collect
 
-    c: Plan = job.plan
+    c: PipelineConfig = job.plan
     wanted = frames_by_game(job.path("collect-explored"))
     for game in c.games:
         episodes = 0
@@ -221,7 +221,7 @@ def frames_by_game(folder: Path) -> Counter[str]:
 
 
 def train_component(
-    job: Job,
+    job: StageContext,
     *,
     component: Literal["tokenizer", "dynamics"],
     data: tuple[str, ...],
@@ -237,7 +237,7 @@ def train_component(
     from worldmodel.training.config import recipe
     from worldmodel.training.train import train
 
-    c: Plan = job.plan
+    c: PipelineConfig = job.plan
     threads = max(1, (c.threads or default_threads()) // max(1, c.train_workers))
     checkpoint = train(
         component,
@@ -255,19 +255,19 @@ def train_component(
     return {"checkpoint": str(checkpoint)}
 
 
-def join(job: Job, *, tokenizer: str, dynamics: str) -> dict[str, Any]:
+def join(job: StageContext, *, tokenizer: str, dynamics: str) -> dict[str, Any]:
     """Save a tokenizer and a dynamics model as one model."""
 
-    model = loading.join(job.path(tokenizer), job.path(dynamics))
+    model = loading.build_world_model(job.path(tokenizer), job.path(dynamics))
     model.save(job.out)
     return {"parameters": sum(p.numel() for p in model.parameters())}
 
 
-def explore(job: Job, *, model: str = "model-base", place: int = 0, **options: Any) -> dict[str, Any]:
+def explore(job: StageContext, *, model: str = "model-base", place: int = 0, **options: Any) -> dict[str, Any]:
     """Train the explorer on the uncertainty of the model that a stage made; options: of `exploration.explore`."""
     import exploration
 
-    c: Plan = job.plan
+    c: PipelineConfig = job.plan
     exploration.explore(
         list(c.games),
         job.path(model),
@@ -281,7 +281,7 @@ def explore(job: Job, *, model: str = "model-base", place: int = 0, **options: A
     return {}
 
 
-def evaluate_models(job: Job) -> dict[str, Any]:
+def evaluate_models(job: StageContext) -> dict[str, Any]:
     """`evaluation/<model>-<test set>.json` for the three models on both halves of the test set.
 
     Each of the six is a Ray task with one torch thread, as many at a time as there are cores, or GPUs for this: that is
@@ -290,13 +290,13 @@ def evaluate_models(job: Job) -> dict[str, Any]:
     import ray
 
     from envs.utils.progress import progress
-    from envs.utils.ray_session import machines
+    from envs.utils.ray_session import node_resources
 
-    c: Plan = job.plan
+    c: PipelineConfig = job.plan
     parts = [(name, test, (job.out / f"{name}-{test}.json").resolve()) for name in MODELS for test in TEST_SETS]
     todo = [part for part in parts if not part[2].exists()]
     at_a_time = c.threads or default_threads()
-    place = machines("train")
+    place = node_resources("train")
     cpus = 1 if place.resources else max(1, int(ray.cluster_resources()["CPU"]) // at_a_time)
     device = "cuda" if place.gpus else "cpu"
     task = ray.remote(num_cpus=cpus, num_gpus=place.gpus, resources=place.resources, max_retries=1)(evaluate_part)
@@ -329,7 +329,7 @@ def evaluate_part(model: str, data: str, cache: str, out: str, device: str, opti
     evaluate(GenieReduxG.load(model, device), [data], cache_dir=cache, out=out, **options)
 
 
-def draw_report(job: Job) -> dict[str, Any]:
+def draw_report(job: StageContext) -> dict[str, Any]:
     """The report, and its main figures as lines of text."""
     from experiments.reports.build import build
 

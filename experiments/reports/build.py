@@ -13,7 +13,7 @@ def build(root: Path, out: Path) -> list[str]:
     from experiments.reports.page import render
     from experiments.reports.pipeline_report import training
     from experiments.reports.results import headline, read_measured, short_name
-    from experiments.reports.screens import compared, seen_by_game
+    from experiments.reports.screens import equal_frame_counts, seen_by_game
 
     plan: dict[str, Any] = json.loads((root / "config.json").read_text())["pipeline"]
     measured = read_measured(root / "evaluation")
@@ -32,6 +32,6 @@ def build(root: Path, out: Path) -> list[str]:
     write_atomic(out / "index.html", html.encode())
     found = []
     for game in sections.both_saw(seen):
-        explored, random = compared(seen["explored"][game], seen["more-random"][game])
+        explored, random = equal_frame_counts(seen["explored"][game], seen["more-random"][game])
         found.append(f"{short_name(game)} {explored:,} against {random:,}")
     return [*headline(measured), f"Distinct screens, explorer against random agent: {', '.join(found)}"]

@@ -75,9 +75,9 @@ def curves(run: Path, games: list[str]) -> Section:
 
 def surprises(run: Path) -> list[Section]:
     """The screens that paid most, over the epochs, and the model's uncertainty of them."""
-    from exploration.rollout.snapshots import load_glimpses
+    from exploration.rollout.snapshots import load_snapshots
 
-    kept = load_glimpses(run)
+    kept = load_snapshots(run)
     if not kept:
         return []
     epochs = list(kept)
@@ -99,11 +99,11 @@ def films(run: Path) -> list[Section]:
     """The best agent beside a random one."""
     from PIL import Image
 
-    file = run / "film" / "film.json"
+    file = run / "videos" / "videos.json"
     counts: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     shots = []
     for game, seen in counts.items():
-        data = (run / "film" / f"{game}.gif").read_bytes()
+        data = (run / "videos" / f"{game}.gif").read_bytes()
         caption = f"{short_name(game)}, {seen['steps']} steps: left the best agent ({seen['agent']} distinct screens), "
         caption += f"right a random one ({seen['random']})"
         width, height = Image.open(io.BytesIO(data)).size

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.utils.images import Frames, gif, heat_map, png
-from experiments.reports.images import code_colours, film_strip, model_frames, montage, predict, token_map
-from experiments.reports.screens import Seen, only_in
+from experiments.reports.images import code_colours, film_strip, load_float_frames, montage, predict, token_map
+from experiments.reports.screens import ScreenStats, unique_to
 from exploration.rollout.snapshots import HEAT_HIGH
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def frame_tokens(model: "GenieReduxG", frames_THWC: Frames) -> NDArray[np.int64]
     import torch
 
     with torch.inference_mode():
-        return np.asarray(model.tokenizer.encode(model_frames(frames_THWC))[0].cpu().numpy())
+        return np.asarray(model.tokenizer.encode(load_float_frames(frames_THWC))[0].cpu().numpy())
 
 
 def uncertainty(model: "GenieReduxG", window: Window) -> NDArray[np.float32]:
@@ -132,7 +132,7 @@ def uncertainty(model: "GenieReduxG", window: Window) -> NDArray[np.float32]:
     import torch
 
     count = len(window.shown)
-    frames = torch.cat([model_frames(window.frames[t : t + SCORED]) for t in range(count)])
+    frames = torch.cat([load_float_frames(window.frames[t : t + SCORED]) for t in range(count)])
     actions = torch.stack([torch.from_numpy(window.actions[t : t + SCORED - 1].astype(np.int64)) for t in range(count)])
     with torch.inference_mode():
         entropy_TN = model.token_entropy(frames, actions)
@@ -161,7 +161,7 @@ def code_use(model: "GenieReduxG", folders: Sequence[Path], length: int, windows
     import torch
 
     from envs.episodes.dataset import EpisodeReader
-    from worldmodel.evaluation.codebook_stats import background_share
+    from worldmodel.evaluation.codebook_stats import static_token_fraction
 
     clips = []
     for folder in folders:
@@ -170,14 +170,14 @@ def code_use(model: "GenieReduxG", folders: Sequence[Path], length: int, windows
             frames = [reader[index].frames_THWC for index, name in enumerate(reader.games) if name == game]
             starts = [(e, t) for e, episode in enumerate(frames) for t in range(0, len(episode) - length + 1, length)]
             chosen = starts[:: max(len(starts) // windows, 1)][:windows]
-            clips += [model_frames(frames[episode][start : start + length]) for episode, start in chosen]
+            clips += [load_float_frames(frames[episode][start : start + length]) for episode, start in chosen]
     frames_BTCHW = torch.cat(clips)
     with torch.inference_mode():
         tokens = torch.cat([model.tokenizer.encode(part) for part in frames_BTCHW.split(8)])
     counts = torch.bincount(tokens.flatten(), minlength=model.cfg.tokenizer.codes).double()
     shares = (counts / counts.sum()).sort(descending=True).values
     entropy = -(shares * shares.clamp_min(1e-300).log()).sum().item()
-    background = background_share(tokens, frames_BTCHW)
+    background = static_token_fraction(tokens, frames_BTCHW)
     return CodeUse(tuple(shares.tolist()), math.exp(entropy), background["static"], background["moving"])
 
 
@@ -201,13 +201,15 @@ def times(window: Window, context: int) -> list[dict[str, str]]:
     return heads
 
 
-def screen_montages(random: Seen, explored: Seen, random_data: Sequence[Seen]) -> list[dict[str, Any]]:
+def screen_montages(
+    random: ScreenStats, explored: ScreenStats, random_data: Sequence[ScreenStats]
+) -> list[dict[str, Any]]:
     """Screens that only one of the two agents saw. random_data: everything the random agent saw in this run."""
     sides = []
     for name, here, others in (("explorer", explored, random_data), ("random agent", random, [explored])):
         unseen = set().union(*(seen.ids for seen in others))
         total = len(here.ids - unseen)
-        screens = only_in(here, others, MONTAGE_SCREENS)
+        screens = unique_to(here, others, MONTAGE_SCREENS)
         versus = "any random play of this run" if name == "explorer" else "the explorer's data"
         caption = (
             f"Only the {name} saw {total:,} screens (not in {versus})" if total else f"None that only the {name} saw"

@@ -25,14 +25,14 @@ def predict(model: "WorldModel", given_PHWC: Frames, actions: Sequence[int] | ND
     import torch
 
     seed = sampling.pop("seed", 0)
-    frames = model_frames(given_PHWC)
+    frames = load_float_frames(given_PHWC)
     chosen = torch.as_tensor(np.asarray(actions), dtype=torch.int64)[None]
     with torch.inference_mode():
         made = model.generate(frames, chosen, generator=torch.Generator().manual_seed(seed), **sampling)
     return np.concatenate([given_PHWC, picture_frames(made)])
 
 
-def model_frames(frames_THWC: Frames) -> Any:
+def load_float_frames(frames_THWC: Frames) -> Any:
     """uint8 THWC -> float32 in [0, 1], 1TCHW, as the model takes them."""
     import torch
 
@@ -49,7 +49,7 @@ def at_scale(frames_THWC: Frames, upscaler: "Upscaler | None", scale: int) -> tu
     """Frames as an upscaler makes them, and the scale that is left to draw them at; unchanged without one."""
     if upscaler is None:
         return frames_THWC, scale
-    large = picture_frames(upscaler.upscale(model_frames(frames_THWC)))
+    large = picture_frames(upscaler.upscale(load_float_frames(frames_THWC)))
     return large, max(1, scale // upscaler.cfg.factor)
 
 

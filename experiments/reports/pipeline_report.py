@@ -19,17 +19,17 @@ from experiments.reports.results import (
     MODELS,
     TEST_NAMES,
     TESTS,
+    EvalResults,
     Figures,
-    Measured,
     mean,
     read_metric,
     short_name,
     signed,
     verdict,
 )
-from experiments.reports.screens import Seen, compared
+from experiments.reports.screens import ScreenStats, equal_frame_counts
 
-SeenBy = Mapping[str, Mapping[str, Seen]]
+SeenBy = Mapping[str, Mapping[str, ScreenStats]]
 
 
 def number(value: float, digits: int = 1) -> str:
@@ -37,7 +37,7 @@ def number(value: float, digits: int = 1) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 
-def top(plan: dict[str, Any], measured: Measured, seen: SeenBy, root: Path) -> dict[str, Any]:
+def top(plan: dict[str, Any], measured: EvalResults, seen: SeenBy, root: Path) -> dict[str, Any]:
     """Title, the opening words and the main figures."""
     games = [short_name(game) for game in plan["games"]]
     listed = ", ".join(games[:-1]) + (" and " if len(games) > 1 else "") + games[-1]
@@ -55,11 +55,11 @@ def top(plan: dict[str, Any], measured: Measured, seen: SeenBy, root: Path) -> d
     }
 
 
-def cards(measured: Measured, seen: SeenBy) -> list[dict[str, str]]:
+def cards(measured: EvalResults, seen: SeenBy) -> list[dict[str, str]]:
     """The main figures: each with what it has to be compared with."""
     copy, base, best = measured.get(COPY), measured.get("base"), measured.get("explored")
     lowest = min(measured.get("base", game=game).reconstruction for game in measured.games)
-    pairs = [compared(seen["explored"][game], seen["more-random"][game]) for game in both_saw(seen)]
+    pairs = [equal_frame_counts(seen["explored"][game], seen["more-random"][game]) for game in both_saw(seen)]
     explored, random = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
     gain = best.whole - measured.get("random").whole
     h = measured.horizon
@@ -95,7 +95,7 @@ class Column:
     small: Callable[[Figures], str] | None = None
 
 
-def columns(measured: Measured, *, distance: bool) -> list[Column]:
+def columns(measured: EvalResults, *, distance: bool) -> list[Column]:
     h = measured.horizon
     shown = [
         Column("1 step, PSNR dB", lambda f: f.one_step),
@@ -132,7 +132,7 @@ def table(title: str, rows: Sequence[tuple[str, Figures]], shown: Sequence[Colum
     return {"title": title, "corner": corner, "columns": [column.head for column in shown], "rows": made}
 
 
-def result(measured: Measured) -> dict[str, Any]:
+def result(measured: EvalResults) -> dict[str, Any]:
     """The comparison: words, tables, bars."""
     models = (COPY, *MODELS)
     both = table(
@@ -172,7 +172,7 @@ def group(game: str) -> str:
     return "all" if game == "all" else short_name(game)
 
 
-def games(root: Path, plan: dict[str, Any], measured: Measured) -> dict[str, Any]:
+def games(root: Path, plan: dict[str, Any], measured: EvalResults) -> dict[str, Any]:
     """Film strips and moving pictures of every game."""
     from experiments.reports import figures
     from experiments.reports.images import at_scale
@@ -211,7 +211,7 @@ def games(root: Path, plan: dict[str, Any], measured: Measured) -> dict[str, Any
     }
 
 
-def horizon(measured: Measured) -> dict[str, Any]:
+def horizon(measured: EvalResults) -> dict[str, Any]:
     """PSNR against the number of steps ahead."""
     charts = []
     for game in measured.games:
@@ -257,7 +257,7 @@ def screens(seen: SeenBy) -> dict[str, Any]:
         )
         before = [random, *([seen["random"][game]] if game in seen["random"] else [])]
         montages.append({"name": title, "sides": screen_montages(random, explored, before)})
-        e, r = compared(explored, random)
+        e, r = equal_frame_counts(explored, random)
         more = "as many as" if e == r else f"{abs(e - r) / max(r, 1):.0%} {'more' if e > r else 'fewer'} than"
         words.append(f"{title}: {e:,}, {more} the random agent's {r:,}")
     return {
@@ -320,7 +320,7 @@ def codes(root: Path, length: int) -> tuple[str, Markup]:
     )
 
 
-def training(root: Path, measured: Measured) -> dict[str, Any]:
+def training(root: Path, measured: EvalResults) -> dict[str, Any]:
     """How the parts learnt."""
     words, code_chart = codes(root, measured.horizon + 2)
     tokenizer, dynamics, explorer = root / "tokenizer", root / "dynamics", root / "explore"

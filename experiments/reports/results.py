@@ -93,7 +93,7 @@ def pooled(parts: Sequence[Figures]) -> Figures:
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvalResults:
     """All figures of a run: `of[model][test set][game]`, with game "all" for all games and test set "both" for both."""
 
     of: dict[str, dict[str, dict[str, Figures]]]
@@ -105,7 +105,7 @@ class Measured:
         return self.of[model][test][game]
 
 
-def read_measured(evaluation: Path) -> Measured:
+def read_measured(evaluation: Path) -> EvalResults:
     """Read what the stage `evaluate` wrote: `<model>-<test set>.json`."""
     of: dict[str, dict[str, dict[str, Figures]]] = {}
     raw: dict[str, Any] = {}
@@ -124,7 +124,7 @@ def read_measured(evaluation: Path) -> Measured:
         }
     games = tuple(name for name in of["base"]["both"] if name != "all")
     horizon = len(of["base"]["both"]["all"].psnr)
-    return Measured(of, games, horizon, str(raw["distance_name"] or "Frechet distance"))
+    return EvalResults(of, games, horizon, str(raw["distance_name"] or "Frechet distance"))
 
 
 def _figures(values: dict[str, Any], side: str) -> Figures:
@@ -152,7 +152,7 @@ def _figures(values: dict[str, Any], side: str) -> Figures:
     )
 
 
-def verdict(measured: Measured) -> list[str]:
+def verdict(measured: EvalResults) -> list[str]:
     """Plain sentences that say what the comparison shows, derived from the figures."""
     copy, base = measured.get(COPY), measured.get("base")
     random, explored = measured.get("random"), measured.get("explored")
@@ -184,7 +184,7 @@ def _compared(gain: float, one: str, other: str) -> str:
     return words + (" One run with one seed: so small a difference may be chance." if abs(gain) < CHANCE_DB else "")
 
 
-def _control(measured: Measured) -> str:
+def _control(measured: EvalResults) -> str:
     """What delta-PSNR says about who obeys the controls, with its interval."""
     parts = []
     for model in MODELS:
@@ -203,7 +203,7 @@ def signed(value: float, digits: int = 1) -> str:
     return f"{value:+.{digits}f}" if round(value, digits) else f"{0:.{digits}f}"
 
 
-def headline(measured: Measured) -> list[str]:
+def headline(measured: EvalResults) -> list[str]:
     """The run's main figures in five lines, for the terminal."""
     copy, best = measured.get(COPY), measured.get("explored")
     games = ", ".join(

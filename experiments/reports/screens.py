@@ -19,7 +19,7 @@ COMPARED = 4_000
 
 
 @dataclass
-class Seen:
+class ScreenStats:
     """What one agent saw of one game. ids: its screens. curve: how many of them after so many frames.
     examples: id -> the first frame that showed it, for the first KEPT of them.
     """
@@ -54,24 +54,24 @@ class Seen:
                 self.examples[identity] = frame
 
 
-def seen_by_game(folder: Path) -> dict[str, Seen]:
+def seen_by_game(folder: Path) -> dict[str, ScreenStats]:
     """What the agent that played a folder of episodes saw, game by game."""
     from envs.episodes.dataset import EpisodeReader
 
-    seen: dict[str, Seen] = {}
+    seen: dict[str, ScreenStats] = {}
     reader = EpisodeReader(folder)
     for index, game in enumerate(reader.games):
-        seen.setdefault(game, Seen()).add(reader[index].frames_THWC)
+        seen.setdefault(game, ScreenStats()).add(reader[index].frames_THWC)
     return seen
 
 
-def compared(one: Seen, other: Seen) -> tuple[int, int]:
+def equal_frame_counts(one: ScreenStats, other: ScreenStats) -> tuple[int, int]:
     """Distinct screens of each after as many frames as the one that played less has."""
     frames = min(one.frames, other.frames)
     return one.after(frames), other.after(frames)
 
 
-def only_in(here: Seen, elsewhere: Iterable[Seen], count: int) -> list[NDArray[np.uint8]]:
+def unique_to(here: ScreenStats, elsewhere: Iterable[ScreenStats], count: int) -> list[NDArray[np.uint8]]:
     """Up to `count` screens of `here` that are in none of the others, as different from each other as can be.
 
     Each next one is the farthest from those already taken, by the mean absolute difference of the frames.

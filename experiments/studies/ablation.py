@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from envs.utils.ray_session import ray_session
 from experiments.arguments import Preset, RayArgs, check_folder
-from experiments.studies.ablation_runs import DEFAULT, Budget, Grid, Variant
+from experiments.studies.ablation_runs import DEFAULT, AblationGrid, Budget, Variant
 from experiments.studies.common import Mode
 
 if TYPE_CHECKING:
-    from worldmodel.training.run_spec import Job
+    from worldmodel.training.run_spec import TrainingRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def run(args: Args) -> None:
     console.print(f"written to {args.out}: ablation.json, ablation.md, ablation.png")
 
 
-def plan(args: Args) -> tuple[Grid, dict[str, Variant], dict[str, str]]:
+def plan(args: Args) -> tuple[AblationGrid, dict[str, Variant], dict[str, str]]:
     """What to compute, checked: the grid, its rows, and whose cells each row takes."""
     from envs.utils.atomic_io import write_json_atomic
     from envs.utils.errors import InputError
@@ -91,7 +91,7 @@ def plan(args: Args) -> tuple[Grid, dict[str, Variant], dict[str, str]]:
     variants = {name: known[name] for name in args.variants}
     for variant in variants.values():
         configuration(args.preset, variant)
-    grid = Grid(
+    grid = AblationGrid(
         out=args.out.absolute(),
         data=tuple(str(folder.absolute()) for folder in args.data),
         test_data=tuple(str(folder.absolute()) for folder in args.test_data),
@@ -112,7 +112,7 @@ def plan(args: Args) -> tuple[Grid, dict[str, Variant], dict[str, str]]:
     return grid, variants, distinct(args.preset, variants)
 
 
-def check_continues(grid: Grid) -> None:
+def check_continues(grid: AblationGrid) -> None:
     """Raises InputError where `out` holds another study, naming the first difference, or something else altogether."""
     from envs.utils.errors import InputError
 
@@ -130,17 +130,17 @@ def check_continues(grid: Grid) -> None:
 
 
 def run_grid(
-    grid: Grid, variants: dict[str, Variant], owners: dict[str, str], seeds: Sequence[int], parallel: int
+    grid: AblationGrid, variants: dict[str, Variant], owners: dict[str, str], seeds: Sequence[int], parallel: int
 ) -> list[dict[str, Any]]:
     """All cells' figures; those that are missing are computed, a seed's variants beside each other."""
     from envs.utils.progress import progress
     from experiments.studies.ablation_runs import run_cell, run_tokenizer, tokenizer_job
     from experiments.studies.ablation_tables import write
-    from worldmodel.data.clip_dataset import Clips
+    from worldmodel.data.clip_dataset import ClipDataset
 
     for uris in (grid.data, grid.test_data):
         if uris:
-            Clips(uris, grid.cache, length=2)  # staged once, before many ask for it
+            ClipDataset(uris, grid.cache, length=2)  # staged once, before many ask for it
     steps = budget(grid, "tokenizer", grid.tokenizer, tokenizer_job(grid, seeds[0], None))
     with progress("tokenizers", len(seeds)) as bar:
         for _ in calls(run_tokenizer, [(grid, seed, steps) for seed in seeds], parallel):
@@ -159,21 +159,21 @@ def run_grid(
 
 def calls(function: Any, arguments: Sequence[tuple[Any, ...]], parallel: int) -> Any:
     """(number, result) of each call, as they end: here one after the other, or `parallel` at a time."""
-    from worldmodel.evaluation.ray_tasks import run_tasks
+    from worldmodel.evaluation.ray_tasks import map_ray_tasks
 
     if parallel > 1:
-        return run_tasks(function, arguments, at_a_time=parallel)
+        return map_ray_tasks(function, arguments, at_a_time=parallel)
     return ((number, function(*call)) for number, call in enumerate(arguments))
 
 
-def dynamics_steps(grid: Grid, name: str, variant: Variant, seed: int) -> int | None:
+def dynamics_steps(grid: AblationGrid, name: str, variant: Variant, seed: int) -> int | None:
     """Optimizer steps of a variant's runs, the same for each seed."""
     from experiments.studies.ablation_runs import dynamics_job
 
     return budget(grid, name, grid.dynamics, dynamics_job(grid, name, variant, seed, None))
 
 
-def budget(grid: Grid, name: str, allowed: Budget, job: "Job") -> int | None:
+def budget(grid: AblationGrid, name: str, allowed: Budget, job: "TrainingRun") -> int | None:
     """Optimizer steps that a budget allows, None for the preset's number. Timed once, and kept in budget.json."""
     import torch
 

@@ -19,7 +19,7 @@ from envs.utils.errors import InputError
 if TYPE_CHECKING:
     from worldmodel import WorldModelConfig
     from worldmodel.training.config import TrainConfig
-    from worldmodel.training.run_spec import Job
+    from worldmodel.training.run_spec import TrainingRun
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Grid:
+class AblationGrid:
     """What all cells of an ablation have in common. Paths are absolute, since cells run in processes of their own."""
 
     out: Path
@@ -138,40 +138,40 @@ def distinct(preset: str, variants: Mapping[str, Variant]) -> dict[str, str]:
     }
 
 
-def tokenizer_job(grid: Grid, seed: int, iterations: int | None) -> "Job":
+def tokenizer_job(grid: AblationGrid, seed: int, iterations: int | None) -> "TrainingRun":
     """The run that trains a seed's tokenizer."""
     from worldmodel import preset
 
     return _job(grid, "tokenizer", preset(grid.preset), seed, iterations, {}, grid.tokenizer_run(seed))
 
 
-def dynamics_job(grid: Grid, name: str, variant: Variant, seed: int, iterations: int | None) -> "Job":
+def dynamics_job(grid: AblationGrid, name: str, variant: Variant, seed: int, iterations: int | None) -> "TrainingRun":
     """The run that trains a cell's dynamics model."""
     config = configuration(grid.preset, variant)
     return _job(grid, "dynamics", config, seed, iterations, variant.recipe, grid.cell(name, seed) / "dynamics")
 
 
 def _job(
-    grid: Grid,
+    grid: AblationGrid,
     component: str,
     config: "WorldModelConfig",
     seed: int,
     iterations: int | None,
     changes: Mapping[str, Any],
     out: Path,
-) -> "Job":
+) -> "TrainingRun":
     from worldmodel.training.config import recipe
-    from worldmodel.training.run_spec import Job
+    from worldmodel.training.run_spec import TrainingRun
 
     plain = {"threads": 1, "validate_every": 0, "keep_last": 1, "seed": seed, **changes}
     if iterations is not None:
         plain["iterations"] = iterations
     plan: TrainConfig = recipe(component, grid.preset, **plain)
     tokenizer = grid.tokenizer_run(seed) if component == "dynamics" else None
-    return Job(component, config, plan, grid.data, out, grid.cache, tokenizer=tokenizer)
+    return TrainingRun(component, config, plan, grid.data, out, grid.cache, tokenizer=tokenizer)
 
 
-def run_job(job: "Job") -> None:
+def run_job(job: "TrainingRun") -> None:
     """Train, or go on from the newest checkpoint; a run that is complete is left as it is."""
     from worldmodel.training.train import train
 
@@ -187,19 +187,19 @@ def run_job(job: "Job") -> None:
     )
 
 
-def run_tokenizer(grid: Grid, seed: int, iterations: int | None) -> None:
+def run_tokenizer(grid: AblationGrid, seed: int, iterations: int | None) -> None:
     """Train a seed's tokenizer."""
     run_job(tokenizer_job(grid, seed, iterations))
 
 
-def run_cell(grid: Grid, name: str, variant: Variant, seed: int, iterations: int | None) -> dict[str, Any]:
+def run_cell(grid: AblationGrid, name: str, variant: Variant, seed: int, iterations: int | None) -> dict[str, Any]:
     """Train and measure one cell; its figures, which `cell.json` keeps. A finished cell is read.
 
     Raises InputError where the folder holds a finished cell of other settings.
     """
     from envs.utils.atomic_io import write_json_atomic
     from worldmodel.evaluation.evaluate import evaluate
-    from worldmodel.loading import join
+    from worldmodel.loading import build_world_model
 
     job, folder = dynamics_job(grid, name, variant, seed, iterations), grid.cell(name, seed)
     asked = {"config": job.config.to_dict(), "recipe": json.loads(json.dumps(dataclasses.asdict(job.recipe)))}
@@ -210,7 +210,7 @@ def run_cell(grid: Grid, name: str, variant: Variant, seed: int, iterations: int
             raise InputError(f"{folder}: a finished cell of other settings: give another --out, or delete it")
         return found
     run_job(job)
-    model = join(grid.tokenizer_run(seed), job.out)
+    model = build_world_model(grid.tokenizer_run(seed), job.out)
     model.save(folder / "model")
     measured = {
         mode: evaluate(
@@ -237,7 +237,7 @@ def run_cell(grid: Grid, name: str, variant: Variant, seed: int, iterations: int
     return figures
 
 
-def cpu_seconds_a_step(job: "Job", *, warm: int = 4, steps: int = 16) -> float:
+def cpu_seconds_a_step(job: "TrainingRun", *, warm: int = 4, steps: int = 16) -> float:
     """CPU time of a training step on one thread, loading included; nothing is written and nothing is kept.
 
     Time of the process, not of the clock, so that what else the machine does hardly counts. Measured in the middle of

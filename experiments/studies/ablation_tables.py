@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.studies.ablation_runs import Grid, Variant
+from experiments.studies.ablation_runs import AblationGrid, Variant
 from experiments.studies.common import COLOURS, figure_png, gain, new_figure, plain_axes
 
 
@@ -29,7 +29,7 @@ MODE_WORDS = {"one_pass": "One pass", "autoregressive": "Autoregressive"}
 
 
 def summarise(
-    grid: Grid, variants: Mapping[str, Variant], owners: Mapping[str, str], cells: Sequence[Mapping[str, Any]]
+    grid: AblationGrid, variants: Mapping[str, Variant], owners: Mapping[str, str], cells: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """All figures, as JSON data.
 
@@ -177,14 +177,14 @@ def _budget(budget: Mapping[str, Any]) -> str:
 
 
 def tell(
-    grid: Grid, variants: Mapping[str, Variant], owners: Mapping[str, str], cells: Sequence[Mapping[str, Any]]
+    grid: AblationGrid, variants: Mapping[str, Variant], owners: Mapping[str, str], cells: Sequence[Mapping[str, Any]]
 ) -> str:
     """The tables of all games, for the terminal."""
     return markdown(summarise(grid, variants, owners, cells))
 
 
 def write(
-    grid: Grid, variants: Mapping[str, Variant], owners: Mapping[str, str], cells: Sequence[Mapping[str, Any]]
+    grid: AblationGrid, variants: Mapping[str, Variant], owners: Mapping[str, str], cells: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write ablation.json, ablation.md and ablation.png."""
     from envs.utils.atomic_io import write_atomic, write_json_atomic

@@ -57,7 +57,7 @@ def open_model(args: ModelArgs) -> "WorldModel":
 
 
 @dataclass(frozen=True)
-class Windows:
+class StudyWindows:
     """Windows of one game: the model driven by its buttons, frames uint8 and float, actions, and their episodes."""
 
     game: str
@@ -69,19 +69,19 @@ class Windows:
     @property
     def frames_BTCHW(self) -> "Tensor":
         """Frames in [0, 1], as the model takes them."""
-        from worldmodel.data.batch import model_frames
+        from worldmodel.data.batch import to_float_frames
 
-        return model_frames(self.frames_BTHWC)
+        return to_float_frames(self.frames_BTHWC)
 
 
-def windows_of(args: ModelArgs, model: "WorldModel", length: int, stride: int, size: int = 4) -> Iterator[Windows]:
+def windows_of(args: ModelArgs, model: "WorldModel", length: int, stride: int, size: int = 4) -> Iterator[StudyWindows]:
     """At most `args.limit` windows of each game, evenly spread, `size` at a time."""
     from envs.utils.progress import progress
-    from worldmodel.data.clip_dataset import Clips
+    from worldmodel.data.clip_dataset import ClipDataset
     from worldmodel.evaluation.evaluate import plan_windows
 
     with tempfile.TemporaryDirectory() as cache:
-        clips = Clips(args.data, cache, length=length, stride=stride, split=None)
+        clips = ClipDataset(args.data, cache, length=length, stride=stride, split=None)
         plan = plan_windows(clips, args.limit)
         with progress("windows", sum(map(len, plan.values()))) as bar:
             for game, window_ids in plan.items():
@@ -90,7 +90,7 @@ def windows_of(args: ModelArgs, model: "WorldModel", length: int, stride: int, s
                     batch = clips.batch(window_ids[at : at + size])
                     places = [clips.locate(window_id)[0] for window_id in batch.window_ids_B.tolist()]
                     sessions = [clips.episodes[place].session_id for place in places]
-                    yield Windows(game, driven, batch.frames_BTHWC, batch.actions_BT, sessions)
+                    yield StudyWindows(game, driven, batch.frames_BTHWC, batch.actions_BT, sessions)
                     bar.advance(len(sessions), game)
 
 

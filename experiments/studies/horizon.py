@@ -8,7 +8,7 @@ from experiments.studies.common import (
     COLOURS,
     Mode,
     ModelArgs,
-    Windows,
+    StudyWindows,
     figure_png,
     new_figure,
     open_model,
@@ -77,7 +77,7 @@ def measure(args: Args, model: Any, mode: str) -> dict[str, Any]:
     }
 
 
-def score(args: Args, windows: Windows, mode: str, seed: int) -> "dict[str, Tensor]":
+def score(args: Args, windows: StudyWindows, mode: str, seed: int) -> "dict[str, Tensor]":
     """Each measure of each window and predicted frame, (B, F). Both branches start from the same noise."""
     import torch
 

@@ -37,14 +37,14 @@ class Args(ModelArgs):
 def run(args: Args) -> None:
     """Replace, decode, compare."""
     from envs.utils.progress import console
-    from worldmodel.data.batch import model_frames
+    from worldmodel.data.batch import to_float_frames
 
     model = open_model(args)
     tokenizer = model.tokenizer
     games: dict[str, Any] = {}
     pictures: dict[str, bytes] = {}
     for game, pixels_BTHWC in _clips(args, model).items():
-        games[game], made, tokens = study(tokenizer, model_frames(pixels_BTHWC))
+        games[game], made, tokens = study(tokenizer, to_float_frames(pixels_BTHWC))
         pictures[game] = draw(tokenizer, pixels_BTHWC[:SHOWN], {name: of[:SHOWN] for name, of in made.items()}, tokens)
     write_result(args.out, "representation", {"settings": settings_of(args), "games": games}, pictures)
     for game, of in games.items():
@@ -70,12 +70,12 @@ def study(tokenizer: "Tokenizer", frames_BTCHW: "Tensor") -> "tuple[dict[str, An
     """(figures as JSON data, decoded frames of each kind, tokens) of windows of one game."""
     import torch
 
-    from worldmodel.evaluation.codebook_stats import background_of_counts, code_counts
+    from worldmodel.evaluation.codebook_stats import count_codes, static_token_stats
     from worldmodel.metrics import psnr, ssim
 
     with torch.inference_mode():
         tokens = torch.cat([tokenizer.encode(part) for part in frames_BTCHW.split(4)])
-        counts = code_counts(tokens, frames_BTCHW, tokenizer.cfg.tokenizer.codes)
+        counts = count_codes(tokens, frames_BTCHW, tokenizer.cfg.tokenizer.codes)
         background = int(counts.sum(0).argmax())
         swapped = replaced(tokens, tokenizer.codebook, background)
         made = {
@@ -87,7 +87,7 @@ def study(tokenizer: "Tokenizer", frames_BTCHW: "Tensor") -> "tuple[dict[str, An
         "psnr": {name: psnr(of, frames_BTCHW) for name, of in made.items()},
         "ssim": {name: ssim(of, frames_BTCHW) for name, of in made.items()},
         "background_code": background,
-        "background": background_of_counts(counts),
+        "background": static_token_stats(counts),
         "replaced": (tokens != background).float().mean().item(),
     }
     return figures, made, tokens
@@ -99,11 +99,11 @@ def replaced(tokens_BThw: "Tensor", codebook_KD: "Tensor", background: int) -> "
 
     likeness_KK = codebook_KD @ codebook_KD.T
     farthest = likeness_KK.argmin(1)
-    nearest = likeness_KK.fill_diagonal_(-torch.inf).argmax(1)
+    nearest_code = likeness_KK.fill_diagonal_(-torch.inf).argmax(1)
     stays = tokens_BThw == background
     return {
         name: torch.where(stays, tokens_BThw, table[tokens_BThw])
-        for name, table in (("nearest", nearest), ("farthest", farthest))
+        for name, table in (("nearest", nearest_code), ("farthest", farthest))
     }
 
 

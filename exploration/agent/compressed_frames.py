@@ -28,7 +28,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Film:
+class CompressedFrames:
     """Frames uint8 (T, H, W, C), compressed."""
 
     blocks: tuple[Block, ...]
@@ -36,7 +36,7 @@ class Film:
     """Of one frame: (H, W, C)."""
 
     @classmethod
-    def of(cls, frames_THWC: NDArray[np.uint8]) -> "Film":
+    def of(cls, frames_THWC: NDArray[np.uint8]) -> "CompressedFrames":
         """Compress frames."""
         compressor = zstandard.ZstdCompressor(level=LEVEL)
         parts = [np.ascontiguousarray(frames_THWC[at : at + BLOCK]) for at in range(0, len(frames_THWC), BLOCK)]
@@ -63,19 +63,19 @@ class Film:
             at = end
         return np.concatenate(parts) if parts else np.empty((0, *self.shape), np.uint8)
 
-    def joined(self, later: "Film") -> "Film":
+    def joined(self, later: "CompressedFrames") -> "CompressedFrames":
         """One film of both. Short blocks at the seam are put together, so that many short pieces do not stay short."""
         if not self.blocks or not later.blocks or self.blocks[-1].frames + later.blocks[0].frames > BLOCK:
-            return Film(self.blocks + later.blocks, self.shape)
-        seam = Film((self.blocks[-1], later.blocks[0]), self.shape)
-        middle = Film.of(seam.read(0, len(seam)))
-        return Film(self.blocks[:-1] + middle.blocks + later.blocks[1:], self.shape)
+            return CompressedFrames(self.blocks + later.blocks, self.shape)
+        seam = CompressedFrames((self.blocks[-1], later.blocks[0]), self.shape)
+        middle = CompressedFrames.of(seam.read(0, len(seam)))
+        return CompressedFrames(self.blocks[:-1] + middle.blocks + later.blocks[1:], self.shape)
 
-    def without_last(self) -> "Film":
+    def without_last(self) -> "CompressedFrames":
         """All frames but the last."""
         block = self.blocks[-1]
-        kept = Film.of(open_block(block, self.shape)[:-1])
-        return Film(self.blocks[:-1] + kept.blocks, self.shape)
+        kept = CompressedFrames.of(open_block(block, self.shape)[:-1])
+        return CompressedFrames(self.blocks[:-1] + kept.blocks, self.shape)
 
 
 def open_block(block: Block, shape: tuple[int, ...]) -> NDArray[np.uint8]:

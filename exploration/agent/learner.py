@@ -28,26 +28,26 @@ ANSWER_SECONDS = 30.0
 """How long a learner may take to say that it is there; one that waits for another does not."""
 
 
-def copied(value: Any) -> Any:
+def deep_copy_arrays(value: Any) -> Any:
     """A nested state with arrays of its own."""
     if isinstance(value, np.ndarray):
         return value.copy()
     if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
+        return {key: deep_copy_arrays(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(copied(item) for item in value)
+        return type(value)(deep_copy_arrays(item) for item in value)
     return value
 
 
 class ExploreLearner(TorchLearner):
-    """RLlib's learner with `actor_critic_loss`; `config.loss` is its `LossConfig`. Batches are `Replay.sample`'s."""
+    """RLlib's learner with `actor_critic_loss`; `config.loss` is its `LossConfig`. Batches are `ReplayBuffer.sample`'s."""
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over a state. Copied, because the optimizer keeps the arrays that it is given and writes into them, and
         those of Ray's object store are shared by all learners of a machine. Taken over whole, also where RLlib would
         keep its own weights because they have seen as many updates."""
         before, self._weights_seq_no = self._weights_seq_no, 0
-        super().set_state(copied(state))
+        super().set_state(deep_copy_arrays(state))
         if before:  # runners take over only weights that are newer than theirs
             self._weights_seq_no = max(self._weights_seq_no, before + 1)
 
@@ -64,14 +64,14 @@ class ExploreLearner(TorchLearner):
 
 
 def as_learner_batch(batch: Batch) -> MultiAgentBatch:
-    """`Replay.sample`'s arrays as RLlib's learner takes them."""
+    """`ReplayBuffer.sample`'s arrays as RLlib's learner takes them."""
     columns: dict[str, Any] = {name: rows for name, rows in batch.items() if name not in ("h", "c")}
     columns[Columns.STATE_IN] = {"h": batch["h"], "c": batch["c"]}
     return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(np.sum(batch["valid"])))
 
 
 @contextmanager
-def raised_not_logged() -> Iterator[None]:
+def quiet_actor_errors() -> Iterator[None]:
     """Learners' errors are raised here: RLlib would log the whole of each as well."""
     logger = logging.getLogger("ray.rllib.utils.actor_manager")
     level = logger.level
@@ -86,9 +86,9 @@ def learner_is_gone(algorithm: Any) -> bool:
     """Whether a learner's process of an `AutoExplore` has ended: one beside it says only that a connection broke."""
     if not algorithm.config.num_learners:
         return False
-    answers = algorithm.learner_group.foreach_learner(_nothing, healthy_only=False, timeout_seconds=ANSWER_SECONDS)
+    answers = algorithm.learner_group.foreach_learner(_ping, healthy_only=False, timeout_seconds=ANSWER_SECONDS)
     return any(isinstance(answer.get(), RayActorError) for answer in answers)
 
 
-def _nothing(learner: Any) -> None:
+def _ping(learner: Any) -> None:
     """What an actor can do if it is there."""

@@ -89,7 +89,7 @@ def actor_critic_loss(
 ) -> dict[str, Tensor]:
     """The named parts of the loss, means over the steps to `learn` from; `loss` is what is optimised.
 
-    `batch` is `Replay.sample`'s. A batch without any step to learn from has loss 0. A learner's part of a batch has
+    `batch` is `ReplayBuffer.sample`'s. A batch without any step to learn from has loss 0. A learner's part of a batch has
     `count`, (B,), the steps to learn from in an average part: the parts' losses then have the whole batch's as mean.
     Advantages are normalised within a part.
     """

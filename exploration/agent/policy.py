@@ -40,15 +40,15 @@ class PolicyConfig:
     """Actions to choose from."""
     channels: tuple[int, ...] = (32, 32, 64, 64)
     """Channels after each convolution; every one of them halves the picture."""
-    units: int = 512
+    lstm_dim: int = 512
     """Units of the LSTM."""
     size: int = 64
     """Height and width of a frame in pixels."""
 
     def __post_init__(self) -> None:
-        if self.actions < 2 or self.units < 1 or not self.channels or min(self.channels) < 1:
+        if self.actions < 2 or self.lstm_dim < 1 or not self.channels or min(self.channels) < 1:
             raise InputError(
-                f"policy with {self.actions} actions, {self.channels} channels, {self.units} units: too few"
+                f"policy with {self.actions} actions, {self.channels} channels, {self.lstm_dim} units: too few"
             )
         if self.size % 2 ** len(self.channels):
             raise InputError(f"frames of {self.size} pixels cannot be halved {len(self.channels)} times")
@@ -69,9 +69,9 @@ class CnnLstm(nn.Module):
         for channels_in, channels_out in zip((3, *config.channels), config.channels, strict=False):
             layers += [nn.Conv2d(channels_in, channels_out, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
         self.convolutions = nn.Sequential(*layers)
-        self.lstm = nn.LSTM(config.features, config.units, batch_first=True)
-        self.policy = nn.Linear(config.units, config.actions)
-        self.value = nn.Linear(config.units, 1)
+        self.lstm = nn.LSTM(config.features, config.lstm_dim, batch_first=True)
+        self.policy = nn.Linear(config.lstm_dim, config.actions)
+        self.value = nn.Linear(config.lstm_dim, 1)
         for head in (self.policy, self.value):  # the untrained agent is uniform and promises nothing
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -88,8 +88,8 @@ class CnnLstm(nn.Module):
     def start_state(self, batch: int) -> State:
         """The state at the start of an episode: zeros (batch, D)."""
         device = self.value.weight.device
-        return torch.zeros(batch, self.config.units, device=device), torch.zeros(
-            batch, self.config.units, device=device
+        return torch.zeros(batch, self.config.lstm_dim, device=device), torch.zeros(
+            batch, self.config.lstm_dim, device=device
         )
 
 

@@ -16,7 +16,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from envs.utils.errors import InputError
-from exploration.agent.compressed_frames import Block, BlockCache, Film
+from exploration.agent.compressed_frames import Block, BlockCache, CompressedFrames
 
 SCORED = "scored"
 """Extra column of an episode: whether a step has a reward."""
@@ -34,7 +34,7 @@ class Fragment:
     """Place of step 0 within its episode."""
     terminated: bool
     """Whether the game ended with the last step; otherwise the value of the last frame is what follows."""
-    film: Film
+    film: CompressedFrames
     """T + 1 frames."""
     actions_T: NDArray[np.int64]
     rewards_T: NDArray[np.float32]
@@ -77,7 +77,7 @@ Scale = dict[str, tuple[float, float]]
 Batch = dict[str, NDArray[Any]]
 
 
-class Replay:
+class ReplayBuffer:
     """Keeps the newest `capacity` steps, in stretches of consecutive ones; evicts the oldest stretch first."""
 
     def __init__(self, capacity: int, seed: int = 0) -> None:
@@ -192,7 +192,7 @@ class Replay:
             own = {name: about[name] for name in ("episode_id", "game", "first_step", "terminated")}
             # Copies, so that a stretch that is evicted frees its memory.
             own |= {name: np.array(state["arrays"][name][step:stop]) for name in COLUMNS}
-            self._stretches.append(Fragment(film=Film(tuple(blocks), tuple(about["shape"])), **own))
+            self._stretches.append(Fragment(film=CompressedFrames(tuple(blocks), tuple(about["shape"])), **own))
             step = stop
         self._generator.bit_generator.state = state["generator"]
 
@@ -228,7 +228,7 @@ def to_fragment(episode: SingleAgentEpisode) -> Fragment:
         game=episode.custom_data.get(GAME, ""),
         first_step=episode.t_started,
         terminated=bool(episode.is_terminated),
-        film=Film.of(np.asarray(episode.observations.data)[past:]),
+        film=CompressedFrames.of(np.asarray(episode.observations.data)[past:]),
         actions_T=np.asarray(episode.actions.data[past:], np.int64),
         rewards_T=np.asarray(episode.rewards.data[past:], np.float32),
         log_probabilities_T=np.asarray(outputs[Columns.ACTION_LOGP][past:], np.float32),

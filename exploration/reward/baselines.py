@@ -191,7 +191,7 @@ class PredictionError:
         return lambda: self.rewards(frames_B5HWC, actions_B4)
 
 
-class ScreenCount:
+class CountBonus:
     """1 / sqrt(n) of the newest frame's screen (Bellemare et al. 2016, with `envs.utils.screen_hash`'s screens for counts)."""
 
     def __init__(self) -> None:
@@ -210,7 +210,7 @@ class ScreenCount:
         return lambda: (1 / np.sqrt(np.array(counts))).astype(np.float32)
 
 
-class Chance:
+class RandomReward:
     """A reward that says nothing: what an agent trained on it does is what training itself does to an agent."""
 
     def __init__(self, seed: int = 0) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 HEADS = 5
-HIDDEN = 128
+HIDDEN_DIM = 128
 PRIOR_SCALE = 1.0
 """Weight of a head's fixed random part. What the learnt part has not made up for where there is data is doubt about
 what is known: with 2.5 heads doubted a television more than the unfamiliar room opposite, and some agents stayed."""
@@ -45,14 +45,14 @@ class Perceptrons(nn.Module):
 
     def __init__(self, heads: int, width: int, codes: int) -> None:
         super().__init__()
-        self.inner = nn.Parameter(torch.randn(heads, width, HIDDEN) / width**0.5)
-        self.outer = nn.Parameter(torch.randn(heads, HIDDEN, codes) / HIDDEN**0.5)
+        self.inner = nn.Parameter(torch.randn(heads, width, HIDDEN_DIM) / width**0.5)
+        self.outer = nn.Parameter(torch.randn(heads, HIDDEN_DIM, codes) / HIDDEN_DIM**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(x @ self.inner) @ self.outer
 
 
-class Heads(nn.Module):
+class PriorEnsemble(nn.Module):
     """M heads on the hidden states of a dynamics model, each the sum of a part that learns and one that never does."""
 
     def __init__(self, width: int, codes: int, heads: int = HEADS) -> None:
@@ -111,7 +111,7 @@ def train_heads(
     batch: int = 128,
     lr: float = 5e-3,
     seed: int = 0,
-) -> tuple[Heads, float]:
+) -> tuple[PriorEnsemble, float]:
     """Train the heads, each on random batches of its own -> them, and their mean cross-entropy in the last tenth.
 
     Raises FloatingPointError, before any weight changes, if the loss is not finite.
@@ -119,7 +119,7 @@ def train_heads(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        heads = Heads(hidden_XD.shape[1], codes).to(hidden_XD.device)
+        heads = PriorEnsemble(hidden_XD.shape[1], codes).to(hidden_XD.device)
     optimizer = torch.optim.Adam(heads.learnt.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     count, losses = len(heads.learnt.inner), []
@@ -169,7 +169,7 @@ class Disagreement:
             from worldmodel.uncertainty import load_model
 
             model = load_model(self._model_path, "cpu")
-            heads = Heads(model.cfg.dynamics.dim, model.cfg.tokenizer.codes)
+            heads = PriorEnsemble(model.cfg.dynamics.dim, model.cfg.tokenizer.codes)
             self._heads, self._model = load_weights(self._heads_path, heads).to(_device(model)), model
 
     @torch.inference_mode()

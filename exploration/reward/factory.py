@@ -25,7 +25,7 @@ TRAINING_TOKENS = 150_000
 
 
 @dataclass(frozen=True)
-class RewardSource:
+class RewardConfig:
     """What the agent is paid for."""
 
     name: str = "autoexplore"
@@ -84,13 +84,13 @@ class RewardSource:
         if self.name == "autoexplore":
             assert model is not None
             return partial(LocalScorer, model, steps=steps)
-        from exploration.reward.baselines import Chance, PredictionError, ScreenCount
+        from exploration.reward.baselines import CountBonus, PredictionError, RandomReward
         from exploration.reward.disagreement import Disagreement
 
         if self.name == "count":
-            return ScreenCount
+            return CountBonus
         if self.name == "random":
-            return partial(Chance, seed)
+            return partial(RandomReward, seed)
         assert model is not None
         if self.name == "rf":
             return partial(PredictionError, model)

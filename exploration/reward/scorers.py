@@ -66,9 +66,9 @@ class LocalScorer:
 
     def entropies(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Entropies:
         """Windows uint8 and their actions -> entropies (B, N) in [0, 1]."""
-        from worldmodel.uncertainty import score_windows
+        from worldmodel.uncertainty import window_entropies
 
-        entropy_BN = score_windows(
+        entropy_BN = window_entropies(
             self.load(), frames_B5HWC, actions_B4, context=CONTEXT, steps=self._steps, batch=self._batch
         )
         return checked(entropy_BN, len(frames_B5HWC))
@@ -183,7 +183,7 @@ def _sendable(frames_B5HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     (B + 4, H, W, C), a fifth of what the windows (B, 5, H, W, C) would be.
     """
-    from worldmodel.uncertainty import as_film
+    from worldmodel.uncertainty import to_consecutive_frames
 
-    film = as_film(frames_B5HWC)
+    film = to_consecutive_frames(frames_B5HWC)
     return np.ascontiguousarray(frames_B5HWC) if film is None else film

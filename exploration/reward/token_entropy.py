@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from worldmodel.uncertainty import WINDOW, check_top_fraction, mean_of_highest
+from worldmodel.uncertainty import WINDOW, check_top_fraction, top_k_mean
 
 __all__ = [
     "CONTEXT",
     "TOP_FRACTION",
     "WINDOW",
-    "Windows",
+    "RewardWindows",
     "check_top_fraction",
     "cut_windows",
     "uncertainty_reward",
@@ -34,11 +34,11 @@ def uncertainty_reward(entropy_BN: NDArray[np.floating], top_fraction: float = T
     At least one token counts; 64 of the paper's 256. Not rounded, and not doubled (the published code does both).
     Raises InputError for a fraction outside (0, 1].
     """
-    return mean_of_highest(entropy_BN, top_fraction)
+    return top_k_mean(entropy_BN, top_fraction)
 
 
 @dataclass(frozen=True)
-class Windows:
+class RewardWindows:
     """The windows of one fragment, and which of its steps they score."""
 
     frames_B5HWC: NDArray[np.uint8]
@@ -47,7 +47,7 @@ class Windows:
     """True for the B steps whose newest observation has four before it."""
 
 
-def cut_windows(frames_LHWC: NDArray[np.uint8], actions_L: NDArray[np.integer], steps: int) -> Windows:
+def cut_windows(frames_LHWC: NDArray[np.uint8], actions_L: NDArray[np.integer], steps: int) -> RewardWindows:
     """All windows that end in one of the last `steps` frames of a piece of one episode. The frames are not copied.
 
     `frames_LHWC` holds what is known of the episode before the fragment, then the fragment: its first frame and `steps`
@@ -61,8 +61,10 @@ def cut_windows(frames_LHWC: NDArray[np.uint8], actions_L: NDArray[np.integer], 
     scored_T = newest >= WINDOW - 1
     first = newest[scored_T] - (WINDOW - 1)
     if not len(first):
-        return Windows(np.empty((0, WINDOW, *frames_LHWC.shape[1:]), np.uint8), np.empty((0, 4), np.int64), scored_T)
+        return RewardWindows(
+            np.empty((0, WINDOW, *frames_LHWC.shape[1:]), np.uint8), np.empty((0, 4), np.int64), scored_T
+        )
     span = slice(first[0], first[-1] + 1)
     frames = np.lib.stride_tricks.sliding_window_view(frames_LHWC, WINDOW, axis=0)[span]
     actions = np.lib.stride_tricks.sliding_window_view(actions_L, WINDOW - 1)[span]
-    return Windows(np.moveaxis(frames, -1, 1), actions.astype(np.int64), scored_T)
+    return RewardWindows(np.moveaxis(frames, -1, 1), actions.astype(np.int64), scored_T)

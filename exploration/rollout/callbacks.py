@@ -25,7 +25,7 @@ class ExploreCallbacks(RLlibCallback):
     def on_episode_step(self, *_: Any, **given: Any) -> None:
         """Have a service score while the games play on."""
         if self._connector is not None:
-            self._connector.send_ahead(given["episode"])
+            self._connector.submit_early(given["episode"])
 
     def forget(self) -> None:
         """Let a reward that remembers what it has seen begin anew."""
@@ -44,7 +44,7 @@ class ExploreCallbacks(RLlibCallback):
                 self._connector.top_fraction = config.top_fraction  # it may change while the agent learns
                 self._connector(episodes=samples)
                 dropped = [episode for episode, _ in self._connector.dropped]
-                env_runner.glimpses = self._connector.glimpses
+                env_runner.snapshots = self._connector.snapshots
             except InputError as error:
                 # A new runner would meet the same: hand the message over instead of being restarted for ever.
                 env_runner.fault = str(error)

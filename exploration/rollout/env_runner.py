@@ -9,7 +9,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from exploration.cores import Core
 from exploration.rollout.callbacks import ExploreCallbacks
-from exploration.rollout.snapshots import Glimpses
+from exploration.rollout.snapshots import SnapshotPair
 from exploration.rollout.vector_env import close_vector_env, games_of_runner, vector_env
 
 
@@ -24,7 +24,7 @@ class GameRunner(SingleAgentEnvRunner):
     """The game of each env of this runner."""
     fault: str = ""
     """What makes it useless for this runner to go on, e.g. a world model that cannot be loaded."""
-    glimpses: Glimpses | None = None
+    snapshots: SnapshotPair | None = None
     """Screens of what was sampled last."""
     core: Core | None = None
     """What it is held on, with its games, where `config.pin_runners` says so."""

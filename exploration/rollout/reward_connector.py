@@ -17,7 +17,7 @@ from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 from exploration.agent.replay_buffer import GAME, SCORED
 from exploration.reward.scorers import Scorer, ScoringError
 from exploration.reward.token_entropy import cut_windows, uncertainty_reward
-from exploration.rollout.snapshots import Glimpse, Glimpses
+from exploration.rollout.snapshots import Snapshot, SnapshotPair
 from worldmodel.uncertainty import WINDOW, check_top_fraction
 
 LOOKBACK = WINDOW - 1
@@ -37,10 +37,10 @@ class RewardConnector(ConnectorV2):
         check_top_fraction(top_fraction)
         self.scorer, self.top_fraction = scorer, top_fraction
         self.dropped: list[tuple[SingleAgentEpisode, str]] = []
-        self.glimpses: Glimpses | None = None
+        self.snapshots: SnapshotPair | None = None
         self._sent: dict[tuple[str, int], list[Pending]] = {}
 
-    def send_ahead(self, episode: SingleAgentEpisode) -> None:
+    def submit_early(self, episode: SingleAgentEpisode) -> None:
         """Send what a fragment that is still being played has gained, once that is enough for a request.
 
         So that a service scores while the games play on; a scorer without `ahead` computes in this process, and waits.
@@ -60,7 +60,7 @@ class RewardConnector(ConnectorV2):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Score all fragments; every request is sent before the first answer is waited for."""
-        self.dropped, self.glimpses = [], None
+        self.dropped, self.snapshots = [], None
         for episode in episodes:
             self._send(episode)
         for episode in list(episodes):
@@ -81,23 +81,25 @@ class RewardConnector(ConnectorV2):
                 rewards_T, scored_T = np.concatenate(rewards), np.concatenate(scored)
                 write_rewards(episode, rewards_T, scored_T)
                 if answers:
-                    self._look(episode, np.concatenate(answers), rewards_T[scored_T])
+                    self._record_snapshot(episode, np.concatenate(answers), rewards_T[scored_T])
         self._sent.clear()  # and with it what was sent of fragments that a fault has ended
         return batch or {}
 
-    def _look(self, episode: SingleAgentEpisode, answer: NDArray[Any], rewards_B: NDArray[np.floating]) -> None:
+    def _record_snapshot(
+        self, episode: SingleAgentEpisode, answer: NDArray[Any], rewards_B: NDArray[np.floating]
+    ) -> None:
         """Keep the newest screen of a fragment, and the one that paid most of all fragments of this call."""
         frames, game = episode.observations.data, episode.custom_data.get(GAME, "")
 
-        def glimpse(window: int) -> Glimpse:
+        def snapshot(window: int) -> Snapshot:
             frame_HWC = np.asarray(frames[len(frames) - len(rewards_B) + window])
             entropy_N = answer[window] if answer.ndim == 2 else np.empty(0, np.float32)
-            return Glimpse(game, frame_HWC, entropy_N, float(rewards_B[window]))
+            return Snapshot(game, frame_HWC, entropy_N, float(rewards_B[window]))
 
-        newest, peak = glimpse(len(rewards_B) - 1), glimpse(int(np.argmax(rewards_B)))
-        if self.glimpses is not None and self.glimpses.peak.reward >= peak.reward:
-            peak = self.glimpses.peak
-        self.glimpses = Glimpses(newest, peak)
+        newest, peak = snapshot(len(rewards_B) - 1), snapshot(int(np.argmax(rewards_B)))
+        if self.snapshots is not None and self.snapshots.peak.reward >= peak.reward:
+            peak = self.snapshots.peak
+        self.snapshots = SnapshotPair(newest, peak)
 
     def _steps_sent(self, episode: SingleAgentEpisode) -> int:
         return sum(len(scored_T) for scored_T, _ in self._sent.get(_key(episode), ()))

@@ -1,7 +1,7 @@
 """What a person may look at while an agent learns: single screens, and how unsure the model was of each part of them.
 
 They come out of the scoring that happens anyway, two a fragment, and leave a runner once an epoch: sampling does not
-wait for them. The most surprising screen of each epoch is kept in <run>/glimpses/.
+wait for them. The most surprising screen of each epoch is kept in <run>/snapshots/.
 """
 
 import io
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from envs.utils.atomic_io import write_atomic
 from envs.utils.images import Frames, heat_map
 
-FOLDER = "glimpses"
+FOLDER = "snapshots"
 HEAT_HIGH = 0.8
 """The entropy, as a share of the largest possible, that is drawn brightest."""
 
 
 @dataclass(frozen=True)
-class Glimpse:
+class Snapshot:
     """One screen: its frame uint8 (H, W, 3), the entropy of its tokens (N,) in [0, 1], the reward for reaching it.
 
     `entropy_N` is empty where the reward is none of a world model's tokens.
@@ -47,37 +47,41 @@ class Glimpse:
 
 
 @dataclass(frozen=True)
-class Glimpses:
+class SnapshotPair:
     """Of a runner's last fragments: where an env stands now, and the screen that paid most."""
 
-    newest: Glimpse
-    peak: Glimpse
+    newest: Snapshot
+    peak: Snapshot
 
 
-def joined(of_runners: Iterable[Glimpses | None]) -> Glimpses | None:
+def joined(of_runners: Iterable[SnapshotPair | None]) -> SnapshotPair | None:
     """The first runner's newest screen, and the one of all runners that paid most; None where nobody saw anything."""
     seen = [one for one in of_runners if one is not None]
     if not seen:
         return None
-    return Glimpses(seen[0].newest, max((one.peak for one in seen), key=lambda glimpse: glimpse.reward))
+    return SnapshotPair(seen[0].newest, max((one.peak for one in seen), key=lambda snapshot: snapshot.reward))
 
 
-def save_glimpse(run: Path, epoch: int, glimpse: Glimpse) -> None:
-    """Write <run>/glimpses/epoch-<epoch>.npz: a few KB."""
+def save_snapshot(run: Path, epoch: int, snapshot: Snapshot) -> None:
+    """Write <run>/snapshots/epoch-<epoch>.npz: a few KB."""
     file = io.BytesIO()
-    entropy = glimpse.entropy_N.astype(np.float16)
+    entropy = snapshot.entropy_N.astype(np.float16)
     np.savez_compressed(
-        file, frame=glimpse.frame_HWC, entropy=entropy, reward=np.float32(glimpse.reward), game=np.array(glimpse.game)
+        file,
+        frame=snapshot.frame_HWC,
+        entropy=entropy,
+        reward=np.float32(snapshot.reward),
+        game=np.array(snapshot.game),
     )
     write_atomic(run / FOLDER / f"epoch-{epoch:08d}.npz", file.getvalue())
 
 
-def load_glimpses(run: Path) -> dict[int, Glimpse]:
+def load_snapshots(run: Path) -> dict[int, Snapshot]:
     """Epoch -> the screen that paid most in it, in order."""
-    glimpses = {}
+    snapshots = {}
     for path in sorted((run / FOLDER).glob("epoch-*.npz")):
         with np.load(path, allow_pickle=False) as stored:
-            glimpses[int(path.stem.removeprefix("epoch-"))] = Glimpse(
+            snapshots[int(path.stem.removeprefix("epoch-"))] = Snapshot(
                 str(stored["game"]), stored["frame"], stored["entropy"].astype(np.float32), float(stored["reward"])
             )
-    return glimpses
+    return snapshots

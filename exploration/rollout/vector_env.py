@@ -37,7 +37,7 @@ def games_of_runner(games: Sequence[str], runner: int, envs_per_runner: int) -> 
     return [games[(first + place) % len(games)] for place in range(envs_per_runner)]
 
 
-def check_places(games: Sequence[str], runners: int, envs_per_runner: int) -> None:
+def check_env_slots(games: Sequence[str], runners: int, envs_per_runner: int) -> None:
     """Raises InputError where a game would get no env."""
     places = max(runners, 1) * envs_per_runner
     if not games:

@@ -114,7 +114,14 @@ def test_usage_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "--out" in complaint(capsys, "pipeline")
     assert "nonsense" in complaint(capsys, "nonsense")
     assert "--seed" in complaint(capsys, "pipeline", "--seed", "many", "--out", str(tmp_path / "run"))
-    assert complaint(capsys)
+    assert "did you mean collect?" in complaint(capsys, "colect")
+
+
+def test_no_command_shows_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        execute([])
+    assert stop.value.code == 0
+    assert "usage: autoexplore COMMAND" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

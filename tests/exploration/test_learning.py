@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from envs.games.corridor import PLACES, ROOMS, CorridorEnv, read_place
+from envs.games.corridor import CELLS_PER_ROOM, ROOMS, CorridorEnv, read_place
 from exploration.agent.policy import Agent
 from exploration.algorithm import AutoExploreConfig
 
-LAST_ROOM = (ROOMS - 1) * PLACES
-TINY = {"channels": (4, 4, 8, 8), "units": 16, "precision": "fp32"}
+LAST_ROOM = (ROOMS - 1) * CELLS_PER_ROOM
+TINY = {"channels": (4, 4, 8, 8), "lstm_dim": 16, "precision": "fp32"}
 
 
 class ShortCorridor(CorridorEnv):
@@ -24,7 +24,7 @@ class FarAwayScorer:
 
     def submit(self, frames_B5HWC, actions_B4):
         places = np.array([read_place(frames[-1]) for frames in frames_B5HWC], np.float32)
-        return lambda: (places / (ROOMS * PLACES))[:, None]
+        return lambda: (places / (ROOMS * CELLS_PER_ROOM))[:, None]
 
 
 def corridor(seed: int, **settings):

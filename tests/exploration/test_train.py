@@ -19,9 +19,9 @@ from exploration import explore, load_policy
 from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint
 from exploration.agent.loss import LossConfig
 from exploration.agent.policy import behaviour_log_probabilities
-from exploration.agent.replay_buffer import Replay
+from exploration.agent.replay_buffer import ReplayBuffer
 from exploration.algorithm import AutoExplore, AutoExploreConfig
-from exploration.config import PRESETS, ExploreRecipe, recipe
+from exploration.config import PRESETS, ExploreConfig, recipe
 from exploration.reward.scorers import LocalScorer
 from exploration.train import evaluation_metrics
 
@@ -65,7 +65,7 @@ def two_armed(seed: int, epochs: int, **settings):
     arm = seed % 2
     config = AutoExploreConfig().environment(TwoArmedWorld).exploring(scorer=ArmScorer(arm))
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=4)
-    small = {"channels": (4, 4, 4, 4), "units": 8, "lr": 1e-2, "gamma": 0.9, "precision": "fp32"}
+    small = {"channels": (4, 4, 4, 4), "lstm_dim": 8, "lr": 1e-2, "gamma": 0.9, "precision": "fp32"}
     sizes = {"steps_per_epoch": 20, "updates_per_epoch": 10, "segments": 8, "segment": 10}
     config.training(**{**small, **sizes, **settings}).debugging(seed=seed, log_level="ERROR")
     algorithm = config.build_algo()
@@ -90,7 +90,9 @@ def test_learning_goes_on_exactly_from_a_state(ray_cluster):
     def build(seed):
         config = AutoExploreConfig().environment(TwoArmedWorld).exploring(scorer=ArmScorer(1))
         config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-        config.training(steps_per_epoch=15, updates_per_epoch=2, segments=4, segment=5, channels=(4, 4, 4, 4), units=8)
+        config.training(
+            steps_per_epoch=15, updates_per_epoch=2, segments=4, segment=5, channels=(4, 4, 4, 4), lstm_dim=8
+        )
         return config.training(epsilon_epochs=4).debugging(seed=seed, log_level="ERROR").build_algo()
 
     first, second = build(0), build(1)
@@ -118,11 +120,11 @@ def test_stored_log_probabilities_are_exact(ray_cluster):
     config = AutoExploreConfig().environment(TwoArmedWorld).exploring(scorer=ArmScorer(1))
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
     config.training(steps_per_epoch=30, updates_per_epoch=3, segments=4, segment=5, lr=0.05, epsilon=0.3)
-    config.training(channels=(4, 4, 4, 4), units=8, temperature=1.5).debugging(seed=0, log_level="ERROR")
+    config.training(channels=(4, 4, 4, 4), lstm_dim=8, temperature=1.5).debugging(seed=0, log_level="ERROR")
     algorithm = config.build_algo()
     try:
         algorithm.train()
-        algorithm.replay = Replay(1_000)
+        algorithm.replay = ReplayBuffer(1_000)
         algorithm._collect()
         network, epsilon, replay = algorithm.network(), algorithm.epsilon, algorithm.replay
     finally:
@@ -214,7 +216,7 @@ def test_an_evaluation_with_a_hole_is_none():
 
 def test_presets_and_schedule():
     paper = PRESETS["paper"]
-    assert paper == ExploreRecipe()
+    assert paper == ExploreConfig()
     assert (paper.epochs, paper.runners * paper.envs_per_runner, paper.steps) == (300, 8, 200)
     assert (paper.updates, paper.batch_size, paper.segment) == (200, 128, 20)
     assert (paper.loss.gamma, paper.loss.lambda_, paper.loss.entropy_coeff) == (0.995, 0.95, 0.001)
@@ -233,7 +235,7 @@ def test_what_a_runner_cannot_use_reaches_the_caller(ray_cluster, tmp_path):
     """RLlib would restart such a runner for ever."""
     config = AutoExploreConfig().exploring(games=["Counting"], scorer=partial(LocalScorer, tmp_path))
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=1)
-    config.training(steps_per_epoch=10, channels=(4, 4, 4, 4), units=8)
+    config.training(steps_per_epoch=10, channels=(4, 4, 4, 4), lstm_dim=8)
     algorithm = config.debugging(log_level="ERROR").build_algo()
     try:
         with pytest.raises(InputError, match="no saved model"):
@@ -245,7 +247,7 @@ def test_what_a_runner_cannot_use_reaches_the_caller(ray_cluster, tmp_path):
 def test_killed_game_and_killed_runner_do_not_stop_training(ray_cluster):
     config = AutoExploreConfig().exploring(games=["Counting"], max_steps=30)
     config.env_runners(num_env_runners=2, num_envs_per_env_runner=2)
-    config.training(steps_per_epoch=10, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), units=8)
+    config.training(steps_per_epoch=10, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), lstm_dim=8)
     algorithm = config.debugging(log_level="ERROR").build_algo()
 
     def processes():
@@ -279,7 +281,7 @@ def test_killed_game_and_killed_runner_do_not_stop_training(ray_cluster):
 def test_runners_and_their_games_are_held_on_a_core_each(ray_cluster, monkeypatch):
     config = AutoExploreConfig().exploring(games=["Counting"], max_steps=30)
     config.env_runners(num_env_runners=2, num_envs_per_env_runner=2)
-    config.training(steps_per_epoch=10, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), units=8)
+    config.training(steps_per_epoch=10, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), lstm_dim=8)
     allowed = os.sched_getaffinity(0)
     algorithm = config.training(pin_runners=True).debugging(log_level="ERROR").build_algo()
 

@@ -26,7 +26,7 @@ NEW = {"lr": 0.003, "entropy_coeff": 0.05, "epsilon": 0.7, "temperature": 1.7, "
 def test_settings_and_weights_reach_learner_runner_and_evaluation_and_nothing_is_built(ray_cluster, tiny_world):
     config = AutoExploreConfig().exploring(games=["Counting"], scorer=partial(LocalScorer, tiny_world), max_steps=30)
     config.env_runners(num_env_runners=1, num_envs_per_env_runner=1)
-    config.training(steps_per_epoch=8, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), units=8)
+    config.training(steps_per_epoch=8, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), lstm_dim=8)
     config.evaluation(
         evaluation_interval=1,
         evaluation_num_env_runners=0,
@@ -43,7 +43,7 @@ def test_settings_and_weights_reach_learner_runner_and_evaluation_and_nothing_is
     try:
         algorithm.train()
         before, held, learner = runner_is(), algorithm.config, id(algorithm.learner_group._learner)
-        assert algorithm.reset_config({**held.to_dict(), "units": 16}) is False
+        assert algorithm.reset_config({**held.to_dict(), "lstm_dim": 16}) is False
         assert mutable_settings.in_effect(algorithm)["lr"] == held.lr
         algorithm.config = {}  # as Tune leaves it
         assert algorithm.reset_config({**held.to_dict(), **NEW}) is True

@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 quiet_ray()
 
 from envs.utils.run_dir import read_metrics
-from exploration.train import _Run, explore
+from exploration.train import ExploreLoop, explore
 from worldmodel.config import preset
 from worldmodel.training.train import recipe, train
 
@@ -72,11 +72,11 @@ def while_one_goes(run, step, work):
         time.sleep(0.2)
     return {**told, "left": alive()}
 
-def save(run, epoch, save=_Run._save):
+def save(run, epoch, save=ExploreLoop._save):
     save(run, epoch)
     if alive() < 3:
         time.sleep(1.0)  # an epoch of this size takes less time than a process to start elsewhere
-_Run._save = save
+ExploreLoop._save = save
 
 explored, trained = out + "/explore", out + "/tokenizer"
 told = {"explore": while_one_goes(explored, 3, lambda: explore(

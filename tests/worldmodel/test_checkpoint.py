@@ -18,7 +18,7 @@ from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.genie import GenieReduxG
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.weights import encoder_sha256, load_weights
-from worldmodel.training.distributed import load_optimizer, state_of
+from worldmodel.training.distributed import load_optimizer, training_state
 
 WIDER = WorldModelConfig(
     frames=8, tokenizer=TokenizerConfig(patch=8, dim=48, heads=2, head_dim=16, codes=64, code_dim=8)
@@ -36,7 +36,7 @@ def trained_tokenizer() -> tuple[Tokenizer, torch.optim.Optimizer]:
 
 def save(run: Path, step: int, keep_last: int = 9) -> Path:
     tokenizer, optimizer = trained_tokenizer()
-    tensors, groups = state_of(tokenizer, optimizer)
+    tensors, groups = training_state(tokenizer, optimizer)
     state = {"step": step, "component": "tokenizer", "config": preset("debug").to_dict(), "optimizer": groups}
     return checkpoint.save_checkpoint(run, state, tensors, keep_last=keep_last)
 
@@ -199,7 +199,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from worldmodel import checkpoint
-from worldmodel.training.distributed import state_of
+from worldmodel.training.distributed import training_state
 run = Path(sys.argv[1])
 module = torch.nn.Linear(400, 400)
 optimizer = torch.optim.AdamW(module.parameters(), fused=True)
@@ -209,7 +209,7 @@ random.seed(0)
 def save(step):
     with torch.no_grad():
         module.bias.fill_(step)
-    tensors, groups = state_of(module, optimizer)
+    tensors, groups = training_state(module, optimizer)
     state = {"step": step, "component": "x", "config": {}, "optimizer": groups}
     checkpoint.save_checkpoint(run, state, tensors, keep_last=2)
 started = time.perf_counter()
@@ -229,7 +229,7 @@ for kill in range(20):
     time.sleep(usual * (1 + 2 * random.random()))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    checkpoint.remove_leftovers(run)
+    checkpoint.remove_partial_checkpoints(run)
     found = checkpoint.open_checkpoint(run)
     assert (found.weights()["bias"] == found.step).all()
     assert found.step >= step - 1

@@ -211,7 +211,7 @@ def test_training_goes_on_when_the_replica_is_killed(app, other_world, tiny_worl
 
     config = AutoExploreConfig().exploring(games=["Counting"], scorer=Served(app), max_steps=300)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    config.training(steps_per_epoch=200, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), units=8)
+    config.training(steps_per_epoch=200, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), lstm_dim=8)
     algorithm = config.debugging(log_level="ERROR").build_algo()
     serve.swap(app, other_world)
     (replica,) = serve.describe(app)

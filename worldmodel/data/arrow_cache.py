@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
 _BATCH_BYTES = 64 << 20
 
 
-def stage(uri: str | Path, cache_dir: Path | str) -> Path:
+def build_arrow_cache(uri: str | Path, cache_dir: Path | str) -> Path:
     """Copy a data set's episodes, still compressed, into one Arrow IPC file on the local disk; return its path.
 
     The file is named after the manifest's hash and written once: another call, or another process on the machine, finds
@@ -173,7 +173,7 @@ def _row(episode: EncodedEpisode, blobs: list[bytes], validation: bool) -> dict[
     }
 
 
-PLACES = np.dtype(
+OFFSET_DTYPE = np.dtype(
     [
         ("file", np.int32),
         ("game", np.int32),  # place numbered through all files
@@ -226,7 +226,7 @@ def open_staged(path: Path, file: int, split: str | None, games: dict[str, int])
     blobs_before = 0
     for batch in _batches(reader):
         frames, actions = batch.column("frames"), _byte_offsets(batch.column("actions"), whole)
-        found = np.zeros(len(batch), PLACES)
+        found = np.zeros(len(batch), OFFSET_DTYPE)
         for name in ("height", "width", "chunk"):
             found[name] = batch.column(name).to_numpy()
         names = batch.column("game").dictionary_encode()
@@ -248,7 +248,7 @@ def open_staged(path: Path, file: int, split: str | None, games: dict[str, int])
         memoryview(whole),
         np.concatenate(boundaries),
         np.concatenate(crcs),
-        np.concatenate([np.zeros(0, PLACES), *places]),
+        np.concatenate([np.zeros(0, OFFSET_DTYPE), *places]),
         session_ids,
         read_skipped(path),
     )

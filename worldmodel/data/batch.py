@@ -14,9 +14,9 @@ class ClipBatch:
     frames_BTHWC: Tensor
     """uint8"""
     actions_BT: Tensor
-    """int64 (B, T - 1); -1 where `WindowIndex.show_actions` hides them"""
+    """int64 (B, T - 1); -1 where `WindowIndex.reveal_actions` hides them"""
     games_B: Tensor
-    """int64, places in `Clips.games`"""
+    """int64, places in `ClipDataset.games`"""
     window_ids_B: Tensor
     """int64, numbers of the windows in the data"""
 
@@ -25,7 +25,7 @@ class ClipBatch:
         return type(self)(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
-def model_frames(frames_BTHWC: Tensor) -> Tensor:
+def to_float_frames(frames_BTHWC: Tensor) -> Tensor:
     """uint8 frames as they are stored -> float32 frames_BTCHW in [0, 1], on the same device."""
     return frames_BTHWC.movedim(-1, -3).float().div_(255)
 
@@ -55,7 +55,7 @@ class TokenBatch:
     actions_BT: Tensor
     """int64 (B, T - 1)"""
     games_B: Tensor
-    """int64, places in `Clips.games`"""
+    """int64, places in `ClipDataset.games`"""
     window_ids_B: Tensor
     """int64, numbers of the windows in the data"""
 

@@ -15,20 +15,20 @@ from torch import Tensor
 
 from envs.episodes.frame_codec import decode_frames
 from envs.utils.errors import InputError
-from worldmodel.data.arrow_cache import one_size, open_staged, stage
+from worldmodel.data.arrow_cache import build_arrow_cache, one_size, open_staged
 from worldmodel.data.batch import ClipBatch
 from worldmodel.data.loader import ClipLoader
 from worldmodel.data.sampler import ClipSampler, Sampler
 from worldmodel.data.window_index import WindowIndex
 
-__all__ = ["ClipBatch", "ClipLoader", "ClipSampler", "Clips", "stage"]
+__all__ = ["ClipBatch", "ClipDataset", "ClipLoader", "ClipSampler", "build_arrow_cache"]
 
 
-class Clips(WindowIndex):
+class ClipDataset(WindowIndex):
     """All windows of `length` frames, one at every `stride`-th frame, of the union of data sets, by number.
 
     Opening costs memory for each episode, none for a window. `split`: "train", "val" or None for both. Damaged shards
-    are left out as `worldmodel.data.arrow_cache.stage` says.
+    are left out as `worldmodel.data.arrow_cache.build_arrow_cache` says.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Clips(WindowIndex):
     ) -> None:
         if not uris:
             raise InputError("no data given: name one or more folders of episodes")
-        paths = [stage(uri, cache_dir) for uri in uris]
+        paths = [build_arrow_cache(uri, cache_dir) for uri in uris]
         # The hash names what window numbers mean: which data sets in which order, which split, which windows.
         identity = [*(path.stem for path in paths), split, length, stride]
         self.manifest_hash = hashlib.sha256(repr(identity).encode()).hexdigest()

@@ -13,8 +13,8 @@ from worldmodel.data.sampler import Sampler
 Batch = TypeVar("Batch", covariant=True)
 
 
-class Windows(Protocol[Batch]):
-    """What a loader draws from: `Clips`, `worldmodel.data.streaming_dataset.StreamClips`, or `worldmodel.data.token_dataset.TokenClips`."""
+class Dataset(Protocol[Batch]):
+    """What a loader draws from: `ClipDataset`, `worldmodel.data.streaming_dataset.StreamingDataset`, or `worldmodel.data.token_dataset.TokenDataset`."""
 
     manifest_hash: str
 
@@ -36,7 +36,7 @@ class ClipLoader(Generic[Batch]):
 
     def __init__(
         self,
-        windows: Windows[Batch],
+        windows: Dataset[Batch],
         batch_size: int,
         *,
         seed: int = 0,

@@ -11,18 +11,18 @@ import torch
 
 from envs.utils.errors import InputError
 from worldmodel.data.batch import PairBatch
-from worldmodel.data.clip_dataset import Clips
+from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.sampler import ClipSampler
 
 
-class PairClips:
+class PairDataset:
     """Every frame of `small` that `large` has too, by number. Both have windows of one frame, and the same stride.
 
     Sessions that `large` lacks (a game whose ROM was not there) are left out. Raises InputError where a session is not
     the same play in both, or they share none.
     """
 
-    def __init__(self, small: Clips, large: Clips) -> None:
+    def __init__(self, small: ClipDataset, large: ClipDataset) -> None:
         self._small, self._large = small, large
         self.manifest_hash = hashlib.sha256(f"{small.manifest_hash} {large.manifest_hash}".encode()).hexdigest()
         places = {episode.session_id: place for place, episode in enumerate(large.episodes)}
@@ -60,7 +60,7 @@ class PairClips:
         """A pair in words, for messages."""
         return self._small.describe(int(self._small_ids[window_id]))
 
-    def spread(self, count: int) -> np.ndarray:
+    def evenly_spaced(self, count: int) -> np.ndarray:
         """At most `count` numbers, evenly spread over all, the same at every call; all for 0. int64 (N,)"""
         if count == 0 or count >= len(self):
             return np.arange(len(self))
@@ -72,7 +72,7 @@ class PairClips:
         self._large.close()
 
 
-def check_sizes(pairs: PairClips, size: int, factor: int) -> None:
+def check_sizes(pairs: PairDataset, size: int, factor: int) -> None:
     """Raise InputError unless the small frames have `size` pixels a side and the large ones `factor` times as many."""
     sizes = pairs._small.size, pairs._large.size
     wanted = (size, size), (size * factor, size * factor)

@@ -30,7 +30,7 @@ from worldmodel.data.window_index import WindowIndex
 
 
 @dataclass(frozen=True)
-class Session:
+class LoadedSession:
     """A session in memory, its frames compressed."""
 
     blobs: list[bytes]
@@ -40,8 +40,8 @@ class Session:
     chunk: int
 
 
-class StreamClips(WindowIndex):
-    """The windows that `Clips` has, read from the data sets as they are drawn, at most `sessions` sessions held.
+class StreamingDataset(WindowIndex):
+    """The windows that `ClipDataset` has, read from the data sets as they are drawn, at most `sessions` sessions held.
 
     `max_bytes` bounds the compressed bytes held. Both bounds decide the order of the windows, which is the same for any
     number of ranks; R ranks hold and read an R-th of the sessions each where R divides the number of lanes
@@ -101,9 +101,9 @@ class StreamClips(WindowIndex):
     def batch(self, window_ids: np.ndarray) -> ClipBatch:
         """Decode windows; those of a damaged session are replaced, and the batch then has the numbers of others."""
         places_B, starts_B = self.places(window_ids)
-        self.buffer.want(places_B.tolist())
+        self.buffer.prefetch(places_B.tolist())
         window_ids = window_ids.copy()
-        found: list[Session] = []
+        found: list[LoadedSession] = []
         for number, place in enumerate(places_B.tolist()):
             whole, session = self._session(place)
             if whole != place:
@@ -128,12 +128,12 @@ class StreamClips(WindowIndex):
         """Give up what is waiting to be read."""
         self.buffer.cancel()
 
-    def _load(self, place: int) -> Session:
+    def _load(self, place: int) -> LoadedSession:
         source, index = self._sources[place]
         episode = source.encoded(index)
-        return Session(checked_blobs(episode), episode.actions, episode.height, episode.width, episode.chunk)
+        return LoadedSession(checked_blobs(episode), episode.actions, episode.height, episode.width, episode.chunk)
 
-    def _session(self, place: int) -> tuple[int, Session]:
+    def _session(self, place: int) -> tuple[int, LoadedSession]:
         """A session, or the next whole one that has windows, and its place."""
         while True:
             if self.windows_E[place]:
@@ -168,11 +168,11 @@ class Reading:
 
 
 class StreamSampler:
-    """The shuffled stream of windows of `StreamClips`. Draw k of the sequence goes to rank k mod R, so that the global
+    """The shuffled stream of windows of `StreamingDataset`. Draw k of the sequence goes to rank k mod R, so that the global
     batches do not depend on the number of ranks R. Drawing makes the buffer read ahead.
     """
 
-    def __init__(self, clips: StreamClips, seed: int) -> None:
+    def __init__(self, clips: StreamingDataset, seed: int) -> None:
         self.seed, self._clips = seed, clips
         self._order = StreamOrder(clips.windows_E, clips.bytes_E, clips.sessions, clips.max_bytes, seed)
         self._reading: dict[int, Reading] = {}
@@ -211,10 +211,10 @@ class StreamSampler:
             reading = self._reading[slot]
             wanted = int(done * len(reading.following))
             if reading.block == tuple(block) and wanted > reading.ahead:
-                self._clips.buffer.want(reading.following[reading.ahead : wanted])
+                self._clips.buffer.prefetch(reading.following[reading.ahead : wanted])
                 reading.ahead = wanted
 
-    def _enter(self, numbers: np.ndarray, draws: Draws) -> list[Future[Session]]:
+    def _enter(self, numbers: np.ndarray, draws: Draws) -> list[Future[LoadedSession]]:
         """Note the blocks that are drawn from for the first time, and have them read."""
         places = zip(draws.epochs.tolist(), draws.blocks.tolist(), strict=True)
         new: list[int] = []
@@ -227,18 +227,18 @@ class StreamSampler:
             return []
         # What is in use is not what was asked for the longest ago, even where it is seldom drawn.
         used = [session for reading in self._reading.values() for session in reading.sessions]
-        self._clips.buffer.keep([*used, *(s for r in self._reading.values() for s in r.following[: r.ahead])])
-        return self._clips.buffer.want(dict.fromkeys(new))
+        self._clips.buffer.pin([*used, *(s for r in self._reading.values() for s in r.following[: r.ahead])])
+        return self._clips.buffer.prefetch(dict.fromkeys(new))
 
 
 class SessionBuffer:
     """Sessions in memory or on their way there; those not asked for the longest are let go. For use by many threads."""
 
     def __init__(
-        self, load: Callable[[int], Session], bytes_E: np.ndarray, sessions: int, max_bytes: int, readers: int
+        self, load: Callable[[int], LoadedSession], bytes_E: np.ndarray, sessions: int, max_bytes: int, readers: int
     ) -> None:
         self._load, self._bytes_E, self._sessions, self._max_bytes = load, bytes_E, sessions, max_bytes
-        self._held: OrderedDict[int, Future[Session]] = OrderedDict()
+        self._held: OrderedDict[int, Future[LoadedSession]] = OrderedDict()
         self._bytes = 0.0
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(readers, "read")
@@ -251,23 +251,23 @@ class SessionBuffer:
         """Compressed bytes held."""
         return self._bytes
 
-    def want(self, places: Iterable[int]) -> list[Future[Session]]:
+    def prefetch(self, places: Iterable[int]) -> list[Future[LoadedSession]]:
         """Begin to load those that are not there; they are then the last to go, the last of them the very last."""
         with self._lock:
-            return [self._want(place) for place in places]
+            return [self._prefetch_one(place) for place in places]
 
-    def keep(self, places: Iterable[int]) -> None:
+    def pin(self, places: Iterable[int]) -> None:
         """Let those of them that are there be the last to go."""
         with self._lock:
             for place in places:
                 if place in self._held:
                     self._held.move_to_end(place)
 
-    def get(self, place: int) -> Session:
+    def get(self, place: int) -> LoadedSession:
         """One session, waited for. Raises what loading it raised."""
         while True:
             with self._lock:
-                future = self._want(place)
+                future = self._prefetch_one(place)
             try:
                 return future.result()
             except CancelledError:
@@ -280,7 +280,7 @@ class SessionBuffer:
                 self._bytes -= self._bytes_E[place]
                 del self._held[place]
 
-    def _want(self, place: int) -> Future[Session]:
+    def _prefetch_one(self, place: int) -> Future[LoadedSession]:
         if place in self._held:
             self._held.move_to_end(place)
             return self._held[place]

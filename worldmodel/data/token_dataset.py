@@ -18,21 +18,21 @@ from torch import Tensor
 from envs.utils.atomic_io import sync_folder
 from envs.utils.errors import InputError
 from envs.utils.progress import progress
-from worldmodel.data.batch import LatentBatch, TokenBatch, TokenFrameBatch, model_frames
-from worldmodel.data.clip_dataset import Clips
+from worldmodel.data.batch import LatentBatch, TokenBatch, TokenFrameBatch, to_float_frames
+from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.sampler import Sampler
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.weights import encoder_sha256
 
 
-class TokenClips:
-    """Windows of tokens, by the same numbers as the `Clips` that they come from. Draw from it with a `ClipLoader`.
+class TokenDataset:
+    """Windows of tokens, by the same numbers as the `ClipDataset` that they come from. Draw from it with a `ClipLoader`.
 
     Its batches are `TokenBatch`; `LatentBatch` where `latents` names a file too; `TokenFrameBatch` with `frames`.
     """
 
-    def __init__(self, path: Path, clips: Clips, *, latents: Path | None = None, frames: bool = False) -> None:
+    def __init__(self, path: Path, clips: ClipDataset, *, latents: Path | None = None, frames: bool = False) -> None:
         self._tokens: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         self._latents = None if latents is None else np.load(latents, mmap_mode="r", allow_pickle=False)
         self._clips, self._frames = clips, frames
@@ -70,7 +70,7 @@ def read(stored: np.ndarray, window_ids: np.ndarray) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Sharing:
+class CacheBarrier:
     """How the processes of one machine share the encoding: this one does its `part` of `parts`."""
 
     part: int = 0
@@ -81,15 +81,15 @@ class Sharing:
 
 def cache_tokens(
     tokenizer: Tokenizer,
-    clips: Clips,
+    clips: ClipDataset,
     cache_dir: Path | str,
     *,
     lam: LatentActionModel | None = None,
     frames: bool = False,
     batch_size: int = 8,
     device: torch.device | str = "cpu",
-    sharing: Sharing | None = None,
-) -> TokenClips:
+    sharing: CacheBarrier | None = None,
+) -> TokenDataset:
     """Encode all windows of `clips` with frozen models, unless that was done before, and open the result.
 
     `lam`: store its latent actions too. `frames`: let batches hold the frames. Frames are encoded in float32 without
@@ -101,11 +101,13 @@ def cache_tokens(
     tokens: _Frozen = ("tokens", tokenizer, (clips.length, tokenizer.cfg.grid, tokenizer.cfg.grid))
     latents: _Frozen | None = None if lam is None else ("latents", lam, (clips.length - 1,))
     tokens_file, latents_file = (
-        None if frozen is None else _stored(frozen, clips, Path(cache_dir), batch_size, device, sharing or Sharing())
+        None
+        if frozen is None
+        else _stored(frozen, clips, Path(cache_dir), batch_size, device, sharing or CacheBarrier())
         for frozen in (tokens, latents)
     )
     assert tokens_file is not None
-    return TokenClips(tokens_file, clips, latents=latents_file, frames=frames)
+    return TokenDataset(tokens_file, clips, latents=latents_file, frames=frames)
 
 
 _Frozen = tuple[str, Tokenizer | LatentActionModel, tuple[int, ...]]
@@ -113,7 +115,12 @@ _Frozen = tuple[str, Tokenizer | LatentActionModel, tuple[int, ...]]
 
 
 def _stored(
-    frozen: _Frozen, clips: Clips, folder: Path, batch_size: int, device: torch.device | str, sharing: Sharing
+    frozen: _Frozen,
+    clips: ClipDataset,
+    folder: Path,
+    batch_size: int,
+    device: torch.device | str,
+    sharing: CacheBarrier,
 ) -> Path:
     """The file of a model's output for all windows, made where it is not there."""
     name, model, shape = frozen
@@ -142,7 +149,7 @@ def _stored(
 
 @torch.no_grad()
 def _encode(
-    frozen: _Frozen, clips: Clips, path: Path, batch_size: int, device: torch.device | str, sharing: Sharing
+    frozen: _Frozen, clips: ClipDataset, path: Path, batch_size: int, device: torch.device | str, sharing: CacheBarrier
 ) -> None:
     """Write what the model makes of this part's windows, a contiguous range, into the file."""
     name, model, _ = frozen
@@ -153,7 +160,7 @@ def _encode(
     with progress(f"encoding clips as {name}", last - first) as bar:
         for start in range(first, last, batch_size):
             ids = np.arange(start, min(start + batch_size, last))
-            frames = model_frames(clips.batch(ids).frames_BTHWC.to(device))
+            frames = to_float_frames(clips.batch(ids).frames_BTHWC.to(device))
             stored[ids] = model.encode(frames).cpu().numpy()
             bar.advance(len(ids))
     stored.flush()

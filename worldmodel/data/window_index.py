@@ -8,7 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from worldmodel.config import HIDDEN
+from worldmodel.config import MASKED_ACTION
 from worldmodel.data.sampler import LabelledSampler, Sampler
 
 
@@ -74,8 +74,8 @@ class WindowIndex:
         episode = self.episodes[place]
         return f"window {window_id} (session {episode.session_id} of {episode.game}, frame {start})"
 
-    def show_actions(self, share: float) -> None:
-        """Let batches hold the recorded actions of this share of each game's episodes, rounded up, and else `HIDDEN`;
+    def reveal_actions(self, share: float) -> None:
+        """Let batches hold the recorded actions of this share of each game's episodes, rounded up, and else `MASKED_ACTION`;
         and let samplers draw half of their windows from these episodes.
 
         `share`: in [0, 1]. Which episodes is decided by a hash of their session ids: the same ones wherever, whenever
@@ -97,10 +97,10 @@ class WindowIndex:
         return LabelledSampler(order, self._labelled) if len(self._labelled) else order
 
     def shown(self, episodes_B: np.ndarray, actions_BT: np.ndarray) -> np.ndarray:
-        """Recorded actions of windows of some episodes, or `HIDDEN` in their place."""
-        return np.where(self._labelled_E[episodes_B, None], actions_BT, HIDDEN)
+        """Recorded actions of windows of some episodes, or `MASKED_ACTION` in their place."""
+        return np.where(self._labelled_E[episodes_B, None], actions_BT, MASKED_ACTION)
 
-    def spread(self, count: int) -> np.ndarray:
+    def evenly_spaced(self, count: int) -> np.ndarray:
         """At most `count` window numbers, evenly spread over all, the same at every call; all for 0. int64 (N,)"""
         if count == 0 or count >= len(self):
             return np.arange(len(self))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def background_share(tokens_BThw: Tensor, frames_BTCHW: Tensor) -> dict[str, float]:
+def static_token_fraction(tokens_BThw: Tensor, frames_BTCHW: Tensor) -> dict[str, float]:
     """How far the commonest code of later frames stands for "nothing changed here" (section 5 of the paper).
 
     Share of the tokens after frame 0 that are the commonest code, on patches whose pixels equal the frame before
@@ -26,17 +26,17 @@ def moving_patches(frames_BTCHW: Tensor, grid: int) -> Tensor:
     return changed.unflatten(-1, (grid, patch)).unflatten(-3, (grid, patch)).any(-1).any(-2)
 
 
-def code_counts(tokens_BThw: Tensor, frames_BTCHW: Tensor, codes: int) -> Tensor:
+def count_codes(tokens_BThw: Tensor, frames_BTCHW: Tensor, codes: int) -> Tensor:
     """How often later frames have each code on static (row 0) and on moving patches (row 1), int64 (2, codes).
 
-    Counts of parts of a set add up, see `background_of_counts`.
+    Counts of parts of a set add up, see `static_token_stats`.
     """
     moving, later = moving_patches(frames_BTCHW, tokens_BThw.shape[-1]), tokens_BThw[:, 1:]
     return torch.stack([torch.bincount(later[where], minlength=codes) for where in (~moving, moving)])
 
 
-def background_of_counts(counts_2K: Tensor) -> dict[str, float]:
-    """`background_share` of a whole set, of its `code_counts`; besides the share of codes used and their perplexity."""
+def static_token_stats(counts_2K: Tensor) -> dict[str, float]:
+    """`static_token_fraction` of a whole set, of its `count_codes`; besides the share of codes used and their perplexity."""
     total = counts_2K.sum(0)
     shares = counts_2K[:, total.argmax()] / counts_2K.sum(1)
     used = total[total > 0] / total.sum()

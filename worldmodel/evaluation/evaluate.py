@@ -21,23 +21,33 @@ from envs.controls import ACTIONS
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import progress
-from envs.utils.ray_session import machines, ray_session
-from worldmodel.data.clip_dataset import Clips
-from worldmodel.evaluation.codebook_stats import background_of_counts
-from worldmodel.evaluation.external_predictions import Peer, export_windows
+from envs.utils.ray_session import node_resources, ray_session
+from worldmodel.data.clip_dataset import ClipDataset
+from worldmodel.evaluation.codebook_stats import static_token_stats
+from worldmodel.evaluation.external_predictions import ExternalPredictions, export_windows
 from worldmodel.evaluation.feature_networks import feature_network, network_name
-from worldmodel.evaluation.ray_tasks import run_tasks
-from worldmodel.evaluation.window_metrics import SIDES, Scores, Settings, joined, score_windows
+from worldmodel.evaluation.ray_tasks import map_ray_tasks
+from worldmodel.evaluation.window_metrics import MODEL_AND_BASELINE, Scores, Settings, concat_scores, measure_windows
 from worldmodel.models.genie import WorldModel
 from worldmodel.statistics import estimate
 
-__all__ = ["Peer", "Scores", "Settings", "evaluate", "export", "joined", "plan_windows", "score_windows", "summarise"]
+__all__ = [
+    "ExternalPredictions",
+    "Scores",
+    "Settings",
+    "concat_scores",
+    "evaluate",
+    "export",
+    "measure_windows",
+    "plan_windows",
+    "summarise",
+]
 
 _JOIN_EVERY = 64
 
 
 def evaluate(
-    model: WorldModel | Peer,
+    model: WorldModel | ExternalPredictions,
     data: Sequence[str | Path],
     *,
     split: str | None = None,
@@ -55,13 +65,13 @@ def evaluate(
     `worldmodel.evaluation.feature_networks`; `distance` False leaves the Frechet distance out. `options` are fields of `Settings`.
     `out`: write the result there too, atomically. `cache_dir` holds the staged episodes, by default for this call only.
     `workers` Ray workers score the windows, each with one thread; 0 does it in this process. The numbers are the same.
-    A `Peer` is scored by the pictures that it made.
+    A `ExternalPredictions` is scored by the pictures that it made.
 
         {"settings": ..., "distance_name": "FID-EfficientNetLite0" or null,
          "overall": SET, "games": {game: SET}}
         SET = {"windows", "episodes",
                "reconstruction": {"psnr", "ssim", "moving_psnr"}, "background": {"static", "moving", "codes_used",
-               "perplexity"}, both empty for a peer; see `worldmodel.evaluation.codebook_stats.background_share`,
+               "perplexity"}, both empty for a peer; see `worldmodel.evaluation.codebook_stats.static_token_fraction`,
                "prediction": SIDE, "copy": SIDE,
                "delta_psnr": {"t", "mean", "low", "high"}}
         SIDE = {"one_step": FIGURES, "mean": FIGURES, "by_step": {"psnr": [F values], ...}, "distance"}
@@ -73,15 +83,15 @@ def evaluate(
     settings = Settings(**options)
     with tempfile.TemporaryDirectory() as temporary:
         length = settings.context + settings.horizon
-        clips = Clips(data, cache_dir or temporary, length=length, stride=settings.stride, split=split)
+        clips = ClipDataset(data, cache_dir or temporary, length=length, stride=settings.stride, split=split)
         batches = plan_batches(clips, settings, limit)
         sources = ([str(uri) for uri in data], str(cache_dir or temporary), split)
-        how = Scorer(model, settings, sources, str(inception) if inception else None, distance)
+        how = EvalWorker(model, settings, sources, str(inception) if inception else None, distance)
         games = _gather(how, clips, batches, workers)
     result = {
         "settings": {**settings.__dict__, "split": split, "limit": limit, "data": [str(uri) for uri in data]},
         "distance_name": network_name(inception) if distance else None,
-        "overall": summarise(joined(list(games.values())), settings),
+        "overall": summarise(concat_scores(list(games.values())), settings),
         "games": {game: summarise(scores, settings) for game, scores in games.items()},
     }
     if out is not None:
@@ -90,7 +100,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Batch:
+class EvalBatch:
     """Windows of one game that are scored together, by the same noise wherever that happens."""
 
     game: str
@@ -100,27 +110,27 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Scorer:
+class EvalWorker:
     """What a process needs to score batches."""
 
-    model: WorldModel | Peer
+    model: WorldModel | ExternalPredictions
     settings: Settings
     sources: tuple[list[str], str, str | None]
     """Data sets, where their staged copies are, and the split."""
     inception: str | None
     distance: bool
 
-    def score(self, batches: Sequence[Batch], clips: Clips | None = None) -> Iterator[Scores]:
+    def score(self, batches: Sequence[EvalBatch], clips: ClipDataset | None = None) -> Iterator[Scores]:
         """The scores of batches, in their order."""
         if clips is None:
             length = self.settings.context + self.settings.horizon
             uris, cache, split = self.sources
-            clips = Clips(uris, cache, length=length, stride=self.settings.stride, split=split)
-        device = "cpu" if isinstance(self.model, Peer) else str(next(self.model.parameters()).device)
+            clips = ClipDataset(uris, cache, length=length, stride=self.settings.stride, split=split)
+        device = "cpu" if isinstance(self.model, ExternalPredictions) else str(next(self.model.parameters()).device)
         network = feature_network(self.inception, device) if self.distance else None
         for batch in batches:
-            yield score_windows(
-                self.model if isinstance(self.model, Peer) else self.model.for_game(batch.game),
+            yield measure_windows(
+                self.model if isinstance(self.model, ExternalPredictions) else self.model.for_game(batch.game),
                 clips,
                 batch.window_ids,
                 self.settings,
@@ -130,14 +140,14 @@ class Scorer:
             )
 
 
-def _score_elsewhere(scorer: Scorer, batches: Sequence[Batch]) -> list[Scores]:
+def _score_elsewhere(scorer: EvalWorker, batches: Sequence[EvalBatch]) -> list[Scores]:
     """What a Ray worker does, on its GPU where it was given one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = scorer.model if isinstance(scorer.model, Peer) else scorer.model.to(device)
+    model = scorer.model if isinstance(scorer.model, ExternalPredictions) else scorer.model.to(device)
     return list(dataclasses.replace(scorer, model=model).score(batches))
 
 
-def _gather(scorer: Scorer, clips: Clips, batches: Sequence[Batch], workers: int) -> dict[str, Scores]:
+def _gather(scorer: EvalWorker, clips: ClipDataset, batches: Sequence[EvalBatch], workers: int) -> dict[str, Scores]:
     """The scores of each game, its batches joined in their order wherever they were scored.
 
     Statistics of the distance are summed up as they come, so that a large test set needs no more memory.
@@ -149,14 +159,14 @@ def _gather(scorer: Scorer, clips: Clips, batches: Sequence[Batch], workers: int
             parts_of_game = games.setdefault(batch.game, [])
             parts_of_game.append(scores)
             if len(parts_of_game) == _JOIN_EVERY:
-                games[batch.game] = [joined(parts_of_game)]
+                games[batch.game] = [concat_scores(parts_of_game)]
             bar.advance(len(batch.window_ids), batch.game)
-    return {game: joined(parts) for game, parts in games.items()}
+    return {game: concat_scores(parts) for game, parts in games.items()}
 
 
-def _spread(scorer: Scorer, batches: Sequence[Batch], workers: int) -> Iterator[Scores]:
-    """`Scorer.score` on Ray workers, a few batches a task, in the batches' order."""
-    gpu = not isinstance(scorer.model, Peer) and next(scorer.model.parameters()).device.type == "cuda"
+def _spread(scorer: EvalWorker, batches: Sequence[EvalBatch], workers: int) -> Iterator[Scores]:
+    """`EvalWorker.score` on Ray workers, a few batches a task, in the batches' order."""
+    gpu = not isinstance(scorer.model, ExternalPredictions) and next(scorer.model.parameters()).device.type == "cuda"
     model = scorer.model.to("cpu") if gpu else scorer.model  # type: ignore[union-attr]
     size = max(1, min(16, len(batches) // (4 * workers)))
     early: dict[int, list[Scores]] = {}
@@ -164,19 +174,19 @@ def _spread(scorer: Scorer, batches: Sequence[Batch], workers: int) -> Iterator[
     with ray_session():
         import ray
 
-        place = machines("train")
+        place = node_resources("train")
         if gpu:
             place = dataclasses.replace(place, gpus=1.0)
         kept = ray.put(dataclasses.replace(scorer, model=model))
         calls = [(kept, batches[at : at + size]) for at in range(0, len(batches), size)]
-        for number, scores in run_tasks(_score_elsewhere, calls, at_a_time=workers, on=place):
+        for number, scores in map_ray_tasks(_score_elsewhere, calls, at_a_time=workers, on=place):
             early[number] = scores
             while wanted in early:
                 yield from early.pop(wanted)
                 wanted += 1
 
 
-def plan_batches(clips: Clips, settings: Settings, limit: int | None) -> list[Batch]:
+def plan_batches(clips: ClipDataset, settings: Settings, limit: int | None) -> list[EvalBatch]:
     """All windows to score, in batches of one game each."""
     batches = []
     for number, (game, window_ids) in enumerate(plan_windows(clips, limit).items()):
@@ -184,7 +194,7 @@ def plan_batches(clips: Clips, settings: Settings, limit: int | None) -> list[Ba
         share = min(1.0, (settings.distance_frames or frames) / frames)
         for start in range(0, len(window_ids), settings.batch_size):
             ids = window_ids[start : start + settings.batch_size]
-            batches.append(Batch(game, ids, settings.seed + 1_000_003 * number + start, share))
+            batches.append(EvalBatch(game, ids, settings.seed + 1_000_003 * number + start, share))
     return batches
 
 
@@ -198,7 +208,7 @@ def export(
     settings = Settings(**options)
     with tempfile.TemporaryDirectory() as cache:
         length = settings.context + settings.horizon
-        clips = Clips(data, cache, length=length, stride=settings.stride, split=split)
+        clips = ClipDataset(data, cache, length=length, stride=settings.stride, split=split)
         batches = plan_batches(clips, settings, limit)
         with progress("writing windows", sum(len(batch.window_ids) for batch in batches)) as bar:
             for batch in batches:
@@ -215,7 +225,7 @@ def export(
     return sum(len(batch.window_ids) for batch in batches)
 
 
-def plan_windows(clips: Clips, limit: int | None) -> dict[str, np.ndarray]:
+def plan_windows(clips: ClipDataset, limit: int | None) -> dict[str, np.ndarray]:
     """For each game the numbers of its windows, at most `limit`, evenly spread over them all."""
     of_game: dict[str, list[int]] = {game: [] for game in clips.games}
     for window_id in range(len(clips)):
@@ -239,9 +249,9 @@ def summarise(scores: Scores, settings: Settings) -> dict[str, Any]:
     known = ~scores.delta_B.isnan()
     groups_B = torch.tensor([numbers[session] for session in scores.sessions])
     delta = estimate(scores.delta_B[known], groups_B[known])
-    background = background_of_counts(scores.codes_2K) if scores.codes_2K.shape[1] else {}
+    background = static_token_stats(scores.codes_2K) if scores.codes_2K.shape[1] else {}
     sides = {}
-    for side in SIDES:
+    for side in MODEL_AND_BASELINE:
         by_step = {name: values.nanmean(0) for name, values in scores.frames[side].items()}
         sides[side] = {
             "one_step": {name: _number(values[0]) for name, values in by_step.items()},

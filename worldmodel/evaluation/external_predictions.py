@@ -24,18 +24,18 @@ from torch import Tensor
 
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
-from worldmodel.data.clip_dataset import Clips
+from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.metrics import frame_psnr, random_actions
 
 
-def window_folder(root: Path, clips: Clips, window_id: int) -> Path:
+def window_folder(root: Path, clips: ClipDataset, window_id: int) -> Path:
     """Where a window lies."""
     place, start = clips.locate(window_id)
     return root / clips.episodes[place].session_id.replace("/", "_") / str(start)
 
 
 @dataclass(frozen=True)
-class Peer:
+class ExternalPredictions:
     """Predictions of another model, as pictures. Raises InputError for a folder that is not there."""
 
     root: Path
@@ -44,7 +44,9 @@ class Peer:
         if not self.root.is_dir():
             raise InputError(f"{self.root}: no folder of a peer's predictions")
 
-    def predict(self, clips: Clips, window_ids: np.ndarray, truth_BFCHW: Tensor, delta_t: int) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, clips: ClipDataset, window_ids: np.ndarray, truth_BFCHW: Tensor, delta_t: int
+    ) -> tuple[Tensor, Tensor]:
         """The predicted frames (B, F, 3, H, W) and each window's delta-PSNR (B,), NaN without its random branch.
 
         Raises InputError that names the file where a frame is missing, no picture or of another size.
@@ -76,7 +78,7 @@ def read_frame(file: Path, size: tuple[int, ...]) -> Tensor:
 
 
 def export_windows(
-    root: Path, clips: Clips, window_ids: np.ndarray, *, context: int, delta_t: int, seed: int, action_count: int
+    root: Path, clips: ClipDataset, window_ids: np.ndarray, *, context: int, delta_t: int, seed: int, action_count: int
 ) -> None:
     """Write windows as the layout above says."""
     batch = clips.batch(window_ids)

@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 
-from envs.utils.ray_session import Machines
+from envs.utils.ray_session import NodeResources
 
 
-def run_tasks(
+def map_ray_tasks(
     function: Callable[..., Any],
     calls: Sequence[tuple[Any, ...]],
     *,
     at_a_time: int,
     retries: int = 1,
-    on: Machines | None = None,
+    on: NodeResources | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (number of the call, what it returned) as calls end; `at_a_time` run beside each other.
 
@@ -25,7 +25,7 @@ def run_tasks(
     """
     import ray
 
-    on = on or Machines()
+    on = on or NodeResources()
     task = ray.remote(num_cpus=1, num_gpus=on.gpus, resources=on.resources, max_retries=retries)(_single_threaded)
     waiting = list(enumerate(calls))[::-1]
     running: dict[Any, int] = {}

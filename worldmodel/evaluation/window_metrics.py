@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from envs.utils.errors import InputError
-from worldmodel.data.batch import model_frames
-from worldmodel.data.clip_dataset import Clips
-from worldmodel.evaluation.codebook_stats import code_counts
-from worldmodel.evaluation.external_predictions import Peer
+from worldmodel.data.batch import to_float_frames
+from worldmodel.data.clip_dataset import ClipDataset
+from worldmodel.evaluation.codebook_stats import count_codes
+from worldmodel.evaluation.external_predictions import ExternalPredictions
 from worldmodel.evaluation.feature_networks import FeatureNetwork
 from worldmodel.metrics import GaussianFit, delta_psnr, frame_psnr, frame_ssim, moving_pixels, moving_psnr
 from worldmodel.models.genie import WorldModel
 
-SIDES = ("prediction", "copy")
+MODEL_AND_BASELINE = ("prediction", "copy")
 """What is compared with the true frames: what the model predicts, and the last given frame."""
 
 
@@ -62,7 +62,7 @@ class Settings:
 
 @dataclass
 class Scores:
-    """What was measured on windows of one game. Parts are joined by `joined`, in any split."""
+    """What was measured on windows of one game. Parts are joined by `concat_scores`, in any split."""
 
     sessions: list[str]
     """Episode of each window."""
@@ -73,12 +73,12 @@ class Scores:
     delta_B: Tensor
     """Delta-PSNR of each window; NaN where a peer has no random branch."""
     codes_2K: Tensor
-    """`worldmodel.evaluation.codebook_stats.code_counts`; no codes for a peer."""
+    """`worldmodel.evaluation.codebook_stats.count_codes`; no codes for a peer."""
     fits: dict[str, GaussianFit]
     """Features of `real` frames and of each side; empty where no feature network is there."""
 
 
-def joined(parts: Sequence[Scores]) -> Scores:
+def concat_scores(parts: Sequence[Scores]) -> Scores:
     """The scores of all windows of several parts."""
     first = parts[0]
 
@@ -93,7 +93,7 @@ def joined(parts: Sequence[Scores]) -> Scores:
     return Scores(
         [session for part in parts for session in part.sessions],
         cat(lambda part: part.reconstruction),
-        {side: cat(lambda part, side=side: part.frames[side]) for side in SIDES},
+        {side: cat(lambda part, side=side: part.frames[side]) for side in MODEL_AND_BASELINE},
         torch.cat([part.delta_B for part in parts]),
         torch.stack([part.codes_2K for part in parts]).sum(0),
         fits,
@@ -101,9 +101,9 @@ def joined(parts: Sequence[Scores]) -> Scores:
 
 
 @torch.no_grad()
-def score_windows(
-    model: WorldModel | Peer,
-    clips: Clips,
+def measure_windows(
+    model: WorldModel | ExternalPredictions,
+    clips: ClipDataset,
     window_ids: np.ndarray,
     settings: Settings,
     network: FeatureNetwork | None = None,
@@ -112,19 +112,19 @@ def score_windows(
     distance_share: float = 1.0,
 ) -> Scores:
     """Measure one batch of windows. `seed` decides its noise; `distance_share` of its frames enter the distance."""
-    device = torch.device("cpu") if isinstance(model, Peer) else next(model.parameters()).device
+    device = torch.device("cpu") if isinstance(model, ExternalPredictions) else next(model.parameters()).device
     batch = clips.batch(window_ids).to(device)
-    frames, context = model_frames(batch.frames_BTHWC), settings.context
+    frames, context = to_float_frames(batch.frames_BTHWC), settings.context
     given, truth = frames[:, :context], frames[:, context:]
     reconstruction, codes_2K = {}, torch.zeros(2, 0, dtype=torch.int64)
-    if isinstance(model, Peer):
+    if isinstance(model, ExternalPredictions):
         predicted, delta_B = model.predict(clips, window_ids, truth, min(settings.delta_t, settings.horizon))
     else:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             tokens = model.tokenizer.encode(frames)
             reconstruction = _reconstruction(frames, model.tokenizer.decode(tokens).float())
             predicted, delta_B = _predict(model, frames, batch.actions_BT, settings, seed)
-        codes_2K = code_counts(tokens, frames, model.cfg.tokenizer.codes).cpu()
+        codes_2K = count_codes(tokens, frames, model.cfg.tokenizer.codes).cpu()
     sides = {"prediction": predicted, "copy": given[:, -1:].expand_as(truth)}
     moving = moving_pixels(truth, given[:, -1:])
     return Scores(

@@ -2,7 +2,7 @@
 
 A matrix unit multiplies so fast that a training step is bound by all that is not a product: casts, copies into another
 order of dimensions, elementwise operations. Here orders change while something is computed anyway, what is no longer
-needed is overwritten, and `fuse` lets torch compile the elementwise parts.
+needed is overwritten, and `set_compile` lets torch compile the elementwise parts.
 
 Shapes: G groups of N tokens that attend to each other, H heads, E width of a head, Q queries, K keys, D width, I inner
 width of a feed-forward layer; `...` any leading dimensions.
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from envs.utils.errors import InputError
-from worldmodel.models.frame_order import PEG_FRAMES, Links, Places
+from worldmodel.models.frame_order import PEG_FRAMES, FrameIndex, TemporalTaps
 
 aten = torch.ops.aten
 SMALLEST = 1e-6
@@ -35,13 +35,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Fusable(Generic[P, R]):
-    """A function of elementwise operations and small sums, which `fuse` makes one pass over memory of.
+class Compilable(Generic[P, R]):
+    """A function of elementwise operations and small sums, which `set_compile` makes one pass over memory of.
 
     Written for the case that it is not compiled: in place and into memory of the right order where that saves a pass.
     """
 
-    every: ClassVar[list["Fusable[Any, Any]"]] = []
+    every: ClassVar[list["Compilable[Any, Any]"]] = []
 
     def __init__(self, plain: Callable[P, R]) -> None:
         self.plain = self.now = plain
@@ -52,7 +52,7 @@ class Fusable(Generic[P, R]):
         return self.now(*args, **kwargs)
 
 
-def fuse(on: bool, device: torch.device) -> None:
+def set_compile(on: bool, device: torch.device) -> None:
     """Let torch compile what is fusable in this process when it is next called, or stop that.
 
     Takes a few seconds for each kernel. Products, which are most of the work, are left to the libraries that make them.
@@ -61,11 +61,11 @@ def fuse(on: bool, device: torch.device) -> None:
     compiler = os.environ.get("CXX", "g++")
     if on and device.type == "cpu" and shutil.which(compiler) is None:
         raise InputError(f"compile: on a CPU it needs a C++ compiler, and there is no {compiler}: install one")
-    for kernel in Fusable.every:
+    for kernel in Compilable.every:
         kernel.now = torch.compile(kernel.plain) if on else kernel.plain
 
 
-@Fusable
+@Compilable
 def add_normed(x: Tensor, part: Tensor, weight_D: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """-> (x + part, its LayerNorm in the type that the next product is computed in)."""
     x = x + part
@@ -100,7 +100,7 @@ class _SplitHeads(torch.autograd.Function):
         return to_qkv, to_scale
 
 
-@Fusable
+@Compilable
 def _split(qkv: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """-> (scaled queries, their directions, directions of the keys, values, one over the lengths of both)."""
     inverse = torch.linalg.vector_norm(qkv[:2], dim=-1, keepdim=True).clamp_min(SMALLEST).reciprocal()
@@ -110,7 +110,7 @@ def _split(qkv: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, 
     return direction * scale, direction, k, v.copy_(qkv[2]), inverse
 
 
-@Fusable
+@Compilable
 def _across(
     to_q: Tensor, to_k: Tensor, direction: Tensor, k: Tensor, inverse: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,7 +194,7 @@ class _GatedFeedForward(torch.autograd.Function):
         return to_x.view(grad.shape), to_up.flatten(0, 1), to_down
 
 
-@Fusable
+@Compilable
 def _gate_backward(to_product: Tensor, value: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """-> (value * gelu(gate), gradient of the value, of the gate)."""
     active = F.gelu(gate)
@@ -206,7 +206,7 @@ _kept: ContextVar[dict[tuple[int, torch.dtype], Tensor] | None] = ContextVar("ke
 
 
 @contextmanager
-def weights_kept() -> Iterator[None]:
+def cached_weights() -> Iterator[None]:
     """While entered, what `gated_feed_forward` makes of its weights is kept: for many passes with the same weights.
 
     Sampling makes 25 passes over a few frames, and casting the weights for each takes a seventh of them.
@@ -235,42 +235,42 @@ def _filled(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return filled
 
 
-class _LinkedConvolution(torch.autograd.Function):
-    """Sum of 2-D depthwise convolutions of a frame and of the frames that `links` names for each tap in time.
+class _TemporalConv(torch.autograd.Function):
+    """Sum of 2-D depthwise convolutions of a frame and of the frames that `temporal_taps` names for each tap in time.
 
     Written by hand because slices, pads and sums of single frames cost more than the convolutions themselves, and
     because a CPU convolves twice as fast with the kernel turned round as it finds the gradient of what was convolved.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_BShwD: Tensor, weight: Tensor, links: Links) -> Tensor:
+    def forward(ctx: Any, x_BShwD: Tensor, weight: Tensor, temporal_taps: TemporalTaps) -> Tensor:
         ctx.save_for_backward(x_BShwD, weight)
-        ctx.links = links
-        return _linked(x_BShwD, weight, links)
+        ctx.temporal_taps = temporal_taps
+        return _temporal_conv(x_BShwD, weight, temporal_taps)
 
     @staticmethod
     def backward(ctx: Any, grad_BShwD: Tensor) -> tuple[Tensor, Tensor, None]:
         x_BShwD, weight = ctx.saved_tensors
         to_weight = torch.zeros_like(weight)
-        for tap, (source, target) in enumerate((*ctx.links, (slice(None), slice(None)))):
+        for tap, (source, target) in enumerate((*ctx.temporal_taps, (slice(None), slice(None)))):
             grad, x = _images(_frames(grad_BShwD, target)), _images(_frames(x_BShwD, source))
             if len(x):
                 to_weight[:, :, tap] = torch.ops.aten.convolution_backward(
                     grad, x, weight[:, :, tap], None, (1, 1), (1, 1), (1, 1), False, (0, 0), len(weight),
                     (False, True, False),
                 )[1]  # fmt: skip
-        back = tuple((target, source) for source, target in ctx.links)
-        return _linked(grad_BShwD, weight.flip(3, 4), back), to_weight, None
+        back = tuple((target, source) for source, target in ctx.temporal_taps)
+        return _temporal_conv(grad_BShwD, weight.flip(3, 4), back), to_weight, None
 
 
-def _linked(x_BShwD: Tensor, weight: Tensor, links: Links) -> Tensor:
+def _temporal_conv(x_BShwD: Tensor, weight: Tensor, temporal_taps: TemporalTaps) -> Tensor:
     """What each frame becomes by itself and by the frames that it reads."""
-    made = _convolved(x_BShwD, weight[:, :, PEG_FRAMES]).contiguous()
-    for tap, (source, target) in enumerate(links):
+    made = _depthwise_conv(x_BShwD, weight[:, :, PEG_FRAMES]).contiguous()
+    for tap, (source, target) in enumerate(temporal_taps):
         read = _frames(x_BShwD, source)
         if not read.shape[1]:
             continue
-        part = _convolved(read, weight[:, :, tap])
+        part = _depthwise_conv(read, weight[:, :, tap])
         if isinstance(target, slice):
             made[:, target] += part
         else:
@@ -278,12 +278,12 @@ def _linked(x_BShwD: Tensor, weight: Tensor, links: Links) -> Tensor:
     return made
 
 
-def _convolved(x_BFhwD: Tensor, weight: Tensor) -> Tensor:
+def _depthwise_conv(x_BFhwD: Tensor, weight: Tensor) -> Tensor:
     images = F.conv2d(_images(x_BFhwD), weight, padding=1, groups=len(weight))
     return images.permute(0, 2, 3, 1).unflatten(0, x_BFhwD.shape[:2])
 
 
-def _frames(x_BShwD: Tensor, places: Places) -> Tensor:
+def _frames(x_BShwD: Tensor, places: FrameIndex) -> Tensor:
     return x_BShwD[:, places] if isinstance(places, slice) else x_BShwD.index_select(1, places)
 
 

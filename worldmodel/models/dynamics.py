@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from envs.utils.errors import InputError
 from worldmodel.config import WorldModelConfig
 from worldmodel.losses import token_distance_cross_entropy, token_distances
-from worldmodel.models.frame_order import Timeline, TwoStreams
+from worldmodel.models.frame_order import CleanNoisyLayout, FrameOrder
 from worldmodel.models.maskgit import mask_ratios, random_mask
 from worldmodel.models.position_encoding import PositionBias
-from worldmodel.models.transformer import Past, Stack
+from worldmodel.models.transformer import KVCache, STTransformer
 
 
 class Dynamics(nn.Module):
@@ -33,9 +33,9 @@ class Dynamics(nn.Module):
         self.register_buffer("codebook", torch.zeros(codes, cfg.tokenizer.code_dim))
         if c.latent_actions:
             self.register_buffer("lam_hash", torch.zeros(32, dtype=torch.uint8))
-        self.from_code = nn.Linear(cfg.tokenizer.code_dim, c.dim, bias=False) if c.token_input else None
+        self.code_proj = nn.Linear(cfg.tokenizer.code_dim, c.dim, bias=False) if c.token_input else None
         self.bias = PositionBias(cfg.grid, c.dim, c.heads)
-        self.stack = Stack(c.dim, c.heads, c.head_dim, c.blocks, condition=cfg.actions)
+        self.stack = STTransformer(c.dim, c.heads, c.head_dim, c.blocks, condition=cfg.actions)
         self.head = nn.Linear(c.dim, codes, bias=False)
 
     def set_codebook(self, codebook_KD: Tensor) -> None:
@@ -81,10 +81,10 @@ class Dynamics(nn.Module):
         self,
         tokens_BFhw: Tensor,
         condition_BFA: Tensor,
-        past: Past | None,
-        timeline: Timeline | None = None,
+        past: KVCache | None,
+        timeline: FrameOrder | None = None,
         bias_HNN: Tensor | None = None,
-    ) -> tuple[Tensor, Past]:
+    ) -> tuple[Tensor, KVCache]:
         """Frames after those of `past` -> (hidden BFhwD before the head, the past with these frames).
 
         `bias_HNN`: what `bias()` gives, from who calls many times with the same weights.
@@ -111,7 +111,7 @@ class Dynamics(nn.Module):
             raise InputError("dynamics loss: expected clips of 2 frames or more, got 1: nothing can be predicted")
         if not self.has_codebook:
             raise InputError("dynamics has no codebook: call set_codebook(tokenizer.codebook) before training")
-        run = self._clean_past if self.cfg.dynamics.objective == "clean_past" else self._masked
+        run = self._clean_past_pass if self.cfg.dynamics.objective == "clean_past" else self._masked_pass
         hidden, targets, mask = run(tokens_BThw, actions_BT, generator)
         # All tokens through the head, then the masked ones: their number differs from step to step, and for each new
         # shape a CPU's matrix kernels are compiled and kept (5 MB a step).
@@ -124,7 +124,7 @@ class Dynamics(nn.Module):
             "masked": mask.float().mean(),
         }
 
-    def _masked(
+    def _masked_pass(
         self, tokens_BThw: Tensor, actions_BT: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The paper's objective: one mask ratio a clip, tokens of frames 1..T-1 masked -> (hidden, targets, mask).
@@ -139,20 +139,20 @@ class Dynamics(nn.Module):
         hidden, _ = self.run(given, self.conditions(actions_BT), None)
         return hidden[:, 1:], later, mask
 
-    def _clean_past(
+    def _clean_past_pass(
         self, tokens_BThw: Tensor, actions_BT: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Own chunk partly masked, frames before it clean -> (hidden, targets, mask), each of frames 1..T-1."""
         frames = tokens_BThw.shape[1]
         later = tokens_BThw[:, 1:]
-        mask, starts = self.draw_chunks(later, generator)
-        streams = TwoStreams.of(starts, frames, later.device)
+        mask, starts = self.sample_chunks(later, generator)
+        streams = CleanNoisyLayout.of(starts, frames, later.device)
         both = torch.cat([tokens_BThw[:, :-1], later.masked_fill(mask, self.cfg.mask_id)], 1)
         condition = self.conditions(actions_BT).index_select(1, streams.frames_F)
         hidden, _ = self.run(both, condition, None, streams.timeline)
         return hidden[:, frames - 1 :], later, mask
 
-    def draw_chunks(self, later_BThw: Tensor, generator: torch.Generator | None) -> tuple[Tensor, list[int]]:
+    def sample_chunks(self, later_BThw: Tensor, generator: torch.Generator | None) -> tuple[Tensor, list[int]]:
         """Random chunks of frames 1..T-1 and a mask for each -> (mask like later_BThw, first frame of each chunk)."""
         batch, count = later_BThw.shape[:2]
         device, lengths = later_BThw.device, self.cfg.dynamics.chunk_lengths
@@ -176,7 +176,7 @@ class Dynamics(nn.Module):
     def embed(self, tokens_BFhw: Tensor) -> Tensor:
         """Learnt embedding of each id, and the projected code vector where the id is not the mask. -> BFhwD."""
         x = self.embedding(tokens_BFhw)
-        if self.from_code is None:
+        if self.code_proj is None:
             return x
-        table = self.from_code(F.pad(self.codebook, (0, 0, 0, 1)))  # the mask has no code: zeros
+        table = self.code_proj(F.pad(self.codebook, (0, 0, 0, 1)))  # the mask has no code: zeros
         return x + F.embedding(tokens_BFhw, table.to(x.dtype))

@@ -12,13 +12,13 @@ PEG_FRAMES = 2
 """Frames before its own that a positional encoding generator reads."""
 
 
-Places = slice | Tensor
+FrameIndex = slice | Tensor
 """Which frames: those of a slice or those of an index."""
-Links = tuple[tuple[Places, Places], ...]
+TemporalTaps = tuple[tuple[FrameIndex, FrameIndex], ...]
 """For each tap in time that reads an earlier frame, the oldest first: (frames that are read, frames that read them)."""
 
 
-class Timeline:
+class FrameOrder:
     """Order of frames: `times_S` when each happens, `sees_FS` what each attends to, `before_2F` which two precede it.
 
     S counts the frames of the past, then the frames themselves. `before_2F`, row 0 two frames earlier and row 1 one,
@@ -28,21 +28,21 @@ class Timeline:
 
     def __init__(self, times_S: Tensor, sees_FS: Tensor, before_2F: Tensor | None = None) -> None:
         self.times_S, self.sees_FS, self.before_2F = times_S, sees_FS, before_2F
-        self._links: dict[int, Links] = {}
+        self._links: dict[int, TemporalTaps] = {}
 
     @classmethod
-    def film(cls, frames: int, past: int = 0, device: torch.device | None = None) -> "Timeline":
+    def consecutive(cls, frames: int, past: int = 0, device: torch.device | None = None) -> "FrameOrder":
         """`frames` frames of a film that go on from `past` finished ones."""
         times = torch.arange(past + frames, device=device)
         return cls(times, times[None, :] <= times[past:, None])
 
-    def links(self, known: int) -> Links:
+    def temporal_taps(self, known: int) -> TemporalTaps:
         """What the PEG reads of `known` frames: the last of the past, where there is one, and the timeline's own."""
         if known not in self._links:
             self._links[known] = self._find_links(known)
         return self._links[known]
 
-    def _find_links(self, known: int) -> Links:
+    def _find_links(self, known: int) -> TemporalTaps:
         if self.before_2F is None:
             return tuple((slice(0, max(known - late, 0)), slice(late, known)) for late in (2, 1))
         targets = [(row >= 0).nonzero().flatten() for row in self.before_2F]
@@ -57,19 +57,19 @@ class Timeline:
 
 
 @dataclass(frozen=True)
-class TwoStreams:
+class CleanNoisyLayout:
     """Clean frames 0..T-2 and masked copies of frames 1..T-1 in one pass, cut into chunks that are predicted together.
 
     A masked frame sees the clean frames before its chunk and the masked frames of its chunk up to itself, which is
     what sampling a chunk after finished frames computes. Nothing sees clean frame T-1, so it is left out.
     """
 
-    timeline: Timeline
+    timeline: FrameOrder
     frames_F: Tensor
     """Which frame of the clip each of the 2T-2 frames of the pass is."""
 
     @classmethod
-    def of(cls, starts: list[int], frames: int, device: torch.device) -> "TwoStreams":
+    def of(cls, starts: list[int], frames: int, device: torch.device) -> "CleanNoisyLayout":
         """`starts`: the first frame of each chunk, ascending, from 1 on; frames before the first are not predicted."""
         clean = torch.arange(frames - 1, device=device)
         masked = torch.arange(starts[0], frames, device=device)
@@ -83,7 +83,7 @@ class TwoStreams:
         inside = times[None, :] >= sees_masked[:, None]
         sees = earlier & (inside == is_masked[None, :])
         before = [cls._place(times - late, sees_masked, len(clean), starts[0]) for late in (2, 1)]
-        return cls(Timeline(times, sees, torch.stack(before)), times)
+        return cls(FrameOrder(times, sees, torch.stack(before)), times)
 
     @staticmethod
     def _place(wanted: Tensor, sees_masked: Tensor, clean: int, first: int) -> Tensor:

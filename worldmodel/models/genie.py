@@ -17,12 +17,12 @@ from envs.utils.errors import InputError
 from worldmodel.config import WorldModelConfig, check_action_ids
 from worldmodel.models import saved_model
 from worldmodel.models.action_map import ActionMap
-from worldmodel.models.cpu_kernels import weights_kept
+from worldmodel.models.cpu_kernels import cached_weights
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.maskgit import sample
 from worldmodel.models.tokenizer import Tokenizer
-from worldmodel.models.transformer import Past
+from worldmodel.models.transformer import KVCache
 from worldmodel.models.weights import check_lam, check_tokenizer
 
 _MODES = ("one_pass", "autoregressive")
@@ -94,7 +94,7 @@ class WorldModel(nn.Module):
         return self.tokenizer.decode(tokens)[:, frames_BPCHW.shape[1] :]
 
     @torch.no_grad()
-    @weights_kept()
+    @cached_weights()
     def generate_tokens(
         self,
         frames_BPCHW: Tensor,
@@ -146,10 +146,10 @@ class WorldModel(nn.Module):
                 f"token entropy: expected 1 <= context < frames <= {self.cfg.frames}, got {context} and {frames}"
             )
         self.check_actions(actions_BA, len(frames_BTCHW), frames - 1)
-        return self.entropy_ahead(frames_BTCHW[:, :context], actions_BA, steps=steps)
+        return self.future_token_entropy(frames_BTCHW[:, :context], actions_BA, steps=steps)
 
     @torch.no_grad()
-    def entropy_ahead(self, given_BPCHW: Tensor, actions_BA: Tensor, *, steps: int = 1) -> Tensor:
+    def future_token_entropy(self, given_BPCHW: Tensor, actions_BA: Tensor, *, steps: int = 1) -> Tensor:
         """`token_entropy` of the frame that the last action leads to, without the frames that it does not look at.
 
         given (B, P, 3, H, W) in [0, 1], actions (B, A) from the first of them on, P <= A < cfg.frames. -> (B, N) in
@@ -172,10 +172,10 @@ class WorldModel(nn.Module):
 
         The query of the reward: all frames after the given ones are masked and predicted in one
         pass. `dynamics.head` turns the hidden states into logits of the tokens. Inputs are those of
-        `entropy_ahead`, on the model's device.
+        `future_token_entropy`, on the model's device.
         """
         past, ahead = self._given(given_BPCHW, actions_BA)
-        hidden, _ = self.dynamics.run(self._masked(ahead), ahead, past)
+        hidden, _ = self.dynamics.run(self._mask_tokens(ahead), ahead, past)
         return hidden[:, -1].flatten(1, 2)
 
     def _entropy(self, given_BPCHW: Tensor, actions_BA: Tensor, steps: int) -> Tensor:
@@ -194,14 +194,14 @@ class WorldModel(nn.Module):
         self.fill(past, ahead, steps, 0.0, None, note)
         return entropy
 
-    def _given(self, given_BPCHW: Tensor, actions_BA: Tensor) -> tuple[Past, Tensor]:
+    def _given(self, given_BPCHW: Tensor, actions_BA: Tensor) -> tuple[KVCache, Tensor]:
         """Return the past of the given frames and the conditions (B, F, A) of the frames after them."""
         given = given_BPCHW.shape[1]
         conditions = self.conditions(actions_BA)
         past = self.read(self.tokenizer.encode(given_BPCHW), conditions[:, :given], None)
         return past, conditions[:, given:]
 
-    def read(self, tokens_BFhw: Tensor, conditions_BFA: Tensor, past: Past | None) -> Past:
+    def read(self, tokens_BFhw: Tensor, conditions_BFA: Tensor, past: KVCache | None) -> KVCache:
         """Take finished frames into the past, half a window at a time where they are many."""
         window = self.cfg.frames
         stretch = tokens_BFhw.shape[1] if tokens_BFhw.shape[1] < window else window // 2
@@ -211,10 +211,10 @@ class WorldModel(nn.Module):
         assert past is not None
         return past
 
-    @weights_kept()
+    @cached_weights()
     def fill(
         self,
-        past: Past,
+        past: KVCache,
         ahead_BFA: Tensor,
         steps: int,
         temperature: float,
@@ -222,7 +222,7 @@ class WorldModel(nn.Module):
         on_step: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Tokens of the frames that follow the past under the given conditions, sampled together. -> BFhw."""
-        start, bias = self._masked(ahead_BFA), self.dynamics.bias()
+        start, bias = self._mask_tokens(ahead_BFA), self.dynamics.bias()
 
         def logits_of(tokens_BM: Tensor) -> Tensor:
             hidden, _ = self.dynamics.run(tokens_BM.view_as(start), ahead_BFA, past, bias_HNN=bias)
@@ -239,22 +239,22 @@ class WorldModel(nn.Module):
         )
         return made.view_as(start)
 
-    def _masked(self, ahead_BFA: Tensor) -> Tensor:
+    def _mask_tokens(self, ahead_BFA: Tensor) -> Tensor:
         shape = (*ahead_BFA.shape[:2], self.cfg.grid, self.cfg.grid)
         return torch.full(shape, self.cfg.mask_id, device=ahead_BFA.device)
 
     def save(self, path: str | Path) -> None:
-        """Write a folder: `<part>.safetensors` of each part, what `save_more` adds and, last, `manifest.json`.
+        """Write a folder: `<part>.safetensors` of each part, what `_save_extra` adds and, last, `manifest.json`.
 
         Whole or absent: it is written under a temporary name and renamed. An existing folder is replaced.
         """
         parts = {name: getattr(self, name) for name in self.PARTS}
-        saved_model.write(Path(path), type(self).__name__, self.cfg, parts, self.save_more)
+        saved_model.write(Path(path), type(self).__name__, self.cfg, parts, self._save_extra)
 
-    def save_more(self, folder: Path) -> None:
+    def _save_extra(self, folder: Path) -> None:
         """Write what else belongs to the model."""
 
-    def load_more(self, folder: Path) -> None:
+    def _load_extra(self, folder: Path) -> None:
         """Read it, where it is there."""
 
     @classmethod
@@ -272,7 +272,7 @@ class WorldModel(nn.Module):
         parts = {name: kind(cfg) for name, kind in cls.PARTS.items()}
         saved_model.read(path, manifest, parts)
         model = cls(**parts)
-        model.load_more(path)
+        model._load_extra(path)
         return model.to(device).eval()
 
 
@@ -340,11 +340,11 @@ class GenieRedux(WorldModel):
         driven._latent_of_A = torch.tensor(self.action_map.latents(game))
         return driven
 
-    def save_more(self, folder: Path) -> None:
+    def _save_extra(self, folder: Path) -> None:
         if self.action_map is not None:
             write_json_atomic(folder / saved_model.ACTION_MAP, self.action_map.to_dict())
 
-    def load_more(self, folder: Path) -> None:
+    def _load_extra(self, folder: Path) -> None:
         if (folder / saved_model.ACTION_MAP).exists():
             self.action_map = ActionMap.from_dict(saved_model.read_json(folder / saved_model.ACTION_MAP))
 

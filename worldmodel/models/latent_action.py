@@ -25,8 +25,8 @@ from worldmodel.models.patchify import (
     to_patches,
 )
 from worldmodel.models.position_encoding import PositionBias
-from worldmodel.models.transformer import Past, Stack
-from worldmodel.models.vector_quantizer import CosineQuantizer
+from worldmodel.models.transformer import KVCache, STTransformer
+from worldmodel.models.vector_quantizer import VectorQuantizer
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class LatentActionModel(nn.Module):
         )
         self.bias = PositionBias(grid, c.dim, c.heads)
         shape = (c.dim, c.heads, c.head_dim)
-        self.encoder = Stack(*shape, c.encoder_blocks, temporal=c.temporal)
+        self.encoder = STTransformer(*shape, c.encoder_blocks, temporal=c.temporal)
         # Without biases: what all frames have in common would make one code of them all.
         self.to_action = nn.Linear(grid**2 * c.dim, c.dim, bias=False)
         self.to_code = nn.Linear(c.dim, c.code_dim, bias=False)
-        self.quantizer = CosineQuantizer(c)
+        self.quantizer = VectorQuantizer(c)
         self.from_code = nn.Linear(c.code_dim, c.dim)
-        self.decoder = Stack(*shape, c.decoder_blocks, temporal=c.temporal, temporal_first=True)
+        self.decoder = STTransformer(*shape, c.decoder_blocks, temporal=c.temporal, temporal_first=True)
         self.head = nn.Linear(c.dim, pixels)
         # Starts at the frame before, or grey: the network learns differences from it.
         nn.init.constant_(self.head.bias, 0.0 if c.residual else 0.5)
@@ -94,7 +94,7 @@ class LatentActionModel(nn.Module):
         frames = frames_BTCHW.shape[1]
         stretch = frames if frames <= self.cfg.frames else self.cfg.frames // 2
         features = []
-        past: Past | None = None
+        past: KVCache | None = None
         for part in frames_BTCHW.split(stretch, 1):
             made, past = self.features(part, past)
             features.append(made)
@@ -115,9 +115,9 @@ class LatentActionModel(nn.Module):
     def forward(self, frames_BTCHW: Tensor, labels_BT: Tensor | None = None) -> LatentActionOutput:
         """A training pass over clips: frames 1..T-1 reconstructed, latent actions, named losses.
 
-        loss = reconstruction MSE + codebook MSE + 0.25 commitment MSE, as of the tokenizer (`CosineQuantizer.total`).
+        loss = reconstruction MSE + codebook MSE + 0.25 commitment MSE, as of the tokenizer (`VectorQuantizer.total`).
         `labels_BT`: recorded actions, int64 (B, T-1), -1 where not known; action a is to have code a, and the loss
-        `labels`, in no sum, says how far it has (`CosineQuantizer.forward`). Raises InputError for other actions.
+        `labels`, in no sum, says how far it has (`VectorQuantizer.forward`). Raises InputError for other actions.
         """
         self._check(frames_BTCHW)
         if labels_BT is not None and int(labels_BT.max()) >= self.cfg.lam.codes:
@@ -130,7 +130,7 @@ class LatentActionModel(nn.Module):
         losses["reconstruction"] = reconstruction_loss(made, frames_BTCHW[:, 1:], changed, weight)
         return LatentActionOutput(made, actions, {"loss": self.quantizer.total(losses), **losses})
 
-    def features(self, frames_BTCHW: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+    def features(self, frames_BTCHW: Tensor, past: KVCache | None = None) -> tuple[Tensor, KVCache]:
         """What the encoder makes of frames that follow `past`, (B, T, h*w*D), and the past with them."""
         patches = to_patches(frames_BTCHW, self.cfg.lam.patch)
         x = first_and_later(patches, self.embed_first, self.embed_later, first=past is None)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def kept_masked(step: int, steps: int, tokens: Tensor) -> Tensor:
+def num_masked(step: int, steps: int, tokens: Tensor) -> Tensor:
     """Of so many, the tokens that stay masked after step 1..steps: floor(cos(pi/2 * step/steps) * tokens)."""
     share = math.cos(math.pi / 2 * step / steps) if step < steps else 0.0
     return (share * tokens.double()).floor().long()
@@ -43,7 +43,7 @@ def sample(
 
     In each pass `logits_of(tokens_BM) -> (B, M, K)` predicts all tokens; Gumbel noise, annealed from `temperature` to 0
     over the passes, draws a candidate for each masked one; the most confident are kept and never change again, so that
-    `kept_masked` stay masked. The last pass, and so the only one where steps = 1, takes the likeliest code. `on_step`
+    `num_masked` stay masked. The last pass, and so the only one where steps = 1, takes the likeliest code. `on_step`
     sees the logits and the tokens after each pass.
     """
     tokens = start_BM.clone()
@@ -60,7 +60,7 @@ def sample(
         # Known tokens rank above all others: what was kept once is never masked again.
         rank = confidence.masked_fill(~unknown, torch.inf).argsort(-1).argsort(-1)
         filled = torch.where(unknown, candidates, tokens)
-        unknown = rank < kept_masked(step, steps, masked_B)[:, None]
+        unknown = rank < num_masked(step, steps, masked_B)[:, None]
         tokens = filled.masked_fill(unknown, mask_id)
         if on_step is not None:
             on_step(logits, tokens)

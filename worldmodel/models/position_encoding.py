@@ -8,11 +8,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from worldmodel.models.cpu_kernels import _LinkedConvolution
-from worldmodel.models.frame_order import PEG_FRAMES, Timeline
+from worldmodel.models.cpu_kernels import _TemporalConv
+from worldmodel.models.frame_order import PEG_FRAMES, FrameOrder
 
 
-class PositionGenerator(nn.Module):
+class PEG(nn.Module):
     """PEG: depthwise 3x3x3 convolution, zeros around a frame, causal in time. It tells a patch where it is.
 
     The same as `conv3d` with padding (2 past, 1, 1), computed as a 2-D convolution for each of the three frames that
@@ -24,11 +24,11 @@ class PositionGenerator(nn.Module):
         self.weight = nn.Parameter(torch.empty(dim, 1, PEG_FRAMES + 1, 3, 3))
         nn.init.uniform_(self.weight, -1 / math.sqrt(27), 1 / math.sqrt(27))
 
-    def forward(self, x_BFhwD: Tensor, timeline: Timeline, tail_BPhwD: Tensor | None) -> Tensor:
+    def forward(self, x_BFhwD: Tensor, timeline: FrameOrder, tail_BPhwD: Tensor | None) -> Tensor:
         known = x_BFhwD if tail_BPhwD is None else torch.cat([tail_BPhwD, x_BFhwD], 1)
-        links = timeline.links(known.shape[1])
+        temporal_taps = timeline.temporal_taps(known.shape[1])
         dtype = compute_dtype(known)
-        made: Tensor = _LinkedConvolution.apply(known.to(dtype), self.weight.to(dtype), links)
+        made: Tensor = _TemporalConv.apply(known.to(dtype), self.weight.to(dtype), temporal_taps)
         return made if tail_BPhwD is None else made[:, PEG_FRAMES:]
 
 

@@ -20,8 +20,8 @@ from worldmodel.models.patchify import (
     to_patches,
 )
 from worldmodel.models.position_encoding import PositionBias
-from worldmodel.models.transformer import Past, Stack
-from worldmodel.models.vector_quantizer import CosineQuantizer
+from worldmodel.models.transformer import KVCache, STTransformer
+from worldmodel.models.vector_quantizer import VectorQuantizer
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Tokenizer(nn.Module):
         self.embed_first, self.embed_later = (embedding(pixels, c.dim, c.patch_norm) for _ in range(2))
         self.bias = PositionBias(cfg.grid, c.dim, c.heads)
         shape = (c.dim, c.heads, c.head_dim)
-        self.encoder = Stack(*shape, c.encoder_blocks, temporal=c.temporal)
+        self.encoder = STTransformer(*shape, c.encoder_blocks, temporal=c.temporal)
         self.to_code = nn.Linear(c.dim, c.code_dim)
-        self.quantizer = CosineQuantizer(c)
+        self.quantizer = VectorQuantizer(c)
         self.from_code = nn.Linear(c.code_dim, c.dim)
-        self.decoder = Stack(*shape, c.decoder_blocks, temporal=c.temporal, temporal_first=True)
+        self.decoder = STTransformer(*shape, c.decoder_blocks, temporal=c.temporal, temporal_first=True)
         self.head_first, self.head_later = nn.Linear(c.dim, pixels), nn.Linear(c.dim, pixels)
         # Grey at the start: the network learns differences from it.
         for head in (self.head_first, self.head_later):
@@ -92,7 +92,7 @@ class Tokenizer(nn.Module):
         """
         self.cfg.check_frames(frames_BTCHW)
         tokens = []
-        past: Past | None = None
+        past: KVCache | None = None
         stretch = self._stretch(frames_BTCHW.shape[1])
         for part in frames_BTCHW.split(stretch, 1):
             features, past = self.features(part, past)
@@ -105,7 +105,7 @@ class Tokenizer(nn.Module):
         self.cfg.check_tokens(tokens_BThw)
         return self.show(tokens_BThw)[0]
 
-    def show(self, tokens_BThw: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+    def show(self, tokens_BThw: Tensor, past: KVCache | None = None) -> tuple[Tensor, KVCache]:
         """`decode` of tokens that follow those of `past` -> (frames in [0, 1], the past with them). Not checked."""
         frames = []
         codebook = self.codebook
@@ -138,14 +138,14 @@ class Tokenizer(nn.Module):
         """Frames in a pass: all where they fit into the window, else half a window after half a window."""
         return frames if frames <= self.cfg.frames else self.cfg.frames // 2
 
-    def features(self, frames_BTCHW: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+    def features(self, frames_BTCHW: Tensor, past: KVCache | None = None) -> tuple[Tensor, KVCache]:
         """What the encoder makes of frames, unquantised, (B, T, h, w, code_dim), and the past with them."""
         patches = to_patches(frames_BTCHW, self.cfg.tokenizer.patch)
         x = first_and_later(patches, self.embed_first, self.embed_later, first=past is None)
         x, past = self.encoder(x, self.bias(), past=past)
         return self.to_code(x), past
 
-    def pixels(self, codes_BThwD: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+    def pixels(self, codes_BThwD: Tensor, past: KVCache | None = None) -> tuple[Tensor, KVCache]:
         """What the decoder makes of codes, BTCHW and not clamped, and the past with them."""
         first = past is None
         x, past = self.decoder(self.from_code(codes_BThwD), self.bias(), past=past)

@@ -1,7 +1,7 @@
 """Causal space-time transformer (spec: section 1; ST-ViViT of the paper), with an exact past.
 
-A stack runs over frames that need not be one film in order. A `Timeline` says when each frame happens, which frames it
-sees and which two come before it: a film, a film that continues an earlier one (`Past`), or clean and masked frames
+A stack runs over frames that need not be one film in order. A `FrameOrder` says when each frame happens, which frames it
+sees and which two come before it: a film, a film that continues an earlier one (`KVCache`), or clean and masked frames
 side by side are the same code, which is why what training computes is what generation computes.
 
 Shapes: B clips, F frames, P frames of the past, S = P + F frames that can be seen, N = h*w patches, D width, H heads,
@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from worldmodel.models.cpu_kernels import add_normed, attend, gated_feed_forward, split_heads
-from worldmodel.models.frame_order import PEG_FRAMES, Timeline
-from worldmodel.models.position_encoding import PositionGenerator, compute_dtype
+from worldmodel.models.frame_order import PEG_FRAMES, FrameOrder
+from worldmodel.models.position_encoding import PEG, compute_dtype
 
 
 @dataclass
-class PartPast:
+class LayerCache:
     """What one part of a block keeps of finished frames: inputs of its PEG and, of a temporal part, keys and values."""
 
     tail_BPhwD: Tensor
@@ -32,25 +32,25 @@ class PartPast:
 
 
 @dataclass
-class Past:
-    """What a stack keeps of `frames` finished frames. Made by `Stack.forward`, handed to the next call."""
+class KVCache:
+    """What a stack keeps of `frames` finished frames. Made by `STTransformer.forward`, handed to the next call."""
 
     frames: int
-    parts: list[PartPast]
+    parts: list[LayerCache]
 
-    def last(self, frames: int) -> "Past":
+    def last(self, frames: int) -> "KVCache":
         """The same with keys and values of the last `frames` frames only: the window slides on."""
         if self.frames <= frames:
             return self
         parts = [
-            PartPast(
+            LayerCache(
                 part.tail_BPhwD,
                 None if part.keys_BHPE is None else part.keys_BHPE[:, :, -frames:],
                 None if part.values_BHPE is None else part.values_BHPE[:, :, -frames:],
             )
             for part in self.parts
         ]
-        return Past(frames, parts)
+        return KVCache(frames, parts)
 
 
 class Attention(nn.Module):
@@ -94,21 +94,21 @@ class FeedForward(nn.Module):
         return gated_feed_forward(x, self.up.weight, self.down.weight)
 
 
-class Part(nn.Module):
+class TransformerSubBlock(nn.Module):
     """x += PEG(x); x += attention(LN(x)); x += FF(LN(x)): one half of a block, in space or in time."""
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
-        self.peg = PositionGenerator(dim)
+        self.peg = PEG(dim)
         self.attention = Attention(dim, heads, head_dim)
         self.feed_forward = FeedForward(dim)
 
     def forward(
-        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: Timeline, past: PartPast | None
-    ) -> tuple[Tensor, PartPast]:
+        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: FrameOrder, past: LayerCache | None
+    ) -> tuple[Tensor, LayerCache]:
         """-> (frames of the same shape, what this part keeps of them)."""
         tail = None if past is None else past.tail_BPhwD
-        kept = PartPast(_tail(x_BFhwD, tail))
+        kept = LayerCache(_last_peg_inputs(x_BFhwD, tail))
         dtype = compute_dtype(x_BFhwD)
         x, normed = add_normed(x_BFhwD, self.peg(x_BFhwD, timeline, tail), self.attention.norm.weight, dtype)
         mixed = self.attention.out(self.mix(normed, bias_HNN, timeline, past, kept))
@@ -116,7 +116,7 @@ class Part(nn.Module):
         return x + self.feed_forward(normed), kept
 
     def mix(
-        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: Timeline, past: PartPast | None, kept: PartPast
+        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: FrameOrder, past: LayerCache | None, kept: LayerCache
     ) -> Tensor:
         """What the heads make of normalised x, (B, F, h, w, H*E).
 
@@ -125,18 +125,18 @@ class Part(nn.Module):
         raise NotImplementedError
 
 
-class SpatialPart(Part):
+class SpatialBlock(TransformerSubBlock):
     """Patches of a frame attend to each other, with the continuous position bias."""
 
     def mix(
-        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: Timeline, past: PartPast | None, kept: PartPast
+        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: FrameOrder, past: LayerCache | None, kept: LayerCache
     ) -> Tensor:
         qkv = self.attention.project(x_BFhwD).flatten(2, 3).flatten(0, 1)  # (B*F, N, 3, H, E)
         q, k, v = self.attention.split(qkv.permute(2, 0, 3, 1, 4))
         return attend(q, k, v, bias_HNN).transpose(1, 2).reshape(*x_BFhwD.shape[:4], -1)
 
 
-class TemporalPart(Part):
+class TemporalBlock(TransformerSubBlock):
     """A patch attends to itself in the frames that it sees, with ALiBi."""
 
     slopes_H: Tensor
@@ -147,7 +147,7 @@ class TemporalPart(Part):
         self.register_buffer("slopes_H", 2.0 ** -torch.linspace(1, 8, heads), persistent=False)
 
     def mix(
-        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: Timeline, past: PartPast | None, kept: PartPast
+        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: FrameOrder, past: LayerCache | None, kept: LayerCache
     ) -> Tensor:
         # (B, F, h, w, 3, H, E) -> (3, B, h, w, H, F, E) -> each (B*N, H, F, E)
         qkv = self.attention.project(x_BFhwD).permute(4, 0, 2, 3, 5, 1, 6)
@@ -160,7 +160,7 @@ class TemporalPart(Part):
         return mixed.unflatten(0, (batch, height, width)).permute(0, 4, 1, 2, 3, 5).flatten(4)
 
 
-class Condition(nn.Module):
+class ActionConditioning(nn.Module):
     """Concatenate a condition to every patch of a frame and project back to `dim`.
 
     Starts as the identity on the patch and small on the condition, and is written as a step away from the identity.
@@ -177,17 +177,17 @@ class Condition(nn.Module):
         return x_BFhwD + from_condition[:, :, None, None] + F.linear(x_BFhwD, self.weight[:, self.width :])
 
 
-def _tail(x_BFhwD: Tensor, before: Tensor | None) -> Tensor:
+def _last_peg_inputs(x_BFhwD: Tensor, before: Tensor | None) -> Tensor:
     if before is None:
         before = x_BFhwD.new_zeros(len(x_BFhwD), PEG_FRAMES, *x_BFhwD.shape[2:])
     return torch.cat([before, x_BFhwD[:, -PEG_FRAMES:]], 1)[:, -PEG_FRAMES:]
 
 
-class Stack(nn.Module):
+class STTransformer(nn.Module):
     """Blocks of a spatial and a temporal part, and a last LayerNorm.
 
     `temporal_first` turns the parts of each block round (the decoder). With `condition` > 0 each block begins with a
-    `Condition` of that width.
+    `ActionConditioning` of that width.
     """
 
     def __init__(
@@ -202,15 +202,16 @@ class Stack(nn.Module):
         condition: int = 0,
     ) -> None:
         super().__init__()
-        kinds: list[type[Part]] = [SpatialPart, TemporalPart] if temporal else [SpatialPart]
-        order = kinds[::-1] if temporal_first else kinds
+        kinds: dict[str, type[TransformerSubBlock]] = {"spatial": SpatialBlock}
+        if temporal:
+            kinds = {"temporal": TemporalBlock, **kinds} if temporal_first else {**kinds, "temporal": TemporalBlock}
+        # The names are part of the weights' names in checkpoints.
         self.blocks = nn.ModuleList(
-            nn.ModuleDict({kind.__name__.removesuffix("Part").lower(): kind(dim, heads, head_dim) for kind in order})
-            for _ in range(blocks)
+            nn.ModuleDict({name: kind(dim, heads, head_dim) for name, kind in kinds.items()}) for _ in range(blocks)
         )
-        self.conditions = nn.ModuleList(Condition(dim, condition) for _ in range(blocks if condition else 0))
+        self.conditions = nn.ModuleList(ActionConditioning(dim, condition) for _ in range(blocks if condition else 0))
         self.norm = nn.LayerNorm(dim, bias=False)
-        self.recompute = False
+        self.activation_checkpointing = False
         """Whether training keeps only the input of each part and computes the rest again backward: less memory."""
 
     def forward(
@@ -219,26 +220,26 @@ class Stack(nn.Module):
         bias_HNN: Tensor,
         *,
         condition_BFA: Tensor | None = None,
-        timeline: Timeline | None = None,
-        past: Past | None = None,
-    ) -> tuple[Tensor, Past]:
+        timeline: FrameOrder | None = None,
+        past: KVCache | None = None,
+    ) -> tuple[Tensor, KVCache]:
         """Run the frames, after those of `past` where it is given -> (frames of the same shape, the past with them).
 
         Without a `timeline` the frames are a film that goes on from the past.
         """
         seen = past.frames if past else 0
-        timeline = timeline or Timeline.film(x_BFhwD.shape[1], seen, x_BFhwD.device)
+        timeline = timeline or FrameOrder.consecutive(x_BFhwD.shape[1], seen, x_BFhwD.device)
         parts = [part for block in self.blocks for part in block.values()]  # type: ignore[operator]
-        before: list[PartPast | None] = list(past.parts) if past else [None] * len(parts)
+        before: list[LayerCache | None] = list(past.parts) if past else [None] * len(parts)
         per_block = len(parts) // max(len(self.blocks), 1)
-        kept: list[PartPast] = []
+        kept: list[LayerCache] = []
         x = x_BFhwD
         for place, part in enumerate(parts):
             if condition_BFA is not None and place % per_block == 0:
                 x = self.conditions[place // per_block](x, condition_BFA)
-            if self.recompute and torch.is_grad_enabled():
+            if self.activation_checkpointing and torch.is_grad_enabled():
                 x, new = checkpoint(part, x, bias_HNN, timeline, before[place], use_reentrant=False)
             else:
                 x, new = part(x, bias_HNN, timeline, before[place])
             kept.append(new)
-        return self.norm(x), Past(seen + x.shape[1], kept)
+        return self.norm(x), KVCache(seen + x.shape[1], kept)

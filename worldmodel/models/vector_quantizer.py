@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from worldmodel.config import HIDDEN, AutoencoderConfig
-from worldmodel.sharded_tensors import shared_like, whole
+from worldmodel.config import MASKED_ACTION, AutoencoderConfig
+from worldmodel.sharded_tensors import full_tensor, shard_like
 
 LABEL_TEMPERATURE = 0.1
 """What cosines are divided by to be the logits of labelled codes."""
 
 
-class CosineQuantizer(nn.Module):
+class VectorQuantizer(nn.Module):
     """Nearest code by cosine, straight-through gradients. What changes while it learns is in its `state_dict`.
 
     codebook = "gradient": rows are a parameter, learnt by the codebook MSE (the paper). "ema": rows are the normalised
@@ -46,7 +46,7 @@ class CosineQuantizer(nn.Module):
         self.learns = True
         """Whether training moves the codes. Off while the decoder alone is trained."""
         self._moves: list[tuple[Tensor, Tensor]] = []
-        """Re-seedings of a learnt codebook that wait for `settle`: (codes, their new rows)."""
+        """Re-seedings of a learnt codebook that wait for `reseed_dead_codes`: (codes, their new rows)."""
 
     @property
     def codebook(self) -> Tensor:
@@ -60,13 +60,15 @@ class CosineQuantizer(nn.Module):
 
     def ids(self, features: Tensor) -> Tensor:
         """Index of the nearest code. (..., D) -> int64 (...)."""
-        return nearest(F.normalize(features.float(), dim=-1).flatten(0, -2), self.codebook).view(features.shape[:-1])
+        return nearest_code(F.normalize(features.float(), dim=-1).flatten(0, -2), self.codebook).view(
+            features.shape[:-1]
+        )
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(..., D) -> (unit vectors of the same shape, ids (...), losses `codebook` and `commitment`).
 
         In training it also learns: moving averages, and codes that died are re-seeded with the global random state, a
-        learnt codebook's by `settle`.
+        learnt codebook's by `reseed_dead_codes`.
 
         `labels` (...): the code that each feature is to have, -1 where that is not known. Then there is the loss
         `labels` too, the cross-entropy of the codes by cosine over `LABEL_TEMPERATURE`, 0 where there is no label and
@@ -75,7 +77,7 @@ class CosineQuantizer(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             unit = F.normalize(features.float(), dim=-1)
             flat = unit.detach().flatten(0, -2)
-            ids = nearest(flat, self.codebook.detach())
+            ids = nearest_code(flat, self.codebook.detach())
             losses: dict[str, Tensor] = {}
             if labels is not None:
                 losses["labels"] = self._label_loss(unit, labels)
@@ -103,21 +105,21 @@ class CosineQuantizer(nn.Module):
         return {"perplexity": math.exp(entropy), "codes_used": used, "share_used": used / len(shares)}
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def reseed_dead_codes(self) -> None:
         """Move the codes of a learnt codebook that were re-seeded since the last call. Call it after optimizer steps.
 
         Not in the forward pass, since there a rank that holds a share of the codebook sees but a copy of the whole; all
         ranks must call. What the optimizer made of these rows is overwritten.
         """
         for codes, seeds in self._moves:
-            rows = whole(self.rows.detach()).clone()
+            rows = full_tensor(self.rows.detach()).clone()
             rows[codes] = seeds
-            self.rows.copy_(shared_like(rows, self.rows))
+            self.rows.copy_(shard_like(rows, self.rows))
         self._moves.clear()
 
     def _label_loss(self, unit: Tensor, labels: Tensor) -> Tensor:
         logits = unit.flatten(0, -2) @ self.codebook.T / LABEL_TEMPERATURE
-        total = F.cross_entropy(logits, labels.flatten(), ignore_index=HIDDEN, reduction="sum")
+        total = F.cross_entropy(logits, labels.flatten(), ignore_index=MASKED_ACTION, reduction="sum")
         return total / labels.numel()
 
     @torch.no_grad()
@@ -167,7 +169,7 @@ class CosineQuantizer(nn.Module):
             self._moves.append((dead, seeds))
 
 
-def nearest(unit_MD: Tensor, codebook_KD: Tensor) -> Tensor:
+def nearest_code(unit_MD: Tensor, codebook_KD: Tensor) -> Tensor:
     """Index of the code with the largest dot product, of each feature. Chunked: M x K products need not fit at once."""
     # max is twice as fast as argmax on a CPU.
     return torch.cat([(part @ codebook_KD.T).max(-1).indices for part in unit_MD.split(16_384)])

@@ -273,14 +273,14 @@ RECIPES: dict[str, dict[str, Recipe]] = {
 }
 """The runs of the paper by component and name. A component's first is what is meant where none is named."""
 
-COMPONENTS = tuple(RECIPES)
+COMPONENT_NAMES = tuple(RECIPES)
 PRESETS = ("debug", "cpu", "paper")
 
 
 def find_recipe(component: str, name: str | None = None) -> Recipe:
     """A component's recipe by name, its first without one. Raises InputError for other names."""
     if component not in RECIPES:
-        raise InputError(f"unknown component {component!r}: choose one of {', '.join(COMPONENTS)}")
+        raise InputError(f"unknown component {component!r}: choose one of {', '.join(COMPONENT_NAMES)}")
     known = RECIPES[component]
     if name is not None and name not in known:
         raise InputError(f"no recipe of {component} is called {name!r}: choose one of {', '.join(known)}")

@@ -16,14 +16,14 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from envs.utils.errors import InputError
-from worldmodel.models.transformer import Part
-from worldmodel.sharded_tensors import on_cpu, shared_like
+from worldmodel.models.transformer import TransformerSubBlock
+from worldmodel.sharded_tensors import on_cpu, shard_like
 
 if TYPE_CHECKING:
     from worldmodel.checkpoint import Checkpoint
 
 
-def distribute(objective: Any, kind: str, ranks: int, device: torch.device) -> Any:
+def wrap_model(objective: Any, kind: str, ranks: int, device: torch.device) -> Any:
     """What to call for the losses of a batch: `objective` itself, or what adds up its gradients over ranks.
 
     Call it when the weights are there and before the optimizer is made: `fsdp` replaces the parameters by shares.
@@ -33,7 +33,7 @@ def distribute(objective: Any, kind: str, ranks: int, device: torch.device) -> A
     if kind == "fsdp":
         mesh = init_device_mesh(device.type, (ranks,))
         for module in list(objective.modules()):
-            if isinstance(module, Part):
+            if isinstance(module, TransformerSubBlock):
                 fully_shard(module, mesh=mesh)
         # What is not in a part too is given back after each pass: else a validation of the average would leave that.
         return fully_shard(objective, mesh=mesh, reshard_after_forward=True)
@@ -45,7 +45,7 @@ def distribute(objective: Any, kind: str, ranks: int, device: torch.device) -> A
 
 
 @contextmanager
-def adding_up(forward: Any, last: bool) -> Iterator[None]:
+def gradient_sync(forward: Any, last: bool) -> Iterator[None]:
     """While entered a backward pass adds gradients up over ranks only where it is the `last` of its step."""
     if isinstance(forward, FSDPModule):
         forward.set_requires_gradient_sync(last)
@@ -57,7 +57,7 @@ def adding_up(forward: Any, last: bool) -> Iterator[None]:
         yield
 
 
-def state_of(
+def training_state(
     module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor] | None = None
 ) -> tuple[dict[str, dict[str, Tensor]], list[dict[str, Any]]]:
     """Gather what a checkpoint holds -> (whole tensors on the CPU of each file, the optimizer's groups as JSON data).
@@ -95,6 +95,6 @@ def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoi
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in checkpoint.optimizer_tensors().items():
         quantity, name = key.split("/", 1)
-        state.setdefault(places[name], {})[quantity] = shared_like(tensor, parameters[name])
+        state.setdefault(places[name], {})[quantity] = shard_like(tensor, parameters[name])
     numbered = [{**group, "params": [places[name] for name in group["params"]]} for group in groups]
     optimizer.load_state_dict({"state": state, "param_groups": numbered})

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 
-class MovingAverage:
+class EMA:
     """average <- decay * average + (1 - decay) * weight after each step, in the weights' own type and sharding.
 
     In the first steps the decay is (1 + steps) / (10 + steps), so that the first, random weights are soon forgotten.

@@ -19,7 +19,7 @@ from worldmodel.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Cost:
+class TrainCost:
     """Of one clip in one optimizer step, and of the model itself."""
 
     flops: float
@@ -34,7 +34,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class StackCost:
-    """A `worldmodel.models.transformer.Stack` by its sizes."""
+    """A `worldmodel.models.transformer.STTransformer` by its sizes."""
 
     dim: int
     heads: int
@@ -78,7 +78,7 @@ def cost_of(
     decoder_only: bool = False,
     cached: bool = True,
     joint_lam: bool = False,
-) -> Cost | None:
+) -> TrainCost | None:
     """The cost of training a component; None for one whose arithmetic is not written down here.
 
     `cached`: the dynamics model reads stored tokens, and stored actions of a frozen latent action model. `joint_lam`:
@@ -116,7 +116,7 @@ def encoding_flops(config: WorldModelConfig, frames: int) -> float:
     return _halves(c, config.grid**2)[0].flops(frames) + tokens * ends
 
 
-def _tokenizer_cost(config: WorldModelConfig, recipe: TrainConfig, decoder_only: bool) -> Cost:
+def _tokenizer_cost(config: WorldModelConfig, recipe: TrainConfig, decoder_only: bool) -> TrainCost:
     c, frames = config.tokenizer, recipe.clip_length
     tokens = frames * config.grid**2
     encoder, decoder = _halves(c, config.grid**2)
@@ -129,9 +129,9 @@ def _tokenizer_cost(config: WorldModelConfig, recipe: TrainConfig, decoder_only:
         of_decoder = sum(parameter.numel() for parameter in Tokenizer(config).decoder_parameters())
     kept = decoder.activations(frames, **options)
     if decoder_only:
-        return Cost(encoding + 3 * decoding, tokens, kept, total, of_decoder)
+        return TrainCost(encoding + 3 * decoding, tokens, kept, total, of_decoder)
     kept += encoder.activations(frames, **options)
-    return Cost(3 * (encoding - nearest) + nearest + 3 * decoding, tokens, kept, total, total)
+    return TrainCost(3 * (encoding - nearest) + nearest + 3 * decoding, tokens, kept, total, total)
 
 
 def _lam_flops(config: WorldModelConfig, frames: int) -> tuple[float, float]:
@@ -143,7 +143,7 @@ def _lam_flops(config: WorldModelConfig, frames: int) -> tuple[float, float]:
     return reading, pairs * 2 * c.code_dim * c.codes
 
 
-def _lam_cost(config: WorldModelConfig, recipe: TrainConfig) -> Cost:
+def _lam_cost(config: WorldModelConfig, recipe: TrainConfig) -> TrainCost:
     c, frames, pairs = config.lam, recipe.clip_length, recipe.clip_length - 1
     patches = (config.size // c.patch) ** 2
     encoder, decoder = _halves(c, patches)
@@ -153,10 +153,10 @@ def _lam_cost(config: WorldModelConfig, recipe: TrainConfig) -> Cost:
     options = {"half": recipe.precision == "bf16", "recompute": recipe.recompute}
     kept = encoder.activations(frames, **options) + decoder.activations(pairs, **options)
     total = count_parameters(LatentActionModel, config)
-    return Cost(3 * (encoding + decoding) + nearest, frames * patches, kept, total, total)
+    return TrainCost(3 * (encoding + decoding) + nearest, frames * patches, kept, total, total)
 
 
-def _dynamics_cost(config: WorldModelConfig, recipe: TrainConfig, cached: bool, joint_lam: bool) -> Cost:
+def _dynamics_cost(config: WorldModelConfig, recipe: TrainConfig, cached: bool, joint_lam: bool) -> TrainCost:
     c, clip = config.dynamics, recipe.clip_length
     patches = config.grid**2
     # The clean past runs beside the masked frames.
@@ -172,10 +172,10 @@ def _dynamics_cost(config: WorldModelConfig, recipe: TrainConfig, cached: bool, 
         flops, kept, total = flops + lam.flops, kept + lam.activations, total + lam.parameters
     elif c.latent_actions and not cached:
         flops += sum(_lam_flops(config, clip))
-    return Cost(flops, clip * patches, kept, total, total)
+    return TrainCost(flops, clip * patches, kept, total, total)
 
 
-def _upscaler_cost(recipe: TrainConfig) -> Cost:
+def _upscaler_cost(recipe: TrainConfig) -> TrainCost:
     """Counted by torch on tensors without memory: an upscaler is convolutions alone."""
     kept: dict[int, Tensor] = {}
 
@@ -192,4 +192,4 @@ def _upscaler_cost(recipe: TrainConfig) -> Cost:
     total = sum(parameter.numel() for parameter in upscaler.parameters())
     activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - 4 * total
     half = 0.5 if recipe.precision == "bf16" else 1.0
-    return Cost(3.0 * counter.get_total_flops(), 0, max(activations, 0) * half, total, total)
+    return TrainCost(3.0 * counter.get_total_flops(), 0, max(activations, 0) * half, total, total)

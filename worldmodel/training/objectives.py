@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from worldmodel.data.batch import ClipBatch, LatentBatch, PairBatch, TokenBatch, TokenFrameBatch, model_frames
+from worldmodel.data.batch import ClipBatch, LatentBatch, PairBatch, TokenBatch, TokenFrameBatch, to_float_frames
 from worldmodel.metrics import frame_psnr
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.latent_action import LatentActionModel, LatentActionOutput
@@ -27,7 +27,7 @@ class Objective(Protocol):
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by their names in `model`."""
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What else to log about the model as it is."""
 
     def fingerprint(self) -> dict[str, str]:
@@ -39,7 +39,7 @@ class Objective(Protocol):
 class FrameObjective(nn.Module):
     """An autoencoder's own losses on frames, and the PSNR of what it makes: tokenizer, or latent action model.
 
-    `labels`: share of the training clips whose recorded actions a latent action model is shown, see `lam_pass`.
+    `labels`: share of the training clips whose recorded actions a latent action model is shown, see `lam_loss`.
     """
 
     def __init__(self, model: Tokenizer | LatentActionModel, *, labels: float = 0.0) -> None:
@@ -52,10 +52,10 @@ class FrameObjective(nn.Module):
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`progress`: share of the run that is done, in [0, 1]."""
         assert isinstance(batch, ClipBatch)
-        frames_BTCHW = model_frames(batch.frames_BTHWC)
+        frames_BTCHW = to_float_frames(batch.frames_BTHWC)
         self.model.set_progress(progress)
         if isinstance(self.model, LatentActionModel):
-            output = lam_pass(self.model, frames_BTCHW, batch.actions_BT, self.labels)
+            output = lam_loss(self.model, frames_BTCHW, batch.actions_BT, self.labels)
         else:
             output = self.model(frames_BTCHW)
         with torch.no_grad():
@@ -63,14 +63,14 @@ class FrameObjective(nn.Module):
             quality = frame_psnr(made, frames_BTCHW[:, -made.shape[1] :]).mean()  # a LAM makes no first frame
         return {**output.losses, "psnr": quality}
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return self.model.quantizer.usage()
 
     def fingerprint(self) -> dict[str, str]:
         return {}
 
 
-def lam_pass(lam: LatentActionModel, frames_BTCHW: Tensor, actions_BT: Tensor, labels: float) -> LatentActionOutput:
+def lam_loss(lam: LatentActionModel, frames_BTCHW: Tensor, actions_BT: Tensor, labels: float) -> LatentActionOutput:
     """What a latent action model makes of clips. With `labels` > 0 the recorded actions that are not hidden count too.
 
     In training the label loss is its sum over the share of the draws that is labelled (`LabelledSampler`): on average
@@ -112,7 +112,7 @@ class DynamicsObjective(nn.Module):
         assert not isinstance(batch, PairBatch)
         return self.model.loss(self.tokens(batch), batch.actions_BT, generator=None, progress=progress)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {}
 
     def fingerprint(self) -> dict[str, str]:
@@ -128,7 +128,7 @@ class DynamicsObjective(nn.Module):
         if isinstance(batch, TokenBatch):
             return batch.tokens_BThw
         with torch.no_grad(), torch.autocast(batch.frames_BTHWC.device.type, enabled=False):
-            return self.tokenizer.encode(model_frames(batch.frames_BTHWC))
+            return self.tokenizer.encode(to_float_frames(batch.frames_BTHWC))
 
 
 class UpscalerObjective(nn.Module):
@@ -144,14 +144,14 @@ class UpscalerObjective(nn.Module):
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`progress` changes nothing here."""
         assert isinstance(batch, PairBatch)
-        small_BCHW, large_BCHW = model_frames(batch.small_BhwC), model_frames(batch.large_BHWC)
+        small_BCHW, large_BCHW = to_float_frames(batch.small_BhwC), to_float_frames(batch.large_BHWC)
         made_BCHW = self.model(small_BCHW).float()
         with torch.no_grad():
             quality = frame_psnr(made_BCHW.clamp(0, 1), large_BCHW).mean()
             plain = frame_psnr(bicubic(small_BCHW, self.model.cfg.factor), large_BCHW).mean()
         return {"loss": nn.functional.mse_loss(made_BCHW, large_BCHW), "psnr": quality, "psnr_bicubic": plain}
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {}
 
     def fingerprint(self) -> dict[str, str]:
@@ -184,7 +184,7 @@ class LatentDynamicsObjective(DynamicsObjective):
         if isinstance(batch, LatentBatch):
             return batch.latents_BT
         with torch.no_grad(), torch.autocast(batch.frames_BTHWC.device.type, enabled=False):
-            return self.lam.encode(model_frames(batch.frames_BTHWC))
+            return self.lam.encode(to_float_frames(batch.frames_BTHWC))
 
 
 class DynamicsWithLam(nn.Module):
@@ -219,12 +219,12 @@ class JointObjective(nn.Module):
         """`loss` is the sum; the parts are called `dynamics_loss` and `lam_loss`. `progress`: in [0, 1]."""
         assert isinstance(batch, ClipBatch | TokenFrameBatch)
         self.model.lam.set_progress(progress)
-        output = lam_pass(self.model.lam, model_frames(batch.frames_BTHWC), batch.actions_BT, self.labels)
+        output = lam_loss(self.model.lam, to_float_frames(batch.frames_BTHWC), batch.actions_BT, self.labels)
         losses = self.model.dynamics.loss(self._frozen[0].tokens(batch), output.actions, progress=progress)
         own = {f"lam_{name}": value for name, value in output.losses.items()}
         return {**losses, **own, "dynamics_loss": losses["loss"], "loss": losses["loss"] + output.losses["loss"]}
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {f"lam_{name}": value for name, value in self.model.lam.quantizer.usage().items()}
 
     def fingerprint(self) -> dict[str, str]:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from envs.utils.errors import InputError
-from envs.utils.interrupt import Interrupt, StopFile
+from envs.utils.interrupt import GracefulInterrupt, StopFile
 from envs.utils.progress import console, progress
-from envs.utils.ray_session import machines, ray_session
+from envs.utils.ray_session import node_resources, ray_session
 from envs.utils.run_dir import read_metrics
 from worldmodel import checkpoint
-from worldmodel.models.transformer import Stack
-from worldmodel.training.run_spec import Job
+from worldmodel.models.transformer import STTransformer
+from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.setup import build_objective, open_data
 from worldmodel.training.trainer import Trainer
 
@@ -29,7 +29,7 @@ def run_worker(options: dict[str, Any]) -> bool:
     import ray.train
     import ray.train.torch
 
-    job: Job = options["job"]
+    job: TrainingRun = options["job"]
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
@@ -37,8 +37,8 @@ def run_worker(options: dict[str, Any]) -> bool:
         torch.set_num_threads(job.recipe.threads)
     objective = build_objective(job, device)
     for module in objective.model.modules():
-        if isinstance(module, Stack):
-            module.recompute = job.recipe.recompute
+        if isinstance(module, STTransformer):
+            module.activation_checkpointing = job.recipe.recompute
     part, parts = context.get_local_rank(), context.get_local_world_size()
     windows, validation = open_data(job, objective, device, part=part, parts=parts)
     trainer = Trainer(
@@ -55,7 +55,7 @@ def run_worker(options: dict[str, Any]) -> bool:
     return trainer.train()
 
 
-def _fit(job: Job, workers: int, stop: "Interrupt | None" = None) -> bool:
+def _fit(job: TrainingRun, workers: int, stop: GracefulInterrupt | None = None) -> bool:
     """One run of Ray Train. Its own folder for bookkeeping holds nothing that a later run needs."""
     from ray.train import RunConfig
     from ray.train.torch import TorchTrainer
@@ -79,19 +79,19 @@ def _scaling(workers: int) -> Any:
 
     if not workers:
         return ScalingConfig(num_workers=0)
-    place = machines("train")
+    place = node_resources("train")
     gpu = bool(place.gpus) or ray.cluster_resources().get("GPU", 0) >= workers
     resources = {"GPU" if gpu else "CPU": 1.0, **place.resources}
     return ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources)
 
 
-def _fit_here(job: Job) -> bool:
+def _fit_here(job: TrainingRun) -> bool:
     """Train in this process, without starting Ray; what is set for the whole process is set back afterwards."""
     logger, threads = logging.getLogger("ray.train"), torch.get_num_threads()
     level = logger.level
     logger.setLevel(logging.WARNING)  # below it, Ray Train says that this mode is one for debugging
     try:
-        with Interrupt() as stop:
+        with GracefulInterrupt() as stop:
             return _fit(job, 0, stop)
     finally:
         logger.setLevel(level)
@@ -99,7 +99,7 @@ def _fit_here(job: Job) -> bool:
 
 
 @ray_session()
-def _fit_on_workers(job: Job, workers: int) -> bool:
+def _fit_on_workers(job: TrainingRun, workers: int) -> bool:
     """Train on Ray workers; those that die are replaced, and go on from the newest checkpoint."""
     from ray.train import WorkerGroupError
 
@@ -129,7 +129,7 @@ def _own_error(failure: BaseException | None) -> InputError | None:
     return None
 
 
-def _fit_watched(job: Job, workers: int) -> bool:
+def _fit_watched(job: TrainingRun, workers: int) -> bool:
     """Run Ray Train in a thread; meanwhile show its progress here and pass Ctrl+C on to the workers as a stop file."""
     outcome: list[bool | BaseException] = []
 
@@ -143,7 +143,7 @@ def _fit_watched(job: Job, workers: int) -> bool:
     stop.clear()
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     done = _last_step(job.out)
-    with Interrupt() as interrupt, progress(f"training {job.component}", job.recipe.iterations, done) as bar:
+    with GracefulInterrupt() as interrupt, progress(f"training {job.component}", job.recipe.iterations, done) as bar:
         thread.start()
         while thread.is_alive():
             thread.join(timeout=0.5)

@@ -10,7 +10,7 @@ from envs.utils.errors import InputError
 from worldmodel.config import WorldModelConfig
 from worldmodel.training.config import TrainConfig
 
-_HOW = (
+_RUNTIME_FIELDS = (
     "log_every",
     "validate_every",
     "validation_clips",
@@ -22,13 +22,13 @@ _HOW = (
     "compile",
     "parallel",
 )
-_WHERE = ("data", "pairs", "tokenizer", "lam", "init")
+_PATH_FIELDS = ("data", "pairs", "tokenizer", "lam", "init")
 """Paths: what lies there is compared by hash, or is in the checkpoint."""
-_MAY_CHANGE = {*_WHERE, *(f"recipe.{name}" for name in _HOW)}
+_MAY_CHANGE = {*_PATH_FIELDS, *(f"recipe.{name}" for name in _RUNTIME_FIELDS)}
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingRun:
     """A run of `worldmodel.training.train.train`. Paths are absolute, since workers have folders of their own."""
 
     component: str

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from envs.utils.errors import InputError
-from worldmodel.data.clip_dataset import Clips
-from worldmodel.data.pair_dataset import PairClips, check_sizes
-from worldmodel.data.streaming_dataset import StreamClips
-from worldmodel.data.token_dataset import Sharing, TokenClips, cache_tokens
+from worldmodel.data.clip_dataset import ClipDataset
+from worldmodel.data.pair_dataset import PairDataset, check_sizes
+from worldmodel.data.streaming_dataset import StreamingDataset
+from worldmodel.data.token_dataset import CacheBarrier, TokenDataset, cache_tokens
 from worldmodel.loading import load_component, load_lam, load_tokenizer, load_upscaler
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.latent_action import LatentActionModel
@@ -25,15 +25,15 @@ from worldmodel.training.objectives import (
     TokenizerObjective,
     UpscalerObjective,
 )
-from worldmodel.training.run_spec import Job
-from worldmodel.training.trainer import Validation, Windows, seed_everything
+from worldmodel.training.run_spec import TrainingRun
+from worldmodel.training.trainer import TrainData, Validation, seed_everything
 
 
 @dataclass(frozen=True)
 class Component:
     """What the training loop must know of a component."""
 
-    build: Callable[[Job, torch.device], Objective]
+    build: Callable[[TrainingRun, torch.device], Objective]
     """Its first weights (random from the current seed, or those of `job.init`), and what is optimised."""
     needs_tokenizer: bool = False
     """Whether it is trained on the output of a trained, frozen tokenizer."""
@@ -45,21 +45,21 @@ class Component:
     """Whether it is trained on frames beside the same frames larger."""
 
 
-def _tokenizer(job: Job, device: torch.device) -> Objective:
+def _tokenizer(job: TrainingRun, device: torch.device) -> Objective:
     tokenizer = Tokenizer(job.config)
     if job.init is not None:
         load_component(tokenizer, "tokenizer", job.init)
     return TokenizerObjective(tokenizer.to(device), decoder_only=job.decoder_only)
 
 
-def _lam(job: Job, device: torch.device) -> Objective:
+def _lam(job: TrainingRun, device: torch.device) -> Objective:
     lam = LatentActionModel(job.config)
     if job.init is not None:
         load_component(lam, "lam", job.init)
     return FrameObjective(lam.to(device), labels=job.recipe.labels)
 
 
-def _dynamics(job: Job, device: torch.device) -> Objective:
+def _dynamics(job: TrainingRun, device: torch.device) -> Objective:
     assert job.tokenizer is not None
     frozen = load_tokenizer(job.tokenizer, device)
     if (frozen.cfg.tokenizer, frozen.cfg.size) != (job.config.tokenizer, job.config.size):
@@ -79,7 +79,7 @@ def _dynamics(job: Job, device: torch.device) -> Objective:
     return LatentDynamicsObjective(dynamics, frozen, lam)
 
 
-def _lam_of_dynamics(job: Job, dynamics: Dynamics) -> LatentActionModel:
+def _lam_of_dynamics(job: TrainingRun, dynamics: Dynamics) -> LatentActionModel:
     """The latent action model of a run on latent actions; one that stays as it is has to be that of `init`."""
     source = job.lam or job.init
     lam = LatentActionModel(job.config) if source is None else load_lam(source)
@@ -90,14 +90,14 @@ def _lam_of_dynamics(job: Job, dynamics: Dynamics) -> LatentActionModel:
     return lam
 
 
-def _upscaler(job: Job, device: torch.device) -> Objective:
+def _upscaler(job: TrainingRun, device: torch.device) -> Objective:
     upscaler = Upscaler(shape(job.recipe.upscaler))
     if job.init is not None:
         load_weights(upscaler, load_upscaler(job.init).state_dict(), job.init)
     return UpscalerObjective(upscaler.to(device))
 
 
-TRAINED: dict[str, Component] = {
+COMPONENTS: dict[str, Component] = {
     "tokenizer": Component(_tokenizer, decoder_only=True),
     "lam": Component(_lam),
     "dynamics": Component(_dynamics, needs_tokenizer=True, takes_lam=True),
@@ -106,15 +106,15 @@ TRAINED: dict[str, Component] = {
 """By the names of `worldmodel.training.config.RECIPES`, which says how long each is trained."""
 
 
-def build_objective(job: Job, device: torch.device) -> Objective:
+def build_objective(job: TrainingRun, device: torch.device) -> Objective:
     """The component with its first weights (random from the seed, or those of `init`), and what is optimised."""
     seed_everything(job.recipe.seed, "first weights")
-    return TRAINED[job.component].build(job, device)
+    return COMPONENTS[job.component].build(job, device)
 
 
 def open_data(
-    job: Job, objective: Objective, device: torch.device, *, part: int = 0, parts: int = 1
-) -> tuple[Windows, Validation | None]:
+    job: TrainingRun, objective: Objective, device: torch.device, *, part: int = 0, parts: int = 1
+) -> tuple[TrainData, Validation | None]:
     """Training windows and validation clips. `part` of `parts` is the rank on this machine: one stages, all encode."""
     recipe = job.recipe
     if recipe.stream_sessions:
@@ -122,15 +122,15 @@ def open_data(
     if job.pairs is not None:
         return _open_pairs(job, part=part, parts=parts)
     if part == 0:
-        Clips(job.data, job.cache_dir, length=recipe.clip_length)
+        ClipDataset(job.data, job.cache_dir, length=recipe.clip_length)
     _barrier(parts)
     train, validation = (
-        Clips(job.data, job.cache_dir, length=recipe.clip_length, stride=recipe.clip_stride, split=split)
+        ClipDataset(job.data, job.cache_dir, length=recipe.clip_length, stride=recipe.clip_stride, split=split)
         for split in ("train", "val")
     )
     if job.trains_lam:
-        train.show_actions(recipe.labels)
-    windows: Clips | TokenClips = train
+        train.reveal_actions(recipe.labels)
+    windows: ClipDataset | TokenDataset = train
     pays = recipe.token_cache and recipe.iterations * recipe.batch_size >= len(train)
     if isinstance(objective, DynamicsObjective | JointObjective) and pays:
         windows = cache_tokens(
@@ -140,33 +140,33 @@ def open_data(
             lam=objective.lam if isinstance(objective, LatentDynamicsObjective) else None,
             frames=isinstance(objective, JointObjective),  # its latent action model changes and reads them
             device=device,
-            sharing=Sharing(part, parts, lambda: _barrier(parts)),
+            sharing=CacheBarrier(part, parts, lambda: _barrier(parts)),
         )
     return windows, validation if len(validation) else None
 
 
-def _open_pairs(job: Job, *, part: int, parts: int) -> tuple[PairClips, PairClips | None]:
+def _open_pairs(job: TrainingRun, *, part: int, parts: int) -> tuple[PairDataset, PairDataset | None]:
     """`open_data` for an upscaler: frames beside the same frames larger."""
     sides: list[list[str]] = [list(job.data), [str(job.pairs)]]
     length, stride = job.recipe.clip_length, job.recipe.clip_stride
     if part == 0:
         for uris in sides:
-            Clips(uris, job.cache_dir, length=length)
+            ClipDataset(uris, job.cache_dir, length=length)
     _barrier(parts)
     shape_of = shape(job.recipe.upscaler)
     train, validation = (
-        PairClips(*(Clips(uris, job.cache_dir, length=length, stride=stride, split=split) for uris in sides))
+        PairDataset(*(ClipDataset(uris, job.cache_dir, length=length, stride=stride, split=split) for uris in sides))
         for split in ("train", "val")
     )
     check_sizes(train, shape_of.size, shape_of.factor)
     return train, validation if len(validation) else None
 
 
-def _open_streams(job: Job) -> tuple[StreamClips, StreamClips | None]:
+def _open_streams(job: TrainingRun) -> tuple[StreamingDataset, StreamingDataset | None]:
     """`open_data` without a local copy: tokens are encoded in each step."""
     recipe = job.recipe
     train, validation = (
-        StreamClips(
+        StreamingDataset(
             job.data,
             length=recipe.clip_length,
             stride=recipe.clip_stride,
@@ -177,7 +177,7 @@ def _open_streams(job: Job) -> tuple[StreamClips, StreamClips | None]:
         for split in ("train", "val")
     )
     if job.trains_lam:
-        train.show_actions(recipe.labels)
+        train.reveal_actions(recipe.labels)
     return train, validation if len(validation) else None
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from envs.utils.errors import InputError
-from worldmodel.training.flops import Cost
+from worldmodel.training.flops import TrainCost
 
 PEAKS = {
     "a100": (312e12, 80e9),
@@ -104,28 +104,28 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class Meter:
+class ThroughputMeter:
     """Sums of what steps return, kept on the device until a line of metrics is due, and the time that steps took.
 
     `cost` of a clip, where it is known, and `peak`, the FLOP/s of one rank's hardware, make a speed of the time.
     """
 
-    def __init__(self, cost: Cost | None = None, peak: float = 0.0) -> None:
+    def __init__(self, cost: TrainCost | None = None, peak: float = 0.0) -> None:
         self.cost, self.peak = cost, peak
         self.clear()
 
     def speed(self, batch_size: int, ranks: int) -> dict[str, float]:
         """Clips and tokens a second, achieved FLOP/s of all ranks and their share of the peak, time without data."""
         clips = self.steps * batch_size / self.seconds
-        figures = {"clips_per_second": clips, "data_wait": self.waited / self.seconds}
+        metrics = {"clips_per_second": clips, "data_wait": self.waited / self.seconds}
         if self.cost is not None:
             achieved = clips * self.cost.flops
-            figures["flops_per_second"] = achieved
+            metrics["flops_per_second"] = achieved
             if self.cost.tokens:
-                figures["tokens_per_second"] = clips * self.cost.tokens
+                metrics["tokens_per_second"] = clips * self.cost.tokens
             if self.peak:
-                figures["flops_utilisation"] = achieved / (self.peak * ranks)
-        return figures
+                metrics["flops_utilisation"] = achieved / (self.peak * ranks)
+        return metrics
 
     def clear(self) -> None:
         """Begin anew."""

@@ -15,10 +15,10 @@ from envs.utils.progress import console
 from envs.utils.storage import is_remote
 from worldmodel import checkpoint
 from worldmodel.config import WorldModelConfig
-from worldmodel.training.config import COMPONENTS, TrainConfig, recipe
+from worldmodel.training.config import COMPONENT_NAMES, TrainConfig, recipe
 from worldmodel.training.ray_train import _fit_here, _fit_on_workers
-from worldmodel.training.run_spec import Job
-from worldmodel.training.setup import TRAINED
+from worldmodel.training.run_spec import TrainingRun
+from worldmodel.training.setup import COMPONENTS
 from worldmodel.training.trainer import NonFiniteLoss
 
 __all__ = ["NonFiniteLoss", "TrainConfig", "recipe", "train"]
@@ -56,7 +56,7 @@ def train(
     holds another run; NonFiniteLoss where training breaks down; KeyboardInterrupt after Ctrl+C, a checkpoint saved.
     """
     out = Path(out).absolute()
-    job = Job(
+    job = TrainingRun(
         component=component,
         config=config.with_latent_actions() if lam is not None or joint_lam else config,
         recipe=recipe,
@@ -82,13 +82,13 @@ def train(
     return newest
 
 
-def _check(job: Job, workers: int, resume: bool, real_actions: int) -> None:
+def _check(job: TrainingRun, workers: int, resume: bool, real_actions: int) -> None:
     """Refuse what a person can have got wrong, before anything starts."""
-    if job.component not in COMPONENTS:
-        raise InputError(f"unknown component {job.component!r}: choose one of {', '.join(COMPONENTS)}")
+    if job.component not in COMPONENT_NAMES:
+        raise InputError(f"unknown component {job.component!r}: choose one of {', '.join(COMPONENT_NAMES)}")
     if not job.data:
         raise InputError("no data given: name one or more folders of episodes")
-    component = TRAINED[job.component]
+    component = COMPONENTS[job.component]
     if component.needs_tokenizer and job.tokenizer is None:
         raise InputError(f"training {job.component} needs --tokenizer: the run or checkpoint of a trained tokenizer")
     if job.tokenizer is not None and not component.needs_tokenizer:

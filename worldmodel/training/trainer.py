@@ -19,25 +19,25 @@ from torch import Tensor, nn
 
 from envs.utils.errors import InputError
 from envs.utils.progress import progress
-from envs.utils.run_dir import RunFolder
+from envs.utils.run_dir import RunDir
 from worldmodel import checkpoint
-from worldmodel.data.clip_dataset import Clips
+from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.loader import ClipLoader
-from worldmodel.data.pair_dataset import PairClips
-from worldmodel.data.streaming_dataset import StreamClips
-from worldmodel.data.token_dataset import TokenClips
-from worldmodel.models.cpu_kernels import fuse
-from worldmodel.models.vector_quantizer import CosineQuantizer
+from worldmodel.data.pair_dataset import PairDataset
+from worldmodel.data.streaming_dataset import StreamingDataset
+from worldmodel.data.token_dataset import TokenDataset
+from worldmodel.models.cpu_kernels import set_compile
+from worldmodel.models.vector_quantizer import VectorQuantizer
 from worldmodel.models.weights import load_weights
-from worldmodel.sharded_tensors import shared_like, whole
-from worldmodel.training.distributed import adding_up, distribute, load_optimizer, state_of
-from worldmodel.training.ema import MovingAverage
+from worldmodel.sharded_tensors import full_tensor, shard_like
+from worldmodel.training.distributed import gradient_sync, load_optimizer, training_state, wrap_model
+from worldmodel.training.ema import EMA
 from worldmodel.training.flops import cost_of
 from worldmodel.training.objectives import Batch, Objective
-from worldmodel.training.run_spec import Job
-from worldmodel.training.throughput import Meter, device_peak, keep_freed_memory
+from worldmodel.training.run_spec import TrainingRun
+from worldmodel.training.throughput import ThroughputMeter, device_peak, keep_freed_memory
 
-_SHOWN = {
+PROGRESS_METRICS = {
     f"{part}/{name}": f"{words}{name}"
     for part, words in (("train", ""), ("validation", "validation "))
     for name in ("loss", "psnr", "accuracy")
@@ -45,9 +45,9 @@ _SHOWN = {
 """What stands beside the progress bar, and how it is called there."""
 
 
-Windows = Clips | StreamClips | TokenClips | PairClips
+TrainData = ClipDataset | StreamingDataset | TokenDataset | PairDataset
 """What a run is trained on."""
-Validation = Clips | StreamClips | PairClips
+Validation = ClipDataset | StreamingDataset | PairDataset
 """What it is judged by."""
 
 
@@ -55,7 +55,7 @@ class NonFiniteLoss(InputError):
     """A loss or gradient was infinite or not a number: no optimizer step was made of it, and nothing was saved."""
 
 
-def part_of_batch(batch: Batch, number: int, parts: int) -> Batch:
+def microbatch(batch: Batch, number: int, parts: int) -> Batch:
     """Clips `number`, `number + parts`, ... of a batch."""
     if parts == 1:
         return batch
@@ -79,9 +79,9 @@ class Trainer:
 
     def __init__(
         self,
-        job: Job,
+        job: TrainingRun,
         objective: Objective,
-        windows: Windows,
+        windows: TrainData,
         validation: Validation | None,
         *,
         rank: int = 0,
@@ -98,13 +98,13 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         self.fingerprint = objective.fingerprint()
         found = self._restore()
-        fuse(self.recipe.compile, device)
+        set_compile(self.recipe.compile, device)
         if device.type == "cpu":
             keep_freed_memory()
-        self.forward: Any = distribute(objective, self.recipe.parallel, ranks, device)
+        self.forward: Any = wrap_model(objective, self.recipe.parallel, ranks, device)
         trainable = objective.trainable()
         self.parameters = list(trainable.values())
-        self.quantizers = [module for module in objective.model.modules() if isinstance(module, CosineQuantizer)]
+        self.quantizers = [module for module in objective.model.modules() if isinstance(module, VectorQuantizer)]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=self.recipe.lr,
@@ -112,7 +112,7 @@ class Trainer:
             weight_decay=self.recipe.weight_decay,
             fused=True,
         )
-        self.average = MovingAverage(trainable, self.recipe.ema) if self.recipe.ema else None
+        self.average = EMA(trainable, self.recipe.ema) if self.recipe.ema else None
         if found is not None:
             self._restore_optimizer(found)
         self.loader = ClipLoader[Any](
@@ -130,10 +130,10 @@ class Trainer:
             job.config,
             self.recipe,
             decoder_only=job.decoder_only,
-            cached=isinstance(windows, TokenClips),
+            cached=isinstance(windows, TokenDataset),
             joint_lam=job.joint_lam,
         )
-        self.meter = Meter(cost, device_peak(device, self.recipe.precision) if cost and rank == 0 else 0.0)
+        self.meter = ThroughputMeter(cost, device_peak(device, self.recipe.precision) if cost and rank == 0 else 0.0)
 
     def train(self) -> bool:
         """Run to the end, or to the step after which a stop is asked for; True where the run is complete."""
@@ -141,7 +141,7 @@ class Trainer:
         stopping = False
         with ExitStack() as opened:
             opened.callback(self.loader.close)
-            log = self._open_journal(opened)
+            log = self._open_logger(opened)
             self.objective.train()
             while self.step < recipe.iterations and not stopping:
                 with meter.waiting():
@@ -152,12 +152,12 @@ class Trainer:
                 meter.add(parts)
                 last = stopping or self.step == recipe.iterations
                 if last or self.step % recipe.log_every == 0:
-                    log(meter.steps, self._figures(meter))
+                    log(meter.steps, self._metrics(meter))
                 due = last or self.step % recipe.checkpoint_every == 0
                 if recipe.validate_every and self.validation and (last or self.step % recipe.validate_every == 0):
-                    figures = self.validate(self.validation)
-                    log(0, figures)
-                    due = self._is_best(figures["validation/loss"]) or due
+                    metrics = self.validate(self.validation)
+                    log(0, metrics)
+                    due = self._is_best(metrics["validation/loss"]) or due
                 if due:
                     self.save()
         return self.step == recipe.iterations
@@ -174,7 +174,7 @@ class Trainer:
             group["lr"] = rate
         losses = self._backward(batch.to(self.device))
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = whole(nn.utils.get_total_norm(gradients))
+        norm = full_tensor(nn.utils.get_total_norm(gradients))
         finite = bool(torch.isfinite(norm) & torch.isfinite(losses["loss"]))
         broken, stopping = self._any_rank(not finite, self.stop())
         if broken:
@@ -184,7 +184,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for quantizer in self.quantizers:
-            quantizer.settle()
+            quantizer.reseed_dead_codes()
         if self.average is not None:
             self.average.update(self.step + 1)
         # On the losses' device, since all of them are added up there and fetched together.
@@ -196,10 +196,10 @@ class Trainer:
         parts, totals = self.recipe.accumulate, dict[str, Tensor]()
         for number in range(parts):
             with (
-                adding_up(self.forward, last=number == parts - 1),
+                gradient_sync(self.forward, last=number == parts - 1),
                 torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"),
             ):
-                losses = self.forward(part_of_batch(batch, number, parts), self.progress)
+                losses = self.forward(microbatch(batch, number, parts), self.progress)
                 (losses["loss"] / parts).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach().float() / parts
@@ -227,7 +227,7 @@ class Trainer:
 
     def _validation_sums(self, clips: Validation) -> dict[str, Tensor]:
         """Sums of this rank's losses, and how many `clips` they are of."""
-        ids = clips.spread(self.recipe.validation_clips)
+        ids = clips.evenly_spaced(self.recipe.validation_clips)
         share, size = ids[self.rank :: self.ranks], max(1, self.recipe.batch_size // self.ranks)
         batches = [(share[at : at + size], 1.0) for at in range(0, len(share), size)]
         # Ranks that share the weights must call alike: who has no clips left takes one again, with no weight.
@@ -255,7 +255,7 @@ class Trainer:
         position = {"step": self.step, "best": self.best, "data_state": self.loader.state()}
         if self.rank == 0 or self.recipe.parallel == "fsdp":
             average = None if self.average is None else self.average.values
-            tensors, groups = state_of(self.objective.model, self.optimizer, average)
+            tensors, groups = training_state(self.objective.model, self.optimizer, average)
             if self.rank == 0:
                 state = {**self.job.identity(), **self.fingerprint, **position, "optimizer": groups}
                 checkpoint.save_checkpoint(self.job.out, state, tensors, keep_last=self.recipe.keep_last)
@@ -284,40 +284,43 @@ class Trainer:
         if self.average is not None:
             for name, value in found.average().items():
                 own = self.average.values[name]
-                own.copy_(shared_like(value, own))
+                own.copy_(shard_like(value, own))
 
-    def _open_journal(self, opened: ExitStack) -> Callable[[int, dict[str, float]], None]:
+    def _open_logger(self, opened: ExitStack) -> Callable[[int, dict[str, float]], None]:
         """What writes down the figures of the current step, and how many steps they are about; rank 0 alone writes.
 
         Metrics of steps after the restored one are cut off.
         """
         if self.rank:
-            return lambda steps, figures: None
-        checkpoint.remove_leftovers(self.job.out)
-        journal = RunFolder(self.job.out, self.job.identity(), resume=True, resume_step=self.step)
+            return lambda steps, metrics: None
+        checkpoint.remove_partial_checkpoints(self.job.out)
+        journal = RunDir(self.job.out, self.job.identity(), resume=True, resume_step=self.step)
         opened.enter_context(journal)
         bar = opened.enter_context(progress(f"training {self.job.component}", self.recipe.iterations, self.step))
 
-        def log(steps: int, figures: dict[str, float]) -> None:
-            journal.log(self.step, figures)
+        def log(steps: int, metrics: dict[str, float]) -> None:
+            journal.log(self.step, metrics)
             bar.advance(
-                steps, ", ".join(f"{words} {figures[name]:.4g}" for name, words in _SHOWN.items() if name in figures)
+                steps,
+                ", ".join(
+                    f"{words} {metrics[name]:.4g}" for name, words in PROGRESS_METRICS.items() if name in metrics
+                ),
             )
 
         return log
 
-    def _figures(self, meter: Meter) -> dict[str, float]:
+    def _metrics(self, meter: ThroughputMeter) -> dict[str, float]:
         """Means since the last line of metrics, over steps and ranks, and how fast the run is. Empties the meter."""
         means = self._sum_over_ranks(torch.stack(list(meter.sums.values())).double().cpu()) / self.ranks / meter.steps
-        figures = {
+        metrics = {
             **dict(zip(meter.sums, means.tolist(), strict=True)),
-            **self.objective.figures(),
+            **self.objective.metrics(),
             "epoch": self.loader.state()["epoch"],
             **meter.speed(self.recipe.batch_size, self.ranks),
             "seconds_left": (self.recipe.iterations - self.step) * meter.seconds / meter.steps,
         }
         meter.clear()
-        return {f"train/{name}": value for name, value in figures.items()}
+        return {f"train/{name}": value for name, value in metrics.items()}
 
     def _any_rank(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is set on any rank."""

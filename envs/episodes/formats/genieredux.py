@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from envs import COUNTING
 from envs.controls import ACTIONS
 from envs.episodes.episode import Episode
-from envs.episodes.formats.metadata import KEY, facts, recording_fields
+from envs.episodes.formats.metadata import KEY, episode_metadata, recording_fields
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 
@@ -42,7 +42,7 @@ def write(folder: Path, episodes: Iterable[Episode]) -> None:
         sessions = []
         for number, episode in enumerate(group):
             _write_session(home / "000000" / f"{number:06d}", episode)
-            sessions.append(facts(episode))
+            sessions.append(episode_metadata(episode))
             shape = episode.frames_THWC.shape[1:]
         info = _info(game, sessions, shape, _choices(episode))
         (home / "info.json").write_text(json.dumps(info, indent=2) + "\n")

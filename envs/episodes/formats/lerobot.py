@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from envs.controls import ACTIONS
 from envs.episodes.episode import Episode
-from envs.episodes.formats.metadata import facts
+from envs.episodes.formats.metadata import episode_metadata
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 
@@ -91,7 +91,7 @@ def write(folder: Path, episodes: Iterable[Episode], *, validation_from: int) ->
                 **{f"stats/{name}/{key}": value.tolist() for name, of in stats.items() for key, value in of.items()},
             }
         )
-        told.append({"episode_index": number, "validation": number >= validation_from, **facts(episode)})
+        told.append({"episode_index": number, "validation": number >= validation_from, **episode_metadata(episode)})
         total = [_united([*total, stats])]
         step += length
     data.close()

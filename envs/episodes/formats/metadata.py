@@ -4,21 +4,21 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from envs.episodes.episode import Recording
+from envs.episodes.episode import EpisodeMetadata
 from envs.utils.errors import InputError
 
 KEY = "autoexplore"
 """Under which other formats' JSON holds the facts."""
-_FIELDS = tuple(item.name for item in dataclasses.fields(Recording) if item.name not in ("actions", "rewards"))
+_FIELDS = tuple(item.name for item in dataclasses.fields(EpisodeMetadata) if item.name not in ("actions", "rewards"))
 
 
-def facts(episode: Recording) -> dict[str, Any]:
+def episode_metadata(episode: EpisodeMetadata) -> dict[str, Any]:
     """JSON values of an episode's fields, less its arrays."""
     return {name: getattr(episode, name) for name in _FIELDS} | {"buttons": list(episode.buttons)}
 
 
 def recording_fields(values: Any, where: Path) -> dict[str, Any]:
-    """The fields of a Recording from what `facts` gave. Raises InputError that names `where` if some are missing."""
+    """The fields of a Recording from what `episode_metadata` gave. Raises InputError that names `where` if some are missing."""
     if not isinstance(values, dict) or not set(_FIELDS) <= set(values):
         raise InputError(f"{where} does not describe its episodes: export it again, or delete its {KEY!r} entries")
     numbers = ("seed", "frame_skip")

@@ -25,7 +25,7 @@ import numpy as np
 from envs import COUNTING
 from envs.controls import ACTIONS
 from envs.episodes.episode import Episode
-from envs.episodes.formats.metadata import KEY, facts, recording_fields
+from envs.episodes.formats.metadata import KEY, episode_metadata, recording_fields
 from envs.utils.errors import InputError
 
 NAMESPACE = "autoexplore"
@@ -70,7 +70,7 @@ def _buffers(minari: Any, episodes: Iterable[Episode], told: list[dict[str, str]
                 f"{episode.game} has frames of {shape} and {episode.frames_THWC.shape[1:]}: "
                 "a Minari data set has one size, export them from separate data sets"
             )
-        told.append({KEY: json.dumps(facts(episode))})
+        told.append({KEY: json.dumps(episode_metadata(episode))})
         yield _buffer(minari, episode)
 
 

@@ -11,11 +11,11 @@ import ray
 import torch
 
 from envs.collect.policies import RandomPolicy, StickyPolicy, builtin_policy
-from envs.collect.worker import Player, Session, play_episode
+from envs.collect.worker import CollectWorker, EpisodeKey, play_episode
 from envs.collect.worker_pool import CollectSummary
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 from envs.games.counting import CountingEnv, read_frame
-from envs.games.retro import RetroGame
+from envs.games.retro import RetroEnv
 from envs.utils.errors import InputError
 from experiments.__main__ import execute
 from exploration.agent.policy import CnnLstm, PolicyConfig, policy_spec, save_policy
@@ -55,10 +55,10 @@ def test_another_seed_plays_otherwise(one_worker: tuple[Path, CollectSummary], t
 def test_actions_are_uniform_and_seeded_by_the_session() -> None:
     policy = RandomPolicy()
     frame = np.zeros((64, 64, 3), np.uint8)
-    policy.reset(Session(GAME, "random", 0, 0).policy_seed)
+    policy.reset(EpisodeKey(GAME, "random", 0, 0).policy_seed)
     actions = [policy.act(frame) for _ in range(20_000)]
     assert np.abs(np.bincount(actions, minlength=5) / len(actions) - 0.2).max() < 0.01
-    seeds = {Session(GAME, "random", seed, number).policy_seed for seed in range(10) for number in range(100)}
+    seeds = {EpisodeKey(GAME, "random", seed, number).policy_seed for seed in range(10) for number in range(100)}
     assert len(seeds) == 1000
 
 
@@ -78,7 +78,7 @@ def test_an_episode_says_how_to_play_it_again(one_worker: tuple[Path, CollectSum
     item = next(item for item in EpisodeReader(one_worker[0]) if item.game == GAME)
     assert (item.console, item.init_state, item.frame_skip, item.seed) == ("Genesis", "Level1", 4, 5)
     assert (item.policy_id, item.resize, len(item.rom_sha1)) == ("random", "letterbox-cv2-area", 40)
-    env = RetroGame(item.game, state=item.init_state, frame_skip=item.frame_skip)
+    env = RetroEnv(item.game, state=item.init_state, frame_skip=item.frame_skip)
     assert item.buttons == env.action_masks
     frames = [env.reset()[0], *(env.step(np.int64(action))[0] for action in item.actions)]
     env.close()
@@ -86,12 +86,12 @@ def test_an_episode_says_how_to_play_it_again(one_worker: tuple[Path, CollectSum
 
 
 def test_game_over_and_cut_off_are_told_apart() -> None:
-    env = RetroGame(GAME)
-    over = play_episode(env, RandomPolicy(), Session(GAME, "random", 0, 0), steps=2000)
+    env = RetroEnv(GAME)
+    over = play_episode(env, RandomPolicy(), EpisodeKey(GAME, "random", 0, 0), steps=2000)
     env.close()
     assert (over.terminated, over.truncated) == (True, False)
     assert 100 < len(over.actions) < 2000
-    cut = play_episode(CountingEnv(), RandomPolicy(), Session("Counting", "random", 0, 0), steps=9)
+    cut = play_episode(CountingEnv(), RandomPolicy(), EpisodeKey("Counting", "random", 0, 0), steps=9)
     assert (cut.terminated, cut.truncated, len(cut.actions)) == (False, True, 9)
 
 
@@ -126,7 +126,7 @@ def test_a_game_without_rom_is_left_out(ray_cluster: None, tmp_path: Path, capsy
         (["Counting"], {"episodes": 0}, "must be at least 1"),
         (["Counting"], {"steps": 0}, "must be at least 1"),
         (["Counting"], {"policy": "clever"}, "policy 'clever' is not known"),
-        (["Counting"], {"policy": "checkpoint:/nowhere"}, "there is no folder /nowhere"),
+        (["Counting"], {"policy": "checkpoint:/nowhere"}, "give random or sticky:P"),
     ],
 )
 def test_bad_input(tmp_path: Path, games: list[str], options: dict[str, Any], message: str) -> None:
@@ -137,8 +137,8 @@ def test_bad_input(tmp_path: Path, games: list[str], options: dict[str, Any], me
 
 
 def test_players_load_no_torch(ray_cluster: None, tmp_path: Path) -> None:
-    player: Any = ray.remote(num_cpus=1)(Player).remote(str(tmp_path), RandomPolicy, 20)
-    ray.get(player.play.remote(Session(ATARI, "random", 0, 0)))
+    player: Any = ray.remote(num_cpus=1)(CollectWorker).remote(str(tmp_path), RandomPolicy, 20)
+    ray.get(player.play.remote(EpisodeKey(ATARI, "random", 0, 0)))
     modules, megabytes = ray.get(player.__ray_call__.remote(lambda self: (_modules(), _megabytes())))
     ray.kill(player)
     assert "stable_retro" in modules
@@ -181,6 +181,12 @@ def test_collect_plays_sticky_random(ray_cluster: None, tmp_path: Path) -> None:
         assert repeated == pytest.approx(0.92, abs=0.05)  # 0.9, and a fifth of the draws
 
 
+def test_an_agent_without_a_folder_is_refused() -> None:
+    for name in ("checkpoint:/nowhere", "expert:", "expert:/nowhere"):
+        with pytest.raises(InputError, match="there is no folder"):
+            policy_spec(name)
+
+
 def test_an_agent_is_named_by_its_weights(tmp_path: Path) -> None:
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).mkdir()
@@ -194,7 +200,7 @@ def test_an_agent_plays_the_same_whatever_the_workers(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    save_policy(tmp_path / "agent", CnnLstm(PolicyConfig(channels=(4, 4), units=8)))
+    save_policy(tmp_path / "agent", CnnLstm(PolicyConfig(channels=(4, 4), lstm_dim=8)))
     monkeypatch.chdir(tmp_path)
     for folder, workers in (("one", 1), ("two", 2)):
         spec = policy_spec("checkpoint:agent", epsilon=0.1)

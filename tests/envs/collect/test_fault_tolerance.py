@@ -15,7 +15,7 @@ import pytest
 import ray
 
 import envs.collect
-from envs.collect.worker import GameError, Player, Session
+from envs.collect.worker import CollectWorker, EpisodeKey, GameError
 from envs.episodes.dataset import EpisodeReader
 from envs.utils.errors import InputError
 from tests.fixtures.datasets import run, tree
@@ -42,7 +42,7 @@ def test_a_killed_player_is_replaced_and_its_episode_played_again(undisturbed: P
 
     def killer() -> None:
         while len(killed) < 2 and not done.wait(0.2):
-            if players := [pid for pid in descendants(os.getpid()) if is_player(pid) and pid not in killed]:
+            if players := [pid for pid in descendants(os.getpid()) if is_worker(pid) and pid not in killed]:
                 killed.append(players[0])
                 os.kill(players[0], signal.SIGKILL)
 
@@ -66,7 +66,7 @@ def test_a_hung_player_is_killed_and_its_episode_played_again(undisturbed: Path,
     def stopper() -> None:
         while not stopped and not done.wait(0.05):
             for process in descendants(os.getpid()):
-                if not stopped and is_player(process, ".play"):
+                if not stopped and is_worker(process, ".play"):
                     stopped.append(process)
                     os.kill(process, signal.SIGSTOP)
 
@@ -88,20 +88,20 @@ def test_a_hung_player_is_killed_and_its_episode_played_again(undisturbed: Path,
 def test_a_game_that_always_hangs_is_set_aside(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class HangingPlayer(Player):
-        def play(self, session: Session) -> Any:
+    class HangingPlayer(CollectWorker):
+        def play(self, session: EpisodeKey) -> Any:
             while session.game == GAME:
                 time.sleep(1)
             return super().play(session)
 
-    monkeypatch.setattr(envs.collect.collector, "Player", HangingPlayer)
+    monkeypatch.setattr(envs.collect.collector, "CollectWorker", HangingPlayer)
     summary = run([GAME, "Counting"], tmp_path, episodes=2, timeout=1.5)
     assert summary.skipped == {GAME: "its player hung for 1.5 s 3 times in episode 0"}
     assert [record.game for record in EpisodeReader(tmp_path).records] == ["Counting"] * 2
 
 
 def test_a_game_that_breaks_is_set_aside(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envs.collect.collector, "Player", _DyingPlayer)
+    monkeypatch.setattr(envs.collect.collector, "CollectWorker", _DyingPlayer)
     summary = run([ATARI, GAME, "Counting"], tmp_path, workers=1)
     assert summary.skipped == {ATARI: "its player died 3 times in episode 0", GAME: "this core is broken"}
     assert (summary.episodes, set(EpisodeReader(tmp_path).games)) == (3, {"Counting"})
@@ -109,10 +109,10 @@ def test_a_game_that_breaks_is_set_aside(ray_cluster: None, tmp_path: Path, monk
         run([ATARI], tmp_path / "only", workers=1)
 
 
-class _DyingPlayer(Player):
+class _DyingPlayer(CollectWorker):
     """Crashes on one game, as a broken emulator core does, and cannot open another."""
 
-    def play(self, session: Session) -> Any:
+    def play(self, session: EpisodeKey) -> Any:
         if session.game == ATARI:
             os.kill(os.getpid(), signal.SIGKILL)
         if session.game == GAME:
@@ -138,12 +138,12 @@ def test_a_killed_run_is_completed_by_the_next(undisturbed: Path, tmp_path: Path
     driver = subprocess.Popen([sys.executable, str(script), str(folder)], env=environment)
     try:
         wait_for(lambda: len(list(folder.glob("env=*/part-*.parquet"))) >= 1 or driver.poll() is not None)
-        players = [pid for pid in descendants(driver.pid) if is_player(pid)]
+        players = [pid for pid in descendants(driver.pid) if is_worker(pid)]
     finally:
         driver.kill()
         driver.wait()
     assert players, "killed while playing"
-    wait_for(lambda: not any(is_player(pid) for pid in players))
+    wait_for(lambda: not any(is_worker(pid) for pid in players))
     whole = len(list(folder.glob("env=*/part-*.parquet")))
     assert 1 <= whole < 6
     summary = run([GAME], folder, episodes=6, steps=200)
@@ -155,7 +155,8 @@ def test_a_killed_run_is_completed_by_the_next(undisturbed: Path, tmp_path: Path
 
 FULL = """
 import resource, signal, sys
-from envs.collect.policies import RandomPolicy; from envs.collect.worker import Session, play_episode
+from envs.collect.policies import RandomPolicy
+from envs.collect.worker import EpisodeKey, play_episode
 from envs.episodes import EpisodeWriter
 import envs
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -163,7 +164,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 env = envs.make("Counting")
 with EpisodeWriter(sys.argv[1]) as writer:
     for number, steps in enumerate((10, 20, 3000)):
-        session = Session("Counting", "random", 0, number)
+        session = EpisodeKey("Counting", "random", 0, number)
         if session.id not in writer.sessions:
             writer.add(play_episode(env, RandomPolicy(), session, steps=steps))
 """
@@ -239,9 +240,9 @@ def descendants(root: int) -> Iterator[int]:
     yield from sorted(found - {root})
 
 
-def is_player(pid: int, doing: str = "") -> bool:
+def is_worker(pid: int, doing: str = "") -> bool:
     """Whether a process is an actor that plays; `doing` names a method that it has to be in."""
     try:
-        return f"ray::Player{doing}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return f"ray::CollectWorker{doing}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False

@@ -189,10 +189,10 @@ def test_what_cannot_be_merged(data: Path, tmp_path: Path, capsys: pytest.Captur
     assert (data / manifest.NAME).read_bytes() == before, "no session is forgotten"
 
 
-def test_squeezed_files_are_smaller_and_hold_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recompressed_files_are_smaller_and_hold_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(record(tmp_path / "data", games=("Kangaroo-Atari2600",), episodes=2, steps=60))
     before = content(folder)
-    assert execute(["data", "compact", str(folder), "--squeeze"]) == 0
+    assert execute(["data", "compact", str(folder), "--recompress"]) == 0
     assert "2 files became 1" in capsys.readouterr().out
     after = content(folder)
     assert equal(after, before)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import envs
 from envs.collect.collector import collect
 from envs.collect.policies import RandomPolicy
-from envs.collect.worker import GameError, Session, play_episode
+from envs.collect.worker import EpisodeKey, GameError, play_episode
 from envs.episodes.dataset import EpisodeReader
 from envs.episodes.stats import summarize
 from envs.games.coinrun import COINRUN_ACTIONS, VELOCITY_COLUMNS, VELOCITY_ROWS, black_out_velocity, load_envpool
@@ -203,7 +203,7 @@ def test_episodes_are_stored_with_seven_actions_and_black_squares(tmp_path: Path
     for number, item in enumerate(sorted(episodes, key=lambda e: e.info["episode"])):
         assert not item.frames_THWC[:, :13, :26].any()
         env = envs.make("CoinRun")
-        again = play_episode(env, RandomPolicy(), Session("CoinRun", "random", 0, number), steps=60)
+        again = play_episode(env, RandomPolicy(), EpisodeKey("CoinRun", "random", 0, number), steps=60)
         assert np.array_equal(again.frames_THWC, item.frames_THWC)
 
 
@@ -216,4 +216,4 @@ def test_a_policy_for_five_actions_is_refused() -> None:
             return 0
 
     with pytest.raises(GameError, match="CoinRun has 7 actions"):
-        play_episode(envs.make("CoinRun"), Agent(), Session("CoinRun", "agent", 0, 0), steps=3)
+        play_episode(envs.make("CoinRun"), Agent(), EpisodeKey("CoinRun", "agent", 0, 0), steps=3)

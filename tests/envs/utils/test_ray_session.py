@@ -20,11 +20,12 @@ from ray.cluster_utils import Cluster
 torch.set_num_threads(1)
 quiet_ray()
 
-from envs.utils.ray_session import machines
+from envs.utils.ray_session import node_resources
 from envs.collect import collect
 from exploration.train import explore
 from worldmodel.config import preset
-from worldmodel.training.ray_train import _scaling; from worldmodel.training.train import recipe, train
+from worldmodel.training.ray_train import _scaling
+from worldmodel.training.train import recipe, train
 
 model, data, out = sys.argv[1:]
 memory = {"object_store_memory": 100_000_000}
@@ -60,7 +61,7 @@ settings = recipe("tokenizer", "debug", iterations=1, batch_size=2, checkpoint_e
 train("tokenizer", config=preset("debug"), recipe=settings, data=[data], out=out + "/tokenizer", workers=1)
 add("serve", labels={LABEL + "train": "gpu"})
 scaling = _scaling(99)
-told["with gpus"] = [machines("train").gpus, scaling.use_gpu, scaling.resources_per_worker]
+told["with gpus"] = [node_resources("train").gpus, scaling.use_gpu, scaling.resources_per_worker]
 explore(["Counting"], model, out + "/explore", preset="debug", scorer="serve", learners=1, epochs=1)
 over.set()
 watching.join()
@@ -87,7 +88,7 @@ def test_processes_run_on_machines_of_their_kind(tiny_world: Path, tmp_path: Pat
     homes: dict[str, set[str]] = {}
     for name, home in told["actors"]:
         homes.setdefault(name, set()).add(home)
-    assert homes["Player"] == homes["GameRunner"] == {"rollout"}
+    assert homes["CollectWorker"] == homes["GameRunner"] == {"rollout"}
     assert homes["RayTrainWorker"] == {"train"}
     (replica,) = [name for name in homes if name.startswith("ServeReplica")]
     assert homes[replica] == homes["_WrappedExecutable"] == {"serve"}, "replicas and RLlib's learners"

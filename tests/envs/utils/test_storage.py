@@ -18,8 +18,8 @@ from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 from envs.episodes.verify import verify
 from envs.utils import storage
 from envs.utils.errors import InputError
-from envs.utils.storage import RemotePath, place
-from worldmodel.data.clip_dataset import Clips
+from envs.utils.storage import RemotePath, parse_uri
+from worldmodel.data.clip_dataset import ClipDataset
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_collecting_into_a_bucket_gives_the_bytes_of_a_folder(bucket: str, tmp_p
     collect(["Counting"], tmp_path, episodes=2, steps=20, seed=1, progress=False)
     collect(["Counting"], tmp_path, episodes=4, steps=20, seed=1, progress=False)
     assert (first.played_episodes, summary.played_episodes, summary.episodes) == (2, 2, 4)
-    remote = {found.relative_to(place(uri)).as_posix(): found.read_bytes() for found in place(uri).glob("**/*")}  # type: ignore[arg-type]
+    remote = {found.relative_to(parse_uri(uri)).as_posix(): found.read_bytes() for found in parse_uri(uri).glob("**/*")}  # type: ignore[arg-type]
     local = {file.relative_to(tmp_path).as_posix(): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     local.pop(".lock")
     assert remote == local
@@ -56,14 +56,14 @@ def test_a_set_in_a_bucket_is_read_checked_merged_and_trained_on(bucket: str, tm
     assert compact(uri, megabytes=1).files_after == 1
     after = EpisodeReader(uri)
     assert all(np.array_equal(a, b.frames_THWC) for a, b in zip(before, after, strict=True))
-    assert len(Clips([uri], tmp_path, length=8, split=None)) == 3 * (21 - 7)
+    assert len(ClipDataset([uri], tmp_path, length=8, split=None)) == 3 * (21 - 7)
 
 
 def test_damage_in_a_bucket_is_named(bucket: str) -> None:
     uri = bucket.format("sets/three")
     collect(["Counting"], uri, episodes=2, steps=20, progress=False)
-    (shard, *_) = sorted(found.key for found in place(uri).glob("env=*/*.parquet"))  # type: ignore[union-attr]
-    target = place(uri)
+    (shard, *_) = sorted(found.key for found in parse_uri(uri).glob("env=*/*.parquet"))  # type: ignore[union-attr]
+    target = parse_uri(uri)
     assert isinstance(target, RemotePath)
     damaged = RemotePath(target.scheme, shard, target.options)
     data = bytearray(damaged.read_bytes())
@@ -81,7 +81,7 @@ def test_one_writer_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> N
     with EpisodeWriter(uri), pytest.raises(InputError, match="is being written by process"):
         EpisodeWriter(uri)
     EpisodeWriter(uri).close()
-    root = place(uri)
+    root = parse_uri(uri)
     assert isinstance(root, RemotePath)
     dead = {"holder": "process 1 on gone", "token": "x", "time": time.time() - storage.STALE_SECONDS - 1}
     (root / storage.NAME).write_bytes(json.dumps(dead).encode())
@@ -94,7 +94,7 @@ def test_one_writer_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_writer_whose_lock_was_taken_over_writes_no_manifest(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = place(bucket.format("sets/five"))
+    root = parse_uri(bucket.format("sets/five"))
     assert isinstance(root, RemotePath)
     monkeypatch.setattr(storage, "RENEW_SECONDS", 0.1)
     first = EpisodeWriter(root)
@@ -111,7 +111,7 @@ def test_a_bucket_that_one_may_not_write_is_named_and_stays_whole(bucket: str, m
     """The server checks keys from now on, and ours are not among those it knows."""
     uri = bucket.format("sets/six")
     collect(["Counting"], uri, episodes=1, steps=20, progress=False)
-    before = {found.key: found.read_bytes() for found in place(uri).glob("**/*")}  # type: ignore[union-attr]
+    before = {found.key: found.read_bytes() for found in parse_uri(uri).glob("**/*")}  # type: ignore[union-attr]
     with monkeypatch.context() as patch:
         patch.setattr(moto.settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0.0)
         with pytest.raises(InputError, match="cannot write to s3://games/sets/six"):
@@ -120,15 +120,15 @@ def test_a_bucket_that_one_may_not_write_is_named_and_stays_whole(bucket: str, m
             collect(["Counting"], uri, episodes=2, steps=20, progress=False)
         with pytest.raises(InputError, match="cannot be read"):
             EpisodeReader(uri)
-    after = {found.key: found.read_bytes() for found in place(uri).glob("**/*")}  # type: ignore[union-attr]
+    after = {found.key: found.read_bytes() for found in parse_uri(uri).glob("**/*")}  # type: ignore[union-attr]
     assert after == before
 
 
 def test_places_that_cannot_be_used(bucket: str) -> None:
     with pytest.raises(InputError, match="not a place for data: give a folder, or s3://bucket/prefix"):
-        place("ftp://host/data")
+        parse_uri("ftp://host/data")
     with pytest.raises(InputError, match="not a place for data"):
-        place("s3://")
+        parse_uri("s3://")
     missing = bucket.replace("games", "no-such-bucket").format("sets")
     with pytest.raises(InputError, match="cannot write to s3://no-such-bucket/sets"):
         collect(["Counting"], missing, episodes=1, steps=5, progress=False)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from envs.controls import control_buttons
-from envs.games.retro import RetroGame
+from envs.games.retro import RetroEnv
 from envs.utils.errors import InputError
 from experiments.__main__ import execute
 from experiments.catalog_tools.control_probe import compare, probe
@@ -57,7 +57,7 @@ def test_what_is_measured_of_a_square_that_moves() -> None:
 
 
 def test_a_state_that_is_restored_goes_on_bit_for_bit() -> None:
-    env = RetroGame(AIRSTRIKER)
+    env = RetroEnv(AIRSTRIKER)
     try:
         env.reset()
         for _ in range(7):

@@ -86,26 +86,26 @@ def test_doctor_names_what_is_missing(config: dict[str, Any], tmp_path: Path, mo
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     (tmp_path / ".ray").mkdir()
     secret = tmp_path / ".ray" / "auth_token"
-    assert "FILE_SYSTEM" in storage(FILE).mend
-    assert "get-auth-token" in token(FILE).mend
+    assert "FILE_SYSTEM" in storage(FILE).fix
+    assert "get-auth-token" in token(FILE).fix
     secret.write_text("secret")
     secret.chmod(0o644)
-    assert "chmod 600" in token(FILE).mend
+    assert "chmod 600" in token(FILE).fix
     secret.chmod(stat.S_IRUSR | stat.S_IWUSR)
     whole = tmp_path / "whole.yaml"
     whole.write_text(FILE.read_text().replace("FILE_SYSTEM.efs", "fs-0123.efs"))
-    assert [check().mend for check in file_checks(whole)] == [""] * 5
+    assert [check().fix for check in file_checks(whole)] == [""] * 5
     config["provider"]["security_group"]["IpPermissions"] = [{"FromPort": 8265, "ToPort": 8265, "IpProtocol": "tcp"}]
-    assert not closed(whole).mend
-    assert closed(changed(tmp_path, config)).mend
+    assert not closed(whole).fix
+    assert closed(changed(tmp_path, config)).fix
     del config["provider"]["security_group"]["IpPermissions"]
     config["head_start_ray_commands"][-1] = "ray start --head --dashboard-host=0.0.0.0"
     assert "all interfaces" in closed(changed(tmp_path, config)).found
-    assert "RAY_AUTH_MODE" in token(changed(tmp_path, config)).mend
+    assert "RAY_AUTH_MODE" in token(changed(tmp_path, config)).fix
     del config["file_mounts"]["~/.ray/auth_token"]
-    assert "file_mounts" in token(changed(tmp_path, config)).mend
+    assert "file_mounts" in token(changed(tmp_path, config)).fix
     config["head_node_type"] = "nobody"
-    assert "Ray refuses it" in file_checks(changed(tmp_path, config))[0]().mend
+    assert "Ray refuses it" in file_checks(changed(tmp_path, config))[0]().fix
 
 
 @pytest.mark.parametrize("text", ["- a list", "a: [", None])
@@ -120,7 +120,7 @@ def test_what_is_no_cluster_file_is_refused(text: str | None, tmp_path: Path) ->
 def test_doctor_asks_every_machine(ray_cluster: None, tmp_path: Path) -> None:
     findings = nodes(tmp_path / "runs")
     assert [finding.what for finding in findings] == ["machines", "shared storage", "same software"]
-    assert [finding.mend for finding in findings] == [""] * 3
+    assert [finding.fix for finding in findings] == [""] * 3
     assert findings[0].found.startswith("1: 8 CPUs")
     assert findings[0].found.endswith("processes run anywhere")
     assert not list((tmp_path / "runs").iterdir())

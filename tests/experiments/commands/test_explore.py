@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from envs.episodes.dataset import EpisodeReader
-from envs.games.corridor import PLACES, ROOMS, read_place
+from envs.games.corridor import CELLS_PER_ROOM, ROOMS, read_place
 from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
@@ -34,7 +34,7 @@ def test_bad_input_is_one_line(ray_cluster, tiny_world, tmp_path, capsys):
     assert "no game" in complaint(capsys, "explore", "--model", str(tiny_world), *out)
     assert "epsilon" in complaint(capsys, "expert", "Counting", "--epsilon", "2", *out)
     assert not (tmp_path / "run").exists()
-    two = save_policy(tmp_path / "two", CnnLstm(PolicyConfig(actions=2, channels=(4, 4, 4, 4), units=8)))
+    two = save_policy(tmp_path / "two", CnnLstm(PolicyConfig(actions=2, channels=(4, 4, 4, 4), lstm_dim=8)))
     line = complaint(capsys, "collect", "Counting", "--policy", f"checkpoint:{two}", "--out", str(tmp_path / "data"))
     assert "actions" in line
 
@@ -78,7 +78,7 @@ def test_from_a_game_to_a_test_set_of_deep_play(ray_cluster, tmp_path, monkeypat
     assert len(reader) == 3
     assert all("expert" in reader[index].policy_id and "0.15" in reader[index].policy_id for index in range(3))
     places = np.array([read_place(frame) for index in range(3) for frame in reader[index].frames_THWC])
-    assert places.mean() > ROOMS * PLACES / 2
+    assert places.mean() > ROOMS * CELLS_PER_ROOM / 2
     assert "already holds" in complaint(capsys, *argv)
     assert execute([*argv, "--resume"]) == 0
 

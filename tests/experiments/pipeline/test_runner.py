@@ -16,7 +16,7 @@ from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
 from experiments.commands import pipeline
 from experiments.pipeline.config import PLANS, plan
-from experiments.pipeline.runner import Clock, Context, Job, Stage, output_hash, run_stages
+from experiments.pipeline.runner import Clock, Context, Stage, StageContext, output_hash, run_stages
 from experiments.pipeline.stages import frames_by_game, stage_table
 from exploration.agent.policy import load_policy
 from worldmodel.models.genie import load_world_model
@@ -104,8 +104,8 @@ class Toy:
         self.root, self.calls, self.text = root, [], "one"
         self.fail: Exception | KeyboardInterrupt | None = None
 
-    def stage(self, name: str, inputs: tuple[str, ...], act: Callable[[Job], None]) -> Stage:
-        def run(job: Job) -> dict[str, Any]:
+    def stage(self, name: str, inputs: tuple[str, ...], act: Callable[[StageContext], None]) -> Stage:
+        def run(job: StageContext) -> dict[str, Any]:
             self.calls.append((name, job.resume))
             act(job)
             return {"from": name}
@@ -113,10 +113,10 @@ class Toy:
         return Stage(name, "writes", run, inputs, f"{name}.txt", 1.0, settings=self.text if name == "first" else None)
 
     def run(self) -> list[str]:
-        def first(job: Job) -> None:
+        def first(job: StageContext) -> None:
             job.out.write_text(self.text)
 
-        def second(job: Job) -> None:
+        def second(job: StageContext) -> None:
             if self.fail is not None:
                 raise self.fail
             job.out.write_text(job.path("first").read_text() * 2)

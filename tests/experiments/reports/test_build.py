@@ -18,8 +18,8 @@ from experiments.commands import report
 from experiments.reports.charts import Bar, Series, bar_chart, line_chart, log_ticks, nice_ticks, short, tick_texts
 from experiments.reports.images import code_colours, film_strip, montage, token_map
 from experiments.reports.pipeline_report import Column, table
-from experiments.reports.results import COPY, MODELS, TESTS, Figures, Measured, pooled, read_measured, verdict
-from experiments.reports.screens import Seen, compared, only_in
+from experiments.reports.results import COPY, MODELS, TESTS, EvalResults, Figures, pooled, read_measured, verdict
+from experiments.reports.screens import ScreenStats, equal_frame_counts, unique_to
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -123,9 +123,9 @@ def figures(psnr: float, delta: float = 1.0, windows: int = 10) -> Figures:
     return Figures(windows, row, (0.9,) * 3, row, 35.0, 20.0, delta, delta - 0.5, delta + 0.5)
 
 
-def measured(**psnr: float) -> Measured:
+def measured(**psnr: float) -> EvalResults:
     of = {m: {test: {"all": figures(psnr[m])} for test in (*TESTS, "both")} for m in (COPY, *MODELS)}
-    return Measured(of, ("Counting",), 3, "FID-EfficientNetLite0")
+    return EvalResults(of, ("Counting",), 3, "FID-EfficientNetLite0")
 
 
 def test_words_follow_from_numbers() -> None:
@@ -229,17 +229,17 @@ def test_maps_of_tokens_and_heat(rng: np.random.Generator) -> None:
 def test_screens_only_one_agent_saw(rng: np.random.Generator) -> None:
     a, b = (rng.integers(0, 256, (6, 64, 64, 3), dtype=np.uint8).repeat(8, 0) for _ in range(2))
     a = np.kron(rng.integers(0, 256, (6, 8, 8, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
-    here, there = Seen(), Seen()
+    here, there = ScreenStats(), ScreenStats()
     here.add(a)
     here.add(a)  # nothing new
     there.add(np.concatenate([a[:4], b[:1]]))
     assert len(here.ids) == 6
     assert here.curve == [(0, 0), *((n, n) for n in range(1, 7)), (12, 6)]
     assert [here.after(frames) for frames in (0, 5, 6, 100)] == [0, 5, 6, 6]
-    assert compared(here, there) == (5, 5)  # after the five frames that the other has played
-    alone = only_in(here, [there], 5)
+    assert equal_frame_counts(here, there) == (5, 5)  # after the five frames that the other has played
+    alone = unique_to(here, [there], 5)
     assert sorted(frame.tobytes() for frame in alone) == sorted(frame.tobytes() for frame in a[4:])
-    assert only_in(here, [here], 5) == []
+    assert unique_to(here, [here], 5) == []
 
 
 def test_generate_draws_what_the_model_makes_of_an_episode(finished_run: tuple[Path, str], tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from envs.utils.errors import InputError
-from exploration.agent.compressed_frames import BLOCK, BlockCache, Film
+from exploration.agent.compressed_frames import BLOCK, BlockCache, CompressedFrames
 from exploration.agent.loss import LossConfig, actor_critic_loss, lambda_returns, vtrace_returns
-from exploration.agent.replay_buffer import Fragment, Replay
+from exploration.agent.replay_buffer import Fragment, ReplayBuffer
 
 GAMMA, LAMBDA = 0.9, 0.8
 
@@ -150,7 +150,9 @@ def fragment(name: str, steps: int, first: int = 0, terminated: bool = False, st
         game="g",
         first_step=first,
         terminated=terminated,
-        film=Film.of(np.broadcast_to((number % 256).astype(np.uint8)[:, None, None, None], (steps + 1, 8, 8, 3))),
+        film=CompressedFrames.of(
+            np.broadcast_to((number % 256).astype(np.uint8)[:, None, None, None], (steps + 1, 8, 8, 3))
+        ),
         actions_T=number[:-1] % 5,
         rewards_T=number[:-1].astype(np.float32),
         log_probabilities_T=-number[:-1].astype(np.float32),
@@ -161,7 +163,7 @@ def fragment(name: str, steps: int, first: int = 0, terminated: bool = False, st
 
 
 def test_replay_gives_back_what_was_put_in_and_starts_everywhere():
-    replay = Replay(1_000, seed=1)
+    replay = ReplayBuffer(1_000, seed=1)
     replay.add(fragment("a", 10))
     replay.add(fragment("b", 4, terminated=True, start=100))
     replay.add(fragment("a", 6, first=10, start=10))  # goes on where the first stopped
@@ -187,7 +189,7 @@ def test_replay_gives_back_what_was_put_in_and_starts_everywhere():
 
 
 def test_burn_in_is_left_out_unless_the_episode_starts_there():
-    replay = Replay(1_000)
+    replay = ReplayBuffer(1_000)
     replay.add(fragment("a", 12))
     batch = replay.sample(200, 6, burn_in=4)
     for row, start in enumerate(batch["h"][:, 0].astype(int)):
@@ -196,7 +198,7 @@ def test_burn_in_is_left_out_unless_the_episode_starts_there():
 
 
 def test_replay_evicts_the_oldest_and_keeps_gaps_apart():
-    replay = Replay(10)
+    replay = ReplayBuffer(10)
     for index, name in enumerate("abcd"):
         replay.add(fragment(name, 4, start=20 * index))
     assert len(replay) == 8
@@ -210,11 +212,11 @@ def test_replay_evicts_the_oldest_and_keeps_gaps_apart():
         4,
     }
     with pytest.raises(InputError, match="empty"):
-        Replay(5).sample(1, 1)
+        ReplayBuffer(5).sample(1, 1)
 
 
 def test_replay_state_goes_on_exactly():
-    replay, other = Replay(1_000, seed=3), Replay(1_000, seed=4)
+    replay, other = ReplayBuffer(1_000, seed=3), ReplayBuffer(1_000, seed=4)
     for name in "ab":
         replay.add(fragment(name, 9))
     other.add(fragment("gone", 5))
@@ -254,14 +256,14 @@ def test_films_give_back_their_frames_and_take_a_fraction_of_the_memory():
     frames[:, :2, :2] = generator.integers(0, 256, (3 * BLOCK, 2, 2, 3))
     cache = BlockCache(size=2)
     for cut in (1, BLOCK - 1, BLOCK, BLOCK + 1, 70):
-        film = Film.of(frames[:cut]).joined(Film.of(frames[cut:]))
+        film = CompressedFrames.of(frames[:cut]).joined(CompressedFrames.of(frames[cut:]))
         assert len(film) == len(frames)
         np.testing.assert_array_equal(film.without_last().read(0, len(film)), frames[:-1])
         for start, stop in ((0, 96), (31, 33), (5, 5), (64, 96), (95, 96)):
             for opened in (None, cache):
                 np.testing.assert_array_equal(film.read(start, stop, opened), frames[start:stop])
         assert film.bytes < frames.nbytes / 10
-    replay = Replay(10_000)
+    replay = ReplayBuffer(10_000)
     for start in range(0, 400, 10):  # fragments of ten steps do not stay blocks of ten
         replay.add(fragment("a", 10, first=start, start=start))
     (stretch,) = replay._stretches
@@ -270,13 +272,13 @@ def test_films_give_back_their_frames_and_take_a_fraction_of_the_memory():
 
 
 def test_rewards_are_scaled_game_by_game():
-    replay = Replay(1_000, seed=0)
+    replay = ReplayBuffer(1_000, seed=0)
     replay.add(fragment("a", 40))
     replay.add(dataclasses.replace(fragment("b", 40, start=500), game="other"))
     scale = replay.reward_scale()
     assert scale["g"] == pytest.approx((np.arange(3, 40).mean(), np.arange(3, 40).std()))
     assert scale["other"][0] == pytest.approx(scale["g"][0] + 500)
-    plain = Replay(1_000, seed=0)
+    plain = ReplayBuffer(1_000, seed=0)
     plain.set_state(replay.get_state())
     raw, scaled = plain.sample(300, 5), replay.sample(300, 5, scale=scale)
     middle = np.where(raw["h"][:, :1] >= 500, scale["other"][0], scale["g"][0])

@@ -23,7 +23,7 @@ from exploration.agent.rl_module import AgentModule
 from exploration.algorithm import AutoExploreConfig
 from exploration.rollout.vector_env import spaces
 
-SMALL = PolicyConfig(channels=(4, 4, 8, 8), units=16)
+SMALL = PolicyConfig(channels=(4, 4, 8, 8), lstm_dim=16)
 
 
 def awake(config: PolicyConfig, seed: int = 0) -> CnnLstm:
@@ -95,7 +95,7 @@ def test_module_explores_by_the_mixture_and_evaluates_without():
         module_class=AgentModule,
         observation_space=observation,
         action_space=action,
-        model_config={"channels": SMALL.channels, "units": SMALL.units, "precision": "fp32"},
+        model_config={"channels": SMALL.channels, "lstm_dim": SMALL.lstm_dim, "precision": "fp32"},
     )
     module = spec.build()
     module.network.load_state_dict(awake(SMALL).state_dict())
@@ -144,7 +144,7 @@ def test_other_agents_are_refused(tmp_path):
     for epsilon, temperature in ((2.0, 1.0), (0.0, -1.0)):
         with pytest.raises(InputError):
             load_policy(good, epsilon=epsilon, temperature=temperature)
-    two = save_policy(tmp_path / "two", CnnLstm(PolicyConfig(actions=2, channels=(4, 4, 4, 4), units=8)))
+    two = save_policy(tmp_path / "two", CnnLstm(PolicyConfig(actions=2, channels=(4, 4, 4, 4), lstm_dim=8)))
     assert load_network(two).config.actions == 2
     with pytest.raises(InputError, match="actions"):
         load_policy(two)
@@ -153,7 +153,7 @@ def test_other_agents_are_refused(tmp_path):
     for change, message in (
         ({"actions": ["up", "down"]}, "actions"),
         ({"format": "something-else"}, "version"),
-        ({"network": config["network"] | {"units": 8}}, "another architecture"),
+        ({"network": config["network"] | {"lstm_dim": 8}}, "another architecture"),
         ({"network": config["network"] | {"channels": [4, 4, 8]}}, "another architecture"),
         ({"network": config["network"] | {"colour": 1}}, "architecture"),
         ({"network": None}, "architecture"),
@@ -175,7 +175,7 @@ def test_other_agents_are_refused(tmp_path):
         load_policy(good)
 
 
-@pytest.mark.parametrize("wrong", [{"actions": 1}, {"channels": ()}, {"units": 0}, {"channels": (4,) * 7}])
+@pytest.mark.parametrize("wrong", [{"actions": 1}, {"channels": ()}, {"lstm_dim": 0}, {"channels": (4,) * 7}])
 def test_impossible_architectures_are_refused(wrong):
     with pytest.raises(InputError):
         PolicyConfig(**wrong)

@@ -12,7 +12,7 @@ from envs.games.corridor import read_place
 from envs.utils.errors import InputError
 from exploration.agent.replay_buffer import to_fragment
 from exploration.reward import baselines, disagreement
-from exploration.reward.factory import RewardSource
+from exploration.reward.factory import RewardConfig
 from exploration.reward.scorers import ScoringError
 from exploration.rollout.reward_connector import RewardConnector
 from tests.fixtures.datasets import record
@@ -65,7 +65,7 @@ def test_vae_learns_to_draw_frames_and_is_kept_for_the_run(tiny_world, tmp_path,
     assert late < early / 2
     weights = tmp_path / "run" / "vae.safetensors"
     baselines.save_weights(weights, baselines.train_autoencoder(frames_NHWC, updates=5, batch=8)[0].encoder)
-    source = RewardSource("vae", data=(data,))
+    source = RewardConfig("vae", data=(data,))
     with source.open(tiny_world, tmp_path / "run", steps=1, replicas=1, seed=0) as make:  # trains nothing again
         assert make is not None
         rewards_B = make().submit(*windows())()
@@ -78,13 +78,13 @@ def test_vae_learns_to_draw_frames_and_is_kept_for_the_run(tiny_world, tmp_path,
 def test_counting_pays_rare_screens_and_forgets_when_told():
     frames_B5HWC, actions_B4 = windows(4)
     frames_B5HWC[1] = frames_B5HWC[3] = frames_B5HWC[0]
-    count = baselines.ScreenCount()
+    count = baselines.CountBonus()
     rewards_B = count.submit(frames_B5HWC, actions_B4)()
     np.testing.assert_allclose(rewards_B, [1, 2**-0.5, 1, 3**-0.5], rtol=1e-6)
     assert count.submit(frames_B5HWC[:1], actions_B4[:1])()[0] == pytest.approx(0.5)
     count.forget()
     assert count.submit(frames_B5HWC[:1], actions_B4[:1])()[0] == 1
-    chance = baselines.Chance(3).submit(*windows(50))()
+    chance = baselines.RandomReward(3).submit(*windows(50))()
     assert chance.min() >= 0
     assert chance.max() < 1
     assert chance.std() > 0.2
@@ -145,7 +145,7 @@ def test_disagreement_of_a_genie_redux_takes_each_button_for_its_latent_action(t
 
 def test_heads_are_trained_at_the_start_of_a_run(tiny_world, tmp_path):
     data = record(tmp_path / "data", episodes=2, steps=20)
-    source = RewardSource("disagreement", data=(data,))
+    source = RewardConfig("disagreement", data=(data,))
     with source.open(tiny_world, tmp_path / "reward", steps=1, replicas=1, seed=0) as make:
         written = (tmp_path / "reward" / "disagreement.safetensors").stat().st_mtime_ns
         assert make is not None
@@ -186,6 +186,6 @@ def test_the_corridor_is_what_it_says(tmp_path: Path):
 )
 def test_rewards_that_cannot_be_meant(change, message):
     with pytest.raises(InputError, match=message):
-        RewardSource(**change).check(None)
+        RewardConfig(**change).check(None)
     with pytest.raises(InputError, match="--reward-data"):
         baselines.sample_frames([], 5)

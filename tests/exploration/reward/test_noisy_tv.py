@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from envs.episodes.dataset import EpisodeReader
-from envs.games.corridor import PLACES, ROOMS, CorridorEnv
+from envs.games.corridor import CELLS_PER_ROOM, ROOMS, CorridorEnv
 from exploration.agent.policy import PolicyConfig, load_policy
-from exploration.config import ExploreRecipe
+from exploration.config import ExploreConfig
 from exploration.reward import baselines
-from exploration.reward.factory import RewardSource
+from exploration.reward.factory import RewardConfig
 from exploration.reward.token_entropy import cut_windows, uncertainty_reward
 from exploration.train import explore
 from tests.fixtures.datasets import record
@@ -101,7 +101,7 @@ def test_noise_draws_entropy_and_not_disagreement(television, tmp_path):
     }
     paid: dict[str, dict[str, float]] = {}
     for name, reward in REWARDS.items():
-        source, paid[name] = RewardSource(reward, data=(television.data,)), {}
+        source, paid[name] = RewardConfig(reward, data=(television.data,)), {}
         with source.open(television.model, tmp_path, steps=1, replicas=1, seed=0) as make:
             assert make is not None
             scorer = make()
@@ -134,9 +134,9 @@ def walk(act, seed: int) -> NDArray[np.int64]:
 
 def learnt(world: World, reward: str, seed: int, folder: Path) -> NDArray[np.int64]:
     """Where an agent goes that `explore` has trained."""
-    plan = ExploreRecipe(
+    plan = ExploreConfig(
         epochs=6, runners=0, envs_per_runner=4, steps=40, max_steps=40, updates=16, batch_size=8, segment=10, lr=5e-3,
-        normalize_rewards=True, network=PolicyConfig(channels=(4, 4, 8, 8), units=16), precision="fp32",
+        normalize_rewards=True, network=PolicyConfig(channels=(4, 4, 8, 8), lstm_dim=16), precision="fp32",
         evaluate_every=6, evaluation_steps=40, evaluate_greedily=False,
     )  # fmt: skip
     plan = dataclasses.replace(plan, loss=dataclasses.replace(plan.loss, gamma=0.9, entropy_coeff=0.02))
@@ -154,7 +154,7 @@ def learnt(world: World, reward: str, seed: int, folder: Path) -> NDArray[np.int
 
 def told(places: NDArray[np.int64]) -> str:
     """Where that is, in words."""
-    rooms = " ".join(f"{100 * (places // PLACES == room).mean():3.0f}" for room in range(ROOMS))
+    rooms = " ".join(f"{100 * (places // CELLS_PER_ROOM == room).mean():3.0f}" for room in range(ROOMS))
     return f"rooms {rooms} %, farthest places {places.max(1).tolist()}"
 
 
@@ -170,7 +170,7 @@ def test_an_agent_paid_by_entropy_stays_at_the_television_and_one_paid_by_disagr
             places[name] = learnt(television, reward, seed, tmp_path / f"{name}-{seed}")
         for name, own in places.items():
             said.append(f"seed {seed} {name:12} {told(own)}")
-            at_television.setdefault(name, []).append((own < PLACES).mean())
+            at_television.setdefault(name, []).append((own < CELLS_PER_ROOM).mean())
             farthest.setdefault(name, []).append(own.max(1).mean())
     shown = "\n".join(said)
     print("\n" + shown)

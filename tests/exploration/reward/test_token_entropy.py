@@ -12,7 +12,7 @@ from exploration.algorithm import AutoExploreConfig
 from exploration.reward.scorers import LocalScorer, ScoringError, checked
 from exploration.reward.token_entropy import cut_windows, uncertainty_reward
 from exploration.rollout.reward_connector import RewardConnector
-from worldmodel.uncertainty import as_film, as_windows
+from worldmodel.uncertainty import to_consecutive_frames, to_windows
 
 GREY = 128
 
@@ -143,7 +143,7 @@ def test_what_is_sent_while_an_env_plays_is_not_sent_again():
         playing.add_env_step(
             frame, action, 0.0, extra_model_outputs={"action_logp": np.float32(-1), "state_out": state}
         )
-        connector.send_ahead(playing)
+        connector.submit_early(playing)
         sent.append(len(scorer.newest_steps))
     assert sent == [max(0, step // 4 * 4 - 3) for step in range(1, 31)]
     connector(episodes=[playing.to_numpy()])
@@ -154,11 +154,11 @@ def test_what_is_sent_while_an_env_plays_is_not_sent_again():
 
 def test_windows_travel_as_the_film_they_were_cut_from():
     frames_B5HWC = cut_windows(*_film(9), 6).frames_B5HWC
-    film = as_film(frames_B5HWC)
+    film = to_consecutive_frames(frames_B5HWC)
     assert film.shape == (len(frames_B5HWC) + 4, 64, 64, 3)
-    np.testing.assert_array_equal(as_windows(film), frames_B5HWC)
-    assert as_film(frames_B5HWC.copy()) is None
-    assert as_film(frames_B5HWC[:1]) is None
+    np.testing.assert_array_equal(to_windows(film), frames_B5HWC)
+    assert to_consecutive_frames(frames_B5HWC.copy()) is None
+    assert to_consecutive_frames(frames_B5HWC[:1]) is None
 
 
 def _film(frames: int):
@@ -221,7 +221,7 @@ def test_actions_stay_beside_their_frames_through_rllib(ray_cluster):
     """Counting envs in processes of their own -> RLlib's runner -> connector, which asserts it -> replay."""
     config = AutoExploreConfig().exploring(games=["Counting"], scorer=ActionScorers(), max_steps=13)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    config.training(steps_per_epoch=11, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), units=8)
+    config.training(steps_per_epoch=11, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), lstm_dim=8)
     algorithm = config.build_algo()
     try:
         for _ in range(3):
@@ -249,7 +249,7 @@ def test_actions_stay_beside_their_frames_through_rllib(ray_cluster):
 def test_dropped_fragments_are_counted_and_reach_neither_replay_nor_returns(ray_cluster):
     config = AutoExploreConfig().exploring(games=["Counting"], scorer=ActionScorers(fail_at_step=8), max_steps=20)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    config.training(steps_per_epoch=10, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), units=8)
+    config.training(steps_per_epoch=10, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), lstm_dim=8)
     algorithm = config.debugging(log_level="ERROR").build_algo()
     try:
         result = algorithm.train()  # the first try brings nothing, so that the epoch collects again

@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 from exploration.algorithm import AutoExploreConfig
 from exploration.reward.scorers import LocalScorer, ScoringError, ServeScorer
 
-SMALL = {"updates_per_epoch": 1, "segments": 2, "segment": 4, "channels": (4, 4, 4, 4), "units": 8}
+SMALL = {"updates_per_epoch": 1, "segments": 2, "segment": 4, "channels": (4, 4, 4, 4), "lstm_dim": 8}
 QUEUED = 4
 
 
@@ -23,7 +23,7 @@ QUEUED = 4
 def app(ray_cluster: None, tiny_world: Path) -> Any:
     from worldmodel import serve
 
-    name = serve.run(tiny_world, app_name="faulty", num_cpus=0.5, queued=QUEUED)
+    name = serve.run(tiny_world, app_name="faulty", num_cpus=0.5, max_queued_requests=QUEUED)
     yield name
     serve.stop(name)
 

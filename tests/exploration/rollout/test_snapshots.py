@@ -13,7 +13,7 @@ from envs.games.counting import read_frame
 from experiments.__main__ import execute
 from exploration import explore
 from exploration.rollout.reward_connector import RewardConnector
-from exploration.rollout.snapshots import Glimpse, Glimpses, joined, load_glimpses, save_glimpse
+from exploration.rollout.snapshots import Snapshot, SnapshotPair, joined, load_snapshots, save_snapshot
 from exploration.watch import HALF, Watch, bars, blocks, smaller
 from tests.exploration.reward.test_token_entropy import ActionScorer, counting_episode
 
@@ -28,9 +28,9 @@ METRICS = {
 }
 
 
-def glimpse(reward: float, tokens: int = 256) -> Glimpse:
+def snapshot(reward: float, tokens: int = 256) -> Snapshot:
     frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    return Glimpse("Counting", frame, np.linspace(0, 0.8, tokens, dtype=np.float32), reward)
+    return Snapshot("Counting", frame, np.linspace(0, 0.8, tokens, dtype=np.float32), reward)
 
 
 def terminal(width: int) -> Console:
@@ -58,7 +58,7 @@ def test_the_view_has_both_pictures_and_the_figures(width: int, characters: int)
     watch = Watch(console, ["Counting"], epochs=8, done=2)
     console.print(watch)
     assert HALF not in written(console)
-    watch.show(METRICS, Glimpses(glimpse(0.25), glimpse(0.75)))
+    watch.show(METRICS, SnapshotPair(snapshot(0.25), snapshot(0.75)))
     watch.advance()
     console.print(watch)
     view = re.sub(r"\x1b\[[0-9;]*m", "", written(console))
@@ -66,16 +66,16 @@ def test_the_view_has_both_pictures_and_the_figures(width: int, characters: int)
     for words in ("epoch 3/8", "reward 0.250", "0.750", "0.070", "4.50", "123.46"):
         assert words in view, words
     no_map = Watch(terminal(width), ["Counting"], epochs=8)
-    no_map.show(METRICS, Glimpses(glimpse(0.25, tokens=0), glimpse(0.75, tokens=0)))
+    no_map.show(METRICS, SnapshotPair(snapshot(0.25, tokens=0), snapshot(0.75, tokens=0)))
     no_map.console.print(no_map)
     assert written(no_map.console).count(HALF) == characters // 2
 
 
-def test_glimpses_are_the_newest_screen_and_the_one_that_paid_most() -> None:
+def test_snapshots_are_the_newest_screen_and_the_one_that_paid_most() -> None:
     long, short = counting_episode(20).to_numpy(), counting_episode(9, seed=1).to_numpy()
     connector = RewardConnector(ActionScorer(), 0.25)
     connector(episodes=[long, short])
-    seen = connector.glimpses
+    seen = connector.snapshots
     assert seen is not None
     assert read_frame(seen.newest.frame_HWC) == (9, int(short.actions.data[-1]))
     rewards = {len(episode): np.asarray(episode.rewards.data) for episode in (long, short)}
@@ -84,18 +84,18 @@ def test_glimpses_are_the_newest_screen_and_the_one_that_paid_most() -> None:
     step, action = read_frame(seen.peak.frame_HWC)
     assert action == round(best * 10), "the scorer pays a tenth of the action's number"
     assert step >= 4
-    both = joined([None, Glimpses(glimpse(0.1), glimpse(0.2)), Glimpses(glimpse(0.3), glimpse(0.4))])
+    both = joined([None, SnapshotPair(snapshot(0.1), snapshot(0.2)), SnapshotPair(snapshot(0.3), snapshot(0.4))])
     assert both is not None
     assert (both.newest.reward, both.peak.reward) == (0.1, 0.4)
     assert joined([None]) is None
 
 
-def test_glimpses_survive_the_disk(tmp_path: Path) -> None:
-    save_glimpse(tmp_path, 7, glimpse(0.5))
-    (epoch, back) = load_glimpses(tmp_path).popitem()
+def test_snapshots_survive_the_disk(tmp_path: Path) -> None:
+    save_snapshot(tmp_path, 7, snapshot(0.5))
+    (epoch, back) = load_snapshots(tmp_path).popitem()
     assert (epoch, back.game, back.reward) == (7, "Counting", 0.5)
-    assert np.array_equal(back.frame_HWC, glimpse(0.5).frame_HWC)
-    np.testing.assert_allclose(back.entropy_N, glimpse(0.5).entropy_N, atol=1e-3)
+    assert np.array_equal(back.frame_HWC, snapshot(0.5).frame_HWC)
+    np.testing.assert_allclose(back.entropy_N, snapshot(0.5).entropy_N, atol=1e-3)
     assert back.pair().shape == (64, 128, 3)
 
 
@@ -108,13 +108,13 @@ def test_a_run_is_watched_and_leaves_screens_films_and_a_page(
     explore(["Counting"], tiny_world, out, preset="debug", runners=0, envs_per_runner=1, watch=True)
     assert HALF in written(console)
     assert "epoch 2/2" in re.sub(r"\x1b\[[0-9;]*m", "", written(console))
-    kept = load_glimpses(out)
+    kept = load_snapshots(out)
     assert list(kept) == [1, 2]
     for epoch, seen in kept.items():
         assert 4 <= read_frame(seen.frame_HWC)[0] <= 12 * epoch
         assert 0 < seen.reward <= 1
         assert seen.map() is not None
-    assert (out / "film/Counting.gif").read_bytes().startswith(b"GIF89a")
+    assert (out / "videos/Counting.gif").read_bytes().startswith(b"GIF89a")
     events = b"".join(file.read_bytes() for file in (out / "tensorboard").iterdir())
     assert b"GIF89a" in events
     assert b"\x89PNG" in events

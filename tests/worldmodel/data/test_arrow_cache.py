@@ -10,8 +10,8 @@ from envs.episodes.frame_codec import decode_frames, without_checksum
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 from tests.fixtures.datasets import record
-from worldmodel.data.arrow_cache import stage
-from worldmodel.data.clip_dataset import Clips
+from worldmodel.data.arrow_cache import build_arrow_cache
+from worldmodel.data.clip_dataset import ClipDataset
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def damage(data: Path, count: int) -> list[Path]:
 
 
 def test_few_damaged_shards_are_left_out_counted_and_named(data: Path, tmp_path: Path) -> None:
-    whole = Clips([data], tmp_path / "whole", length=8, split=None)
+    whole = ClipDataset([data], tmp_path / "whole", length=8, split=None)
     reader = EpisodeReader(data)
     played = {session_id: reader[index] for index, session_id in enumerate(reader.session_ids)}
     gone, damaged = damage(data, 2)
     gone.unlink()
     with console.capture() as printed:
-        clips = Clips([data], tmp_path / "cache", length=8, split=None)
+        clips = ClipDataset([data], tmp_path / "cache", length=8, split=None)
     assert "2 of 40 shards" in printed.get()
     for shard in (gone, damaged):
         assert shard.name in printed.get()
@@ -60,23 +60,23 @@ def test_the_copy_without_damaged_shards_is_used_until_one_is_repaired(data: Pat
     shard = sorted(data.glob("env=*/*.parquet"))[0]
     content = shard.read_bytes()
     damage(data, 1)
-    incomplete = stage(data, tmp_path / "cache")
+    incomplete = build_arrow_cache(data, tmp_path / "cache")
     written = incomplete.stat().st_mtime_ns
     with console.capture() as printed:
-        assert stage(data, tmp_path / "cache") == incomplete
+        assert build_arrow_cache(data, tmp_path / "cache") == incomplete
     assert shard.name in printed.get()
     assert incomplete.stat().st_mtime_ns == written
     shard.write_bytes(content)
-    complete = stage(data, tmp_path / "cache")
+    complete = build_arrow_cache(data, tmp_path / "cache")
     assert complete != incomplete
     assert [file.name for file in (tmp_path / "cache").iterdir()] == [complete.name]
-    assert Clips([data], tmp_path / "cache", length=8, split=None).skipped == {}
+    assert ClipDataset([data], tmp_path / "cache", length=8, split=None).skipped == {}
 
 
 def test_many_damaged_shards_stop_staging_and_leave_no_file(data: Path, tmp_path: Path) -> None:
     first, *_ = damage(data, 3)  # 7.5 %
     with pytest.raises(InputError, match=rf"3 or more of 40 shards.*over 5%.*{first.name}") as raised:
-        stage(data, tmp_path / "cache")
+        build_arrow_cache(data, tmp_path / "cache")
     assert "\n" not in str(raised.value)
     assert list((tmp_path / "cache").iterdir()) == []
 

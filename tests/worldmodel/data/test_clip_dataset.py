@@ -11,8 +11,8 @@ from envs.episodes.dataset import EpisodeReader
 from envs.games.counting import read_frame
 from envs.utils.errors import InputError
 from tests.fixtures.datasets import record
-from worldmodel.data.arrow_cache import stage
-from worldmodel.data.clip_dataset import Clips
+from worldmodel.data.arrow_cache import build_arrow_cache
+from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.loader import ClipLoader
 from worldmodel.data.sampler import ClipSampler, feistel_permutation
 
@@ -81,7 +81,7 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(ranks: int) -> None
 
 def test_windows_hold_the_episodes_frames_and_never_cross_an_end(data: str, cache: Path) -> None:
     episodes = {episode.session_id: episode for episode in EpisodeReader(data)}
-    clips = Clips([data], cache, length=16, stride=5, split=None)
+    clips = ClipDataset([data], cache, length=16, stride=5, split=None)
     expected = sum((len(episode.frames_THWC) - 16) // 5 + 1 for episode in episodes.values())
     assert len(clips) == expected
     batch = clips.batch(np.arange(len(clips)))
@@ -95,7 +95,7 @@ def test_windows_hold_the_episodes_frames_and_never_cross_an_end(data: str, cach
 
 def test_the_action_beside_frame_t_is_the_one_that_frame_t_plus_1_shows(data: str, cache: Path) -> None:
     """Alignment through playing, storing, staging, cutting and batching; windows begin anywhere, also across blobs."""
-    clips = Clips([data], cache, length=8)
+    clips = ClipDataset([data], cache, length=8)
     batch = next(ClipLoader(clips, 64, seed=2))
     assert batch.frames_BTHWC.dtype == torch.uint8
     assert batch.actions_BT.shape == (64, 7)
@@ -113,17 +113,17 @@ def test_splits_are_disjoint_and_the_union_of_data_sets_is_all_their_windows(
 ) -> None:
     other = record(tmp_path / "other", episodes=3, steps=40, seed=9)
     for split in ("train", "val", None):
-        sizes = [len(Clips([uri], cache, length=8, split=split)) for uri in (data, other)]
+        sizes = [len(ClipDataset([uri], cache, length=8, split=split)) for uri in (data, other)]
         assert min(sizes) > 0
-        assert len(Clips([data, other], cache, length=8, split=split)) == sum(sizes)
+        assert len(ClipDataset([data, other], cache, length=8, split=split)) == sum(sizes)
     sessions = {
-        split: {episode.session_id for episode in Clips([data], cache, length=8, split=split).episodes}
+        split: {episode.session_id for episode in ClipDataset([data], cache, length=8, split=split).episodes}
         for split in ("train", "val", None)
     }
     assert not sessions["train"] & sessions["val"]
     assert sessions["train"] | sessions["val"] == sessions[None]
-    union = Clips([data, other], cache, length=8)
-    second = Clips([other], cache, length=8)
+    union = ClipDataset([data, other], cache, length=8)
+    second = ClipDataset([other], cache, length=8)
     first_of_second = len(union) - len(second)
     a, b = union.batch(np.array([first_of_second])), second.batch(np.array([0]))
     assert torch.equal(a.frames_BTHWC, b.frames_BTHWC)
@@ -131,7 +131,7 @@ def test_splits_are_disjoint_and_the_union_of_data_sets_is_all_their_windows(
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_loader_resumes_at_the_next_batch_with_any_threads_and_ranks(data: str, cache: Path, threads: int) -> None:
-    clips = Clips([data], cache, length=8)
+    clips = ClipDataset([data], cache, length=8)
     straight = ClipLoader(clips, 4, seed=7)
     expected = [next(straight).window_ids_B.tolist() for _ in range(120)]
     loader = ClipLoader(clips, 4, seed=7, threads=threads)
@@ -150,31 +150,31 @@ def test_loader_resumes_at_the_next_batch_with_any_threads_and_ranks(data: str, 
 
 
 def test_loader_refuses_to_continue_on_other_data(data: str, cache: Path) -> None:
-    state = ClipLoader(Clips([data], cache, length=8), 4).state()
+    state = ClipLoader(ClipDataset([data], cache, length=8), 4).state()
     with pytest.raises(InputError, match="other data"):
-        ClipLoader(Clips([data], cache, length=6), 4, state=state)
+        ClipLoader(ClipDataset([data], cache, length=6), 4, state=state)
 
 
 def test_episodes_shorter_than_a_clip_are_named_as_the_reason(data: str, cache: Path) -> None:
     with pytest.raises(InputError, match="shorter than a clip"):
-        ClipLoader(Clips([data], cache, length=500), 4)
+        ClipLoader(ClipDataset([data], cache, length=500), 4)
 
 
 def test_staging_is_done_once_and_again_when_the_data_changes(tmp_path: Path) -> None:
     uri = record(tmp_path / "data", episodes=2, steps=12)
-    first = stage(uri, tmp_path / "cache")
+    first = build_arrow_cache(uri, tmp_path / "cache")
     written = first.stat().st_mtime_ns
-    assert stage(uri, tmp_path / "cache") == first
+    assert build_arrow_cache(uri, tmp_path / "cache") == first
     assert first.stat().st_mtime_ns == written
     record(tmp_path / "data", episodes=1, steps=12, seed=1)
-    assert stage(uri, tmp_path / "cache") != first
+    assert build_arrow_cache(uri, tmp_path / "cache") != first
     assert [file.name for file in (tmp_path / "cache").iterdir() if file.name.startswith(".")] == []
 
 
 def test_a_flipped_bit_in_the_staged_copy_is_named(tmp_path: Path) -> None:
     uri = record(tmp_path / "data", episodes=3, steps=40)
-    path = stage(uri, tmp_path / "cache")
-    clips = Clips([uri], tmp_path / "cache", length=8, split=None)
+    path = build_arrow_cache(uri, tmp_path / "cache")
+    clips = ClipDataset([uri], tmp_path / "cache", length=8, split=None)
     staged = clips._files[0]
     session = clips.episodes[0].session_id
     blob = staged.boundaries[:2].tolist()
@@ -186,7 +186,7 @@ def test_a_flipped_bit_in_the_staged_copy_is_named(tmp_path: Path) -> None:
         path.write_bytes(whole)
     flip(path, int(staged.places["actions_start"][0]))
     with pytest.raises(InputError, match="CRC-32 of actions"):
-        Clips([uri], tmp_path / "cache", length=8, split=None)
+        ClipDataset([uri], tmp_path / "cache", length=8, split=None)
 
 
 def flip(path: Path, place: int) -> None:

@@ -15,9 +15,9 @@ from envs.utils.run_dir import read_metrics
 from tests.fixtures.datasets import record
 from worldmodel import checkpoint
 from worldmodel.config import preset
-from worldmodel.data.clip_dataset import Clips
+from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.loader import ClipLoader
-from worldmodel.data.streaming_dataset import StreamClips
+from worldmodel.data.streaming_dataset import StreamingDataset
 from worldmodel.loading import load_tokenizer
 from worldmodel.training.config import recipe
 from worldmodel.training.train import train
@@ -29,8 +29,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return record(tmp_path_factory.mktemp("data") / "counting", episodes=60, steps=9)
 
 
-def stream(data: str | Path, **options: int) -> StreamClips:
-    return StreamClips([data], length=8, **{"sessions": 12, **options})
+def stream(data: str | Path, **options: int) -> StreamingDataset:
+    return StreamingDataset([data], length=8, **{"sessions": 12, **options})
 
 
 def drawn(loader: ClipLoader, batches: int) -> np.ndarray:
@@ -38,9 +38,9 @@ def drawn(loader: ClipLoader, batches: int) -> np.ndarray:
 
 
 def test_windows_are_those_of_the_staged_copy(data: str, tmp_path: Path) -> None:
-    clips, staged = stream(data), Clips([data], tmp_path, length=8)
+    clips, staged = stream(data), ClipDataset([data], tmp_path, length=8)
     assert len(clips) == len(staged)
-    ids = clips.spread(50)
+    ids = clips.evenly_spaced(50)
     a, b = clips.batch(ids), staged.batch(ids)
     for name in ("frames_BTHWC", "actions_BT", "games_B", "window_ids_B"):
         assert torch.equal(getattr(a, name), getattr(b, name))
@@ -77,8 +77,8 @@ def test_memory_stays_within_its_bounds_and_little_is_read_twice(
     data: str, bound: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    load = StreamClips._load
-    monkeypatch.setattr(StreamClips, "_load", lambda clips, place: (read.append(place), load(clips, place))[1])
+    load = StreamingDataset._load
+    monkeypatch.setattr(StreamingDataset, "_load", lambda clips, place: (read.append(place), load(clips, place))[1])
     clips = stream(data, **bound)
     loader = ClipLoader(clips, 4, threads=1)
     assert clips.bytes_E.sum() > 4 * 60_000

@@ -15,8 +15,8 @@ from tests.fixtures.datasets import record
 from worldmodel import Dynamics, LatentActionModel, Tokenizer, preset
 from worldmodel.checkpoint import open_checkpoint
 from worldmodel.data.batch import LatentBatch, TokenFrameBatch
-from worldmodel.data.clip_dataset import Clips
-from worldmodel.data.token_dataset import Sharing, cache_tokens
+from worldmodel.data.clip_dataset import ClipDataset
+from worldmodel.data.token_dataset import CacheBarrier, cache_tokens
 from worldmodel.loading import load_tokenizer
 from worldmodel.training.config import recipe
 from worldmodel.training.flops import cost_of
@@ -53,7 +53,7 @@ def noisy(model: Any, seed: int = 0) -> Any:
 
 def test_stored_tokens_are_those_of_encoding_now_and_are_computed_once(data: str, runs: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(runs / "tokenizer")
-    clips = Clips([data], tmp_path, length=6, stride=3)
+    clips = ClipDataset([data], tmp_path, length=6, stride=3)
     cached = cache_tokens(tokenizer, clips, tmp_path, batch_size=5)
     ids = np.array([7, 0, len(clips) - 1])
     batch, frames = cached.batch(ids), clips.batch(ids)
@@ -75,7 +75,7 @@ def test_stored_tokens_are_those_of_encoding_now_and_are_computed_once(data: str
 
 def test_stored_latent_actions_are_those_read_now_and_another_lam_has_its_own(data: str, tmp_path: Path) -> None:
     tokenizer, lam = noisy(Tokenizer(CONFIG)), noisy(LatentActionModel(CONFIG))
-    clips = Clips([data], tmp_path, length=6, stride=3)
+    clips = ClipDataset([data], tmp_path, length=6, stride=3)
     cached = cache_tokens(tokenizer, clips, tmp_path, lam=lam, batch_size=5)
     ids = np.arange(len(clips))
     batch, frames = cached.batch(ids), clips.batch(ids)
@@ -106,12 +106,12 @@ def test_stored_latent_actions_are_those_read_now_and_another_lam_has_its_own(da
 
 def test_processes_that_share_the_encoding_store_what_one_alone_does(data: str, tmp_path: Path) -> None:
     tokenizer, lam = noisy(Tokenizer(CONFIG)), noisy(LatentActionModel(CONFIG))
-    clips = Clips([data], tmp_path, length=6, stride=4)
+    clips = ClipDataset([data], tmp_path, length=6, stride=4)
     alone = cache_tokens(tokenizer, clips, tmp_path / "alone", lam=lam)
     barrier = threading.Barrier(3)
 
     def one_of_three(part: int) -> Any:
-        sharing = Sharing(part, 3, barrier.wait)
+        sharing = CacheBarrier(part, 3, barrier.wait)
         return cache_tokens(tokenizer, clips, tmp_path / "b", lam=lam, batch_size=4, sharing=sharing)
 
     with ThreadPoolExecutor(3) as pool:
@@ -149,7 +149,7 @@ def test_training_on_latent_actions_uses_what_is_stored_and_learns_the_same(
 
 
 def test_batches_for_joint_training_hold_frames_beside_tokens(data: str, runs: Path, tmp_path: Path) -> None:
-    clips = Clips([data], tmp_path, length=6, stride=8)
+    clips = ClipDataset([data], tmp_path, length=6, stride=8)
     ids = np.array([3, 1])
     batch = cache_tokens(load_tokenizer(runs / "tokenizer"), clips, tmp_path, frames=True).batch(ids)
     assert isinstance(batch, TokenFrameBatch)

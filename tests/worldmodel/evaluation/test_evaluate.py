@@ -15,12 +15,12 @@ from envs.games.counting import CountingEnv, read_frame
 from envs.utils.errors import InputError
 from tests.fixtures.datasets import record
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
-from worldmodel.data.clip_dataset import Clips
+from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.codebook_stats import moving_patches
 from worldmodel.evaluation.evaluate import evaluate, export, plan_windows, summarise
-from worldmodel.evaluation.external_predictions import Peer
+from worldmodel.evaluation.external_predictions import ExternalPredictions
 from worldmodel.evaluation.feature_networks import feature_network
-from worldmodel.evaluation.window_metrics import Settings, joined, score_windows
+from worldmodel.evaluation.window_metrics import Settings, concat_scores, measure_windows
 from worldmodel.metrics import PSNR_CAP, random_actions
 
 
@@ -94,7 +94,7 @@ def test_a_model_that_knows_the_game_is_perfect_and_copying_is_not(data: str) ->
 
 def test_copying_is_scored_against_each_predicted_frame(data: str, tmp_path: Path) -> None:
     """The baseline's figures, computed by hand from the episodes."""
-    clips = Clips([data], tmp_path, length=12, stride=20, split=None)
+    clips = ClipDataset([data], tmp_path, length=12, stride=20, split=None)
     expected = []
     for number in range(len(clips)):
         place, start = clips.locate(number)
@@ -111,15 +111,15 @@ def test_a_model_that_ignores_actions_has_no_control(data: str) -> None:
 
 
 def test_figures_do_not_depend_on_how_windows_are_batched_or_joined(data: str, tmp_path: Path) -> None:
-    clips = Clips([data], tmp_path, length=6, stride=5, split=None)
+    clips = ClipDataset([data], tmp_path, length=6, stride=5, split=None)
     network = feature_network()
     settings = Settings(horizon=4, stride=5)
     ids = plan_windows(clips, 7)["Counting"]
     assert len(ids) == 7
     model: Any = CountingModel(blind=True)
-    whole = summarise(score_windows(model, clips, ids, settings, network), settings)
-    parts = [score_windows(model, clips, part, settings, network) for part in (ids[:1], ids[1:5], ids[5:])]
-    split = summarise(joined(parts), settings)
+    whole = summarise(measure_windows(model, clips, ids, settings, network), settings)
+    parts = [measure_windows(model, clips, part, settings, network) for part in (ids[:1], ids[1:5], ids[5:])]
+    split = summarise(concat_scores(parts), settings)
     assert split["prediction"]["distance"] == pytest.approx(whole["prediction"]["distance"], rel=1e-4)
     for side in ("prediction", "copy"):
         assert split[side]["by_step"]["psnr"] == pytest.approx(whole[side]["by_step"]["psnr"])
@@ -185,7 +185,7 @@ def test_a_peer_is_scored_by_its_pictures(data: str, tmp_path: Path) -> None:
                 if kind == "frame" or place == told["delta_t"] - 1:
                     picture = Image.fromarray((pixels.movedim(0, -1) * 255).round().byte().numpy())
                     picture.save(file.parent / f"{kind}-{place:03d}.png")
-    found = evaluate(Peer(root), [data], distance=False, **options)
+    found = evaluate(ExternalPredictions(root), [data], distance=False, **options)
     wanted = evaluate(model, [data], distance=False, **options)  # type: ignore[arg-type]
     for name in ("prediction", "copy", "delta_psnr"):
         assert found["overall"][name] == wanted["overall"][name]
@@ -194,19 +194,21 @@ def test_a_peer_is_scored_by_its_pictures(data: str, tmp_path: Path) -> None:
 
     for file in root.rglob("random-*.png"):
         file.unlink()
-    assert evaluate(Peer(root), [data], distance=False, **options)["overall"]["delta_psnr"]["mean"] is None
+    assert (
+        evaluate(ExternalPredictions(root), [data], distance=False, **options)["overall"]["delta_psnr"]["mean"] is None
+    )
     last = sorted(root.rglob("frame-004.png"))[-1]
     Image.new("RGB", (32, 64)).save(last)
     with pytest.raises(InputError, match=r"frame-004.png: expected 64x64 pixels, got 32x64"):
-        evaluate(Peer(root), [data], distance=False, **options)
+        evaluate(ExternalPredictions(root), [data], distance=False, **options)
     last.write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"frame-004.png: no picture"):
-        evaluate(Peer(root), [data], distance=False, **options)
+        evaluate(ExternalPredictions(root), [data], distance=False, **options)
     last.unlink()
     with pytest.raises(InputError, match=r"frame-004.png is missing"):
-        evaluate(Peer(root), [data], distance=False, **options)
+        evaluate(ExternalPredictions(root), [data], distance=False, **options)
     with pytest.raises(InputError, match="no folder of a peer's predictions"):
-        Peer(root / "nothing")
+        ExternalPredictions(root / "nothing")
 
 
 def test_random_actions_replace_those_into_predicted_frames_alone() -> None:
@@ -225,10 +227,10 @@ def test_delta_psnr_of_the_prediction_at_hand_is_that_of_two_whole_predictions(
     """Taking over the prediction that is there, and predicting no more frames than needed, changes no bit."""
     torch.manual_seed(0)
     model = GenieReduxG(Tokenizer(preset("debug")), Dynamics(preset("debug"))).eval()
-    clips = Clips([data], tmp_path, length=7, stride=9)
+    clips = ClipDataset([data], tmp_path, length=7, stride=9)
     settings = Settings(horizon=5, steps=3, mode=mode, delta_t=t)
     ids = np.arange(3)
-    scores = score_windows(model, clips, ids, settings, seed=7)
+    scores = measure_windows(model, clips, ids, settings, seed=7)
     batch = clips.batch(ids)
     frames = batch.frames_BTHWC.movedim(-1, 2) / 255
     quality = []

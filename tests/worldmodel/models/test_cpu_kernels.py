@@ -9,7 +9,14 @@ from torch.nn import functional as F
 
 from envs.utils.errors import InputError
 from worldmodel.models import cpu_kernels
-from worldmodel.models.cpu_kernels import add_normed, attend, fuse, gated_feed_forward, split_heads, weights_kept
+from worldmodel.models.cpu_kernels import (
+    add_normed,
+    attend,
+    cached_weights,
+    gated_feed_forward,
+    set_compile,
+    split_heads,
+)
 
 CPU = torch.device("cpu")
 
@@ -69,20 +76,20 @@ def test_kernels_have_the_gradients_of_plain_ones() -> None:
 
 
 def test_compiled_kernels_have_the_gradients_of_plain_ones() -> None:
-    fuse(True, CPU)
+    set_compile(True, CPU)
     try:
         every_kernel()
-        assert all(kernel.now is not kernel.plain for kernel in cpu_kernels.Fusable.every)
+        assert all(kernel.now is not kernel.plain for kernel in cpu_kernels.Compilable.every)
     finally:
-        fuse(False, CPU)
-    assert all(kernel.now is kernel.plain for kernel in cpu_kernels.Fusable.every)
+        set_compile(False, CPU)
+    assert all(kernel.now is kernel.plain for kernel in cpu_kernels.Compilable.every)
 
 
 def test_a_missing_compiler_is_named_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match="needs a C\\+\\+ compiler, and there is no no-such-compiler"):
-        fuse(True, CPU)
-    assert all(kernel.now is kernel.plain for kernel in cpu_kernels.Fusable.every)
+        set_compile(True, CPU)
+    assert all(kernel.now is kernel.plain for kernel in cpu_kernels.Compilable.every)
 
 
 def test_what_a_query_does_not_see_is_left_out() -> None:
@@ -111,8 +118,8 @@ def test_weights_are_kept_while_that_is_wished_and_no_longer() -> None:
     x, up, down = (value.detach().bfloat16() for value in leaves((5, 8), (42, 8), (8, 21)))
     up, down = up.float(), down.float()
     plain = gated_feed_forward(x, up, down)
-    with weights_kept():
-        with weights_kept():
+    with cached_weights():
+        with cached_weights():
             assert torch.equal(gated_feed_forward(x, up, down), plain)
         down.mul_(2)
         assert torch.equal(gated_feed_forward(x, up, down), plain)

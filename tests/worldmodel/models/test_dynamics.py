@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from envs.utils.errors import InputError
 from worldmodel import Dynamics, Tokenizer, WorldModelConfig, preset
-from worldmodel.models.frame_order import Timeline, TwoStreams
-from worldmodel.models.position_encoding import PositionBias, PositionGenerator
-from worldmodel.models.transformer import Stack
+from worldmodel.models.frame_order import CleanNoisyLayout, FrameOrder
+from worldmodel.models.position_encoding import PEG, PositionBias
+from worldmodel.models.transformer import STTransformer
 
 DEBUG = preset("debug")
 
@@ -74,15 +74,15 @@ def test_config_goes_through_plain_data() -> None:
 @pytest.mark.parametrize("past", [0, 1, 2])
 def test_position_generator_is_a_causal_convolution(past: int) -> None:
     torch.manual_seed(0)
-    peg = PositionGenerator(6).double()
+    peg = PEG(6).double()
     x = torch.randn(2, 5, 4, 4, 6, dtype=torch.double, requires_grad=True)
     volume = F.pad(x.permute(0, 4, 1, 2, 3), (1, 1, 1, 1, 2, 0))
     wanted = F.conv3d(volume, peg.weight, groups=6).permute(0, 2, 3, 4, 1)
     if past:
         tail = F.pad(x[:, :past], (0, 0, 0, 0, 0, 0, 2 - past, 0))
-        torch.testing.assert_close(peg(x[:, past:], Timeline.film(5 - past, past), tail), wanted[:, past:])
+        torch.testing.assert_close(peg(x[:, past:], FrameOrder.consecutive(5 - past, past), tail), wanted[:, past:])
         return
-    made = peg(x, Timeline.film(5), None)
+    made = peg(x, FrameOrder.consecutive(5), None)
     torch.testing.assert_close(made, wanted)
     pull = torch.randn_like(made)
     for one, other in zip(
@@ -106,7 +106,7 @@ def test_position_bias_is_the_mlp_at_each_offset() -> None:
 
 def test_alibi_and_mask_of_a_film() -> None:
     slopes = 2.0 ** -torch.arange(1, 9)
-    bias = Timeline.film(3, past=2).distance_bias(slopes)
+    bias = FrameOrder.consecutive(3, past=2).distance_bias(slopes)
     assert bias.shape == (8, 3, 5)
     assert bias[0, 0].tolist() == [-1.0, -0.5, 0.0, -torch.inf, -torch.inf]
     assert bias[7, 2].tolist() == [-4 / 256, -3 / 256, -2 / 256, -1 / 256, 0.0]
@@ -119,7 +119,7 @@ def test_alibi_and_mask_of_a_film() -> None:
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_a_stack_sees_no_later_frame(temporal_first: bool, precision: torch.dtype) -> None:
     torch.manual_seed(1)
-    stack = Stack(32, 2, 16, 2, temporal_first=temporal_first)
+    stack = STTransformer(32, 2, 16, 2, temporal_first=temporal_first)
     x, bias = torch.randn(2, 6, 4, 4, 32), torch.randn(2, 16, 16)
     with torch.no_grad(), torch.autocast("cpu", precision, enabled=precision != torch.float32):
         whole, _ = stack(x, bias)
@@ -190,9 +190,9 @@ def test_dynamics_learns_which_action_made_a_frame() -> None:
 # Past
 
 
-def loud_stack(cfg: tuple[int, int, int, int], seed: int = 0) -> Stack:
+def loud_stack(cfg: tuple[int, int, int, int], seed: int = 0) -> STTransformer:
     torch.manual_seed(seed)
-    stack = Stack(*cfg, condition=5).eval()
+    stack = STTransformer(*cfg, condition=5).eval()
     for parameter in stack.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return stack
@@ -220,7 +220,7 @@ def test_two_streams_compute_what_sampling_computes(starts: list[int]) -> None:
     dynamics, tokens, actions = random_dynamics(cfg), random_tokens(cfg, 2, 6), random_actions(2, 5)
     masked = tokens[:, 1:].masked_fill(torch.rand(2, 5, cfg.grid, cfg.grid) < 0.6, cfg.mask_id)
     conditions = dynamics.conditions(actions)
-    streams = TwoStreams.of(starts, 6, tokens.device)
+    streams = CleanNoisyLayout.of(starts, 6, tokens.device)
     with torch.no_grad():
         both, _ = dynamics.run(
             torch.cat([tokens[:, :-1], masked], 1), conditions[:, streams.frames_F], None, streams.timeline
@@ -259,18 +259,18 @@ def test_objectives_train_only_later_frames_and_follow_the_generator(objective: 
 
 
 def test_masked_frames_masks_each_frame_by_a_ratio_of_its_own() -> None:
-    spread = {}
+    evenly_spaced = {}
     for objective in ("masked", "masked_frames"):
         cfg = replace(DEBUG, dynamics=replace(DEBUG.dynamics, objective=objective))
         tokens, actions = random_tokens(cfg, 64, 5), random_actions(64, 4)
         generator = torch.Generator().manual_seed(0)
         _, _, mask = random_dynamics(cfg)._masked(tokens, actions, generator)
         shares_BT = mask.flatten(2).float().mean(-1)
-        spread[objective] = shares_BT.std(1).mean().item()
+        evenly_spaced[objective] = shares_BT.std(1).mean().item()
         assert shares_BT.mean().item() == pytest.approx(2 / torch.pi, abs=0.06)
     # One ratio for a clip leaves only chance between its frames; ratios of their own spread as cos(pi/2 u), by 0.31.
-    assert spread["masked"] < 0.08
-    assert spread["masked_frames"] > 0.2
+    assert evenly_spaced["masked"] < 0.08
+    assert evenly_spaced["masked_frames"] > 0.2
 
 
 def test_masks_follow_the_cosine_schedule_and_chunks_cover_all_later_frames() -> None:
@@ -278,7 +278,7 @@ def test_masks_follow_the_cosine_schedule_and_chunks_cover_all_later_frames() ->
     dynamics, generator = Dynamics(cfg), torch.Generator().manual_seed(0)
     later, lengths, shares = random_tokens(cfg, 8, 6), set(), []
     for _ in range(200):
-        mask, starts = dynamics.draw_chunks(later, generator)
+        mask, starts = dynamics.sample_chunks(later, generator)
         assert starts[0] == 1
         assert starts == sorted(set(starts))
         lengths |= {end - start for start, end in pairwise([*starts, 7])}

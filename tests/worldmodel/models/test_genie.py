@@ -196,9 +196,9 @@ def test_entropy_of_one_pass_equals_the_plain_calculation(context: int) -> None:
     other = frames.clone()
     other[:, context:] = 0
     assert torch.equal(model.token_entropy(other, actions, context=context), made)
-    assert torch.equal(model.entropy_ahead(frames[:, :context], actions), made)
+    assert torch.equal(model.future_token_entropy(frames[:, :context], actions), made)
     with pytest.raises(InputError, match="given frames <= actions"):
-        model.entropy_ahead(frames, actions)
+        model.future_token_entropy(frames, actions)
 
 
 def test_the_query_gives_the_hidden_states_that_entropies_are_read_from() -> None:

@@ -16,9 +16,9 @@ from experiments.__main__ import execute
 from tests.fixtures.datasets import record
 from worldmodel import LatentActionModel, preset
 from worldmodel.checkpoint import open_checkpoint
-from worldmodel.config import HIDDEN
-from worldmodel.data.clip_dataset import Clips
-from worldmodel.data.streaming_dataset import StreamClips
+from worldmodel.config import MASKED_ACTION
+from worldmodel.data.clip_dataset import ClipDataset
+from worldmodel.data.streaming_dataset import StreamingDataset
 from worldmodel.loading import load_lam
 from worldmodel.models.action_map import agreement
 from worldmodel.models.vector_quantizer import LABEL_TEMPERATURE
@@ -36,12 +36,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return record(tmp_path_factory.mktemp("labels") / "data", games=("Counting", "NoisyTV"), episodes=9, steps=30)
 
 
-def shown_sessions(clips: Clips | StreamClips, share: float) -> set[str]:
+def shown_sessions(clips: ClipDataset | StreamingDataset, share: float) -> set[str]:
     """The sessions whose recorded actions some batch holds; checks that nothing is shown by halves."""
-    clips.show_actions(share)
+    clips.reveal_actions(share)
     sessions: dict[str, set[bool]] = {}
     for window in range(len(clips)):
-        hidden = (clips.batch(np.array([window])).actions_BT == HIDDEN).flatten().tolist()
+        hidden = (clips.batch(np.array([window])).actions_BT == MASKED_ACTION).flatten().tolist()
         sessions.setdefault(clips.episodes[clips.locate(window)[0]].session_id, set()).update(hidden)
     assert all(len(hidden) == 1 for hidden in sessions.values())
     return {session for session, hidden in sessions.items() if hidden == {False}}
@@ -71,33 +71,33 @@ def trained(data: str, out: Path, **options: Any) -> dict[str, torch.Tensor]:
 
 
 def test_the_same_share_of_each_games_episodes_is_labelled_however_they_are_read(data: str, tmp_path: Path) -> None:
-    clips = Clips([data], tmp_path, length=6)
+    clips = ClipDataset([data], tmp_path, length=6)
     games = {episode.session_id: episode.game for episode in clips.episodes}
     for share, count in ((0.0, 0), (0.01, 1), (SHARE, 3), (1.0, 8)):  # of 8, since one is for validation
         shown = shown_sessions(clips, share)
         assert [sum(games[session] == game for session in shown) for game in clips.games] == [count, count]
     assert shown_sessions(clips, 0.01) < shown_sessions(clips, SHARE)
-    assert shown_sessions(StreamClips([data], length=6), SHARE) == shown_sessions(clips, SHARE)
+    assert shown_sessions(StreamingDataset([data], length=6), SHARE) == shown_sessions(clips, SHARE)
 
 
 def test_half_of_the_draws_are_labelled_and_do_not_depend_on_ranks(data: str, tmp_path: Path) -> None:
-    clips = Clips([data], tmp_path, length=6)
+    clips = ClipDataset([data], tmp_path, length=6)
     plain = clips.sampler(seed=1).batch(0, 400)
-    clips.show_actions(0.1)
-    for windows in (clips, StreamClips([data], length=6)):
-        windows.show_actions(0.1)
+    clips.reveal_actions(0.1)
+    for windows in (clips, StreamingDataset([data], length=6)):
+        windows.reveal_actions(0.1)
         sampler = windows.sampler(seed=1)
         ids = sampler.batch(800, 400, 0, 1)
-        labelled = (windows.batch(ids).actions_BT[:, 0] != HIDDEN).float().mean()
+        labelled = (windows.batch(ids).actions_BT[:, 0] != MASKED_ACTION).float().mean()
         assert 0.45 < float(labelled) < 0.7  # half, and 2 of 16 of the others
         of_ranks = np.concatenate([sampler.batch(800, 400, rank, 2) for rank in range(2)])
         assert sorted(of_ranks) == sorted(ids)
-    clips.show_actions(0.0)
+    clips.reveal_actions(0.0)
     assert (clips.sampler(seed=1).batch(0, 400) == plain).all()
 
 
 def test_what_is_hidden_changes_no_weight_and_what_is_shown_does(data: str, tmp_path: Path) -> None:
-    clips = Clips([data], tmp_path, length=6)
+    clips = ClipDataset([data], tmp_path, length=6)
     shown = shown_sessions(clips, SHARE)
     hidden = {episode.session_id for episode in clips.episodes} - shown
     weights = {
@@ -118,7 +118,10 @@ def test_what_is_hidden_changes_no_weight_and_what_is_shown_does(data: str, tmp_
 def test_the_loss_equals_an_independent_calculation() -> None:
     torch.manual_seed(0)
     lam = LatentActionModel(DEBUG).eval()
-    frames, labels = torch.rand(2, 4, 3, 64, 64), torch.tensor([[0, HIDDEN, 4], [HIDDEN, 6, HIDDEN]])
+    frames, labels = (
+        torch.rand(2, 4, 3, 64, 64),
+        torch.tensor([[0, MASKED_ACTION, 4], [MASKED_ACTION, 6, MASKED_ACTION]]),
+    )
     with torch.no_grad():
         losses, features = lam(frames, labels).losses, lam.to_code(lam.actions(lam.features(frames)[0]))
         alone = lam(frames).losses
@@ -140,7 +143,7 @@ def test_codes_that_are_kept_for_labels_stay_where_they_are_however_seldom_they_
     common = torch.nn.functional.normalize(torch.randn(8), dim=0)
     features = [common + 0.02 * torch.randn(4, 8) for _ in range(600)]
     for feature in features:
-        quantizer(feature, torch.full((4,), HIDDEN))
+        quantizer(feature, torch.full((4,), MASKED_ACTION))
     assert float(quantizer.use_K.min()) < DEBUG.lam.reseed_below / 7  # dead, so that without labels it is re-seeded
     assert torch.equal(quantizer.codebook, before)
     quantizer(features[0])
@@ -152,7 +155,7 @@ def test_with_labels_codes_stand_for_the_buttons_of_held_out_episodes(tmp_path: 
     test = record(tmp_path / "test", games=("Counting",), episodes=2, steps=60, seed=1)
     length = DEBUG.frames
     held_out, known = (
-        Clips([folder], tmp_path, length=length, stride=length - 1, split=split)
+        ClipDataset([folder], tmp_path, length=length, stride=length - 1, split=split)
         for folder, split in ((test, None), (data, "train"))
     )
     own, mapped = {}, {}

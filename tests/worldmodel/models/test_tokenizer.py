@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldmodel import Tokenizer, preset
-from worldmodel.evaluation.codebook_stats import background_share
-from worldmodel.models.vector_quantizer import CosineQuantizer
+from worldmodel.evaluation.codebook_stats import static_token_fraction
+from worldmodel.models.vector_quantizer import VectorQuantizer
 
 DEBUG = preset("debug")
 
@@ -92,14 +92,14 @@ def test_dead_codes_are_seeded_again_and_come_into_use(codebook: str) -> None:
         cfg = dataclasses.replace(
             DEBUG.tokenizer, codes=16, code_dim=8, codebook=codebook, ema_decay=0.9, reseed_below=reseed_below
         )
-        quantizer = CosineQuantizer(cfg)
+        quantizer = VectorQuantizer(cfg)
         quantizer.rows.data.copy_(F.normalize(torch.ones(16, 8) + 0.001 * torch.randn(16, 8), dim=-1))
         if codebook == "ema":
             quantizer.sums_KD.copy_(quantizer.rows / 16)
         for step in range(120):
             quantizer.progress.fill_(step / 120)
             quantizer(draw(64))
-            quantizer.settle()
+            quantizer.reseed_dead_codes()
         used = len(quantizer.ids(draw(256)).unique())
         assert used < 10 if few else used >= 12
 
@@ -108,7 +108,7 @@ def test_what_is_represented_well_gets_no_more_codes() -> None:
     """Noise below reseed_error must not win the background a second code: tokens of a still scene would flicker."""
     torch.manual_seed(0)
     cfg = dataclasses.replace(DEBUG.tokenizer, codes=16, code_dim=8, ema_decay=0.9, reseed_below=0.2, reseed_error=0.05)
-    quantizer, draw = CosineQuantizer(cfg), clusters(3, 8)
+    quantizer, draw = VectorQuantizer(cfg), clusters(3, 8)
     for step in range(120):
         quantizer.progress.fill_(step / 120)
         quantizer(draw(64))
@@ -119,7 +119,7 @@ def test_quantiser_learns_the_same_from_the_same_random_state() -> None:
     states = []
     for _ in range(2):
         torch.manual_seed(5)
-        quantizer = CosineQuantizer(DEBUG.tokenizer)
+        quantizer = VectorQuantizer(DEBUG.tokenizer)
         draw = clusters(8, 8)
         for _ in range(20):
             quantizer(draw(32))
@@ -132,7 +132,7 @@ def test_quantiser_learns_the_same_from_the_same_random_state() -> None:
 def test_quantiser_is_cosine_straight_through_and_late(codebook: str) -> None:
     torch.manual_seed(0)
     cfg = dataclasses.replace(DEBUG.tokenizer, codebook=codebook, quantizer_start=0.5)
-    quantizer = CosineQuantizer(cfg)
+    quantizer = VectorQuantizer(cfg)
     x = torch.randn(40, 8, requires_grad=True)
     quantised, _, _ = quantizer(x)
     torch.testing.assert_close(quantised, F.normalize(x, dim=-1))  # not yet
@@ -150,4 +150,4 @@ def test_background_share_counts_still_and_moving_patches() -> None:
     frames = torch.zeros(1, 2, 3, 8, 8)
     frames[0, 1, :, 0, 0] = 1.0
     tokens = torch.tensor([[[[1, 1], [1, 1]], [[5, 7], [7, 2]]]])
-    assert background_share(tokens, frames) == {"static": pytest.approx(2 / 3), "moving": 0.0}
+    assert static_token_fraction(tokens, frames) == {"static": pytest.approx(2 / 3), "moving": 0.0}

@@ -13,7 +13,7 @@ from PIL import Image
 import envs
 from envs.collect.policies import RandomPolicy
 from envs.collect.rerender import play_again
-from envs.collect.worker import Session, play_episode
+from envs.collect.worker import EpisodeKey, play_episode
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 from envs.games.retro import letterbox
 from envs.utils.errors import InputError
@@ -23,9 +23,9 @@ from experiments.reports.build import build
 from experiments.reports.images import at_scale
 from worldmodel.checkpoint import open_checkpoint
 from worldmodel.config import preset
-from worldmodel.data.batch import model_frames
-from worldmodel.data.clip_dataset import Clips
-from worldmodel.data.pair_dataset import PairClips
+from worldmodel.data.batch import to_float_frames
+from worldmodel.data.clip_dataset import ClipDataset
+from worldmodel.data.pair_dataset import PairDataset
 from worldmodel.loading import load_upscaler
 from worldmodel.metrics import frame_psnr
 from worldmodel.models.upscaler import SHAPES, Upscaler, UpscalerConfig, bicubic
@@ -45,7 +45,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     with EpisodeWriter(folder / "small") as writer:
         env = envs.make(GAME)
         for episode in range(4):
-            writer.add(play_episode(env, RandomPolicy(), Session(GAME, "random", 0, episode), steps=40 + episode))
+            writer.add(play_episode(env, RandomPolicy(), EpisodeKey(GAME, "random", 0, episode), steps=40 + episode))
         env.close()
     small = EpisodeReader(folder / "small")
     with EpisodeWriter(folder / "large") as writer:
@@ -65,9 +65,9 @@ def run(sides: tuple[str, str]) -> Path:
     return out
 
 
-def pairs_of(sides: tuple[str, str], split: str | None) -> PairClips:
+def pairs_of(sides: tuple[str, str], split: str | None) -> PairDataset:
     cache = Path(sides[0]).parent / "cache"
-    return PairClips(*(Clips([uri], cache, length=1, split=split) for uri in sides))
+    return PairDataset(*(ClipDataset([uri], cache, length=1, split=split) for uri in sides))
 
 
 def test_the_papers_sizes() -> None:
@@ -146,8 +146,8 @@ def test_a_short_training_beats_bicubic_on_frames_it_never_saw(sides: tuple[str,
     options: dict[str, Any] = {"config": CONFIG, "data": [sides[0]], "pairs": sides[1], "cache_dir": cache}
     train("upscaler", recipe=settings, out=tmp_path / "run", **options)
     held_out = pairs_of(sides, "val")
-    batch = held_out.batch(held_out.spread(8))
-    small, large = (model_frames(side) for side in (batch.small_BhwC, batch.large_BHWC))
+    batch = held_out.batch(held_out.evenly_spaced(8))
+    small, large = (to_float_frames(side) for side in (batch.small_BhwC, batch.large_BHWC))
     upscaler = load_upscaler(tmp_path / "run")
     made, plain = (frame_psnr(frames, large).mean() for frames in (upscaler.upscale(small), bicubic(small, 4)))
     assert made > plain + 0.5

@@ -16,13 +16,13 @@ from envs.utils.run_dir import read_metrics
 from tests.fixtures.datasets import record
 from worldmodel import checkpoint
 from worldmodel.config import WorldModelConfig, preset
-from worldmodel.data.clip_dataset import Clips
+from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.loading import load_tokenizer
 from worldmodel.sharded_tensors import on_cpu
 from worldmodel.training.config import RECIPES, recipe
-from worldmodel.training.ema import MovingAverage
-from worldmodel.training.run_spec import Job
-from worldmodel.training.setup import TRAINED, build_objective
+from worldmodel.training.ema import EMA
+from worldmodel.training.run_spec import TrainingRun
+from worldmodel.training.setup import COMPONENTS, build_objective
 from worldmodel.training.train import train
 from worldmodel.training.trainer import Trainer
 
@@ -92,9 +92,9 @@ def rank_of_a_run(data: str, name: str, rank: int, ranks: int) -> None:
     """
     component, config, parallel = name.split("-")
     settings = recipe(component, "debug", ema=0.9, parallel=parallel.rstrip("4"), **SHORT)
-    job = Job(component, CONFIGS[config], settings, (data,), Path.cwd() / name, Path(data).parent / "cache")
+    job = TrainingRun(component, CONFIGS[config], settings, (data,), Path.cwd() / name, Path(data).parent / "cache")
     train_split, validation = (
-        Clips([data], job.cache_dir, length=6, stride=2, split=split) for split in ("train", "val")
+        ClipDataset([data], job.cache_dir, length=6, stride=2, split=split) for split in ("train", "val")
     )
     objective = build_objective(job, CPU)
     trainer: Trainer
@@ -167,7 +167,7 @@ def test_codes_that_are_seeded_again_are_the_same_on_every_rank_however_the_mode
         # AdamW turns a row by less than a degree in 8 steps.
         component, config, _ = name.split("-")
         settings = recipe(component, "debug", **SHORT)
-        start = build_objective(Job(component, CONFIGS[config], settings, (), Path("a"), Path("b")), CPU).model
+        start = build_objective(TrainingRun(component, CONFIGS[config], settings, (), Path("a"), Path("b")), CPU).model
         turned = torch.linalg.vecdot(first["quantizer.rows"], start.state_dict()["quantizer.rows"]) < 0.9
         assert turned.float().mean() > 0.3, name
     for ddp, fsdp in zip(names[::2], names[1::2], strict=True):
@@ -202,8 +202,8 @@ def test_the_moving_average_is_what_is_validated_exported_and_resumed(
     for name, value in exported.named_parameters():
         assert torch.equal(value, one.average()[name])
     assert not torch.equal(exported.to_code.weight, one.weights()["to_code.weight"])
-    held_out = Clips([data], straight.parent / "cache", length=6, stride=2, split="val")
-    frames = held_out.batch(held_out.spread(4)).frames_BTHWC.movedim(-1, 2) / 255
+    held_out = ClipDataset([data], straight.parent / "cache", length=6, stride=2, split="val")
+    frames = held_out.batch(held_out.evenly_spaced(4)).frames_BTHWC.movedim(-1, 2) / 255
     with torch.no_grad():
         made = exported(frames).frames.clamp(0, 1)
     expected = -10 * (made - frames).square().mean((-3, -2, -1)).log10().mean()
@@ -213,7 +213,7 @@ def test_the_moving_average_is_what_is_validated_exported_and_resumed(
 
 def test_moving_average_is_the_formula_and_gives_the_weights_back() -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0]))
-    average, expected = MovingAverage({"w": weight}, 0.9), 1.0
+    average, expected = EMA({"w": weight}, 0.9), 1.0
     for step in range(1, 200):
         with torch.no_grad():
             weight.fill_(step)
@@ -242,7 +242,7 @@ def test_the_best_checkpoint_by_validation_is_kept_beside_the_last(
 
 
 def test_every_component_has_recipes_for_every_preset() -> None:
-    assert set(RECIPES) == set(TRAINED)
+    assert set(RECIPES) == set(COMPONENTS)
     rows = {
         ("tokenizer", "base"): (72_000, 112),
         ("dynamics", "g200"): (185_000, 80),

@@ -11,7 +11,7 @@ import pytest
 
 import envs
 from envs.collect.policies import RandomPolicy
-from envs.collect.worker import Session, play_episode
+from envs.collect.worker import EpisodeKey, play_episode
 from envs.episodes.dataset import EpisodeWriter
 from envs.utils.run_dir import read_metrics
 from worldmodel import checkpoint
@@ -19,7 +19,7 @@ from worldmodel.config import preset
 from worldmodel.loading import load_dynamics, load_lam, load_tokenizer, load_upscaler
 from worldmodel.models.upscaler import SHAPES
 from worldmodel.training.config import RECIPES, recipe
-from worldmodel.training.setup import TRAINED
+from worldmodel.training.setup import COMPONENTS
 from worldmodel.training.train import train
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
@@ -55,7 +55,7 @@ def record(folder: Path, size: int) -> str:
     with EpisodeWriter(folder) as writer:
         env = envs.make("Counting", size=size)
         for episode in range(3):
-            session = Session("Counting", "random", 0, episode)
+            session = EpisodeKey("Counting", "random", 0, episode)
             writer.add(play_episode(env, RandomPolicy(), session, steps=10))
         env.close()
     return str(folder)
@@ -145,7 +145,7 @@ def paper_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
 
     @functools.cache
     def run(component: str, name: str) -> Path:
-        found, kind = RECIPES[component][name], TRAINED[component]
+        found, kind = RECIPES[component][name], COMPONENTS[component]
         out = folder / f"{component}-{name}"
         length = 1 if component == "upscaler" else 2
         train(

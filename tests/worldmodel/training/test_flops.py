@@ -13,9 +13,9 @@ from experiments.__main__ import execute
 from worldmodel.config import WorldModelConfig, preset
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.tokenizer import Tokenizer
-from worldmodel.models.transformer import Stack
+from worldmodel.models.transformer import STTransformer
 from worldmodel.training.config import recipe
-from worldmodel.training.flops import Cost, cost_of, count_parameters, encoding_flops
+from worldmodel.training.flops import TrainCost, cost_of, count_parameters, encoding_flops
 from worldmodel.training.throughput import hardware, measured_peak
 
 aten = torch.ops.aten
@@ -69,7 +69,7 @@ def test_flops_of_a_dynamics_step_are_those_that_torch_counts(objective: str) ->
 def test_activations_are_about_what_torch_keeps() -> None:
     kept: dict[int, int] = {}
     for half in (False, True):
-        stack = Stack(64, 4, 16, 2)
+        stack = STTransformer(64, 4, 16, 2)
         weights = {parameter.untyped_storage().data_ptr() for parameter in stack.parameters()}
         kept.clear()
         alive = []
@@ -127,7 +127,7 @@ def test_dry_run_predicts_the_published_run_and_says_what_does_not_fit(capsys: p
 def test_cost_of_the_paper_is_what_the_arithmetic_of_its_layers_gives() -> None:
     """Learning: a block 54 GFLOP, tokenizer 0.87 TFLOP forward, encoding 0.43, dynamics 0.65 without its conditions."""
     config = preset("paper")
-    costs: list[Cost | None] = [
+    costs: list[TrainCost | None] = [
         cost_of(component, config, recipe(component, "paper")) for component in ("tokenizer", "dynamics")
     ]
     assert costs[0] is not None and costs[1] is not None  # noqa: PT018

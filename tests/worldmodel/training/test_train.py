@@ -17,7 +17,7 @@ from experiments.__main__ import execute
 from tests.fixtures.datasets import record
 from worldmodel import checkpoint
 from worldmodel.config import preset
-from worldmodel.data.clip_dataset import Clips
+from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.sampler import ClipSampler
 from worldmodel.data.token_dataset import cache_tokens
 from worldmodel.loading import load_dynamics, load_tokenizer
@@ -27,7 +27,7 @@ from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.weights import encoder_sha256
 from worldmodel.training.config import PRESETS, TrainConfig, recipe
 from worldmodel.training.objectives import DynamicsObjective, TokenizerObjective
-from worldmodel.training.run_spec import Job
+from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.train import train
 from worldmodel.training.trainer import NonFiniteLoss, Trainer
 
@@ -107,10 +107,10 @@ class SpyDynamics(torch.nn.Module):
 @pytest.mark.parametrize("cached", [False, True])
 def test_actions_reach_the_dynamics_beside_the_frame_they_act_on(cached: bool, data: str, tmp_path: Path) -> None:
     """Episode -> staged clip -> (stored tokens) -> loader -> objective: frame t + 1 shows the action beside frame t."""
-    clips, tokenizer, dynamics = Clips([data], tmp_path, length=6), PatchTokenizer(), SpyDynamics()
+    clips, tokenizer, dynamics = ClipDataset([data], tmp_path, length=6), PatchTokenizer(), SpyDynamics()
     windows: Any = cache_tokens(tokenizer, clips, tmp_path) if cached else clips  # type: ignore[arg-type]
     objective = DynamicsObjective(dynamics, tokenizer)  # type: ignore[arg-type]
-    job = Job("dynamics", CONFIG, SHORT, (data,), tmp_path / "run", tmp_path)
+    job = TrainingRun("dynamics", CONFIG, SHORT, (data,), tmp_path / "run", tmp_path)
     Trainer(job, objective, windows, None, device=torch.device("cpu")).train()
     assert len(dynamics.seen) == SHORT.iterations
     compared = 0
@@ -146,9 +146,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_the
             self.seen.append((tokens, actions))
             return {"loss": (self.weight + 1).square() * (float("nan") if len(self.seen) == 4 else 1.0)}
 
-    clips = Clips([data], tmp_path, length=6)
+    clips = ClipDataset([data], tmp_path, length=6)
     objective = DynamicsObjective(Breaking(), PatchTokenizer())  # type: ignore[arg-type]
-    job = Job("dynamics", CONFIG, recipe("dynamics", "debug", checkpoint_every=3), (data,), tmp_path / "run", tmp_path)
+    job = TrainingRun(
+        "dynamics", CONFIG, recipe("dynamics", "debug", checkpoint_every=3), (data,), tmp_path / "run", tmp_path
+    )
     trainer = Trainer(job, objective, clips, None, device=torch.device("cpu"))
     with pytest.raises(NonFiniteLoss) as stopped:
         trainer.train()
@@ -179,12 +181,12 @@ def test_ways_to_save_memory_give_the_same_weights(how: dict[str, Any], data: st
 
 
 def test_gradient_is_clipped_once_and_its_norm_before_that_is_logged(data: str, tmp_path: Path) -> None:
-    clips = Clips([data], tmp_path, length=6)
+    clips = ClipDataset([data], tmp_path, length=6)
     norms = []
     for clip in (0.0, 1e-3):
         torch.manual_seed(0)
         settings = recipe("tokenizer", "debug", grad_clip=clip)
-        job = Job("tokenizer", CONFIG, settings, (data,), tmp_path / f"run{clip}", tmp_path)
+        job = TrainingRun("tokenizer", CONFIG, settings, (data,), tmp_path / f"run{clip}", tmp_path)
         trainer = Trainer(job, TokenizerObjective(Tokenizer(CONFIG)), clips, None, device=torch.device("cpu"))
         parts, _ = trainer.train_step(next(trainer.loader))
         norms.append(parts["grad_norm"].item())
@@ -242,15 +244,15 @@ def test_train_takes_a_rate_below_the_recipes_lowest(data: str, tmp_path: Path) 
 def test_validation_is_the_mean_over_clips_however_they_are_batched(
     data: str, tokenizer_run: Path, tmp_path: Path
 ) -> None:
-    clips, held_out = Clips([data], tmp_path, length=6), Clips([data], tmp_path, length=6, split="val")
+    clips, held_out = ClipDataset([data], tmp_path, length=6), ClipDataset([data], tmp_path, length=6, split="val")
     tokenizer = load_tokenizer(tokenizer_run)
     figures = []
     for size in (1, 3, 7):
         settings = recipe("tokenizer", "debug", batch_size=size, validation_clips=10)
-        job = Job("tokenizer", CONFIG, settings, (data,), tmp_path / f"run{size}", tmp_path)
+        job = TrainingRun("tokenizer", CONFIG, settings, (data,), tmp_path / f"run{size}", tmp_path)
         trainer = Trainer(job, TokenizerObjective(tokenizer), clips, held_out, device=torch.device("cpu"))
         figures.append(trainer.validate(held_out)["validation/psnr"])
-    frames = held_out.batch(held_out.spread(10)).frames_BTHWC.movedim(-1, 2) / 255
+    frames = held_out.batch(held_out.evenly_spaced(10)).frames_BTHWC.movedim(-1, 2) / 255
     with torch.no_grad():
         made = tokenizer.eval()(frames).frames.clamp(0, 1)
     expected = -10 * (made - frames).square().mean((-3, -2, -1)).log10().mean()

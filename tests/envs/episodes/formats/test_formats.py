@@ -14,7 +14,7 @@ from PIL import Image
 
 import envs
 from envs.collect.policies import RandomPolicy
-from envs.collect.worker import Session, play_episode
+from envs.collect.worker import EpisodeKey, play_episode
 from envs.episodes.compact import same
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 from envs.episodes.episode import Episode
@@ -313,7 +313,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> str:
     with EpisodeWriter(folder) as writer:
         for episode, size in enumerate((32, 64)):
             env = envs.make("Counting", size=size)
-            writer.add(play_episode(env, RandomPolicy(), Session("Counting", "random", 0, episode), steps=5))
+            writer.add(play_episode(env, RandomPolicy(), EpisodeKey("Counting", "random", 0, episode), steps=5))
     return str(folder)
 
 
