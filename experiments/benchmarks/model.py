@@ -23,14 +23,16 @@ from torch import Tensor
 from experiments.benchmarks.common import Args, Row, median_of
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
 from worldmodel.config import WorldModelConfig
-from worldmodel.data.batch import ClipBatch, TokenBatch
+from worldmodel.data.batch import Batch
+from worldmodel.data.dataset import Dataset
 from worldmodel.data.sampler import ClipSampler
 from worldmodel.models.maskgit import sample
 from worldmodel.training.config import TrainConfig, recipe
+from worldmodel.training.distributed import Worker
 from worldmodel.training.flops import cost_of
 from worldmodel.training.objectives import DynamicsObjective, Objective, TokenizerObjective
 from worldmodel.training.run_spec import TrainingRun
-from worldmodel.training.trainer import Trainer
+from worldmodel.training.setup import build_trainer
 
 MEMORY = 6e9
 """Bytes that a process which trains the paper's tokenizer on one clip may take."""
@@ -82,8 +84,8 @@ def steps(component: str, size: str, repeats: int, compiled: bool) -> None:
     taken: list[list[float]] = [[] for _ in products]
     with tempfile.TemporaryDirectory() as folder:
         job = TrainingRun(component, config, settings, (), Path(folder) / "run", Path(folder))
-        windows: Any = Noise(config, settings, tokens=component == "dynamics")
-        trainer = Trainer(job, objective, windows, None, device=torch.device("cpu"))
+        windows = Noise(config, settings, tokens=component == "dynamics")
+        trainer = build_trainer(job, objective, windows, None, Worker(torch.device("cpu")))
 
         def step() -> float:
             batch = next(trainer.loader)
@@ -215,13 +217,14 @@ def query(args: Args) -> Row:
     return Row("generation", "reward query", 60 * asked, "windows/min", "its arithmetic alone", 60 * least, 1 / 1.3)
 
 
-class Noise:
-    """Windows of noise, as frames or as tokens: what is computed does not depend on what is seen."""
+class Noise(Dataset):
+    """Windows of noise, as frames or as tokens: the computation does not depend on their content."""
 
     manifest_hash = "noise"
 
     def __init__(self, config: WorldModelConfig, settings: TrainConfig, *, tokens: bool) -> None:
         self._config, self._length, self._tokens = config, settings.clip_length, tokens
+        self.provides = frozenset({"tokens" if tokens else "frames", "actions"})
 
     def __len__(self) -> int:
         return 1_000
@@ -232,17 +235,18 @@ class Noise:
     def describe(self, window_id: int) -> str:
         return f"noise {window_id}"
 
-    def close(self) -> None:
-        """There is nothing to close."""
-
-    def batch(self, window_ids: np.ndarray) -> ClipBatch | TokenBatch:
+    def batch(self, window_ids: np.ndarray) -> Batch:
         config, shape = self._config, (len(window_ids), self._length)
-        labels = torch.randint(config.actions, (shape[0], shape[1] - 1)), torch.zeros(shape[0], dtype=torch.int64)
-        ids = torch.from_numpy(window_ids)
+        batch = Batch(
+            window_ids_B=torch.from_numpy(window_ids),
+            games_B=torch.zeros(shape[0], dtype=torch.int64),
+            actions_BT=torch.randint(config.actions, (shape[0], shape[1] - 1)),
+        )
         if self._tokens:
-            return TokenBatch(torch.randint(config.mask_id, (*shape, config.grid, config.grid)), *labels, ids)
-        frames = torch.randint(256, (*shape, config.size, config.size, 3), dtype=torch.uint8)
-        return ClipBatch(frames, *labels, ids)
+            tokens_BThw = torch.randint(config.mask_id, (*shape, config.grid, config.grid))
+            return dataclasses.replace(batch, tokens_BThw=tokens_BThw)
+        frames_BTHWC = torch.randint(256, (*shape, config.size, config.size, 3), dtype=torch.uint8)
+        return dataclasses.replace(batch, frames_BTHWC=frames_BTHWC)
 
 
 def fewer_blocks(tokenizer: int, dynamics: int) -> WorldModelConfig:

@@ -247,13 +247,13 @@ def cpu_seconds_a_step(job: "TrainingRun", *, warm: int = 4, steps: int = 16) ->
 
     import torch
 
-    from worldmodel.training.setup import build_objective, open_data
-    from worldmodel.training.trainer import Trainer
+    from worldmodel.training.distributed import Worker
+    from worldmodel.training.setup import build_objective, build_trainer, open_data
 
     device = torch.device("cpu")
     objective = build_objective(job, device)
     windows, _ = open_data(job, objective, device)
-    trainer = Trainer(job, objective, windows, None, device=device)
+    trainer = build_trainer(job, objective, windows, None, Worker(device))
     trainer.step = job.recipe.iterations // 2
     objective.train()
     started = 0.0

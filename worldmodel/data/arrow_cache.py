@@ -86,7 +86,9 @@ def build_arrow_cache(uri: str | Path, cache_dir: Path | str) -> Path:
                 copy.unlink(missing_ok=True)  # who has it mapped keeps it
         sync_folder(path.parent)
     except OSError as error:
-        raise InputError(f"cannot stage {uri} in {path.parent}: {error.strerror or error}") from error
+        raise InputError(
+            f"cannot stage {uri} in {path.parent}: {error.strerror or error}"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -127,7 +129,9 @@ def _copy(
     return skipped
 
 
-def _read(reader: EpisodeReader, indexes: list[int]) -> list[tuple[EncodedEpisode, list[bytes]]] | str:
+def _read(
+    reader: EpisodeReader, indexes: list[int]
+) -> list[tuple[EncodedEpisode, list[bytes]]] | str:
     """The episodes of one shard, each with its blobs checked; in words what is wrong where the shard is damaged."""
     try:
         return [(episode, checked_blobs(episode)) for episode in map(reader.encoded, indexes)]
@@ -139,7 +143,11 @@ def checked_blobs(episode: EncodedEpisode) -> list[bytes]:
     """`without_checksum`, naming the session where a blob is damaged."""
     try:
         return without_checksum(
-            episode.chunks, episode.num_frames, height=episode.height, width=episode.width, chunk=episode.chunk
+            episode.chunks,
+            episode.num_frames,
+            height=episode.height,
+            width=episode.width,
+            chunk=episode.chunk,
         )
     except InputError as error:
         raise InputError(f"session {episode.session_id} of {episode.game}: {error}") from error
@@ -150,7 +158,9 @@ def _check_share(reader: EpisodeReader, skipped: dict[str, str], shards: int) ->
     if len(skipped) > MAX_DAMAGED * shards:
         first = next(iter(skipped.values()))
         count = f"{len(skipped)} or more of {shards} shards are damaged"
-        raise InputError(f"{reader.root}: {count}, over {MAX_DAMAGED:.0%}, collect them again; first: {first}")
+        raise InputError(
+            f"{reader.root}: {count}, over {MAX_DAMAGED:.0%}, collect them again; first: {first}"
+        )
 
 
 def _named(skipped: dict[str, str], shards: int) -> str:
@@ -210,7 +220,9 @@ class StagedFile:
         found = [self.bytes[start:stop] for start, stop in itertools.pairwise(edges)]
         for blob, crc in zip(found, self.crcs[first : first + count].tolist(), strict=True):
             if zlib.crc32(blob) != crc:
-                raise InputError("the staged copy is damaged (CRC-32 differs): delete it, and it is made again")
+                raise InputError(
+                    "the staged copy is damaged (CRC-32 differs): delete it, and it is made again"
+                )
         return found
 
 
@@ -222,7 +234,12 @@ def open_staged(path: Path, file: int, split: str | None, games: dict[str, int])
     """
     whole = pa.memory_map(str(path)).read_buffer()
     reader = pa.ipc.open_file(pa.BufferReader(whole))
-    places, boundaries, crcs, session_ids = [], [np.zeros(0, np.int64)], [np.zeros(0, np.uint32)], []
+    places, boundaries, crcs, session_ids = (
+        [],
+        [np.zeros(0, np.int64)],
+        [np.zeros(0, np.uint32)],
+        [],
+    )
     blobs_before = 0
     for batch in _batches(reader):
         frames, actions = batch.column("frames"), _byte_offsets(batch.column("actions"), whole)
@@ -258,7 +275,9 @@ def one_size(places: np.ndarray) -> tuple[int, int]:
     """(height, width) of all frames. Raises InputError where there are several."""
     sizes = np.unique(places[["height", "width"]]).tolist()
     if len(sizes) > 1:
-        raise InputError(f"the data holds frames of several sizes, {sizes}: train on one size at a time")
+        raise InputError(
+            f"the data holds frames of several sizes, {sizes}: train on one size at a time"
+        )
     return sizes[0] if sizes else (0, 0)
 
 
@@ -277,9 +296,13 @@ def _batches(reader: pa.RecordBatchFileReader) -> Iterator[pa.RecordBatch]:
 def _check_actions(path: Path, whole: pa.Buffer, edges: np.ndarray, crcs: pa.UInt32Array) -> None:
     """Compare all actions of a record batch with their checksums."""
     data = memoryview(whole)
-    for (start, stop), crc in zip(itertools.pairwise(edges.tolist()), crcs.to_pylist(), strict=True):
+    for (start, stop), crc in zip(
+        itertools.pairwise(edges.tolist()), crcs.to_pylist(), strict=True
+    ):
         if zlib.crc32(data[start:stop]) != crc:
-            raise InputError(f"{path} is damaged (CRC-32 of actions differs): delete it, and it is made again")
+            raise InputError(
+                f"{path} is damaged (CRC-32 of actions differs): delete it, and it is made again"
+            )
 
 
 def _byte_offsets(array: pa.LargeBinaryArray, whole: pa.Buffer) -> np.ndarray:

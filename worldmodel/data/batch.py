@@ -1,80 +1,53 @@
-"""Batches that datasets yield, and conversion of stored frames to model input."""
+"""The batch that every dataset yields, and the conversion of stored frames to model input."""
 
-from dataclasses import dataclass, fields
-from typing import Self
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+_ABSENT: Tensor = None  # type: ignore[assignment]  # objectives read only fields that they `need`
 
-@dataclass(frozen=True)
-class ClipBatch:
-    """B windows of T frames. actions_BT[b, t] turned frame t into frame t + 1, so there are T - 1 of them."""
 
-    frames_BTHWC: Tensor
-    """uint8"""
-    actions_BT: Tensor
-    """int64 (B, T - 1); -1 where `WindowIndex.reveal_actions` hides them"""
-    games_B: Tensor
-    """int64, places in `ClipDataset.games`"""
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B training samples. Fields that a dataset does not provide are None.
+
+    T frames of H x W pixels or h x w tokens. actions_BT[b, t] turned frame t into frame t + 1, so
+    there are T - 1 of them.
+    """
+
     window_ids_B: Tensor
-    """int64, numbers of the windows in the data"""
+    """int64, numbers of the samples in the dataset"""
+    games_B: Tensor = _ABSENT
+    """int64, indices into `ClipDataset.games`"""
+    frames_BTHWC: Tensor = _ABSENT
+    """uint8"""
+    actions_BT: Tensor = _ABSENT
+    """int64 (B, T - 1); `MASKED_ACTION` where `WindowIndex.reveal_actions` hides them"""
+    tokens_BThw: Tensor = _ABSENT
+    """int64"""
+    latent_actions_BT: Tensor = _ABSENT
+    """int64 (B, T - 1)"""
+    small_frames_BhwC: Tensor = _ABSENT
+    """uint8, input of an upscaler"""
+    large_frames_BHWC: Tensor = _ABSENT
+    """uint8, the same frames at the size that an upscaler produces"""
 
-    def to(self, device: torch.device) -> Self:
-        """The same batch on a device."""
-        return type(self)(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+    def to(self, device: torch.device) -> "Batch":
+        """Copy the batch to a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def microbatch(self, index: int, count: int) -> "Batch":
+        """Return samples `index`, `index + count`, ... of the batch."""
+        return self._map(lambda tensor: tensor[index::count])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Batch(**{name: change(field) for name, field in fields.items() if field is not None})
 
 
 def to_float_frames(frames_BTHWC: Tensor) -> Tensor:
-    """uint8 frames as they are stored -> float32 frames_BTCHW in [0, 1], on the same device."""
+    """Convert stored uint8 frames to float32 frames_BTCHW in [0, 1], on the same device."""
     return frames_BTHWC.movedim(-1, -3).float().div_(255)
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """B moments, each at two sizes."""
-
-    small_BhwC: Tensor
-    """uint8"""
-    large_BHWC: Tensor
-    """uint8"""
-    window_ids_B: Tensor
-    """int64, numbers of the pairs"""
-
-    def to(self, device: torch.device) -> Self:
-        """The same batch on a device."""
-        return type(self)(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """B windows of T frames of hxw token ids. actions_BT[b, t] turned frame t into frame t + 1."""
-
-    tokens_BThw: Tensor
-    """int64"""
-    actions_BT: Tensor
-    """int64 (B, T - 1)"""
-    games_B: Tensor
-    """int64, places in `ClipDataset.games`"""
-    window_ids_B: Tensor
-    """int64, numbers of the windows in the data"""
-
-    def to(self, device: torch.device) -> Self:
-        """The same batch on a device."""
-        return type(self)(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
-
-
-@dataclass(frozen=True)
-class LatentBatch(TokenBatch):
-    """The same with the latent actions beside the recorded ones."""
-
-    latents_BT: Tensor
-    """int64 (B, T - 1)"""
-
-
-@dataclass(frozen=True)
-class TokenFrameBatch(TokenBatch):
-    """The same with the frames that the tokens were made of, for what is trained on both."""
-
-    frames_BTHWC: Tensor
-    """uint8"""

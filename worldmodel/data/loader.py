@@ -3,31 +3,16 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
 from envs.utils.errors import InputError
-from worldmodel.data.sampler import Sampler
-
-Batch = TypeVar("Batch", covariant=True)
-
-
-class Dataset(Protocol[Batch]):
-    """What a loader draws from: `ClipDataset`, `worldmodel.data.streaming_dataset.StreamingDataset`, or `worldmodel.data.token_dataset.TokenDataset`."""
-
-    manifest_hash: str
-
-    def __len__(self) -> int: ...
-
-    def sampler(self, seed: int) -> Sampler: ...
-
-    def batch(self, window_ids: np.ndarray) -> Batch: ...
-
-    def close(self) -> None: ...
+from worldmodel.data.batch import Batch
+from worldmodel.data.dataset import Dataset
 
 
-class ClipLoader(Generic[Batch]):
+class ClipLoader:
     """The shuffled stream of batches of one rank, decoded ahead by threads, always in the same order.
 
     `batch_size` counts the clips of all ranks together. `state()` after a batch, given back as `state`, continues with
@@ -36,7 +21,7 @@ class ClipLoader(Generic[Batch]):
 
     def __init__(
         self,
-        windows: Dataset[Batch],
+        dataset: Dataset,
         batch_size: int,
         *,
         seed: int = 0,
@@ -46,12 +31,14 @@ class ClipLoader(Generic[Batch]):
         state: dict[str, Any] | None = None,
         batches: int | None = None,
     ) -> None:
-        self._windows, self._batch_size, self._rank, self._ranks = windows, batch_size, rank, ranks
-        self._sampler = windows.sampler(seed)
+        self.dataset, self._batch_size, self._rank, self._ranks = dataset, batch_size, rank, ranks
+        self._sampler = dataset.sampler(seed)
         self._consumed = 0
         if state is not None:
-            if (state["manifest_hash"], state["seed"]) != (windows.manifest_hash, seed):
-                raise InputError("the run was trained on other data, clips or seed: continue it with the same ones")
+            if (state["manifest_hash"], state["seed"]) != (dataset.manifest_hash, seed):
+                raise InputError(
+                    "the run was trained on other data, clips or seed: continue it with the same ones"
+                )
             self._consumed = int(state["samples_consumed"])
         self._asked = self._consumed
         self._end = None if batches is None else self._consumed + batches * batch_size
@@ -67,10 +54,10 @@ class ClipLoader(Generic[Batch]):
         if self._consumed == self._end:
             raise StopIteration
         if self._pool is None:
-            batch = self._windows.batch(self._next_ids())
+            batch = self.dataset.batch(self._next_ids())
         else:
             while len(self._pending) < self._ahead and self._asked != self._end:
-                self._pending.append(self._pool.submit(self._windows.batch, self._next_ids()))
+                self._pending.append(self._pool.submit(self.dataset.batch, self._next_ids()))
             batch = self._pending.popleft().result()
         self._consumed += self._batch_size
         return batch
@@ -86,11 +73,11 @@ class ClipLoader(Generic[Batch]):
             "seed": self._sampler.seed,
             "epoch": self._sampler.epoch(self._consumed),
             "samples_consumed": self._consumed,
-            "manifest_hash": self._windows.manifest_hash,
+            "manifest_hash": self.dataset.manifest_hash,
         }
 
     def close(self) -> None:
         """Stop the threads."""
-        self._windows.close()
+        self.dataset.close()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)

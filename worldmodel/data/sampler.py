@@ -13,7 +13,11 @@ import numpy as np
 
 from envs.utils.errors import InputError
 
-_MIX_1, _MIX_2, _GOLDEN = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(0x9E3779B97F4A7C15)
+_MIX_1, _MIX_2, _GOLDEN = (
+    np.uint64(0xBF58476D1CE4E5B9),
+    np.uint64(0x94D049BB133111EB),
+    np.uint64(0x9E3779B97F4A7C15),
+)
 _ROUND_CONSTANTS = [np.uint64(int(_GOLDEN) * (number + 1) % 2**64) for number in range(6)]
 
 
@@ -73,7 +77,9 @@ class ClipSampler:
 
     def __post_init__(self) -> None:
         if self.windows < 1:
-            raise InputError("no window to sample from: the episodes are shorter than a clip; give longer ones")
+            raise InputError(
+                "no window to sample from: the episodes are shorter than a clip; give longer ones"
+            )
 
     def window_ids(self, places: np.ndarray) -> np.ndarray:
         """The window at each place of the stream, places counted over all epochs from 0. int64 (N,) -> int64 (N,)."""
@@ -81,10 +87,14 @@ class ClipSampler:
         key = mixed(np.uint64(self.seed % 2**64), epochs)
         return feistel_permutation(inside, self.windows, key).astype(np.int64)
 
-    def batch(self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
+    def batch(
+        self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1
+    ) -> np.ndarray:
         """This rank's windows of the global batch that starts at `samples_consumed`, int64 (batch_size / ranks,)."""
         if batch_size % ranks:
-            raise InputError(f"a batch of {batch_size} does not split over {ranks} workers: make it a multiple")
+            raise InputError(
+                f"a batch of {batch_size} does not split over {ranks} workers: make it a multiple"
+            )
         share = batch_size // ranks
         return self.window_ids(samples_consumed + rank * share + np.arange(share))
 
@@ -99,7 +109,9 @@ class Sampler(Protocol):
     @property
     def seed(self) -> int: ...
 
-    def batch(self, samples_consumed: int, batch_size: int, rank: int, ranks: int) -> np.ndarray: ...
+    def batch(
+        self, samples_consumed: int, batch_size: int, rank: int, ranks: int
+    ) -> np.ndarray: ...
 
     def epoch(self, samples_consumed: int) -> float: ...
 
@@ -121,7 +133,9 @@ class LabelledSampler:
         """That of the order."""
         return self.order.seed
 
-    def batch(self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
+    def batch(
+        self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1
+    ) -> np.ndarray:
         """This rank's windows of the global batch that starts at `samples_consumed`, int64 (batch_size / ranks,)."""
         window_ids = self.order.batch(samples_consumed, batch_size, rank, ranks)
         draws = mixed(key_of(self.seed, "labelled", samples_consumed), window_ids)

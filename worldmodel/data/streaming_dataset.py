@@ -23,7 +23,7 @@ from envs.episodes.frame_codec import decode_frames
 from envs.utils.errors import InputError
 from envs.utils.progress import console, progress
 from worldmodel.data.arrow_cache import MAX_DAMAGED, checked_blobs
-from worldmodel.data.batch import ClipBatch
+from worldmodel.data.batch import Batch
 from worldmodel.data.sampler import Sampler
 from worldmodel.data.streaming_order import Draws, StreamOrder
 from worldmodel.data.window_index import WindowIndex
@@ -65,7 +65,9 @@ class StreamingDataset(WindowIndex):
         if not uris:
             raise InputError("no data given: name one or more folders of episodes")
         if sessions < 2 or max_bytes < 1:
-            raise InputError(f"{sessions} sessions, {max_bytes} bytes in memory: streaming needs room for 2 or more")
+            raise InputError(
+                f"{sessions} sessions, {max_bytes} bytes in memory: streaming needs room for 2 or more"
+            )
         sources = [EpisodeReader(uri, split) for uri in uris]
         self._sources = [(source, index) for source in sources for index in range(len(source))]
         records = [record for source in sources for record in source.records]
@@ -75,7 +77,10 @@ class StreamingDataset(WindowIndex):
         ids = [record.session_id for record in records]
         super().__init__(frames_E, self._game_E, games, ids, length=length, stride=stride)
         shards = [shard for source in sources for shard in source.shards]
-        rates = {id(shard): shard.bytes / sum(session.num_frames for session in shard.sessions) for shard in shards}
+        rates = {
+            id(shard): shard.bytes / sum(session.num_frames for session in shard.sessions)
+            for shard in shards
+        }
         self.bytes_E = np.array([rates[id(shard)] for shard in shards]) * frames_E
         """Compressed bytes of each session, as the manifest has them."""
         self.sessions, self.max_bytes = sessions, max_bytes
@@ -98,7 +103,7 @@ class StreamingDataset(WindowIndex):
         """The order in which a `ClipLoader` draws."""
         return self.with_labelled(StreamSampler(self, seed))
 
-    def batch(self, window_ids: np.ndarray) -> ClipBatch:
+    def batch(self, window_ids: np.ndarray) -> Batch:
         """Decode windows; those of a damaged session are replaced, and the batch then has the numbers of others."""
         places_B, starts_B = self.places(window_ids)
         self.buffer.prefetch(places_B.tolist())
@@ -113,16 +118,24 @@ class StreamingDataset(WindowIndex):
             found.append(session)
         sizes = {(session.height, session.width) for session in found}
         if len(sizes) > 1:
-            raise InputError(f"the data holds frames of several sizes, {sorted(sizes)}: train on one size at a time")
+            raise InputError(
+                f"the data holds frames of several sizes, {sorted(sizes)}: train on one size at a time"
+            )
         height, width = sizes.pop()
         frames_BTHWC = np.empty((len(found), self.length, height, width, 3), np.uint8)
         actions_BT = np.empty((len(found), self.length - 1), np.int64)
         for number, (session, start) in enumerate(zip(found, starts_B.tolist(), strict=True)):
             shape = {"height": height, "width": width, "chunk": session.chunk}
-            decode_frames(session.blobs, start, start + self.length, **shape, out=frames_BTHWC[number])
+            decode_frames(
+                session.blobs, start, start + self.length, **shape, out=frames_BTHWC[number]
+            )
             actions_BT[number] = session.actions[start : start + self.length - 1]
-        arrays = (frames_BTHWC, self.shown(places_B, actions_BT), self._game_E[places_B], window_ids)
-        return ClipBatch(*map(torch.from_numpy, arrays))
+        return Batch(
+            window_ids_B=torch.from_numpy(window_ids),
+            games_B=torch.from_numpy(self._game_E[places_B]),
+            frames_BTHWC=torch.from_numpy(frames_BTHWC),
+            actions_BT=torch.from_numpy(self.shown(places_B, actions_BT)),
+        )
 
     def close(self) -> None:
         """Give up what is waiting to be read."""
@@ -131,7 +144,9 @@ class StreamingDataset(WindowIndex):
     def _load(self, place: int) -> LoadedSession:
         source, index = self._sources[place]
         episode = source.encoded(index)
-        return LoadedSession(checked_blobs(episode), episode.actions, episode.height, episode.width, episode.chunk)
+        return LoadedSession(
+            checked_blobs(episode), episode.actions, episode.height, episode.width, episode.chunk
+        )
 
     def _session(self, place: int) -> tuple[int, LoadedSession]:
         """A session, or the next whole one that has windows, and its place."""
@@ -150,7 +165,9 @@ class StreamingDataset(WindowIndex):
             if len(self.skipped) > MAX_DAMAGED * len(self.episodes):
                 count = f"{len(self.skipped)} or more of {len(self.episodes)} sessions are damaged"
                 first = next(iter(self.skipped.values()))
-                raise InputError(f"{count}, over {MAX_DAMAGED:.0%}, collect them again; first: {first}")
+                raise InputError(
+                    f"{count}, over {MAX_DAMAGED:.0%}, collect them again; first: {first}"
+                )
             console.print(f"left out, damaged: {why}")
 
 
@@ -174,13 +191,19 @@ class StreamSampler:
 
     def __init__(self, clips: StreamingDataset, seed: int) -> None:
         self.seed, self._clips = seed, clips
-        self._order = StreamOrder(clips.windows_E, clips.bytes_E, clips.sessions, clips.max_bytes, seed)
+        self._order = StreamOrder(
+            clips.windows_E, clips.bytes_E, clips.sessions, clips.max_bytes, seed
+        )
         self._reading: dict[int, Reading] = {}
 
-    def batch(self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
+    def batch(
+        self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1
+    ) -> np.ndarray:
         """This rank's windows of the global batch that starts at `samples_consumed`, int64 (batch_size / ranks,)."""
         if batch_size % ranks:
-            raise InputError(f"a batch of {batch_size} does not split over {ranks} workers: make it a multiple")
+            raise InputError(
+                f"a batch of {batch_size} does not split over {ranks} workers: make it a multiple"
+            )
         numbers = np.arange(samples_consumed, samples_consumed + batch_size)
         own = numbers[numbers % ranks == rank]
         if not self._reading:
@@ -196,7 +219,10 @@ class StreamSampler:
     def _fill(self, number: int, rank: int, ranks: int) -> None:
         """Read what this rank draws from at first, and wait for it; later nobody waits for what is read ahead."""
         common = math.gcd(self._order.lanes, ranks)
-        first = [self._order.first_draw(slot, number) for slot in range(rank % common, self._order.lanes, common)]
+        first = [
+            self._order.first_draw(slot, number)
+            for slot in range(rank % common, self._order.lanes, common)
+        ]
         futures = self._enter(np.array(first), self._order.draw(np.array(first)))
         with progress("filling the buffer of sessions", len(futures)) as bar:
             for future in futures:
@@ -227,7 +253,9 @@ class StreamSampler:
             return []
         # What is in use is not what was asked for the longest ago, even where it is seldom drawn.
         used = [session for reading in self._reading.values() for session in reading.sessions]
-        self._clips.buffer.pin([*used, *(s for r in self._reading.values() for s in r.following[: r.ahead])])
+        self._clips.buffer.pin(
+            [*used, *(s for r in self._reading.values() for s in r.following[: r.ahead])]
+        )
         return self._clips.buffer.prefetch(dict.fromkeys(new))
 
 
@@ -235,9 +263,19 @@ class SessionBuffer:
     """Sessions in memory or on their way there; those not asked for the longest are let go. For use by many threads."""
 
     def __init__(
-        self, load: Callable[[int], LoadedSession], bytes_E: np.ndarray, sessions: int, max_bytes: int, readers: int
+        self,
+        load: Callable[[int], LoadedSession],
+        bytes_E: np.ndarray,
+        sessions: int,
+        max_bytes: int,
+        readers: int,
     ) -> None:
-        self._load, self._bytes_E, self._sessions, self._max_bytes = load, bytes_E, sessions, max_bytes
+        self._load, self._bytes_E, self._sessions, self._max_bytes = (
+            load,
+            bytes_E,
+            sessions,
+            max_bytes,
+        )
         self._held: OrderedDict[int, Future[LoadedSession]] = OrderedDict()
         self._bytes = 0.0
         self._lock = threading.Lock()

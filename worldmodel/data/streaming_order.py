@@ -32,7 +32,9 @@ class Epoch:
 
     def sessions(self, block: int) -> list[int]:
         """The sessions that a block holds windows of."""
-        first, last = np.searchsorted(self.ends_N, [self.blocks[block], self.blocks[block + 1] - 1], side="right")
+        first, last = np.searchsorted(
+            self.ends_N, [self.blocks[block], self.blocks[block + 1] - 1], side="right"
+        )
         return [int(session) for session in self.order_N[first : last + 1]]
 
     def block_of(self, places: np.ndarray) -> np.ndarray:
@@ -58,22 +60,36 @@ class StreamOrder:
     of them in memory. Computed, not stored. Raises InputError where there is no window.
     """
 
-    def __init__(self, windows_E: np.ndarray, bytes_E: np.ndarray, sessions: int, max_bytes: float, seed: int) -> None:
+    def __init__(
+        self, windows_E: np.ndarray, bytes_E: np.ndarray, sessions: int, max_bytes: float, seed: int
+    ) -> None:
         self._windows_E, self._bytes_E, self.seed = windows_E, bytes_E, seed
         self._sessions = np.flatnonzero(windows_E)
         if not len(self._sessions):
-            raise InputError("no window to sample from: the episodes are shorter than a clip; give longer ones")
+            raise InputError(
+                "no window to sample from: the episodes are shorter than a clip; give longer ones"
+            )
         self.windows = int(windows_E.sum())
         fit = min(sessions, int(max_bytes / bytes_E[self._sessions].mean()), len(self._sessions))
         # Two sessions a lane must fit: one that is drawn from, and one that is read meanwhile.
-        self.lanes = max(lanes for lanes in range(1, LANES + 1) if LANES % lanes == 0 and lanes <= max(1, fit // 2))
-        self._block_sessions, self._block_bytes = max(1, sessions // (2 * self.lanes)), max_bytes / (2 * self.lanes)
+        self.lanes = max(
+            lanes
+            for lanes in range(1, LANES + 1)
+            if LANES % lanes == 0 and lanes <= max(1, fit // 2)
+        )
+        self._block_sessions, self._block_bytes = (
+            max(1, sessions // (2 * self.lanes)),
+            max_bytes / (2 * self.lanes),
+        )
         self._epochs: dict[int, Epoch] = {}
 
     def draw(self, numbers: np.ndarray) -> Draws:
         """Draws by number, counted from 0 over all epochs. int64 (N,)"""
         epochs = numbers // self.windows
-        parts = [self._draw(int(epoch), numbers[epochs == epoch] % self.windows) for epoch in np.unique(epochs)]
+        parts = [
+            self._draw(int(epoch), numbers[epochs == epoch] % self.windows)
+            for epoch in np.unique(epochs)
+        ]
         columns = (np.concatenate(column) for column in zip(*parts, strict=True))
         sessions, offsets, blocks, done = columns  # numbers ascend, so epochs follow each other
         return Draws(sessions, offsets, epochs, blocks, done)
@@ -95,7 +111,9 @@ class StreamOrder:
     def epoch(self, number: int) -> Epoch:
         """How a pass over the data is cut."""
         if number not in self._epochs:
-            order = self._sessions[shuffled(len(self._sessions), key_of(self.seed, "epoch", number))]
+            order = self._sessions[
+                shuffled(len(self._sessions), key_of(self.seed, "epoch", number))
+            ]
             ends = self._windows_E[order].cumsum()
             # Lane l has the draws l, l + L, ...: so many of them are below the number of windows.
             lengths = (self.windows - np.arange(self.lanes) + self.lanes - 1) // self.lanes
@@ -103,21 +121,27 @@ class StreamOrder:
             blocks: list[int] = []
             for start, end in zip(lanes[:-1].tolist(), lanes[1:].tolist(), strict=True):
                 first, last = np.searchsorted(ends, [start, end - 1], side="right").tolist()
-                cuts = cut(self._bytes_E[order[first : last + 1]], self._block_sessions, self._block_bytes)
+                cuts = cut(
+                    self._bytes_E[order[first : last + 1]], self._block_sessions, self._block_bytes
+                )
                 blocks += [start, *(int(ends[first + place - 1]) for place in cuts[1:-1])]
             while len(self._epochs) > 1:
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[number] = Epoch(order, ends, lanes, np.array([*blocks, self.windows]))
         return self._epochs[number]
 
-    def _draw(self, number: int, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _draw(
+        self, number: int, inside: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(sessions, offsets, blocks, share done) of draws of one epoch."""
         epoch = self.epoch(number)
         places = epoch.lanes[inside % self.lanes] + inside // self.lanes
         blocks = epoch.block_of(places)
         first, size = epoch.blocks[blocks], np.diff(epoch.blocks)[blocks]
         keys = mixed(key_of(self.seed, "windows", number), blocks)
-        at = first + feistel_permutation((places - first).astype(np.uint64), size, keys).astype(np.int64)
+        at = first + feistel_permutation((places - first).astype(np.uint64), size, keys).astype(
+            np.int64
+        )
         turns = np.searchsorted(epoch.ends_N, at, side="right")
         sessions = epoch.order_N[turns]
         offsets = at - epoch.ends_N[turns] + self._windows_E[sessions]
@@ -126,7 +150,9 @@ class StreamOrder:
 
 def shuffled(count: int, key: np.uint64) -> np.ndarray:
     """0 to count - 1 in the order of a key, int64 (count,)."""
-    return feistel_permutation(np.arange(count, dtype=np.uint64), count, np.full(count, key)).astype(np.int64)
+    return feistel_permutation(
+        np.arange(count, dtype=np.uint64), count, np.full(count, key)
+    ).astype(np.int64)
 
 
 def cut(bytes_N: np.ndarray, sessions: int, max_bytes: float) -> list[int]:

@@ -8,7 +8,7 @@ actions of a frozen latent action model have a file of their own, (windows, T - 
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +18,35 @@ from torch import Tensor
 from envs.utils.atomic_io import sync_folder
 from envs.utils.errors import InputError
 from envs.utils.progress import progress
-from worldmodel.data.batch import LatentBatch, TokenBatch, TokenFrameBatch, to_float_frames
+from worldmodel.data.batch import Batch, to_float_frames
 from worldmodel.data.clip_dataset import ClipDataset
+from worldmodel.data.dataset import Dataset
 from worldmodel.data.sampler import Sampler
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.weights import encoder_sha256
 
 
-class TokenDataset:
-    """Windows of tokens, by the same numbers as the `ClipDataset` that they come from. Draw from it with a `ClipLoader`.
+class TokenDataset(Dataset):
+    """Windows of tokens, by the same numbers as the `ClipDataset` that they come from.
 
-    Its batches are `TokenBatch`; `LatentBatch` where `latents` names a file too; `TokenFrameBatch` with `frames`.
+    Its batches hold actions too, latent actions where `latents` names a file, and with `frames`
+    the frames that the tokens were made of.
     """
 
-    def __init__(self, path: Path, clips: ClipDataset, *, latents: Path | None = None, frames: bool = False) -> None:
+    def __init__(
+        self, path: Path, clips: ClipDataset, *, latents: Path | None = None, frames: bool = False
+    ) -> None:
         self._tokens: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        self._latents = None if latents is None else np.load(latents, mmap_mode="r", allow_pickle=False)
+        self._latents = (
+            None if latents is None else np.load(latents, mmap_mode="r", allow_pickle=False)
+        )
         self._clips, self._frames = clips, frames
         self.manifest_hash = clips.manifest_hash
+        optional = {"latent_actions": latents is not None, "frames": frames}
+        self.provides = frozenset(
+            {"tokens", "actions", *(name for name, there in optional.items() if there)}
+        )
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -45,27 +55,26 @@ class TokenDataset:
         """The order in which a `ClipLoader` draws: that of the clips."""
         return self._clips.sampler(seed)
 
-    def close(self) -> None:
-        """There is nothing to close."""
-
     def describe(self, window_id: int) -> str:
         """A window in words, for messages."""
         return self._clips.describe(window_id)
 
-    def batch(self, window_ids: np.ndarray) -> TokenBatch:
+    def batch(self, window_ids: np.ndarray) -> Batch:
         """Read windows."""
-        tokens_BThw, ids_B = read(self._tokens, window_ids), torch.from_numpy(window_ids)
         if self._frames:
-            clips = self._clips.batch(window_ids)
-            return TokenFrameBatch(tokens_BThw, clips.actions_BT, clips.games_B, ids_B, clips.frames_BTHWC)
-        labels = self._clips.labels(window_ids)
+            batch = self._clips.batch(window_ids)
+        else:
+            actions_BT, games_B = self._clips.labels(window_ids)
+            ids_B = torch.from_numpy(window_ids)
+            batch = Batch(window_ids_B=ids_B, games_B=games_B, actions_BT=actions_BT)
+        batch = replace(batch, tokens_BThw=_read_rows(self._tokens, window_ids))
         if self._latents is not None:
-            return LatentBatch(tokens_BThw, *labels, ids_B, read(self._latents, window_ids))
-        return TokenBatch(tokens_BThw, *labels, ids_B)
+            batch = replace(batch, latent_actions_BT=_read_rows(self._latents, window_ids))
+        return batch
 
 
-def read(stored: np.ndarray, window_ids: np.ndarray) -> Tensor:
-    """Rows of a stored array, int64."""
+def _read_rows(stored: np.ndarray, window_ids: np.ndarray) -> Tensor:
+    """Return rows of a stored array as int64."""
     return torch.from_numpy(stored[window_ids].astype(np.int64))
 
 
@@ -97,7 +106,9 @@ def cache_tokens(
     Raises InputError where there are no windows or the disk is full.
     """
     if not len(clips):
-        raise InputError("no window to encode: the episodes are shorter than a clip; give longer ones")
+        raise InputError(
+            "no window to encode: the episodes are shorter than a clip; give longer ones"
+        )
     tokens: _Frozen = ("tokens", tokenizer, (clips.length, tokenizer.cfg.grid, tokenizer.cfg.grid))
     latents: _Frozen | None = None if lam is None else ("latents", lam, (clips.length - 1,))
     tokens_file, latents_file = (
@@ -126,7 +137,9 @@ def _stored(
     name, model, shape = frozen
     identity = f"{encoder_sha256(model)} {clips.manifest_hash}"
     path = folder / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
-    temporary = path.with_name(f".{path.name}.{os.getpid() if sharing.parts == 1 else 'shared'}.tmp")
+    temporary = path.with_name(
+        f".{path.name}.{os.getpid() if sharing.parts == 1 else 'shared'}.tmp"
+    )
     try:
         if sharing.part == 0 and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +153,9 @@ def _stored(
                 sync_folder(path.parent)
             sharing.barrier()
     except OSError as error:
-        raise InputError(f"cannot store {name} in {path.parent}: {error.strerror or error}") from error
+        raise InputError(
+            f"cannot store {name} in {path.parent}: {error.strerror or error}"
+        ) from error
     finally:
         if sharing.part == 0:
             temporary.unlink(missing_ok=True)
@@ -149,7 +164,12 @@ def _stored(
 
 @torch.no_grad()
 def _encode(
-    frozen: _Frozen, clips: ClipDataset, path: Path, batch_size: int, device: torch.device | str, sharing: CacheBarrier
+    frozen: _Frozen,
+    clips: ClipDataset,
+    path: Path,
+    batch_size: int,
+    device: torch.device | str,
+    sharing: CacheBarrier,
 ) -> None:
     """Write what the model makes of this part's windows, a contiguous range, into the file."""
     name, model, _ = frozen

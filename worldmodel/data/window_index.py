@@ -9,6 +9,7 @@ from typing import Any, overload
 import numpy as np
 
 from worldmodel.config import MASKED_ACTION
+from worldmodel.data.dataset import Dataset
 from worldmodel.data.sampler import LabelledSampler, Sampler
 
 
@@ -21,12 +22,14 @@ class EpisodeInfo:
     num_frames: int
 
 
-class WindowIndex:
+class WindowIndex(Dataset):
     """All windows of `length` frames of some episodes, numbered through. Costs memory for episodes, not for windows.
 
     `frames_E`: frames of each episode. `game_E`: each episode's place in `games`. `session_ids`: their names, E of
     anything that `str` turns into a name.
     """
+
+    provides = frozenset({"frames", "actions"})
 
     def __init__(
         self,
@@ -100,21 +103,19 @@ class WindowIndex:
         """Recorded actions of windows of some episodes, or `MASKED_ACTION` in their place."""
         return np.where(self._labelled_E[episodes_B, None], actions_BT, MASKED_ACTION)
 
-    def evenly_spaced(self, count: int) -> np.ndarray:
-        """At most `count` window numbers, evenly spread over all, the same at every call; all for 0. int64 (N,)"""
-        if count == 0 or count >= len(self):
-            return np.arange(len(self))
-        return np.arange(count) * len(self) // count
-
-    def close(self) -> None:
-        """Give up what is being read ahead, where anything is."""
-
 
 class EpisodeTable(Sequence[EpisodeInfo]):
     """Episodes as columns: a record is made when it is asked for, since there may be very many."""
 
-    def __init__(self, frames_E: np.ndarray, game_E: np.ndarray, games: list[str], session_ids: Any) -> None:
-        self._frames_E, self._game_E, self._games, self._session_ids = frames_E, game_E, games, session_ids
+    def __init__(
+        self, frames_E: np.ndarray, game_E: np.ndarray, games: list[str], session_ids: Any
+    ) -> None:
+        self._frames_E, self._game_E, self._games, self._session_ids = (
+            frames_E,
+            game_E,
+            games,
+            session_ids,
+        )
 
     def __len__(self) -> int:
         return len(self._frames_E)

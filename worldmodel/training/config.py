@@ -101,20 +101,32 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: must be 1 or more")
         if self.stream_sessions < 0 or self.stream_sessions == 1 or self.stream_bytes < 1:
-            raise InputError(f"stream_sessions = {self.stream_sessions}: must be 2 or more, or 0 to stage the data")
+            raise InputError(
+                f"stream_sessions = {self.stream_sessions}: must be 2 or more, or 0 to stage the data"
+            )
         if self.clip_length < 2 and not (self.upscaler and self.clip_length == 1):
-            raise InputError(f"clip_length = {self.clip_length}: a clip needs 2 frames or more to hold an action")
+            raise InputError(
+                f"clip_length = {self.clip_length}: a clip needs 2 frames or more to hold an action"
+            )
         if self.lr_halve_every < 0:
-            raise InputError(f"lr_halve_every = {self.lr_halve_every}: must be 1 or more, or 0 for never")
+            raise InputError(
+                f"lr_halve_every = {self.lr_halve_every}: must be 1 or more, or 0 for never"
+            )
         if self.batch_size % self.accumulate:
-            raise InputError(f"a batch of {self.batch_size} cannot be computed in {self.accumulate} equal parts")
+            raise InputError(
+                f"a batch of {self.batch_size} cannot be computed in {self.accumulate} equal parts"
+            )
         for name, choices in (("precision", ("bf16", "fp32")), ("parallel", ("ddp", "fsdp"))):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} = {getattr(self, name)!r}: choose {' or '.join(choices)}")
         if not 0 <= self.ema < 1:
-            raise InputError(f"ema = {self.ema}: a decay is at least 0 (no average) and below 1, e.g. 0.999")
+            raise InputError(
+                f"ema = {self.ema}: a decay is at least 0 (no average) and below 1, e.g. 0.999"
+            )
         if not 0 <= self.labels <= 1:
-            raise InputError(f"labels = {self.labels}: the share of labelled episodes is in [0, 1], e.g. 0.05")
+            raise InputError(
+                f"labels = {self.labels}: the share of labelled episodes is in [0, 1], e.g. 0.05"
+            )
         if not 0 < self.min_lr <= self.lr or not math.isfinite(self.lr):
             raise InputError(f"min_lr = {self.min_lr}, lr = {self.lr}: need 0 < min_lr <= lr")
 
@@ -125,7 +137,9 @@ class TrainConfig:
         if self.lr_halve_every:
             return self.lr * 0.5 ** (step // self.lr_halve_every)
         progress = (step - self.warmup) / max(self.iterations - 1 - self.warmup, 1)
-        return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+        return (
+            self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+        )
 
 
 _DEBUG = {
@@ -263,7 +277,14 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
     },
     "upscaler": {
-        name: Recipe(says, {"debug": _DEBUG_UPSCALER, "cpu": _CPU_UPSCALER, "paper": _paper_upscaler(shape, images)})
+        name: Recipe(
+            says,
+            {
+                "debug": _DEBUG_UPSCALER,
+                "cpu": _CPU_UPSCALER,
+                "paper": _paper_upscaler(shape, images),
+            },
+        )
         for name, says, shape, images in (
             ("small-16k", "31 M parameters on 12,000 images (appendix B, 1)", "small", 12_000),
             ("small-50k", "31 M parameters on 45,000 images (appendix B, 2)", "small", 45_000),
@@ -280,10 +301,14 @@ PRESETS = ("debug", "cpu", "paper")
 def find_recipe(component: str, name: str | None = None) -> Recipe:
     """A component's recipe by name, its first without one. Raises InputError for other names."""
     if component not in RECIPES:
-        raise InputError(f"unknown component {component!r}: choose one of {', '.join(COMPONENT_NAMES)}")
+        raise InputError(
+            f"unknown component {component!r}: choose one of {', '.join(COMPONENT_NAMES)}"
+        )
     known = RECIPES[component]
     if name is not None and name not in known:
-        raise InputError(f"no recipe of {component} is called {name!r}: choose one of {', '.join(known)}")
+        raise InputError(
+            f"no recipe of {component} is called {name!r}: choose one of {', '.join(known)}"
+        )
     return known[name or next(iter(known))]
 
 

@@ -1,15 +1,17 @@
-"""How several ranks hold one model: each a copy of it (DDP), or each a share of every part (FSDP2).
+"""Training on several ranks: each holds a copy of the model (DDP) or a shard of every block (FSDP2).
 
-Both add up gradients over ranks and divide by their number, so that a step is the same but for the order of additions.
-Under FSDP weights, gradients and the optimizer's moments are DTensors; a checkpoint holds whole tensors in either case,
-so that a run may go on with another number of ranks or the other way of holding the model.
+Both average gradients over ranks, so that a step is the same but for the order of additions. Under
+FSDP weights, gradients and the optimizer's moments are DTensors. A checkpoint holds whole tensors in
+either case, so that a run may resume with another number of ranks or the other parallelism.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -23,46 +25,81 @@ if TYPE_CHECKING:
     from worldmodel.checkpoint import Checkpoint
 
 
-def wrap_model(objective: Any, kind: str, ranks: int, device: torch.device) -> Any:
-    """What to call for the losses of a batch: `objective` itself, or what adds up its gradients over ranks.
+@dataclass(frozen=True)
+class Worker:
+    """One process of a training run, and what it asks the others."""
 
-    Call it when the weights are there and before the optimizer is made: `fsdp` replaces the parameters by shares.
+    device: torch.device
+    rank: int = 0
+    ranks: int = 1
+
+    def any_rank(self, *flags: bool) -> list[bool]:
+        """Return for each flag if it is set on any rank."""
+        if self.ranks == 1:
+            return list(flags)
+        counts = torch.tensor([float(flag) for flag in flags], device=self.device)
+        dist.all_reduce(counts, dist.ReduceOp.MAX)
+        return [bool(count) for count in counts]
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Sum a tensor over ranks, on the CPU."""
+        if self.ranks == 1:
+            return values
+        values = values.to(self.device)
+        dist.all_reduce(values)
+        return values.cpu()
+
+    def gather_lines(self, line: str | None) -> list[str]:
+        """Collect the lines of all ranks that have one."""
+        lines = [line] * self.ranks
+        if self.ranks > 1:
+            dist.all_gather_object(lines, line)
+        return [line for line in lines if line is not None]
+
+
+def wrap_model(objective: nn.Module, parallelism: str, worker: Worker) -> nn.Module:
+    """Wrap a module so that its gradients are averaged over ranks; on a single rank return it.
+
+    Call it with the weights in place and before building the optimizer: `fsdp` replaces the
+    parameters by shards.
     """
-    if ranks == 1:
+    if worker.ranks == 1:
         return objective
-    if kind == "fsdp":
-        mesh = init_device_mesh(device.type, (ranks,))
+    if parallelism == "fsdp":
+        mesh = init_device_mesh(worker.device.type, (worker.ranks,))
         for module in list(objective.modules()):
             if isinstance(module, TransformerSubBlock):
                 fully_shard(module, mesh=mesh)
-        # What is not in a part too is given back after each pass: else a validation of the average would leave that.
-        return fully_shard(objective, mesh=mesh, reshard_after_forward=True)
+        # Also reshard the root after each pass: otherwise validating the EMA would leave it there.
+        fully_shard(objective, mesh=mesh, reshard_after_forward=True)
+        return objective
     return DistributedDataParallel(
         objective,
-        device_ids=[device] if device.type == "cuda" else None,
+        device_ids=[worker.device] if worker.device.type == "cuda" else None,
         find_unused_parameters=True,  # a quantiser that is switched on late leaves some unused at first
     )
 
 
 @contextmanager
-def gradient_sync(forward: Any, last: bool) -> Iterator[None]:
-    """While entered a backward pass adds gradients up over ranks only where it is the `last` of its step."""
-    if isinstance(forward, FSDPModule):
-        forward.set_requires_gradient_sync(last)
+def gradient_sync(wrapped_objective: nn.Module, last: bool) -> Iterator[None]:
+    """Average gradients over ranks only in the `last` backward pass of a step."""
+    if isinstance(wrapped_objective, FSDPModule):
+        wrapped_objective.set_requires_gradient_sync(last)
         yield
-    elif isinstance(forward, DistributedDataParallel) and not last:
-        with forward.no_sync():
+    elif isinstance(wrapped_objective, DistributedDataParallel) and not last:
+        with wrapped_objective.no_sync():
             yield
     else:
         yield
 
 
 def training_state(
-    module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor] | None = None
+    module: nn.Module, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor] | None = None
 ) -> tuple[dict[str, dict[str, Tensor]], list[dict[str, Any]]]:
-    """Gather what a checkpoint holds -> (whole tensors on the CPU of each file, the optimizer's groups as JSON data).
+    """Gather the content of a checkpoint -> (tensors of each file, the optimizer's groups as JSON).
 
-    The optimizer's tensors are named `<quantity>/<parameter>`. Where ranks share the weights all of them must call.
+    Tensors are whole and on the CPU. The optimizer's are named `<quantity>/<parameter>`. Under FSDP
+    all ranks must call.
     """
     names = {parameter: name for name, parameter in module.named_parameters()}
     moments = {
@@ -78,18 +115,25 @@ def training_state(
         for group in optimizer.param_groups
     ]
     tensors = {"model": on_cpu(module.state_dict()), "optimizer": on_cpu(moments)}
-    if average is not None:
-        tensors["ema"] = on_cpu(average)
+    if ema is not None:
+        tensors["ema"] = on_cpu(ema)
     return tensors, groups
 
 
-def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: "Checkpoint") -> None:
-    """Give an optimizer over the same parameters the state that a checkpoint holds. Raises InputError otherwise."""
+def load_optimizer(
+    module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: "Checkpoint"
+) -> None:
+    """Load the optimizer's state from a checkpoint.
+
+    Raise InputError where the checkpoint trains other parameters.
+    """
     names = {parameter: name for name, parameter in module.named_parameters()}
     groups = checkpoint.state["optimizer"]
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     if order != [name for group in groups for name in group["params"]]:
-        raise InputError(f"{checkpoint.path}: trains other parameters than this run: continue it with its own settings")
+        raise InputError(
+            f"{checkpoint.path}: trains other parameters than this run: continue it with its own settings"
+        )
     places = {name: place for place, name in enumerate(order)}
     parameters = dict(module.named_parameters())
     state: dict[int, dict[str, Tensor]] = {}

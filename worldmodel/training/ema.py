@@ -1,4 +1,4 @@
-"""A moving average of the weights (EMA): steadier than the weights of any single step."""
+"""An exponential moving average (EMA) of the weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -6,28 +6,38 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from worldmodel.sharded_tensors import shard_like
+
 
 class EMA:
-    """average <- decay * average + (1 - decay) * weight after each step, in the weights' own type and sharding.
+    """average <- decay * average + (1 - decay) * weight, in the weights' own type and sharding.
 
-    In the first steps the decay is (1 + steps) / (10 + steps), so that the first, random weights are soon forgotten.
+    In the first steps the decay is (1 + steps) / (10 + steps), which soon forgets the random first
+    weights; torch's `AveragedModel` has no such warm-up, and averages frozen weights too.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.decay = decay
         self._parameters = dict(parameters)
-        self.values = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self.values = {
+            name: parameter.detach().clone() for name, parameter in self._parameters.items()
+        }
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """Take in the weights after step `steps`, counted from 1."""
+        """Update the average with the weights after step `steps`, counted from 1."""
         weight = 1 - min(self.decay, (1 + steps) / (10 + steps))
         for name, parameter in self._parameters.items():
             self.values[name].lerp_(parameter.detach(), weight)
 
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Restore the average from whole tensors; each rank takes its shard."""
+        for name, value in values.items():
+            self.values[name].copy_(shard_like(value, self.values[name]))
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """While entered the model computes with the average; afterwards with its own weights, bit for bit."""
+        """Let the model compute with the average; afterwards its own weights are back, bit for bit."""
         self._swap()
         try:
             yield

@@ -19,7 +19,9 @@ _BATCH = 8
 """Clips read together."""
 
 
-def fit_action_map(lam: LatentActionModel, clips: ClipDataset, *, actions: int = 5, count: int = 0) -> ActionMap:
+def fit_action_map(
+    lam: LatentActionModel, clips: ClipDataset, *, actions: int = 5, count: int = 0
+) -> ActionMap:
     """Read the latent actions of labelled clips and count them. `actions`: A, real ones.
 
     `count`: so many clips, evenly spread over all; all for 0. A few hundred transitions of a game will do. Clips whose
@@ -38,7 +40,9 @@ def measure_action_map(
     return replace(action_map, measured=measured)
 
 
-def count_actions(lam: LatentActionModel, clips: ClipDataset, *, actions: int, count: int = 0) -> dict[str, Counts]:
+def count_actions(
+    lam: LatentActionModel, clips: ClipDataset, *, actions: int, count: int = 0
+) -> dict[str, Counts]:
     """Game -> how often each latent action (K) is read where each real one (A) was taken, int64 (A, K)."""
     if not len(clips):
         raise InputError("no labelled clip: the episodes are shorter than a clip; give longer ones")
@@ -50,9 +54,13 @@ def count_actions(lam: LatentActionModel, clips: ClipDataset, *, actions: int, c
             batch = clips.batch(window_ids[start : start + _BATCH])
             real_BT = batch.actions_BT.numpy()
             if real_BT.min() < 0 or real_BT.max() >= actions:
-                raise InputError(f"labelled clips: expected actions 0 to {actions - 1}, got {real_BT.max()}")
+                raise InputError(
+                    f"labelled clips: expected actions 0 to {actions - 1}, got {real_BT.max()}"
+                )
             latent_BT = lam.encode(to_float_frames(batch.frames_BTHWC.to(device))).cpu().numpy()
-            for game, real_T, latent_T in zip(batch.games_B.tolist(), real_BT, latent_BT, strict=True):
+            for game, real_T, latent_T in zip(
+                batch.games_B.tolist(), real_BT, latent_BT, strict=True
+            ):
                 np.add.at(counts[clips.games[game]], (real_T, latent_T), 1)
             bar.advance(len(real_BT))
     return counts

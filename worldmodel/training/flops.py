@@ -51,7 +51,13 @@ class StackCost:
     def flops(self, frames: int) -> float:
         """Of a forward pass over so many frames."""
         d, width = self.dim, self.heads * self.head_dim
-        part = 2 * 27 * d + 2 * d * 3 * width + 2 * width * d + 2 * d * 2 * self.inner + 2 * self.inner * d
+        part = (
+            2 * 27 * d
+            + 2 * d * 3 * width
+            + 2 * width * d
+            + 2 * d * 2 * self.inner
+            + 2 * self.inner * d
+        )
         spatial = part + 4 * self.patches * width
         temporal = part + 4 * frames * width if self.temporal else 0
         condition = 2 * d * d if self.conditioned else 0
@@ -156,7 +162,9 @@ def _lam_cost(config: WorldModelConfig, recipe: TrainConfig) -> TrainCost:
     return TrainCost(3 * (encoding + decoding) + nearest, frames * patches, kept, total, total)
 
 
-def _dynamics_cost(config: WorldModelConfig, recipe: TrainConfig, cached: bool, joint_lam: bool) -> TrainCost:
+def _dynamics_cost(
+    config: WorldModelConfig, recipe: TrainConfig, cached: bool, joint_lam: bool
+) -> TrainCost:
     c, clip = config.dynamics, recipe.clip_length
     patches = config.grid**2
     # The clean past runs beside the masked frames.
@@ -164,7 +172,9 @@ def _dynamics_cost(config: WorldModelConfig, recipe: TrainConfig, cached: bool, 
     stack = StackCost(c.dim, c.heads, c.head_dim, c.blocks, patches, conditioned=True)
     head = 2 * c.dim * config.tokenizer.codes * (clip - 1) * patches
     kept = stack.activations(frames, half=recipe.precision == "bf16", recompute=recipe.recompute)
-    kept += 3 * 4 * (clip - 1) * patches * config.tokenizer.codes  # logits, and their softmax in fp32
+    kept += (
+        3 * 4 * (clip - 1) * patches * config.tokenizer.codes
+    )  # logits, and their softmax in fp32
     flops = 3 * (stack.flops(frames) + head) + (0 if cached else encoding_flops(config, clip))
     total = count_parameters(Dynamics, config)
     if joint_lam:

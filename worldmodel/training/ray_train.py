@@ -16,60 +16,60 @@ from envs.utils.ray_session import node_resources, ray_session
 from envs.utils.run_dir import read_metrics
 from worldmodel import checkpoint
 from worldmodel.models.transformer import STTransformer
+from worldmodel.training.distributed import Worker
 from worldmodel.training.run_spec import TrainingRun
-from worldmodel.training.setup import build_objective, open_data
-from worldmodel.training.trainer import Trainer
+from worldmodel.training.setup import build_objective, build_trainer, open_data
 
 RESTARTS = 3
 """How often workers that died are replaced, each time from the newest checkpoint."""
 
 
 def run_worker(options: dict[str, Any]) -> bool:
-    """What Ray Train runs on each worker: build, restore, train. True where the run came to its end."""
+    """Build, restore and train on one worker of Ray Train; True if the run is complete."""
     import ray.train
     import ray.train.torch
 
-    job: TrainingRun = options["job"]
+    run: TrainingRun = options["run"]
     context = ray.train.get_context()
-    rank, ranks = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    if job.recipe.threads:
-        torch.set_num_threads(job.recipe.threads)
-    objective = build_objective(job, device)
+    worker = Worker(device, context.get_world_rank(), context.get_world_size())
+    if run.recipe.threads:
+        torch.set_num_threads(run.recipe.threads)
+    objective = build_objective(run, device)
     for module in objective.model.modules():
         if isinstance(module, STTransformer):
-            module.activation_checkpointing = job.recipe.recompute
+            module.activation_checkpointing = run.recipe.recompute
     part, parts = context.get_local_rank(), context.get_local_world_size()
-    windows, validation = open_data(job, objective, device, part=part, parts=parts)
-    trainer = Trainer(
-        job,
+    data, validation = open_data(run, objective, device, part=part, parts=parts)
+    trainer = build_trainer(
+        run,
         objective,
-        windows,
+        data,
         validation,
-        rank=rank,
-        ranks=ranks,
-        device=device,
-        stop=(options["stop"] or StopFile(job.out)).asked,
+        worker,
+        stop=(options["stop"] or StopFile(run.out)).asked,
         saved=lambda step: ray.train.report({"step": step}),
     )
     return trainer.train()
 
 
-def _fit(job: TrainingRun, workers: int, stop: GracefulInterrupt | None = None) -> bool:
+def _fit(run: TrainingRun, workers: int, stop: GracefulInterrupt | None = None) -> bool:
     """One run of Ray Train. Its own folder for bookkeeping holds nothing that a later run needs."""
     from ray.train import RunConfig
     from ray.train.torch import TorchTrainer
 
     trainer = TorchTrainer(
         run_worker,  # type: ignore[arg-type]  # Ray's annotation does not know of return values
-        train_loop_config={"job": job, "stop": stop},
+        train_loop_config={"run": run, "stop": stop},
         scaling_config=_scaling(workers),
-        run_config=RunConfig(name=f"{job.component}-{os.getpid()}", storage_path=str(job.out / "ray")),
+        run_config=RunConfig(
+            name=f"{run.component}-{os.getpid()}", storage_path=str(run.out / "ray")
+        ),
     )
     try:
         return bool(trainer.fit().return_value)  # type: ignore[attr-defined]
     finally:
-        shutil.rmtree(job.out / "ray", ignore_errors=True)
+        shutil.rmtree(run.out / "ray", ignore_errors=True)
 
 
 def _scaling(workers: int) -> Any:
@@ -85,27 +85,27 @@ def _scaling(workers: int) -> Any:
     return ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources)
 
 
-def _fit_here(job: TrainingRun) -> bool:
+def fit_here(run: TrainingRun) -> bool:
     """Train in this process, without starting Ray; what is set for the whole process is set back afterwards."""
     logger, threads = logging.getLogger("ray.train"), torch.get_num_threads()
     level = logger.level
     logger.setLevel(logging.WARNING)  # below it, Ray Train says that this mode is one for debugging
     try:
         with GracefulInterrupt() as stop:
-            return _fit(job, 0, stop)
+            return _fit(run, 0, stop)
     finally:
         logger.setLevel(level)
         torch.set_num_threads(threads)
 
 
 @ray_session()
-def _fit_on_workers(job: TrainingRun, workers: int) -> bool:
+def fit_on_workers(run: TrainingRun, workers: int) -> bool:
     """Train on Ray workers; those that die are replaced, and go on from the newest checkpoint."""
     from ray.train import WorkerGroupError
 
     for restart in range(RESTARTS + 1):
         try:
-            return _fit_watched(job, workers)
+            return _fit_watched(run, workers)
         except WorkerGroupError as error:
             for failure in error.worker_failures.values():
                 cause = _own_error(failure)
@@ -113,7 +113,7 @@ def _fit_on_workers(job: TrainingRun, workers: int) -> bool:
                     raise cause from None
             if restart == RESTARTS:
                 raise
-            newest = checkpoint.newest_checkpoint(job.out)
+            newest = checkpoint.newest_checkpoint(run.out)
             start = newest.name if newest else "the start"
             line = f"a training worker died: going on from {start} with new ones ({restart + 1} of {RESTARTS})"
             console.print(line, soft_wrap=True)
@@ -129,27 +129,30 @@ def _own_error(failure: BaseException | None) -> InputError | None:
     return None
 
 
-def _fit_watched(job: TrainingRun, workers: int) -> bool:
+def _fit_watched(run: TrainingRun, workers: int) -> bool:
     """Run Ray Train in a thread; meanwhile show its progress here and pass Ctrl+C on to the workers as a stop file."""
     outcome: list[bool | BaseException] = []
 
     def fit() -> None:
         try:
-            outcome.append(_fit(job, workers))
+            outcome.append(_fit(run, workers))
         except BaseException as error:  # handed over to the thread that waits
             outcome.append(error)
 
-    stop = StopFile(job.out)
+    stop = StopFile(run.out)
     stop.clear()
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    done = _last_step(job.out)
-    with GracefulInterrupt() as interrupt, progress(f"training {job.component}", job.recipe.iterations, done) as bar:
+    done = _last_step(run.out)
+    with (
+        GracefulInterrupt() as interrupt,
+        progress(f"training {run.component}", run.recipe.iterations, done) as bar,
+    ):
         thread.start()
         while thread.is_alive():
             thread.join(timeout=0.5)
             if interrupt.asked():
                 stop.ask()
-            step = _last_step(job.out)
+            step = _last_step(run.out)
             if step > done:
                 bar.advance(step - done)
                 done = step
@@ -159,6 +162,6 @@ def _fit_watched(job: TrainingRun, workers: int) -> bool:
     return outcome[0]
 
 
-def _last_step(run: Path) -> int:
-    rows = read_metrics(run)
+def _last_step(out: Path) -> int:
+    rows = read_metrics(out)
     return int(rows[-1]["step"]) if rows else 0

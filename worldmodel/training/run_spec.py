@@ -8,7 +8,7 @@ from typing import Any
 
 from envs.utils.errors import InputError
 from worldmodel.config import WorldModelConfig
-from worldmodel.training.config import TrainConfig
+from worldmodel.training.config import COMPONENT_NAMES, TrainConfig
 
 _RUNTIME_FIELDS = (
     "log_every",
@@ -70,6 +70,59 @@ class TrainingRun:
         }
         return dict(json.loads(json.dumps(identity, default=str)))
 
+    def check_inputs(self, real_actions: int) -> None:
+        """Raise InputError where settings and inputs do not fit together or to the component.
+
+        `real_actions`: how many actions the recorded episodes may hold.
+        """
+        if self.component not in COMPONENT_NAMES:
+            raise InputError(
+                f"unknown component {self.component!r}: choose one of {', '.join(COMPONENT_NAMES)}"
+            )
+        if not self.data:
+            raise InputError("no data given: name one or more folders of episodes")
+
+        # The dynamics is trained on the output of a frozen tokenizer, and of a LAM where one is given.
+        if self.component == "dynamics":
+            if self.tokenizer is None:
+                raise InputError(
+                    "training dynamics needs --tokenizer: the run or checkpoint of a trained tokenizer"
+                )
+        else:
+            if self.tokenizer is not None:
+                raise InputError(
+                    f"--tokenizer is not for {self.component}; to continue from its weights give --init"
+                )
+            if self.lam is not None or self.joint_lam:
+                raise InputError(
+                    f"--lam and --joint-lam are not for {self.component}: they are for dynamics on latent actions"
+                )
+
+        # Labels teach a latent action model recorded actions, one code each.
+        if self.recipe.labels:
+            if not self.trains_lam:
+                raise InputError(
+                    f"--labels are for a latent action model: train {self.component} without, or with --joint-lam"
+                )
+            if real_actions > self.config.lam.codes:
+                raise InputError(
+                    f"--labels: {real_actions} actions, {self.config.lam.codes} codes: lam.codes must be as many"
+                )
+
+        if self.decoder_only and (self.component != "tokenizer" or self.init is None):
+            raise InputError(
+                "--recipe finetune trains the decoder of a trained tokenizer: give it with --init"
+            )
+
+        # An upscaler is trained on pairs of frames, which are always copied to the local disk.
+        if self.component == "upscaler":
+            if self.pairs is None or self.recipe.stream_sessions:
+                raise InputError(
+                    "training upscaler needs --pairs, made of its data by `autoexplore data replay`, and cannot stream"
+                )
+        elif self.pairs is not None:
+            raise InputError(f"training {self.component} takes no --pairs")
+
     def check_resumable(self) -> None:
         """Raise InputError where the run in `out` is another one than this, naming the first difference.
 
@@ -80,7 +133,9 @@ class TrainingRun:
         try:
             recorded = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read ({error}): this is no run to resume") from error
+            raise InputError(
+                f"{path}: cannot be read ({error}): this is no run to resume"
+            ) from error
         for name, (there, here) in _differences(recorded, self.identity()):
             if name not in _MAY_CHANGE:
                 raise InputError(
@@ -94,6 +149,8 @@ def _differences(a: Any, b: Any, name: str = "") -> list[tuple[str, tuple[Any, A
         return [
             difference
             for key in keys
-            for difference in _differences(a.get(key), b.get(key), f"{name}.{key}" if name else str(key))
+            for difference in _differences(
+                a.get(key), b.get(key), f"{name}.{key}" if name else str(key)
+            )
         ]
     return [] if a == b else [(name, (a, b))]

@@ -1,173 +1,169 @@
-"""The components that the one training loop trains: how each is built, and what a run of it needs. One row for each."""
+"""Build the parts of a training run: objective, datasets, optimizer, loader and trainer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from envs.utils.errors import InputError
 from worldmodel.data.clip_dataset import ClipDataset
+from worldmodel.data.dataset import Dataset
+from worldmodel.data.loader import ClipLoader
 from worldmodel.data.pair_dataset import PairDataset, check_sizes
 from worldmodel.data.streaming_dataset import StreamingDataset
-from worldmodel.data.token_dataset import CacheBarrier, TokenDataset, cache_tokens
+from worldmodel.data.token_dataset import CacheBarrier, cache_tokens
 from worldmodel.loading import load_component, load_lam, load_tokenizer, load_upscaler
+from worldmodel.models.cpu_kernels import set_compile
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.upscaler import Upscaler, shape
 from worldmodel.models.weights import check_lam, check_tokenizer, load_weights
+from worldmodel.training.distributed import Worker, load_optimizer, wrap_model
+from worldmodel.training.ema import EMA
+from worldmodel.training.flops import cost_of
 from worldmodel.training.objectives import (
     DynamicsObjective,
-    FrameObjective,
     JointObjective,
-    LatentDynamicsObjective,
+    LatentActionObjective,
     Objective,
     TokenizerObjective,
     UpscalerObjective,
 )
 from worldmodel.training.run_spec import TrainingRun
-from worldmodel.training.trainer import TrainData, Validation, seed_everything
+from worldmodel.training.throughput import ThroughputMeter, device_peak, keep_freed_memory
+from worldmodel.training.trainer import Trainer, open_newest, seed_everything
 
 
-@dataclass(frozen=True)
-class Component:
-    """What the training loop must know of a component."""
-
-    build: Callable[[TrainingRun, torch.device], Objective]
-    """Its first weights (random from the current seed, or those of `job.init`), and what is optimised."""
-    needs_tokenizer: bool = False
-    """Whether it is trained on the output of a trained, frozen tokenizer."""
-    decoder_only: bool = False
-    """Whether its decoder can be fine-tuned alone."""
-    takes_lam: bool = False
-    """Whether it can be trained on the actions of a latent action model."""
-    needs_pairs: bool = False
-    """Whether it is trained on frames beside the same frames larger."""
-
-
-def _tokenizer(job: TrainingRun, device: torch.device) -> Objective:
-    tokenizer = Tokenizer(job.config)
-    if job.init is not None:
-        load_component(tokenizer, "tokenizer", job.init)
-    return TokenizerObjective(tokenizer.to(device), decoder_only=job.decoder_only)
+def build_objective(run: TrainingRun, device: torch.device) -> Objective:
+    """Build a component with its first weights, random from the seed or those of `run.init`."""
+    seed_everything(run.recipe.seed, "first weights")
+    match run.component:
+        case "tokenizer":
+            return _build_tokenizer(run, device)
+        case "lam":
+            return _build_lam(run, device)
+        case "dynamics":
+            return _build_dynamics(run, device)
+        case "upscaler":
+            return _build_upscaler(run, device)
+        case unknown:
+            raise InputError(f"unknown component {unknown!r}")
 
 
-def _lam(job: TrainingRun, device: torch.device) -> Objective:
-    lam = LatentActionModel(job.config)
-    if job.init is not None:
-        load_component(lam, "lam", job.init)
-    return FrameObjective(lam.to(device), labels=job.recipe.labels)
+def _build_tokenizer(run: TrainingRun, device: torch.device) -> Objective:
+    tokenizer = Tokenizer(run.config)
+    if run.init is not None:
+        load_component(tokenizer, "tokenizer", run.init)
+    return TokenizerObjective(tokenizer.to(device), decoder_only=run.decoder_only)
 
 
-def _dynamics(job: TrainingRun, device: torch.device) -> Objective:
-    assert job.tokenizer is not None
-    frozen = load_tokenizer(job.tokenizer, device)
-    if (frozen.cfg.tokenizer, frozen.cfg.size) != (job.config.tokenizer, job.config.size):
+def _build_lam(run: TrainingRun, device: torch.device) -> Objective:
+    lam = LatentActionModel(run.config)
+    if run.init is not None:
+        load_component(lam, "lam", run.init)
+    return LatentActionObjective(lam.to(device), label_fraction=run.recipe.labels)
+
+
+def _build_dynamics(run: TrainingRun, device: torch.device) -> Objective:
+    assert run.tokenizer is not None
+    tokenizer = load_tokenizer(run.tokenizer, device)
+    if (tokenizer.cfg.tokenizer, tokenizer.cfg.size) != (run.config.tokenizer, run.config.size):
         raise InputError(
-            f"{job.tokenizer}: not a tokenizer of the given configuration: train both with the same preset"
+            f"{run.tokenizer}: not a tokenizer of the given configuration: train both with the same preset"
         )
-    dynamics = Dynamics(job.config).to(device)
-    if job.init is not None:
-        load_component(dynamics, "dynamics", job.init)
-        check_tokenizer(frozen, dynamics, job.tokenizer)
-    dynamics.set_codebook(frozen.codebook)
-    if not job.config.dynamics.latent_actions:
-        return DynamicsObjective(dynamics, frozen)
-    lam = _lam_of_dynamics(job, dynamics).to(device)
-    if job.joint_lam:
-        return JointObjective(dynamics, frozen, lam, labels=job.recipe.labels)
-    return LatentDynamicsObjective(dynamics, frozen, lam)
+    dynamics = Dynamics(run.config).to(device)
+    if run.init is not None:
+        load_component(dynamics, "dynamics", run.init)
+        check_tokenizer(tokenizer, dynamics, run.tokenizer)
+    dynamics.set_codebook(tokenizer.codebook)
+    if not run.config.dynamics.latent_actions:
+        return DynamicsObjective(dynamics, tokenizer)
+    lam = _lam_of_dynamics(run, dynamics).to(device)
+    if run.joint_lam:
+        return JointObjective(dynamics, tokenizer, lam, label_fraction=run.recipe.labels)
+    return DynamicsObjective(dynamics, tokenizer, lam)
 
 
-def _lam_of_dynamics(job: TrainingRun, dynamics: Dynamics) -> LatentActionModel:
-    """The latent action model of a run on latent actions; one that stays as it is has to be that of `init`."""
-    source = job.lam or job.init
-    lam = LatentActionModel(job.config) if source is None else load_lam(source)
-    if (lam.cfg.lam, lam.cfg.size) != (job.config.lam, job.config.size):
-        raise InputError(f"{source}: not a latent action model of the given configuration: train both with one preset")
-    if not job.joint_lam:
+def _lam_of_dynamics(run: TrainingRun, dynamics: Dynamics) -> LatentActionModel:
+    """Build the latent action model of a dynamics run. A frozen one has to be that of `init`."""
+    source = run.lam or run.init
+    lam = LatentActionModel(run.config) if source is None else load_lam(source)
+    if (lam.cfg.lam, lam.cfg.size) != (run.config.lam, run.config.size):
+        raise InputError(
+            f"{source}: not a latent action model of the given configuration: train both with one preset"
+        )
+    if not run.joint_lam:
         check_lam(dynamics, lam)
     return lam
 
 
-def _upscaler(job: TrainingRun, device: torch.device) -> Objective:
-    upscaler = Upscaler(shape(job.recipe.upscaler))
-    if job.init is not None:
-        load_weights(upscaler, load_upscaler(job.init).state_dict(), job.init)
+def _build_upscaler(run: TrainingRun, device: torch.device) -> Objective:
+    upscaler = Upscaler(shape(run.recipe.upscaler))
+    if run.init is not None:
+        load_weights(upscaler, load_upscaler(run.init).state_dict(), run.init)
     return UpscalerObjective(upscaler.to(device))
 
 
-COMPONENTS: dict[str, Component] = {
-    "tokenizer": Component(_tokenizer, decoder_only=True),
-    "lam": Component(_lam),
-    "dynamics": Component(_dynamics, needs_tokenizer=True, takes_lam=True),
-    "upscaler": Component(_upscaler, needs_pairs=True),
-}
-"""By the names of `worldmodel.training.config.RECIPES`, which says how long each is trained."""
-
-
-def build_objective(job: TrainingRun, device: torch.device) -> Objective:
-    """The component with its first weights (random from the seed, or those of `init`), and what is optimised."""
-    seed_everything(job.recipe.seed, "first weights")
-    return COMPONENTS[job.component].build(job, device)
-
-
 def open_data(
-    job: TrainingRun, objective: Objective, device: torch.device, *, part: int = 0, parts: int = 1
-) -> tuple[TrainData, Validation | None]:
-    """Training windows and validation clips. `part` of `parts` is the rank on this machine: one stages, all encode."""
-    recipe = job.recipe
-    if recipe.stream_sessions:
-        return _open_streams(job)
-    if job.pairs is not None:
-        return _open_pairs(job, part=part, parts=parts)
-    if part == 0:
-        ClipDataset(job.data, job.cache_dir, length=recipe.clip_length)
-    _barrier(parts)
-    train, validation = (
-        ClipDataset(job.data, job.cache_dir, length=recipe.clip_length, stride=recipe.clip_stride, split=split)
-        for split in ("train", "val")
-    )
-    if job.trains_lam:
-        train.reveal_actions(recipe.labels)
-    windows: ClipDataset | TokenDataset = train
-    pays = recipe.token_cache and recipe.iterations * recipe.batch_size >= len(train)
-    if isinstance(objective, DynamicsObjective | JointObjective) and pays:
-        windows = cache_tokens(
-            objective.tokenizer,
+    run: TrainingRun, objective: Objective, device: torch.device, *, part: int = 0, parts: int = 1
+) -> tuple[Dataset, Dataset | None]:
+    """Open the training and validation split with the fields that the objective needs.
+
+    `part` of `parts` is the rank on this machine: one copies episodes, all encode tokens.
+    """
+    if "large_frames" in objective.needs:
+        return _open_pairs(run, part=part, parts=parts)
+    if run.recipe.stream_sessions:
+        return _open_streams(run)
+    train, validation = _open_clips(list(run.data), run, part=part, parts=parts)
+    if run.trains_lam:
+        train.reveal_actions(run.recipe.labels)
+    # Encoding all windows once is worthwhile where the run reads each of them about once.
+    reads_all = run.recipe.iterations * run.recipe.batch_size >= len(train)
+    if "tokens" in objective.needs and run.recipe.token_cache and reads_all:
+        tokens = cache_tokens(
+            objective.encoders["tokens"],
             train,
-            job.cache_dir,
-            lam=objective.lam if isinstance(objective, LatentDynamicsObjective) else None,
-            frames=isinstance(objective, JointObjective),  # its latent action model changes and reads them
+            run.cache_dir,
+            lam=objective.encoders.get("latent_actions"),
+            frames="frames" in objective.needs,
             device=device,
             sharing=CacheBarrier(part, parts, lambda: _barrier(parts)),
         )
-    return windows, validation if len(validation) else None
+        return tokens, _unless_empty(validation)
+    return train, _unless_empty(validation)
 
 
-def _open_pairs(job: TrainingRun, *, part: int, parts: int) -> tuple[PairDataset, PairDataset | None]:
-    """`open_data` for an upscaler: frames beside the same frames larger."""
-    sides: list[list[str]] = [list(job.data), [str(job.pairs)]]
-    length, stride = job.recipe.clip_length, job.recipe.clip_stride
+def _open_clips(
+    uris: list[str], run: TrainingRun, *, part: int, parts: int
+) -> tuple[ClipDataset, ClipDataset]:
+    """Open both splits of data sets, after one process of the machine has copied the episodes."""
+    length, stride = run.recipe.clip_length, run.recipe.clip_stride
     if part == 0:
-        for uris in sides:
-            ClipDataset(uris, job.cache_dir, length=length)
+        ClipDataset(uris, run.cache_dir, length=length)
     _barrier(parts)
-    shape_of = shape(job.recipe.upscaler)
-    train, validation = (
-        PairDataset(*(ClipDataset(uris, job.cache_dir, length=length, stride=stride, split=split) for uris in sides))
-        for split in ("train", "val")
+    return (
+        ClipDataset(uris, run.cache_dir, length=length, stride=stride, split="train"),
+        ClipDataset(uris, run.cache_dir, length=length, stride=stride, split="val"),
     )
-    check_sizes(train, shape_of.size, shape_of.factor)
-    return train, validation if len(validation) else None
 
 
-def _open_streams(job: TrainingRun) -> tuple[StreamingDataset, StreamingDataset | None]:
-    """`open_data` without a local copy: tokens are encoded in each step."""
-    recipe = job.recipe
+def _open_pairs(run: TrainingRun, *, part: int, parts: int) -> tuple[Dataset, Dataset | None]:
+    """Open the small and large frames that an upscaler needs."""
+    small = _open_clips(list(run.data), run, part=part, parts=parts)
+    large = _open_clips([str(run.pairs)], run, part=part, parts=parts)
+    train, validation = (PairDataset(*sides) for sides in zip(small, large, strict=True))
+    upscaler = shape(run.recipe.upscaler)
+    check_sizes(train, upscaler.size, upscaler.factor)
+    return train, _unless_empty(validation)
+
+
+def _open_streams(run: TrainingRun) -> tuple[Dataset, Dataset | None]:
+    """Open both splits without a local copy; tokens are encoded in each step."""
+    recipe = run.recipe
     train, validation = (
         StreamingDataset(
-            job.data,
+            run.data,
             length=recipe.clip_length,
             stride=recipe.clip_stride,
             split=split,
@@ -176,11 +172,97 @@ def _open_streams(job: TrainingRun) -> tuple[StreamingDataset, StreamingDataset 
         )
         for split in ("train", "val")
     )
-    if job.trains_lam:
+    if run.trains_lam:
         train.reveal_actions(recipe.labels)
-    return train, validation if len(validation) else None
+    return train, _unless_empty(validation)
+
+
+def _unless_empty(dataset: Dataset) -> Dataset | None:
+    return dataset if len(dataset) else None
 
 
 def _barrier(parts: int) -> None:
     if parts > 1:
         torch.distributed.barrier()
+
+
+def build_trainer(
+    run: TrainingRun,
+    objective: Objective,
+    data: Dataset,
+    validation: Dataset | None,
+    worker: Worker,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    saved: Callable[[int], None] = lambda step: None,
+) -> Trainer:
+    """Build one rank's trainer, restored from the newest checkpoint in `run.out`, if any.
+
+    `stop` and `saved`: see `Trainer`.
+    """
+    recipe = run.recipe
+    fingerprint = objective.fingerprint()
+    restored = open_newest(run.out, fingerprint)
+    if restored is not None:
+        load_weights(objective.model, restored.weights(), restored.path)
+    set_compile(recipe.compile, worker.device)
+    if worker.device.type == "cpu":
+        keep_freed_memory()
+
+    # FSDP replaces the parameters by shards: restore weights before, build the optimizer after it.
+    wrapped_objective = wrap_model(objective, recipe.parallel, worker)
+    trainable = objective.trainable()
+    optimizer = torch.optim.AdamW(
+        trainable.values(),
+        lr=recipe.lr,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    ema = EMA(trainable, recipe.ema) if recipe.ema else None
+    if restored is not None:
+        load_optimizer(objective.model, optimizer, restored)
+        if ema is not None:
+            ema.load(restored.average())
+
+    step = 0 if restored is None else restored.step
+    loader = ClipLoader(
+        data,
+        recipe.batch_size,
+        seed=recipe.seed,
+        rank=worker.rank,
+        ranks=worker.ranks,
+        threads=recipe.loader_threads,
+        state=None if restored is None else dict(restored.state["data_state"]),
+        batches=recipe.iterations - step,
+    )
+    return Trainer(
+        run=run,
+        objective=objective,
+        wrapped_objective=wrapped_objective,
+        optimizer=optimizer,
+        ema=ema,
+        loader=loader,
+        validation=validation,
+        meter=_build_meter(run, data, worker),
+        worker=worker,
+        fingerprint=fingerprint,
+        stop=stop,
+        saved=saved,
+        step=step,
+        best=None if restored is None else restored.state.get("best"),
+    )
+
+
+def _build_meter(run: TrainingRun, data: Dataset, worker: Worker) -> ThroughputMeter:
+    """Build the meter of a run's speed; the peak of the hardware is measured for rank 0 alone."""
+    cost = cost_of(
+        run.component,
+        run.config,
+        run.recipe,
+        decoder_only=run.decoder_only,
+        cached="tokens" in data.provides,
+        joint_lam=run.joint_lam,
+    )
+    peak = device_peak(worker.device, run.recipe.precision) if cost and worker.rank == 0 else 0.0
+    return ThroughputMeter(cost, peak)

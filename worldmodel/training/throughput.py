@@ -49,13 +49,17 @@ class Hardware:
 def hardware(name: str, *, precision: str = "bf16", utilisation: float = UTILISATION) -> Hardware:
     """`here`, measured, or a card and how many of them: `a100x8`, `l4`. Raises InputError for an unknown card."""
     if name == "here":
-        rate = measured_peak(torch.device("cuda" if torch.cuda.is_available() else "cpu"), precision)
+        rate = measured_peak(
+            torch.device("cuda" if torch.cuda.is_available() else "cpu"), precision
+        )
         return Hardware("this machine, measured", 1, rate, None, 0.6)
     card, separator, count = name.lower().rpartition("x")
     if not (separator and count.isdigit() and card in PEAKS):
         card, count = name.lower(), "1"
     if card not in PEAKS or int(count) < 1:
-        raise InputError(f"--hardware {name}: choose here or one of {', '.join(PEAKS)}, with a count as in a100x8")
+        raise InputError(
+            f"--hardware {name}: choose here or one of {', '.join(PEAKS)}, with a count as in a100x8"
+        )
     peak, memory = PEAKS[card]
     return Hardware(name.lower(), int(count), peak, memory, utilisation)
 
@@ -75,7 +79,10 @@ def measured_peak(device: torch.device, precision: str, repeats: int = 4) -> flo
     """FLOP/s of a matrix product (1024 x 512 on a CPU, 8192 x 8192 on a card, by a square one): the best of some."""
     rows, width = (8192, 8192) if device.type == "cuda" else (1024, 512)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = torch.ones(rows, width, dtype=dtype, device=device), torch.ones(width, width, dtype=dtype, device=device)
+    a, b = (
+        torch.ones(rows, width, dtype=dtype, device=device),
+        torch.ones(width, width, dtype=dtype, device=device),
+    )
     best = float("inf")
     for _ in range(repeats + 1):
         _wait(device)
@@ -95,7 +102,9 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, mmap_threshold = -1, -3  # names of options in malloc.h
-        mallopt(mmap_threshold, 32 << 20)  # the most that is allowed; setting either stops both from moving
+        mallopt(
+            mmap_threshold, 32 << 20
+        )  # the most that is allowed; setting either stops both from moving
         mallopt(trim_threshold, -1)  # never
 
 

@@ -15,10 +15,9 @@ from envs.utils.progress import console
 from envs.utils.storage import is_remote
 from worldmodel import checkpoint
 from worldmodel.config import WorldModelConfig
-from worldmodel.training.config import COMPONENT_NAMES, TrainConfig, recipe
-from worldmodel.training.ray_train import _fit_here, _fit_on_workers
+from worldmodel.training.config import TrainConfig, recipe
+from worldmodel.training.ray_train import fit_here, fit_on_workers
 from worldmodel.training.run_spec import TrainingRun
-from worldmodel.training.setup import COMPONENTS
 from worldmodel.training.trainer import NonFiniteLoss
 
 __all__ = ["NonFiniteLoss", "TrainConfig", "recipe", "train"]
@@ -56,11 +55,13 @@ def train(
     holds another run; NonFiniteLoss where training breaks down; KeyboardInterrupt after Ctrl+C, a checkpoint saved.
     """
     out = Path(out).absolute()
-    job = TrainingRun(
+    run = TrainingRun(
         component=component,
         config=config.with_latent_actions() if lam is not None or joint_lam else config,
         recipe=recipe,
-        data=tuple(str(folder if is_remote(folder) else Path(folder).absolute()) for folder in data),
+        data=tuple(
+            str(folder if is_remote(folder) else Path(folder).absolute()) for folder in data
+        ),
         out=out,
         cache_dir=Path(cache_dir or out.parent / "cache").absolute(),
         init=None if init is None else Path(init).absolute(),
@@ -70,43 +71,24 @@ def train(
         decoder_only=decoder_only,
         pairs=None if pairs is None else str(pairs if is_remote(pairs) else Path(pairs).absolute()),
     )
-    _check(job, workers, resume, config.actions)
-    newest = checkpoint.newest_checkpoint(job.out)
+    run.check_inputs(config.actions)
+    if recipe.batch_size % max(workers, 1):
+        raise InputError(
+            f"a batch of {recipe.batch_size} cannot be split over {workers} workers: use a multiple"
+        )
+    if (out / "config.json").exists():
+        if not resume:
+            raise InputError(
+                f"{out} already holds a run: give another --out, or --resume to continue it"
+            )
+        run.check_resumable()
+
+    newest = checkpoint.newest_checkpoint(out)
     if newest is None or checkpoint.open_checkpoint(newest).step < recipe.iterations:
-        finished = _fit_on_workers(job, workers) if workers else _fit_here(job)
-        newest = checkpoint.open_checkpoint(job.out).path
+        finished = fit_on_workers(run, workers) if workers else fit_here(run)
+        newest = checkpoint.open_checkpoint(out).path
         if not finished:
-            line = f"stopped; {newest.name} of {recipe.iterations} is saved in {job.out}: go on with --resume"
+            line = f"stopped; {newest.name} of {recipe.iterations} is saved in {out}: go on with --resume"
             console.print(line, soft_wrap=True)
             raise KeyboardInterrupt
     return newest
-
-
-def _check(job: TrainingRun, workers: int, resume: bool, real_actions: int) -> None:
-    """Refuse what a person can have got wrong, before anything starts."""
-    if job.component not in COMPONENT_NAMES:
-        raise InputError(f"unknown component {job.component!r}: choose one of {', '.join(COMPONENT_NAMES)}")
-    if not job.data:
-        raise InputError("no data given: name one or more folders of episodes")
-    component = COMPONENTS[job.component]
-    if component.needs_tokenizer and job.tokenizer is None:
-        raise InputError(f"training {job.component} needs --tokenizer: the run or checkpoint of a trained tokenizer")
-    if job.tokenizer is not None and not component.needs_tokenizer:
-        raise InputError(f"--tokenizer is not for {job.component}; to continue from its weights give --init")
-    if (job.lam is not None or job.joint_lam) and not component.takes_lam:
-        raise InputError(f"--lam and --joint-lam are not for {job.component}: they are for dynamics on latent actions")
-    if job.recipe.labels and not job.trains_lam:
-        raise InputError(f"--labels are for a latent action model: train {job.component} without, or with --joint-lam")
-    if job.recipe.labels and real_actions > job.config.lam.codes:
-        raise InputError(f"--labels: {real_actions} actions, {job.config.lam.codes} codes: lam.codes must be as many")
-    if job.decoder_only and not (component.decoder_only and job.init is not None):
-        raise InputError("--recipe finetune trains the decoder of a trained tokenizer: give it with --init")
-    if component.needs_pairs != (job.pairs is not None) or (component.needs_pairs and job.recipe.stream_sessions):
-        what = "needs --pairs, made of its data by `autoexplore data replay`, and cannot stream"
-        raise InputError(f"training {job.component} {what if component.needs_pairs else 'takes no --pairs'}")
-    if job.recipe.batch_size % max(workers, 1):
-        raise InputError(f"a batch of {job.recipe.batch_size} cannot be split over {workers} workers: use a multiple")
-    if (job.out / "config.json").exists():
-        if not resume:
-            raise InputError(f"{job.out} already holds a run: give another --out, or --resume to continue it")
-        job.check_resumable()

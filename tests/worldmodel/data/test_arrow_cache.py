@@ -41,7 +41,9 @@ def test_few_damaged_shards_are_left_out_counted_and_named(data: Path, tmp_path:
     assert "2 of 40 shards" in printed.get()
     for shard in (gone, damaged):
         assert shard.name in printed.get()
-    assert set(clips.skipped) == {f"{data}/{shard.parent.name}/{shard.name}" for shard in (gone, damaged)}
+    assert set(clips.skipped) == {
+        f"{data}/{shard.parent.name}/{shard.name}" for shard in (gone, damaged)
+    }
     assert "sha256 differs" in clips.skipped[f"{data}/{damaged.parent.name}/{damaged.name}"]
     assert whole.skipped == {}
     lost = {shard.name.split("-")[1] for shard in (gone, damaged)}
@@ -56,7 +58,9 @@ def test_few_damaged_shards_are_left_out_counted_and_named(data: Path, tmp_path:
         assert np.array_equal(frames[number], expected)
 
 
-def test_the_copy_without_damaged_shards_is_used_until_one_is_repaired(data: Path, tmp_path: Path) -> None:
+def test_the_copy_without_damaged_shards_is_used_until_one_is_repaired(
+    data: Path, tmp_path: Path
+) -> None:
     shard = sorted(data.glob("env=*/*.parquet"))[0]
     content = shard.read_bytes()
     damage(data, 1)
@@ -75,7 +79,9 @@ def test_the_copy_without_damaged_shards_is_used_until_one_is_repaired(data: Pat
 
 def test_many_damaged_shards_stop_staging_and_leave_no_file(data: Path, tmp_path: Path) -> None:
     first, *_ = damage(data, 3)  # 7.5 %
-    with pytest.raises(InputError, match=rf"3 or more of 40 shards.*over 5%.*{first.name}") as raised:
+    with pytest.raises(
+        InputError, match=rf"3 or more of 40 shards.*over 5%.*{first.name}"
+    ) as raised:
         build_arrow_cache(data, tmp_path / "cache")
     assert "\n" not in str(raised.value)
     assert list((tmp_path / "cache").iterdir()) == []

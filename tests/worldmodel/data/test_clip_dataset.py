@@ -88,12 +88,16 @@ def test_windows_hold_the_episodes_frames_and_never_cross_an_end(data: str, cach
     for number in range(len(clips)):
         place, start = clips.locate(number)
         episode = episodes[clips.episodes[place].session_id]
-        assert np.array_equal(batch.frames_BTHWC[number].numpy(), episode.frames_THWC[start : start + 16])
+        assert np.array_equal(
+            batch.frames_BTHWC[number].numpy(), episode.frames_THWC[start : start + 16]
+        )
         assert np.array_equal(batch.actions_BT[number].numpy(), episode.actions[start : start + 15])
         assert clips.window_game(number) == "Counting"
 
 
-def test_the_action_beside_frame_t_is_the_one_that_frame_t_plus_1_shows(data: str, cache: Path) -> None:
+def test_the_action_beside_frame_t_is_the_one_that_frame_t_plus_1_shows(
+    data: str, cache: Path
+) -> None:
     """Alignment through playing, storing, staging, cutting and batching; windows begin anywhere, also across blobs."""
     clips = ClipDataset([data], cache, length=8)
     batch = next(ClipLoader(clips, 64, seed=2))
@@ -117,7 +121,10 @@ def test_splits_are_disjoint_and_the_union_of_data_sets_is_all_their_windows(
         assert min(sizes) > 0
         assert len(ClipDataset([data, other], cache, length=8, split=split)) == sum(sizes)
     sessions = {
-        split: {episode.session_id for episode in ClipDataset([data], cache, length=8, split=split).episodes}
+        split: {
+            episode.session_id
+            for episode in ClipDataset([data], cache, length=8, split=split).episodes
+        }
         for split in ("train", "val", None)
     }
     assert not sessions["train"] & sessions["val"]
@@ -130,7 +137,9 @@ def test_splits_are_disjoint_and_the_union_of_data_sets_is_all_their_windows(
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
-def test_loader_resumes_at_the_next_batch_with_any_threads_and_ranks(data: str, cache: Path, threads: int) -> None:
+def test_loader_resumes_at_the_next_batch_with_any_threads_and_ranks(
+    data: str, cache: Path, threads: int
+) -> None:
     clips = ClipDataset([data], cache, length=8)
     straight = ClipLoader(clips, 4, seed=7)
     expected = [next(straight).window_ids_B.tolist() for _ in range(120)]
@@ -141,9 +150,12 @@ def test_loader_resumes_at_the_next_batch_with_any_threads_and_ranks(data: str, 
     assert state["samples_consumed"] == 200
     assert state["epoch"] == pytest.approx(200 / len(clips))
     parts = [
-        ClipLoader(clips, 4, seed=7, rank=rank, ranks=2, threads=threads, state=state, batches=70) for rank in (0, 1)
+        ClipLoader(clips, 4, seed=7, rank=rank, ranks=2, threads=threads, state=state, batches=70)
+        for rank in (0, 1)
     ]
-    resumed = [a.window_ids_B.tolist() + b.window_ids_B.tolist() for a, b in zip(*parts, strict=True)]
+    resumed = [
+        a.window_ids_B.tolist() + b.window_ids_B.tolist() for a, b in zip(*parts, strict=True)
+    ]
     assert resumed == expected[50:]
     for part in parts:
         part.close()

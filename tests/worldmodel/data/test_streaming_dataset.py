@@ -48,7 +48,9 @@ def test_windows_are_those_of_the_staged_copy(data: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
-def test_any_number_of_ranks_draws_one_sequence_that_holds_every_window_once_an_epoch(data: str, ranks: int) -> None:
+def test_any_number_of_ranks_draws_one_sequence_that_holds_every_window_once_an_epoch(
+    data: str, ranks: int
+) -> None:
     clips = stream(data)
     batches = 2 * len(clips) // 30 + 1
     expected = np.concatenate([clips.sampler(3).batch(30 * n, 30) for n in range(batches)])
@@ -56,7 +58,9 @@ def test_any_number_of_ranks_draws_one_sequence_that_holds_every_window_once_an_
     for rank in range(ranks):
         of_rank = stream(data)
         sampler = of_rank.sampler(3)
-        shares.append(np.concatenate([sampler.batch(30 * n, 30, rank, ranks) for n in range(batches)]))
+        shares.append(
+            np.concatenate([sampler.batch(30 * n, 30, rank, ranks) for n in range(batches)])
+        )
         places, _ = clips.places(shares[-1][: len(clips) // ranks])
         held.append(set(places.tolist()))
         of_rank.close()
@@ -68,7 +72,10 @@ def test_any_number_of_ranks_draws_one_sequence_that_holds_every_window_once_an_
         assert sorted(epoch) == list(range(len(clips)))
     assert not np.array_equal(*epochs)
     clips.close()
-    if ranks in (2, 3):  # they divide the six lanes: at most the sessions that the five cuts divide are read twice
+    if ranks in (
+        2,
+        3,
+    ):  # they divide the six lanes: at most the sessions that the five cuts divide are read twice
         assert sum(map(len, held)) <= len(set().union(*held)) + 5
 
 
@@ -78,7 +85,9 @@ def test_memory_stays_within_its_bounds_and_little_is_read_twice(
 ) -> None:
     read: list[int] = []
     load = StreamingDataset._load
-    monkeypatch.setattr(StreamingDataset, "_load", lambda clips, place: (read.append(place), load(clips, place))[1])
+    monkeypatch.setattr(
+        StreamingDataset, "_load", lambda clips, place: (read.append(place), load(clips, place))[1]
+    )
     clips = stream(data, **bound)
     loader = ClipLoader(clips, 4, threads=1)
     assert clips.bytes_E.sum() > 4 * 60_000
@@ -101,19 +110,27 @@ def test_a_stream_resumes_at_the_next_batch_from_a_few_numbers(data: str, thread
     assert len(state) < 300
     expected = [next(loader) for _ in range(60)]
     loader.close()
-    resumed = ClipLoader(stream(data), 8, seed=7, rank=1, ranks=2, threads=threads, state=json.loads(state))
+    resumed = ClipLoader(
+        stream(data), 8, seed=7, rank=1, ranks=2, threads=threads, state=json.loads(state)
+    )
     for batch in expected:
         again = next(resumed)
         assert torch.equal(batch.window_ids_B, again.window_ids_B)
         assert torch.equal(batch.frames_BTHWC, again.frames_BTHWC)
         assert torch.equal(batch.actions_BT, again.actions_BT)
     resumed.close()
-    for ranks in (1, 4):  # other numbers of ranks go on with the same sequence: rank 1 of 2 had every second draw
+    for ranks in (
+        1,
+        4,
+    ):  # other numbers of ranks go on with the same sequence: rank 1 of 2 had every second draw
         others = [
-            ClipLoader(stream(data), 8, seed=7, rank=r, ranks=ranks, state=json.loads(state)) for r in range(ranks)
+            ClipLoader(stream(data), 8, seed=7, rank=r, ranks=ranks, state=json.loads(state))
+            for r in range(ranks)
         ]
         sequence = np.stack([drawn(loader, 60) for loader in others], 1).flatten()
-        assert np.array_equal(sequence[1::2], np.concatenate([batch.window_ids_B.numpy() for batch in expected]))
+        assert np.array_equal(
+            sequence[1::2], np.concatenate([batch.window_ids_B.numpy() for batch in expected])
+        )
     with pytest.raises(InputError, match="other data"):
         ClipLoader(stream(data, sessions=10), 8, seed=7, ranks=2, state=json.loads(state))
 
@@ -143,7 +160,9 @@ def test_few_damaged_sessions_are_replaced_and_named_and_many_stop(tmp_path: Pat
 
 
 def test_training_on_a_stream_continues_bit_for_bit(data: str, tmp_path: Path) -> None:
-    settings = recipe("tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, stream_sessions=6)
+    settings = recipe(
+        "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, stream_sessions=6
+    )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train("tokenizer", config=preset("debug"), recipe=settings, data=[data], out=whole)
     assert not (tmp_path / "cache").exists()  # nothing was staged

@@ -14,18 +14,23 @@ from envs.utils.run_dir import read_metrics
 from tests.fixtures.datasets import record
 from worldmodel import Dynamics, LatentActionModel, Tokenizer, preset
 from worldmodel.checkpoint import open_checkpoint
-from worldmodel.data.batch import LatentBatch, TokenFrameBatch
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.token_dataset import CacheBarrier, cache_tokens
 from worldmodel.loading import load_tokenizer
 from worldmodel.training.config import recipe
 from worldmodel.training.flops import cost_of
-from worldmodel.training.objectives import DynamicsObjective, LatentDynamicsObjective
+from worldmodel.training.objectives import DynamicsObjective
 from worldmodel.training.train import train
 
 CONFIG = preset("debug")
 LATENT = CONFIG.with_latent_actions()
-LONG: dict[str, Any] = {"iterations": 8, "clip_stride": 16, "checkpoint_every": 4, "log_every": 4, "validate_every": 0}
+LONG: dict[str, Any] = {
+    "iterations": 8,
+    "clip_stride": 16,
+    "checkpoint_every": 4,
+    "log_every": 4,
+    "validate_every": 0,
+}
 """As many windows as the run draws: what frozen models make of them is stored."""
 
 
@@ -39,7 +44,13 @@ def runs(data: str) -> Path:
     """A folder with runs of a tokenizer and a lam, far enough that their codes differ from frame to frame."""
     for component in ("tokenizer", "lam"):
         settings = recipe(component, "debug", iterations=8, lr=1e-2, validate_every=0)
-        train(component, config=CONFIG, recipe=settings, data=[data], out=Path(data).parent / component)
+        train(
+            component,
+            config=CONFIG,
+            recipe=settings,
+            data=[data],
+            out=Path(data).parent / component,
+        )
     return Path(data).parent
 
 
@@ -51,7 +62,9 @@ def noisy(model: Any, seed: int = 0) -> Any:
     return model.eval()
 
 
-def test_stored_tokens_are_those_of_encoding_now_and_are_computed_once(data: str, runs: Path, tmp_path: Path) -> None:
+def test_stored_tokens_are_those_of_encoding_now_and_are_computed_once(
+    data: str, runs: Path, tmp_path: Path
+) -> None:
     tokenizer = load_tokenizer(runs / "tokenizer")
     clips = ClipDataset([data], tmp_path, length=6, stride=3)
     cached = cache_tokens(tokenizer, clips, tmp_path, batch_size=5)
@@ -73,19 +86,20 @@ def test_stored_tokens_are_those_of_encoding_now_and_are_computed_once(data: str
     assert len(list(tmp_path.glob("tokens-*.npy"))) == 2
 
 
-def test_stored_latent_actions_are_those_read_now_and_another_lam_has_its_own(data: str, tmp_path: Path) -> None:
+def test_stored_latent_actions_are_those_read_now_and_another_lam_has_its_own(
+    data: str, tmp_path: Path
+) -> None:
     tokenizer, lam = noisy(Tokenizer(CONFIG)), noisy(LatentActionModel(CONFIG))
     clips = ClipDataset([data], tmp_path, length=6, stride=3)
     cached = cache_tokens(tokenizer, clips, tmp_path, lam=lam, batch_size=5)
     ids = np.arange(len(clips))
     batch, frames = cached.batch(ids), clips.batch(ids)
-    assert isinstance(batch, LatentBatch)
     dynamics = Dynamics(LATENT)
     dynamics.set_codebook(tokenizer.codebook)
-    objective = LatentDynamicsObjective(dynamics, tokenizer, lam)
-    assert torch.equal(objective.latents(batch), objective.latents(frames))
+    objective = DynamicsObjective(dynamics, tokenizer, lam)
+    assert torch.equal(objective.actions(batch), objective.actions(frames))
     assert torch.equal(objective.tokens(batch), objective.tokens(frames))
-    assert len(batch.latents_BT.unique()) > 2
+    assert len(batch.latent_actions_BT.unique()) > 2
     losses = []
     for source in (batch, frames):
         torch.manual_seed(5)
@@ -98,13 +112,16 @@ def test_stored_latent_actions_are_those_read_now_and_another_lam_has_its_own(da
     with torch.no_grad():
         lam.to_code.weight.neg_()
     other = cache_tokens(tokenizer, clips, tmp_path, lam=lam).batch(ids)
-    assert isinstance(other, LatentBatch)
-    assert torch.equal(other.latents_BT, lam.encode(frames.frames_BTHWC.movedim(-1, -3) / 255))
-    assert not torch.equal(other.latents_BT, batch.latents_BT)
+    assert torch.equal(
+        other.latent_actions_BT, lam.encode(frames.frames_BTHWC.movedim(-1, -3) / 255)
+    )
+    assert not torch.equal(other.latent_actions_BT, batch.latent_actions_BT)
     assert [len(list(tmp_path.glob(f"{name}-*.npy"))) for name in ("tokens", "latents")] == [1, 2]
 
 
-def test_processes_that_share_the_encoding_store_what_one_alone_does(data: str, tmp_path: Path) -> None:
+def test_processes_that_share_the_encoding_store_what_one_alone_does(
+    data: str, tmp_path: Path
+) -> None:
     tokenizer, lam = noisy(Tokenizer(CONFIG)), noisy(LatentActionModel(CONFIG))
     clips = ClipDataset([data], tmp_path, length=6, stride=4)
     alone = cache_tokens(tokenizer, clips, tmp_path / "alone", lam=lam)
@@ -112,7 +129,9 @@ def test_processes_that_share_the_encoding_store_what_one_alone_does(data: str, 
 
     def one_of_three(part: int) -> Any:
         sharing = CacheBarrier(part, 3, barrier.wait)
-        return cache_tokens(tokenizer, clips, tmp_path / "b", lam=lam, batch_size=4, sharing=sharing)
+        return cache_tokens(
+            tokenizer, clips, tmp_path / "b", lam=lam, batch_size=4, sharing=sharing
+        )
 
     with ThreadPoolExecutor(3) as pool:
         shared = list(pool.map(one_of_three, range(3)))
@@ -120,8 +139,11 @@ def test_processes_that_share_the_encoding_store_what_one_alone_does(data: str, 
     for stored in shared:
         mine, theirs = stored.batch(ids), alone.batch(ids)
         assert torch.equal(mine.tokens_BThw, theirs.tokens_BThw)
-        assert torch.equal(mine.latents_BT, theirs.latents_BT)
-    assert sorted(file.name.split("-")[0] for file in (tmp_path / "b").iterdir()) == ["latents", "tokens"]
+        assert torch.equal(mine.latent_actions_BT, theirs.latent_actions_BT)
+    assert sorted(file.name.split("-")[0] for file in (tmp_path / "b").iterdir()) == [
+        "latents",
+        "tokens",
+    ]
 
 
 @pytest.mark.parametrize("joint", [False, True])
@@ -129,7 +151,12 @@ def test_training_on_latent_actions_uses_what_is_stored_and_learns_the_same(
     joint: bool, data: str, runs: Path, tmp_path: Path
 ) -> None:
     """Tokens and actions of a frozen LAM are stored; of one that is trained too, tokens alone. Resumes bit for bit."""
-    options: dict[str, Any] = {"config": CONFIG, "data": [data], "tokenizer": runs / "tokenizer", "lam": runs / "lam"}
+    options: dict[str, Any] = {
+        "config": CONFIG,
+        "data": [data],
+        "tokenizer": runs / "tokenizer",
+        "lam": runs / "lam",
+    }
     options |= {"joint_lam": joint}
     for stored in (True, False):
         settings = recipe("dynamics", "debug", token_cache=stored, **LONG)
@@ -139,20 +166,33 @@ def test_training_on_latent_actions_uses_what_is_stored_and_learns_the_same(
         assert found == ([1, 0 if joint else 1] if stored else [0, 0])
     one, other = (open_checkpoint(tmp_path / name).weights() for name in ("True", "False"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
-    losses = [[row["train/loss"] for row in read_metrics(tmp_path / name)] for name in ("True", "False")]
+    losses = [
+        [row["train/loss"] for row in read_metrics(tmp_path / name)] for name in ("True", "False")
+    ]
     assert losses[0] == losses[1]
     shutil.rmtree(tmp_path / "True/checkpoints/step-00000008")
     settings = recipe("dynamics", "debug", **LONG)
-    train("dynamics", recipe=settings, out=tmp_path / "True", cache_dir=tmp_path / "True/cache", resume=True, **options)
+    train(
+        "dynamics",
+        recipe=settings,
+        out=tmp_path / "True",
+        cache_dir=tmp_path / "True/cache",
+        resume=True,
+        **options,
+    )
     again = open_checkpoint(tmp_path / "True").weights()
     assert all(torch.equal(value, again[name]) for name, value in one.items())
 
 
-def test_batches_for_joint_training_hold_frames_beside_tokens(data: str, runs: Path, tmp_path: Path) -> None:
+def test_batches_for_joint_training_hold_frames_beside_tokens(
+    data: str, runs: Path, tmp_path: Path
+) -> None:
     clips = ClipDataset([data], tmp_path, length=6, stride=8)
     ids = np.array([3, 1])
-    batch = cache_tokens(load_tokenizer(runs / "tokenizer"), clips, tmp_path, frames=True).batch(ids)
-    assert isinstance(batch, TokenFrameBatch)
+    batch = cache_tokens(load_tokenizer(runs / "tokenizer"), clips, tmp_path, frames=True).batch(
+        ids
+    )
+    assert batch.tokens_BThw is not None
     assert torch.equal(batch.frames_BTHWC, clips.batch(ids).frames_BTHWC)
 
 
@@ -164,7 +204,10 @@ def test_the_cost_says_what_is_not_computed_again() -> None:
         cost_of("dynamics", config, settings, cached=stored)
         for config, stored in ((LATENT, True), (LATENT, False), (CONFIG, False))
     )
-    joint, lam = cost_of("dynamics", LATENT, settings, joint_lam=True), cost_of("lam", LATENT, settings)
+    joint, lam = (
+        cost_of("dynamics", LATENT, settings, joint_lam=True),
+        cost_of("lam", LATENT, settings),
+    )
     assert cached is not None and encoding is not None and plain is not None  # noqa: PT018
     assert joint is not None and lam is not None  # noqa: PT018
     with FlopCounterMode(display=False) as counter, torch.no_grad():

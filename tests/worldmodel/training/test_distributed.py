@@ -20,9 +20,10 @@ from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.loading import load_tokenizer
 from worldmodel.sharded_tensors import on_cpu
 from worldmodel.training.config import RECIPES, recipe
+from worldmodel.training.distributed import Worker
 from worldmodel.training.ema import EMA
 from worldmodel.training.run_spec import TrainingRun
-from worldmodel.training.setup import COMPONENTS, build_objective
+from worldmodel.training.setup import build_objective, build_trainer
 from worldmodel.training.train import train
 from worldmodel.training.trainer import Trainer
 
@@ -31,7 +32,9 @@ CONFIG = preset("debug")
 
 def with_codebooks(**changes: Any) -> WorldModelConfig:
     """`debug` with changes to the quantisers of tokenizer and latent action model."""
-    parts = {name: dataclasses.replace(getattr(CONFIG, name), **changes) for name in ("tokenizer", "lam")}
+    parts = {
+        name: dataclasses.replace(getattr(CONFIG, name), **changes) for name in ("tokenizer", "lam")
+    }
     return dataclasses.replace(CONFIG, **parts)
 
 
@@ -40,10 +43,18 @@ CONFIGS = {
     "steady": with_codebooks(reseed_below=0.0),
     # Half of the codes are re-seeded in every step.
     "moving": with_codebooks(reseed_below=0.9, reseed_error=0.0, ema_decay=0.5),
-    "gradient": with_codebooks(reseed_below=0.9, reseed_error=0.0, ema_decay=0.5, codebook="gradient"),
+    "gradient": with_codebooks(
+        reseed_below=0.9, reseed_error=0.0, ema_decay=0.5, codebook="gradient"
+    ),
 }
 STEADY = CONFIGS["steady"]
-SHORT: dict[str, Any] = {"iterations": 8, "batch_size": 4, "checkpoint_every": 4, "validate_every": 4, "keep_last": 9}
+SHORT: dict[str, Any] = {
+    "iterations": 8,
+    "batch_size": 4,
+    "checkpoint_every": 4,
+    "validate_every": 4,
+    "keep_last": 9,
+}
 CPU = torch.device("cpu")
 
 
@@ -55,7 +66,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def straight_run(component: str, data: str) -> Path:
     """A run of 8 steps on one rank, with a moving average; its folder."""
     out = Path(data).parent / f"straight-{component}"
-    train(component, config=STEADY, recipe=recipe(component, "debug", ema=0.9, **SHORT), data=[data], out=out)
+    train(
+        component,
+        config=STEADY,
+        recipe=recipe(component, "debug", ema=0.9, **SHORT),
+        data=[data],
+        out=out,
+    )
     return out
 
 
@@ -92,9 +109,17 @@ def rank_of_a_run(data: str, name: str, rank: int, ranks: int) -> None:
     """
     component, config, parallel = name.split("-")
     settings = recipe(component, "debug", ema=0.9, parallel=parallel.rstrip("4"), **SHORT)
-    job = TrainingRun(component, CONFIGS[config], settings, (data,), Path.cwd() / name, Path(data).parent / "cache")
+    job = TrainingRun(
+        component,
+        CONFIGS[config],
+        settings,
+        (data,),
+        Path.cwd() / name,
+        Path(data).parent / "cache",
+    )
     train_split, validation = (
-        ClipDataset([data], job.cache_dir, length=6, stride=2, split=split) for split in ("train", "val")
+        ClipDataset([data], job.cache_dir, length=6, stride=2, split=split)
+        for split in ("train", "val")
     )
     objective = build_objective(job, CPU)
     trainer: Trainer
@@ -102,22 +127,39 @@ def rank_of_a_run(data: str, name: str, rank: int, ranks: int) -> None:
     def stop() -> bool:
         return name.endswith("4") and trainer.step == 3
 
-    trainer = Trainer(job, objective, train_split, validation, rank=rank, ranks=ranks, device=CPU, stop=stop)
+    trainer = build_trainer(
+        job, objective, train_split, validation, Worker(CPU, rank, ranks), stop=stop
+    )
     trainer.train()
-    held = {name: value for name, value in objective.model.state_dict().items() if name.startswith("quantizer.")}
+    held = {
+        name: value
+        for name, value in objective.model.state_dict().items()
+        if name.startswith("quantizer.")
+    }
     save_file(on_cpu(held), f"{name}.{rank}.safetensors")
 
 
 def on_two_ranks(data: str, folder: Path, names: list[str]) -> None:
     """Each run by two processes with gloo, which forget nothing in between."""
-    command = [sys.executable, "-c", RANKS.format(tests=str(Path(__file__).parents[3])), data, *names]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    command = [
+        sys.executable,
+        "-c",
+        RANKS.format(tests=str(Path(__file__).parents[3])),
+        data,
+        *names,
+    ]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def assert_close(run: Path, other: Path, step: int) -> None:
     """Weights, moments and average of a step are the same but for the order of additions; the place in data exactly."""
-    a, b = (checkpoint.open_checkpoint(folder / f"checkpoints/step-{step:08d}") for folder in (run, other))
+    a, b = (
+        checkpoint.open_checkpoint(folder / f"checkpoints/step-{step:08d}")
+        for folder in (run, other)
+    )
     assert a.state["data_state"] == b.state["data_state"]
     for mine, theirs in (
         (a.weights(), b.weights()),
@@ -137,7 +179,9 @@ def test_two_ranks_that_share_or_copy_the_model_learn_what_one_learns_and_go_on_
     """DDP and FSDP on gloo; then one rank goes on from step 4 of each, and two ranks from step 4 of one."""
     if component != "tokenizer":
         straight = straight_run(component, data)
-    ddp4, fsdp4, fsdp = (tmp_path / f"{component}-steady-{parallel}" for parallel in ("ddp4", "fsdp4", "fsdp"))
+    ddp4, fsdp4, fsdp = (
+        tmp_path / f"{component}-steady-{parallel}" for parallel in ("ddp4", "fsdp4", "fsdp")
+    )
     shutil.copytree(straight, fsdp)  # the two go on from what one began
     shutil.rmtree(fsdp / "checkpoints/step-00000008")
     on_two_ranks(data, tmp_path, [run.name for run in (ddp4, fsdp4, fsdp)])
@@ -145,11 +189,21 @@ def test_two_ranks_that_share_or_copy_the_model_learn_what_one_learns_and_go_on_
     for run in (ddp4, fsdp4):
         assert_close(run, straight, 4)
         settings = recipe(component, "debug", ema=0.9, **SHORT)
-        options: dict[str, Any] = {"config": STEADY, "recipe": settings, "data": [data], "resume": True}
+        options: dict[str, Any] = {
+            "config": STEADY,
+            "recipe": settings,
+            "data": [data],
+            "resume": True,
+        }
         train(component, out=run, cache_dir=straight.parent / "cache", **options)
         assert_close(run, straight, 8)
-        checks = [[row for row in read_metrics(folder) if "validation/psnr" in row] for folder in (run, straight)]
-        assert checks[0][-1]["validation/psnr"] == pytest.approx(checks[1][-1]["validation/psnr"], rel=1e-3)
+        checks = [
+            [row for row in read_metrics(folder) if "validation/psnr" in row]
+            for folder in (run, straight)
+        ]
+        assert checks[0][-1]["validation/psnr"] == pytest.approx(
+            checks[1][-1]["validation/psnr"], rel=1e-3
+        )
 
 
 def test_codes_that_are_seeded_again_are_the_same_on_every_rank_however_the_model_is_held(
@@ -157,7 +211,11 @@ def test_codes_that_are_seeded_again_are_the_same_on_every_rank_however_the_mode
 ) -> None:
     """Codebooks that are moving averages or parameters, of which a rank holds a share under FSDP."""
     kinds = [("tokenizer", "gradient"), ("lam", "gradient"), ("lam", "moving")]
-    names = [f"{component}-{config}-{parallel}" for component, config in kinds for parallel in ("ddp", "fsdp")]
+    names = [
+        f"{component}-{config}-{parallel}"
+        for component, config in kinds
+        for parallel in ("ddp", "fsdp")
+    ]
     on_two_ranks(data, tmp_path, names)
     for name in names:
         first, second = (load_file(tmp_path / f"{name}.{rank}.safetensors") for rank in (0, 1))
@@ -167,15 +225,21 @@ def test_codes_that_are_seeded_again_are_the_same_on_every_rank_however_the_mode
         # AdamW turns a row by less than a degree in 8 steps.
         component, config, _ = name.split("-")
         settings = recipe(component, "debug", **SHORT)
-        start = build_objective(TrainingRun(component, CONFIGS[config], settings, (), Path("a"), Path("b")), CPU).model
-        turned = torch.linalg.vecdot(first["quantizer.rows"], start.state_dict()["quantizer.rows"]) < 0.9
+        start = build_objective(
+            TrainingRun(component, CONFIGS[config], settings, (), Path("a"), Path("b")), CPU
+        ).model
+        turned = (
+            torch.linalg.vecdot(first["quantizer.rows"], start.state_dict()["quantizer.rows"]) < 0.9
+        )
         assert turned.float().mean() > 0.3, name
     for ddp, fsdp in zip(names[::2], names[1::2], strict=True):
         assert_close(tmp_path / ddp, tmp_path / fsdp, 8)
 
 
 def test_compiled_kernels_give_the_same_losses(data: str, straight: Path, tmp_path: Path) -> None:
-    settings = recipe("dynamics", "debug", iterations=4, log_every=1, validate_every=0, precision="bf16")
+    settings = recipe(
+        "dynamics", "debug", iterations=4, log_every=1, validate_every=0, precision="bf16"
+    )
     options: dict[str, Any] = {"config": STEADY, "data": [data], "tokenizer": straight}
     losses = []
     for compiled in (False, True):
@@ -193,9 +257,15 @@ def test_the_moving_average_is_what_is_validated_exported_and_resumed(
 
     shutil.copytree(straight, tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed/checkpoints/step-00000008")
-    options: dict[str, Any] = {"config": STEADY, "recipe": recipe("tokenizer", "debug", ema=0.9, **SHORT)}
+    options: dict[str, Any] = {
+        "config": STEADY,
+        "recipe": recipe("tokenizer", "debug", ema=0.9, **SHORT),
+    }
     train("tokenizer", data=[data], out=tmp_path / "resumed", resume=True, **options)
-    one, two = checkpoint.open_checkpoint(straight), checkpoint.open_checkpoint(tmp_path / "resumed")
+    one, two = (
+        checkpoint.open_checkpoint(straight),
+        checkpoint.open_checkpoint(tmp_path / "resumed"),
+    )
     for mine, theirs in ((one.weights(), two.weights()), (one.average(), two.average())):
         assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
     exported = load_tokenizer(straight)
@@ -207,7 +277,9 @@ def test_the_moving_average_is_what_is_validated_exported_and_resumed(
     with torch.no_grad():
         made = exported(frames).frames.clamp(0, 1)
     expected = -10 * (made - frames).square().mean((-3, -2, -1)).log10().mean()
-    logged = [row for row in read_metrics(straight) if "validation/psnr" in row][-1]["validation/psnr"]
+    logged = [row for row in read_metrics(straight) if "validation/psnr" in row][-1][
+        "validation/psnr"
+    ]
     assert logged == pytest.approx(expected.item(), abs=1e-3)
 
 
@@ -232,17 +304,22 @@ def test_the_best_checkpoint_by_validation_is_kept_beside_the_last(
     """Losses of four validations are dictated: the second is the lowest, and its step falls on no regular save."""
     told = iter([0.5, 0.2, 0.4, 0.3])
     monkeypatch.setattr(Trainer, "validate", lambda self, clips: {"validation/loss": next(told)})
-    settings = recipe("tokenizer", "debug", iterations=8, validate_every=2, checkpoint_every=3, keep_last=1)
+    settings = recipe(
+        "tokenizer", "debug", iterations=8, validate_every=2, checkpoint_every=3, keep_last=1
+    )
     cache = straight.parent / "cache"
     out = tmp_path / "run"
     train("tokenizer", config=STEADY, recipe=settings, data=[data], out=out, cache_dir=cache)
-    assert [path.name for path in sorted((out / "checkpoints").iterdir())] == ["step-00000004", "step-00000008"]
+    assert [path.name for path in sorted((out / "checkpoints").iterdir())] == [
+        "step-00000004",
+        "step-00000008",
+    ]
     assert checkpoint.best_checkpoint(out) == out / "checkpoints/step-00000004"
     assert checkpoint.open_checkpoint(out).state["best"] == {"step": 4, "loss": 0.2}
 
 
 def test_every_component_has_recipes_for_every_preset() -> None:
-    assert set(RECIPES) == set(COMPONENTS)
+    assert set(RECIPES) == {"tokenizer", "lam", "dynamics", "upscaler"}
     rows = {
         ("tokenizer", "base"): (72_000, 112),
         ("dynamics", "g200"): (185_000, 80),
@@ -254,11 +331,18 @@ def test_every_component_has_recipes_for_every_preset() -> None:
     for (component, name), (iterations, batch) in rows.items():
         paper = recipe(component, "paper", name)
         assert (paper.iterations, paper.batch_size) == (iterations, batch)
-        assert (paper.lr, paper.min_lr, paper.warmup, paper.betas) == (1e-4, 5e-5, 5_000, (0.9, 0.99))
+        assert (paper.lr, paper.min_lr, paper.warmup, paper.betas) == (
+            1e-4,
+            5e-5,
+            5_000,
+            (0.9, 0.99),
+        )
         assert (paper.weight_decay, paper.validation_clips) == (1e-4, 0)
     for component, recipes in RECIPES.items():
         for name in recipes:
             for size in ("debug", "cpu", "paper"):
                 assert recipe(component, size, name).iterations >= 1
-    with pytest.raises(InputError, match="no recipe of tokenizer is called 'g50': choose one of base, finetune"):
+    with pytest.raises(
+        InputError, match="no recipe of tokenizer is called 'g50': choose one of base, finetune"
+    ):
         recipe("tokenizer", "paper", "g50")

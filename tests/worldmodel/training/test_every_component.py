@@ -19,7 +19,6 @@ from worldmodel.config import preset
 from worldmodel.loading import load_dynamics, load_lam, load_tokenizer, load_upscaler
 from worldmodel.models.upscaler import SHAPES
 from worldmodel.training.config import RECIPES, recipe
-from worldmodel.training.setup import COMPONENTS
 from worldmodel.training.train import train
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
@@ -145,7 +144,7 @@ def paper_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
 
     @functools.cache
     def run(component: str, name: str) -> Path:
-        found, kind = RECIPES[component][name], COMPONENTS[component]
+        found = RECIPES[component][name]
         out = folder / f"{component}-{name}"
         length = 1 if component == "upscaler" else 2
         train(
@@ -155,9 +154,9 @@ def paper_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
             data=[data],
             out=out,
             init=run(component, next(iter(RECIPES[component]))) if found.needs_init else None,
-            tokenizer=run("tokenizer", "base") if kind.needs_tokenizer else None,
+            tokenizer=run("tokenizer", "base") if component == "dynamics" else None,
             decoder_only=found.decoder_only,
-            pairs=pairs if kind.needs_pairs else None,
+            pairs=pairs if component == "upscaler" else None,
         )
         return out
 

@@ -24,7 +24,9 @@ SETTINGS = recipe("tokenizer", "debug", clip_length=6)
 
 
 def masked(objective: str) -> WorldModelConfig:
-    return dataclasses.replace(CONFIG, dynamics=dataclasses.replace(CONFIG.dynamics, objective=objective))
+    return dataclasses.replace(
+        CONFIG, dynamics=dataclasses.replace(CONFIG.dynamics, objective=objective)
+    )
 
 
 def flops_of(run: Callable[[], object]) -> float:
@@ -33,7 +35,9 @@ def flops_of(run: Callable[[], object]) -> float:
         run()
     counts = counter.get_flop_counts()["Global"]
     backward = 2 * counts[aten.convolution] if aten.convolution_backward in counts else 0
-    return sum(count for name, count in counts.items() if name != aten.convolution_backward) + backward
+    return (
+        sum(count for name, count in counts.items() if name != aten.convolution_backward) + backward
+    )
 
 
 @pytest.mark.parametrize("decoder_only", [False, True])
@@ -49,7 +53,9 @@ def test_flops_of_a_tokenizer_step_are_those_that_torch_counts(decoder_only: boo
     assert 2 * cost.flops == pytest.approx(counted, rel=0.03)
     assert cost.trained == sum(p.numel() for p in tokenizer.parameters() if p.requires_grad)
     assert cost.parameters == sum(p.numel() for p in tokenizer.parameters())
-    assert flops_of(lambda: tokenizer.encode(frames)) == pytest.approx(2 * encoding_flops(CONFIG, 6), rel=0.03)
+    assert flops_of(lambda: tokenizer.encode(frames)) == pytest.approx(
+        2 * encoding_flops(CONFIG, 6), rel=0.03
+    )
 
 
 @pytest.mark.parametrize("objective", ["masked", "clean_past"])
@@ -59,7 +65,9 @@ def test_flops_of_a_dynamics_step_are_those_that_torch_counts(objective: str) ->
     dynamics.set_codebook(F.normalize(torch.randn(64, 8), dim=-1))
     tokens, actions = torch.randint(64, (4, 6, 8, 8)), torch.randint(5, (4, 5))
     counted = flops_of(lambda: dynamics.loss(tokens, actions)["loss"].backward())
-    cost, encoding = (cost_of("dynamics", config, SETTINGS, cached=cached) for cached in (True, False))
+    cost, encoding = (
+        cost_of("dynamics", config, SETTINGS, cached=cached) for cached in (True, False)
+    )
     assert cost is not None and encoding is not None  # noqa: PT018
     assert 4 * cost.flops == pytest.approx(counted, rel=0.03)
     assert encoding.flops - cost.flops == encoding_flops(config, 6)
@@ -111,7 +119,9 @@ def test_hardware_comes_from_the_table_or_is_measured() -> None:
             hardware(name)
 
 
-def test_dry_run_predicts_the_published_run_and_says_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_predicts_the_published_run_and_says_what_does_not_fit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Learning: tokenizer, 72k steps of 112 clips on eight A100 at 40 %: 5.8 hours."""
     command = ["train", "tokenizer", "--preset", "paper", "--dry-run", "--hardware"]
     assert execute([*command, "a100x8"]) == 0
@@ -128,7 +138,8 @@ def test_cost_of_the_paper_is_what_the_arithmetic_of_its_layers_gives() -> None:
     """Learning: a block 54 GFLOP, tokenizer 0.87 TFLOP forward, encoding 0.43, dynamics 0.65 without its conditions."""
     config = preset("paper")
     costs: list[TrainCost | None] = [
-        cost_of(component, config, recipe(component, "paper")) for component in ("tokenizer", "dynamics")
+        cost_of(component, config, recipe(component, "paper"))
+        for component in ("tokenizer", "dynamics")
     ]
     assert costs[0] is not None and costs[1] is not None  # noqa: PT018
     assert costs[0].flops / 3 == pytest.approx(0.87e12, rel=0.01)

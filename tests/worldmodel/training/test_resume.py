@@ -31,7 +31,9 @@ STEADY = dataclasses.replace(
     tokenizer=dataclasses.replace(CONFIG.tokenizer, reseed_below=0.0),
     lam=dataclasses.replace(CONFIG.lam, reseed_below=0.0),
 )
-SHORT = recipe("tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2)
+SHORT = recipe(
+    "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2
+)
 # As many windows as the run draws: its tokens are stored.
 DYNAMICS = dataclasses.replace(SHORT, clip_stride=8)
 
@@ -61,7 +63,10 @@ def assert_same_checkpoint(run: Path, other: Path) -> None:
     """Weights, buffers, optimizer and position in the data of the newest checkpoints are equal bit for bit."""
     a, b = checkpoint.open_checkpoint(run), checkpoint.open_checkpoint(other)
     assert (a.step, a.state["data_state"]) == (b.step, b.state["data_state"])
-    for mine, theirs in ((a.weights(), b.weights()), (a.optimizer_tensors(), b.optimizer_tensors())):
+    for mine, theirs in (
+        (a.weights(), b.weights()),
+        (a.optimizer_tensors(), b.optimizer_tensors()),
+    ):
         assert mine.keys() == theirs.keys()
         for name, value in mine.items():
             assert torch.equal(value, theirs[name]), name
@@ -83,15 +88,23 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     newest = train(component, config=CONFIG, data=[data], out=resumed, resume=True, **options)
     assert newest == resumed / "checkpoints/step-00000008"
     assert_same_checkpoint(resumed, straight)
-    logged = [[row["step"] for row in read_metrics(run) if "train/loss" in row] for run in (resumed, straight)]
+    logged = [
+        [row["step"] for row in read_metrics(run) if "train/loss" in row]
+        for run in (resumed, straight)
+    ]
     assert logged[0] == logged[1] == [2, 4, 6, 8]
-    losses = [[row["train/loss"] for row in read_metrics(run) if "train/loss" in row] for run in (resumed, straight)]
+    losses = [
+        [row["train/loss"] for row in read_metrics(run) if "train/loss" in row]
+        for run in (resumed, straight)
+    ]
     assert losses[0] == losses[1]
 
 
 def test_a_complete_run_is_left_as_it_is_by_resume(data: str, tokenizer_run: Path) -> None:
     before = (tokenizer_run / "metrics.jsonl").stat().st_mtime_ns
-    newest = train("tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=tokenizer_run, resume=True)
+    newest = train(
+        "tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=tokenizer_run, resume=True
+    )
     assert newest.name == "step-00000008"
     assert (tokenizer_run / "metrics.jsonl").stat().st_mtime_ns == before
 
@@ -133,7 +146,9 @@ def test_killed_and_interrupted_runs_go_on_to_what_an_undisturbed_one_reaches(
     assert "go on with --resume" in done.stdout
     for name, step in (("killed", 4), ("interrupted", 6)):
         assert checkpoint.open_checkpoint(tmp_path / name).step == step
-        train("tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=tmp_path / name, resume=True)
+        train(
+            "tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=tmp_path / name, resume=True
+        )
         assert_same_checkpoint(tmp_path / name, tokenizer_run)
         steps = [row["step"] for row in read_metrics(tmp_path / name) if "train/loss" in row]
         assert steps == [2, 4, 6, 8]
@@ -163,8 +178,21 @@ def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
 
     The two continue what one process began, and after one of them is killed, two new ones go on from its checkpoint.
     """
-    settings = recipe("tokenizer", "debug", iterations=16, batch_size=4, log_every=1, checkpoint_every=2, keep_last=99)
-    options: dict[str, Any] = {"config": STEADY, "recipe": settings, "data": [data], "cache_dir": tmp_path / "cache"}
+    settings = recipe(
+        "tokenizer",
+        "debug",
+        iterations=16,
+        batch_size=4,
+        log_every=1,
+        checkpoint_every=2,
+        keep_last=99,
+    )
+    options: dict[str, Any] = {
+        "config": STEADY,
+        "recipe": settings,
+        "data": [data],
+        "cache_dir": tmp_path / "cache",
+    }
     train("tokenizer", out=tmp_path / "one", **options)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     for step in range(4, 17, 2):
@@ -184,16 +212,31 @@ def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
     rows = [{row["step"]: row for row in log if "train/loss" in row} for log in logs]
     assert [row["step"] for row in logs[1] if "train/loss" in row] == list(range(3, 17))
     for step, row in rows[1].items():
-        for name in ("train/loss", "train/grad_norm", "train/lr", "train/perplexity", "train/epoch"):
+        for name in (
+            "train/loss",
+            "train/grad_norm",
+            "train/lr",
+            "train/perplexity",
+            "train/epoch",
+        ):
             assert row[name] == pytest.approx(rows[0][step][name], rel=1e-3), (step, name)
     checks = [[row for row in log if "validation/psnr" in row] for log in logs]
-    assert checks[1][-1]["validation/psnr"] == pytest.approx(checks[0][-1]["validation/psnr"], rel=1e-3)
+    assert checks[1][-1]["validation/psnr"] == pytest.approx(
+        checks[0][-1]["validation/psnr"], rel=1e-3
+    )
 
 
-def test_a_latent_action_model_on_two_workers_is_that_of_one(ray_cluster: None, data: str, tmp_path: Path) -> None:
+def test_a_latent_action_model_on_two_workers_is_that_of_one(
+    ray_cluster: None, data: str, tmp_path: Path
+) -> None:
     """With a moving average: its weights, those of the steps, and the codebook, which both workers move alike."""
     settings = recipe("lam", "debug", iterations=4, batch_size=4, validate_every=4, ema=0.9)
-    options: dict[str, Any] = {"config": STEADY, "recipe": settings, "data": [data], "cache_dir": tmp_path / "cache"}
+    options: dict[str, Any] = {
+        "config": STEADY,
+        "recipe": settings,
+        "data": [data],
+        "cache_dir": tmp_path / "cache",
+    }
     for workers in (0, 2):
         train("lam", out=tmp_path / str(workers), workers=workers, **options)
     one, two = (checkpoint.open_checkpoint(tmp_path / str(workers)) for workers in (0, 2))
@@ -210,8 +253,15 @@ def test_a_damaged_newest_checkpoint_stops_resume_and_offers_the_one_before(
     shutil.copytree(tokenizer_run, tmp_path / "run")
     with (tmp_path / "run/checkpoints/step-00000008/model.safetensors").open("r+b") as file:
         file.truncate(100)
-    options: dict[str, Any] = {"config": CONFIG, "recipe": SHORT, "data": [data], "out": tmp_path / "run"}
-    with pytest.raises(InputError, match=r"step-00000008.*damaged.*step-00000004, delete this folder"):
+    options: dict[str, Any] = {
+        "config": CONFIG,
+        "recipe": SHORT,
+        "data": [data],
+        "out": tmp_path / "run",
+    }
+    with pytest.raises(
+        InputError, match=r"step-00000008.*damaged.*step-00000004, delete this folder"
+    ):
         train("tokenizer", resume=True, **options)
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000008")
     train("tokenizer", resume=True, cache_dir=tokenizer_run.parent / "cache", **options)
@@ -227,7 +277,12 @@ def test_a_run_may_move_but_not_change_its_data_or_tokenizer(
     other_data = record(tmp_path / "other", episodes=4, steps=40, seed=5)
     other = tmp_path / "other-tokenizer"
     train("tokenizer", config=CONFIG, recipe=recipe("tokenizer", "debug"), data=[data], out=other)
-    options: dict[str, Any] = {"config": CONFIG, "recipe": DYNAMICS, "out": tmp_path / "run", "resume": True}
+    options: dict[str, Any] = {
+        "config": CONFIG,
+        "recipe": DYNAMICS,
+        "out": tmp_path / "run",
+        "resume": True,
+    }
     with pytest.raises(InputError, match="tokenizer_sha256 was another"):
         train("dynamics", data=[tmp_path / "data"], tokenizer=other, **options)
     with pytest.raises(InputError, match="trained on other data"):

@@ -26,13 +26,17 @@ from worldmodel.models.genie import GenieReduxG
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.weights import encoder_sha256
 from worldmodel.training.config import PRESETS, TrainConfig, recipe
+from worldmodel.training.distributed import Worker
 from worldmodel.training.objectives import DynamicsObjective, TokenizerObjective
 from worldmodel.training.run_spec import TrainingRun
+from worldmodel.training.setup import build_trainer
 from worldmodel.training.train import train
-from worldmodel.training.trainer import NonFiniteLoss, Trainer
+from worldmodel.training.trainer import NonFiniteLoss
 
 CONFIG = preset("debug")
-SHORT = recipe("tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2)
+SHORT = recipe(
+    "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2
+)
 # As many windows as the run draws: its tokens are stored.
 DYNAMICS = dataclasses.replace(SHORT, clip_stride=8)
 
@@ -58,17 +62,27 @@ def dynamics_run(data: str, tokenizer_run: Path) -> Path:
     return out
 
 
-def test_decoder_only_training_leaves_token_ids_bit_identical(data: str, tokenizer_run: Path, tmp_path: Path) -> None:
+def test_decoder_only_training_leaves_token_ids_bit_identical(
+    data: str, tokenizer_run: Path, tmp_path: Path
+) -> None:
     settings = recipe("tokenizer", "debug", iterations=6, lr=1e-2)
-    options: dict[str, Any] = {"init": tokenizer_run, "decoder_only": True, "cache_dir": tokenizer_run.parent / "cache"}
-    tuned = train("tokenizer", config=CONFIG, recipe=settings, data=[data], out=tmp_path / "tuned", **options)
+    options: dict[str, Any] = {
+        "init": tokenizer_run,
+        "decoder_only": True,
+        "cache_dir": tokenizer_run.parent / "cache",
+    }
+    tuned = train(
+        "tokenizer", config=CONFIG, recipe=settings, data=[data], out=tmp_path / "tuned", **options
+    )
     before, after = load_tokenizer(tokenizer_run), load_tokenizer(tuned)
     frames = torch.rand(2, 6, 3, 64, 64)
     assert torch.equal(before.encode(frames), after.encode(frames))
     assert torch.equal(before.codebook, after.codebook)
     assert encoder_sha256(before) == encoder_sha256(after)
     decoder = {id(parameter) for parameter in after.decoder_parameters()}
-    for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+    for (name, old), (_, new) in zip(
+        before.named_parameters(), after.named_parameters(), strict=True
+    ):
         assert torch.equal(old, new) != (id(new) in decoder), name
     # Without the option the same training does change ids: the test above can fail.
     free = train(
@@ -82,13 +96,16 @@ class PatchTokenizer(torch.nn.Module):
     """A tokenizer whose ids are readable: whether a patch of 4x4 pixels is brighter than half."""
 
     cfg = dataclasses.replace(CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, patch=4))
+    component = "tokenizer"
     codebook = torch.eye(2)
 
     def decoder_parameters(self) -> list[torch.nn.Parameter]:
         return []
 
     def encode(self, frames_BTCHW: torch.Tensor) -> torch.Tensor:
-        return (frames_BTCHW.mean(2).unflatten(-1, (-1, 4)).unflatten(-3, (-1, 4)).mean((-1, -3)) > 0.5).long()
+        return (
+            frames_BTCHW.mean(2).unflatten(-1, (-1, 4)).unflatten(-3, (-1, 4)).mean((-1, -3)) > 0.5
+        ).long()
 
 
 class SpyDynamics(torch.nn.Module):
@@ -105,13 +122,19 @@ class SpyDynamics(torch.nn.Module):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_actions_reach_the_dynamics_beside_the_frame_they_act_on(cached: bool, data: str, tmp_path: Path) -> None:
+def test_actions_reach_the_dynamics_beside_the_frame_they_act_on(
+    cached: bool, data: str, tmp_path: Path
+) -> None:
     """Episode -> staged clip -> (stored tokens) -> loader -> objective: frame t + 1 shows the action beside frame t."""
-    clips, tokenizer, dynamics = ClipDataset([data], tmp_path, length=6), PatchTokenizer(), SpyDynamics()
+    clips, tokenizer, dynamics = (
+        ClipDataset([data], tmp_path, length=6),
+        PatchTokenizer(),
+        SpyDynamics(),
+    )
     windows: Any = cache_tokens(tokenizer, clips, tmp_path) if cached else clips  # type: ignore[arg-type]
     objective = DynamicsObjective(dynamics, tokenizer)  # type: ignore[arg-type]
     job = TrainingRun("dynamics", CONFIG, SHORT, (data,), tmp_path / "run", tmp_path)
-    Trainer(job, objective, windows, None, device=torch.device("cpu")).train()
+    build_trainer(job, objective, windows, None, Worker(torch.device("cpu"))).train()
     assert len(dynamics.seen) == SHORT.iterations
     compared = 0
     for tokens_BThw, actions_BT in dynamics.seen:
@@ -120,7 +143,9 @@ def test_actions_reach_the_dynamics_beside_the_frame_they_act_on(cached: bool, d
         for clip, actions in zip(frames, actions_BT.tolist(), strict=True):
             shown = [read_frame(frame) for frame in clip]
             assert [action for _, action in shown[1:]] == actions
-            assert [number for number, _ in shown] == list(range(shown[0][0], shown[0][0] + len(clip)))
+            assert [number for number, _ in shown] == list(
+                range(shown[0][0], shown[0][0] + len(clip))
+            )
             compared += len(actions)
     assert compared == SHORT.iterations * SHORT.batch_size * 5
 
@@ -128,7 +153,9 @@ def test_actions_reach_the_dynamics_beside_the_frame_they_act_on(cached: bool, d
 def test_the_real_dynamics_applies_an_action_to_the_frame_after_it(dynamics_run: Path) -> None:
     """The last part of the way: another action beside frame t changes the logits of the frames after it, no others."""
     dynamics = load_dynamics(dynamics_run)
-    tokens = torch.randint(CONFIG.tokenizer.codes, (1, 6, 8, 8), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        CONFIG.tokenizer.codes, (1, 6, 8, 8), generator=torch.Generator().manual_seed(0)
+    )
     actions = torch.zeros(1, 5, dtype=torch.long)
     for t in range(5):
         changed = actions.clone()
@@ -144,14 +171,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_the
     class Breaking(SpyDynamics):
         def loss(self, tokens, actions, *, generator=None, progress=0.0):
             self.seen.append((tokens, actions))
-            return {"loss": (self.weight + 1).square() * (float("nan") if len(self.seen) == 4 else 1.0)}
+            return {
+                "loss": (self.weight + 1).square() * (float("nan") if len(self.seen) == 4 else 1.0)
+            }
 
     clips = ClipDataset([data], tmp_path, length=6)
     objective = DynamicsObjective(Breaking(), PatchTokenizer())  # type: ignore[arg-type]
     job = TrainingRun(
-        "dynamics", CONFIG, recipe("dynamics", "debug", checkpoint_every=3), (data,), tmp_path / "run", tmp_path
+        "dynamics",
+        CONFIG,
+        recipe("dynamics", "debug", checkpoint_every=3),
+        (data,),
+        tmp_path / "run",
+        tmp_path,
     )
-    trainer = Trainer(job, objective, clips, None, device=torch.device("cpu"))
+    trainer = build_trainer(job, objective, clips, None, Worker(torch.device("cpu")))
     with pytest.raises(NonFiniteLoss) as stopped:
         trainer.train()
     for window_id in ClipSampler(len(clips), job.recipe.seed).batch(3 * 2, 2).tolist():
@@ -163,15 +197,20 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_the
 
 
 @pytest.mark.parametrize("how", [{"accumulate": 2}, {"recompute": True}])
-def test_ways_to_save_memory_give_the_same_weights(how: dict[str, Any], data: str, tmp_path: Path) -> None:
+def test_ways_to_save_memory_give_the_same_weights(
+    how: dict[str, Any], data: str, tmp_path: Path
+) -> None:
     """The tokenizer without a quantiser: its loss is a mean over clips, so that parts of a batch add up exactly."""
     config = dataclasses.replace(
-        CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, quantizer_start=1.0, reseed_below=0.0)
+        CONFIG,
+        tokenizer=dataclasses.replace(CONFIG.tokenizer, quantizer_start=1.0, reseed_below=0.0),
     )
     weights = []
     for number, changes in enumerate(({}, how)):
         settings = recipe("tokenizer", "debug", iterations=3, batch_size=4, **changes)
-        run = train("tokenizer", config=config, recipe=settings, data=[data], out=tmp_path / f"run{number}")
+        run = train(
+            "tokenizer", config=config, recipe=settings, data=[data], out=tmp_path / f"run{number}"
+        )
         weights.append(checkpoint.open_checkpoint(run).weights())
     for name, value in weights[0].items():
         if not name.startswith("quantizer."):  # its averages move with each part
@@ -180,18 +219,28 @@ def test_ways_to_save_memory_give_the_same_weights(how: dict[str, Any], data: st
         recipe("tokenizer", "debug", batch_size=4, accumulate=3)
 
 
-def test_gradient_is_clipped_once_and_its_norm_before_that_is_logged(data: str, tmp_path: Path) -> None:
+def test_gradient_is_clipped_once_and_its_norm_before_that_is_logged(
+    data: str, tmp_path: Path
+) -> None:
     clips = ClipDataset([data], tmp_path, length=6)
     norms = []
     for clip in (0.0, 1e-3):
         torch.manual_seed(0)
         settings = recipe("tokenizer", "debug", grad_clip=clip)
         job = TrainingRun("tokenizer", CONFIG, settings, (data,), tmp_path / f"run{clip}", tmp_path)
-        trainer = Trainer(job, TokenizerObjective(Tokenizer(CONFIG)), clips, None, device=torch.device("cpu"))
+        trainer = build_trainer(
+            job, TokenizerObjective(Tokenizer(CONFIG)), clips, None, Worker(torch.device("cpu"))
+        )
         parts, _ = trainer.train_step(next(trainer.loader))
         norms.append(parts["grad_norm"].item())
         # After one step AdamW's first moment is 0.1 times the gradient that it was given.
-        given = sum(float(state["exp_avg"].square().sum()) for state in trainer.optimizer.state.values()) ** 0.5 * 10
+        given = (
+            sum(
+                float(state["exp_avg"].square().sum()) for state in trainer.optimizer.state.values()
+            )
+            ** 0.5
+            * 10
+        )
         assert given == pytest.approx(clip or norms[0], rel=1e-3)
     assert norms[0] == norms[1] > 1e-3
 
@@ -244,13 +293,18 @@ def test_train_takes_a_rate_below_the_recipes_lowest(data: str, tmp_path: Path) 
 def test_validation_is_the_mean_over_clips_however_they_are_batched(
     data: str, tokenizer_run: Path, tmp_path: Path
 ) -> None:
-    clips, held_out = ClipDataset([data], tmp_path, length=6), ClipDataset([data], tmp_path, length=6, split="val")
+    clips, held_out = (
+        ClipDataset([data], tmp_path, length=6),
+        ClipDataset([data], tmp_path, length=6, split="val"),
+    )
     tokenizer = load_tokenizer(tokenizer_run)
     figures = []
     for size in (1, 3, 7):
         settings = recipe("tokenizer", "debug", batch_size=size, validation_clips=10)
         job = TrainingRun("tokenizer", CONFIG, settings, (data,), tmp_path / f"run{size}", tmp_path)
-        trainer = Trainer(job, TokenizerObjective(tokenizer), clips, held_out, device=torch.device("cpu"))
+        trainer = build_trainer(
+            job, TokenizerObjective(tokenizer), clips, held_out, Worker(torch.device("cpu"))
+        )
         figures.append(trainer.validate(held_out)["validation/psnr"])
     frames = held_out.batch(held_out.evenly_spaced(10)).frames_BTHWC.movedim(-1, 2) / 255
     with torch.no_grad():
@@ -259,8 +313,15 @@ def test_validation_is_the_mean_over_clips_however_they_are_batched(
     assert figures == pytest.approx([expected.item()] * 3, abs=1e-3)
 
 
-def test_what_does_not_fit_together_is_refused_in_one_line(data: str, tokenizer_run: Path, tmp_path: Path) -> None:
-    base: dict[str, Any] = {"config": CONFIG, "recipe": SHORT, "data": [data], "out": tmp_path / "run"}
+def test_what_does_not_fit_together_is_refused_in_one_line(
+    data: str, tokenizer_run: Path, tmp_path: Path
+) -> None:
+    base: dict[str, Any] = {
+        "config": CONFIG,
+        "recipe": SHORT,
+        "data": [data],
+        "out": tmp_path / "run",
+    }
     other = dataclasses.replace(CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, dim=48))
     again: dict[str, Any] = {"out": tokenizer_run, "resume": True}
     cases: list[tuple[str, dict[str, Any], str]] = [
@@ -271,10 +332,18 @@ def test_what_does_not_fit_together_is_refused_in_one_line(data: str, tokenizer_
         ("tokenizer", {"decoder_only": True}, "trains the decoder of a trained tokenizer"),
         ("tokenizer", {"workers": 3}, "cannot be split over 3 workers"),
         ("tokenizer", {"out": tokenizer_run}, "already holds a run"),
-        ("tokenizer", {**again, "recipe": recipe("tokenizer", "debug")}, "recipe.iterations is 8, not 20"),
+        (
+            "tokenizer",
+            {**again, "recipe": recipe("tokenizer", "debug")},
+            "recipe.iterations is 8, not 20",
+        ),
         ("tokenizer", {**again, "config": other}, "config.tokenizer.dim is 32, not 48"),
         ("tokenizer", {"init": tokenizer_run, "config": other}, "another architecture"),
-        ("dynamics", {"tokenizer": tokenizer_run, "config": other}, "not a tokenizer of the given configuration"),
+        (
+            "dynamics",
+            {"tokenizer": tokenizer_run, "config": other},
+            "not a tokenizer of the given configuration",
+        ),
         ("dynamics", {"tokenizer": tmp_path / "nowhere"}, "nowhere"),
     ]
     for component, change, words in cases:
@@ -305,7 +374,12 @@ def test_another_tokenizer_than_the_one_trained_with_is_refused_with_both_hashes
     again = Dynamics(CONFIG)
     again.set_codebook(other.codebook)
     GenieReduxG(other, again).save(tmp_path / "other")
-    options: dict[str, Any] = {"config": CONFIG, "recipe": DYNAMICS, "data": [data], "init": dynamics_run}
+    options: dict[str, Any] = {
+        "config": CONFIG,
+        "recipe": DYNAMICS,
+        "data": [data],
+        "init": dynamics_run,
+    }
     with pytest.raises(InputError, match=words):
         train("dynamics", out=tmp_path / "run", tokenizer=tmp_path / "other", **options)
 
