@@ -42,9 +42,9 @@ def show(
 def figures(cost: TrainCost, recipe: TrainConfig, machine: Hardware) -> dict[str, str]:
     """The lines of the prediction, by what they are about."""
     step = cost.flops * recipe.batch_size
-    again = 4 / 3 if recipe.recompute else 1
+    again = 4 / 3 if recipe.activation_checkpointing else 1
     seconds = step * again / (machine.peak * machine.utilisation * machine.cards)
-    clips = recipe.batch_size / machine.cards / recipe.accumulate
+    clips = recipe.batch_size / machine.cards / recipe.grad_accum_steps
     fixed = model_bytes(cost, recipe, machine.cards)
     memory = fixed + cost.activations * clips
     lines = {
@@ -52,7 +52,7 @@ def figures(cost: TrainCost, recipe: TrainConfig, machine: Hardware) -> dict[str
         "steps": f"{recipe.iterations:,} of {recipe.batch_size} clips of {recipe.clip_length} frames"
         + (f", {recipe.batch_size * cost.tokens:,} tokens a step" if cost.tokens else ""),
         "a clip": f"{count(cost.flops)}FLOP, forward and backward"
-        + ("" if not recipe.recompute else ", and a third more to compute activations again"),
+        + ("" if not recipe.activation_checkpointing else ", and a third more to compute activations again"),
         "a step": f"{count(step)}FLOP",
         "the run": f"{count(step * recipe.iterations)}FLOP",
         "hardware": f"{machine.cards} x {count(machine.peak)}FLOP/s in {recipe.precision}, "
@@ -67,7 +67,7 @@ def figures(cost: TrainCost, recipe: TrainConfig, machine: Hardware) -> dict[str
     }
     if machine.memory is not None and memory > machine.memory:
         parts = memory_parts(cost, recipe, machine)
-        advice = f"--accumulate {parts}" if parts else "--recompute, or more cards with --parallel fsdp"
+        advice = f"--grad-accum-steps {parts}" if parts else "--activation-checkpointing, or more cards with --parallelism fsdp"
         lines["does not fit"] = f"{memory / 1e9:,.0f} GB into {machine.memory / 1e9:,.0f} GB: try {advice}"
     return lines
 
@@ -76,7 +76,7 @@ def model_bytes(cost: TrainCost, recipe: TrainConfig, cards: int) -> float:
     """Bytes of weights, gradients, moments and what else goes with the parameters, on one card."""
     each = (STEP_BYTES + (4 if recipe.ema else 0)) * cost.trained + 4 * (cost.parameters - cost.trained)
     low = 2 * cost.parameters if recipe.precision == "bf16" else 0
-    return each / (cards if recipe.parallel == "fsdp" else 1) + low
+    return each / (cards if recipe.parallelism == "fsdp" else 1) + low
 
 
 def memory_parts(cost: TrainCost, recipe: TrainConfig, machine: Hardware) -> int | None:

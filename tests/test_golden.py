@@ -26,7 +26,7 @@ from envs.utils.ray_session import ray_session
 from envs.utils.run_dir import read_metrics
 from worldmodel.config import preset
 from worldmodel.models.upscaler import SHAPES, Upscaler
-from worldmodel.training.config import recipe
+from worldmodel.training.config import train_preset
 from worldmodel.training.train import train
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -70,7 +70,7 @@ def training_series(folder: Path, steps: int = 50) -> dict[str, dict[str, list[f
     found = {}
     for run, more in options.items():
         component = "dynamics" if run == "joint" else run
-        settings = recipe(component, "debug", iterations=steps, log_every=1, validate_every=0, clip_stride=1)
+        settings = train_preset(component, "debug", iterations=steps, log_every=1, validate_every=0, clip_stride=1)
         train(component, config=preset("debug"), recipe=settings, data=[small], out=folder / run, **more)
         rows = read_metrics(folder / run)
         found[run] = {name: [row[f"train/{name}"] for row in rows] for name in SERIES[run]}

@@ -148,7 +148,7 @@ def paper_run(units: dict[str, Any], assumed: Assumed) -> list[Work]:
 def training(assumed: Assumed) -> list[Work]:
     """The training runs of appendix A.1, by `worldmodel.training.flops`."""
     from worldmodel import preset
-    from worldmodel.training.config import find_recipe, recipe
+    from worldmodel.training.config import find_recipe, train_preset
     from worldmodel.training.flops import cost_of
 
     lines = []
@@ -161,7 +161,7 @@ def training(assumed: Assumed) -> list[Work]:
         ("dynamics", "scratch", assumed.explored_games),
         ("upscaler", "small-50k", 1),
     ):
-        settings = recipe(component, "paper", name)
+        settings = train_preset(component, "paper", name)
         decoder_only = find_recipe(component, name).decoder_only
         cost = cost_of(component, preset("paper"), settings, decoder_only=decoder_only, cached=True)
         assert cost is not None
@@ -178,11 +178,11 @@ def evaluating(assumed: Assumed) -> list[Work]:
     """
     from worldmodel import preset
     from worldmodel.config import WorldModelConfig
-    from worldmodel.training.config import recipe
+    from worldmodel.training.config import train_preset
     from worldmodel.training.flops import cost_of
 
     config: WorldModelConfig = preset("paper")
-    settings = recipe("dynamics", "paper")
+    settings = train_preset("dynamics", "paper")
     cost = cost_of("dynamics", config, settings, cached=True)
     assert cost is not None
     frame = cost.flops / 3 / settings.clip_length

@@ -27,7 +27,7 @@ from worldmodel.data.batch import Batch
 from worldmodel.data.dataset import Dataset
 from worldmodel.data.sampler import ClipSampler
 from worldmodel.models.maskgit import sample
-from worldmodel.training.config import TrainConfig, recipe
+from worldmodel.training.config import TrainConfig, train_preset
 from worldmodel.training.distributed import Worker
 from worldmodel.training.flops import cost_of
 from worldmodel.training.objectives import DynamicsObjective, Objective, TokenizerObjective
@@ -76,7 +76,7 @@ def steps(component: str, size: str, repeats: int, compiled: bool) -> None:
 
     torch.set_num_threads(1)
     config, clips = (preset("paper"), 1) if size == "paper" else (small_config(), 2)
-    settings = recipe(component, "paper", iterations=99, batch_size=clips, loader_threads=0, compile=compiled)
+    settings = train_preset(component, "paper", iterations=99, batch_size=clips, loader_threads=0, compile=compiled)
     objective: Objective = TokenizerObjective(Tokenizer(config))
     if component == "dynamics":
         objective = DynamicsObjective(with_codes(Dynamics(config)), Tokenizer(preset("debug")))
@@ -146,7 +146,7 @@ def cached_tokens(args: Args) -> Row:
     """Dynamics steps on stored tokens against those that encode frames first, by the paper's ratio of blocks."""
     config = fewer_blocks(tokenizer=2, dynamics=3)
     objective = DynamicsObjective(with_codes(Dynamics(config)), Tokenizer(config))
-    settings = recipe("dynamics", "paper", batch_size=1)
+    settings = train_preset("dynamics", "paper", batch_size=1)
     rates = []
     for tokens in (True, False):
         batch = Noise(config, settings, tokens=tokens).batch(np.arange(1))

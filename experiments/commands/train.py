@@ -37,7 +37,7 @@ class Args(RunArgs):
     """For dynamics: take the actions that this latent action model reads from the frames, not the recorded ones."""
     joint_lam: bool = False
     """For dynamics: train the latent action model at the same time, that of --lam or a new one."""
-    labels: float | None = None
+    label_fraction: float | None = None
     """For lam, and dynamics with --joint-lam: share of each game's episodes, rounded up, whose recorded actions the
     latent action model may see, e.g. 0.05, so that its codes stand for buttons. Default: none."""
     objective: Literal["masked", "masked_frames", "clean_past"] | None = None
@@ -56,20 +56,20 @@ class Args(RunArgs):
     """Clips a step, where the recipe's number does not fit."""
     lr: float | None = None
     """Highest learning rate, where the recipe's does not fit; the lowest changes in proportion."""
-    accumulate: int | None = None
+    grad_accum_steps: int | None = None
     """Parts that a worker's share of a batch is computed in, one after the other, where it does not fit into memory."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Compute each part of each block again backward instead of keeping what is inside it: less memory, more time."""
     compile: bool = False
     """Compile what is not a matrix product (torch.compile); on a CPU that takes a C++ compiler."""
-    parallel: Literal["ddp", "fsdp"] | None = None
+    parallelism: Literal["ddp", "fsdp"] | None = None
     """How several workers hold the model: ddp (each a copy) or fsdp (each a share)."""
     ema: float | None = None
     """Decay of a moving average of the weights, e.g. 0.999, which is then validated and exported."""
-    stream_sessions: int | None = None
+    streaming_buffer: int | None = None
     """Stream the data instead of copying it to the local disk: how many compressed sessions a worker holds in memory,
     e.g. 10000. For data sets larger than the disk."""
-    threads: int | None = None
+    num_threads: int | None = None
     """Torch threads of a worker. Default: the cores that this process may use, shared among the workers."""
     dry_run: bool = False
     """Train nothing: print parameters, FLOPs, memory and time of the run on --hardware."""
@@ -81,26 +81,26 @@ SETTINGS = (
     "iterations",
     "batch_size",
     "lr",
-    "labels",
-    "accumulate",
-    "recompute",
+    "label_fraction",
+    "grad_accum_steps",
+    "activation_checkpointing",
     "compile",
-    "parallel",
+    "parallelism",
     "ema",
-    "stream_sessions",
-    "threads",
+    "streaming_buffer",
+    "num_threads",
 )
 """The flags that change a setting of the recipe."""
 
 
 def run(args: Args) -> None:
     """Train and say where the newest checkpoint lies. Raises InputError for what does not fit together."""
-    from worldmodel.training.config import find_recipe, recipe
+    from worldmodel.training.config import find_recipe, train_preset
 
     changes = {name: value for name in SETTINGS if (value := getattr(args, name)) not in (None, False)}
-    changes.setdefault("threads", max(1, default_threads() // max(args.workers, 1)))
+    changes.setdefault("num_threads", max(1, default_threads() // max(args.workers, 1)))
     chosen = find_recipe(args.component, args.recipe)
-    settings = recipe(args.component, args.preset, args.recipe, seed=args.seed, **changes)
+    settings = train_preset(args.component, args.preset, args.recipe, seed=args.seed, **changes)
     config = model_config(args)
     if args.dry_run:
         from experiments.dry_run import show

@@ -234,7 +234,7 @@ def train_component(
     The dynamics model is fine-tuned with the base tokenizer: a fine-tuned decoder leaves the tokens as they were.
     """
     from worldmodel import preset
-    from worldmodel.training.config import recipe
+    from worldmodel.training.config import train_preset
     from worldmodel.training.train import train
 
     c: PipelineConfig = job.plan
@@ -242,7 +242,7 @@ def train_component(
     checkpoint = train(
         component,
         config=preset(c.preset),
-        recipe=recipe(component, c.preset, "finetune" if init else None, seed=c.seed, threads=threads, **changes),
+        recipe=train_preset(component, c.preset, "finetune" if init else None, seed=c.seed, num_threads=threads, **changes),
         data=[str(job.path(name)) for name in data],
         out=job.out,
         workers=c.train_workers,

@@ -160,13 +160,13 @@ def _job(
     changes: Mapping[str, Any],
     out: Path,
 ) -> "TrainingRun":
-    from worldmodel.training.config import recipe
+    from worldmodel.training.config import train_preset
     from worldmodel.training.run_spec import TrainingRun
 
-    plain = {"threads": 1, "validate_every": 0, "keep_last": 1, "seed": seed, **changes}
+    plain = {"num_threads": 1, "validate_every": 0, "keep_last": 1, "seed": seed, **changes}
     if iterations is not None:
         plain["iterations"] = iterations
-    plan: TrainConfig = recipe(component, grid.preset, **plain)
+    plan: TrainConfig = train_preset(component, grid.preset, **plain)
     tokenizer = grid.tokenizer_run(seed) if component == "dynamics" else None
     return TrainingRun(component, config, plan, grid.data, out, grid.cache, tokenizer=tokenizer)
 

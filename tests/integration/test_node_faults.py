@@ -37,7 +37,7 @@ quiet_ray()
 from envs.utils.run_dir import read_metrics
 from exploration.train import ExploreLoop, explore
 from worldmodel.config import preset
-from worldmodel.training.train import recipe, train
+from worldmodel.training.train import train, train_preset
 
 model, data, out, epochs, steps = *sys.argv[1:4], *map(int, sys.argv[4:])
 shape = {"num_cpus": 1, "object_store_memory": 100_000_000}
@@ -82,7 +82,7 @@ explored, trained = out + "/explore", out + "/tokenizer"
 told = {"explore": while_one_goes(explored, 3, lambda: explore(
     ["Counting"], model, explored, preset="debug", runners=3, envs_per_runner=1, epochs=epochs))}
 cluster.add_node(**shape)
-settings = recipe("tokenizer", "debug", iterations=steps, batch_size=2, log_every=1, checkpoint_every=2, keep_last=99)
+settings = train_preset("tokenizer", "debug", iterations=steps, batch_size=2, log_every=1, checkpoint_every=2, keep_last=99)
 told["train"] = while_one_goes(trained, 5, lambda: train(
     "tokenizer", config=preset("debug"), recipe=settings, data=[data], out=trained, workers=2))
 print("TOLD " + json.dumps(told))

@@ -2,7 +2,7 @@
 
 It need be told no action. An encoder sees frames 0..t+1 and may say one of K codes; a decoder has to make frame t+1
 from frames 0..t and that code. So the code comes to stand for what the past does not decide: what the player did, and
-whatever else moves. Recorded actions of a few clips (`TrainConfig.labels`) say which of it is the player's.
+whatever else moves. Recorded actions of a few clips (`TrainConfig.label_fraction`) say which of it is the player's.
 
 Shapes: B clips, T frames, C=3, H=W pixels, h=w patches, D width, K latent actions.
 """

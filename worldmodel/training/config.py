@@ -1,7 +1,7 @@
-"""How long, how fast and on how much data each component is trained: one table of recipes, which are data, not code.
+"""Training hyper-parameters of every component: presets of the runs in App. A.1 and B.
 
-A component has a recipe for each run that the paper makes of it (appendix A.1; spec: training table), and a recipe has
-three presets: `paper` holds the published values, `cpu` what two cores learn most from in minutes, `debug` what
+A component has a recipe for each run that the paper makes of it, and a recipe has three presets:
+`paper` holds the published values, `cpu` what two cores learn most from in minutes, `debug` what
 finishes in seconds and learns nothing.
 """
 
@@ -15,59 +15,62 @@ from envs.utils.errors import InputError
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a training run does, apart from the model. The defaults are the paper's for the tokenizer."""
+    """Hyper-parameters of a training run. The defaults are the paper's for the tokenizer."""
 
     iterations: int = 72_000
     """Optimizer steps."""
     batch_size: int = 112
-    """Clips in a step, over all workers."""
+    """Clips per step, over all workers."""
     clip_length: int = 16
-    """Frames in a clip."""
+    """Frames per clip."""
     clip_stride: int = 1
     """Frames between the starts of neighbouring windows of an episode."""
     lr: float = 1e-4
-    """Highest learning rate, reached when the warm-up ends."""
+    """Highest learning rate, reached at the end of the warm-up."""
     min_lr: float = 5e-5
     """Learning rate of the last step."""
     warmup: int = 5_000
     """Steps of linear warm-up."""
     warmup_factor: float = 0.5
-    """Where the warm-up starts, as a share of lr."""
+    """Start of the warm-up, as a share of lr."""
     lr_halve_every: int = 0
-    """Steps after which the learning rate is halved, again and again, in place of the cosine; 0 for the cosine."""
+    """Steps after which the learning rate is halved, repeatedly; 0 for the cosine schedule."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's decay rates."""
     weight_decay: float = 1e-4
     """AdamW's weight decay."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient of a step; 0 turns clipping off."""
-    accumulate: int = 1
-    """Parts that a worker's share of a batch is computed in, one after the other, for one optimizer step."""
-    recompute: bool = False
-    """Compute each part of each block again backward instead of keeping what is inside it: less memory, more time."""
+    """Largest gradient norm of a step; 0 turns clipping off."""
+    grad_accum_steps: int = 1
+    """Microbatches that a worker's share of a batch is split into; saves memory."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of storing them: less memory, more
+    time."""
     precision: str = "bf16"
     """bf16 (autocast, weights stay fp32) or fp32."""
     compile: bool = False
-    """Compile what is not a product (torch.compile): half a minute at the start, then faster steps."""
-    parallel: str = "ddp"
-    """How several workers hold the model: ddp (each a copy) or fsdp (each a share of weights, gradients and moments,
-    put together block by block when they are needed)."""
+    """Compile all but matrix products (torch.compile): half a minute at the start, then faster."""
+    parallelism: str = "ddp"
+    """How workers hold the model: ddp (each a copy) or fsdp (each a shard of weights, gradients and
+    moments, gathered block by block when needed)."""
     ema: float = 0.0
-    """Decay of a moving average of the weights; 0 for none. Where there is one it is validated and exported."""
-    labels: float = 0.0
-    """Latent action model: share of each game's episodes, in [0, 1] and rounded up, whose recorded actions it may see
-    while it trains, so that code a stands for action a. A hash of their session ids decides which; half of the clips
-    are drawn from them, so that a stream wants room for all of them in stream_sessions."""
+    """Decay of the EMA of the weights; 0 for none. An EMA is validated and exported."""
+    label_fraction: float = 0.0
+    """Latent action model: share of each game's episodes, in [0, 1] and rounded up, whose recorded
+    actions it sees in training, so that code a stands for action a. A hash of the session ids
+    chooses them; half of the clips are drawn from them, so a streaming_buffer should hold all of
+    them."""
     upscaler: str = ""
     """Upscaler: its shape, one of `worldmodel.models.upscaler.SHAPES`."""
     token_cache: bool = True
-    """Dynamics: encode every window once and train on the stored tokens, and on the stored actions of a frozen latent
-    action model, where the run is long enough to see each window once on average. Shorter runs, or False: encode in
-    each step."""
-    stream_sessions: int = 0
-    """The most compressed sessions that a worker holds in memory, for data sets larger than the local disk; they pass
-    through instead of being staged. Decides the order of the clips, which no number of workers changes. 0 stages."""
-    stream_bytes: int = 8 << 30
+    """Dynamics: encode every window once and train on stored tokens (and stored actions of a frozen
+    latent action model), if the run is long enough to read each window once on average. Shorter
+    runs, or False: encode in each step."""
+    streaming_buffer: int = 0
+    """Most compressed sessions that a worker holds in memory when it streams a data set larger than
+    the local disk. Determines the order of the clips, whatever the number of workers. 0 copies the
+    data to the disk instead."""
+    streaming_buffer_bytes: int = 8 << 30
     """Most bytes of those sessions."""
     log_every: int = 50
     """Steps between lines of metrics."""
@@ -78,21 +81,21 @@ class TrainConfig:
     checkpoint_every: int = 1_000
     """Steps between checkpoints; one is always written at the end."""
     keep_last: int = 3
-    """Checkpoints to keep: so many of the newest."""
+    """Number of newest checkpoints to keep."""
     keep_best: bool = True
-    """Keep the checkpoint with the lowest validation loss too; one is written at each validation that is the best."""
+    """Keep the checkpoint with the lowest validation loss too; each new best one is saved."""
     seed: int = 0
-    """Decides initial weights, order of the data, masks and noise."""
-    threads: int = 0
+    """Seed of the first weights, the order of the data, masks and noise."""
+    num_threads: int = 0
     """Torch threads of each worker; 0 leaves torch's own choice."""
     loader_threads: int = 4
-    """Threads of each worker that decode clips ahead of the training; 0 decodes in the training thread."""
+    """Threads of each worker that decode clips in advance; 0 decodes in the training thread."""
 
     def __post_init__(self) -> None:
         for name in (
             "iterations",
             "batch_size",
-            "accumulate",
+            "grad_accum_steps",
             "clip_stride",
             "log_every",
             "checkpoint_every",
@@ -100,9 +103,14 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: must be 1 or more")
-        if self.stream_sessions < 0 or self.stream_sessions == 1 or self.stream_bytes < 1:
+        if self.streaming_buffer < 0 or self.streaming_buffer == 1:
             raise InputError(
-                f"stream_sessions = {self.stream_sessions}: must be 2 or more, or 0 to stage the data"
+                f"streaming_buffer = {self.streaming_buffer}: must be 2 or more sessions, "
+                "or 0 to copy the data to the disk"
+            )
+        if self.streaming_buffer_bytes < 1:
+            raise InputError(
+                f"streaming_buffer_bytes = {self.streaming_buffer_bytes}: must be 1 or more"
             )
         if self.clip_length < 2 and not (self.upscaler and self.clip_length == 1):
             raise InputError(
@@ -112,26 +120,28 @@ class TrainConfig:
             raise InputError(
                 f"lr_halve_every = {self.lr_halve_every}: must be 1 or more, or 0 for never"
             )
-        if self.batch_size % self.accumulate:
+        if self.batch_size % self.grad_accum_steps:
             raise InputError(
-                f"a batch of {self.batch_size} cannot be computed in {self.accumulate} equal parts"
+                f"a batch of {self.batch_size} cannot be computed in {self.grad_accum_steps} "
+                "equal parts"
             )
-        for name, choices in (("precision", ("bf16", "fp32")), ("parallel", ("ddp", "fsdp"))):
+        for name, choices in (("precision", ("bf16", "fp32")), ("parallelism", ("ddp", "fsdp"))):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} = {getattr(self, name)!r}: choose {' or '.join(choices)}")
         if not 0 <= self.ema < 1:
             raise InputError(
-                f"ema = {self.ema}: a decay is at least 0 (no average) and below 1, e.g. 0.999"
+                f"ema = {self.ema}: a decay is at least 0 (no EMA) and below 1, e.g. 0.999"
             )
-        if not 0 <= self.labels <= 1:
+        if not 0 <= self.label_fraction <= 1:
             raise InputError(
-                f"labels = {self.labels}: the share of labelled episodes is in [0, 1], e.g. 0.05"
+                f"label_fraction = {self.label_fraction}: the share of labelled episodes is in "
+                "[0, 1], e.g. 0.05"
             )
         if not 0 < self.min_lr <= self.lr or not math.isfinite(self.lr):
             raise InputError(f"min_lr = {self.min_lr}, lr = {self.lr}: need 0 < min_lr <= lr")
 
     def learning_rate(self, step: int) -> float:
-        """Rate of the step-th update, from 0: linear from warmup_factor * lr, then cosine to min_lr at the last one."""
+        """Return the learning rate of a step, counted from 0: linear warm-up, then cosine."""
         if step < self.warmup:
             return self.lr * (self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup)
         if self.lr_halve_every:
@@ -155,7 +165,7 @@ _DEBUG = {
     "validate_every": 10,
     "validation_clips": 4,
     "checkpoint_every": 10,
-    "threads": 1,
+    "num_threads": 1,
     "loader_threads": 1,
 }
 
@@ -192,7 +202,7 @@ _CPU_UPSCALER = {**_CPU, **_UPSCALER, "iterations": 1_200, "batch_size": 8, "ups
 
 
 def _paper_upscaler(shape: str, images: int) -> dict[str, Any]:
-    """Appendix B: Adam at 1e-4, StepLR(25, 0.5), 300 epochs of so many images in batches of 128."""
+    """Return the run of App. B: Adam at 1e-4, StepLR(25, 0.5), 300 epochs, batches of 128."""
     return {
         **_UPSCALER,
         "upscaler": shape,
@@ -208,15 +218,15 @@ def _paper_upscaler(shape: str, images: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A kind of run: what it is for, what it needs, and its settings at each preset."""
+    """A run of the paper: its purpose, its requirements, and its settings at each preset."""
 
-    says: str
+    description: str
     presets: dict[str, dict[str, Any]]
     """Changes to TrainConfig's defaults at debug, cpu and paper."""
     needs_init: bool = False
-    """Whether it goes on from trained weights."""
+    """Requires trained weights to start from."""
     decoder_only: bool = False
-    """Whether it trains a tokenizer's decoder alone, so that token ids stay as they are."""
+    """Trains a tokenizer's decoder alone, so that token ids stay as they are."""
 
 
 RECIPES: dict[str, dict[str, Recipe]] = {
@@ -268,7 +278,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             needs_init=True,
         ),
         "scratch": Recipe(
-            "on an explored game, from scratch: what pretraining is compared with",
+            "on an explored game, from scratch: the baseline of pretraining",
             {
                 "debug": _DEBUG,
                 "cpu": _CPU_DYNAMICS,
@@ -278,28 +288,28 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     },
     "upscaler": {
         name: Recipe(
-            says,
+            description,
             {
                 "debug": _DEBUG_UPSCALER,
                 "cpu": _CPU_UPSCALER,
                 "paper": _paper_upscaler(shape, images),
             },
         )
-        for name, says, shape, images in (
+        for name, description, shape, images in (
             ("small-16k", "31 M parameters on 12,000 images (appendix B, 1)", "small", 12_000),
             ("small-50k", "31 M parameters on 45,000 images (appendix B, 2)", "small", 45_000),
             ("large-50k", "124 M parameters on 45,000 images (appendix B, 3)", "large", 45_000),
         )
     },
 }
-"""The runs of the paper by component and name. A component's first is what is meant where none is named."""
+"""Runs of the paper by component and name. The first of a component is its default."""
 
 COMPONENT_NAMES = tuple(RECIPES)
 PRESETS = ("debug", "cpu", "paper")
 
 
 def find_recipe(component: str, name: str | None = None) -> Recipe:
-    """A component's recipe by name, its first without one. Raises InputError for other names."""
+    """Return a component's recipe by name, the default for None. Raise InputError if unknown."""
     if component not in RECIPES:
         raise InputError(
             f"unknown component {component!r}: choose one of {', '.join(COMPONENT_NAMES)}"
@@ -312,7 +322,7 @@ def find_recipe(component: str, name: str | None = None) -> Recipe:
     return known[name or next(iter(known))]
 
 
-def recipe(
+def train_preset(
     component: str,
     preset: str = "paper",
     name: str | None = None,

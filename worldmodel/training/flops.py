@@ -63,11 +63,11 @@ class StackCost:
         condition = 2 * d * d if self.conditioned else 0
         return self.blocks * frames * self.patches * (spatial + temporal + condition)
 
-    def activations(self, frames: int, *, half: bool, recompute: bool) -> float:
+    def activations(self, frames: int, *, half: bool, checkpointing: bool) -> float:
         """Bytes that a forward pass keeps for the backward pass."""
         d, width, narrow = self.dim, self.heads * self.head_dim, 2 if half else 4
         parts = 2 if self.temporal else 1
-        if recompute:
+        if checkpointing:
             return self.blocks * parts * frames * self.patches * 4 * d
         # PEG, inputs of both norms (fp32) and what they give, q and its directions, k, v, output, 2 x GEGLU.
         part = narrow * (d + 2 * d + 5 * width + 2 * self.inner) + 4 * 2 * d
@@ -129,7 +129,7 @@ def _tokenizer_cost(config: WorldModelConfig, recipe: TrainConfig, decoder_only:
     decoding = decoder.flops(frames) + tokens * 2 * c.dim * (c.code_dim + 3 * c.patch**2)
     encoding = encoding_flops(config, frames)
     nearest = tokens * 2 * c.code_dim * c.codes
-    options = {"half": recipe.precision == "bf16", "recompute": recipe.recompute}
+    options = {"half": recipe.precision == "bf16", "checkpointing": recipe.activation_checkpointing}
     total = count_parameters(Tokenizer, config)
     with torch.device("meta"):
         of_decoder = sum(parameter.numel() for parameter in Tokenizer(config).decoder_parameters())
@@ -156,7 +156,7 @@ def _lam_cost(config: WorldModelConfig, recipe: TrainConfig) -> TrainCost:
     encoding, nearest = _lam_flops(config, frames)
     pixels = 2 * 3 * c.patch**2 * c.dim  # of a patch, into its vector or out of it
     decoding = decoder.flops(pairs) + pairs * (2 * patches * pixels + 2 * c.code_dim * c.dim)
-    options = {"half": recipe.precision == "bf16", "recompute": recipe.recompute}
+    options = {"half": recipe.precision == "bf16", "checkpointing": recipe.activation_checkpointing}
     kept = encoder.activations(frames, **options) + decoder.activations(pairs, **options)
     total = count_parameters(LatentActionModel, config)
     return TrainCost(3 * (encoding + decoding) + nearest, frames * patches, kept, total, total)
@@ -171,7 +171,9 @@ def _dynamics_cost(
     frames = 2 * clip - 2 if c.objective == "clean_past" else clip
     stack = StackCost(c.dim, c.heads, c.head_dim, c.blocks, patches, conditioned=True)
     head = 2 * c.dim * config.tokenizer.codes * (clip - 1) * patches
-    kept = stack.activations(frames, half=recipe.precision == "bf16", recompute=recipe.recompute)
+    kept = stack.activations(
+        frames, half=recipe.precision == "bf16", checkpointing=recipe.activation_checkpointing
+    )
     kept += (
         3 * 4 * (clip - 1) * patches * config.tokenizer.codes
     )  # logits, and their softmax in fp32

@@ -33,12 +33,12 @@ def run_worker(options: dict[str, Any]) -> bool:
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     worker = Worker(device, context.get_world_rank(), context.get_world_size())
-    if run.recipe.threads:
-        torch.set_num_threads(run.recipe.threads)
+    if run.recipe.num_threads:
+        torch.set_num_threads(run.recipe.num_threads)
     objective = build_objective(run, device)
     for module in objective.model.modules():
         if isinstance(module, STTransformer):
-            module.activation_checkpointing = run.recipe.recompute
+            module.activation_checkpointing = run.recipe.activation_checkpointing
     part, parts = context.get_local_rank(), context.get_local_world_size()
     data, validation = open_data(run, objective, device, part=part, parts=parts)
     trainer = build_trainer(

@@ -17,10 +17,10 @@ _RUNTIME_FIELDS = (
     "checkpoint_every",
     "keep_last",
     "keep_best",
-    "threads",
+    "num_threads",
     "loader_threads",
     "compile",
-    "parallel",
+    "parallelism",
 )
 _PATH_FIELDS = ("data", "pairs", "tokenizer", "lam", "init")
 """Paths: what lies there is compared by hash, or is in the checkpoint."""
@@ -99,14 +99,14 @@ class TrainingRun:
                 )
 
         # Labels teach a latent action model recorded actions, one code each.
-        if self.recipe.labels:
+        if self.recipe.label_fraction:
             if not self.trains_lam:
                 raise InputError(
-                    f"--labels are for a latent action model: train {self.component} without, or with --joint-lam"
+                    f"--label-fraction is for a latent action model: train {self.component} without, or with --joint-lam"
                 )
             if real_actions > self.config.lam.codes:
                 raise InputError(
-                    f"--labels: {real_actions} actions, {self.config.lam.codes} codes: lam.codes must be as many"
+                    f"--label-fraction: {real_actions} actions, {self.config.lam.codes} codes: lam.codes must be as many"
                 )
 
         if self.decoder_only and (self.component != "tokenizer" or self.init is None):
@@ -116,7 +116,7 @@ class TrainingRun:
 
         # An upscaler is trained on pairs of frames, which are always copied to the local disk.
         if self.component == "upscaler":
-            if self.pairs is None or self.recipe.stream_sessions:
+            if self.pairs is None or self.recipe.streaming_buffer:
                 raise InputError(
                     "training upscaler needs --pairs, made of its data by `autoexplore data replay`, and cannot stream"
                 )

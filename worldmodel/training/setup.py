@@ -61,7 +61,7 @@ def _build_lam(run: TrainingRun, device: torch.device) -> Objective:
     lam = LatentActionModel(run.config)
     if run.init is not None:
         load_component(lam, "lam", run.init)
-    return LatentActionObjective(lam.to(device), label_fraction=run.recipe.labels)
+    return LatentActionObjective(lam.to(device), label_fraction=run.recipe.label_fraction)
 
 
 def _build_dynamics(run: TrainingRun, device: torch.device) -> Objective:
@@ -80,7 +80,7 @@ def _build_dynamics(run: TrainingRun, device: torch.device) -> Objective:
         return DynamicsObjective(dynamics, tokenizer)
     lam = _lam_of_dynamics(run, dynamics).to(device)
     if run.joint_lam:
-        return JointObjective(dynamics, tokenizer, lam, label_fraction=run.recipe.labels)
+        return JointObjective(dynamics, tokenizer, lam, label_fraction=run.recipe.label_fraction)
     return DynamicsObjective(dynamics, tokenizer, lam)
 
 
@@ -113,11 +113,11 @@ def open_data(
     """
     if "large_frames" in objective.needs:
         return _open_pairs(run, part=part, parts=parts)
-    if run.recipe.stream_sessions:
+    if run.recipe.streaming_buffer:
         return _open_streams(run)
     train, validation = _open_clips(list(run.data), run, part=part, parts=parts)
     if run.trains_lam:
-        train.reveal_actions(run.recipe.labels)
+        train.reveal_actions(run.recipe.label_fraction)
     # Encoding all windows once is worthwhile where the run reads each of them about once.
     reads_all = run.recipe.iterations * run.recipe.batch_size >= len(train)
     if "tokens" in objective.needs and run.recipe.token_cache and reads_all:
@@ -167,13 +167,13 @@ def _open_streams(run: TrainingRun) -> tuple[Dataset, Dataset | None]:
             length=recipe.clip_length,
             stride=recipe.clip_stride,
             split=split,
-            sessions=recipe.stream_sessions,
-            max_bytes=recipe.stream_bytes,
+            sessions=recipe.streaming_buffer,
+            max_bytes=recipe.streaming_buffer_bytes,
         )
         for split in ("train", "val")
     )
     if run.trains_lam:
-        train.reveal_actions(recipe.labels)
+        train.reveal_actions(recipe.label_fraction)
     return train, _unless_empty(validation)
 
 
@@ -210,7 +210,7 @@ def build_trainer(
         keep_freed_memory()
 
     # FSDP replaces the parameters by shards: restore weights before, build the optimizer after it.
-    wrapped_objective = wrap_model(objective, recipe.parallel, worker)
+    wrapped_objective = wrap_model(objective, recipe.parallelism, worker)
     trainable = objective.trainable()
     optimizer = torch.optim.AdamW(
         trainable.values(),

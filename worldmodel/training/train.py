@@ -1,6 +1,6 @@
 """Training a component of the world model through Ray Train: in this process, or on workers that average gradients.
 
-    train("tokenizer", config=preset("cpu"), recipe=recipe("tokenizer", "cpu"), data=["data"], out="runs/tokenizer")
+    train("tokenizer", config=preset("cpu"), recipe=train_preset("tokenizer", "cpu"), data=["data"], out="runs/tokenizer")
     train("dynamics", ..., tokenizer="runs/tokenizer", out="runs/dynamics")
     train("dynamics", ..., tokenizer="runs/tokenizer", joint_lam=True, out="runs/genie")
 
@@ -15,12 +15,12 @@ from envs.utils.progress import console
 from envs.utils.storage import is_remote
 from worldmodel import checkpoint
 from worldmodel.config import WorldModelConfig
-from worldmodel.training.config import TrainConfig, recipe
+from worldmodel.training.config import TrainConfig, train_preset
 from worldmodel.training.ray_train import fit_here, fit_on_workers
 from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.trainer import NonFiniteLoss
 
-__all__ = ["NonFiniteLoss", "TrainConfig", "recipe", "train"]
+__all__ = ["NonFiniteLoss", "TrainConfig", "train", "train_preset"]
 
 
 def train(

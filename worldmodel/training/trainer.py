@@ -211,7 +211,7 @@ class Trainer:
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the gradients of a batch, microbatch by microbatch -> its mean losses."""
-        count = self.recipe.accumulate
+        count = self.recipe.grad_accum_steps
         totals: dict[str, Tensor] = {}
         for index in range(count):
             with gradient_sync(self.wrapped_objective, last=index == count - 1), self._autocast():
@@ -278,7 +278,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint on rank 0; ranks that share the weights gather them together."""
-        if self.worker.rank == 0 or self.recipe.parallel == "fsdp":
+        if self.worker.rank == 0 or self.recipe.parallelism == "fsdp":
             ema = None if self.ema is None else self.ema.values
             tensors, groups = training_state(self.objective.model, self.optimizer, ema)
             if self.worker.rank == 0:

@@ -25,7 +25,7 @@ from envs.collect import collect
 from exploration.train import explore
 from worldmodel.config import preset
 from worldmodel.training.ray_train import _scaling
-from worldmodel.training.train import recipe, train
+from worldmodel.training.train import train_preset, train
 
 model, data, out = sys.argv[1:]
 memory = {"object_store_memory": 100_000_000}
@@ -57,7 +57,7 @@ told["before"] = sorted({name for name, _ in seen})
 add("rollout")
 playing.join()
 add("train")
-settings = recipe("tokenizer", "debug", iterations=1, batch_size=2, checkpoint_every=1)
+settings = train_preset("tokenizer", "debug", iterations=1, batch_size=2, checkpoint_every=1)
 train("tokenizer", config=preset("debug"), recipe=settings, data=[data], out=out + "/tokenizer", workers=1)
 add("serve", labels={LABEL + "train": "gpu"})
 scaling = _scaling(99)

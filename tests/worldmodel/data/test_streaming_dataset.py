@@ -19,7 +19,7 @@ from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.loader import ClipLoader
 from worldmodel.data.streaming_dataset import StreamingDataset
 from worldmodel.loading import load_tokenizer
-from worldmodel.training.config import recipe
+from worldmodel.training.config import train_preset
 from worldmodel.training.train import train
 
 
@@ -160,8 +160,8 @@ def test_few_damaged_sessions_are_replaced_and_named_and_many_stop(tmp_path: Pat
 
 
 def test_training_on_a_stream_continues_bit_for_bit(data: str, tmp_path: Path) -> None:
-    settings = recipe(
-        "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, stream_sessions=6
+    settings = train_preset(
+        "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, streaming_buffer=6
     )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train("tokenizer", config=preset("debug"), recipe=settings, data=[data], out=whole)

@@ -17,7 +17,7 @@ from worldmodel.checkpoint import open_checkpoint
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.token_dataset import CacheBarrier, cache_tokens
 from worldmodel.loading import load_tokenizer
-from worldmodel.training.config import recipe
+from worldmodel.training.config import train_preset
 from worldmodel.training.flops import cost_of
 from worldmodel.training.objectives import DynamicsObjective
 from worldmodel.training.train import train
@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def runs(data: str) -> Path:
     """A folder with runs of a tokenizer and a lam, far enough that their codes differ from frame to frame."""
     for component in ("tokenizer", "lam"):
-        settings = recipe(component, "debug", iterations=8, lr=1e-2, validate_every=0)
+        settings = train_preset(component, "debug", iterations=8, lr=1e-2, validate_every=0)
         train(
             component,
             config=CONFIG,
@@ -159,7 +159,7 @@ def test_training_on_latent_actions_uses_what_is_stored_and_learns_the_same(
     }
     options |= {"joint_lam": joint}
     for stored in (True, False):
-        settings = recipe("dynamics", "debug", token_cache=stored, **LONG)
+        settings = train_preset("dynamics", "debug", token_cache=stored, **LONG)
         out = tmp_path / str(stored)
         train("dynamics", recipe=settings, out=out, cache_dir=out / "cache", **options)
         found = [len(list((out / "cache").glob(f"{name}-*.npy"))) for name in ("tokens", "latents")]
@@ -171,7 +171,7 @@ def test_training_on_latent_actions_uses_what_is_stored_and_learns_the_same(
     ]
     assert losses[0] == losses[1]
     shutil.rmtree(tmp_path / "True/checkpoints/step-00000008")
-    settings = recipe("dynamics", "debug", **LONG)
+    settings = train_preset("dynamics", "debug", **LONG)
     train(
         "dynamics",
         recipe=settings,
@@ -199,7 +199,7 @@ def test_batches_for_joint_training_hold_frames_beside_tokens(
 def test_the_cost_says_what_is_not_computed_again() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    settings = recipe("dynamics", "debug", clip_length=6)
+    settings = train_preset("dynamics", "debug", clip_length=6)
     cached, encoding, plain = (
         cost_of("dynamics", config, settings, cached=stored)
         for config, stored in ((LATENT, True), (LATENT, False), (CONFIG, False))

@@ -11,7 +11,7 @@ from experiments.__main__ import execute
 from tests.fixtures.datasets import record
 from worldmodel import ActionMap, GenieReduxG, load_world_model, preset
 from worldmodel.models.action_map import agreement, scores
-from worldmodel.training.config import recipe
+from worldmodel.training.config import train_preset
 from worldmodel.training.train import train
 
 
@@ -44,7 +44,7 @@ def test_other_files_are_no_map(plain: Any) -> None:
 def test_map_joins_parts_that_were_trained_on_real_actions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = record(tmp_path / "data", episodes=4, steps=40)
     for component, given in (("tokenizer", {}), ("dynamics", {"tokenizer": tmp_path / "tokenizer"})):
-        short = recipe(component, "debug", iterations=2, checkpoint_every=2)
+        short = train_preset(component, "debug", iterations=2, checkpoint_every=2)
         train(component, config=preset("debug"), recipe=short, data=[data], out=tmp_path / component, **given)
     made = [
         "export",

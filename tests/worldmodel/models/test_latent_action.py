@@ -31,7 +31,7 @@ from worldmodel.env import Rollout
 from worldmodel.loading import load_component, load_dynamics, load_lam
 from worldmodel.models.action_map import agreement
 from worldmodel.models.weights import encoder_sha256
-from worldmodel.training.config import recipe
+from worldmodel.training.config import train_preset
 from worldmodel.training.flops import cost_of
 from worldmodel.training.train import train
 
@@ -81,7 +81,7 @@ def runs(data: str) -> dict[str, Path]:
         "joint": ("dynamics", {"tokenizer": root / "tokenizer", "joint_lam": True}),
     }
     for name, (component, options) in asked.items():
-        settings = recipe(component, "debug", iterations=6, checkpoint_every=3, log_every=3, validate_every=3)
+        settings = train_preset(component, "debug", iterations=6, checkpoint_every=3, log_every=3, validate_every=3)
         train(component, config=DEBUG, recipe=settings, data=[data], out=root / name, **options)
     return {name: root / name for name in asked}
 
@@ -249,7 +249,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     component = "lam" if name == "lam" else "dynamics"
     options: dict[str, Any] = {} if name == "lam" else {"tokenizer": runs["tokenizer"]}
     options |= {"frozen": {"lam": runs["lam"]}, "joint": {"joint_lam": True}}.get(name, {})
-    settings = recipe(component, "debug", iterations=6, checkpoint_every=3, log_every=3, validate_every=3)
+    settings = train_preset(component, "debug", iterations=6, checkpoint_every=3, log_every=3, validate_every=3)
     torch.manual_seed(99)  # what else the process drew must not matter
     train(component, config=DEBUG, recipe=settings, data=[data], out=tmp_path / name, resume=True, **options)
     mine, theirs = open_checkpoint(tmp_path / name).weights(), open_checkpoint(runs[name]).weights()
@@ -266,7 +266,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
 
 
 def test_settings_that_do_not_fit_are_refused(data: str, runs: dict[str, Path], tmp_path: Path) -> None:
-    settings = recipe("lam", "debug")
+    settings = train_preset("lam", "debug")
 
     def refused(message: str, component: str, **options: Any) -> None:
         config = options.pop("config", DEBUG)
@@ -366,7 +366,7 @@ def test_map_makes_a_model_that_evaluate_drives_by_buttons(
 def test_the_cost_of_training_is_what_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    lam, settings = LatentActionModel(DEBUG), recipe("lam", "debug", clip_length=6)
+    lam, settings = LatentActionModel(DEBUG), train_preset("lam", "debug", clip_length=6)
     with FlopCounterMode(display=False) as counter:
         lam(torch.rand(1, 6, 3, 64, 64))
     cost = cost_of("lam", DEBUG, settings)

@@ -29,13 +29,13 @@ from worldmodel.data.pair_dataset import PairDataset
 from worldmodel.loading import load_upscaler
 from worldmodel.metrics import frame_psnr
 from worldmodel.models.upscaler import SHAPES, Upscaler, UpscalerConfig, bicubic
-from worldmodel.training.config import recipe
+from worldmodel.training.config import train_preset
 from worldmodel.training.flops import cost_of
 from worldmodel.training.train import train
 
 GAME = "Airstriker-Genesis"
 CONFIG = preset("debug")
-SHORT = recipe("upscaler", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2)
+SHORT = train_preset("upscaler", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_the_papers_sizes() -> None:
     assert counts["small"] == pytest.approx(31e6, rel=0.01)
     assert counts["large"] == pytest.approx(124e6, rel=0.01)
     assert counts["debug"] < counts["cpu"] < 1e6
-    cost = cost_of("upscaler", CONFIG, recipe("upscaler", "paper"))
+    cost = cost_of("upscaler", CONFIG, train_preset("upscaler", "paper"))
     assert cost is not None
     assert cost.parameters == counts["small"]
 
@@ -84,13 +84,13 @@ def test_the_papers_sizes() -> None:
 def test_the_papers_training() -> None:
     """300 epochs, and the rate is halved after every 25 of them."""
     for name, images, shape in (("small-16k", 12_000, "small"), ("small-50k", 45_000, "small")):
-        settings = recipe("upscaler", "paper", name)
+        settings = train_preset("upscaler", "paper", name)
         assert (settings.upscaler, settings.batch_size, settings.lr, settings.weight_decay) == (shape, 128, 1e-4, 0)
         assert settings.iterations * 128 / images == pytest.approx(300, abs=0.1)
         epoch = images / 128
         rates = [settings.learning_rate(round(epoch * at)) for at in (0, 24, 26, 49, 51, 299)]
         assert rates == [1e-4, 1e-4, 5e-5, 5e-5, 2.5e-5, 1e-4 / 2**11]
-    assert recipe("upscaler", "paper", "large-50k").upscaler == "large"
+    assert train_preset("upscaler", "paper", "large-50k").upscaler == "large"
 
 
 @pytest.mark.parametrize("cfg", [SHAPES["debug"], UpscalerConfig(widths=(4, 8))], ids=["folded", "plain"])
@@ -141,7 +141,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(sides: tuple[str, str], run
 
 
 def test_a_short_training_beats_bicubic_on_frames_it_never_saw(sides: tuple[str, str], tmp_path: Path) -> None:
-    settings = recipe("upscaler", "debug", iterations=80, batch_size=4, lr=3e-3, validate_every=80)
+    settings = train_preset("upscaler", "debug", iterations=80, batch_size=4, lr=3e-3, validate_every=80)
     cache = Path(sides[0]).parent / "cache"
     options: dict[str, Any] = {"config": CONFIG, "data": [sides[0]], "pairs": sides[1], "cache_dir": cache}
     train("upscaler", recipe=settings, out=tmp_path / "run", **options)
@@ -199,7 +199,7 @@ def test_bad_input_is_refused(sides: tuple[str, str], run: Path, tmp_path: Path)
     with pytest.raises(InputError, match=r"expected \(64, 64\) and \(256, 256\)"):
         train("upscaler", pairs=sides[0], **options)
     with pytest.raises(InputError, match="takes no --pairs"):
-        train("tokenizer", pairs=sides[1], **{**options, "recipe": recipe("tokenizer", "debug")})
+        train("tokenizer", pairs=sides[1], **{**options, "recipe": train_preset("tokenizer", "debug")})
     with pytest.raises(InputError, match="cannot be halved"):
         UpscalerConfig(fold=4, widths=(4,) * 7)
     shutil.copytree(run, tmp_path / "damaged")

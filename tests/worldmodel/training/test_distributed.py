@@ -19,7 +19,7 @@ from worldmodel.config import WorldModelConfig, preset
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.loading import load_tokenizer
 from worldmodel.sharded_tensors import on_cpu
-from worldmodel.training.config import RECIPES, recipe
+from worldmodel.training.config import RECIPES, train_preset
 from worldmodel.training.distributed import Worker
 from worldmodel.training.ema import EMA
 from worldmodel.training.run_spec import TrainingRun
@@ -69,7 +69,7 @@ def straight_run(component: str, data: str) -> Path:
     train(
         component,
         config=STEADY,
-        recipe=recipe(component, "debug", ema=0.9, **SHORT),
+        recipe=train_preset(component, "debug", ema=0.9, **SHORT),
         data=[data],
         out=out,
     )
@@ -108,7 +108,7 @@ def rank_of_a_run(data: str, name: str, rank: int, ranks: int) -> None:
     Then write what this rank holds of the quantiser to `name.rank.safetensors`.
     """
     component, config, parallel = name.split("-")
-    settings = recipe(component, "debug", ema=0.9, parallel=parallel.rstrip("4"), **SHORT)
+    settings = train_preset(component, "debug", ema=0.9, parallelism=parallel.rstrip("4"), **SHORT)
     job = TrainingRun(
         component,
         CONFIGS[config],
@@ -188,7 +188,7 @@ def test_two_ranks_that_share_or_copy_the_model_learn_what_one_learns_and_go_on_
     assert_close(fsdp, straight, 8)
     for run in (ddp4, fsdp4):
         assert_close(run, straight, 4)
-        settings = recipe(component, "debug", ema=0.9, **SHORT)
+        settings = train_preset(component, "debug", ema=0.9, **SHORT)
         options: dict[str, Any] = {
             "config": STEADY,
             "recipe": settings,
@@ -224,7 +224,7 @@ def test_codes_that_are_seeded_again_are_the_same_on_every_rank_however_the_mode
             assert torch.equal(value, second[key]), (name, key)
         # AdamW turns a row by less than a degree in 8 steps.
         component, config, _ = name.split("-")
-        settings = recipe(component, "debug", **SHORT)
+        settings = train_preset(component, "debug", **SHORT)
         start = build_objective(
             TrainingRun(component, CONFIGS[config], settings, (), Path("a"), Path("b")), CPU
         ).model
@@ -237,7 +237,7 @@ def test_codes_that_are_seeded_again_are_the_same_on_every_rank_however_the_mode
 
 
 def test_compiled_kernels_give_the_same_losses(data: str, straight: Path, tmp_path: Path) -> None:
-    settings = recipe(
+    settings = train_preset(
         "dynamics", "debug", iterations=4, log_every=1, validate_every=0, precision="bf16"
     )
     options: dict[str, Any] = {"config": STEADY, "data": [data], "tokenizer": straight}
@@ -259,7 +259,7 @@ def test_the_moving_average_is_what_is_validated_exported_and_resumed(
     shutil.rmtree(tmp_path / "resumed/checkpoints/step-00000008")
     options: dict[str, Any] = {
         "config": STEADY,
-        "recipe": recipe("tokenizer", "debug", ema=0.9, **SHORT),
+        "recipe": train_preset("tokenizer", "debug", ema=0.9, **SHORT),
     }
     train("tokenizer", data=[data], out=tmp_path / "resumed", resume=True, **options)
     one, two = (
@@ -304,7 +304,7 @@ def test_the_best_checkpoint_by_validation_is_kept_beside_the_last(
     """Losses of four validations are dictated: the second is the lowest, and its step falls on no regular save."""
     told = iter([0.5, 0.2, 0.4, 0.3])
     monkeypatch.setattr(Trainer, "validate", lambda self, clips: {"validation/loss": next(told)})
-    settings = recipe(
+    settings = train_preset(
         "tokenizer", "debug", iterations=8, validate_every=2, checkpoint_every=3, keep_last=1
     )
     cache = straight.parent / "cache"
@@ -329,7 +329,7 @@ def test_every_component_has_recipes_for_every_preset() -> None:
         ("dynamics", "scratch"): (15_000, 160),
     }
     for (component, name), (iterations, batch) in rows.items():
-        paper = recipe(component, "paper", name)
+        paper = train_preset(component, "paper", name)
         assert (paper.iterations, paper.batch_size) == (iterations, batch)
         assert (paper.lr, paper.min_lr, paper.warmup, paper.betas) == (
             1e-4,
@@ -341,8 +341,8 @@ def test_every_component_has_recipes_for_every_preset() -> None:
     for component, recipes in RECIPES.items():
         for name in recipes:
             for size in ("debug", "cpu", "paper"):
-                assert recipe(component, size, name).iterations >= 1
+                assert train_preset(component, size, name).iterations >= 1
     with pytest.raises(
         InputError, match="no recipe of tokenizer is called 'g50': choose one of base, finetune"
     ):
-        recipe("tokenizer", "paper", "g50")
+        train_preset("tokenizer", "paper", "g50")

@@ -18,7 +18,7 @@ from worldmodel import checkpoint
 from worldmodel.config import preset
 from worldmodel.loading import load_dynamics, load_lam, load_tokenizer, load_upscaler
 from worldmodel.models.upscaler import SHAPES
-from worldmodel.training.config import RECIPES, recipe
+from worldmodel.training.config import RECIPES, train_preset
 from worldmodel.training.train import train
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
@@ -94,7 +94,7 @@ def debug_run(request: pytest.FixtureRequest, data: str) -> Callable[[str, str],
         train(
             component,
             config=config,
-            recipe=recipe(component, "debug", **THREE_STEPS),
+            recipe=train_preset(component, "debug", **THREE_STEPS),
             data=[data],
             out=out,
             tokenizer=run("tokenizer", "recorded") if component == "dynamics" else None,
@@ -128,7 +128,7 @@ def test_an_upscaler_trains(data: str, tmp_path: Path) -> None:
     train(
         "upscaler",
         config=DEBUG,
-        recipe=recipe("upscaler", "debug", **THREE_STEPS),
+        recipe=train_preset("upscaler", "debug", **THREE_STEPS),
         data=[data],
         out=tmp_path / "run",
         pairs=record(tmp_path / "pairs", 4 * DEBUG.size),
@@ -150,7 +150,7 @@ def paper_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
         train(
             component,
             config=ONE_BLOCK,
-            recipe=recipe(component, "paper", name, clip_length=length, **TWO_STEPS),
+            recipe=train_preset(component, "paper", name, clip_length=length, **TWO_STEPS),
             data=[data],
             out=out,
             init=run(component, next(iter(RECIPES[component]))) if found.needs_init else None,

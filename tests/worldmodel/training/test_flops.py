@@ -14,13 +14,13 @@ from worldmodel.config import WorldModelConfig, preset
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.transformer import STTransformer
-from worldmodel.training.config import recipe
+from worldmodel.training.config import train_preset
 from worldmodel.training.flops import TrainCost, cost_of, count_parameters, encoding_flops
 from worldmodel.training.throughput import hardware, measured_peak
 
 aten = torch.ops.aten
 CONFIG = preset("debug")
-SETTINGS = recipe("tokenizer", "debug", clip_length=6)
+SETTINGS = train_preset("tokenizer", "debug", clip_length=6)
 
 
 def masked(objective: str) -> WorldModelConfig:
@@ -130,7 +130,7 @@ def test_dry_run_predicts_the_published_run_and_says_what_does_not_fit(
         assert words in printed, printed
     assert "does not fit" not in printed
     assert execute([*command, "l4"]) == 0
-    assert "--accumulate 14" in capsys.readouterr().out
+    assert "--grad-accum-steps 14" in capsys.readouterr().out
     assert execute([*command, "abacus"]) == 2
 
 
@@ -138,7 +138,7 @@ def test_cost_of_the_paper_is_what_the_arithmetic_of_its_layers_gives() -> None:
     """Learning: a block 54 GFLOP, tokenizer 0.87 TFLOP forward, encoding 0.43, dynamics 0.65 without its conditions."""
     config = preset("paper")
     costs: list[TrainCost | None] = [
-        cost_of(component, config, recipe(component, "paper"))
+        cost_of(component, config, train_preset(component, "paper"))
         for component in ("tokenizer", "dynamics")
     ]
     assert costs[0] is not None and costs[1] is not None  # noqa: PT018

@@ -21,7 +21,7 @@ from envs.utils.run_dir import read_metrics
 from tests.fixtures.datasets import record
 from worldmodel import checkpoint
 from worldmodel.config import preset
-from worldmodel.training.config import recipe
+from worldmodel.training.config import train_preset
 from worldmodel.training.train import train
 
 CONFIG = preset("debug")
@@ -31,7 +31,7 @@ STEADY = dataclasses.replace(
     tokenizer=dataclasses.replace(CONFIG.tokenizer, reseed_below=0.0),
     lam=dataclasses.replace(CONFIG.lam, reseed_below=0.0),
 )
-SHORT = recipe(
+SHORT = train_preset(
     "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2
 )
 # As many windows as the run draws: its tokens are stored.
@@ -114,9 +114,9 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from worldmodel.config import preset
-from worldmodel.training.train import recipe, train
+from worldmodel.training.train import train_preset, train
 from worldmodel.training.trainer import Trainer
-settings = recipe("tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2)
+settings = train_preset("tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2)
 train_step = Trainer.train_step
 def interrupted_step(self, batch):
     if self.step == step:
@@ -178,7 +178,7 @@ def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
 
     The two continue what one process began, and after one of them is killed, two new ones go on from its checkpoint.
     """
-    settings = recipe(
+    settings = train_preset(
         "tokenizer",
         "debug",
         iterations=16,
@@ -230,7 +230,7 @@ def test_a_latent_action_model_on_two_workers_is_that_of_one(
     ray_cluster: None, data: str, tmp_path: Path
 ) -> None:
     """With a moving average: its weights, those of the steps, and the codebook, which both workers move alike."""
-    settings = recipe("lam", "debug", iterations=4, batch_size=4, validate_every=4, ema=0.9)
+    settings = train_preset("lam", "debug", iterations=4, batch_size=4, validate_every=4, ema=0.9)
     options: dict[str, Any] = {
         "config": STEADY,
         "recipe": settings,
@@ -276,7 +276,7 @@ def test_a_run_may_move_but_not_change_its_data_or_tokenizer(
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000008")
     other_data = record(tmp_path / "other", episodes=4, steps=40, seed=5)
     other = tmp_path / "other-tokenizer"
-    train("tokenizer", config=CONFIG, recipe=recipe("tokenizer", "debug"), data=[data], out=other)
+    train("tokenizer", config=CONFIG, recipe=train_preset("tokenizer", "debug"), data=[data], out=other)
     options: dict[str, Any] = {
         "config": CONFIG,
         "recipe": DYNAMICS,

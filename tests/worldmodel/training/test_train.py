@@ -25,7 +25,7 @@ from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.genie import GenieReduxG
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.weights import encoder_sha256
-from worldmodel.training.config import PRESETS, TrainConfig, recipe
+from worldmodel.training.config import PRESETS, TrainConfig, train_preset
 from worldmodel.training.distributed import Worker
 from worldmodel.training.objectives import DynamicsObjective, TokenizerObjective
 from worldmodel.training.run_spec import TrainingRun
@@ -34,7 +34,7 @@ from worldmodel.training.train import train
 from worldmodel.training.trainer import NonFiniteLoss
 
 CONFIG = preset("debug")
-SHORT = recipe(
+SHORT = train_preset(
     "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2
 )
 # As many windows as the run draws: its tokens are stored.
@@ -65,7 +65,7 @@ def dynamics_run(data: str, tokenizer_run: Path) -> Path:
 def test_decoder_only_training_leaves_token_ids_bit_identical(
     data: str, tokenizer_run: Path, tmp_path: Path
 ) -> None:
-    settings = recipe("tokenizer", "debug", iterations=6, lr=1e-2)
+    settings = train_preset("tokenizer", "debug", iterations=6, lr=1e-2)
     options: dict[str, Any] = {
         "init": tokenizer_run,
         "decoder_only": True,
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_the
     job = TrainingRun(
         "dynamics",
         CONFIG,
-        recipe("dynamics", "debug", checkpoint_every=3),
+        train_preset("dynamics", "debug", checkpoint_every=3),
         (data,),
         tmp_path / "run",
         tmp_path,
@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_the
     assert torch.equal(saved.weights()["weight"], objective.model.weight.detach())
 
 
-@pytest.mark.parametrize("how", [{"accumulate": 2}, {"recompute": True}])
+@pytest.mark.parametrize("how", [{"grad_accum_steps": 2}, {"activation_checkpointing": True}])
 def test_ways_to_save_memory_give_the_same_weights(
     how: dict[str, Any], data: str, tmp_path: Path
 ) -> None:
@@ -207,7 +207,7 @@ def test_ways_to_save_memory_give_the_same_weights(
     )
     weights = []
     for number, changes in enumerate(({}, how)):
-        settings = recipe("tokenizer", "debug", iterations=3, batch_size=4, **changes)
+        settings = train_preset("tokenizer", "debug", iterations=3, batch_size=4, **changes)
         run = train(
             "tokenizer", config=config, recipe=settings, data=[data], out=tmp_path / f"run{number}"
         )
@@ -216,7 +216,7 @@ def test_ways_to_save_memory_give_the_same_weights(
         if not name.startswith("quantizer."):  # its averages move with each part
             assert torch.allclose(value, weights[1][name], atol=2e-5), name
     with pytest.raises(InputError, match="cannot be computed in 3 equal parts"):
-        recipe("tokenizer", "debug", batch_size=4, accumulate=3)
+        train_preset("tokenizer", "debug", batch_size=4, grad_accum_steps=3)
 
 
 def test_gradient_is_clipped_once_and_its_norm_before_that_is_logged(
@@ -226,7 +226,7 @@ def test_gradient_is_clipped_once_and_its_norm_before_that_is_logged(
     norms = []
     for clip in (0.0, 1e-3):
         torch.manual_seed(0)
-        settings = recipe("tokenizer", "debug", grad_clip=clip)
+        settings = train_preset("tokenizer", "debug", grad_clip=clip)
         job = TrainingRun("tokenizer", CONFIG, settings, (data,), tmp_path / f"run{clip}", tmp_path)
         trainer = build_trainer(
             job, TokenizerObjective(Tokenizer(CONFIG)), clips, None, Worker(torch.device("cpu"))
@@ -246,7 +246,7 @@ def test_gradient_is_clipped_once_and_its_norm_before_that_is_logged(
 
 
 def test_learning_rate_warms_up_from_half_and_ends_at_the_minimum_at_the_last_step() -> None:
-    settings = recipe("tokenizer", "paper")
+    settings = train_preset("tokenizer", "paper")
     assert settings.learning_rate(0) == 0.5e-4
     assert settings.learning_rate(2500) == pytest.approx(0.75e-4)
     assert settings.learning_rate(5000) == 1e-4
@@ -260,7 +260,7 @@ def test_learning_rate_warms_up_from_half_and_ends_at_the_minimum_at_the_last_st
 @pytest.mark.parametrize("component", ["tokenizer", "dynamics"])
 def test_fine_tuning_goes_on_near_the_last_rate_of_its_base(component: str, size: str) -> None:
     """A rate far above it undoes what the base has learnt before anything new is learnt."""
-    base, tuning = recipe(component, size), recipe(component, size, "finetune")
+    base, tuning = train_preset(component, size), train_preset(component, size, "finetune")
     ended = base.learning_rate(base.iterations - 1)
     highest = max(map(tuning.learning_rate, range(tuning.iterations)))
     assert tuning.learning_rate(0) <= 2.5 * ended
@@ -269,15 +269,15 @@ def test_fine_tuning_goes_on_near_the_last_rate_of_its_base(component: str, size
 
 @pytest.mark.parametrize("size", PRESETS)
 def test_another_learning_rate_scales_the_whole_schedule(size: str) -> None:
-    plain = recipe("tokenizer", size)
+    plain = train_preset("tokenizer", size)
     for factor in (0.01, 3):
-        changed = recipe("tokenizer", size, lr=factor * plain.lr)
+        changed = train_preset("tokenizer", size, lr=factor * plain.lr)
         for step in (0, plain.warmup, plain.iterations - 1):
             assert changed.learning_rate(step) == pytest.approx(factor * plain.learning_rate(step))
-    assert recipe("tokenizer", size, lr=plain.lr) == plain
-    assert recipe("tokenizer", size, lr=1e-2, min_lr=1e-6).min_lr == 1e-6
+    assert train_preset("tokenizer", size, lr=plain.lr) == plain
+    assert train_preset("tokenizer", size, lr=1e-2, min_lr=1e-6).min_lr == 1e-6
     with pytest.raises(InputError, match="0 < min_lr <= lr"):
-        recipe("tokenizer", size, lr=0.0)
+        train_preset("tokenizer", size, lr=0.0)
 
 
 def test_train_takes_a_rate_below_the_recipes_lowest(data: str, tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_validation_is_the_mean_over_clips_however_they_are_batched(
     tokenizer = load_tokenizer(tokenizer_run)
     figures = []
     for size in (1, 3, 7):
-        settings = recipe("tokenizer", "debug", batch_size=size, validation_clips=10)
+        settings = train_preset("tokenizer", "debug", batch_size=size, validation_clips=10)
         job = TrainingRun("tokenizer", CONFIG, settings, (data,), tmp_path / f"run{size}", tmp_path)
         trainer = build_trainer(
             job, TokenizerObjective(tokenizer), clips, held_out, Worker(torch.device("cpu"))
@@ -334,7 +334,7 @@ def test_what_does_not_fit_together_is_refused_in_one_line(
         ("tokenizer", {"out": tokenizer_run}, "already holds a run"),
         (
             "tokenizer",
-            {**again, "recipe": recipe("tokenizer", "debug")},
+            {**again, "recipe": train_preset("tokenizer", "debug")},
             "recipe.iterations is 8, not 20",
         ),
         ("tokenizer", {**again, "config": other}, "config.tokenizer.dim is 32, not 48"),
@@ -352,11 +352,11 @@ def test_what_does_not_fit_together_is_refused_in_one_line(
         assert words in str(refusal.value), str(refusal.value)
         assert "\n" not in str(refusal.value)
     with pytest.raises(InputError, match="precision"):
-        recipe("tokenizer", "debug", precision="fp16")
+        train_preset("tokenizer", "debug", precision="fp16")
     with pytest.raises(InputError, match="unknown preset"):
-        recipe("tokenizer", "huge")
+        train_preset("tokenizer", "huge")
     with pytest.raises(InputError, match="no training setting is called 'lrr'"):
-        recipe("tokenizer", "debug", lrr=1)
+        train_preset("tokenizer", "debug", lrr=1)
 
 
 def test_another_tokenizer_than_the_one_trained_with_is_refused_with_both_hashes(
