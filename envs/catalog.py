@@ -26,7 +26,18 @@ SUBSETS_FOLDER = Path(__file__).with_name("subsets")
 VIEWS = ("side", "third person", "top", "first person", "several")
 AXES = ("free", "horizontal", "vertical", "fixed", "tube")
 MOTIONS = (
-    *("platformer", "space_shooter", "fight", "shooter", "action", "sport", "maze", "race", "grid", "pong"),
+    *(
+        "platformer",
+        "space_shooter",
+        "fight",
+        "shooter",
+        "action",
+        "sport",
+        "maze",
+        "race",
+        "grid",
+        "pong",
+    ),
     *("simulation", "pinball", "flying_platformer", "tetris", "other"),
 )
 CONTROLS = ("right", "left", "up", "down", "jump", "secondary")
@@ -62,16 +73,34 @@ def games(
     for a label or console that no game has, an unknown subset, or a number out of range.
     """
     if not 0 <= min_confidence <= 1 or (limit is not None and limit < 0):
-        raise InputError(f"min_confidence {min_confidence} must be in [0, 1] and limit {limit} 0 or more")
-    wanted = {"console": console, "view": view, "axis": axis, "motion": motion, "right": right, "left": left, "up": up}
-    wanted |= {"down": down, "jump": jump, "secondary": secondary, "transition": transition, "scrolling": scrolling}
+        raise InputError(
+            f"min_confidence {min_confidence} must be in [0, 1] and limit {limit} 0 or more"
+        )
+    wanted = {
+        "console": console,
+        "view": view,
+        "axis": axis,
+        "motion": motion,
+        "right": right,
+        "left": left,
+        "up": up,
+    }
+    wanted |= {
+        "down": down,
+        "jump": jump,
+        "secondary": secondary,
+        "transition": transition,
+        "scrolling": scrolling,
+    }
     rows = rows_of = table()
     for column, choice in wanted.items():
         if choice is not None:
             labels = [choice] if isinstance(choice, str) else list(choice)
             known = sorted(rows_of[column].unique())
             if strange := set(labels) - set(known):
-                raise InputError(f"no game has {column} {sorted(strange)[0]!r}: known are {', '.join(known)}")
+                raise InputError(
+                    f"no game has {column} {sorted(strange)[0]!r}: known are {', '.join(known)}"
+                )
             rows = rows[rows[column].isin(labels)]
     if subset is not None:
         rows = rows[rows["game"].isin(read_subset(subset))]
@@ -117,7 +146,14 @@ def table() -> "pd.DataFrame":
     rows = [{"game": game, "playable": has_rom(game)} for game in integrations()]
     labels = pd.read_csv(LABELS_FILE, keep_default_na=False, dtype={"title": str})
     frame = pd.DataFrame(rows).merge(labels, on="game", how="left", validate="one_to_one")
-    return frame[["game", "console", "playable", *(name for name in labels if name not in ("game", "console"))]]
+    return frame[
+        [
+            "game",
+            "console",
+            "playable",
+            *(name for name in labels if name not in ("game", "console")),
+        ]
+    ]
 
 
 @cache
@@ -143,7 +179,11 @@ def canonical(game: str) -> str:
     near = [short[wanted]] if wanted in short else []
     near += [folded[match] for match in difflib.get_close_matches(wanted, folded, n=3, cutoff=0.5)]
     near += [short[match] for match in difflib.get_close_matches(wanted, short, n=3, cutoff=0.7)]
-    hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "see `autoexplore catalog` for all names"
+    hint = (
+        f"did you mean {', '.join(dict.fromkeys(near))}?"
+        if near
+        else "see `autoexplore catalog` for all names"
+    )
     raise InputError(f"no game is called {game!r}: {hint}")
 
 
@@ -178,4 +218,6 @@ def has_rom(game: str) -> bool:
 
 def states(game: str) -> list[str]:
     """Names of the game's savestates."""
-    return sorted(file.stem for file in folder(game).glob("*.state") if not file.name.startswith("_"))
+    return sorted(
+        file.stem for file in folder(game).glob("*.state") if not file.name.startswith("_")
+    )

@@ -36,7 +36,9 @@ JUMP_BUTTON = {
 
 # The second button of the pairs in RetroAct, for consoles outside it their nearest kin's. Atari 2600 has one button.
 SECONDARY_BUTTON = {
-    **dict.fromkeys(("Nes", "Sms", "GameBoy", "GbColor", "GbAdvance", "GameGear", "SCD", "Genesis", "N64"), "B"),
+    **dict.fromkeys(
+        ("Nes", "Sms", "GameBoy", "GbColor", "GbAdvance", "GameGear", "SCD", "Genesis", "N64"), "B"
+    ),
     **dict.fromkeys(("Snes", "32x", "NintendoDs"), "Y"),
     **dict.fromkeys(("Saturn", "Arcade", "FBNeo"), "A"),
     "PCEngine": "II",
@@ -50,13 +52,19 @@ def button_mask(action: int, buttons: Sequence[str | None], console: str) -> int
     out. Raises InputError where the action does not exist or the console has no such button.
     """
     if not 0 <= action < len(ACTIONS):
-        raise InputError(f"action {action} does not exist: actions are 0 to {len(ACTIONS) - 1} ({', '.join(ACTIONS)})")
+        raise InputError(
+            f"action {action} does not exist: actions are 0 to {len(ACTIONS) - 1} ({', '.join(ACTIONS)})"
+        )
     name = ACTIONS[action]
     if name == "jump" and console not in JUMP_BUTTON:
-        raise InputError(f"no jump button is known for console {console!r}: add it to envs.controls.JUMP_BUTTON")
+        raise InputError(
+            f"no jump button is known for console {console!r}: add it to envs.controls.JUMP_BUTTON"
+        )
     wanted = DIRECTIONS.get(name) or JUMP_BUTTON[console]
     if wanted not in buttons:
-        raise InputError(f"console {console} has no button {wanted}: it has {', '.join(b for b in buttons if b)}")
+        raise InputError(
+            f"console {console} has no button {wanted}: it has {', '.join(b for b in buttons if b)}"
+        )
     return 1 << list(buttons).index(wanted)
 
 

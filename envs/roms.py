@@ -56,7 +56,10 @@ def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             for entry in archive.infolist():
-                if Path(entry.filename).suffix.lower() in _extensions() and entry.file_size <= MAX_ROM:
+                if (
+                    Path(entry.filename).suffix.lower() in _extensions()
+                    and entry.file_size <= MAX_ROM
+                ):
                     yield entry.filename, archive.read(entry)
 
 
@@ -64,7 +67,11 @@ def _groom(name: str, data: bytes) -> tuple[bytes, str]:
     """A ROM without a copier's header, and its SHA-1; stable-retro knows how. No SHA-1 where it makes nothing of it."""
     try:
         return stable_retro.data.groom_rom(name, io.BytesIO(data))
-    except (ValueError, TypeError, AttributeError) as error:  # its reader of interleaved .smd files is from Python 2
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # its reader of interleaved .smd files is from Python 2
         print(f"{name} is no ROM that can be read: {error}", file=sys.stderr)
         return data, ""
 
@@ -93,13 +100,19 @@ def bundled_folder() -> Path | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Import from the given folders, or from `ale-py`, and say how many games can be played."""
-    parser = argparse.ArgumentParser(prog="python -m envs.roms", description="Import game ROMs into stable-retro.")
-    parser.add_argument("folders", nargs="*", type=Path, help="folders with ROM files; default: those of ale-py")
+    parser = argparse.ArgumentParser(
+        prog="python -m envs.roms", description="Import game ROMs into stable-retro."
+    )
+    parser.add_argument(
+        "folders", nargs="*", type=Path, help="folders with ROM files; default: those of ale-py"
+    )
     folders = parser.parse_args(arguments).folders
     if not folders:
         bundled = bundled_folder()
         if bundled is None:
-            print("ale-py is not installed: `pip install 'autoexplore[atari]'` brings 32 Atari games")
+            print(
+                "ale-py is not installed: `pip install 'autoexplore[atari]'` brings 32 Atari games"
+            )
         folders = [bundled] if bundled else []
     new = sum(len(import_roms(folder)) for folder in folders)
     playable = len(catalog.games(playable=True))

@@ -1,4 +1,4 @@
-"""Policies that play without learning, and how a worker process gets the policy it plays by."""
+"""Policies without learning, and the specs from which worker processes build their policy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from envs.utils.errors import InputError
 
 
 class Policy(Protocol):
-    """Anything that plays."""
+    """A policy that plays episodes frame by frame."""
 
     def reset(self, seed: int) -> None:
-        """Begin an episode; what follows depends on the seed and the frames alone."""
+        """Begin an episode; its actions depend on the seed and the frames alone."""
 
     def act(self, frame_HWC: NDArray[np.uint8]) -> int:
-        """The action for the newest frame."""
+        """Return the action for the newest frame."""
 
 
 class RandomPolicy:
-    """Uniform over the game's actions, one a step (the paper's random agent)."""
+    """The paper's random agent: one uniformly drawn action per step."""
 
     actions = len(ACTIONS)
 
@@ -32,12 +32,15 @@ class RandomPolicy:
         self._generator = np.random.Generator(np.random.PCG64(seed))
 
     def act(self, frame_HWC: NDArray[np.uint8]) -> int:
-        """The next action, whatever the frame shows."""
+        """Return the next action; the frame does not matter."""
         return int(self._generator.integers(self.actions))
 
 
 class StickyPolicy:
-    """Repeats its last action with probability `stickiness`, else draws one uniformly: walks further than chance."""
+    """A random policy that repeats its last action with probability `stickiness`.
+
+    It moves further through a game than uniform random play.
+    """
 
     actions = len(ACTIONS)
 
@@ -50,7 +53,7 @@ class StickyPolicy:
         self._action: int | None = None
 
     def act(self, frame_HWC: NDArray[np.uint8]) -> int:
-        """The next action, whatever the frame shows."""
+        """Return the next action; the frame does not matter."""
         if self._action is None or self._generator.random() >= self._stickiness:
             self._action = int(self._generator.integers(self.actions))
         return self._action
@@ -61,25 +64,27 @@ class PolicySpec:
     """A policy that each worker process builds for itself."""
 
     name: str
-    """Its name in the metadata of its episodes: policies of one name act alike on equal seeds and frames."""
+    """Name in the episodes' metadata; policies of one name act alike on equal seeds and frames."""
     build: Callable[[], Policy]
-    """Picklable factory. Raises InputError where the policy cannot be used."""
+    """Picklable factory; raises InputError if the policy cannot be used."""
 
 
 def builtin_policy(name: str) -> PolicySpec:
-    """Return the policy called `random` (uniform over the actions, one a step) or `sticky:P` (repeats with P).
+    """Return the policy `random` (uniform over the actions) or `sticky:P` (repeats with probability P).
 
-    Raises InputError for another name and for a P outside [0, 1).
+    Raises: InputError for another name and for a P outside [0, 1).
     """
     kind, _, stickiness = name.partition(":")
     if name == "random":
         return PolicySpec("random", RandomPolicy)
     if kind != "sticky":
-        raise InputError(f"policy {name!r} is not known: give random or sticky:P, or the policy of an agent")
+        raise InputError(
+            f"policy {name!r} is not known: give random or sticky:P, or the policy of an agent"
+        )
     try:
         value = float(stickiness)
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise InputError(f"policy {name!r}: give the probability to repeat, 0 or more and below 1")
+        raise InputError(f"policy {name!r}: give a probability to repeat in [0, 1)")
     return PolicySpec(f"sticky{value:g}", partial(StickyPolicy, value))

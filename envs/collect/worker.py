@@ -1,4 +1,4 @@
-"""Playing one episode, and the Ray actor that plays many. This module is all that a playing process loads: no torch."""
+"""The Ray actor that plays episodes. This module is all that its process loads: no torch."""
 
 import hashlib
 import json
@@ -12,11 +12,7 @@ import gymnasium
 import numpy as np
 
 import envs
-from envs.collect.policies import (
-    Policy,
-    RandomPolicy,
-    StickyPolicy,
-)
+from envs.collect.policies import Policy, RandomPolicy, StickyPolicy
 from envs.controls import ACTIONS
 from envs.episodes.episode import Episode
 from envs.episodes.shards import Shard, write_shard
@@ -26,23 +22,23 @@ from envs.utils.storage import parse_uri
 
 @dataclass(frozen=True)
 class EpisodeKey:
-    """What identifies an episode. The same session always gives the same frames."""
+    """Identity of an episode: equal keys give equal frames."""
 
     game: str
     policy_id: str
     seed: int
-    """Of the whole run."""
+    """Seed of the whole run."""
     episode: int
-    """Number within the game, from 0."""
+    """Number of the episode within its game, from 0."""
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits."""
+        """Session id of the episode, 16 hexadecimal digits."""
         return self._digest()[:16]
 
     @property
     def policy_seed(self) -> int:
-        """The seed, below 2^63, of this one episode's policy."""
+        """Seed of the policy in this episode, below 2^63."""
         return int(self._digest()[16:32], 16) >> 1
 
     def _digest(self) -> str:
@@ -50,15 +46,23 @@ class EpisodeKey:
         return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def play_episode(env: gymnasium.Env[Any, Any], policy: Policy, session: EpisodeKey, *, steps: int) -> Episode:
-    """Play `session` until the game ends or `steps` steps are done. `env` is one that `envs.make` gave for its game."""
+def play_episode(
+    env: gymnasium.Env[Any, Any], policy: Policy, key: EpisodeKey, *, steps: int
+) -> Episode:
+    """Play the episode `key` until the game ends or `steps` steps are done.
+
+    `env` comes from `envs.make(key.game)`.
+    """
     game: Any = env.unwrapped
+    count = int(game.action_space.n)
     if isinstance(policy, RandomPolicy | StickyPolicy):
-        policy.actions = int(game.action_space.n)
-    elif getattr(policy, "actions", len(ACTIONS)) != game.action_space.n:
-        raise GameError(f"{session.game} has {game.action_space.n} actions, the policy others: play it with 'random'")
-    frame_HWC, _ = env.reset(seed=session.policy_seed % 2**32)
-    policy.reset(session.policy_seed)
+        policy.actions = count
+    elif (learnt := getattr(policy, "actions", len(ACTIONS))) != count:
+        raise GameError(
+            f"{key.game} has {count} actions and the policy {learnt}: play it with 'random'"
+        )
+    frame_HWC, _ = env.reset(seed=key.policy_seed % 2**32)
+    policy.reset(key.policy_seed)
     frames, actions, rewards = [frame_HWC], [], []
     terminated = truncated = False
     while not (terminated or truncated):
@@ -69,13 +73,13 @@ def play_episode(env: gymnasium.Env[Any, Any], policy: Policy, session: EpisodeK
         rewards.append(reward)
         truncated = truncated or (len(actions) >= steps and not terminated)
     return Episode(
-        session_id=session.id,
-        game=session.game,
+        session_id=key.id,
+        game=key.game,
         frames_THWC=np.stack(frames),
         actions=np.array(actions, np.uint8),
         rewards=np.array(rewards, np.float32),
-        policy_id=session.policy_id,
-        seed=session.seed,
+        policy_id=key.policy_id,
+        seed=key.seed,
         terminated=terminated,
         truncated=truncated,
         console=game.console,
@@ -85,57 +89,57 @@ def play_episode(env: gymnasium.Env[Any, Any], policy: Policy, session: EpisodeK
         frame_skip=game.frame_skip,
         buttons=game.action_masks,
         resize=game.resize,
-        info={"episode": session.episode, "max_steps": steps},
+        info={"episode": key.episode, "max_steps": steps},
     )
 
 
 class GameError(InputError):
-    """One game cannot be played; the others can."""
+    """An error that concerns a single game; the others can still be played."""
 
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """What an actor reports of one episode."""
+    """Report of a worker about one episode."""
 
     shard: Shard
     cpu_seconds: float
-    """Of its whole process, while it played, compressed and wrote."""
+    """CPU time of the worker's process for playing, compressing and writing."""
 
 
 class CollectWorker:
-    """The Ray actor: takes a session, plays it, writes its shard, reports it.
+    """Ray actor that plays episodes and writes their shards.
 
-    Holds one emulator and swaps it between games.
+    It holds one emulator and swaps it when the game changes.
     """
 
     def __init__(self, root: str, build_policy: Callable[[], Policy], steps: int) -> None:
         self._root, self._steps = parse_uri(root), steps
-        # Not built here: an error in an actor's constructor looks like its death, not like the mistake it is.
+        # Built on first use: Ray reports an error in an actor's constructor as the actor's death.
         self._policy: Policy | None = None
         self._build_policy = build_policy
         self._env: gymnasium.Env[Any, Any] | None = None
         self._game = ""
 
     def process(self) -> int:
-        """Its process id."""
+        """Return the process id."""
         return os.getpid()
 
-    def play(self, session: EpisodeKey) -> EpisodeResult:
-        """Play one session. Its shard is on disk, whole, when this returns.
+    def play(self, key: EpisodeKey) -> EpisodeResult:
+        """Play one episode. Its shard is completely on disk when this returns.
 
-        Raises GameError where the game cannot be opened, and InputError where the policy or the folder cannot be used.
+        Raises: GameError if the game cannot be opened, InputError for a bad policy or folder.
         """
         started = time.process_time()
         self._policy = self._policy or self._build_policy()
-        if self._game != session.game:
-            self._swap(session.game)
+        if self._game != key.game:
+            self._open(key.game)
         assert self._env is not None
-        episode = play_episode(self._env, self._policy, session, steps=self._steps)
-        shard = write_shard(self._root, [episode.encode()], session.id)
+        episode = play_episode(self._env, self._policy, key, steps=self._steps)
+        shard = write_shard(self._root, [episode.encode()], key.id)
         return EpisodeResult(shard, time.process_time() - started)
 
-    def _swap(self, game: str) -> None:
-        """Close the emulator that is open, and open the game's."""
+    def _open(self, game: str) -> None:
+        """Open a game's emulator after closing the open one."""
         if self._env is not None:
             self._env.close()
             self._env, self._game = None, ""

@@ -1,9 +1,8 @@
-"""The actors that play: handing out sessions, replacing the ones that die or hang, keeping the manifest up to date."""
+"""A pool of Ray actors that play episodes: hands out tasks, replaces dead workers, commits shards."""
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,17 +13,16 @@ from envs.collect.worker import EpisodeResult, GameError
 from envs.episodes.dataset import EpisodeWriter
 from envs.utils.errors import InputError
 from envs.utils.progress import Bar, console
-from envs.utils.progress import progress as progress_bar
 from envs.utils.ray_session import node_resources
 
 ATTEMPTS = 3
 COMMIT_SECONDS = 5.0
-WATCH_SECONDS = 1.0
-"""How often to look for emulators that hang."""
+POLL_SECONDS = 1.0
+"""Interval between two checks for hung emulators."""
 
 
 class Task(Protocol):
-    """What an actor can be given to play."""
+    """One episode to play."""
 
     @property
     def game(self) -> str: ...
@@ -35,169 +33,169 @@ class Task(Protocol):
 
 @dataclass
 class CollectSummary:
-    """What one call of `collect` did."""
+    """Result of one call of `collect` or `rerender`."""
 
     episodes: int = 0
-    """Of this request that the folder holds now, those of earlier runs included."""
+    """Requested episodes that the folder holds now, including those of earlier runs."""
     frames: int = 0
-    """In those episodes."""
+    """Number of frames in these episodes."""
     played_episodes: int = 0
-    """By this call."""
+    """Episodes played by this call."""
     played_frames: int = 0
+    """Frames played by this call."""
     seconds: float = 0.0
     """Wall time of this call."""
     cpu_seconds: float = 0.0
-    """That the actors spent on playing, compressing and writing: played_frames / cpu_seconds is the rate of a core."""
+    """CPU time of the workers; played_frames / cpu_seconds is the frame rate of one core."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """Game -> why it was left out."""
+    """Game -> reason why it was skipped."""
 
 
 @dataclass(frozen=True)
-class _Playing:
-    """An actor and the session that it plays since `started`, in seconds of the monotonic clock."""
+class _Assignment:
+    """A task, the worker that plays it, and its start in seconds of the monotonic clock."""
 
-    actor: Any
-    session: Task
+    worker: Any
+    task: Task
     started: float
 
 
 def episode_timeout(steps: int) -> float:
-    """Seconds that an episode of so many steps may take where nobody says otherwise: many times what it does take."""
+    """Return the default timeout, in seconds, for an episode: far longer than it should take."""
     return 60 + steps / 10
 
 
 class WorkerPool:
-    """The actors at work: hands out sessions, replaces actors that die, and keeps the manifest up to date."""
+    """Ray actors that play tasks; dead or hung ones are replaced."""
 
     def __init__(
         self,
         writer: EpisodeWriter,
-        player: type[Any],
+        worker_class: type[Any],
         options: tuple[Any, ...],
         *,
         timeout: float,
-        summary: CollectSummary,
-        bar: Bar | None,
+        bar: Bar,
     ) -> None:
-        """`player(*options)` is made in each actor: it has `process()` and `play(session) -> EpisodeResult`. `timeout`:
-        seconds that an episode may take."""
+        """Each actor is a `worker_class(*options)` with `process()` and `play(task) -> EpisodeResult`.
+
+        `timeout` is in seconds per episode.
+        """
+        resources = node_resources("rollout").resources
+        self._actor_class: Any = ray.remote(num_cpus=1, resources=resources)(worker_class)
         self._writer, self._options = writer, options
-        self._timeout, self._summary, self._bar = timeout, summary, bar
-        self._remote: Any = ray.remote(num_cpus=1, resources=node_resources("rollout").resources)(player)
+        self._timeout, self._bar = timeout, bar
+        self._summary = CollectSummary()
         self._starting: dict[Any, Any] = {}
-        """Actors that have not said yet that they are there; where a cluster is full they wait for a free core."""
+        """Workers that are not ready yet; on a full cluster they wait for a free core."""
         self._idle: list[Any] = []
-        self._running: dict[Any, _Playing] = {}
-        self._deaths: Counter[Task] = Counter()
-        self._false_starts = 0
+        self._running: dict[Any, _Assignment] = {}
+        self._waiting: deque[Task] = deque()
+        self._failures: Counter[Task] = Counter()
+        self._failed_starts = 0
         self._started = self._committed = time.monotonic()
 
-    def play(self, sessions: Sequence[Task], workers: int) -> None:
-        """Play all sessions, with so many actors as soon as there is room for them.
+    def play(self, tasks: Sequence[Task], workers: int) -> CollectSummary:
+        """Play all tasks with up to `workers` actors and return what was played and skipped.
 
-        On any way out the actors are gone, and what they finished is in the manifest.
+        However this ends, the actors are stopped and all finished episodes are in the manifest.
         """
-        waiting = deque(sessions)
+        self._waiting.extend(tasks)
         try:
             for _ in range(workers):
                 self._start_worker()
-            while waiting or self._running:
-                while waiting and self._idle:
-                    session = waiting.popleft()
-                    if session.game not in self._summary.skipped:
-                        actor = self._idle.pop()
-                        self._running[actor.play.remote(session)] = _Playing(actor, session, time.monotonic())
-                known = [*self._running, *self._starting]
-                ready, _ = ray.wait(known, num_returns=1, timeout=WATCH_SECONDS)
+            while self._waiting or self._running:
+                self._assign_tasks()
+                pending = [*self._running, *self._starting]
+                ready, _ = ray.wait(pending, num_returns=1, timeout=POLL_SECONDS)
                 for reference in ready:
                     if reference in self._starting:
                         self._on_worker_ready(reference)
                     else:
-                        self._take(reference, waiting)
-                self._end_hung(waiting)
+                        self._on_episode_done(reference)
+                self._kill_hung_workers()
                 if time.monotonic() - self._committed > COMMIT_SECONDS:
                     self._writer.commit()
                     self._committed = time.monotonic()
         finally:
-            playing = (item.actor for item in self._running.values())
-            for actor in [*self._idle, *self._starting.values(), *playing]:
-                ray.kill(actor)
+            busy = (assignment.worker for assignment in self._running.values())
+            for worker in [*self._idle, *self._starting.values(), *busy]:
+                ray.kill(worker)
             self._writer.commit()
+        return self._summary
+
+    def _assign_tasks(self) -> None:
+        """Give waiting tasks to idle workers, without those of skipped games."""
+        while self._waiting and self._idle:
+            task = self._waiting.popleft()
+            if task.game not in self._summary.skipped:
+                worker = self._idle.pop()
+                assignment = _Assignment(worker, task, time.monotonic())
+                self._running[worker.play.remote(task)] = assignment
 
     def _start_worker(self) -> None:
-        actor: Any = self._remote.remote(*self._options)
-        self._starting[actor.process.remote()] = actor
+        worker: Any = self._actor_class.remote(*self._options)
+        self._starting[worker.process.remote()] = worker
 
     def _on_worker_ready(self, reference: Any) -> None:
-        """An actor has started. Raises what it could not start of, where that happens again and again."""
-        actor = self._starting.pop(reference)
+        """Handle a started worker; re-raise its start-up error after ATTEMPTS failures in a row."""
+        worker = self._starting.pop(reference)
         try:
             ray.get(reference)
         except RayActorError:
-            self._false_starts += 1
-            if self._false_starts == ATTEMPTS:
+            self._failed_starts += 1
+            if self._failed_starts == ATTEMPTS:
                 raise
             self._start_worker()
         else:
-            self._false_starts = 0
-            self._idle.append(actor)
+            self._failed_starts = 0
+            self._idle.append(worker)
 
-    def _end_hung(self, waiting: deque[Task]) -> None:
-        """Kill the emulators whose episode takes too long, and play it again in another process."""
-        for reference, playing in list(self._running.items()):
-            if time.monotonic() - playing.started > self._timeout:
+    def _kill_hung_workers(self) -> None:
+        """Kill the workers whose episode exceeds the timeout; the episodes are played again."""
+        for reference, assignment in list(self._running.items()):
+            if time.monotonic() - assignment.started > self._timeout:
                 del self._running[reference]
-                ray.kill(playing.actor)
-                self._lost(playing.session, f"hung for {self._timeout:g} s", waiting)
+                ray.kill(assignment.worker)
+                self._on_worker_lost(assignment.task, f"hung for {self._timeout:g} s")
 
-    def _lost(self, session: Task, what: str, waiting: deque[Task]) -> None:
-        """An actor was lost over a session: hire another, and try again, or set the game aside."""
-        self._deaths[session] += 1
+    def _on_worker_lost(self, task: Task, failure: str) -> None:
+        """Replace the worker and retry its task, or skip the game after ATTEMPTS failures."""
+        self._failures[task] += 1
         self._start_worker()
-        if self._deaths[session] < ATTEMPTS:
-            waiting.appendleft(session)
+        if self._failures[task] < ATTEMPTS:
+            self._waiting.appendleft(task)
         else:
-            self._skip_game(session.game, f"its player {what} {ATTEMPTS} times in episode {session.episode}")
+            times = f"{ATTEMPTS} times in episode {task.episode}"
+            self._skip_game(task.game, f"its worker {failure} {times}")
 
-    def _take(self, reference: Any, waiting: deque[Task]) -> None:
-        """Take one actor's report, or deal with its death."""
-        playing = self._running.pop(reference)
-        actor, session = playing.actor, playing.session
+    def _on_episode_done(self, reference: Any) -> None:
+        """Record a finished episode, or handle the error or death of its worker."""
+        assignment = self._running.pop(reference)
+        worker, task = assignment.worker, assignment.task
         try:
-            played: EpisodeResult = ray.get(reference)
+            result: EpisodeResult = ray.get(reference)
         except RayActorError:
-            self._lost(session, "died", waiting)
+            self._on_worker_lost(task, "died")
             return
         except RayTaskError as error:
-            self._idle.append(actor)
+            self._idle.append(worker)
             if not isinstance(error.cause, InputError):
                 raise
             if not isinstance(error.cause, GameError):
                 raise InputError(str(error.cause)) from None
-            self._skip_game(session.game, str(error.cause))
+            self._skip_game(task.game, str(error.cause))
             return
-        self._idle.append(actor)
-        self._writer.record(played.shard)
-        frames = sum(record.num_frames for record in played.shard.sessions)
+        self._idle.append(worker)
+        self._writer.record(result.shard)
         self._summary.played_episodes += 1
-        self._summary.played_frames += frames
-        self._summary.cpu_seconds += played.cpu_seconds
-        if self._bar is not None:
-            rate = self._summary.played_frames / (time.monotonic() - self._started)
-            self._bar.advance(1, f"{session.game} {rate:.0f} frames/s")
+        self._summary.played_frames += sum(record.num_frames for record in result.shard.sessions)
+        self._summary.cpu_seconds += result.cpu_seconds
+        rate = self._summary.played_frames / (time.monotonic() - self._started)
+        self._bar.advance(1, f"{task.game} {rate:.0f} frames/s")
 
     def _skip_game(self, game: str, reason: str) -> None:
-        """Leave a game out from now on."""
+        """Play no further episodes of a game."""
         if game not in self._summary.skipped:
-            console.print(f"{game} is left out: {reason}")
+            console.print(f"{game} is skipped: {reason}")
             self._summary.skipped[game] = reason
-
-
-@contextmanager
-def shown_bar(what: str, total: int, left: int, shown: bool) -> Iterator[Bar | None]:
-    """The progress bar over all episodes, or none."""
-    if not shown:
-        yield None
-        return
-    with progress_bar(what, total, total - left) as bar:
-        yield bar

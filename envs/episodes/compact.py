@@ -86,7 +86,9 @@ def _groups(held: Manifest, limit: int) -> Iterator[list[Shard]]:
         if shard.bytes >= limit / 2:
             continue
         game = shard.sessions[0].game
-        if group and (group[0].sessions[0].game != game or sum(s.bytes for s in group) + shard.bytes > limit):
+        if group and (
+            group[0].sessions[0].game != game or sum(s.bytes for s in group) + shard.bytes > limit
+        ):
             if len(group) > 1:
                 yield group
             group = []
@@ -95,19 +97,27 @@ def _groups(held: Manifest, limit: int) -> Iterator[list[Shard]]:
         yield group
 
 
-def _merge(root: StoragePath, held: Manifest, group: list[Shard], bar: Bar, recompress: bool) -> Shard:
+def _merge(
+    root: StoragePath, held: Manifest, group: list[Shard], bar: Bar, recompress: bool
+) -> Shard:
     """Replace `group` by one file, on disk and in the manifest."""
     episodes: list[EncodedEpisode] = []
     for shard in group:
         sessions = _sessions(root, shard)
-        episodes += [episode.decode().encode(RECOMPRESS_LEVEL) for episode in sessions] if recompress else sessions
+        episodes += (
+            [episode.decode().encode(RECOMPRESS_LEVEL) for episode in sessions]
+            if recompress
+            else sessions
+        )
         bar.advance(1, shard.sessions[0].game)
     episodes.sort(key=lambda episode: episode.session_id)
     merged = write_shard(root, episodes, writer_name([episode.session_id for episode in episodes]))
     for row, original in enumerate(episodes):
         if not same(read_row(root / merged.path, row), original):
             (root / merged.path).unlink()
-            raise InputError(f"{root / merged.path} did not come back as it was written: check the disk")
+            raise InputError(
+                f"{root / merged.path} did not come back as it was written: check the disk"
+            )
     for shard in group:
         del held.shards[shard.path]
     held.shards[merged.path] = merged
@@ -147,7 +157,9 @@ def _sessions(root: StoragePath, shard: Shard) -> list[EncodedEpisode]:
 def _sweep(root: StoragePath, held: Manifest) -> int:
     """Delete unlisted files all of whose sessions the set holds, bit for bit, in listed files. Returns how many."""
     where = {
-        record.session_id: (shard, row) for shard in held.shards.values() for row, record in enumerate(shard.sessions)
+        record.session_id: (shard, row)
+        for shard in held.shards.values()
+        for row, record in enumerate(shard.sessions)
     }
     checked: set[str] = set()
     swept = 0
@@ -166,7 +178,9 @@ def _sweep(root: StoragePath, held: Manifest) -> int:
             if shard.path not in checked:
                 check_shard(root, shard)
                 checked.add(shard.path)
-            kept = kept and same(read_row(root / shard.path, listed_row), read_row(root / path, row))
+            kept = kept and same(
+                read_row(root / shard.path, listed_row), read_row(root / path, row)
+            )
         if kept:
             (root / path).unlink()
             swept += 1

@@ -14,11 +14,26 @@ from envs.episodes import manifest
 from envs.episodes.episode import EncodedEpisode, Episode
 from envs.episodes.frame_codec import CHUNK, decode_frames, encode_frames
 from envs.episodes.manifest import Manifest
-from envs.episodes.shards import SessionRecord, Shard, check_shard, inspect_shard, read_row, write_shard
+from envs.episodes.shards import (
+    SessionRecord,
+    Shard,
+    check_shard,
+    inspect_shard,
+    read_row,
+    write_shard,
+)
 from envs.utils.errors import InputError
 from envs.utils.storage import StoragePath, lock, parse_uri
 
-__all__ = ["CHUNK", "EncodedEpisode", "Episode", "EpisodeReader", "EpisodeWriter", "decode_frames", "encode_frames"]
+__all__ = [
+    "CHUNK",
+    "EncodedEpisode",
+    "Episode",
+    "EpisodeReader",
+    "EpisodeWriter",
+    "decode_frames",
+    "encode_frames",
+]
 
 
 class EpisodeWriter:
@@ -33,7 +48,9 @@ class EpisodeWriter:
         self.root = parse_uri(uri)
         self._lock = lock(self.root)
         try:
-            self._manifest = manifest.load(self.root) if (self.root / manifest.NAME).exists() else Manifest()
+            self._manifest = (
+                manifest.load(self.root) if (self.root / manifest.NAME).exists() else Manifest()
+            )
             self.damaged: list[str] = []
             """Files that were found broken or gone and are not part of the set any more: play their sessions again."""
             self._drop_lost()
@@ -48,7 +65,12 @@ class EpisodeWriter:
         """Session id -> record of what the folder holds, added episodes included."""
         return self._manifest.sessions()
 
-    def plan(self, sessions: Iterable[tuple[str, str]], series: str = "", recipe: dict[str, Any] | None = None) -> None:
+    def plan(
+        self,
+        sessions: Iterable[tuple[str, str]],
+        series: str = "",
+        recipe: dict[str, Any] | None = None,
+    ) -> None:
         """Freeze which of the (game, session id) pairs to come are for validation, before any is played.
 
         `recipe` says how a `series` of sessions is played. Raises InputError where the folder has the series with
@@ -57,7 +79,9 @@ class EpisodeWriter:
         if recipe is not None:
             held = self._manifest.recipes.setdefault(series, recipe)
             if held != recipe:
-                raise InputError(f"{self.root} holds {series} played with {held}, not {recipe}: give another folder")
+                raise InputError(
+                    f"{self.root} holds {series} played with {held}, not {recipe}: give another folder"
+                )
         self._manifest.plan(sessions)
         self._manifest.save(self.root)
 
@@ -96,7 +120,9 @@ class EpisodeWriter:
     def commit(self) -> str:
         """Make everything added part of the set, and return the manifest's hash."""
         self._lock.check()
-        self._manifest.plan((session.game, session.session_id) for session in self.sessions.values())
+        self._manifest.plan(
+            (session.game, session.session_id) for session in self.sessions.values()
+        )
         self._manifest.save(self.root)
         return self._manifest.hash()
 
@@ -190,7 +216,9 @@ class EpisodeReader:
             self._checked.add(shard.path)
         episode = read_row(self.root / shard.path, row)
         if (episode.session_id, episode.game) != (record.session_id, record.game):
-            raise InputError(f"{self.root / shard.path} holds session {episode.session_id}, not {record.session_id}")
+            raise InputError(
+                f"{self.root / shard.path} holds session {episode.session_id}, not {record.session_id}"
+            )
         return episode
 
     def iter_encoded(self) -> Iterator[EncodedEpisode]:

@@ -59,14 +59,18 @@ class EpisodeMetadata:
         if steps == 0:
             raise InputError(f"{where} has no steps: an episode needs at least one")
         if self.actions.dtype != np.uint8 or self.actions.ndim != 1:
-            raise InputError(f"{where}: actions must be a uint8 vector, not {self.actions.dtype} {self.actions.shape}")
+            raise InputError(
+                f"{where}: actions must be a uint8 vector, not {self.actions.dtype} {self.actions.shape}"
+            )
         if self.rewards.dtype != np.float32 or self.rewards.shape != (steps,):
             raise InputError(
                 f"{where}: rewards must be float32 ({steps},), not {self.rewards.dtype} {self.rewards.shape}"
             )
         count = len(self.buttons) or len(ACTIONS)
         if int(self.actions.max()) >= count:
-            raise InputError(f"{where}: action {int(self.actions.max())} is out of range 0 to {count - 1}")
+            raise InputError(
+                f"{where}: action {int(self.actions.max())} is out of range 0 to {count - 1}"
+            )
 
     @property
     def num_frames(self) -> int:
@@ -84,7 +88,12 @@ class Episode(EpisodeMetadata):
     def __post_init__(self) -> None:
         super().__post_init__()
         frames = self.frames_THWC
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) != self.num_frames:
+        if (
+            frames.dtype != np.uint8
+            or frames.ndim != 4
+            or frames.shape[3] != 3
+            or len(frames) != self.num_frames
+        ):
             raise InputError(
                 f"episode {self.session_id} of {self.game}: frames must be uint8 ({self.num_frames}, H, W, 3), "
                 f"not {frames.dtype} {frames.shape}"
@@ -125,4 +134,6 @@ class EncodedEpisode(EpisodeMetadata):
 
 def _recording_fields(recording: EpisodeMetadata) -> dict[str, Any]:
     """The fields that decoded and compressed episodes share."""
-    return {item.name: getattr(recording, item.name) for item in dataclasses.fields(EpisodeMetadata)}
+    return {
+        item.name: getattr(recording, item.name) for item in dataclasses.fields(EpisodeMetadata)
+    }

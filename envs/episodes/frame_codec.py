@@ -19,7 +19,9 @@ def encode_frames(frames_THWC: NDArray[np.uint8], level: int = ZSTD_LEVEL) -> tu
     """Compress frames uint8 (T, H, W, 3) into blobs of 32; the bytes depend on the frames and the zstd level alone."""
     compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
     starts = range(0, len(frames_THWC), CHUNK)
-    return tuple(compressor.compress(frames_THWC[start : start + CHUNK].tobytes()) for start in starts)
+    return tuple(
+        compressor.compress(frames_THWC[start : start + CHUNK].tobytes()) for start in starts
+    )
 
 
 def decode_frames(

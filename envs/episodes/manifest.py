@@ -47,11 +47,15 @@ class Manifest:
             wanted = max(round(VALIDATION_SHARE * total), 1) if total > 1 else 0
             missing = max(0, wanted - sum(split.values()))
             ranked = sorted(ids, key=_rank)
-            split.update({session_id: position < missing for position, session_id in enumerate(ranked)})
+            split.update(
+                {session_id: position < missing for position, session_id in enumerate(ranked)}
+            )
 
     def sessions(self) -> dict[str, SessionRecord]:
         """Session id -> record of all sessions on disk."""
-        return {record.session_id: record for shard in self.shards.values() for record in shard.sessions}
+        return {
+            record.session_id: record for shard in self.shards.values() for record in shard.sessions
+        }
 
     def hash(self) -> str:
         """sha256 over sessions, files and split: two data sets with the same hash hold the same frames and actions."""
@@ -64,7 +68,10 @@ class Manifest:
             "recipes": {key: self.recipes[key] for key in sorted(self.recipes)},
             "shards": [dataclasses.asdict(self.shards[path]) for path in sorted(self.shards)],
             "validation": {
-                game: {session_id: self.validation[game][session_id] for session_id in sorted(self.validation[game])}
+                game: {
+                    session_id: self.validation[game][session_id]
+                    for session_id in sorted(self.validation[game])
+                }
                 for game in sorted(self.validation)
             },
         }
@@ -84,10 +91,14 @@ def load(root: StoragePath) -> Manifest:
         content = json.loads(path.read_text())
         version = content["schema_version"]
         if version != SCHEMA_VERSION:
-            raise InputError(f"{path} has schema {version}, this version reads schema {SCHEMA_VERSION}")
+            raise InputError(
+                f"{path} has schema {version}, this version reads schema {SCHEMA_VERSION}"
+            )
         shards = [_shard(entry, path) for entry in content["shards"]]
         validation = {game: dict(split) for game, split in content["validation"].items()}
-        return Manifest({shard.path: shard for shard in shards}, validation, dict(content["recipes"]))
+        return Manifest(
+            {shard.path: shard for shard in shards}, validation, dict(content["recipes"])
+        )
     except FileNotFoundError as error:
         raise InputError(
             f"{root} holds no episodes ({NAME} is missing): `autoexplore collect --out {root}` makes them"
@@ -97,7 +108,9 @@ def load(root: StoragePath) -> Manifest:
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: delete it, and the next collect rebuilds it from the shards") from error
+        raise InputError(
+            f"{path} is damaged: delete it, and the next collect rebuilds it from the shards"
+        ) from error
 
 
 def _shard(entry: dict[str, Any], path: StoragePath) -> Shard:
@@ -105,7 +118,9 @@ def _shard(entry: dict[str, Any], path: StoragePath) -> Shard:
     name = PurePosixPath(entry["path"])
     if name.is_absolute() or ".." in name.parts:
         raise InputError(f"{path} names a file outside its folder: {entry['path']}")
-    return Shard(**{**entry, "sessions": tuple(SessionRecord(**record) for record in entry["sessions"])})
+    return Shard(
+        **{**entry, "sessions": tuple(SessionRecord(**record) for record in entry["sessions"])}
+    )
 
 
 def _rank(session_id: str) -> str:

@@ -22,7 +22,17 @@ from envs.utils.errors import InputError
 from envs.utils.storage import RemotePath, StoragePath, replace_bytes
 
 SCHEMA_VERSION = 1
-TEXT = ("session_id", "env", "console", "rom_sha1", "retro_version", "policy_id", "init_state", "resize", "info")
+TEXT = (
+    "session_id",
+    "env",
+    "console",
+    "rom_sha1",
+    "retro_version",
+    "policy_id",
+    "init_state",
+    "resize",
+    "info",
+)
 
 SCHEMA = pa.schema(
     [
@@ -81,7 +91,9 @@ def shard_path(game: str, writer: str, number: int = 0) -> str:
     return f"env={game}/part-{writer}-{number}.parquet"
 
 
-def write_shard(root: StoragePath, episodes: Sequence[EncodedEpisode], writer: str, number: int = 0) -> Shard:
+def write_shard(
+    root: StoragePath, episodes: Sequence[EncodedEpisode], writer: str, number: int = 0
+) -> Shard:
     """Write episodes of one game into one file that is either whole or absent, and describe it for the manifest.
 
     The bytes depend on the episodes alone. Raises InputError for episodes of several games, or where nothing can be
@@ -89,7 +101,9 @@ def write_shard(root: StoragePath, episodes: Sequence[EncodedEpisode], writer: s
     """
     games = {episode.game for episode in episodes}
     if len(games) != 1 or not re.fullmatch(r"[\w-]+", writer):
-        raise InputError(f"a shard holds episodes of one game under a plain name, not of {sorted(games)} as {writer!r}")
+        raise InputError(
+            f"a shard holds episodes of one game under a plain name, not of {sorted(games)} as {writer!r}"
+        )
     table = pa.Table.from_pylist([_row(episode) for episode in episodes], schema=SCHEMA)
     buffer = io.BytesIO()
     pq.write_table(
@@ -108,7 +122,12 @@ def write_shard(root: StoragePath, episodes: Sequence[EncodedEpisode], writer: s
         replace_bytes(root / path, data)
     except OSError as error:
         raise InputError(f"cannot write {root / path}: {error.strerror or error}") from error
-    return Shard(path, len(data), hashlib.sha256(data).hexdigest(), tuple(session_record(e) for e in episodes))
+    return Shard(
+        path,
+        len(data),
+        hashlib.sha256(data).hexdigest(),
+        tuple(session_record(e) for e in episodes),
+    )
 
 
 def session_record(episode: EncodedEpisode) -> SessionRecord:
@@ -125,15 +144,21 @@ def read_row(path: StoragePath, row: int) -> EncodedEpisode:
         state = path.stat()
         footer = _footer(path, state.st_ino, state.st_size, state.st_mtime_ns)
         source = path.open("rb") if isinstance(path, RemotePath) else path
-        file = pq.ParquetFile(source, metadata=footer, memory_map=True, page_checksum_verification=True)
+        file = pq.ParquetFile(
+            source, metadata=footer, memory_map=True, page_checksum_verification=True
+        )
         if not file.schema_arrow.equals(SCHEMA):
-            raise InputError(f"{path} has other columns than this version reads (schema {SCHEMA_VERSION})")
+            raise InputError(
+                f"{path} has other columns than this version reads (schema {SCHEMA_VERSION})"
+            )
         values = file.read_row_group(row).to_pylist()[0]
         return _episode(values)
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-        raise InputError(f"{path} is damaged or missing: {_first_line(error)}: collect it again") from error
+        raise InputError(
+            f"{path} is damaged or missing: {_first_line(error)}: collect it again"
+        ) from error
 
 
 @lru_cache(maxsize=8)
@@ -173,7 +198,9 @@ def check_shard(root: StoragePath, shard: Shard) -> None:
     try:
         size = file.stat().st_size
         if size != shard.bytes:
-            raise InputError(f"{file} has {size} bytes, not {shard.bytes}: it was cut short, collect again")
+            raise InputError(
+                f"{file} has {size} bytes, not {shard.bytes}: it was cut short, collect again"
+            )
         with file.open("rb") as opened:
             digest = hashlib.sha256()
             while block := opened.read(1 << 20):
@@ -181,7 +208,9 @@ def check_shard(root: StoragePath, shard: Shard) -> None:
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
     if digest.hexdigest() != shard.sha256:
-        raise InputError(f"{file} is not what was written (sha256 differs): delete it and collect again")
+        raise InputError(
+            f"{file} is not what was written (sha256 differs): delete it and collect again"
+        )
 
 
 def _row(episode: EncodedEpisode) -> dict[str, Any]:
@@ -200,7 +229,9 @@ def _row(episode: EncodedEpisode) -> dict[str, Any]:
 def _episode(values: dict[str, Any]) -> EncodedEpisode:
     """The values of one row as an episode."""
     if values["schema_version"] != SCHEMA_VERSION:
-        raise InputError(f"schema {values['schema_version']}, this version reads schema {SCHEMA_VERSION}")
+        raise InputError(
+            f"schema {values['schema_version']}, this version reads schema {SCHEMA_VERSION}"
+        )
     episode = EncodedEpisode(
         **{name: values[name] for name in TEXT if name not in ("env", "info")},
         game=values["env"],
@@ -218,7 +249,9 @@ def _episode(values: dict[str, Any]) -> EncodedEpisode:
         truncated=values["truncated"],
     )
     if values["num_frames"] != episode.num_frames:
-        raise InputError(f"session {episode.session_id}: {values['num_frames']} frames, {len(episode.actions)} actions")
+        raise InputError(
+            f"session {episode.session_id}: {values['num_frames']} frames, {len(episode.actions)} actions"
+        )
     return episode
 
 

@@ -18,7 +18,7 @@ from envs.utils.storage import parse_uri
 
 
 @dataclass
-class GameSummary:
+class GameStats:
     """One game's episodes, or those of all games."""
 
     episodes: int = 0
@@ -35,12 +35,22 @@ class GameSummary:
     screens: set[bytes] | None = field(default_factory=set)
     """Keys of `envs.utils.screen_hash`, or None where frames have a size that it cannot cut into cells."""
 
-    def add(self, other: "GameSummary") -> None:
+    def add(self, other: "GameStats") -> None:
         """Take in other episodes."""
-        for name in ("episodes", "frames", "file_bytes", "steps", "reward", "terminated", "validation"):
+        for name in (
+            "episodes",
+            "frames",
+            "file_bytes",
+            "steps",
+            "reward",
+            "terminated",
+            "validation",
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.actions.update(other.actions)
-        self.screens = None if self.screens is None or other.screens is None else self.screens | other.screens
+        self.screens = (
+            None if self.screens is None or other.screens is None else self.screens | other.screens
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The figures as they are shown: shares and means, in [0, 1] and a step."""
@@ -54,14 +64,16 @@ class GameSummary:
             "bytes": self.file_bytes,
             "bytes_per_frame": self.file_bytes / max(self.frames, 1),
             "mean_length": self.steps / max(self.episodes, 1),
-            "action_shares": {name: self.actions[i] / max(self.steps, 1) for i, name in enumerate(names)},
+            "action_shares": {
+                name: self.actions[i] / max(self.steps, 1) for i, name in enumerate(names)
+            },
             "reward_mean": self.reward / max(self.steps, 1),
             "terminated_share": self.terminated / max(self.episodes, 1),
             "distinct_screens": None if self.screens is None else len(self.screens),
         }
 
 
-def summarize(uri: str, *, workers: int = 2) -> dict[str, GameSummary]:
+def compute_stats(uri: str, *, workers: int = 2) -> dict[str, GameStats]:
     """Game -> its figures, in alphabetical order. Decodes every frame, with `workers` threads.
 
     Raises InputError for a folder without episodes, a damaged file, or `workers` below 1.
@@ -70,7 +82,7 @@ def summarize(uri: str, *, workers: int = 2) -> dict[str, GameSummary]:
         raise InputError(f"--workers is at least 1, not {workers}")
     reader = EpisodeReader(uri)
     validation = set(EpisodeReader(uri, "val").session_ids)
-    games: dict[str, GameSummary] = {game: GameSummary() for game in sorted(set(reader.games))}
+    games: dict[str, GameStats] = {game: GameStats() for game in sorted(set(reader.games))}
     for shard in manifest.load(parse_uri(uri)).shards.values():
         games[shard.sessions[0].game].file_bytes += shard.bytes
     with progress("stats", len(reader)) as bar, ThreadPoolExecutor(workers) as pool:
@@ -82,19 +94,23 @@ def summarize(uri: str, *, workers: int = 2) -> dict[str, GameSummary]:
     return games
 
 
-def _in_batches(pool: ThreadPoolExecutor, reader: EpisodeReader, workers: int) -> Iterator[tuple[str, GameSummary]]:
+def _in_batches(
+    pool: ThreadPoolExecutor, reader: EpisodeReader, workers: int
+) -> Iterator[tuple[str, GameStats]]:
     """Figures of every episode; only a few are in memory at a time."""
     size = 4 * workers
     for start in range(0, len(reader), size):
-        yield from pool.map(lambda index: _episode(reader, index), range(start, min(start + size, len(reader))))
+        yield from pool.map(
+            lambda index: _episode(reader, index), range(start, min(start + size, len(reader)))
+        )
 
 
-def _episode(reader: EpisodeReader, index: int) -> tuple[str, GameSummary]:
+def _episode(reader: EpisodeReader, index: int) -> tuple[str, GameStats]:
     """The game and the figures of one episode, without the size of its file."""
     episode = reader[index]
     _, height, width, _ = episode.frames_THWC.shape
     fits = not (height % CELLS or width % CELLS)
-    return episode.game, GameSummary(
+    return episode.game, GameStats(
         episodes=1,
         frames=episode.num_frames,
         steps=len(episode.actions),

@@ -78,7 +78,9 @@ def _shard_fault(root: StoragePath, shard: Shard) -> str:
             if session_record(episode) != record:
                 return f"row {row} holds session {episode.session_id} of {episode.game}, not what the manifest says"
             if shard.path.split("/")[0] != f"env={episode.game}":
-                return f"session {episode.session_id} of {episode.game} lies in another game's folder"
+                return (
+                    f"session {episode.session_id} of {episode.game} lies in another game's folder"
+                )
             _check_content(episode)
         try:
             read_row(root / shard.path, len(shard.sessions))
@@ -95,7 +97,12 @@ def _check_content(episode: EncodedEpisode) -> None:
         start = index * episode.chunk
         stop = min(start + episode.chunk, episode.num_frames)
         frames_THWC = decode_frames(
-            episode.chunks, start, stop, height=episode.height, width=episode.width, chunk=episode.chunk
+            episode.chunks,
+            start,
+            stop,
+            height=episode.height,
+            width=episode.width,
+            chunk=episode.chunk,
         )
         del frames_THWC
     if not np.isfinite(episode.rewards).all():
@@ -109,15 +116,21 @@ def _manifest_faults(held: Manifest) -> dict[str, str]:
     for path, shard in sorted(held.shards.items()):
         for record in shard.sessions:
             if record.session_id in seen:
-                faults[path] = f"session {record.session_id} is stored twice, also in {seen[record.session_id]}"
+                faults[path] = (
+                    f"session {record.session_id} is stored twice, also in {seen[record.session_id]}"
+                )
             seen[record.session_id] = path
             if record.session_id not in held.validation.get(record.game, {}):
-                faults[path] = f"session {record.session_id} is in no split: {manifest.NAME} does not plan it"
+                faults[path] = (
+                    f"session {record.session_id} is in no split: {manifest.NAME} does not plan it"
+                )
     planned: dict[str, str] = {}
     for game, split in held.validation.items():
         for session_id in split:
             if session_id in planned:
-                faults[manifest.NAME] = f"session {session_id} is planned for {planned[session_id]} and for {game}"
+                faults[manifest.NAME] = (
+                    f"session {session_id} is planned for {planned[session_id]} and for {game}"
+                )
             planned[session_id] = game
         if len(split) > 1 and not any(split.values()):
             faults[manifest.NAME] = f"{game} has {len(split)} sessions and none for validation"

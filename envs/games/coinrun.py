@@ -36,7 +36,9 @@ LEVELS = 2**31 - 1
 def black_out_velocity(frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A copy of frames uint8 (..., 64, 64, 3) whose velocity squares are black, as world models get them."""
     if frames_THWC.shape[-3:] != (SIZE, SIZE, 3):
-        raise InputError(f"velocity squares lie in frames of (..., {SIZE}, {SIZE}, 3), not {frames_THWC.shape}")
+        raise InputError(
+            f"velocity squares lie in frames of (..., {SIZE}, {SIZE}, 3), not {frames_THWC.shape}"
+        )
     blacked = frames_THWC.copy()
     blacked[..., :VELOCITY_ROWS, :VELOCITY_COLUMNS, :] = 0
     return blacked
@@ -73,11 +75,15 @@ class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         start_level: int = 0,
     ) -> None:
         if state is not None:
-            raise InputError(f"CoinRun has no savestates: leave state {state!r} out, and choose levels by start_level")
+            raise InputError(
+                f"CoinRun has no savestates: leave state {state!r} out, and choose levels by start_level"
+            )
         if size != SIZE:
             raise InputError(f"CoinRun draws frames of {SIZE} pixels, not {size}")
         if frame_skip < 1 or (max_steps is not None and max_steps < 1):
-            raise InputError(f"CoinRun: frame_skip {frame_skip} and max_steps {max_steps} must be at least 1")
+            raise InputError(
+                f"CoinRun: frame_skip {frame_skip} and max_steps {max_steps} must be at least 1"
+            )
         if velocity not in ("painted", "black") or difficulty not in ("easy", "hard"):
             raise InputError(
                 f"CoinRun: velocity {velocity!r} is painted or black, difficulty {difficulty!r} easy or hard"
@@ -130,7 +136,9 @@ class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         if self._pool is None:
             raise InputError("CoinRun: call reset() before step()")
         if not 0 <= action < len(COINRUN_ACTIONS):
-            raise InputError(f"CoinRun: action {action} is not one of 0 to {len(COINRUN_ACTIONS) - 1}")
+            raise InputError(
+                f"CoinRun: action {action} is not one of 0 to {len(COINRUN_ACTIONS) - 1}"
+            )
         press = np.array([PROCGEN_ACTIONS[int(action)]], np.int32)
         total = 0.0
         for _ in range(self.frame_skip):
@@ -148,7 +156,9 @@ class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
     def _show(self, frames_NHWC: NDArray[np.uint8]) -> None:
         frame_HWC = frames_NHWC[0]
-        self._frame = frame_HWC.copy() if self.velocity == "painted" else black_out_velocity(frame_HWC)
+        self._frame = (
+            frame_HWC.copy() if self.velocity == "painted" else black_out_velocity(frame_HWC)
+        )
 
     def render(self) -> Any:
         """The current frame, uint8 (64, 64, 3), a copy; None before the first reset."""
@@ -173,7 +183,9 @@ def load_envpool() -> Any:
             f"CoinRun needs the package {error.name}: install it with `pip install 'autoexplore[coinrun]'`"
         ) from error
     try:
-        for library in libraries:  # the loader takes libraries that are already there instead of the system's
+        for (
+            library
+        ) in libraries:  # the loader takes libraries that are already there instead of the system's
             ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         module = importlib.import_module("envpool")
         importlib.import_module("envpool.procgen.procgen_envpool")

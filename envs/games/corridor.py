@@ -63,12 +63,19 @@ class CorridorEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         if state is not None:
             raise InputError(f"{self.game} has no savestates: leave state {state!r} out")
         if size < BLOCKS or size % BLOCKS:
-            raise InputError(f"{self.game} needs frames of a multiple of {BLOCKS} pixels, not {size}")
-        self.television, self.frame_skip, self.size, self.max_steps = television, frame_skip, size, max_steps
+            raise InputError(
+                f"{self.game} needs frames of a multiple of {BLOCKS} pixels, not {size}"
+            )
+        self.television, self.frame_skip, self.size, self.max_steps = (
+            television,
+            frame_skip,
+            size,
+            max_steps,
+        )
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(ACTIONS), seed=seed)
         self.render_mode = "rgb_array"
-        self.place = START
+        self.cell = START
         self._steps = 0
         self._wall = WALLS[0]
 
@@ -77,7 +84,7 @@ class CorridorEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """Back to the second room; the seed decides the snow."""
         super().reset(seed=seed)
-        self.place, self._steps = START, 0
+        self.cell, self._steps = START, 0
         self._draw_wall()
         return self.render(), {}
 
@@ -86,27 +93,29 @@ class CorridorEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         if not 0 <= action < len(ACTIONS):
             raise InputError(f"{self.game}: action {action} is not one of 0 to {len(ACTIONS) - 1}")
         move = {"right": 1, "left": -1}.get(ACTIONS[int(action)], 0)
-        self.place = min(max(self.place + move, 0), ROOMS * CELLS_PER_ROOM - 1)
+        self.cell = min(max(self.cell + move, 0), ROOMS * CELLS_PER_ROOM - 1)
         self._steps += 1
         self._draw_wall()
         truncated = self.max_steps is not None and self._steps >= self.max_steps
-        return self.render(), self.place // CELLS_PER_ROOM / (ROOMS - 1), False, truncated, {}
+        return self.render(), self.cell // CELLS_PER_ROOM / (ROOMS - 1), False, truncated, {}
 
     def _draw_wall(self) -> None:
-        room = self.place // CELLS_PER_ROOM
+        room = self.cell // CELLS_PER_ROOM
         self._wall = WALLS[room]
         if room == 0 and self.television:
-            self._wall = NOISE_COLOURS[self.np_random.integers(len(NOISE_COLOURS), size=(WALL, BLOCKS))]
+            self._wall = NOISE_COLOURS[
+                self.np_random.integers(len(NOISE_COLOURS), size=(WALL, BLOCKS))
+            ]
 
     def render(self) -> Any:
         """The current frame, uint8 (size, size, 3)."""
         blocks = np.zeros((BLOCKS, BLOCKS, 3), np.uint8)
         blocks[:WALL] = self._wall
-        blocks[WALL, self.place % CELLS_PER_ROOM] = AGENT_COLOUR
+        blocks[WALL, self.cell % CELLS_PER_ROOM] = AGENT_COLOUR
         return blocks.repeat(self.size // BLOCKS, 0).repeat(self.size // BLOCKS, 1)
 
 
-def read_place(frame_HWC: NDArray[np.uint8]) -> int:
+def read_cell(frame_HWC: NDArray[np.uint8]) -> int:
     """The place, from 0, that a frame shows; a wall that is no room's is the television's, in room 0."""
     block = frame_HWC.shape[0] // BLOCKS
     blocks = frame_HWC[block // 2 :: block, block // 2 :: block]

@@ -86,9 +86,17 @@ def read_frame(frame_HWC: NDArray[np.uint8]) -> tuple[int, int]:
     """
     size = frame_HWC.shape[1]
     half = size // 2
-    bits = [frame_HWC[:half, slice(*_cell(bit, STEP_BITS, size))].mean() > BRIGHT / 2 for bit in range(STEP_BITS)]
-    lit = [frame_HWC[half:, slice(*_cell(a, len(ACTIONS), size))].mean() > BRIGHT / 2 for a in range(len(ACTIONS))]
-    return sum(1 << bit for bit, is_set in enumerate(bits) if is_set), lit.index(True) if any(lit) else -1
+    bits = [
+        frame_HWC[:half, slice(*_cell(bit, STEP_BITS, size))].mean() > BRIGHT / 2
+        for bit in range(STEP_BITS)
+    ]
+    lit = [
+        frame_HWC[half:, slice(*_cell(a, len(ACTIONS), size))].mean() > BRIGHT / 2
+        for a in range(len(ACTIONS))
+    ]
+    return sum(1 << bit for bit, is_set in enumerate(bits) if is_set), lit.index(True) if any(
+        lit
+    ) else -1
 
 
 def _cell(index: int, count: int, size: int) -> tuple[int, int]:

@@ -44,7 +44,9 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         max_steps: int | None = None,
     ) -> None:
         if frame_skip < 1 or size < 1 or (max_steps is not None and max_steps < 1):
-            raise InputError(f"frame_skip {frame_skip}, size {size} and max_steps {max_steps} must be at least 1")
+            raise InputError(
+                f"frame_skip {frame_skip}, size {size} and max_steps {max_steps} must be at least 1"
+            )
         self.game = catalog.canonical(game)
         rom = catalog.rom_path(self.game)
         if rom is None:
@@ -70,11 +72,15 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def _start_state(self) -> bytes:
         """The savestate that every episode starts from. stable-retro loads it unchecked, so it is tried here."""
         start = self._emulator_env.initial_state
-        if start is None:  # without a savestate stable-retro would never rewind: start from power-on
+        if (
+            start is None
+        ):  # without a savestate stable-retro would never rewind: start from power-on
             return self._emulator_env.em.get_state()
         if not self._emulator_env.em.set_state(start):
             self.close()
-            raise InputError(f"{self.game}: state {self.init_state!r} does not belong to the {self.console} emulator")
+            raise InputError(
+                f"{self.game}: state {self.init_state!r} does not belong to the {self.console} emulator"
+            )
         return start
 
     def reset(
@@ -87,7 +93,10 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         super().reset(seed=seed)
         self._emulator_env.initial_state = self._start
         self._emulator_env.reset(seed=seed)
-        self._as_drawn = not any(self._emulator_env.data.crop_info(0)) and self._emulator_env.em.get_rotation() == 0
+        self._as_drawn = (
+            not any(self._emulator_env.data.crop_info(0))
+            and self._emulator_env.em.get_rotation() == 0
+        )
         self._advance(self._no_buttons)
         self._steps = 0
         return letterbox(self._screen, self.size), {}
@@ -100,7 +109,9 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         if self._screen is None:
             raise InputError(f"{self.game}: call reset() before step()")
         if not 0 <= action < len(self._presses):  # a negative one would silently count from the end
-            raise InputError(f"{self.game}: action {action} is not one of 0 to {len(self._presses) - 1}")
+            raise InputError(
+                f"{self.game}: action {action} is not one of 0 to {len(self._presses) - 1}"
+            )
         reward, terminated = self._advance(self._presses[int(action)])
         self._steps += 1
         truncated = self.max_steps is not None and self._steps >= self.max_steps
@@ -150,7 +161,9 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             if frame == self.frame_skip - 2:
                 before_last = self._drawn()
         last = self._drawn()
-        if before_last is not None and before_last.shape == last.shape:  # some consoles change resolution
+        if (
+            before_last is not None and before_last.shape == last.shape
+        ):  # some consoles change resolution
             last = np.maximum(before_last, last)
         self._screen = last
         return float(reward), terminated
@@ -158,7 +171,9 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def _drawn(self) -> NDArray[np.uint8]:
         """What the emulator shows now, cropped and turned only where the game asks for it: looking costs time."""
         env = self._emulator_env
-        screen: NDArray[np.uint8] = env.em.get_screen() if self._as_drawn else env.get_screen(apply_rotation=True)
+        screen: NDArray[np.uint8] = (
+            env.em.get_screen() if self._as_drawn else env.get_screen(apply_rotation=True)
+        )
         return screen
 
     def render(self) -> Any:
@@ -180,7 +195,9 @@ def letterbox(screen_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     height, width = screen_HWC.shape[:2]
     scale = size / max(height, width)
     inner_height, inner_width = max(1, round(height * scale)), max(1, round(width * scale))
-    small: NDArray[Any] = cv2.resize(screen_HWC, (inner_width, inner_height), interpolation=cv2.INTER_AREA)
+    small: NDArray[Any] = cv2.resize(
+        screen_HWC, (inner_width, inner_height), interpolation=cv2.INTER_AREA
+    )
     if small.shape == (size, size, 3):
         return small.astype(np.uint8, copy=False)
     frame_HWC = np.zeros((size, size, 3), np.uint8)
@@ -203,7 +220,9 @@ def _open(game: str, state: str | None) -> stable_retro.RetroEnv:
         )
     except RuntimeError as error:
         if "multiple emulator" in str(error):
-            raise InputError(f"{game}: this process already runs a game: close() it, or use another process") from error
+            raise InputError(
+                f"{game}: this process already runs a game: close() it, or use another process"
+            ) from error
         raise InputError(f"{game}: the emulator cannot start it: {error}") from error
 
 

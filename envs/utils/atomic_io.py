@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the functions below import them themselves: saving a whole model needs this module in turn
+if (
+    TYPE_CHECKING
+):  # the functions below import them themselves: saving a whole model needs this module in turn
     pass
 
 

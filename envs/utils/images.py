@@ -55,14 +55,23 @@ def gif(panels: Sequence[Frames], scale: int = 4, context: int = 0) -> bytes:
     """
     gap, bar = GAP * scale, 2 * scale
     count, height, width = panels[0].shape[:3]
-    frames = np.full((count, height * scale + bar + gap, len(panels) * (width * scale + gap) - gap, 3), 24, np.uint8)
-    for parse_uri, panel in enumerate(panels):
-        left = parse_uri * (width * scale + gap)
+    frames = np.full(
+        (count, height * scale + bar + gap, len(panels) * (width * scale + gap) - gap, 3),
+        24,
+        np.uint8,
+    )
+    for index, panel in enumerate(panels):
+        left = index * (width * scale + gap)
         frames[:, bar + gap :, left : left + width * scale] = enlarged(panel, scale)
     frames[:context, :bar] = (140, 140, 140)
     frames[context:, :bar] = (230, 159, 0)
-    palette = Image.fromarray(frames.reshape(-1, *frames.shape[2:])[:, :: max(scale // 2, 1)]).quantize(255)
-    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    palette = Image.fromarray(
+        frames.reshape(-1, *frames.shape[2:])[:, :: max(scale // 2, 1)]
+    ).quantize(255)
+    images = [
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+        for frame in frames
+    ]
     file = io.BytesIO()
     images[0].save(
         file,

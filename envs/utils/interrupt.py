@@ -26,7 +26,9 @@ class GracefulInterrupt:
         return self._asked
 
     def __enter__(self) -> "GracefulInterrupt":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # elsewhere Python allows no handlers
             self._before = signal.signal(signal.SIGINT, self._handle)
         return self
 

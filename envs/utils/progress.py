@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 EXIT_SIGPIPE = 128 + 13
 """Exit code where stdout was closed, as by `| head`: a shell's for a process that SIGPIPE ended."""
@@ -30,9 +37,10 @@ console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isa
 class Bar:
     """What `progress` yields: `advance` by some units, `note` the figures to show beside the bar."""
 
-    def __init__(self, bar: Progress, task: Any, description: str, total: int) -> None:
-        self._bar, self._task, self._description, self._total = bar, task, description, total
-        self._started = self._shown = time.monotonic()
+    def __init__(self, bar: Progress, task: Any, description: str, total: int, shown: bool) -> None:
+        self._bar, self._task, self._description = bar, task, description
+        self._total, self._shown = total, shown
+        self._started = self._printed = time.monotonic()
         self.done = 0
 
     def advance(self, units: int = 1, note: str | None = None) -> None:
@@ -45,15 +53,15 @@ class Bar:
     def _plain(self, note: str) -> None:
         """Where no terminal is attached (a log file, CI), one plain line every 15 seconds instead of a moving bar."""
         now = time.monotonic()
-        if console.is_terminal or now - self._shown < 15:
+        if not self._shown or console.is_terminal or now - self._printed < 15:
             return
-        self._shown = now
+        self._printed = now
         left = (now - self._started) / max(self.done, 1) * (self._total - self.done)
         console.print(f"{self._description}: {self.done}/{self._total}, {left:.0f} s left {note}")
 
 
 @contextmanager
-def progress(description: str, total: int, done: int = 0) -> Iterator[Bar]:
+def progress(description: str, total: int, done: int = 0, *, shown: bool = True) -> Iterator[Bar]:
     """A progress bar with the time left, shown on a terminal; plain lines elsewhere.
 
     `total` and `done` count the same units; `done` is what an earlier run had finished.
@@ -66,9 +74,9 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")
-        yield Bar(bar, task, description, total - done)
+        yield Bar(bar, task, description, total - done, shown)
 
 
 def format_duration(seconds: float) -> str:

@@ -80,8 +80,12 @@ def ray_session(address: str | None = None, cpus: int = 0) -> Iterator[None]:
             raise InputError(
                 f"--ray-address {address}: no Ray cluster answers there ({error}); start one or leave it out"
             ) from None
-        if "timed out during startup" in str(error):  # Ray's own limit, which cannot be set, and a bare Exception
-            raise InputError("Ray did not start within 30 s: too much else runs on this machine; try again") from error
+        if "timed out during startup" in str(
+            error
+        ):  # Ray's own limit, which cannot be set, and a bare Exception
+            raise InputError(
+                "Ray did not start within 30 s: too much else runs on this machine; try again"
+            ) from error
         raise
     try:
         yield
@@ -107,7 +111,9 @@ def prepare_ray_environment(*, local: bool) -> None:
         # Ray's C++ part calls RLlib's restartable actors an error, though RLlib keeps what they need. `info` shows all.
         "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
-    if "ray" not in sys.modules:  # Ray reads the mode when it is imported, and turns it on itself where it is not set
+    if (
+        "ray" not in sys.modules
+    ):  # Ray reads the mode when it is imported, and turns it on itself where it is not set
         values["RAY_AUTH_MODE"] = "token"
     if local and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         values["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -27,7 +27,9 @@ class RunDir:
     Raises InputError where the folder already holds a run and `resume` is false, or holds one of another configuration.
     """
 
-    def __init__(self, path: Path | str, config: Any = None, *, resume: bool = False, resume_step: int = 0) -> None:
+    def __init__(
+        self, path: Path | str, config: Any = None, *, resume: bool = False, resume_step: int = 0
+    ) -> None:
         self.path = Path(path)
         self.metrics_path = self.path / "metrics.jsonl"
         recorded = config or {}
@@ -35,10 +37,14 @@ class RunDir:
             recorded = dataclasses.asdict(config)
         recorded = json.loads(json.dumps(recorded, default=str))
         if (self.path / "config.json").exists() and not resume:
-            raise InputError(f"{self.path} already holds a run: give another --out, or --resume to continue it")
+            raise InputError(
+                f"{self.path} already holds a run: give another --out, or --resume to continue it"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         write_json_atomic(self.path / "config.json", recorded)
-        rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step] if resume else []
+        rows = (
+            [row for row in read_metrics(self.path) if row["step"] <= resume_step] if resume else []
+        )
         write_atomic(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         self._file = self.metrics_path.open("a", buffering=1)
         # TensorBoard's own writer: torch's and tensorboardX's would load torch into every process that plays games.
@@ -47,7 +53,9 @@ class RunDir:
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write one step's scalars to both places. Names use slashes: `train/loss`, `validation/psnr`."""
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
-        scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        scalars = Summary(
+            value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        )
         self._writer.add_event(Event(step=step, wall_time=time.time(), summary=scalars))
 
     def log_text(self, step: int, name: str, text: str) -> None:
@@ -62,7 +70,9 @@ class RunDir:
         self._add(step, Summary.Value(tag=name, image=picture))
 
     def _add(self, step: int, value: Any) -> None:
-        self._writer.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=[value])))
+        self._writer.add_event(
+            Event(step=step, wall_time=time.time(), summary=Summary(value=[value]))
+        )
 
     def close(self) -> None:
         self._file.close()

@@ -23,7 +23,9 @@ def screen_keys(frames_THWC: NDArray[np.uint8]) -> list[bytes]:
     type.
     """
     if frames_THWC.dtype != np.uint8 or frames_THWC.ndim != 4 or frames_THWC.shape[3] != 3:
-        raise InputError(f"frames must be uint8 (T, H, W, 3), not {frames_THWC.dtype} {frames_THWC.shape}")
+        raise InputError(
+            f"frames must be uint8 (T, H, W, 3), not {frames_THWC.dtype} {frames_THWC.shape}"
+        )
     length, height, width, _ = frames_THWC.shape
     if height % CELLS or width % CELLS:
         raise InputError(f"frames of {height}x{width} cannot be cut into {CELLS}x{CELLS} cells")

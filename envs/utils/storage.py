@@ -168,7 +168,11 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
         return not parts
     if pattern[0] == "**":
         return any(_matches(parts[skip:], pattern[1:]) for skip in range(len(parts) + 1))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+    return (
+        bool(parts)
+        and fnmatch.fnmatchcase(parts[0], pattern[0])
+        and _matches(parts[1:], pattern[1:])
+    )
 
 
 def lock(root: StoragePath) -> "FolderLock | RemoteLock":
@@ -196,7 +200,9 @@ class FolderLock:
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
-            raise InputError(f"{root} is being written by {holder}: wait for it, or give another folder") from error
+            raise InputError(
+                f"{root} is being written by {holder}: wait for it, or give another folder"
+            ) from error
         except OSError as error:
             raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
 
@@ -220,7 +226,10 @@ class RemoteLock:
 
     def __init__(self, root: RemotePath) -> None:
         self._object = root / NAME
-        self._holder = {"holder": f"process {os.getpid()} on {os.uname().nodename}", "token": secrets.token_hex(8)}
+        self._holder = {
+            "holder": f"process {os.getpid()} on {os.uname().nodename}",
+            "token": secrets.token_hex(8),
+        }
         self._lost, self._renewed = False, 0.0
         try:
             held = self._read()
@@ -233,7 +242,9 @@ class RemoteLock:
             self._renew()
             time.sleep(SETTLE_SECONDS)
             if self._read().get("token") != self._holder["token"]:
-                raise InputError(f"{root} is being written by another process, which came first: give another place")
+                raise InputError(
+                    f"{root} is being written by another process, which came first: give another place"
+                )
         except OSError as error:
             raise InputError(f"cannot write to {root}: {str(error).splitlines()[0]}") from error
         self._done = threading.Event()

@@ -132,12 +132,12 @@ def _stats(args: Stats) -> None:
     from rich.table import Table
 
     from envs.controls import ACTIONS
-    from envs.episodes.stats import GameSummary, summarize
+    from envs.episodes.stats import GameStats, compute_stats
     from envs.utils.atomic_io import write_json_atomic
     from envs.utils.progress import console
 
-    games = summarize(args.uri, workers=args.workers)
-    total = GameSummary()
+    games = compute_stats(args.uri, workers=args.workers)
+    total = GameStats()
     for figures in games.values():
         total.add(figures)
     columns = ("game", "episodes", "frames", "bytes/frame", "mean length", *ACTIONS, "reward", "ended", "screens")
@@ -195,10 +195,10 @@ def _import(args: Import) -> None:
 
 
 def _replay(args: Replay) -> None:
-    from envs.collect.rerender import replay
+    from envs.collect.rerender import rerender
     from envs.utils.progress import console
     from envs.utils.ray_session import ray_session
 
     with ray_session():
-        replay(args.source, args.out, size=args.size, workers=args.workers, progress=True)
+        rerender(args.source, args.out, size=args.size, workers=args.workers, progress=True)
     console.print(f"{args.out}: the episodes of {args.source} at {args.size}x{args.size}")

@@ -26,19 +26,29 @@ def test_every_game_is_labelled_with_the_words_of_the_vocabulary() -> None:
 
 
 def test_filters_combine() -> None:
-    found = catalog.games(console=("Nes", "Snes"), motion="platformer", up=("climb", "none"), down="crouch")
+    found = catalog.games(
+        console=("Nes", "Snes"), motion="platformer", up=("climb", "none"), down="crouch"
+    )
     rows = TABLE.set_index("game").loc[found]
     assert 0 < len(found) < len(PLATFORMERS)
     assert set(rows["console"]) == {"Nes", "Snes"}
     assert set(rows["up"]) == {"climb", "none"}
     assert set(rows["down"]) == {"crouch"}
     assert (
-        catalog.games(console=("Nes", "Snes"), motion="platformer", up=("climb", "none"), down="crouch", limit=3)
+        catalog.games(
+            console=("Nes", "Snes"),
+            motion="platformer",
+            up=("climb", "none"),
+            down="crouch",
+            limit=3,
+        )
         == (found[:3])
     )
     sure = catalog.games(motion="platformer", min_confidence=0.9)
     assert set(sure) < set(catalog.games(motion="platformer"))
-    assert set(catalog.games(subset="platformers-50", console="Genesis")) <= set(catalog.read_subset("platformers-50"))
+    assert set(catalog.games(subset="platformers-50", console="Genesis")) <= set(
+        catalog.read_subset("platformers-50")
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +91,9 @@ def test_counts_add_up_and_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"platformer {len(PLATFORMERS)} (483)" in " ".join(capsys.readouterr().out.split())
 
 
-def test_labels_of_retroact_are_compared_row_by_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_of_retroact_are_compared_row_by_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ours = TABLE.set_index("game").loc["SonicTheHedgehog-Genesis"]
     file = tmp_path / "tags.csv"
     file.write_text(
@@ -93,7 +105,11 @@ def test_labels_of_retroact_are_compared_row_by_row(tmp_path: Path, capsys: pyte
         "1942-Nes\n"
     )
     found = retroact.read(file)
-    assert found.labels["Kangaroo-Atari2600"] == {"view": "third person", "axis": "free", "motion": "space_shooter"}
+    assert found.labels["Kangaroo-Atari2600"] == {
+        "view": "third person",
+        "axis": "free",
+        "motion": "space_shooter",
+    }
     assert sorted(found.malformed) == [4, 5, 6]
     assert "no game is called" in found.malformed[4]
     assert "no known genre ('opera')" in found.malformed[5]
@@ -104,7 +120,11 @@ def test_labels_of_retroact_are_compared_row_by_row(tmp_path: Path, capsys: pyte
     assert execute(["catalog", "import", str(file), "--out", str(tmp_path / "ours.csv")]) == 2
     captured = capsys.readouterr()
     assert captured.err.strip().endswith("3 rows could not be read (lines 4, 5, 6); the rest was")
-    assert (tmp_path / "ours.csv").read_text().startswith("game,view,axis,motion\nSonicTheHedgehog-Genesis,")
+    assert (
+        (tmp_path / "ours.csv")
+        .read_text()
+        .startswith("game,view,axis,motion\nSonicTheHedgehog-Genesis,")
+    )
 
 
 def test_controls_of_retroact_are_compared(tmp_path: Path) -> None:

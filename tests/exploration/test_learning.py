@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.games.corridor import CELLS_PER_ROOM, ROOMS, CorridorEnv, read_place
+from envs.games.corridor import CELLS_PER_ROOM, ROOMS, CorridorEnv, read_cell
 from exploration.agent.policy import Agent
 from exploration.algorithm import AutoExploreConfig
 
@@ -23,7 +23,7 @@ class FarAwayScorer:
     """Knows the rooms on the left, and is the less sure the farther to the right the newest frame is."""
 
     def submit(self, frames_B5HWC, actions_B4):
-        places = np.array([read_place(frames[-1]) for frames in frames_B5HWC], np.float32)
+        places = np.array([read_cell(frames[-1]) for frames in frames_B5HWC], np.float32)
         return lambda: (places / (ROOMS * CELLS_PER_ROOM))[:, None]
 
 
@@ -43,7 +43,7 @@ def farthest(agent: Agent, seed: int) -> int:
     places = []
     for _ in range(40):
         frame, *_ = env.step(np.int64(agent.act(frame)))
-        places.append(env.place)
+        places.append(env.cell)
     return max(places)
 
 

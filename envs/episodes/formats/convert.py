@@ -64,8 +64,12 @@ def import_episodes(source: Path, out: str, format: str | None = None) -> tuple[
     with EpisodeWriter(out) as writer:
         writer.plan(opened.sessions)
         held = writer.sessions
-        missing = [index for index, (_, session_id) in enumerate(opened.sessions) if session_id not in held]
-        with progress(f"import {kind}", len(opened.sessions), len(opened.sessions) - len(missing)) as bar:
+        missing = [
+            index for index, (_, session_id) in enumerate(opened.sessions) if session_id not in held
+        ]
+        with progress(
+            f"import {kind}", len(opened.sessions), len(opened.sessions) - len(missing)
+        ) as bar:
             for index in missing:
                 writer.add(opened.episode(index))
                 bar.advance(1, opened.sessions[index][0])
@@ -75,12 +79,16 @@ def import_episodes(source: Path, out: str, format: str | None = None) -> tuple[
 def detect(source: Path) -> str:
     """The format of the files in `source`. Raises InputError where they are of none that can be read."""
     if not source.is_dir():
-        raise InputError(f"{source} is not a folder: give the folder of a published or a Minari data set")
+        raise InputError(
+            f"{source} is not a folder: give the folder of a published or a Minari data set"
+        )
     if genieredux.action_files(source):
         return "genieredux"
     if minari.homes(source):
         return "minari"
-    raise InputError(f"{source} holds neither actions.json (genieredux) nor data/metadata.json (minari): give --format")
+    raise InputError(
+        f"{source} holds neither actions.json (genieredux) nor data/metadata.json (minari): give --format"
+    )
 
 
 def _open(source: Path, kind: str) -> Source:

@@ -32,7 +32,12 @@ from envs.utils.progress import console
 VERSION = "0.0.0"
 CAPTIONS = ("RIGHT", "LEFT", "UP", "DOWN", "ACTION_JUMP")
 """The published names of our actions, in the order of `ACTIONS`."""
-JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+JPEG = (
+    cv2.IMWRITE_JPEG_QUALITY,
+    95,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+)
 
 
 def write(folder: Path, episodes: Iterable[Episode]) -> None:
@@ -48,9 +53,15 @@ def write(folder: Path, episodes: Iterable[Episode]) -> None:
         (home / "info.json").write_text(json.dumps(info, indent=2) + "\n")
 
 
-def _info(game: str, sessions: list[dict[str, Any]], shape: tuple[int, ...], choices: int) -> dict[str, Any]:
+def _info(
+    game: str, sessions: list[dict[str, Any]], shape: tuple[int, ...], choices: int
+) -> dict[str, Any]:
     """What the published generator writes of a game, and our facts of each session under a key of their own."""
-    captions = [[name] for name in CAPTIONS] if choices == len(CAPTIONS) else [[f"ACTION_{i}"] for i in range(choices)]
+    captions = (
+        [[name] for name in CAPTIONS]
+        if choices == len(CAPTIONS)
+        else [[f"ACTION_{i}"] for i in range(choices)]
+    )
     return {
         "info": {
             "game": game,
@@ -91,7 +102,14 @@ def _write_session(folder: Path, episode: Episode) -> None:
         _, encoded = cv2.imencode(".jpg", cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR), JPEG)
         (folder / "frames" / f"{step:06d}.jpg").write_bytes(encoded.tobytes())
         one_hot = [int(index == action) for index in range(_choices(episode))]
-        steps.append({"src_id": step - 1, "tgt_id": step, "action": one_hot, "extras": {"reward": rewards[step]}})
+        steps.append(
+            {
+                "src_id": step - 1,
+                "tgt_id": step,
+                "action": one_hot,
+                "extras": {"reward": rewards[step]},
+            }
+        )
     (folder / "actions.json").write_text(json.dumps({"actions": steps}))
 
 
@@ -113,11 +131,15 @@ class Source:
     def __init__(self, folder: Path) -> None:
         homes = sorted({file.parents[2] for file in action_files(folder)})
         if not homes:
-            raise InputError(f"{folder} holds no <game>/<instance>/<session>/actions.json: is it the published layout?")
+            raise InputError(
+                f"{folder} holds no <game>/<instance>/<session>/actions.json: is it the published layout?"
+            )
         found = []
         for home in homes:
             info = _read_info(home)
-            found += [_Session(home, info, file.parent) for file in sorted(home.glob("*/*/actions.json"))]
+            found += [
+                _Session(home, info, file.parent) for file in sorted(home.glob("*/*/actions.json"))
+            ]
         for session in found:
             if session.length < 1:
                 console.print(
@@ -145,7 +167,9 @@ class _Session:
         self.game = str(self._facts["game"]) if self._facts else _game(home, published.get("game"))
         content = _bytes(folder / "actions.json")
         identity = [self.game, folder.parent.name, folder.name, hashlib.sha256(content).hexdigest()]
-        self.session_id = hashlib.sha256(json.dumps(["genieredux", *identity]).encode()).hexdigest()[:16]
+        self.session_id = hashlib.sha256(
+            json.dumps(["genieredux", *identity]).encode()
+        ).hexdigest()[:16]
         first_source, actions, _, _ = self._steps()
         self.length = len(actions) - (first_source < 0)
         """Steps from a frame to a frame."""
@@ -158,7 +182,9 @@ class _Session:
         try:
             values = own["sessions"][int(self.folder.name)]
         except (TypeError, KeyError, IndexError, ValueError) as error:
-            raise InputError(f"{self._home / 'info.json'} does not describe session {self.folder.name}") from error
+            raise InputError(
+                f"{self._home / 'info.json'} does not describe session {self.folder.name}"
+            ) from error
         return recording_fields(values, self._home / "info.json")
 
     @cached_property
@@ -166,7 +192,10 @@ class _Session:
         """Our action for each published one."""
         if self._facts or self._captions is None:
             return list(range(len(self._facts.get("buttons", ())) or len(ACTIONS)))
-        names = [" ".join(caption) if isinstance(caption, list) else str(caption) for caption in self._captions]
+        names = [
+            " ".join(caption) if isinstance(caption, list) else str(caption)
+            for caption in self._captions
+        ]
         unknown = [name for name in names if name.upper() not in CAPTIONS]
         if unknown:
             raise InputError(
@@ -183,7 +212,11 @@ class _Session:
         else:
             ids = [first_source, *ids]
         frames_THWC = _read_frames(self.folder, ids)
-        origin = {"format": "genieredux", "lossy": True, "session": self._facts.get("session_id", self.folder.name)}
+        origin = {
+            "format": "genieredux",
+            "lossy": True,
+            "session": self._facts.get("session_id", self.folder.name),
+        }
         fields = self._facts or {
             "policy_id": "unknown",
             "seed": 0,
@@ -201,7 +234,11 @@ class _Session:
                 "resize": f"{fields.get('resize', '')} jpeg".strip(),
                 "info": {
                     **fields.get("info", {}),
-                    "imported": {**origin, "first_action": dropped, "init_state": fields.get("init_state", "")},
+                    "imported": {
+                        **origin,
+                        "first_action": dropped,
+                        "init_state": fields.get("init_state", ""),
+                    },
                 },
             },
             frames_THWC=frames_THWC,
@@ -216,7 +253,11 @@ class _Session:
             content = json.loads(_bytes(file))
             rows = content["actions"] if isinstance(content, dict) else content
             steps = sorted(
-                (int(row.get("tgt_id", row.get("tgt_frame_id"))), int(row.get("src_id", row.get("src_frame_id"))), row)
+                (
+                    int(row.get("tgt_id", row.get("tgt_frame_id"))),
+                    int(row.get("src_id", row.get("src_frame_id"))),
+                    row,
+                )
                 for row in rows
             )
             ids = [target for target, _, _ in steps]
@@ -225,9 +266,17 @@ class _Session:
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise InputError(f"{file} is no list of steps with src_id, tgt_id and one-hot action ({error})") from error
-        if not ids or ids != list(range(ids[0], ids[0] + len(ids))) or any(src != tgt - 1 for tgt, src, _ in steps):
-            raise InputError(f"{file} leaves frames out: each step must lead from frame i - 1 to frame i")
+            raise InputError(
+                f"{file} is no list of steps with src_id, tgt_id and one-hot action ({error})"
+            ) from error
+        if (
+            not ids
+            or ids != list(range(ids[0], ids[0] + len(ids)))
+            or any(src != tgt - 1 for tgt, src, _ in steps)
+        ):
+            raise InputError(
+                f"{file} leaves frames out: each step must lead from frame i - 1 to frame i"
+            )
         return steps[0][1], actions, rewards, ids
 
 
@@ -239,7 +288,9 @@ def _chosen(action: Any) -> int:
     elif sorted(values) == [0] * (len(values) - 1) + [1]:
         index = values.index(1)
     else:
-        raise InputError(f"action {values} holds several buttons: only one action a step can be read")
+        raise InputError(
+            f"action {values} holds several buttons: only one action a step can be read"
+        )
     if index < 0:
         raise InputError(f"action {index} is negative")
     return index
@@ -248,7 +299,11 @@ def _chosen(action: Any) -> int:
 def _read_frames(folder: Path, ids: list[int]) -> NDArray[np.uint8]:
     """Frames uint8 (T, H, W, 3) of the given numbers, from JPEG files or a video."""
     video = folder / "frames.mp4"
-    frames = _video_frames(video, ids) if video.exists() else [_image(folder / "frames" / f"{i:06d}.jpg") for i in ids]
+    frames = (
+        _video_frames(video, ids)
+        if video.exists()
+        else [_image(folder / "frames" / f"{i:06d}.jpg") for i in ids]
+    )
     shapes = {frame.shape for frame in frames}
     if len(shapes) > 1:
         raise InputError(f"{folder} has frames of several sizes: {sorted(shapes)}")
@@ -258,7 +313,11 @@ def _read_frames(folder: Path, ids: list[int]) -> NDArray[np.uint8]:
 def _image(file: Path) -> NDArray[np.uint8]:
     content = _bytes(file)
     # OpenCV shows the missing rest of a file that was cut short as grey, without an error.
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content[-2:] == b"\xff\xd9" else None
+    image = (
+        cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        if content[-2:] == b"\xff\xd9"
+        else None
+    )
     if image is None:
         raise InputError(f"{file} is no whole JPEG image")
     return _rgb(image)
@@ -271,7 +330,9 @@ def _video_frames(file: Path, ids: list[int]) -> list[NDArray[np.uint8]]:
         for _ in range(ids[-1] + 1):
             read, image = video.read()
             if not read:
-                raise InputError(f"{file} holds {len(frames)} frames, its actions.json names {ids[-1] + 1}")
+                raise InputError(
+                    f"{file} holds {len(frames)} frames, its actions.json names {ids[-1] + 1}"
+                )
             frames.append(_rgb(image))
     finally:
         video.release()

@@ -88,10 +88,20 @@ def write(folder: Path, episodes: Iterable[Episode], *, validation_from: int) ->
                 "dataset_to_index": step + length,
                 "meta/episodes/chunk_index": 0,
                 "meta/episodes/file_index": 0,
-                **{f"stats/{name}/{key}": value.tolist() for name, of in stats.items() for key, value in of.items()},
+                **{
+                    f"stats/{name}/{key}": value.tolist()
+                    for name, of in stats.items()
+                    for key, value in of.items()
+                },
             }
         )
-        told.append({"episode_index": number, "validation": number >= validation_from, **episode_metadata(episode)})
+        told.append(
+            {
+                "episode_index": number,
+                "validation": number >= validation_from,
+                **episode_metadata(episode),
+            }
+        )
         total = [_united([*total, stats])]
         step += length
     data.close()
@@ -101,7 +111,11 @@ def write(folder: Path, episodes: Iterable[Episode], *, validation_from: int) ->
 
 def features(height: int, width: int) -> dict[str, dict[str, Any]]:
     """The format's description of every column."""
-    image = {"dtype": "image", "shape": [height, width, 3], "names": ["height", "width", "channels"]}
+    image = {
+        "dtype": "image",
+        "shape": [height, width, 3],
+        "names": ["height", "width", "channels"],
+    }
     scalars = {
         name: {"dtype": kind, "shape": [1], "names": None if name in DEFAULTS else [name]}
         for name, kind in SCALARS.items()
@@ -111,11 +125,15 @@ def features(height: int, width: int) -> dict[str, dict[str, Any]]:
 
 def schema() -> pa.Schema:
     """The columns of a data file, with the note by which Hugging Face's readers know the image."""
-    image = pa.field(IMAGE, pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]))
+    image = pa.field(
+        IMAGE, pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+    )
     scalars = [pa.field(name, pa.type_for_alias(kind)) for name, kind in SCALARS.items()]
     note: dict[str, Any] = {IMAGE: {"_type": "Image"}}
     note.update({name: {"dtype": kind, "_type": "Value"} for name, kind in SCALARS.items()})
-    return pa.schema([image, *scalars], metadata={"huggingface": json.dumps({"info": {"features": note}})})
+    return pa.schema(
+        [image, *scalars], metadata={"huggingface": json.dumps({"info": {"features": note}})}
+    )
 
 
 class _DataFiles:
@@ -185,7 +203,9 @@ def _stats(columns: dict[str, Any], frames_THWC: NDArray[np.uint8]) -> Stats:
         "mean": pixels.mean(axis=0) / 255,
         "std": pixels.std(axis=0) / 255,
     }
-    stats: Stats = {IMAGE: {key: value.reshape(3, 1, 1) for key, value in image.items()} | {"count": count}}
+    stats: Stats = {
+        IMAGE: {key: value.reshape(3, 1, 1) for key, value in image.items()} | {"count": count}
+    }
     for name in SCALARS:
         values = np.asarray(columns[name])
         numbers = values.astype(np.float64)
@@ -220,7 +240,11 @@ def _united(parts: list[Stats]) -> Stats:
 
 
 def _write_meta(
-    folder: Path, rows: list[dict[str, Any]], tasks: dict[str, int], stats: Stats, told: list[dict[str, Any]]
+    folder: Path,
+    rows: list[dict[str, Any]],
+    tasks: dict[str, int],
+    stats: Stats,
+    told: list[dict[str, Any]],
 ) -> None:
     """Everything in `meta` but `info.json`."""
     import pandas as pd  # the format's table of tasks is one of pandas, with the task as its index
@@ -228,14 +252,20 @@ def _write_meta(
     path = folder / "meta" / "episodes" / PATH.format(chunk_index=0, file_index=0)
     path.parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), path, compression="snappy")
-    table = pd.DataFrame({"task_index": list(tasks.values())}, index=pd.Index(list(tasks), name="task"))
+    table = pd.DataFrame(
+        {"task_index": list(tasks.values())}, index=pd.Index(list(tasks), name="task")
+    )
     table.to_parquet(folder / "meta" / "tasks.parquet")
     lists = {name: {key: value.tolist() for key, value in of.items()} for name, of in stats.items()}
     write_json_atomic(folder / "meta" / "stats.json", lists)
-    write_json_atomic(folder / "meta" / "autoexplore.json", {"actions": list(ACTIONS), "episodes": told})
+    write_json_atomic(
+        folder / "meta" / "autoexplore.json", {"actions": list(ACTIONS), "episodes": told}
+    )
 
 
-def _info(kind: tuple[Any, ...], rows: list[dict[str, Any]], tasks: int, validation_from: int) -> dict[str, Any]:
+def _info(
+    kind: tuple[Any, ...], rows: list[dict[str, Any]], tasks: int, validation_from: int
+) -> dict[str, Any]:
     """`info.json`."""
     height, width, _, frame_skip = kind
     fps = EMULATOR_FPS / frame_skip

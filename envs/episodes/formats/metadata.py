@@ -9,7 +9,11 @@ from envs.utils.errors import InputError
 
 KEY = "autoexplore"
 """Under which other formats' JSON holds the facts."""
-_FIELDS = tuple(item.name for item in dataclasses.fields(EpisodeMetadata) if item.name not in ("actions", "rewards"))
+_FIELDS = tuple(
+    item.name
+    for item in dataclasses.fields(EpisodeMetadata)
+    if item.name not in ("actions", "rewards")
+)
 
 
 def episode_metadata(episode: EpisodeMetadata) -> dict[str, Any]:
@@ -20,9 +24,15 @@ def episode_metadata(episode: EpisodeMetadata) -> dict[str, Any]:
 def recording_fields(values: Any, where: Path) -> dict[str, Any]:
     """The fields of a Recording from what `episode_metadata` gave. Raises InputError that names `where` if some are missing."""
     if not isinstance(values, dict) or not set(_FIELDS) <= set(values):
-        raise InputError(f"{where} does not describe its episodes: export it again, or delete its {KEY!r} entries")
+        raise InputError(
+            f"{where} does not describe its episodes: export it again, or delete its {KEY!r} entries"
+        )
     numbers = ("seed", "frame_skip")
-    texts = [name for name in _FIELDS if name not in (*numbers, "terminated", "truncated", "buttons", "info")]
+    texts = [
+        name
+        for name in _FIELDS
+        if name not in (*numbers, "terminated", "truncated", "buttons", "info")
+    ]
     fits = (
         all(isinstance(values[name], str) for name in texts)
         and all(isinstance(values[name], int) for name in numbers)
@@ -30,5 +40,7 @@ def recording_fields(values: Any, where: Path) -> dict[str, Any]:
         and isinstance(values["buttons"], list)
     )
     if not fits:
-        raise InputError(f"{where} describes an episode in values of the wrong type: export it again")
+        raise InputError(
+            f"{where} describes an episode in values of the wrong type: export it again"
+        )
     return {name: values[name] for name in _FIELDS} | {"buttons": tuple(values["buttons"])}

@@ -38,7 +38,9 @@ def write(folder: Path, episodes: Iterable[Episode]) -> None:
     """
     minari = _minari()
     with _datasets_path(folder), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it misses an author and a link to the code that made the data
+        warnings.simplefilter(
+            "ignore"
+        )  # it misses an author and a link to the code that made the data
         for game, group in groupby(episodes, key=lambda episode: episode.game):
             told: list[dict[str, str]] = []
             of_game = iter(group)
@@ -46,7 +48,9 @@ def write(folder: Path, episodes: Iterable[Episode]) -> None:
             dataset = minari.create_dataset_from_buffers(
                 dataset_id=f"{NAMESPACE}/{game}-v0",
                 buffer=_buffers(minari, chain([first], of_game), told),
-                observation_space=gymnasium.spaces.Box(0, 255, first.frames_THWC.shape[1:], np.uint8),
+                observation_space=gymnasium.spaces.Box(
+                    0, 255, first.frames_THWC.shape[1:], np.uint8
+                ),
                 action_space=gymnasium.spaces.Discrete(len(first.buttons) or len(ACTIONS)),
                 algorithm_name=first.policy_id,
                 author="AutoExplore",
@@ -91,7 +95,11 @@ def homes(folder: Path) -> list[Path]:
     """The folders of the data sets: `folder` itself or below it, or above it where it is the "data" of one."""
     if folder.name == "data" and (folder / "metadata.json").exists():
         return [folder.parent]
-    return sorted(file.parents[1] for depth in range(5) for file in folder.glob("*/" * depth + "data/metadata.json"))
+    return sorted(
+        file.parents[1]
+        for depth in range(5)
+        for file in folder.glob("*/" * depth + "data/metadata.json")
+    )
 
 
 class Source:
@@ -105,8 +113,12 @@ class Source:
         places = homes(folder)
         if not places:
             raise InputError(f"{folder} holds no Minari data set (<name>/data/metadata.json)")
-        self._found = [(home, number) for home in places for number in range(self._open(home).total_episodes)]
-        self._facts = [_episode_facts(home, self._open(home), number) for home, number in self._found]
+        self._found = [
+            (home, number) for home in places for number in range(self._open(home).total_episodes)
+        ]
+        self._facts = [
+            _episode_facts(home, self._open(home), number) for home, number in self._found
+        ]
         self.sessions = [(known["game"], known["session_id"]) for known in self._facts]
 
     def _open(self, home: Path) -> Any:
@@ -115,7 +127,9 @@ class Source:
             try:
                 dataset = self._minari.MinariDataset(home / "data")
             except Exception as error:  # Minari raises assertions and whatever its parts raise
-                raise InputError(f"{home} is no readable Minari data set ({_line(error)})") from error
+                raise InputError(
+                    f"{home} is no readable Minari data set ({_line(error)})"
+                ) from error
             self._opened = (home, dataset)
         return self._opened[1]
 
@@ -126,14 +140,26 @@ class Source:
         try:
             read = next(iter(dataset.iterate_episodes([number])))
         except Exception as error:
-            raise InputError(f"{home}: episode {number} is damaged or missing ({_line(error)})") from error
+            raise InputError(
+                f"{home}: episode {number} is damaged or missing ({_line(error)})"
+            ) from error
         frames, actions = np.asarray(read.observations), np.asarray(read.actions)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            raise InputError(f"{home}: observations are {frames.dtype} {frames.shape}, not RGB images uint8 (H, W, 3)")
-        if actions.ndim != 1 or not np.issubdtype(actions.dtype, np.integer) or actions.min(initial=0) < 0:
-            raise InputError(f"{home}: actions are {actions.dtype} {actions.shape}, not whole numbers from 0")
+            raise InputError(
+                f"{home}: observations are {frames.dtype} {frames.shape}, not RGB images uint8 (H, W, 3)"
+            )
+        if (
+            actions.ndim != 1
+            or not np.issubdtype(actions.dtype, np.integer)
+            or actions.min(initial=0) < 0
+        ):
+            raise InputError(
+                f"{home}: actions are {actions.dtype} {actions.shape}, not whole numbers from 0"
+            )
         if actions.max(initial=0) > 255:
-            raise InputError(f"{home}: action {actions.max()} does not exist, actions are at most 255")
+            raise InputError(
+                f"{home}: action {actions.max()} does not exist, actions are at most 255"
+            )
         known = self._facts[index]
         fields = known if "policy_id" in known else _foreign(known, dataset, read)
         try:
@@ -157,7 +183,10 @@ def _episode_facts(home: Path, dataset: Any, number: int) -> dict[str, Any]:
         raise InputError(f"{file} is damaged or missing ({_line(error)})") from error
     if told is not None:
         return recording_fields(told, file)
-    return {"game": _game(home, dataset.id), "session_id": re.sub(r"[^\w-]", "-", f"{dataset.id}-{number}")}
+    return {
+        "game": _game(home, dataset.id),
+        "session_id": re.sub(r"[^\w-]", "-", f"{dataset.id}-{number}"),
+    }
 
 
 def _foreign(known: dict[str, Any], dataset: Any, read: Any) -> dict[str, Any]:
@@ -170,7 +199,13 @@ def _foreign(known: dict[str, Any], dataset: Any, read: Any) -> dict[str, Any]:
         "truncated": bool(np.any(read.truncations)),
         "console": known["game"].rsplit("-", 1)[-1],
         "resize": "jpeg" if dataset.storage.jpeg_encoding else "",
-        "info": {"imported": {"format": "minari", "lossy": bool(dataset.storage.jpeg_encoding), "dataset": dataset.id}},
+        "info": {
+            "imported": {
+                "format": "minari",
+                "lossy": bool(dataset.storage.jpeg_encoding),
+                "dataset": dataset.id,
+            }
+        },
     }
 
 

@@ -29,40 +29,61 @@ ATARI = "Kangaroo-Atari2600"
 
 
 @pytest.fixture(scope="module")
-def one_worker(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CollectSummary]:
+def one_worker(
+    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, CollectSummary]:
     folder = tmp_path_factory.mktemp("collect") / "one"
     return folder, run([GAME, ATARI, "Counting"], folder, workers=1, seed=5)
 
 
-def test_same_seed_same_bytes_whatever_the_workers(one_worker: tuple[Path, CollectSummary], tmp_path: Path) -> None:
+def test_same_seed_same_bytes_whatever_the_workers(
+    one_worker: tuple[Path, CollectSummary], tmp_path: Path
+) -> None:
     folder, summary = one_worker
     other = run([GAME, f"{ATARI}-v0", "Counting"], tmp_path, workers=3, seed=5)
     assert tree(folder) == tree(tmp_path)
     assert len(tree(folder)) == 10
     for result in (summary, other):
-        assert (result.episodes, result.frames, result.played_episodes, result.played_frames) == (9, 369, 9, 369)
+        assert (result.episodes, result.frames, result.played_episodes, result.played_frames) == (
+            9,
+            369,
+            9,
+            369,
+        )
         assert result.cpu_seconds > 0
         assert result.seconds > 0
         assert result.skipped == {}
 
 
-def test_another_seed_plays_otherwise(one_worker: tuple[Path, CollectSummary], tmp_path: Path) -> None:
+def test_another_seed_plays_otherwise(
+    one_worker: tuple[Path, CollectSummary], tmp_path: Path
+) -> None:
     run(["Counting"], tmp_path, seed=6)
-    actions = {tuple(item.actions) for folder in (one_worker[0], tmp_path) for item in EpisodeReader(folder)}
+    actions = {
+        tuple(item.actions)
+        for folder in (one_worker[0], tmp_path)
+        for item in EpisodeReader(folder)
+    }
     assert len(actions) == 9 + 3
 
 
-def test_actions_are_uniform_and_seeded_by_the_session() -> None:
+def test_actions_are_uniform_and_seeded_by_the_episode() -> None:
     policy = RandomPolicy()
     frame = np.zeros((64, 64, 3), np.uint8)
     policy.reset(EpisodeKey(GAME, "random", 0, 0).policy_seed)
     actions = [policy.act(frame) for _ in range(20_000)]
     assert np.abs(np.bincount(actions, minlength=5) / len(actions) - 0.2).max() < 0.01
-    seeds = {EpisodeKey(GAME, "random", seed, number).policy_seed for seed in range(10) for number in range(100)}
+    seeds = {
+        EpisodeKey(GAME, "random", seed, number).policy_seed
+        for seed in range(10)
+        for number in range(100)
+    }
     assert len(seeds) == 1000
 
 
-def test_the_action_beside_a_frame_made_the_next_one(one_worker: tuple[Path, CollectSummary]) -> None:
+def test_the_action_beside_a_frame_made_the_next_one(
+    one_worker: tuple[Path, CollectSummary],
+) -> None:
     """Through actor, shard, manifest and reader."""
     reader = EpisodeReader(one_worker[0])
     counting = [item for item in reader if item.game == "Counting"]
@@ -76,7 +97,12 @@ def test_the_action_beside_a_frame_made_the_next_one(one_worker: tuple[Path, Col
 
 def test_an_episode_says_how_to_play_it_again(one_worker: tuple[Path, CollectSummary]) -> None:
     item = next(item for item in EpisodeReader(one_worker[0]) if item.game == GAME)
-    assert (item.console, item.init_state, item.frame_skip, item.seed) == ("Genesis", "Level1", 4, 5)
+    assert (item.console, item.init_state, item.frame_skip, item.seed) == (
+        "Genesis",
+        "Level1",
+        4,
+        5,
+    )
     assert (item.policy_id, item.resize, len(item.rom_sha1)) == ("random", "letterbox-cv2-area", 40)
     env = RetroEnv(item.game, state=item.init_state, frame_skip=item.frame_skip)
     assert item.buttons == env.action_masks
@@ -91,7 +117,9 @@ def test_game_over_and_cut_off_are_told_apart() -> None:
     env.close()
     assert (over.terminated, over.truncated) == (True, False)
     assert 100 < len(over.actions) < 2000
-    cut = play_episode(CountingEnv(), RandomPolicy(), EpisodeKey("Counting", "random", 0, 0), steps=9)
+    cut = play_episode(
+        CountingEnv(), RandomPolicy(), EpisodeKey("Counting", "random", 0, 0), steps=9
+    )
     assert (cut.terminated, cut.truncated, len(cut.actions)) == (False, True, 9)
 
 
@@ -110,11 +138,13 @@ def test_a_second_run_plays_only_what_is_missing(ray_cluster: None, tmp_path: Pa
         run(["Counting"], tmp_path, steps=41)
 
 
-def test_a_game_without_rom_is_left_out(ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_game_without_rom_is_skipped(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     summary = run(["SonicTheHedgehog-Genesis", "Counting"], tmp_path)
     assert summary.skipped == {"SonicTheHedgehog-Genesis": "its ROM is not imported"}
     assert (summary.episodes, set(EpisodeReader(tmp_path).games)) == (3, {"Counting"})
-    assert "SonicTheHedgehog-Genesis is left out" in capsys.readouterr().out
+    assert "SonicTheHedgehog-Genesis is skipped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -136,11 +166,13 @@ def test_bad_input(tmp_path: Path, games: list[str], options: dict[str, Any], me
     assert not list(tmp_path.iterdir()), "nothing is written"
 
 
-def test_players_load_no_torch(ray_cluster: None, tmp_path: Path) -> None:
-    player: Any = ray.remote(num_cpus=1)(CollectWorker).remote(str(tmp_path), RandomPolicy, 20)
-    ray.get(player.play.remote(EpisodeKey(ATARI, "random", 0, 0)))
-    modules, megabytes = ray.get(player.__ray_call__.remote(lambda self: (_modules(), _megabytes())))
-    ray.kill(player)
+def test_workers_load_no_torch(ray_cluster: None, tmp_path: Path) -> None:
+    worker: Any = ray.remote(num_cpus=1)(CollectWorker).remote(str(tmp_path), RandomPolicy, 20)
+    ray.get(worker.play.remote(EpisodeKey(ATARI, "random", 0, 0)))
+    modules, megabytes = ray.get(
+        worker.__ray_call__.remote(lambda self: (_modules(), _megabytes()))
+    )
+    ray.kill(worker)
     assert "stable_retro" in modules
     assert not modules & {"torch", "tensorboard", "matplotlib"}
     assert megabytes < 300
@@ -164,10 +196,12 @@ def test_sticky_random_repeats_as_often_as_it_says() -> None:
     assert [policy.act(frame) for _ in range(50)] == actions[:50].tolist()
     # An action is followed by the same one where it is repeated, or drawn again: 0.75 + 0.25 / 5.
     assert (actions[1:] == actions[:-1]).mean() == pytest.approx(0.8, abs=0.01)
-    assert np.bincount(actions, minlength=5) / len(actions) == pytest.approx(np.full(5, 0.2), abs=0.02)
+    assert np.bincount(actions, minlength=5) / len(actions) == pytest.approx(
+        np.full(5, 0.2), abs=0.02
+    )
     assert builtin_policy("sticky:0.75").name == "sticky0.75"
     for wrong in ("sticky:1", "sticky:-0.1", "sticky:", "sticky:much"):
-        with pytest.raises(InputError, match="give the probability to repeat"):
+        with pytest.raises(InputError, match="give a probability to repeat"):
             builtin_policy(wrong)
 
 
@@ -207,7 +241,9 @@ def test_an_agent_plays_the_same_whatever_the_workers(
         run([ATARI], tmp_path / folder, policy=spec, workers=workers, steps=20)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
     played = list(EpisodeReader(tmp_path / "one"))
-    assert {item.policy_id for item in played} == {policy_spec("checkpoint:agent", epsilon=0.1).name}
+    assert {item.policy_id for item in played} == {
+        policy_spec("checkpoint:agent", epsilon=0.1).name
+    }
     assert len({tuple(item.actions) for item in played}) == 3
     (tmp_path / "agent" / "module.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match="damaged policy"):

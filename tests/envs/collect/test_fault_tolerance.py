@@ -1,4 +1,4 @@
-"""Collecting while things break: players are killed or hang, games fail, the disk is full, machines come and go."""
+"""Collecting while things break: workers are killed or hang, games fail, the disk is full, nodes come and go."""
 
 import os
 import resource
@@ -35,16 +35,20 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def test_a_killed_player_is_replaced_and_its_episode_played_again(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_its_episode_played_again(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     """SIGKILL to one actor after the other while they play; the set is the same as without."""
     done = threading.Event()
     killed: list[int] = []
 
     def killer() -> None:
         while len(killed) < 2 and not done.wait(0.2):
-            if players := [pid for pid in descendants(os.getpid()) if is_worker(pid) and pid not in killed]:
-                killed.append(players[0])
-                os.kill(players[0], signal.SIGKILL)
+            if workers := [
+                pid for pid in descendants(os.getpid()) if is_worker(pid) and pid not in killed
+            ]:
+                killed.append(workers[0])
+                os.kill(workers[0], signal.SIGKILL)
 
     thread = threading.Thread(target=killer)
     thread.start()
@@ -58,7 +62,9 @@ def test_a_killed_player_is_replaced_and_its_episode_played_again(undisturbed: P
     assert tree(tmp_path) == tree(undisturbed)
 
 
-def test_a_hung_player_is_killed_and_its_episode_played_again(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_hung_worker_is_killed_and_its_episode_played_again(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     """SIGSTOP to an actor while it plays: it answers nothing any more, not even a polite request to end."""
     done = threading.Event()
     stopped: list[int] = []
@@ -85,39 +91,49 @@ def test_a_hung_player_is_killed_and_its_episode_played_again(undisturbed: Path,
     assert not Path(f"/proc/{stopped[0]}").exists(), "the hung process still runs"
 
 
-def test_a_game_that_always_hangs_is_set_aside(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_game_that_always_hangs_is_skipped(
+    ray_cluster: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    class HangingPlayer(CollectWorker):
-        def play(self, session: EpisodeKey) -> Any:
-            while session.game == GAME:
+    class HangingWorker(CollectWorker):
+        def play(self, key: EpisodeKey) -> Any:
+            while key.game == GAME:
                 time.sleep(1)
-            return super().play(session)
+            return super().play(key)
 
-    monkeypatch.setattr(envs.collect.collector, "CollectWorker", HangingPlayer)
+    monkeypatch.setattr(envs.collect.collector, "CollectWorker", HangingWorker)
     summary = run([GAME, "Counting"], tmp_path, episodes=2, timeout=1.5)
-    assert summary.skipped == {GAME: "its player hung for 1.5 s 3 times in episode 0"}
+    assert summary.skipped == {GAME: "its worker hung for 1.5 s 3 times in episode 0"}
     assert [record.game for record in EpisodeReader(tmp_path).records] == ["Counting"] * 2
 
 
-def test_a_game_that_breaks_is_set_aside(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envs.collect.collector, "CollectWorker", _DyingPlayer)
+def test_a_game_that_breaks_is_skipped(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(envs.collect.collector, "CollectWorker", _DyingWorker)
     summary = run([ATARI, GAME, "Counting"], tmp_path, workers=1)
-    assert summary.skipped == {ATARI: "its player died 3 times in episode 0", GAME: "this core is broken"}
+    assert summary.skipped == {
+        ATARI: "its worker died 3 times in episode 0",
+        GAME: "this core is broken",
+    }
     assert (summary.episodes, set(EpisodeReader(tmp_path).games)) == (3, {"Counting"})
-    with pytest.raises(InputError, match="no episode could be played: Kangaroo-Atari2600: its player died 3 times"):
+    with pytest.raises(
+        InputError, match="no episode could be played: Kangaroo-Atari2600: its worker died 3 times"
+    ):
         run([ATARI], tmp_path / "only", workers=1)
 
 
-class _DyingPlayer(CollectWorker):
+class _DyingWorker(CollectWorker):
     """Crashes on one game, as a broken emulator core does, and cannot open another."""
 
-    def play(self, session: EpisodeKey) -> Any:
-        if session.game == ATARI:
+    def play(self, key: EpisodeKey) -> Any:
+        if key.game == ATARI:
             os.kill(os.getpid(), signal.SIGKILL)
-        if session.game == GAME:
+        if key.game == GAME:
             raise GameError("this core is broken")
-        return super().play(session)
+        return super().play(key)
 
 
 DRIVER = """
@@ -137,26 +153,27 @@ def test_a_killed_run_is_completed_by_the_next(undisturbed: Path, tmp_path: Path
     environment.pop("RAY_ADDRESS", None)
     driver = subprocess.Popen([sys.executable, str(script), str(folder)], env=environment)
     try:
-        wait_for(lambda: len(list(folder.glob("env=*/part-*.parquet"))) >= 1 or driver.poll() is not None)
-        players = [pid for pid in descendants(driver.pid) if is_worker(pid)]
+        wait_for(
+            lambda: len(list(folder.glob("env=*/part-*.parquet"))) >= 1 or driver.poll() is not None
+        )
+        workers = [pid for pid in descendants(driver.pid) if is_worker(pid)]
     finally:
         driver.kill()
         driver.wait()
-    assert players, "killed while playing"
-    wait_for(lambda: not any(is_worker(pid) for pid in players))
+    assert workers, "killed while playing"
+    wait_for(lambda: not any(is_worker(pid) for pid in workers))
     whole = len(list(folder.glob("env=*/part-*.parquet")))
     assert 1 <= whole < 6
     summary = run([GAME], folder, episodes=6, steps=200)
     assert (summary.episodes, summary.played_episodes) == (6, 6 - whole)
     reader = EpisodeReader(folder)
-    assert len(set(reader.session_ids)) == len(reader) == 6
+    assert len(set(reader.key_ids)) == len(reader) == 6
     assert tree(folder) == tree(undisturbed)
 
 
 FULL = """
 import resource, signal, sys
-from envs.collect.policies import RandomPolicy
-from envs.collect.worker import EpisodeKey, play_episode
+from envs.collect.policies import RandomPolicy; from envs.collect.worker import EpisodeKey, play_episode
 from envs.episodes import EpisodeWriter
 import envs
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -164,9 +181,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 env = envs.make("Counting")
 with EpisodeWriter(sys.argv[1]) as writer:
     for number, steps in enumerate((10, 20, 3000)):
-        session = EpisodeKey("Counting", "random", 0, number)
-        if session.id not in writer.sessions:
-            writer.add(play_episode(env, RandomPolicy(), session, steps=steps))
+        key = EpisodeKey("Counting", "random", 0, number)
+        if key.id not in writer.keys:
+            writer.add(play_episode(env, RandomPolicy(), key, steps=steps))
 """
 
 
@@ -174,17 +191,21 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) ->
     """A process that may write no file of more than 16 kB: the third episode does not fit."""
     command = [sys.executable, "-c", FULL, str(tmp_path)]
     ended = subprocess.run([*command, "16000"], capture_output=True, text=True, check=False)
-    assert "InputError: cannot write to" in ended.stderr or "InputError: cannot write " in ended.stderr
+    assert (
+        "InputError: cannot write to" in ended.stderr or "InputError: cannot write " in ended.stderr
+    )
     assert ended.stderr.strip().splitlines()[-1].endswith("File too large")
     assert not list(tmp_path.rglob("*.tmp"))
     assert len(list(tmp_path.rglob("*.parquet"))) == 2
-    subprocess.run([*command, str(resource.RLIM_INFINITY if resource.RLIM_INFINITY > 0 else 2**40)], check=True)
+    subprocess.run(
+        [*command, str(resource.RLIM_INFINITY if resource.RLIM_INFINITY > 0 else 2**40)], check=True
+    )
     assert sorted(EpisodeReader(tmp_path).num_frames(index) for index in range(3)) == [11, 21, 3001]
 
 
 NODES = """
 import sys, threading, time
-from envs.utils.ray_session import prepare_ray_environment
+from envs.utils.ray_key import prepare_ray_environment
 prepare_ray_environment(local=True)
 import ray
 from ray.cluster_utils import Cluster
@@ -201,7 +222,7 @@ def playing():
     return int(ray.cluster_resources().get("CPU", 0) - ray.available_resources().get("CPU", 0))
 end = time.monotonic() + 60
 while playing() < 3:
-    assert time.monotonic() < end and thread.is_alive(), "the players never joined"
+    assert time.monotonic() < end and thread.is_alive(), "the workers never joined"
     time.sleep(0.1)
 cluster.remove_node(node, allow_graceful=False)
 thread.join()
@@ -211,9 +232,11 @@ cluster.shutdown()
 """
 
 
-def test_players_join_with_a_machine_and_go_with_it(tmp_path: Path) -> None:
-    """A cluster of its own, in a process of its own: a second machine comes while one player plays, and dies."""
-    ended = subprocess.run([sys.executable, "-c", NODES, str(tmp_path)], capture_output=True, text=True, timeout=150)
+def test_workers_join_with_a_node_and_go_with_it(tmp_path: Path) -> None:
+    """A cluster of its own, in a process of its own: a second node comes while one worker plays, and dies."""
+    ended = subprocess.run(
+        [sys.executable, "-c", NODES, str(tmp_path)], capture_output=True, text=True, timeout=150
+    )
     assert "episodes 12 {}" in ended.stdout, ended.stderr[-2000:]
     assert len(EpisodeReader(tmp_path)) == 12
 
@@ -231,7 +254,9 @@ def descendants(root: int) -> Iterator[int]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                parents[int(folder.name)] = int(
+                    (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                )
             except (OSError, IndexError):
                 continue  # it ended meanwhile
     found = {root}

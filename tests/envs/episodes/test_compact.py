@@ -28,7 +28,9 @@ GAMES = ("Counting", "Kangaroo-Atari2600")
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four episodes of 40 to 43 steps of two games. Nobody may change it."""
-    return Path(record(tmp_path_factory.mktemp("recorded") / "data", games=GAMES, episodes=4, steps=40))
+    return Path(
+        record(tmp_path_factory.mktemp("recorded") / "data", games=GAMES, episodes=4, steps=40)
+    )
 
 
 @pytest.fixture
@@ -56,7 +58,9 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("env=*/*.parquet"))
 
 
-def test_merging_files_changes_no_session_and_no_split(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merging_files_changes_no_session_and_no_split(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = content(data)
     assert execute(["data", "compact", str(data)]) == 0
     assert "8 files became 2" in capsys.readouterr().out
@@ -86,7 +90,11 @@ def test_files_are_filled_up_to_their_size(tmp_path: Path) -> None:
     with EpisodeWriter(tmp_path / "data") as writer:
         for number in range(8):
             episode = template.decode()
-            fields = {**vars(episode), "session_id": f"s{number}", "frames_THWC": np.roll(noise, number, axis=1)}
+            fields = {
+                **vars(episode),
+                "session_id": f"s{number}",
+                "frames_THWC": np.roll(noise, number, axis=1),
+            }
             writer.add(type(episode)(**fields))
     before = content(tmp_path / "data")
     compact(str(tmp_path / "data"), megabytes=1)  # a session has 0.37 MB
@@ -115,7 +123,9 @@ def _compact_until(data: Path, calls: int) -> None:
 
 
 def _kill(data: Path, calls: int) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=_compact_until, args=(data, calls))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_compact_until, args=(data, calls)
+    )
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
@@ -124,7 +134,9 @@ def _kill(data: Path, calls: int) -> None:
 # Call 1 commits the writer's manifest; 2 and 3 put the first game's merged file and manifest in place, 4 to 7 delete
 # its four files; 8 and 9 are the second game's.
 @pytest.mark.parametrize("calls", [2, 3, 4, 6, 8, 9, 13])
-def test_killed_at_any_point_the_set_is_whole_and_the_next_run_finishes(data: Path, calls: int) -> None:
+def test_killed_at_any_point_the_set_is_whole_and_the_next_run_finishes(
+    data: Path, calls: int
+) -> None:
     before = content(data)
     _kill(data, calls)
     assert equal(content(data), before)
@@ -145,7 +157,9 @@ def test_leftovers_are_not_taken_in_twice(data: Path, calls: int) -> None:
     assert equal(content(data), before)
     (data / manifest.NAME).unlink()
     with EpisodeWriter(data) as writer:
-        assert len(writer.sessions) == 8, "the merged file is adopted before what is left of its parts"
+        assert len(writer.sessions) == 8, (
+            "the merged file is adopted before what is left of its parts"
+        )
     assert equal(content(data), before)
     compact(str(data))
     assert len(files(data)) == 2
@@ -159,10 +173,15 @@ def test_a_stray_that_differs_is_kept(data: Path) -> None:
     compact(str(data))
     stray = data / "env=Counting" / "part-other-0.parquet"
     assert stray.exists(), "its session is held, but not with this content"
-    assert inspect_shard(data, "env=Counting/part-other-0.parquet").sessions[0].session_id == original.session_id
+    assert (
+        inspect_shard(data, "env=Counting/part-other-0.parquet").sessions[0].session_id
+        == original.session_id
+    )
 
 
-def test_what_cannot_be_merged(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_merged(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for argv, part in (
         ([str(tmp_path / "none")], "holds no episodes"),
         ([str(data), "--megabytes", "0"], "--megabytes is at least 1"),
@@ -189,14 +208,18 @@ def test_what_cannot_be_merged(data: Path, tmp_path: Path, capsys: pytest.Captur
     assert (data / manifest.NAME).read_bytes() == before, "no session is forgotten"
 
 
-def test_recompressed_files_are_smaller_and_hold_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recompressed_files_are_smaller_and_hold_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = Path(record(tmp_path / "data", games=("Kangaroo-Atari2600",), episodes=2, steps=60))
     before = content(folder)
     assert execute(["data", "compact", str(folder), "--recompress"]) == 0
     assert "2 files became 1" in capsys.readouterr().out
     after = content(folder)
     assert equal(after, before)
-    sizes = [sum(len(chunk) for item in found[0] for chunk in item.chunks) for found in (before, after)]
+    sizes = [
+        sum(len(chunk) for item in found[0] for chunk in item.chunks) for found in (before, after)
+    ]
     assert sizes[1] < 0.95 * sizes[0]
     assert verify(str(folder)).faults == {}
     copy = write_shard(

@@ -20,7 +20,16 @@ from envs.episodes.shards import SCHEMA, write_shard
 from envs.utils.errors import InputError
 
 COLUMNS = [
-    *("session_id", "env", "console", "rom_sha1", "retro_version", "schema_version", "policy_id", "seed"),
+    *(
+        "session_id",
+        "env",
+        "console",
+        "rom_sha1",
+        "retro_version",
+        "schema_version",
+        "policy_id",
+        "seed",
+    ),
     *("init_state", "frame_skip", "buttons"),
     *("num_frames", "chunk", "height", "width", "resize", "frames"),
     *("actions", "rewards", "info"),
@@ -28,7 +37,9 @@ COLUMNS = [
 ]
 
 
-def episode(session_id: str = "a0", *, steps: int = 70, game: str = "Counting", **changes: Any) -> Episode:
+def episode(
+    session_id: str = "a0", *, steps: int = 70, game: str = "Counting", **changes: Any
+) -> Episode:
     """Noise over a still picture: compresses badly enough that every byte of the file matters."""
     generator = np.random.default_rng(int.from_bytes(session_id.encode(), "big"))
     frames = np.full((steps + 1, 64, 64, 3), 90, np.uint8)
@@ -73,7 +84,12 @@ def test_episodes_come_back_bit_for_bit(tmp_path: Path) -> None:
         read = reader[index]
         for name in vars(original):
             assert np.array_equal(getattr(read, name), getattr(original, name)), name
-        assert reader.num_frames(index) == read.num_frames == len(read.frames_THWC) == len(read.actions) + 1
+        assert (
+            reader.num_frames(index)
+            == read.num_frames
+            == len(read.frames_THWC)
+            == len(read.actions) + 1
+        )
         assert read.frames_THWC.dtype == read.actions.dtype == np.uint8
         assert read.rewards.dtype == np.float32
     assert [item.session_id for item in reader] == reader.session_ids
@@ -89,7 +105,10 @@ def test_columns_are_those_of_the_format(tmp_path: Path) -> None:
     assert len(row["frames"]) == 3
     assert all(blob[4] & 0b100 for blob in row["frames"]), "zstd frames carry a checksum"
     frames_column = file.metadata.row_group(0).column(16)
-    assert (frames_column.path_in_schema, frames_column.compression) == ("frames.list.element", "UNCOMPRESSED")
+    assert (frames_column.path_in_schema, frames_column.compression) == (
+        "frames.list.element",
+        "UNCOMPRESSED",
+    )
 
 
 def test_any_window_decodes_without_the_rest() -> None:
@@ -114,8 +133,14 @@ def test_threads_decode_the_same(tmp_path: Path) -> None:
     encoded = EpisodeReader(tmp_path).encoded(0)
     frames = encoded.decode().frames_THWC
     with ThreadPoolExecutor(4) as pool:
-        windows = list(pool.map(lambda start: decode_frames(encoded.chunks, start, start + 16), [*range(55)] * 4))
-    assert all(np.array_equal(window, frames[i % 55 : i % 55 + 16]) for i, window in enumerate(windows))
+        windows = list(
+            pool.map(
+                lambda start: decode_frames(encoded.chunks, start, start + 16), [*range(55)] * 4
+            )
+        )
+    assert all(
+        np.array_equal(window, frames[i % 55 : i % 55 + 16]) for i, window in enumerate(windows)
+    )
 
 
 def test_iter_encoded_hands_out_the_stored_blobs(tmp_path: Path) -> None:
@@ -149,7 +174,10 @@ def test_splits_part_the_set(tmp_path: Path) -> None:
 
 def test_a_session_is_stored_once(tmp_path: Path) -> None:
     written(tmp_path, 1)
-    with EpisodeWriter(tmp_path) as writer, pytest.raises(InputError, match="holds session s0 already"):
+    with (
+        EpisodeWriter(tmp_path) as writer,
+        pytest.raises(InputError, match="holds session s0 already"),
+    ):
         writer.add(episode("s0"))
     assert len(EpisodeReader(tmp_path)) == 1
 
@@ -173,7 +201,9 @@ def test_only_the_manifest_counts_and_the_next_writer_adopts(tmp_path: Path) -> 
 
 def test_a_copy_of_a_session_is_not_adopted(tmp_path: Path) -> None:
     written(tmp_path, 2)
-    (tmp_path / "env=Counting" / "part-copy-0.parquet").write_bytes(shard_file(tmp_path).read_bytes())
+    (tmp_path / "env=Counting" / "part-copy-0.parquet").write_bytes(
+        shard_file(tmp_path).read_bytes()
+    )
     with EpisodeWriter(tmp_path):
         pass
     assert EpisodeReader(tmp_path).session_ids == ["s0", "s1"]
@@ -201,7 +231,9 @@ def test_a_flipped_bit_in_a_frame_chunk_is_noticed_by_itself() -> None:
             decoded = decode_frames([bytes(changed)], 0, 32)
         except InputError:
             continue
-        assert np.array_equal(decoded, episode().frames_THWC[:32]), "a bit without meaning, or a silent error"
+        assert np.array_equal(decoded, episode().frames_THWC[:32]), (
+            "a bit without meaning, or a silent error"
+        )
 
 
 @pytest.mark.parametrize("harm", ["cut", "gone", "swapped"])
@@ -237,8 +269,14 @@ def test_a_lost_shard_is_forgotten_by_the_writer_and_can_be_added_again(tmp_path
     [
         ("{", "manifest.json is damaged"),
         ("[]", "manifest.json is damaged"),
-        ('{"schema_version": 1, "shards": [{}], "validation": {}, "recipes": {}}', "manifest.json is damaged"),
-        ('{"schema_version": 1, "shards": [], "validation": [], "recipes": {}}', "manifest.json is damaged"),
+        (
+            '{"schema_version": 1, "shards": [{}], "validation": {}, "recipes": {}}',
+            "manifest.json is damaged",
+        ),
+        (
+            '{"schema_version": 1, "shards": [], "validation": [], "recipes": {}}',
+            "manifest.json is damaged",
+        ),
         ('{"schema_version": 99}', "has schema 99, this version reads schema 1"),
         ("../", "names a file outside its folder"),
     ],
@@ -315,7 +353,10 @@ def _write_and_wait(folder: Path, ready: Any) -> None:
         ({"actions": np.zeros(70, np.int64)}, "actions must be a uint8 vector"),
         ({"actions": np.zeros(69, np.uint8)}, "rewards must be float32"),
         ({"rewards": np.zeros(70)}, "rewards must be float32"),
-        ({"frames_THWC": np.zeros((70, 64, 64, 3), np.uint8)}, r"frames must be uint8 \(71, H, W, 3\)"),
+        (
+            {"frames_THWC": np.zeros((70, 64, 64, 3), np.uint8)},
+            r"frames must be uint8 \(71, H, W, 3\)",
+        ),
         ({"frames_THWC": np.zeros((71, 64, 64, 3), np.float32)}, "not float32"),
     ],
 )
@@ -330,6 +371,12 @@ def test_recipes_are_kept(tmp_path: Path) -> None:
         writer.add(episode("s0"))
     with EpisodeWriter(tmp_path) as writer:
         writer.plan([("Counting", "s1")], "random seed 1", {"steps": 50})
-        with pytest.raises(InputError, match=r"holds random seed 0 played with \{'steps': 70\}, not \{'steps': 71\}"):
+        with pytest.raises(
+            InputError,
+            match=r"holds random seed 0 played with \{'steps': 70\}, not \{'steps': 71\}",
+        ):
             writer.plan([("Counting", "s2")], "random seed 0", {"steps": 71})
-    assert set(json.loads((tmp_path / manifest.NAME).read_text())["recipes"]) == {"random seed 0", "random seed 1"}
+    assert set(json.loads((tmp_path / manifest.NAME).read_text())["recipes"]) == {
+        "random seed 0",
+        "random seed 1",
+    }

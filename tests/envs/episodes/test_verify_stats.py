@@ -15,7 +15,7 @@ import pytest
 from envs.episodes import manifest
 from envs.episodes.dataset import EpisodeReader
 from envs.episodes.shards import SCHEMA
-from envs.episodes.stats import summarize
+from envs.episodes.stats import compute_stats
 from envs.episodes.verify import verify
 from experiments.__main__ import execute
 from tests.fixtures.datasets import record
@@ -27,7 +27,11 @@ EPISODES = 4
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four episodes of 40 to 43 steps of two games. Nobody may change it."""
-    return Path(record(tmp_path_factory.mktemp("recorded") / "data", games=GAMES, episodes=EPISODES, steps=40))
+    return Path(
+        record(
+            tmp_path_factory.mktemp("recorded") / "data", games=GAMES, episodes=EPISODES, steps=40
+        )
+    )
 
 
 @pytest.fixture
@@ -142,7 +146,17 @@ def _flip_page(data: Path) -> str:
 
 @pytest.mark.parametrize(
     "harm",
-    [_flip, _cut, _delete, _spoil_chunk, _swap_chunks, _bad_action, _bad_reward, _rename_session, _flip_page],
+    [
+        _flip,
+        _cut,
+        _delete,
+        _spoil_chunk,
+        _swap_chunks,
+        _bad_action,
+        _bad_reward,
+        _rename_session,
+        _flip_page,
+    ],
 )
 def test_every_kind_of_damage_is_named(
     data: Path, harm: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
@@ -155,7 +169,9 @@ def test_every_kind_of_damage_is_named(
     assert execute(["data", "verify", str(data)]) == 2
     shown = capsys.readouterr()
     assert f"bad: {path}: {found.faults[path]}" in shown.out
-    assert shown.err.splitlines() == [f"autoexplore: {data} has 1 bad files, the first of them {path}"]
+    assert shown.err.splitlines() == [
+        f"autoexplore: {data} has 1 bad files, the first of them {path}"
+    ]
 
 
 def test_a_manifest_that_contradicts_itself(data: Path) -> None:
@@ -164,7 +180,9 @@ def test_a_manifest_that_contradicts_itself(data: Path) -> None:
     raw["shards"][1]["sessions"][0]["session_id"] = first
     lost = raw["shards"][2]["sessions"][0]["session_id"]
     del raw["validation"]["Counting"][lost]
-    raw["validation"]["Kangaroo-Atari2600"] = dict.fromkeys(raw["validation"]["Kangaroo-Atari2600"], False)
+    raw["validation"]["Kangaroo-Atari2600"] = dict.fromkeys(
+        raw["validation"]["Kangaroo-Atari2600"], False
+    )
     (data / manifest.NAME).write_text(json.dumps(raw))
     faults = verify(str(data)).faults
     assert f"session {first}" in faults[raw["shards"][1]["path"]]
@@ -174,7 +192,11 @@ def test_a_manifest_that_contradicts_itself(data: Path) -> None:
 
 def test_stray_files_are_told_apart(data: Path) -> None:
     folder = data / "env=Counting"
-    copy, broken, half = folder / "part-c-0.parquet", folder / "part-b-0.parquet", folder / ".part-h-0.parquet.x.tmp"
+    copy, broken, half = (
+        folder / "part-c-0.parquet",
+        folder / "part-b-0.parquet",
+        folder / ".part-h-0.parquet.x.tmp",
+    )
     copy.write_bytes(files(data)[0].read_bytes())
     broken.write_bytes(b"PAR1")
     half.write_bytes(b"")
@@ -189,27 +211,41 @@ def test_stray_files_are_told_apart(data: Path) -> None:
     assert "takes it in" in faults[new.name]
 
 
-def test_figures_of_the_games(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_of_the_games(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "stats" / "figures.json"
     assert execute(["data", "stats", str(data), "--out", str(out)]) == 0
     figures = json.loads(out.read_text())
     counting = figures["games"]["Counting"]
     lengths = [40, 41, 42, 43]
-    assert (counting["episodes"], counting["frames"], counting["mean_length"]) == (4, sum(lengths) + 4, 41.5)
-    assert counting["reward_mean"] == pytest.approx(sum(n * (n + 1) / 2 for n in lengths) / sum(lengths))
+    assert (counting["episodes"], counting["frames"], counting["mean_length"]) == (
+        4,
+        sum(lengths) + 4,
+        41.5,
+    )
+    assert counting["reward_mean"] == pytest.approx(
+        sum(n * (n + 1) / 2 for n in lengths) / sum(lengths)
+    )
     assert counting["terminated_share"] == 0
     assert counting["validation_episodes"] == 1
     actions = np.concatenate(
-        [episode.actions for episode in EpisodeReader(data).iter_encoded() if episode.game == "Counting"]
+        [
+            episode.actions
+            for episode in EpisodeReader(data).iter_encoded()
+            if episode.game == "Counting"
+        ]
     )
     shares = np.bincount(actions, minlength=5) / len(actions)
     assert list(counting["action_shares"].values()) == pytest.approx(shares.tolist())
-    assert counting["distinct_screens"] > 40, "each of the 44 counts is another screen, with up to five actions"
+    assert counting["distinct_screens"] > 40, (
+        "each of the 44 counts is another screen, with up to five actions"
+    )
     assert figures["all"]["bytes"] == sum(file.stat().st_size for file in files(data))
     assert figures["all"]["bytes"] == sum(game["bytes"] for game in figures["games"].values())
     shown = capsys.readouterr().out
     assert all(game in shown for game in GAMES)
-    assert summarize(str(data), workers=1)["Counting"].to_json() == counting
+    assert compute_stats(str(data), workers=1)["Counting"].to_json() == counting
 
 
 def test_bad_arguments(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

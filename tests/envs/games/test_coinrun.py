@@ -18,8 +18,14 @@ from envs.collect.collector import collect
 from envs.collect.policies import RandomPolicy
 from envs.collect.worker import EpisodeKey, GameError, play_episode
 from envs.episodes.dataset import EpisodeReader
-from envs.episodes.stats import summarize
-from envs.games.coinrun import COINRUN_ACTIONS, VELOCITY_COLUMNS, VELOCITY_ROWS, black_out_velocity, load_envpool
+from envs.episodes.stats import compute_stats
+from envs.games.coinrun import (
+    COINRUN_ACTIONS,
+    VELOCITY_COLUMNS,
+    VELOCITY_ROWS,
+    black_out_velocity,
+    load_envpool,
+)
 from envs.utils.errors import InputError
 from tests.conftest import EVERYTHING
 
@@ -32,7 +38,9 @@ def installed() -> bool:
     return True
 
 
-needs_game = pytest.mark.skipif(not EVERYTHING and not installed(), reason="the extra coinrun does not load here")
+needs_game = pytest.mark.skipif(
+    not EVERYTHING and not installed(), reason="the extra coinrun does not load here"
+)
 
 NONE, RIGHT, LEFT, JUMP, JUMP_RIGHT, JUMP_LEFT, DOWN = range(7)
 LEVEL = {"levels": 1, "start_level": 5}
@@ -70,7 +78,10 @@ def test_without_the_extra_one_line_says_how_to_install_it(tmp_path: Path) -> No
     )
     done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "CoinRun needs the package envpool: install it with `pip install 'autoexplore[coinrun]'`" in done.stderr
+    assert (
+        "CoinRun needs the package envpool: install it with `pip install 'autoexplore[coinrun]'`"
+        in done.stderr
+    )
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -121,7 +132,11 @@ def test_a_seed_fixes_the_level_and_with_the_actions_every_frame() -> None:
     assert np.array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
     env = envs.make("CoinRun", levels=3, start_level=7)
-    assert {env.reset(seed=0)[1]["level"], *(env.reset()[1]["level"] for _ in range(30))} == {7, 8, 9}
+    assert {env.reset(seed=0)[1]["level"], *(env.reset()[1]["level"] for _ in range(30))} == {
+        7,
+        8,
+        9,
+    }
     assert not np.array_equal(play([]), play([], difficulty="hard"))
 
 
@@ -149,7 +164,9 @@ def test_velocity_squares_are_painted_for_agents_and_black_for_models() -> None:
     actions = [RIGHT, RIGHT, JUMP_RIGHT, NONE, NONE, LEFT]
     painted, black = play(actions, velocity="painted"), play(actions)
     assert np.array_equal(black_out_velocity(painted), black)
-    assert painted[:, :VELOCITY_ROWS, :VELOCITY_COLUMNS].min(axis=(1, 2, 3)).all()  # every pixel of it has a shade
+    assert (
+        painted[:, :VELOCITY_ROWS, :VELOCITY_COLUMNS].min(axis=(1, 2, 3)).all()
+    )  # every pixel of it has a shade
     for square in (painted[:, :13, :13], painted[:, :13, 13:26]):
         assert (square == square[:, :1, :1, :1]).all()
         assert len(np.unique(square)) > 1
@@ -179,7 +196,9 @@ def test_the_last_frame_shows_the_end_and_not_the_next_level() -> None:
     for _ in range(60):
         before, _ = env.reset()
         for _ in range(300):
-            frame, reward, terminated, truncated, _ = env.step(generator.choice([RIGHT, JUMP_RIGHT, JUMP_RIGHT]))
+            frame, reward, terminated, truncated, _ = env.step(
+                generator.choice([RIGHT, JUMP_RIGHT, JUMP_RIGHT])
+            )
             if terminated or truncated:
                 break
             before = frame
@@ -187,23 +206,30 @@ def test_the_last_frame_shows_the_end_and_not_the_next_level() -> None:
             rewards.append(reward)
             with pytest.raises(InputError, match="call reset"):
                 env.step(NONE)
-            assert np.abs(frame.astype(int) - before).mean() < np.abs(env.reset()[0].astype(int) - before).mean()
+            assert (
+                np.abs(frame.astype(int) - before).mean()
+                < np.abs(env.reset()[0].astype(int) - before).mean()
+            )
     assert set(rewards) == {0.0, 10.0}
 
 
 @needs_game
-def test_episodes_are_stored_with_seven_actions_and_black_squares(tmp_path: Path, ray_cluster: None) -> None:
+def test_episodes_are_stored_with_seven_actions_and_black_squares(
+    tmp_path: Path, ray_cluster: None
+) -> None:
     collect(["CoinRun-v0"], tmp_path, episodes=3, steps=60, workers=1, progress=False)
     reader = EpisodeReader(tmp_path)
     episodes = [reader[number] for number in range(len(reader))]
     assert {item.game for item in episodes} == {"CoinRun"}
     assert set(np.concatenate([item.actions for item in episodes])) == set(range(7))
-    shares = summarize(str(tmp_path))["CoinRun"].to_json()["action_shares"]
+    shares = compute_stats(str(tmp_path))["CoinRun"].to_json()["action_shares"]
     assert list(shares) == list("0123456"), "they are not the five actions of other games"
     for number, item in enumerate(sorted(episodes, key=lambda e: e.info["episode"])):
         assert not item.frames_THWC[:, :13, :26].any()
         env = envs.make("CoinRun")
-        again = play_episode(env, RandomPolicy(), EpisodeKey("CoinRun", "random", 0, number), steps=60)
+        again = play_episode(
+            env, RandomPolicy(), EpisodeKey("CoinRun", "random", 0, number), steps=60
+        )
         assert np.array_equal(again.frames_THWC, item.frames_THWC)
 
 

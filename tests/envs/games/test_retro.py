@@ -30,7 +30,15 @@ def test_each_action_presses_one_named_button_on_every_console(console: str) -> 
 
 
 def test_jump_buttons_are_the_ones_of_the_paper() -> None:
-    expected = {"Nes": "A", "Sms": "A", "GameBoy": "A", "Snes": "B", "32x": "B", "Genesis": "C", "Atari2600": "BUTTON"}
+    expected = {
+        "Nes": "A",
+        "Sms": "A",
+        "GameBoy": "A",
+        "Snes": "B",
+        "32x": "B",
+        "Genesis": "C",
+        "Atari2600": "BUTTON",
+    }
     assert {console: JUMP_BUTTON[console] for console in expected} == expected
 
 
@@ -74,12 +82,18 @@ def test_a_step_is_four_emulator_frames_of_which_the_last_two_are_pooled(game: s
     env.close()
 
     raw = stable_retro.make(
-        f"{game}-v0", state=state, use_restricted_actions=stable_retro.Actions.ALL, render_mode="rgb_array"
+        f"{game}-v0",
+        state=state,
+        use_restricted_actions=stable_retro.Actions.ALL,
+        render_mode="rgb_array",
     )
     raw.reset()
     expected, expected_rewards = [], []
     for mask in [0, *(masks[action] for action in actions)]:
-        steps = [raw.step(np.array([mask >> i & 1 for i in range(raw.num_buttons)], np.uint8)) for _ in range(4)]
+        steps = [
+            raw.step(np.array([mask >> i & 1 for i in range(raw.num_buttons)], np.uint8))
+            for _ in range(4)
+        ]
         expected.append(letterbox(np.maximum(steps[2][0], steps[3][0]), 64))
         expected_rewards.append(sum(step[1] for step in steps))
     raw.close()
@@ -168,7 +182,10 @@ def test_counting_frames_say_step_and_action() -> None:
         ({"game": "Airstriker"}, "did you mean Airstriker-Genesis"),
         ({"game": "airstriker-genesis"}, "did you mean Airstriker-Genesis"),
         ({"game": "zzzzqqqq"}, "autoexplore catalog"),
-        ({"game": "SonicTheHedgehog-Genesis"}, "no ROM for SonicTheHedgehog-Genesis.*python -m envs.roms FOLDER"),
+        (
+            {"game": "SonicTheHedgehog-Genesis"},
+            "no ROM for SonicTheHedgehog-Genesis.*python -m envs.roms FOLDER",
+        ),
         ({"game": "Airstriker-Genesis", "state": "Level9"}, "no state 'Level9': it has Level1"),
         ({"game": "Airstriker-Genesis", "frame_skip": 0}, "must be at least 1"),
         ({"game": "Counting", "state": "Start"}, "no savestates"),
@@ -223,7 +240,13 @@ def test_roms_are_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with zipfile.ZipFile(tmp_path / "incoming" / "pack.zip", "w") as archive:
         archive.writestr("game.md", rom)
     (tmp_path / "incoming" / "other.md").write_bytes(b"not a known game")
-    known = {"4916d6bdb7f78e6803698cab32d1586ea457dfc8": ("Game-Genesis-v0", ".md", str(tmp_path / "data"))}
+    known = {
+        "4916d6bdb7f78e6803698cab32d1586ea457dfc8": (
+            "Game-Genesis-v0",
+            ".md",
+            str(tmp_path / "data"),
+        )
+    }
     monkeypatch.setattr(stable_retro.data, "get_known_hashes", lambda: known)
     assert roms.import_roms(tmp_path / "incoming") == ["Game-Genesis"]
     stored = tmp_path / "data" / "Game-Genesis-v0" / "rom.md"

@@ -1,4 +1,4 @@
-"""Who runs where: on a simulated cluster with machines of each kind, and on one whose head promises them."""
+"""Placement on a simulated cluster: nodes of each kind, and kinds that only the head's labels promise."""
 
 import json
 import os
@@ -33,10 +33,10 @@ memory = {"object_store_memory": 100_000_000}
 head = {"num_cpus": 16, "include_dashboard": False, **memory}
 head["labels"] = {LABEL + "rollout": "cpu", LABEL + "serve": "cpu", LABEL + "train": "cpu"}
 cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
-places, seen, over = {cluster.head_node.node_id: "head"}, set(), threading.Event()
+kinds, seen, over = {cluster.head_node.node_id: "head"}, set(), threading.Event()
 
 def look():
-    "Note the actors that run, and on which kind of machine."
+    "Note the actors that run, and on which kind of node."
     while not over.is_set():
         for actor in ray._private.state.actors().values():
             if actor["State"] == "ALIVE":
@@ -44,7 +44,7 @@ def look():
         time.sleep(0.1)
 
 def add(kind, **more):
-    places[cluster.add_node(num_cpus=4, resources={kind: 4}, **memory, **more).node_id] = kind
+    kinds[cluster.add_node(num_cpus=4, resources={kind: 4}, **memory, **more).node_id] = kind
 
 watching = threading.Thread(target=look, daemon=True)
 watching.start()
@@ -65,7 +65,7 @@ told["with gpus"] = [node_resources("train").gpus, scaling.use_gpu, scaling.reso
 explore(["Counting"], model, out + "/explore", preset="debug", scorer="serve", learners=1, epochs=1)
 over.set()
 watching.join()
-told["actors"] = sorted({(name, places[node]) for name, node in seen})
+told["actors"] = sorted({(name, kinds[node]) for name, node in seen})
 print("TOLD " + json.dumps(told))
 from ray import serve
 serve.shutdown()
@@ -74,8 +74,8 @@ cluster.shutdown()
 """
 
 
-def test_processes_run_on_machines_of_their_kind(tiny_world: Path, tmp_path: Path) -> None:
-    """Nothing that there is a kind of machine for runs on the head, also while no such machine is there yet."""
+def test_processes_run_on_nodes_of_their_kind(tiny_world: Path, tmp_path: Path) -> None:
+    """Nothing that there is a kind of node for runs on the head, also while no such node is there yet."""
     data = record(tmp_path / "recorded", episodes=4, steps=40)
     command = [sys.executable, "-c", SCRIPT, str(tiny_world), data, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
@@ -91,7 +91,9 @@ def test_processes_run_on_machines_of_their_kind(tiny_world: Path, tmp_path: Pat
     assert homes["CollectWorker"] == homes["GameRunner"] == {"rollout"}
     assert homes["RayTrainWorker"] == {"train"}
     (replica,) = [name for name in homes if name.startswith("ServeReplica")]
-    assert homes[replica] == homes["_WrappedExecutable"] == {"serve"}, "replicas and RLlib's learners"
+    assert homes[replica] == homes["_WrappedExecutable"] == {"serve"}, (
+        "replicas and RLlib's learners"
+    )
 
 
 LIBRARY = """
@@ -109,7 +111,9 @@ def test_a_library_call_starts_ray_as_the_commands_do(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(home), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", LIBRARY, str(data)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
     assert done.stdout.splitlines()[-1:] == ["mode token token 64"], done.stderr
     assert len(EpisodeReader(data)) == 1
     assert not (home / ".ray").exists()

@@ -42,13 +42,22 @@ def test_collecting_into_a_bucket_gives_the_bytes_of_a_folder(bucket: str, tmp_p
     collect(["Counting"], tmp_path, episodes=2, steps=20, seed=1, progress=False)
     collect(["Counting"], tmp_path, episodes=4, steps=20, seed=1, progress=False)
     assert (first.played_episodes, summary.played_episodes, summary.episodes) == (2, 2, 4)
-    remote = {found.relative_to(parse_uri(uri)).as_posix(): found.read_bytes() for found in parse_uri(uri).glob("**/*")}  # type: ignore[arg-type]
-    local = {file.relative_to(tmp_path).as_posix(): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    remote = {
+        found.relative_to(parse_uri(uri)).as_posix(): found.read_bytes()
+        for found in parse_uri(uri).glob("**/*")
+    }  # type: ignore[arg-type]
+    local = {
+        file.relative_to(tmp_path).as_posix(): file.read_bytes()
+        for file in tmp_path.rglob("*")
+        if file.is_file()
+    }
     local.pop(".lock")
     assert remote == local
 
 
-def test_a_set_in_a_bucket_is_read_checked_merged_and_trained_on(bucket: str, tmp_path: Path) -> None:
+def test_a_set_in_a_bucket_is_read_checked_merged_and_trained_on(
+    bucket: str, tmp_path: Path
+) -> None:
     uri = bucket.format("sets/two")
     collect(["Counting"], uri, episodes=3, steps=20, progress=False)
     before = [episode.frames_THWC for episode in EpisodeReader(uri)]
@@ -83,7 +92,11 @@ def test_one_writer_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> N
     EpisodeWriter(uri).close()
     root = parse_uri(uri)
     assert isinstance(root, RemotePath)
-    dead = {"holder": "process 1 on gone", "token": "x", "time": time.time() - storage.STALE_SECONDS - 1}
+    dead = {
+        "holder": "process 1 on gone",
+        "token": "x",
+        "time": time.time() - storage.STALE_SECONDS - 1,
+    }
     (root / storage.NAME).write_bytes(json.dumps(dead).encode())
     monkeypatch.setattr(storage, "RENEW_SECONDS", 0.1)
     with EpisodeWriter(uri):
@@ -93,7 +106,9 @@ def test_one_writer_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert not (root / storage.NAME).exists()
 
 
-def test_a_writer_whose_lock_was_taken_over_writes_no_manifest(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_whose_lock_was_taken_over_writes_no_manifest(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = parse_uri(bucket.format("sets/five"))
     assert isinstance(root, RemotePath)
     monkeypatch.setattr(storage, "RENEW_SECONDS", 0.1)
@@ -107,7 +122,9 @@ def test_a_writer_whose_lock_was_taken_over_writes_no_manifest(bucket: str, monk
     assert json.loads((root / storage.NAME).read_text())["token"] == "other"
 
 
-def test_a_bucket_that_one_may_not_write_is_named_and_stays_whole(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_one_may_not_write_is_named_and_stays_whole(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server checks keys from now on, and ours are not among those it knows."""
     uri = bucket.format("sets/six")
     collect(["Counting"], uri, episodes=1, steps=20, progress=False)
@@ -125,7 +142,9 @@ def test_a_bucket_that_one_may_not_write_is_named_and_stays_whole(bucket: str, m
 
 
 def test_places_that_cannot_be_used(bucket: str) -> None:
-    with pytest.raises(InputError, match="not a place for data: give a folder, or s3://bucket/prefix"):
+    with pytest.raises(
+        InputError, match="not a place for data: give a folder, or s3://bucket/prefix"
+    ):
         parse_uri("ftp://host/data")
     with pytest.raises(InputError, match="not a place for data"):
         parse_uri("s3://")

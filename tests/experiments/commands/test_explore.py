@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from envs.episodes.dataset import EpisodeReader
-from envs.games.corridor import CELLS_PER_ROOM, ROOMS, read_place
+from envs.games.corridor import CELLS_PER_ROOM, ROOMS, read_cell
 from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
@@ -77,7 +77,7 @@ def test_from_a_game_to_a_test_set_of_deep_play(ray_cluster, tmp_path, monkeypat
     reader = EpisodeReader(tmp_path / "data")
     assert len(reader) == 3
     assert all("expert" in reader[index].policy_id and "0.15" in reader[index].policy_id for index in range(3))
-    places = np.array([read_place(frame) for index in range(3) for frame in reader[index].frames_THWC])
+    places = np.array([read_cell(frame) for index in range(3) for frame in reader[index].frames_THWC])
     assert places.mean() > ROOMS * CELLS_PER_ROOM / 2
     assert "already holds" in complaint(capsys, *argv)
     assert execute([*argv, "--resume"]) == 0

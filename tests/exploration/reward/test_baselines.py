@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import envs
-from envs.games.corridor import read_place
+from envs.games.corridor import read_cell
 from envs.utils.errors import InputError
 from exploration.agent.replay_buffer import to_fragment
 from exploration.reward import baselines, disagreement
@@ -162,7 +162,7 @@ def test_the_corridor_is_what_it_says(tmp_path: Path):
     frames = [env.reset(seed=1)[0]]
     for action in [LEFT] * 6 + [RIGHT] * 12 + [UP]:
         frames.append(env.step(np.int64(action))[0])
-    assert [read_place(frame) for frame in frames] == [5, 4, 3, 2, 1, 0, 0, *range(1, 13), 12]
+    assert [read_cell(frame) for frame in frames] == [5, 4, 3, 2, 1, 0, 0, *range(1, 13), 12]
     assert not np.array_equal(frames[5][:48], frames[6][:48]), "snow"
     again = envs.make("NoisyTV")
     again.reset(seed=1)

@@ -128,7 +128,7 @@ def walk(act, seed: int) -> NDArray[np.int64]:
         frame, _ = env.reset(seed=1_000 + EPISODES * seed + episode)
         for step in range(STEPS):
             frame, *_ = env.step(np.int64(act(frame, episode, step)))
-            places[episode, step] = env.place
+            places[episode, step] = env.cell
     return places
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import envs
 from envs.collect.policies import RandomPolicy
-from envs.collect.rerender import play_again
+from envs.collect.rerender import rerender_episode
 from envs.collect.worker import EpisodeKey, play_episode
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 from envs.games.retro import letterbox
@@ -52,7 +52,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         writer.copy_plan(small, {"size": 256})
         env = envs.make(GAME, size=256)
         for episode in list(small)[:3]:
-            writer.add(play_again(env, episode))
+            writer.add(rerender_episode(env, episode))
         env.close()
     return str(folder / "small"), str(folder / "large")
 

@@ -45,7 +45,11 @@ def published(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def spoiled(published: Path, tmp_path: Path) -> Path:
     """A copy of one published game to spoil."""
-    return Path(shutil.copytree(published / "retro_counting_v0.0.0", tmp_path / "set" / "retro_counting_v0.0.0"))
+    return Path(
+        shutil.copytree(
+            published / "retro_counting_v0.0.0", tmp_path / "set" / "retro_counting_v0.0.0"
+        )
+    )
 
 
 def episodes(uri: Any) -> list[Episode]:
@@ -57,31 +61,49 @@ def episodes(uri: Any) -> list[Episode]:
 
 
 def test_the_published_layout_as_its_own_reader_takes_it(data: str, published: Path) -> None:
-    assert sorted(item.name for item in published.iterdir()) == [f"retro_{game.lower()}_v0.0.0" for game in GAMES]
+    assert sorted(item.name for item in published.iterdir()) == [
+        f"retro_{game.lower()}_v0.0.0" for game in GAMES
+    ]
     for home in published.iterdir():
         info = json.loads((home / "info.json").read_text())
         assert info["info"]["game"] in GAMES
         assert info["name"] == home.name.removesuffix("_v0.0.0")
         assert (info["version"], info["generator_config"]["output_mode"]) == ("0.0.0", "frame")
-        assert info["info"]["action_captions"] == [["RIGHT"], ["LEFT"], ["UP"], ["DOWN"], ["ACTION_JUMP"]]
+        assert info["info"]["action_captions"] == [
+            ["RIGHT"],
+            ["LEFT"],
+            ["UP"],
+            ["DOWN"],
+            ["ACTION_JUMP"],
+        ]
         assert [item.name for item in home.iterdir() if item.is_dir()] == ["000000"]
         for session in (home / "000000").iterdir():
             steps = json.loads((session / "actions.json").read_text())["actions"]
-            assert [(step["src_id"], step["tgt_id"]) for step in steps] == [(i - 1, i) for i in range(len(steps))]
+            assert [(step["src_id"], step["tgt_id"]) for step in steps] == [
+                (i - 1, i) for i in range(len(steps))
+            ]
             assert all(sorted(step["action"]) == [0, 0, 0, 0, 1] for step in steps)
             images = sorted((session / "frames").iterdir())
-            assert [image.name for image in images] == [f"{index:06d}.jpg" for index in range(len(steps))]
+            assert [image.name for image in images] == [
+                f"{index:06d}.jpg" for index in range(len(steps))
+            ]
             assert Image.open(images[0]).size == (64, 64)
             if "counting" in home.name:  # frame i shows the action that made it
                 shown = [read_frame(np.asarray(Image.open(image))) for image in images]
-                assert shown == [(index + 1, step["action"].index(1)) for index, step in enumerate(steps)]
+                assert shown == [
+                    (index + 1, step["action"].index(1)) for index, step in enumerate(steps)
+                ]
 
 
-def test_the_published_layout_comes_back_aligned_and_marked(data: str, published: Path, tmp_path: Path) -> None:
+def test_the_published_layout_comes_back_aligned_and_marked(
+    data: str, published: Path, tmp_path: Path
+) -> None:
     assert import_episodes(published, str(tmp_path / "back")) == (6, 0)
     originals = {episode.session_id: episode for episode in episodes(data)}
     back = episodes(tmp_path / "back")
-    assert sorted(episode.game for episode in back) == sorted(episode.game for episode in originals.values())
+    assert sorted(episode.game for episode in back) == sorted(
+        episode.game for episode in originals.values()
+    )
     for episode in back:
         origin = episode.info["imported"]
         original = originals.pop(origin["session"])
@@ -96,7 +118,11 @@ def test_the_published_layout_comes_back_aligned_and_marked(data: str, published
         assert origin["first_action"] == original.actions[0]
         assert np.array_equal(episode.actions, original.actions[1:])
         assert np.array_equal(episode.rewards, original.rewards[1:])
-        assert (episode.game, episode.buttons, episode.seed) == (original.game, original.buttons, original.seed)
+        assert (episode.game, episode.buttons, episode.seed) == (
+            original.game,
+            original.buttons,
+            original.seed,
+        )
         difference = episode.frames_THWC.astype(int) - original.frames_THWC[1:]
         assert 10 * np.log10(255**2 / np.mean(difference**2)) > 35
         if episode.game == "Counting":
@@ -116,7 +142,9 @@ def test_data_that_the_published_code_made(spoiled: Path, tmp_path: Path) -> Non
     info["info"]["config"]["n_skip_frames"] = 2
     file.write_text(json.dumps(info))
     session = spoiled / "000000" / "000000"
-    video = cv2.VideoWriter(str(session / "frames.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 15, (64, 64))
+    video = cv2.VideoWriter(
+        str(session / "frames.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 15, (64, 64)
+    )
     for image in sorted((session / "frames").iterdir()):
         video.write(np.asarray(Image.open(image))[:, :, ::-1])
     video.release()
@@ -135,14 +163,19 @@ def test_data_that_the_published_code_made(spoiled: Path, tmp_path: Path) -> Non
 
 def test_a_game_is_known_by_its_folder_alone(published: Path, tmp_path: Path) -> None:
     home = Path(
-        shutil.copytree(published / "retro_kangaroo-atari2600_v0.0.0", tmp_path / "retro_kangaroo-atari2600_v0.1.0")
+        shutil.copytree(
+            published / "retro_kangaroo-atari2600_v0.0.0",
+            tmp_path / "retro_kangaroo-atari2600_v0.1.0",
+        )
     )
     (home / "info.json").unlink()
     import_episodes(tmp_path, str(tmp_path / "back"))
     assert set(EpisodeReader(tmp_path / "back").games) == {"Kangaroo-Atari2600"}
     (tmp_path / "back2").mkdir()
     home.rename(tmp_path / "back2" / "retro_nothing_v0")
-    with pytest.raises(InputError, match=r"retro_nothing_v0 tells no game that is known \(nothing\)"):
+    with pytest.raises(
+        InputError, match=r"retro_nothing_v0 tells no game that is known \(nothing\)"
+    ):
         import_episodes(tmp_path / "back2", str(tmp_path / "back3"))
 
 
@@ -156,7 +189,11 @@ def _edit(file: Path, change: Callable[[Any], Any]) -> None:
     ("name", "harm", "reason"),
     [
         ("000000/000001/actions.json", lambda file: file.write_text("{"), "is no list of steps"),
-        ("000000/000001/actions.json", lambda file: _edit(file, lambda c: c["actions"].pop(3)), "leaves frames out"),
+        (
+            "000000/000001/actions.json",
+            lambda file: _edit(file, lambda c: c["actions"].pop(3)),
+            "leaves frames out",
+        ),
         (
             "000000/000001/actions.json",
             lambda file: _edit(file, lambda c: c["actions"][3].update(action=[1, 1, 0, 0, 0])),
@@ -168,7 +205,11 @@ def _edit(file: Path, change: Callable[[Any], Any]) -> None:
             "is no list of steps",
         ),
         ("000000/000001/frames/000004.jpg", lambda file: file.unlink(), "cannot be read"),
-        ("000000/000001/frames/000004.jpg", lambda file: file.write_bytes(file.read_bytes()[:-40]), "no whole JPEG"),
+        (
+            "000000/000001/frames/000004.jpg",
+            lambda file: file.write_bytes(file.read_bytes()[:-40]),
+            "no whole JPEG",
+        ),
         ("info.json", lambda file: file.write_text("[]"), "is no JSON object"),
         (
             "info.json",
@@ -193,9 +234,12 @@ def test_a_malformed_published_file_is_named(
     assert "\n" not in str(error.value)
 
 
-def test_a_session_of_one_frame_is_left_out(spoiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_session_of_one_frame_is_left_out(
+    spoiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _edit(
-        spoiled / "000000" / "000001" / "actions.json", lambda content: content.update(actions=content["actions"][:1])
+        spoiled / "000000" / "000001" / "actions.json",
+        lambda content: content.update(actions=content["actions"][:1]),
     )
     assert import_episodes(spoiled, str(tmp_path / "back")) == (2, 0)
     assert f"{spoiled}/000000/000001 is left out" in capsys.readouterr().out
@@ -214,13 +258,18 @@ def test_unknown_actions_are_refused(spoiled: Path, tmp_path: Path) -> None:
 # Minari
 
 
-def test_minari_loads_what_was_written(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minari_loads_what_was_written(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     export_episodes(data, tmp_path / "minari", "minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     for game in GAMES:
         dataset = minari.load_dataset(f"autoexplore/{game}-v0")
         originals = [episode for episode in episodes(data) if episode.game == game]
-        assert (dataset.total_episodes, dataset.total_steps) == (3, sum(len(o.actions) for o in originals))
+        assert (dataset.total_episodes, dataset.total_steps) == (
+            3,
+            sum(len(o.actions) for o in originals),
+        )
         for original, read in zip(originals, dataset.iterate_episodes(), strict=True):
             assert np.array_equal(read.observations, original.frames_THWC)
             assert np.array_equal(read.actions, original.actions)
@@ -234,20 +283,31 @@ def test_minari_loads_what_was_written(data: str, tmp_path: Path, monkeypatch: p
 def test_minari_gives_identical_episodes_back(data: str, tmp_path: Path) -> None:
     export_episodes(data, tmp_path / "minari", "minari")
     assert import_episodes(tmp_path / "minari", str(tmp_path / "back")) == (6, 0)
-    pairs = zip(EpisodeReader(data).iter_encoded(), EpisodeReader(tmp_path / "back").iter_encoded(), strict=True)
+    pairs = zip(
+        EpisodeReader(data).iter_encoded(),
+        EpisodeReader(tmp_path / "back").iter_encoded(),
+        strict=True,
+    )
     assert all(same(original, back) for original, back in pairs)
     for split in ("train", "val"):
-        assert EpisodeReader(tmp_path / "back", split).session_ids == EpisodeReader(data, split).session_ids
+        assert (
+            EpisodeReader(tmp_path / "back", split).session_ids
+            == EpisodeReader(data, split).session_ids
+        )
     one = tmp_path / "minari" / "autoexplore" / "Counting-v0"
     assert import_episodes(one / "data", str(tmp_path / "one")) == (3, 0)
 
 
-def test_minari_in_a_relative_folder(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minari_in_a_relative_folder(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert execute(["data", "export", data, "--to", "minari", "--format", "minari"]) == 0
     assert execute(["data", "import", "minari", "--out", "back"]) == 0
     assert sorted(item.name for item in tmp_path.iterdir()) == ["back", "minari"]
-    pairs = zip(EpisodeReader(data).iter_encoded(), EpisodeReader("back").iter_encoded(), strict=True)
+    pairs = zip(
+        EpisodeReader(data).iter_encoded(), EpisodeReader("back").iter_encoded(), strict=True
+    )
     assert all(same(original, back) for original, back in pairs)
 
 
@@ -257,7 +317,9 @@ def test_minari_data_of_others(data: str, tmp_path: Path, monkeypatch: pytest.Mo
     original = episodes(data)[0]
     space = minari_spaces(original)
     buffer = minari_buffer(original)
-    minari.create_dataset_from_buffers("lab/counting/expert-v3", [buffer], data_format="arrow", **space)
+    minari.create_dataset_from_buffers(
+        "lab/counting/expert-v3", [buffer], data_format="arrow", **space
+    )
     import_episodes(tmp_path / "theirs", str(tmp_path / "back"))
     (read,) = episodes(tmp_path / "back")
     assert (read.game, read.session_id) == ("Counting", "lab-counting-expert-v3-0")
@@ -294,7 +356,9 @@ def test_a_damaged_minari_set_is_named(data: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Kangaroo-Atari2600-v0: episode 1 is damaged"):
         import_episodes(tmp_path / "minari", str(tmp_path / "back"))
     part.write_bytes(whole)
-    assert import_episodes(tmp_path / "minari", str(tmp_path / "back")) == (2, 4), "it goes on where it stopped"
+    assert import_episodes(tmp_path / "minari", str(tmp_path / "back")) == (2, 4), (
+        "it goes on where it stopped"
+    )
     (home / "data" / "2" / "metadata.json").unlink()
     with pytest.raises(InputError, match=r"data/2/metadata\.json is damaged or missing"):
         import_episodes(tmp_path / "minari", str(tmp_path / "back2"))
@@ -313,7 +377,11 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> str:
     with EpisodeWriter(folder) as writer:
         for episode, size in enumerate((32, 64)):
             env = envs.make("Counting", size=size)
-            writer.add(play_episode(env, RandomPolicy(), EpisodeKey("Counting", "random", 0, episode), steps=5))
+            writer.add(
+                play_episode(
+                    env, RandomPolicy(), EpisodeKey("Counting", "random", 0, episode), steps=5
+                )
+            )
     return str(folder)
 
 
@@ -324,11 +392,16 @@ def test_a_failed_export_leaves_nothing(mixed: str, tmp_path: Path, name: str) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_target_is_refused(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_target_is_refused(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for name in ("genieredux", "minari", "lerobot"):
         assert execute(["data", "export", data, "--to", str(tmp_path), "--format", name]) == 2
-        assert capsys.readouterr().err == f"autoexplore: {tmp_path} exists: give a new folder to export to\n"
+        assert (
+            capsys.readouterr().err
+            == f"autoexplore: {tmp_path} exists: give a new folder to export to\n"
+        )
     assert [item.name for item in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -336,9 +409,25 @@ def test_the_format_is_found_out(data: str, published: Path, tmp_path: Path) -> 
     export_episodes(data, tmp_path / "minari", "minari")
     assert detect(tmp_path / "minari") == "minari"
     assert detect(published) == "genieredux"
-    assert execute(["data", "import", str(published), "--out", str(tmp_path / "back"), "--format", "genieredux"]) == 0
+    assert (
+        execute(
+            [
+                "data",
+                "import",
+                str(published),
+                "--out",
+                str(tmp_path / "back"),
+                "--format",
+                "genieredux",
+            ]
+        )
+        == 0
+    )
     (tmp_path / "empty").mkdir()
-    for folder, reason in ((tmp_path / "empty", "holds neither"), (tmp_path / "gone", "is not a folder")):
+    for folder, reason in (
+        (tmp_path / "empty", "holds neither"),
+        (tmp_path / "gone", "is not a folder"),
+    ):
         with pytest.raises(InputError, match=reason):
             detect(folder)
     for name in ("genieredux", "minari"):

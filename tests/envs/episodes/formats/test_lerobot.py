@@ -35,9 +35,19 @@ def check_lerobot(folder: Path) -> dict[str, Any]:
     assert info["data_path"] == "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
     assert info["video_path"] is None
     assert info["fps"] > 0
-    assert {"robot_type", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb"} <= info.keys()
+    assert {
+        "robot_type",
+        "chunks_size",
+        "data_files_size_in_mb",
+        "video_files_size_in_mb",
+    } <= info.keys()
     features = info["features"]
-    defaults = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64"}
+    defaults = {
+        "timestamp": "float32",
+        "frame_index": "int64",
+        "episode_index": "int64",
+        "index": "int64",
+    }
     for name, kind in {**defaults, "task_index": "int64"}.items():
         assert features[name] == {"dtype": kind, "shape": [1], "names": None}
     for name, feature in features.items():
@@ -49,9 +59,13 @@ def check_lerobot(folder: Path) -> dict[str, Any]:
     tasks = pd.read_parquet(folder / "meta" / "tasks.parquet")
     assert tasks.index.name == "task"
     assert tasks["task_index"].tolist() == list(range(info["total_tasks"]))
-    rows = pq.read_table(folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet").to_pylist()
+    rows = pq.read_table(
+        folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    ).to_pylist()
     assert [row["episode_index"] for row in rows] == list(range(info["total_episodes"]))
-    assert {"tasks", "length", "meta/episodes/chunk_index", "meta/episodes/file_index"} <= rows[0].keys()
+    assert {"tasks", "length", "meta/episodes/chunk_index", "meta/episodes/file_index"} <= rows[
+        0
+    ].keys()
     expected = 0
     for row in rows:
         assert (row["dataset_from_index"], row["dataset_to_index"] - row["dataset_from_index"]) == (
@@ -59,7 +73,9 @@ def check_lerobot(folder: Path) -> dict[str, Any]:
             row["length"],
         )
         expected = row["dataset_to_index"]
-        path = info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+        path = info["data_path"].format(
+            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
+        )
         check_lerobot_rows(folder / path, row, info, tasks)
     assert expected == info["total_frames"]
     check_lerobot_stats(json.loads((folder / "meta" / "stats.json").read_text()), rows, features)
@@ -69,7 +85,9 @@ def check_lerobot(folder: Path) -> dict[str, Any]:
     return info
 
 
-def check_lerobot_rows(file: Path, row: dict[str, Any], info: dict[str, Any], tasks: pd.DataFrame) -> None:
+def check_lerobot_rows(
+    file: Path, row: dict[str, Any], info: dict[str, Any], tasks: pd.DataFrame
+) -> None:
     """The steps of one episode."""
     table = pq.read_table(file, filters=[("episode_index", "=", row["episode_index"])])
     features = info["features"]
@@ -93,7 +111,9 @@ def check_lerobot_rows(file: Path, row: dict[str, Any], info: dict[str, Any], ta
     assert known.keys() == features.keys()
 
 
-def check_lerobot_stats(stats: dict[str, Any], rows: list[dict[str, Any]], features: dict[str, Any]) -> None:
+def check_lerobot_stats(
+    stats: dict[str, Any], rows: list[dict[str, Any]], features: dict[str, Any]
+) -> None:
     """Of the whole set, and of each episode."""
     assert stats.keys() == features.keys()
     for name, of in stats.items():
@@ -105,18 +125,31 @@ def check_lerobot_stats(stats: dict[str, Any], rows: list[dict[str, Any]], featu
 
 
 def test_lerobot_keeps_frames_actions_and_splits(data: str, tmp_path: Path) -> None:
-    assert execute(["data", "export", data, "--to", str(tmp_path / "out"), "--format", "lerobot"]) == 0
+    assert (
+        execute(["data", "export", data, "--to", str(tmp_path / "out"), "--format", "lerobot"]) == 0
+    )
     info = check_lerobot(tmp_path / "out")
     originals = [*episodes_of(data, "train"), *episodes_of(data, "val")]
     assert (info["fps"], info["splits"]) == (15, {"train": "0:4", "val": "4:6"})
     assert info["features"]["observation.image"]["shape"] == [64, 64, 3]
     table = pq.read_table(tmp_path / "out" / "data" / "chunk-000" / "file-000.parquet")
-    assert pq.ParquetFile(tmp_path / "out" / "data" / "chunk-000" / "file-000.parquet").num_row_groups == 6
-    images = [np.asarray(Image.open(io.BytesIO(item["bytes"]))) for item in table["observation.image"].to_pylist()]
-    assert np.array_equal(images, np.concatenate([episode.frames_THWC[:-1] for episode in originals]))
+    assert (
+        pq.ParquetFile(tmp_path / "out" / "data" / "chunk-000" / "file-000.parquet").num_row_groups
+        == 6
+    )
+    images = [
+        np.asarray(Image.open(io.BytesIO(item["bytes"])))
+        for item in table["observation.image"].to_pylist()
+    ]
+    assert np.array_equal(
+        images, np.concatenate([episode.frames_THWC[:-1] for episode in originals])
+    )
     actions = np.concatenate([episode.actions for episode in originals])
     assert table["action"].to_pylist() == actions.tolist()
-    assert table["next.reward"].to_pylist() == np.concatenate([episode.rewards for episode in originals]).tolist()
+    assert (
+        table["next.reward"].to_pylist()
+        == np.concatenate([episode.rewards for episode in originals]).tolist()
+    )
     assert sum(table["next.done"].to_pylist()) == sum(table["next.truncated"].to_pylist()) == 6
     stats = json.loads((tmp_path / "out" / "meta" / "stats.json").read_text())
     pixels = np.array(images).reshape(-1, 3) / 255
@@ -141,7 +174,8 @@ def test_lerobot_begins_a_new_file_where_one_is_full(
     export_episodes(data, tmp_path / "out", "lerobot")
     assert check_lerobot(tmp_path / "out")["total_episodes"] == 6
     files = sorted(
-        file.relative_to(tmp_path / "out" / "data") for file in (tmp_path / "out" / "data").rglob("*.parquet")
+        file.relative_to(tmp_path / "out" / "data")
+        for file in (tmp_path / "out" / "data").rglob("*.parquet")
     )
     assert [file.as_posix() for file in files] == [
         *(f"chunk-000/file-{index:03d}.parquet" for index in range(4)),
