@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write under a temporary name, fsync, rename."""
+"""Atomic file writes: a temporary file, fsync, rename. Also hashes and JSON files."""
 
 import hashlib
 import json
@@ -8,16 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if (
-    TYPE_CHECKING
-):  # the functions below import them themselves: saving a whole model needs this module in turn
-    pass
+from envs.utils.errors import InputError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: a reader, or a crash at any moment, sees the old file or the new one, never a part."""
+    """Replace `path` by `data`: after a crash at any moment it holds the old or the new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
@@ -34,13 +31,13 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """`write_atomic` of indented JSON."""
+    """Write `value` as indented JSON with `write_atomic`."""
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` when the block ends without an error.
+    """Yield a temporary folder that becomes `path` if the block ends without an error.
 
     An existing `path` is replaced. Every file inside is fsynced before the rename.
     """
@@ -64,7 +61,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(path: Path) -> None:
-    """fsync a folder, so that a rename inside it survives a power cut."""
+    """Call fsync on a folder, so that a rename inside it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -73,6 +70,17 @@ def sync_folder(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Return the sha256 of a file's content in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(file: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises: InputError if it is not JSON, OSError if it cannot be read.
+    """
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON ({error})") from error

@@ -1,11 +1,11 @@
-"""Where a data set lies: a local folder, or a prefix of an object store, behind the few operations that both have.
+"""Storage of data sets: a local folder or a prefix of an object store, behind one set of operations.
 
-A local place is a plain `pathlib.Path`. `s3://bucket/prefix` (and `gs://`, as pyarrow's file systems have them) is a
-`RemotePath`, which has the methods of a Path that data sets use. Options of the store stand in the URI, e.g.
-`s3://bucket/data?endpoint_override=127.0.0.1:9000&scheme=http`; keys come from the environment, never from the URI.
+A local path is a plain `pathlib.Path`. `s3://bucket/prefix` (and `gs://`, as pyarrow's file systems
+have them) is a `RemotePath`, which has the methods of a Path that data sets use. Options of the
+store are part of the URI, e.g. `s3://bucket/data?endpoint_override=127.0.0.1:9000&scheme=http`;
+credentials come from the environment, never from the URI.
 """
 
-import fcntl
 import fnmatch
 import json
 import os
@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import pyarrow.fs as pafs
+from filelock import FileLock, Timeout
 
 from envs.utils.atomic_io import write_atomic
 from envs.utils.errors import InputError
@@ -27,13 +28,14 @@ SCHEMES = ("s3", "gs")
 NAME = ".lock"
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
-"""A remote lock that was not renewed for so long is that of a dead writer."""
+"""Age from which a remote lock is that of a dead writer."""
 SETTLE_SECONDS = 0.5
+"""Delay after which a new remote lock is read again, in case another writer started meanwhile."""
 
 
 @dataclass(frozen=True)
 class Stat:
-    """What `RemotePath.stat` tells."""
+    """Result of `RemotePath.stat`."""
 
     st_size: int
     st_mtime_ns: int
@@ -42,17 +44,17 @@ class Stat:
 
 @dataclass(frozen=True, order=True)
 class RemotePath:
-    """An object, or the prefix of some, with the methods of `pathlib.Path` that data sets use.
+    """An object or a prefix, with the methods of `pathlib.Path` that data sets use.
 
-    Objects appear whole: a store shows nothing of one before its last byte is there. All methods raise OSError as those
-    of Path do, where the store refuses or does not answer.
+    Objects appear complete: a store shows an object only after its last byte has arrived. Like those
+    of Path, all methods raise OSError if the store refuses or does not answer.
     """
 
     scheme: str
     key: str
     """bucket/prefix/name"""
     options: str = ""
-    """The store's options, as they stand behind the URI's question mark."""
+    """Options of the store: the part of the URI behind the question mark."""
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.key}" + (f"?{self.options}" if self.options else "")
@@ -91,9 +93,9 @@ class RemotePath:
         return bool(self.filesystem.get_file_info(self.key).type is pafs.FileType.Directory)
 
     def open(self, mode: str = "rb") -> Any:
-        """A file for reading, from any place in it."""
+        """Open the object for reading with random access."""
         if mode != "rb":
-            raise ValueError("an object is read with open, and written with write_bytes")
+            raise ValueError("open only reads objects: write them with write_bytes")
         return self.filesystem.open_input_file(self.key)
 
     def read_bytes(self) -> bytes:
@@ -113,7 +115,7 @@ class RemotePath:
             self.filesystem.delete_file(self.key)
 
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
-        """Objects below this prefix whose path relative to it matches; `**` stands for any folders."""
+        """Yield the objects below this prefix whose relative path matches; `**` is any folders."""
         selector = pafs.FileSelector(self.key, recursive=True, allow_not_found=True)
         for info in self.filesystem.get_file_info(selector):
             if info.type is pafs.FileType.File:
@@ -126,27 +128,27 @@ StoragePath = Path | RemotePath
 
 
 def parse_uri(uri: "str | Path | RemotePath") -> StoragePath:
-    """The place that a URI names. Raises InputError for one of a kind that is not known, or without a bucket."""
+    """Return the path that a URI names. Raises: InputError for an unknown scheme or a missing bucket."""
     if isinstance(uri, RemotePath):
         return uri
-    scheme, found, rest = str(uri).partition("://")
-    if not found or scheme == "file":
-        return Path(rest if found else uri)
+    scheme, separator, rest = str(uri).partition("://")
+    if not separator or scheme == "file":
+        return Path(rest if separator else uri)
     key, _, options = rest.partition("?")
     key = key.strip("/")
     if scheme not in SCHEMES or not key:
         known = ", ".join(f"{name}://bucket/prefix" for name in SCHEMES)
-        raise InputError(f"{uri}: not a place for data: give a folder, or {known}")
+        raise InputError(f"{uri}: not a location for data: give a folder, or {known}")
     return RemotePath(scheme, key, options)
 
 
 def is_remote(uri: str | Path) -> bool:
-    """Whether a URI names an object store."""
+    """Return True if a URI names an object store."""
     return isinstance(parse_uri(uri), RemotePath)
 
 
 def replace_bytes(path: StoragePath, data: bytes) -> None:
-    """Replace a file or an object by `data`: a reader sees the old or the new one, never a part."""
+    """Replace a file or an object atomically: a reader sees the old or the new content."""
     if isinstance(path, RemotePath):
         path.write_bytes(data)
     else:
@@ -155,7 +157,7 @@ def replace_bytes(path: StoragePath, data: bytes) -> None:
 
 @lru_cache(maxsize=8)
 def _filesystem(scheme: str, bucket: str, options: str, process: int) -> pafs.FileSystem:
-    """One connection for a process; a forked one must not share its parent's."""
+    """Return a process's connection to a store; a forked process must not share its parent's."""
     uri = f"{scheme}://{bucket}" + (f"?{options}" if options else "")
     try:
         return pafs.FileSystem.from_uri(uri)[0]
@@ -168,38 +170,31 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
         return not parts
     if pattern[0] == "**":
         return any(_matches(parts[skip:], pattern[1:]) for skip in range(len(parts) + 1))
-    return (
-        bool(parts)
-        and fnmatch.fnmatchcase(parts[0], pattern[0])
-        and _matches(parts[1:], pattern[1:])
-    )
+    matches_first = bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0])
+    return matches_first and _matches(parts[1:], pattern[1:])
 
 
 def lock(root: StoragePath) -> "FolderLock | RemoteLock":
-    """Keep other writers out of a place until `release`. Raises InputError where one is there, or none may write."""
+    """Lock a data set against other writers until `release`.
+
+    Raises: InputError if another writer holds the lock, or `root` cannot be written.
+    """
     return RemoteLock(root) if isinstance(root, RemotePath) else FolderLock(root)
 
 
 class FolderLock:
-    """Keeps a second writer out of a folder until it is released. The system drops the lock of a process that dies.
-
-    Raises InputError where another writer holds it.
-    """
+    """Exclusive lock on a local folder (flock). The system releases it when its process dies."""
 
     def __init__(self, root: Path) -> None:
-        self._file: IO[str] | None = None
+        file = root / NAME
+        # Without flock, filelock would fall back to a lock file that outlives a killed process.
+        self._lock = FileLock(file, thread_local=False, fallback_to_soft=False)
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self._file = (root / NAME).open("a+")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._file.truncate(0)
-            self._file.write(f"process {os.getpid()} on {os.uname().nodename}")
-            self._file.flush()
-        except BlockingIOError as error:
-            assert self._file is not None
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
+            self._lock.acquire(blocking=False)
+            file.write_text(_this_process())
+        except Timeout as error:
+            holder = file.read_text() or "another process"
             raise InputError(
                 f"{root} is being written by {holder}: wait for it, or give another folder"
             ) from error
@@ -207,55 +202,53 @@ class FolderLock:
             raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
 
     def check(self) -> None:
-        """Nothing: the system keeps the lock for as long as the process lives."""
+        """Do nothing: the lock cannot be lost while the process lives."""
 
     def release(self) -> None:
         """Let others write."""
-        if self._file is not None:
-            self._file.truncate(0)
-            self._file.close()
-            self._file = None
+        self._lock.release()
 
 
 class RemoteLock:
-    """The same for an object store, by an object that a thread renews every 10 s; one older than 60 s is taken over.
+    """Lock on an object store: an object that a thread renews every 10 s and that expires after 60 s.
 
-    A store has no lock of its own. Two writers that begin within the same half second can both get in; the sessions of
-    both are whole then, but the manifest is that of the one that wrote last.
+    A store has no lock of its own. Two writers that start within the same half second can both get
+    in; the episodes of both are then complete, but the manifest is that of the last writer.
     """
 
     def __init__(self, root: RemotePath) -> None:
         self._object = root / NAME
-        self._holder = {
-            "holder": f"process {os.getpid()} on {os.uname().nodename}",
-            "token": secrets.token_hex(8),
-        }
+        self._holder = {"holder": _this_process(), "token": secrets.token_hex(8)}
         self._lost, self._renewed = False, 0.0
         try:
             held = self._read()
             age = time.time() - float(held.get("time", 0))
             if age < STALE_SECONDS:
                 raise InputError(
-                    f"{root} is being written by {held.get('holder')}, last seen {max(age, 0):.0f} s ago: wait for it "
-                    f"(a dead writer is forgotten after {STALE_SECONDS:.0f} s), or give another place"
+                    f"{root} is being written by {held.get('holder')}, last seen {max(age, 0):.0f} s "
+                    f"ago: wait for it (the lock of a dead writer expires after "
+                    f"{STALE_SECONDS:.0f} s), or give another location"
                 )
             self._renew()
+            # Of two writers that start together, the last one to write the object keeps the lock.
             time.sleep(SETTLE_SECONDS)
             if self._read().get("token") != self._holder["token"]:
                 raise InputError(
-                    f"{root} is being written by another process, which came first: give another place"
+                    f"{root} is being written by another process that started at the same time: "
+                    "give another location"
                 )
         except OSError as error:
             raise InputError(f"cannot write to {root}: {str(error).splitlines()[0]}") from error
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="lock", daemon=True)
+        self._thread = threading.Thread(target=self._keep_renewed, name="lock", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raises InputError where the lock could not be renewed in time and another writer may have come."""
+        """Raise InputError if the lock expired, so that another writer may have started."""
         if self._lost or time.time() - self._renewed > STALE_SECONDS:
             raise InputError(
-                f"{self._object.parent} was lost to another writer, or the store did not answer: run again"
+                f"the lock on {self._object.parent} was lost to another writer, or the store did not "
+                "answer: run again"
             )
 
     def release(self) -> None:
@@ -275,11 +268,15 @@ class RemoteLock:
         self._object.write_bytes(json.dumps({**self._holder, "time": now}).encode())
         self._renewed = now
 
-    def _keep(self) -> None:
+    def _keep_renewed(self) -> None:
         while not self._done.wait(RENEW_SECONDS):
             try:
                 self._lost = self._lost or self._read().get("token") != self._holder["token"]
                 if not self._lost:
                     self._renew()
             except OSError:
-                continue  # tried again at the next turn; `check` says when that was too long ago
+                continue  # tried again after RENEW_SECONDS; `check` reports a lock that expired
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {os.uname().nodename}"

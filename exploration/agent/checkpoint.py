@@ -7,7 +7,6 @@
     manifest.json                     sha256 of the others, written last
 """
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from envs.utils.atomic_io import new_folder, write_json_atomic
+from envs.utils.atomic_io import file_sha256, new_folder, write_json_atomic
 from envs.utils.errors import InputError
 from exploration.agent.policy import CnnLstm, write_policy
 
@@ -99,7 +98,7 @@ def save_checkpoint(
         save_file(packed, folder / "arrays.safetensors")
         record = {"format": FORMAT, "step": step, "about": about, "state": plain, "compressed": shapes}
         (folder / "state.json").write_text(json.dumps(record))
-        hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+        hashes = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
         write_json_atomic(folder / "manifest.json", {"format": FORMAT, "sha256": hashes})
     for old in complete_checkpoints(run)[:-keep_last]:
         (old / "manifest.json").unlink()  # first, so that a crash half-way leaves no folder that looks complete
@@ -117,7 +116,7 @@ def load_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Any]]:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         for name, expected in manifest["sha256"].items():
-            if _sha256(path / name) != expected:
+            if file_sha256(path / name) != expected:
                 raise InputError(f"{path / name} differs from its sha256: damaged; delete {path} to use the one before")
         record = json.loads((path / "state.json").read_text())
         arrays = _decompress(load_file(path / "arrays.safetensors"), record["compressed"])
@@ -128,8 +127,3 @@ def load_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Any]]:
     if record.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of this version (format {record.get('format')!r})")
     return int(record["step"]), join_arrays(record["state"], arrays), record["about"]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

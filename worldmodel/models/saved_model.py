@@ -5,7 +5,6 @@
     manifest.json       kind of model, configuration, sha256 of all the others, written last
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from envs.utils.atomic_io import file_sha256, new_folder, write_json_atomic
+from envs.utils.atomic_io import file_sha256, new_folder, read_json, write_json_atomic
 from envs.utils.errors import InputError
 from worldmodel.config import WorldModelConfig
 from worldmodel.models.weights import load_weights
@@ -69,11 +68,3 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not expected <= manifest.keys():
         raise InputError(f"{file}: not a saved model of this version: expected format {FORMAT!r}")
     return manifest
-
-
-def read_json(file: Path) -> Any:
-    """What a JSON file holds. Raises InputError where it holds none, OSError where it cannot be read."""
-    try:
-        return json.loads(file.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON ({error})") from error

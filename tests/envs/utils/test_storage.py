@@ -1,6 +1,8 @@
 """Data sets in an object store, against a real S3 server on loopback: the same bytes, one writer, named errors."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +108,33 @@ def test_one_writer_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert not (root / storage.NAME).exists()
 
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from envs.utils.storage import lock
+held = lock(Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_folder_is_locked_until_its_writer_dies(tmp_path: Path) -> None:
+    """Released by the system after SIGKILL; until then a second writer is refused at once."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(InputError, match=f"is being written by process {holder.pid} on "):
+            EpisodeWriter(tmp_path)
+    finally:
+        holder.kill()
+        holder.wait()
+    with EpisodeWriter(tmp_path), pytest.raises(InputError, match="is being written by process"):
+        EpisodeWriter(tmp_path)
+    EpisodeWriter(tmp_path).close()
+
+
 def test_a_writer_whose_lock_was_taken_over_writes_no_manifest(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,12 +170,12 @@ def test_a_bucket_that_one_may_not_write_is_named_and_stays_whole(
     assert after == before
 
 
-def test_places_that_cannot_be_used(bucket: str) -> None:
+def test_locations_that_cannot_be_used(bucket: str) -> None:
     with pytest.raises(
-        InputError, match="not a place for data: give a folder, or s3://bucket/prefix"
+        InputError, match="not a location for data: give a folder, or s3://bucket/prefix"
     ):
         parse_uri("ftp://host/data")
-    with pytest.raises(InputError, match="not a place for data"):
+    with pytest.raises(InputError, match="not a location for data"):
         parse_uri("s3://")
     missing = bucket.replace("games", "no-such-bucket").format("sets")
     with pytest.raises(InputError, match="cannot write to s3://no-such-bucket/sets"):
