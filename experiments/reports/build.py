@@ -17,7 +17,9 @@ def build(root: Path, out: Path) -> list[str]:
 
     plan: dict[str, Any] = json.loads((root / "config.json").read_text())["pipeline"]
     measured = read_measured(root / "evaluation")
-    seen = {name: seen_by_game(root / "data" / name) for name in ("random", "more-random", "explored")}
+    seen = {
+        name: seen_by_game(root / "data" / name) for name in ("random", "more-random", "explored")
+    }
     page = {
         **sections.top(plan, measured, seen, root),
         **sections.result(measured),
@@ -34,4 +36,7 @@ def build(root: Path, out: Path) -> list[str]:
     for game in sections.both_saw(seen):
         explored, random = equal_frame_counts(seen["explored"][game], seen["more-random"][game])
         found.append(f"{short_name(game)} {explored:,} against {random:,}")
-    return [*headline(measured), f"Distinct screens, explorer against random agent: {', '.join(found)}"]
+    return [
+        *headline(measured),
+        f"Distinct screens, explorer against random agent: {', '.join(found)}",
+    ]

@@ -10,12 +10,11 @@ import numpy as np
 from markupsafe import Markup
 
 from envs.utils.images import png
-from experiments.reports.charts import Series, line_chart
+from experiments.reports.charts import STYLES, Series, line_chart
 from experiments.reports.images import film_strip
 from experiments.reports.page import Section, Shot, write_page
 from experiments.reports.results import read_metric, short_name
 
-STYLES = ("base", "random", "explored", "copy")
 SHOWN = 10
 """Epochs whose most surprising screen is drawn."""
 
@@ -42,7 +41,9 @@ def build(run: Path, out: Path) -> list[str]:
         screens = read_metric(run, f"explore/screens/{game}")[1]
         returns = read_metric(run, f"evaluation/intrinsic_return/{game}")[1]
         told = f", best evaluation return {max(returns):.2f}" if returns else ""
-        lines.append(f"{short_name(game)}: {screens[-1] if screens else 0:,} distinct screens{told}")
+        lines.append(
+            f"{short_name(game)}: {screens[-1] if screens else 0:,} distinct screens{told}"
+        )
     return lines
 
 
@@ -54,16 +55,24 @@ def curves(run: Path, games: list[str]) -> Section:
             Series(label, STYLES[place % len(STYLES)], *read_metric(run, name))
             for place, (label, name) in enumerate(names.items())
         ]
-        return Markup(line_chart(lines, x_label="epochs", y_label=y_label, title=title))
+        return line_chart(lines, x_label="epochs", y_label=y_label, title=title)
 
     def by_game(kind: str) -> dict[str, str]:
         return {short_name(game): f"{kind}/{game}" for game in games}
 
-    history = json.loads((run / "history.json").read_text()) if (run / "history.json").exists() else []
-    text = ["Intrinsic return: the sum of rewards of one env in an epoch while the agent learns, or in an evaluation."]
+    history = (
+        json.loads((run / "history.json").read_text()) if (run / "history.json").exists() else []
+    )
+    text = [
+        "Intrinsic return: the sum of rewards of one env in an epoch while the agent learns, or in an evaluation."
+    ]
     for change in history:
         told = ", ".join(f"{name} = {value:g}" for name, value in change["set"].items())
-        text.append(f"From epoch {change['epoch']} on a person set {told}." if told else "A change was refused.")
+        text.append(
+            f"From epoch {change['epoch']} on a person set {told}."
+            if told
+            else "A change was refused."
+        )
     charts = [
         chart("Intrinsic return while it learns", "return", by_game("explore/intrinsic_return")),
         chart("Intrinsic return in evaluations", "return", by_game("evaluation/intrinsic_return")),
@@ -81,18 +90,31 @@ def surprises(run: Path) -> list[Section]:
     if not kept:
         return []
     epochs = list(kept)
-    chosen = [epochs[at] for at in dict.fromkeys(np.linspace(0, len(epochs) - 1, min(SHOWN, len(epochs))).astype(int))]
+    chosen = [
+        epochs[at]
+        for at in dict.fromkeys(
+            np.linspace(0, len(epochs) - 1, min(SHOWN, len(epochs))).astype(int)
+        )
+    ]
     frames = np.stack([kept[epoch].frame_HWC for epoch in chosen])
     maps = [kept[epoch].map() for epoch in chosen]
     rows = (
-        [frames] if any(one is None for one in maps) else [frames, np.stack([one for one in maps if one is not None])]
+        [frames]
+        if any(one is None for one in maps)
+        else [frames, np.stack([one for one in maps if one is not None])]
     )
     picture = film_strip(rows, 2)
     shown = ", ".join(f"{epoch} ({kept[epoch].reward:.2f})" for epoch in chosen)
     data = base64.b64encode(png(picture)).decode()
     caption = f"The screen that paid most in epoch (and its reward): {shown}. Below it the model's uncertainty."
     text = "What surprised the model most, epoch by epoch. Bright squares are tokens that it was unsure of."
-    return [Section("Uncertainty over time", [text], pictures=[Shot(caption, "png", data, *picture.shape[1::-1])])]
+    return [
+        Section(
+            "Uncertainty over time",
+            [text],
+            pictures=[Shot(caption, "png", data, *picture.shape[1::-1])],
+        )
+    ]
 
 
 def films(run: Path) -> list[Section]:

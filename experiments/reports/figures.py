@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.utils.images import Frames, gif, heat_map, png
-from experiments.reports.images import code_colours, film_strip, load_float_frames, montage, predict, token_map
+from experiments.reports.images import (
+    code_colours,
+    film_strip,
+    load_float_frames,
+    montage,
+    predict,
+    token_map,
+)
 from experiments.reports.screens import ScreenStats, unique_to
 from exploration.rollout.snapshots import HEAT_HIGH
 
@@ -84,7 +91,9 @@ def choose_window(folder: Path, game: str, length: int) -> Window | None:
         frames = reader[index].frames_THWC
         moving = (frames[1:] != frames[:-1]).any(-1).mean((1, 2))
         for start in range(0, len(frames) - whole + 1, max(length // 2, 1)):
-            found.append((float(moving[start + SCORED - 1 : start + whole - 1].mean()), index, start))
+            found.append(
+                (float(moving[start + SCORED - 1 : start + whole - 1].mean()), index, start)
+            )
     if not found:
         return None
     _, index, start = sorted(found)[len(found) * 3 // 4]
@@ -99,14 +108,18 @@ def choose_window(folder: Path, game: str, length: int) -> Window | None:
 
 
 def film(
-    window: Window, models: Mapping[str, "GenieReduxG"], labels: Mapping[str, str], sampling: Mapping[str, Any]
+    window: Window,
+    models: Mapping[str, "GenieReduxG"],
+    labels: Mapping[str, str],
+    sampling: Mapping[str, Any],
 ) -> tuple[list[dict[str, Any]], dict[str, Frames]]:
     """Rows of a film strip for the page, and the frames that each model made of the window.
 
     Rows: what happened, what each model predicted, the base model's tokens of what happened and its uncertainty.
     """
     made = {
-        name: predict(model, window.shown[:CONTEXT], window.shown_actions, **sampling) for name, model in models.items()
+        name: predict(model, window.shown[:CONTEXT], window.shown_actions, **sampling)
+        for name, model in models.items()
     }
     base = next(iter(models.values()))
     colours = code_colours(base.tokenizer.codebook.detach().cpu().float().numpy())
@@ -115,7 +128,10 @@ def film(
     rows = [("real", "what happened", window.shown)]
     rows += [(labels[name], "predicted", frames) for name, frames in made.items()]
     rows += [("tokens", "of what happened", tokens), ("uncertainty", "of the base model", doubt)]
-    strip = [{"name": name, "note": note, "image": png_picture(film_strip([row], 2))} for name, note, row in rows]
+    strip = [
+        {"name": name, "note": note, "image": png_picture(film_strip([row], 2))}
+        for name, note, row in rows
+    ]
     return strip, made
 
 
@@ -133,7 +149,12 @@ def uncertainty(model: "GenieReduxG", window: Window) -> NDArray[np.float32]:
 
     count = len(window.shown)
     frames = torch.cat([load_float_frames(window.frames[t : t + SCORED]) for t in range(count)])
-    actions = torch.stack([torch.from_numpy(window.actions[t : t + SCORED - 1].astype(np.int64)) for t in range(count)])
+    actions = torch.stack(
+        [
+            torch.from_numpy(window.actions[t : t + SCORED - 1].astype(np.int64))
+            for t in range(count)
+        ]
+    )
     with torch.inference_mode():
         entropy_TN = model.token_entropy(frames, actions)
     side = round(entropy_TN.shape[1] ** 0.5)
@@ -156,7 +177,9 @@ class CodeUse:
         return sum(share > 0 for share in self.shares)
 
 
-def code_use(model: "GenieReduxG", folders: Sequence[Path], length: int, windows: int = 24) -> CodeUse:
+def code_use(
+    model: "GenieReduxG", folders: Sequence[Path], length: int, windows: int = 24
+) -> CodeUse:
     """Encode up to so many windows of each game of some folders, evenly spread, and count."""
     import torch
 
@@ -167,10 +190,19 @@ def code_use(model: "GenieReduxG", folders: Sequence[Path], length: int, windows
     for folder in folders:
         reader = EpisodeReader(folder)
         for game in dict.fromkeys(reader.games):
-            frames = [reader[index].frames_THWC for index, name in enumerate(reader.games) if name == game]
-            starts = [(e, t) for e, episode in enumerate(frames) for t in range(0, len(episode) - length + 1, length)]
+            frames = [
+                reader[index].frames_THWC for index, name in enumerate(reader.games) if name == game
+            ]
+            starts = [
+                (e, t)
+                for e, episode in enumerate(frames)
+                for t in range(0, len(episode) - length + 1, length)
+            ]
             chosen = starts[:: max(len(starts) // windows, 1)][:windows]
-            clips += [load_float_frames(frames[episode][start : start + length]) for episode, start in chosen]
+            clips += [
+                load_float_frames(frames[episode][start : start + length])
+                for episode, start in chosen
+            ]
     frames_BTCHW = torch.cat(clips)
     with torch.inference_mode():
         tokens = torch.cat([model.tokenizer.encode(part) for part in frames_BTCHW.split(8)])
@@ -178,10 +210,16 @@ def code_use(model: "GenieReduxG", folders: Sequence[Path], length: int, windows
     shares = (counts / counts.sum()).sort(descending=True).values
     entropy = -(shares * shares.clamp_min(1e-300).log()).sum().item()
     background = static_token_fraction(tokens, frames_BTCHW)
-    return CodeUse(tuple(shares.tolist()), math.exp(entropy), background["static"], background["moving"])
+    return CodeUse(
+        tuple(shares.tolist()), math.exp(entropy), background["static"], background["moving"]
+    )
 
 
-PRESSED = {"right": "\N{RIGHTWARDS ARROW}", "left": "\N{LEFTWARDS ARROW}", "up": "\N{UPWARDS ARROW}"}
+PRESSED = {
+    "right": "\N{RIGHTWARDS ARROW}",
+    "left": "\N{LEFTWARDS ARROW}",
+    "up": "\N{UPWARDS ARROW}",
+}
 PRESSED |= {"down": "\N{DOWNWARDS ARROW}", "jump": "jump"}
 
 
@@ -195,9 +233,17 @@ def times(window: Window, context: int) -> list[dict[str, str]]:
     heads = []
     for place in range(len(window.shown)):
         ahead = place - context + 1
-        kind = "given" if ahead < 1 else "told" if ahead in (1, len(window.shown) - context) else "made"
+        kind = (
+            "given"
+            if ahead < 1
+            else "told"
+            if ahead in (1, len(window.shown) - context)
+            else "made"
+        )
         pressed = PRESSED[ACTIONS[window.shown_actions[place - 1]]] if place else ""
-        heads.append({"text": f"+{ahead}" if ahead > 0 else "given", "kind": kind, "pressed": pressed})
+        heads.append(
+            {"text": f"+{ahead}" if ahead > 0 else "given", "kind": kind, "pressed": pressed}
+        )
     return heads
 
 
@@ -206,13 +252,18 @@ def screen_montages(
 ) -> list[dict[str, Any]]:
     """Screens that only one of the two agents saw. random_data: everything the random agent saw in this run."""
     sides = []
-    for name, here, others in (("explorer", explored, random_data), ("random agent", random, [explored])):
+    for name, here, others in (
+        ("explorer", explored, random_data),
+        ("random agent", random, [explored]),
+    ):
         unseen = set().union(*(seen.ids for seen in others))
         total = len(here.ids - unseen)
         screens = unique_to(here, others, MONTAGE_SCREENS)
         versus = "any random play of this run" if name == "explorer" else "the explorer's data"
         caption = (
-            f"Only the {name} saw {total:,} screens (not in {versus})" if total else f"None that only the {name} saw"
+            f"Only the {name} saw {total:,} screens (not in {versus})"
+            if total
+            else f"None that only the {name} saw"
         )
         if len(screens) < total:
             caption += f"; the {len(screens)} most different of them"

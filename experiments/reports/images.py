@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from worldmodel.models.upscaler import Upscaler
 
 
-def predict(model: "WorldModel", given_PHWC: Frames, actions: Sequence[int] | NDArray[Any], **sampling: Any) -> Frames:
+def predict(
+    model: "WorldModel", given_PHWC: Frames, actions: Sequence[int] | NDArray[Any], **sampling: Any
+) -> Frames:
     """The given frames followed by what the model predicts, uint8 (P+F, H, W, 3). actions: P+F-1 of them.
 
     sampling: steps, temperature, mode and seed of `WorldModel.generate`.
@@ -28,7 +30,9 @@ def predict(model: "WorldModel", given_PHWC: Frames, actions: Sequence[int] | ND
     frames = load_float_frames(given_PHWC)
     chosen = torch.as_tensor(np.asarray(actions), dtype=torch.int64)[None]
     with torch.inference_mode():
-        made = model.generate(frames, chosen, generator=torch.Generator().manual_seed(seed), **sampling)
+        made = model.generate(
+            frames, chosen, generator=torch.Generator().manual_seed(seed), **sampling
+        )
     return np.concatenate([given_PHWC, picture_frames(made)])
 
 
@@ -36,7 +40,9 @@ def load_float_frames(frames_THWC: Frames) -> Any:
     """uint8 THWC -> float32 in [0, 1], 1TCHW, as the model takes them."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2)[None].float() / 255
+    return (
+        torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2)[None].float() / 255
+    )
 
 
 def picture_frames(frames_1TCHW: Any) -> Frames:
@@ -57,11 +63,15 @@ def film_strip(rows: Sequence[Frames], scale: int = 1) -> NDArray[np.uint8]:
     """Rows of T frames each as one RGBA picture, with see-through gaps. Rows: uint8 (T, H, W, 3) of equal shape."""
     count, height, width = rows[0].shape[:3]
     gap = GAP * scale
-    picture = np.zeros((len(rows) * (height * scale + gap) - gap, count * (width * scale + gap) - gap, 4), np.uint8)
+    picture = np.zeros(
+        (len(rows) * (height * scale + gap) - gap, count * (width * scale + gap) - gap, 4), np.uint8
+    )
     for y, row in enumerate(rows):
         for x, frame in enumerate(row):
             top, left = y * (height * scale + gap), x * (width * scale + gap)
-            picture[top : top + height * scale, left : left + width * scale, :3] = enlarged(frame, scale)
+            picture[top : top + height * scale, left : left + width * scale, :3] = enlarged(
+                frame, scale
+            )
             picture[top : top + height * scale, left : left + width * scale, 3] = 255
     return picture
 
@@ -95,7 +105,9 @@ def montage(screens: Sequence[Frames], columns: int, scale: int = 2) -> NDArray[
     """Single frames (H, W, 3) in rows of `columns`, as one RGBA picture."""
     blank = np.zeros_like(screens[0])
     padded = [*screens, *[blank] * (-len(screens) % columns)]
-    picture = film_strip([np.stack(padded[at : at + columns]) for at in range(0, len(padded), columns)], scale)
+    picture = film_strip(
+        [np.stack(padded[at : at + columns]) for at in range(0, len(padded), columns)], scale
+    )
     missing = len(padded) - len(screens)
     if missing:
         height, width = (side * scale for side in screens[0].shape[:2])

@@ -53,11 +53,19 @@ def render(template: str, page: dict[str, Any]) -> str:
     return environment.get_template(template).render(page)
 
 
-def write_page(out: Path, *, title: str, subtitle: str, lead: str, sections: Sequence[Section], root: Path) -> None:
+def write_page(
+    out: Path, *, title: str, subtitle: str, lead: str, sections: Sequence[Section], root: Path
+) -> None:
     """Write <out>/index.html."""
     from envs.utils.atomic_io import write_atomic
 
     footer = f"Drawn by autoexplore from {root.resolve().name}; every figure on this page comes from this one run."
     subtitle = f"{subtitle}, {datetime.date.today().isoformat()}"
-    page = {"title": title, "subtitle": subtitle, "lead": lead, "sections": sections, "footer": footer}
+    page = {
+        "title": title,
+        "subtitle": subtitle,
+        "lead": lead,
+        "sections": sections,
+        "footer": footer,
+    }
     write_atomic(out / "index.html", render("page.html.j2", page).encode())

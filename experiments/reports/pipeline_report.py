@@ -59,24 +59,52 @@ def cards(measured: EvalResults, seen: SeenBy) -> list[dict[str, str]]:
     """The main figures: each with what it has to be compared with."""
     copy, base, best = measured.get(COPY), measured.get("base"), measured.get("explored")
     lowest = min(measured.get("base", game=game).reconstruction for game in measured.games)
-    pairs = [equal_frame_counts(seen["explored"][game], seen["more-random"][game]) for game in both_saw(seen)]
+    pairs = [
+        equal_frame_counts(seen["explored"][game], seen["more-random"][game])
+        for game in both_saw(seen)
+    ]
     explored, random = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
     gain = best.whole - measured.get("random").whole
     h = measured.horizon
     return [
-        card(number(base.reconstruction), "dB", "frames rebuilt from tokens", f"lowest game {number(lowest)} dB"),
-        card(number(best.one_step), "dB", "one step ahead", f"copying the last frame: {number(copy.one_step)} dB"),
         card(
-            number(best.whole), "dB", f"mean over {h} steps ahead", f"copying the last frame: {number(copy.whole)} dB"
+            number(base.reconstruction),
+            "dB",
+            "frames rebuilt from tokens",
+            f"lowest game {number(lowest)} dB",
+        ),
+        card(
+            number(best.one_step),
+            "dB",
+            "one step ahead",
+            f"copying the last frame: {number(copy.one_step)} dB",
+        ),
+        card(
+            number(best.whole),
+            "dB",
+            f"mean over {h} steps ahead",
+            f"copying the last frame: {number(copy.whole)} dB",
         ),
         card(
             number(best.delta, 2),
             "dB",
             "gained by knowing the true actions",
-            f"95 % interval {interval(best)}" if interval(best) else "too few episodes for an interval",
+            f"95 % interval {interval(best)}"
+            if interval(best)
+            else "too few episodes for an interval",
         ),
-        card(signed(gain, 2), "dB", "explored against random play", f"fine-tuned alike, {h} steps ahead"),
-        card(f"{explored:,}", "", "distinct screens the explorer saw", f"random agent, as many frames: {random:,}"),
+        card(
+            signed(gain, 2),
+            "dB",
+            "explored against random play",
+            f"fine-tuned alike, {h} steps ahead",
+        ),
+        card(
+            f"{explored:,}",
+            "",
+            "distinct screens the explorer saw",
+            f"random agent, as many frames: {random:,}",
+        ),
     ]
 
 
@@ -116,32 +144,55 @@ def interval(figures: Figures) -> str:
     return f"{figures.delta_low:.2f} to {figures.delta_high:.2f}"
 
 
-def table(title: str, rows: Sequence[tuple[str, Figures]], shown: Sequence[Column], corner: str) -> dict[str, Any]:
+def table(
+    title: str, rows: Sequence[tuple[str, Figures]], shown: Sequence[Column], corner: str
+) -> dict[str, Any]:
     """Rows of (model, figures); in each column the best of the models is marked."""
     made = []
     for model, figures in rows:
         cells = []
         for column in shown:
-            rounded = [round(column.value(other) * column.better, column.digits) for _, other in rows]
+            rounded = [
+                round(column.value(other) * column.better, column.digits) for _, other in rows
+            ]
             value = round(column.value(figures) * column.better, column.digits)
             finite = [other for other in rounded if math.isfinite(other)]
-            best = len(finite) > 1 and math.isfinite(value) and value == max(finite) and min(finite) < max(finite)
+            best = (
+                len(finite) > 1
+                and math.isfinite(value)
+                and value == max(finite)
+                and min(finite) < max(finite)
+            )
             small = column.small(figures) if column.small else ""
-            cells.append({"text": number(column.value(figures), column.digits), "best": best, "small": small})
+            cells.append(
+                {"text": number(column.value(figures), column.digits), "best": best, "small": small}
+            )
         made.append({"name": MODEL_NAMES[model], "style": model, "cells": cells})
-    return {"title": title, "corner": corner, "columns": [column.head for column in shown], "rows": made}
+    return {
+        "title": title,
+        "corner": corner,
+        "columns": [column.head for column in shown],
+        "rows": made,
+    }
 
 
 def result(measured: EvalResults) -> dict[str, Any]:
     """The comparison: words, tables, bars."""
     models = (COPY, *MODELS)
     both = table(
-        "All held-out episodes", [(m, measured.get(m)) for m in models], columns(measured, distance=False), "Model"
+        "All held-out episodes",
+        [(m, measured.get(m)) for m in models],
+        columns(measured, distance=False),
+        "Model",
     )
     tables = [both]
     for test in TESTS:
         rows = [(m, measured.get(m, test)) for m in models]
-        tables.append(table(f"Only {TEST_NAMES[test]} episodes", rows, columns(measured, distance=True), "Model"))
+        tables.append(
+            table(
+                f"Only {TEST_NAMES[test]} episodes", rows, columns(measured, distance=True), "Model"
+            )
+        )
     for game in measured.games:
         rows = [(m, measured.get(m, game=game)) for m in models]
         tables.append(table(short_name(game), rows, columns(measured, distance=False), "Model"))
@@ -150,7 +201,9 @@ def result(measured: EvalResults) -> dict[str, Any]:
     for game in games:
         for model in MODELS:
             f = measured.get(model, game=game)
-            bars.append(Bar(group(game), MODEL_NAMES[model], model, f.delta, f.delta_low, f.delta_high))
+            bars.append(
+                Bar(group(game), MODEL_NAMES[model], model, f.delta, f.delta_low, f.delta_high)
+            )
             gain = f.whole - measured.get(COPY, game=game).whole
             gains.append(Bar(group(game), MODEL_NAMES[model], model, gain, math.nan, math.nan))
     h = measured.horizon
@@ -162,8 +215,12 @@ def result(measured: EvalResults) -> dict[str, Any]:
         "frame given. Delta-PSNR: PSNR at the fourth frame with the true actions minus with random ones, the mean over "
         "windows and its 95 % interval.",
         "result_charts": [
-            Markup(bar_chart(bars, y_label="delta-PSNR, dB", title="How much the controls matter to the model")),
-            Markup(bar_chart(gains, y_label="dB above copying", title=f"Mean PSNR over {h} steps, above copying")),
+            bar_chart(
+                bars, y_label="delta-PSNR, dB", title="How much the controls matter to the model"
+            ),
+            bar_chart(
+                gains, y_label="dB above copying", title=f"Mean PSNR over {h} steps, above copying"
+            ),
         ],
     }
 
@@ -189,24 +246,38 @@ def games(root: Path, plan: dict[str, Any], measured: EvalResults) -> dict[str, 
     for game in plan["games"]:
         strips, moving = [], None
         for test in TESTS:
-            window = figures.choose_window(root / "data" / f"test-{test}", game, figures.CONTEXT + h)
+            window = figures.choose_window(
+                root / "data" / f"test-{test}", game, figures.CONTEXT + h
+            )
             if window is None:
                 continue
-            rows, made = figures.film(window, models, MODEL_NAMES, {**sampling, "seed": plan["seed"]})
+            rows, made = figures.film(
+                window, models, MODEL_NAMES, {**sampling, "seed": plan["seed"]}
+            )
             caption = f"One of {TEST_NAMES[test]} held-out episodes ({window.session}), from frame {window.start}."
-            strips.append({"times": figures.times(window, figures.CONTEXT), "rows": rows, "caption": caption})
+            strips.append(
+                {"times": figures.times(window, figures.CONTEXT), "rows": rows, "caption": caption}
+            )
             if moving is None or test == "explored":
                 drawn = [at_scale(frames, upscaler, 4) for frames in (window.shown, *made.values())]
-                moving = figures.gif_picture([frames for frames, _ in drawn], drawn[0][1], figures.CONTEXT)
+                moving = figures.gif_picture(
+                    [frames for frames, _ in drawn], drawn[0][1], figures.CONTEXT
+                )
         if moving is not None:
             panels = ["Real", *(MODEL_NAMES[name] for name in MODELS)]
-            shown.append({"name": short_name(game), "panels": panels, "gif": moving, "strips": strips})
+            shown.append(
+                {"name": short_name(game), "panels": panels, "gif": moving, "strips": strips}
+            )
     return {
         "games": shown,
         "games_text": f"Two frames and the buttons pressed are given, {h} frames are predicted. The windows were "
         "chosen by how much moves in them (the upper quartile of their game), not by how well a model does. Below each "
         "time stands the button that led to its frame."
-        + (" The moving pictures are enlarged by the upscaler in this run's folder." if upscaler else ""),
+        + (
+            " The moving pictures are enlarged by the upscaler in this run's folder."
+            if upscaler
+            else ""
+        ),
         "heat_high": number(figures.HEAT_HIGH),
     }
 
@@ -216,13 +287,20 @@ def horizon(measured: EvalResults) -> dict[str, Any]:
     charts = []
     for game in measured.games:
         lines = [
-            Series(MODEL_NAMES[m], m, range(1, measured.horizon + 1), measured.get(m, game=game).psnr)
+            Series(
+                MODEL_NAMES[m], m, range(1, measured.horizon + 1), measured.get(m, game=game).psnr
+            )
             for m in (COPY, *MODELS)
         ]
         title = short_name(game)
         charts.append(
-            Markup(
-                line_chart(lines, x_label="steps ahead", y_label="PSNR, dB", title=title, markers=True, width=NARROW)
+            line_chart(
+                lines,
+                x_label="steps ahead",
+                y_label="PSNR, dB",
+                title=title,
+                markers=True,
+                width=NARROW,
             )
         )
     beats = [m for m in MODELS if measured.get(m).psnr[-1] > measured.get(COPY).psnr[-1]]
@@ -253,12 +331,22 @@ def screens(seen: SeenBy) -> dict[str, Any]:
         ]
         title = short_name(game)
         charts.append(
-            Markup(line_chart(lines, x_label="frames played", y_label="distinct screens", title=title, width=NARROW))
+            line_chart(
+                lines,
+                x_label="frames played",
+                y_label="distinct screens",
+                title=title,
+                width=NARROW,
+            )
         )
         before = [random, *([seen["random"][game]] if game in seen["random"] else [])]
         montages.append({"name": title, "sides": screen_montages(random, explored, before)})
         e, r = equal_frame_counts(explored, random)
-        more = "as many as" if e == r else f"{abs(e - r) / max(r, 1):.0%} {'more' if e > r else 'fewer'} than"
+        more = (
+            "as many as"
+            if e == r
+            else f"{abs(e - r) / max(r, 1):.0%} {'more' if e > r else 'fewer'} than"
+        )
         words.append(f"{title}: {e:,}, {more} the random agent's {r:,}")
     return {
         "screens_text": [
@@ -310,13 +398,17 @@ def codes(root: Path, length: int) -> tuple[str, Markup]:
         f"On held-out frames the tokenizer uses {use.used:,} of its {total:,} codes, as evenly as "
         f"{use.perplexity:.0f} equal ones. Its commonest code stands on {use.static:.0%} of the patches in which "
         f"nothing changed since the frame before and on {use.moving:.0%} of the others"
-        + (": a code for standing still, as the paper found." if use.static > 2 * use.moving else ".")
+        + (
+            ": a code for standing still, as the paper found."
+            if use.static > 2 * use.moving
+            else "."
+        )
     )
     ranks = sorted({round(10 ** (step / 20)) for step in range(61)} & set(range(1, total + 1)))
     line = Series("codes, commonest first", "base", ranks, [use.shares[rank - 1] for rank in ranks])
     title = "Codebook: how often each code is used"
-    return words, Markup(
-        line_chart([line], x_label="rank", y_label="share of tokens", title=title, log_x=True, log_y=True)
+    return words, line_chart(
+        [line], x_label="rank", y_label="share of tokens", title=title, log_x=True, log_y=True
     )
 
 
@@ -330,10 +422,13 @@ def training(root: Path, measured: EvalResults) -> dict[str, Any]:
         return Series(label, style, *read_metric(run, name))
 
     def chart(title: str, y: str, *lines: Series, x: str = "steps") -> Markup:
-        return Markup(line_chart(lines, x_label=x, y_label=y, title=title, log_y=y == "loss"))
+        return line_chart(lines, x_label=x, y_label=y, title=title, log_y=y == "loss")
 
     def sides(part: str, name: str) -> list[Series]:
-        return [curve(tuned[side] / part, name, side, MODEL_NAMES[side]) for side in ("random", "explored")]
+        return [
+            curve(tuned[side] / part, name, side, MODEL_NAMES[side])
+            for side in ("random", "explored")
+        ]
 
     charts = [
         chart(

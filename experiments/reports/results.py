@@ -24,7 +24,11 @@ IN_WORDS = {
     "explored": "the one with explored play",
 }
 TESTS = ("random", "explored")
-TEST_NAMES = {"both": "all held-out episodes", "random": "the random agent's", "explored": "the explorer's"}
+TEST_NAMES = {
+    "both": "all held-out episodes",
+    "random": "the random agent's",
+    "explored": "the explorer's",
+}
 CHANCE_DB = 0.5
 """Differences below this many dB are called what they may be, with one seed: chance."""
 EQUAL_DB = 0.1
@@ -70,8 +74,16 @@ def pooled(parts: Sequence[Figures]) -> Figures:
     shares = [part.windows / total for part in parts]
 
     def over(values: Sequence[float]) -> float:
-        known = [(share, value) for share, value in zip(shares, values, strict=True) if math.isfinite(value)]
-        return sum(share * value for share, value in known) / sum(share for share, _ in known) if known else math.nan
+        known = [
+            (share, value)
+            for share, value in zip(shares, values, strict=True)
+            if math.isfinite(value)
+        ]
+        return (
+            sum(share * value for share, value in known) / sum(share for share, _ in known)
+            if known
+            else math.nan
+        )
 
     def along(lists: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
         return tuple(over(values) for values in zip(*lists, strict=True))
@@ -114,13 +126,18 @@ def read_measured(evaluation: Path) -> EvalResults:
         for test in TESTS:
             raw = json.loads((evaluation / f"{model}-{test}.json").read_text())
             sets = {"all": raw["overall"], **raw["games"]}
-            of[model][test] = {game: _figures(values, "prediction") for game, values in sets.items()}
+            of[model][test] = {
+                game: _figures(values, "prediction") for game, values in sets.items()
+            }
             if model == MODELS[0]:
-                of.setdefault(COPY, {})[test] = {game: _figures(values, "copy") for game, values in sets.items()}
+                of.setdefault(COPY, {})[test] = {
+                    game: _figures(values, "copy") for game, values in sets.items()
+                }
     for sets_of in of.values():
         names = list(dict.fromkeys(name for test in TESTS for name in sets_of[test]))
         sets_of["both"] = {
-            name: pooled([sets_of[test][name] for test in TESTS if name in sets_of[test]]) for name in names
+            name: pooled([sets_of[test][name] for test in TESTS if name in sets_of[test]])
+            for name in names
         }
     games = tuple(name for name in of["base"]["both"] if name != "all")
     horizon = len(of["base"]["both"]["all"].psnr)
@@ -134,7 +151,9 @@ def _figures(values: dict[str, Any], side: str) -> Figures:
         return math.nan if value is None else value
 
     by_step = values[side]["by_step"]
-    psnr, ssim, moving = (tuple(map(known, by_step[name])) for name in ("psnr", "ssim", "moving_psnr"))
+    psnr, ssim, moving = (
+        tuple(map(known, by_step[name])) for name in ("psnr", "ssim", "moving_psnr")
+    )
     distance = known(values[side]["distance"])
     if side == "copy":
         return Figures(values["windows"], psnr, ssim, moving, distance=distance)
@@ -181,7 +200,11 @@ def _compared(gain: float, one: str, other: str) -> str:
         return f"{one} made no difference to {other} beyond {EQUAL_DB} dB."
     better, worse = (one, other) if gain > 0 else (other, one)
     words = f"{better[0].upper() + better[1:]} was worth {abs(gain):.1f} dB more than {worse[0].lower() + worse[1:]}."
-    return words + (" One run with one seed: so small a difference may be chance." if abs(gain) < CHANCE_DB else "")
+    return words + (
+        " One run with one seed: so small a difference may be chance."
+        if abs(gain) < CHANCE_DB
+        else ""
+    )
 
 
 def _control(measured: EvalResults) -> str:
@@ -191,8 +214,14 @@ def _control(measured: EvalResults) -> str:
         figures = measured.get(model)
         parts.append(f"{IN_WORDS[model]} {figures.delta:.2f} dB{interval_words(figures)}")
     sure = [model for model in MODELS if measured.get(model).delta_low > 0]
-    told = {0: "it is surely above zero for none of them", len(MODELS): "it is surely above zero for all three"}
-    words = told.get(len(sure), f"it is surely above zero for {' and '.join(IN_WORDS[model] for model in sure)} only")
+    told = {
+        0: "it is surely above zero for none of them",
+        len(MODELS): "it is surely above zero for all three",
+    }
+    words = told.get(
+        len(sure),
+        f"it is surely above zero for {' and '.join(IN_WORDS[model] for model in sure)} only",
+    )
     return f"How much the true actions help over random ones (delta-PSNR): {', '.join(parts)}; {words}."
 
 
@@ -207,7 +236,8 @@ def headline(measured: EvalResults) -> list[str]:
     """The run's main figures in five lines, for the terminal."""
     copy, best = measured.get(COPY), measured.get("explored")
     games = ", ".join(
-        f"{short_name(game)} {measured.get('base', game=game).reconstruction:.1f}" for game in measured.games
+        f"{short_name(game)} {measured.get('base', game=game).reconstruction:.1f}"
+        for game in measured.games
     )
     return [
         f"Reconstruction PSNR in dB: {games}",

@@ -4,13 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
-from experiments.reports.charts import Series, line_chart
+from experiments.reports.charts import STYLES, Series, line_chart
 from experiments.reports.page import Section, Table, write_page
 from experiments.reports.results import read_metric, short_name
-
-STYLES = ("copy", "base", "random", "explored")
 
 
 def read_rounds(root: Path) -> list[dict[str, Any]]:
@@ -24,7 +20,10 @@ def build(root: Path, out: Path) -> list[str]:
     from envs.utils.atomic_io import write_json_atomic
 
     measured = read_rounds(root)
-    games = [short_name(game) for game in json.loads((root / "config.json").read_text())["pipeline"]["games"]]
+    games = [
+        short_name(game)
+        for game in json.loads((root / "config.json").read_text())["pipeline"]["games"]
+    ]
     mean = {(model, play): value for row in measured for model, play, value, _ in row["entropy"]}
     rounds = range(1, len(measured))
     new = [sum(counts["new"] for counts in row["screens"].values()) for row in measured]
@@ -47,7 +46,10 @@ def build(root: Path, out: Path) -> list[str]:
         sections=sections,
         root=root,
     )
-    write_json_atomic(out / "rounds.json", {"entropy": [[*pair, value] for pair, value in mean.items()], "new": new})
+    write_json_atomic(
+        out / "rounds.json",
+        {"entropy": [[*pair, value] for pair, value in mean.items()], "new": new},
+    )
     return lines
 
 
@@ -72,11 +74,20 @@ def unsure(measured: list[dict[str, Any]], mean: dict[tuple[int, int], float]) -
         rows.append([name, *cells])
     heads = ["Screens of", "base model", *(f"after round {place}" for place in range(1, count))]
     lines = [
-        Series(name, STYLES[play % len(STYLES)], range(count), [mean[model, play] for model in range(count)])
+        Series(
+            name,
+            STYLES[play % len(STYLES)],
+            range(count),
+            [mean[model, play] for model in range(count)],
+        )
         for play, name in enumerate(names)
     ]
     chart = line_chart(
-        lines, x_label="rounds learnt from", y_label="mean entropy", title="Entropy on fixed screens", markers=True
+        lines,
+        x_label="rounds learnt from",
+        y_label="mean entropy",
+        title="Entropy on fixed screens",
+        markers=True,
     )
     return Section(
         "How unsure the models are",
@@ -86,7 +97,7 @@ def unsure(measured: list[dict[str, Any]], mean: dict[tuple[int, int], float]) -
             "met them.",
         ],
         tables=[Table(heads, rows)],
-        charts=[Markup(chart)],
+        charts=[chart],
     )
 
 
@@ -96,10 +107,20 @@ def moving_on(root: Path, measured: list[dict[str, Any]]) -> Section:
     for row in measured:
         for game, counts in row["screens"].items():
             cells = (f"{counts[name]:,}" for name in ("frames", "seen", "new"))
-            rows.append([f"round {row['round']}" if row["round"] else "random play", short_name(game), *cells])
+            rows.append(
+                [
+                    f"round {row['round']}" if row["round"] else "random play",
+                    short_name(game),
+                    *cells,
+                ]
+            )
     for row in measured[1:]:
-        steps, values = read_metric(root / "rounds" / str(row["round"]) / "explore", "explore/reward")
-        lines.append(Series(f"round {row['round']}", STYLES[row["round"] % len(STYLES)], steps, values))
+        steps, values = read_metric(
+            root / "rounds" / str(row["round"]) / "explore", "explore/reward"
+        )
+        lines.append(
+            Series(f"round {row['round']}", STYLES[row["round"] % len(STYLES)], steps, values)
+        )
     new = [sum(counts["new"] for counts in row["screens"].values()) for row in measured]
     charts = [
         line_chart(
@@ -109,11 +130,18 @@ def moving_on(root: Path, measured: list[dict[str, Any]]) -> Section:
             title="Distinct screens that no earlier round had",
             markers=True,
         ),
-        line_chart(lines, x_label="epochs", y_label="mean uncertainty", title="Reward while each round's agent learns"),
+        line_chart(
+            lines,
+            x_label="epochs",
+            y_label="mean uncertainty",
+            title="Reward while each round's agent learns",
+        ),
     ]
     return Section(
         "Whether the agents moved on",
-        ["Distinct screens of each round's recorded play, and how many of them no play before it had."],
+        [
+            "Distinct screens of each round's recorded play, and how many of them no play before it had."
+        ],
         tables=[Table(("Play of", "Game", "Frames", "Distinct screens", "New ones"), rows)],
-        charts=[Markup(chart) for chart in charts],
+        charts=charts,
     )

@@ -71,7 +71,9 @@ def equal_frame_counts(one: ScreenStats, other: ScreenStats) -> tuple[int, int]:
     return one.after(frames), other.after(frames)
 
 
-def unique_to(here: ScreenStats, elsewhere: Iterable[ScreenStats], count: int) -> list[NDArray[np.uint8]]:
+def unique_to(
+    here: ScreenStats, elsewhere: Iterable[ScreenStats], count: int
+) -> list[NDArray[np.uint8]]:
     """Up to `count` screens of `here` that are in none of the others, as different from each other as can be.
 
     Each next one is the farthest from those already taken, by the mean absolute difference of the frames.

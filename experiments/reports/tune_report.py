@@ -6,11 +6,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from experiments.reports.charts import Series, line_chart, short
+from experiments.reports.charts import STYLES, Series, line_chart, short
 from experiments.reports.page import Section, Table, write_page
 from experiments.reports.results import short_name
 
-STYLES = ("base", "random", "explored", "copy")
 NAMES = {
     "lr": "learning rate",
     "entropy_coeff": "entropy bonus",
@@ -61,20 +60,26 @@ def build(root: Path, out: Path) -> list[str]:
                 else "No agent copied another."
             ],
             tables=[
-                Table(("From epoch", "Agent", "Copied from", *NAMES.values()), [_row(change) for change in changes])
+                Table(
+                    ("From epoch", "Agent", "Copied from", *NAMES.values()),
+                    [_row(change) for change in changes],
+                )
             ],
             charts=[
-                Markup(
-                    line_chart(
-                        [
-                            Series(name, STYLES[place % len(STYLES)], trial["epochs"], trial["settings"][setting])
-                            for place, (name, trial) in enumerate(trials.items())
-                        ],
-                        x_label="epochs",
-                        y_label=NAMES[setting],
-                        title=NAMES[setting].capitalize(),
-                        log_y=setting in LOG,
-                    )
+                line_chart(
+                    [
+                        Series(
+                            name,
+                            STYLES[place % len(STYLES)],
+                            trial["epochs"],
+                            trial["settings"][setting],
+                        )
+                        for place, (name, trial) in enumerate(trials.items())
+                    ],
+                    x_label="epochs",
+                    y_label=NAMES[setting],
+                    title=NAMES[setting].capitalize(),
+                    log_y=setting in LOG,
                 )
                 for setting in NAMES
             ],
@@ -98,12 +103,14 @@ def _chart(title: str, y_label: str, trials: dict[str, Any], key: str) -> Markup
         Series(name, STYLES[place % len(STYLES)], trial["epochs"], trial[key])
         for place, (name, trial) in enumerate(trials.items())
     ]
-    return Markup(line_chart(lines, x_label="epochs", y_label=y_label, title=title))
+    return line_chart(lines, x_label="epochs", y_label=y_label, title=title)
 
 
 def _row(change: dict[str, Any]) -> list[str]:
     cells = [
-        " to ".join(short(value) for value in change["settings"][name]) if name in change["settings"] else "same"
+        " to ".join(short(value) for value in change["settings"][name])
+        if name in change["settings"]
+        else "same"
         for name in NAMES
     ]
     return [str(change["from_epoch"]), change["trial"], change["copied"] or "-", *cells]

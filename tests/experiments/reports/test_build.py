@@ -1,4 +1,4 @@
-"""The report: one page that holds all it shows, built from a real run, whose words follow from its numbers."""
+"""The report: one page that holds all it shows, whose words follow from its numbers."""
 
 import base64
 import dataclasses
@@ -7,6 +7,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,20 @@ from PIL import Image
 from envs.utils.images import enlarged, gif, heat_map
 from experiments.__main__ import execute
 from experiments.commands import report
-from experiments.reports.charts import Bar, Series, bar_chart, line_chart, log_ticks, nice_ticks, short, tick_texts
+from experiments.reports import charts
+from experiments.reports.charts import COLOURS, STYLES, Bar, Series, bar_chart, line_chart, short
 from experiments.reports.images import code_colours, film_strip, montage, token_map
 from experiments.reports.pipeline_report import Column, table
-from experiments.reports.results import COPY, MODELS, TESTS, EvalResults, Figures, pooled, read_measured, verdict
+from experiments.reports.results import (
+    COPY,
+    MODELS,
+    TESTS,
+    EvalResults,
+    Figures,
+    pooled,
+    read_measured,
+    verdict,
+)
 from experiments.reports.screens import ScreenStats, equal_frame_counts, unique_to
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -42,7 +53,9 @@ class Page(HTMLParser):
         self.tags.add(tag)
         if tag == "img":
             self.images.append(values)
-        self.links += [str(values[name]) for name in ("href", "src", "xlink:href", "data") if values.get(name)]
+        self.links += [
+            str(values[name]) for name in ("href", "src", "xlink:href", "data") if values.get(name)
+        ]
         self.ids.add(str(values.get("id")))
         if tag not in VOID:
             self.open.append(tag)
@@ -78,7 +91,9 @@ def test_pictures_are_what_they_say(html: str) -> None:
     kinds = set()
     for image in page.images:
         assert image["alt"]
-        kind, data = re.fullmatch(r"data:image/(\w+);base64,(.*)", str(image["src"])).groups()  # type: ignore[union-attr]
+        found = re.fullmatch(r"data:image/(\w+);base64,(.*)", str(image["src"]))
+        assert found is not None
+        kind, data = found.groups()
         decoded = Image.open(io.BytesIO(base64.b64decode(data)))
         decoded.load()
         assert decoded.format == kind.upper()
@@ -101,8 +116,9 @@ def test_page_shows_every_part(html: str) -> None:
         "delta-PSNR",
     ):
         assert words in html
-    assert html.count("<polyline") >= 10
-    assert html.count('class="bar f-') >= 3
+    drawn = re.findall(r'<figure class="chart">.*?</figure>', html, re.DOTALL)
+    assert sum(len(drawn_points(chart, style)) > 1 for chart in drawn for style in STYLES) >= 10
+    assert sum(len(drawn_bars(chart)) for chart in drawn) >= 6
 
 
 def test_report_is_drawn_again_from_what_the_run_left(
@@ -114,7 +130,13 @@ def test_report_is_drawn_again_from_what_the_run_left(
 
 def test_five_lines_for_the_terminal(finished_run: tuple[Path, str]) -> None:
     printed = "".join(finished_run[1].splitlines()[-12:])
-    for words in ("Reconstruction PSNR", "One step ahead", "steps ahead, mean", "Delta-PSNR", "Distinct screens"):
+    for words in (
+        "Reconstruction PSNR",
+        "One step ahead",
+        "steps ahead, mean",
+        "Delta-PSNR",
+        "Distinct screens",
+    ):
         assert words in printed
 
 
@@ -124,7 +146,9 @@ def figures(psnr: float, delta: float = 1.0, windows: int = 10) -> Figures:
 
 
 def measured(**psnr: float) -> EvalResults:
-    of = {m: {test: {"all": figures(psnr[m])} for test in (*TESTS, "both")} for m in (COPY, *MODELS)}
+    of = {
+        m: {test: {"all": figures(psnr[m])} for test in (*TESTS, "both")} for m in (COPY, *MODELS)
+    }
     return EvalResults(of, ("Counting",), 3, "FID-EfficientNetLite0")
 
 
@@ -139,15 +163,22 @@ def test_words_follow_from_numbers() -> None:
     unsure = measured(copy=20, base=24, random=25, explored=27)
     for test in unsure.of["base"].values():
         test["all"] = dataclasses.replace(test["all"], delta_low=-0.1)
-    assert "surely above zero for the one with more random play and the one with explored play only" in " ".join(
-        verdict(unsure)
+    assert (
+        "surely above zero for the one with more random play and the one with explored play only"
+        in " ".join(verdict(unsure))
     )
 
 
 def test_best_of_a_column_is_marked_only_where_there_is_one() -> None:
     rows = [("base", figures(24.0)), ("random", figures(25.0)), ("explored", figures(25.0))]
-    columns = [Column("psnr", lambda f: f.whole), Column("same", lambda f: 1.0), Column("less", lambda f: f.whole, -1)]
-    cells = [[cell["best"] for cell in row["cells"]] for row in table("", rows, columns, "")["rows"]]
+    columns = [
+        Column("psnr", lambda f: f.whole),
+        Column("same", lambda f: 1.0),
+        Column("less", lambda f: f.whole, -1),
+    ]
+    cells = [
+        [cell["best"] for cell in row["cells"]] for row in table("", rows, columns, "")["rows"]
+    ]
     assert cells == [[False, False, True], [True, False, False], [True, False, False]]
 
 
@@ -156,7 +187,9 @@ def test_pooled_figures_are_weighted_by_windows() -> None:
     assert both.windows == 40
     assert both.whole == pytest.approx(21.0)
     assert both.delta == pytest.approx(1.0)
-    assert both.delta_high - both.delta == pytest.approx(math.sqrt((0.75 * 0.5) ** 2 + (0.25 * 0.5) ** 2))
+    assert both.delta_high - both.delta == pytest.approx(
+        math.sqrt((0.75 * 0.5) ** 2 + (0.25 * 0.5) ** 2)
+    )
     assert math.isnan(both.distance)
 
 
@@ -166,39 +199,87 @@ def test_figures_of_a_run_are_those_of_its_evaluation(finished_run: tuple[Path, 
     folder = finished_run[0] / "evaluation"
     read = read_measured(folder)
     raw = json.loads((folder / "explored-random.json").read_text())
-    assert read.get("explored", "random").psnr == tuple(raw["overall"]["prediction"]["by_step"]["psnr"])
-    assert read.get(COPY, "random", "Counting").psnr == tuple(raw["games"]["Counting"]["copy"]["by_step"]["psnr"])
+    assert read.get("explored", "random").psnr == tuple(
+        raw["overall"]["prediction"]["by_step"]["psnr"]
+    )
+    assert read.get(COPY, "random", "Counting").psnr == tuple(
+        raw["games"]["Counting"]["copy"]["by_step"]["psnr"]
+    )
     assert read.horizon == 4
 
 
+def drawn_points(chart: str, style: str) -> list[tuple[float, float]]:
+    """Return the points of a style's line, in the chart's coordinates."""
+    colour = re.escape(f"stroke: var(--{style})")
+    found = re.search(rf'<path d="([^"]*)" style="fill: none; [^"]*{colour}', chart)
+    return (
+        [(float(x), float(y)) for x, y in re.findall(r"(\S+) (\S+) ?\n", found[1])] if found else []
+    )
+
+
+def drawn_bars(chart: str) -> list[str]:
+    """Return the styles of a chart's bars, then those of its legend."""
+    return re.findall(r'style="fill: var\(--(\w+)\)"', chart)
+
+
+def texts(chart: str) -> list[str]:
+    """Return everything that is written in a chart."""
+    return re.findall(r">([^<>\s][^<>]*)</text>", chart)
+
+
+def lines(y: list[float], **settings: Any) -> str:
+    """Draw one line."""
+    series = Series("a", "base", range(1, len(y) + 1), y)
+    return line_chart([series], x_label="x", y_label="y", title="t", **settings)
+
+
 def test_charts_leave_out_what_is_not_a_number() -> None:
-    chart = line_chart(
-        [Series("a<b", "base", [0, 1, 2], [1.0, math.nan, 3.0])], x_label="x", y_label="y", title="t", markers=True
-    )
+    series = [Series("a<b", "base", [0, 1, 2], [1.0, math.nan, 3.0])]
+    chart = line_chart(series, x_label="x", y_label="y", title="t", markers=True)
     assert "nan" not in chart
-    assert chart.count("<circle") == 2
-    assert "a&lt;b" in chart
+    assert len(drawn_points(chart, "base")) == 2
+    assert "a&lt;b" in texts(chart)
+    assert {"x", "y"} < set(texts(chart))
+    assert "<figcaption>t</figcaption>" in chart
     assert "Nothing was recorded" in line_chart([], x_label="x", y_label="y", title="t")
-    many = line_chart([Series("a", "base", range(9000), [1.0] * 9000)], x_label="x", y_label="y", title="t")
-    assert many.count("<circle") <= 160
+    assert 2 < len(drawn_points(lines([float(n % 7) for n in range(9000)]), "base")) <= 160
     bars = bar_chart(
-        [Bar("g", "a", "base", -1.0, math.nan, math.nan), Bar("g", "b", "random", 2, 1, 3)], y_label="", title=""
+        [Bar("g", "a", "base", -1.0, math.nan, math.nan), Bar("g", "b", "random", 2, 1, 3)],
+        y_label="",
+        title="",
     )
-    assert bars.count("whisker") == 1
+    assert drawn_bars(bars) == ["base", "random"] * 2
+    assert bars.count("stroke: var(--ink); stroke-width: 1.4") == 1  # one interval
+    assert {"g", "a", "b"} < set(texts(bars))
     assert "nan" not in bars.lower()
 
 
+def test_charts_follow_the_colours_of_the_page() -> None:
+    chart = lines([1.0, 2.0])
+    assert not re.search("#[0-9a-f]{6}", chart)
+    style_sheet = (Path(charts.__file__).parent / "templates/report_style.html.j2").read_text()
+    for name, colour in COLOURS.items():
+        assert f"--{name}: {colour};" in style_sheet
+        assert style_sheet.count(f"--{name}: ") == 2  # light and dark
+    assert chart == lines([1.0, 2.0])
+
+
 def test_axes_have_round_numbers() -> None:
-    assert nice_ticks(0, 97, 5) == [0, 50, 100]
-    assert nice_ticks(-0.3, 1.1, 5) == [-0.5, 0.0, 0.5, 1.0, 1.5]
-    assert nice_ticks(5, 5, 5)[0] <= 5 <= nice_ticks(5, 5, 5)[-1]
-    assert log_ticks(0.0003, 0.04) == pytest.approx((1e-4, 1e-3, 1e-2, 1e-1))
-    assert log_ticks(0.45, 6.0) == pytest.approx((0.2, 0.5, 1, 2, 5, 10))
-    assert log_ticks(3.0, 3.0)[0] <= 3 <= log_ticks(3.0, 3.0)[-1]
-    loss = line_chart([Series("a", "base", [1, 2, 3], [1.0, 0.0, 0.1])], x_label="", y_label="", title="", log_y=True)
-    assert loss.count("<circle") == 2  # zero has no place on a log axis
-    assert tick_texts([0, 0.5, 1.0]) == ["0.0", "0.5", "1.0"]
-    assert [short(v) for v in (12300, 38.44, 0.5, 0.01234, math.inf)] == ["12,300", "38.4", "0.50", "0.0123", "-"]
+    def ticks(y: list[float], **settings: Any) -> list[str]:
+        """Return the labels of the y axis, which follow those of the x axis and its label."""
+        found = texts(lines(y, **settings))
+        return found[found.index("x") + 1 : found.index("y")]
+
+    assert ticks([0, 97]) == ["0", "20", "40", "60", "80", "100"]
+    assert ticks([-0.6, 1.1]) == ["\N{MINUS SIGN}0.5", "0.0", "0.5", "1.0"]
+    assert "5.0" in ticks([5, 5])
+    assert ticks([0.0003, 0.04], log_y=True) == ["0.001", "0.01"]
+    assert ticks([0.45, 6.0], log_y=True) == ["0.5", "1", "2", "5"]
+    assert {"2", "5"} < set(ticks([3.0, 3.0], log_y=True))
+    # Zero has no place on a log axis.
+    assert len(drawn_points(lines([1.0, 0.0, 0.1], log_y=True), "base")) == 2
+    values = [short(v) for v in (12300, 38.44, 0.5, 0.01234, math.inf)]
+    assert values == ["12,300", "38.4", "0.50", "0.0123", "-"]
 
 
 def test_pictures_repeat_pixels(rng: np.random.Generator) -> None:
@@ -222,7 +303,11 @@ def test_maps_of_tokens_and_heat(rng: np.random.Generator) -> None:
     assert shown.shape == (2, 16, 16, 3)
     assert (shown[1, 8:12, 12:16] == colours[5]).all()
     assert (shown[0] == shown[0, 0, 0]).all()  # the commonest code has one colour of its own
-    heat = heat_map(np.linspace(0, 1, 32, dtype=np.float32).reshape(2, 4, 4), np.zeros((2, 16, 16, 3), np.uint8), 1.0)
+    heat = heat_map(
+        np.linspace(0, 1, 32, dtype=np.float32).reshape(2, 4, 4),
+        np.zeros((2, 16, 16, 3), np.uint8),
+        1.0,
+    )
     assert heat[0, 0, 0].sum() < heat[1, -1, -1].sum()
 
 
@@ -236,16 +321,32 @@ def test_screens_only_one_agent_saw(rng: np.random.Generator) -> None:
     assert len(here.ids) == 6
     assert here.curve == [(0, 0), *((n, n) for n in range(1, 7)), (12, 6)]
     assert [here.after(frames) for frames in (0, 5, 6, 100)] == [0, 5, 6, 6]
-    assert equal_frame_counts(here, there) == (5, 5)  # after the five frames that the other has played
+    assert equal_frame_counts(here, there) == (
+        5,
+        5,
+    )  # after the five frames that the other has played
     alone = unique_to(here, [there], 5)
     assert sorted(frame.tobytes() for frame in alone) == sorted(frame.tobytes() for frame in a[4:])
     assert unique_to(here, [here], 5) == []
 
 
-def test_generate_draws_what_the_model_makes_of_an_episode(finished_run: tuple[Path, str], tmp_path: Path) -> None:
+def test_generate_draws_what_the_model_makes_of_an_episode(
+    finished_run: tuple[Path, str], tmp_path: Path
+) -> None:
     run = finished_run[0]
     data, model = str(run / "data/test-random"), str(run / "models/base")
-    argv = ["generate", model, "--data", data, "--out", str(tmp_path), "--horizon", "3", "--sampling-steps", "1"]
+    argv = [
+        "generate",
+        model,
+        "--data",
+        data,
+        "--out",
+        str(tmp_path),
+        "--horizon",
+        "3",
+        "--sampling-steps",
+        "1",
+    ]
     assert execute(argv) == 0
     (strip,), (film,) = tmp_path.glob("*.png"), tmp_path.glob("*.gif")
     assert Image.open(strip).size == (5 * 64 * 4 + 4 * 8, 2 * 64 * 4 + 8)
