@@ -3,9 +3,10 @@
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -32,7 +33,7 @@ COLOURS = {
 DASHES = {"base": "--", "random": "-.", "explored": "-", "copy": ":"}
 STYLES = tuple(DASHES)
 """Names of the styles that a series can have."""
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "autoexplore",
     "font.size": 11,
@@ -76,6 +77,14 @@ class Bar:
     value: float
     low: float
     high: float
+
+
+def series_in_turn(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> list[Series]:
+    """Return named curves, (x, y) each, as lines whose styles take turns."""
+    return [
+        Series(name, style, *xy)
+        for (name, xy), style in zip(curves.items(), cycle(STYLES), strict=False)
+    ]
 
 
 def line_chart(

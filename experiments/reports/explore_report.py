@@ -1,4 +1,4 @@
-"""What an exploration run looked like: curves by game, what surprised the model, and the best agent beside chance."""
+"""The report of an exploration run: curves by game, uncertain screens, and the best agent."""
 
 import base64
 import io
@@ -8,31 +8,33 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
 from envs.utils.images import png
-from experiments.reports.charts import STYLES, Series, line_chart
+from experiments.reports.charts import line_chart, series_in_turn
 from experiments.reports.images import film_strip
 from experiments.reports.page import Section, Shot, write_page
 from experiments.reports.results import read_metric, short_name
+from exploration.rollout.snapshots import load_snapshots
 
 SHOWN = 10
-"""Epochs whose most surprising screen is drawn."""
+"""Number of epochs whose most uncertain screen is drawn."""
 
 
 def sections(run: Path, games: list[str]) -> list[Section]:
-    """The parts of a page about an exploration run; those of which the run kept nothing are left out."""
-    return [curves(run, games), *surprises(run), *films(run)]
+    """Return the sections about an exploration run, without those for which it kept no data."""
+    return [curves(run, games), *uncertain_screens(run), *videos(run)]
 
 
 def build(run: Path, out: Path) -> list[str]:
-    """Write <out>/index.html for an exploration run; returns its main figures as lines of text."""
+    """Write <out>/index.html for an exploration run; return its main results as lines of text."""
     games = json.loads((run / "config.json").read_text())["games"]
     names = ", ".join(map(short_name, games))
     write_page(
         out,
         title=f"Exploring {names}",
         subtitle="explore",
-        lead="An agent learnt to go where it is paid: to screens that the world model is unsure of.",
+        lead="An agent learnt to reach screens on which the world model is uncertain.",
         sections=sections(run, games),
         root=run,
     )
@@ -40,95 +42,85 @@ def build(run: Path, out: Path) -> list[str]:
     for game in games:
         screens = read_metric(run, f"explore/screens/{game}")[1]
         returns = read_metric(run, f"evaluation/intrinsic_return/{game}")[1]
-        told = f", best evaluation return {max(returns):.2f}" if returns else ""
-        lines.append(
-            f"{short_name(game)}: {screens[-1] if screens else 0:,} distinct screens{told}"
-        )
+        best = f", best evaluation return {max(returns):.2f}" if returns else ""
+        count = screens[-1] if screens else 0
+        lines.append(f"{short_name(game)}: {count:,} distinct screens{best}")
     return lines
 
 
 def curves(run: Path, games: list[str]) -> Section:
-    """Returns, screens and settings over the epochs."""
+    """Return the section about returns, screens and settings over the epochs."""
 
     def chart(title: str, y_label: str, names: dict[str, str]) -> Markup:
-        lines = [
-            Series(label, STYLES[place % len(STYLES)], *read_metric(run, name))
-            for place, (label, name) in enumerate(names.items())
-        ]
+        lines = series_in_turn({label: read_metric(run, name) for label, name in names.items()})
         return line_chart(lines, x_label="epochs", y_label=y_label, title=title)
 
     def by_game(kind: str) -> dict[str, str]:
         return {short_name(game): f"{kind}/{game}" for game in games}
 
-    history = (
-        json.loads((run / "history.json").read_text()) if (run / "history.json").exists() else []
-    )
+    file = run / "history.json"
+    history = json.loads(file.read_text()) if file.exists() else []
     text = [
-        "Intrinsic return: the sum of rewards of one env in an epoch while the agent learns, or in an evaluation."
+        "Intrinsic return: the sum of rewards of one environment over an epoch of training, or "
+        "over an evaluation."
     ]
     for change in history:
-        told = ", ".join(f"{name} = {value:g}" for name, value in change["set"].items())
+        values = ", ".join(f"{name} = {value:g}" for name, value in change["set"].items())
         text.append(
-            f"From epoch {change['epoch']} on a person set {told}."
-            if told
-            else "A change was refused."
+            f"Set by hand from epoch {change['epoch']} on: {values}."
+            if values
+            else "A change of settings was refused."
         )
     charts = [
-        chart("Intrinsic return while it learns", "return", by_game("explore/intrinsic_return")),
+        chart("Intrinsic return in training", "return", by_game("explore/intrinsic_return")),
         chart("Intrinsic return in evaluations", "return", by_game("evaluation/intrinsic_return")),
         chart("Distinct screens, so far", "screens", by_game("explore/screens")),
         chart("Entropy of the policy", "nats", {"policy": "explore/entropy"}),
     ]
-    return Section("How the explorer learnt", text, charts=charts)
+    return Section("Training of the explorer", text, charts=charts)
 
 
-def surprises(run: Path) -> list[Section]:
-    """The screens that paid most, over the epochs, and the model's uncertainty of them."""
-    from exploration.rollout.snapshots import load_snapshots
-
+def uncertain_screens(run: Path) -> list[Section]:
+    """Return the section about the screens of highest reward over the epochs."""
     kept = load_snapshots(run)
     if not kept:
         return []
     epochs = list(kept)
-    chosen = [
-        epochs[at]
-        for at in dict.fromkeys(
-            np.linspace(0, len(epochs) - 1, min(SHOWN, len(epochs))).astype(int)
-        )
-    ]
-    frames = np.stack([kept[epoch].frame_HWC for epoch in chosen])
-    maps = [kept[epoch].map() for epoch in chosen]
-    rows = (
-        [frames]
-        if any(one is None for one in maps)
-        else [frames, np.stack([one for one in maps if one is not None])]
-    )
+    positions = np.linspace(0, len(epochs) - 1, min(SHOWN, len(epochs))).astype(int)
+    chosen = [epochs[at] for at in dict.fromkeys(positions)]
+    rows = [np.stack([kept[epoch].frame_HWC for epoch in chosen])]
+    maps = [one for one in (kept[epoch].map() for epoch in chosen) if one is not None]
+    if len(maps) == len(chosen):
+        rows.append(np.stack(maps))
     picture = film_strip(rows, 2)
     shown = ", ".join(f"{epoch} ({kept[epoch].reward:.2f})" for epoch in chosen)
+    caption = f"Screen of the highest reward in epoch (and its reward): {shown}. "
+    caption += "Below it the uncertainty of the model."
     data = base64.b64encode(png(picture)).decode()
-    caption = f"The screen that paid most in epoch (and its reward): {shown}. Below it the model's uncertainty."
-    text = "What surprised the model most, epoch by epoch. Bright squares are tokens that it was unsure of."
     return [
         Section(
             "Uncertainty over time",
-            [text],
+            [
+                "The screen on which the model was most uncertain, epoch by epoch. Bright squares "
+                "are tokens of high entropy."
+            ],
             pictures=[Shot(caption, "png", data, *picture.shape[1::-1])],
         )
     ]
 
 
-def films(run: Path) -> list[Section]:
-    """The best agent beside a random one."""
-    from PIL import Image
-
+def videos(run: Path) -> list[Section]:
+    """Return the section with videos of the best agent next to random play."""
     file = run / "videos" / "videos.json"
     counts: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     shots = []
     for game, seen in counts.items():
         data = (run / "videos" / f"{game}.gif").read_bytes()
-        caption = f"{short_name(game)}, {seen['steps']} steps: left the best agent ({seen['agent']} distinct screens), "
-        caption += f"right a random one ({seen['random']})"
+        caption = f"{short_name(game)}, {seen['steps']} steps. Left: the best agent "
+        caption += f"({seen['agent']} distinct screens). Right: random play ({seen['random']})."
         width, height = Image.open(io.BytesIO(data)).size
         shots.append(Shot(caption, "gif", base64.b64encode(data).decode(), width, height))
-    text = "Both begin the same game from the same state."
-    return [Section("The best agent beside chance", [text], pictures=shots)] if shots else []
+    if not shots:
+        return []
+    text = "Both start the same game from the same state."
+    return [Section("The best agent and random play", [text], pictures=shots)]

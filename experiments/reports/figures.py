@@ -1,15 +1,20 @@
-"""The pictures of the report: what the models predict, their tokens, their doubts, and the screens the agents saw."""
+"""Pictures of the report: predictions, tokens, uncertainty, and screens of the agents."""
 
 import base64
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
+from envs.controls import ACTIONS
+from envs.episodes.dataset import EpisodeReader
 from envs.utils.images import Frames, gif, heat_map, png
 from experiments.reports.images import (
     code_colours,
@@ -20,15 +25,11 @@ from experiments.reports.images import (
     token_map,
 )
 from experiments.reports.screens import ScreenStats, unique_to
+from exploration.reward.token_entropy import CONTEXT, WINDOW
 from exploration.rollout.snapshots import HEAT_HIGH
+from worldmodel import GenieReduxG
+from worldmodel.evaluation.codebook_stats import static_token_fraction
 
-if TYPE_CHECKING:
-    from worldmodel import GenieReduxG
-
-
-CONTEXT = 2
-SCORED = 5
-"""Frames of the window that a frame's uncertainty is asked with (eq. 2)."""
 MONTAGE_SCREENS, MONTAGE_COLUMNS = 24, 8
 
 
@@ -42,22 +43,23 @@ class Picture:
 
 
 def png_picture(pixels: NDArray[np.uint8]) -> Picture:
+    """Return pixels as a PNG."""
     return Picture(base64.b64encode(png(pixels)).decode(), pixels.shape[1], pixels.shape[0])
 
 
-def gif_picture(panels: Sequence[Frames], scale: int, context: int) -> Picture:
-    from io import BytesIO
-
-    from PIL import Image
-
-    data = gif(panels, scale, context)
-    width, height = Image.open(BytesIO(data)).size
+def gif_picture(panels: Sequence[Frames], scale: int) -> Picture:
+    """Return a GIF of films next to each other."""
+    data = gif(panels, scale, CONTEXT)
+    width, height = Image.open(io.BytesIO(data)).size
     return Picture(base64.b64encode(data).decode(), width, height)
 
 
 @dataclass(frozen=True)
-class Window:
-    """Frames of a held-out episode to predict. frames: SCORED - 1 frames from before the window, then the window."""
+class Excerpt:
+    """Frames of a held-out episode to predict.
+
+    frames: WINDOW - 1 frames from before `start`, then the ones to show.
+    """
 
     game: str
     session: str
@@ -67,23 +69,23 @@ class Window:
 
     @property
     def shown(self) -> Frames:
-        """The window alone: what is given and what is to be predicted."""
-        return self.frames[SCORED - 1 :]
+        """Given frames and frames to predict."""
+        return self.frames[WINDOW - 1 :]
 
     @property
     def shown_actions(self) -> NDArray[np.uint8]:
-        return self.actions[SCORED - 1 :]
+        """Actions between the shown frames."""
+        return self.actions[WINDOW - 1 :]
 
 
-def choose_window(folder: Path, game: str, length: int) -> Window | None:
-    """A window of a game's held-out episodes in which much moves: the one at the upper quartile of motion.
+def choose_excerpt(folder: Path, game: str, length: int) -> Excerpt | None:
+    """Return the excerpt of a game's held-out episodes at the upper quartile of motion.
 
-    Chosen by what the game shows, never by how well a model predicts it. None where all episodes are too short.
+    It is chosen by what the game shows, never by how well a model predicts it. Returns None if
+    all episodes are too short.
     """
-    from envs.episodes.dataset import EpisodeReader
-
     reader = EpisodeReader(folder)
-    whole = length + SCORED - 1
+    whole = length + WINDOW - 1
     found: list[tuple[float, int, int]] = []
     for index, name in enumerate(reader.games):
         if name != game or reader.num_frames(index) < whole:
@@ -91,70 +93,66 @@ def choose_window(folder: Path, game: str, length: int) -> Window | None:
         frames = reader[index].frames_THWC
         moving = (frames[1:] != frames[:-1]).any(-1).mean((1, 2))
         for start in range(0, len(frames) - whole + 1, max(length // 2, 1)):
-            found.append(
-                (float(moving[start + SCORED - 1 : start + whole - 1].mean()), index, start)
-            )
+            motion = moving[start + WINDOW - 1 : start + whole - 1].mean()
+            found.append((float(motion), index, start))
     if not found:
         return None
     _, index, start = sorted(found)[len(found) * 3 // 4]
     episode = reader[index]
-    return Window(
+    return Excerpt(
         game,
         episode.session_id,
-        start + SCORED - 1,
+        start + WINDOW - 1,
         episode.frames_THWC[start : start + whole],
         episode.actions[start : start + whole - 1],
     )
 
 
 def film(
-    window: Window,
-    models: Mapping[str, "GenieReduxG"],
+    excerpt: Excerpt,
+    models: Mapping[str, GenieReduxG],
     labels: Mapping[str, str],
     sampling: Mapping[str, Any],
 ) -> tuple[list[dict[str, Any]], dict[str, Frames]]:
-    """Rows of a film strip for the page, and the frames that each model made of the window.
+    """Return the rows of a film strip for the page, and the frames that each model generated.
 
-    Rows: what happened, what each model predicted, the base model's tokens of what happened and its uncertainty.
+    Rows: the real frames, those of each model, and the base model's tokens and uncertainty of the
+    real frames.
     """
-    made = {
-        name: predict(model, window.shown[:CONTEXT], window.shown_actions, **sampling)
+    predicted = {
+        name: predict(model, excerpt.shown[:CONTEXT], excerpt.shown_actions, **sampling)
         for name, model in models.items()
     }
     base = next(iter(models.values()))
     colours = code_colours(base.tokenizer.codebook.detach().cpu().float().numpy())
-    tokens = token_map(frame_tokens(base, window.shown), colours, window.shown.shape[1])
-    doubt = heat_map(uncertainty(base, window), window.shown, HEAT_HIGH)
-    rows = [("real", "what happened", window.shown)]
-    rows += [(labels[name], "predicted", frames) for name, frames in made.items()]
-    rows += [("tokens", "of what happened", tokens), ("uncertainty", "of the base model", doubt)]
+    tokens = token_map(frame_tokens(base, excerpt.shown), colours, excerpt.shown.shape[1])
+    entropy_map = heat_map(uncertainty(base, excerpt), excerpt.shown, HEAT_HIGH)
+    rows = [("real", "what happened", excerpt.shown)]
+    rows += [(labels[name], "predicted", frames) for name, frames in predicted.items()]
+    rows.append(("tokens", "of what happened", tokens))
+    rows.append(("uncertainty", "of the base model", entropy_map))
     strip = [
         {"name": name, "note": note, "image": png_picture(film_strip([row], 2))}
         for name, note, row in rows
     ]
-    return strip, made
+    return strip, predicted
 
 
-def frame_tokens(model: "GenieReduxG", frames_THWC: Frames) -> NDArray[np.int64]:
-    """The tokenizer's tokens of a clip, (T, h, w)."""
-    import torch
-
+def frame_tokens(model: GenieReduxG, frames_THWC: Frames) -> NDArray[np.int64]:
+    """Return the tokenizer's tokens of a clip, (T, h, w)."""
     with torch.inference_mode():
         return np.asarray(model.tokenizer.encode(load_float_frames(frames_THWC))[0].cpu().numpy())
 
 
-def uncertainty(model: "GenieReduxG", window: Window) -> NDArray[np.float32]:
-    """Eq. 2 for every token of every shown frame, each asked with the four frames before it: (T, h, w) in [0, 1]."""
-    import torch
+def uncertainty(model: GenieReduxG, excerpt: Excerpt) -> NDArray[np.float32]:
+    """Return the token entropy of every shown frame given the four before it (Eq. 2).
 
-    count = len(window.shown)
-    frames = torch.cat([load_float_frames(window.frames[t : t + SCORED]) for t in range(count)])
-    actions = torch.stack(
-        [
-            torch.from_numpy(window.actions[t : t + SCORED - 1].astype(np.int64))
-            for t in range(count)
-        ]
-    )
+    The result is (T, h, w) in [0, 1].
+    """
+    count = len(excerpt.shown)
+    frames = torch.cat([load_float_frames(excerpt.frames[t : t + WINDOW]) for t in range(count)])
+    taken = torch.from_numpy(excerpt.actions.astype(np.int64))
+    actions = torch.stack([taken[t : t + WINDOW - 1] for t in range(count)])
     with torch.inference_mode():
         entropy_TN = model.token_entropy(frames, actions)
     side = round(entropy_TN.shape[1] ** 0.5)
@@ -163,8 +161,10 @@ def uncertainty(model: "GenieReduxG", window: Window) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class CodeUse:
-    """How a tokenizer uses its codes on held-out frames. shares: of the tokens, for every code, falling.
-    static, moving: share of the commonest code on patches where nothing, or something, changed (section 5).
+    """Codebook usage of a tokenizer on held-out frames.
+
+    shares: share of the tokens of every code, falling. static, moving: share of the most frequent
+    code on patches that did not change, or did, since the frame before (Sec. 5).
     """
 
     shares: tuple[float, ...]
@@ -174,36 +174,27 @@ class CodeUse:
 
     @property
     def used(self) -> int:
+        """Number of codes that occur."""
         return sum(share > 0 for share in self.shares)
 
 
-def code_use(
-    model: "GenieReduxG", folders: Sequence[Path], length: int, windows: int = 24
-) -> CodeUse:
-    """Encode up to so many windows of each game of some folders, evenly spread, and count."""
-    import torch
-
-    from envs.episodes.dataset import EpisodeReader
-    from worldmodel.evaluation.codebook_stats import static_token_fraction
-
-    clips = []
+def code_use(model: GenieReduxG, folders: Sequence[Path], length: int, clips: int = 24) -> CodeUse:
+    """Count the codes of up to `clips` clips of each game in each folder, evenly spread."""
+    chosen = []
     for folder in folders:
         reader = EpisodeReader(folder)
         for game in dict.fromkeys(reader.games):
-            frames = [
+            episodes = [
                 reader[index].frames_THWC for index, name in enumerate(reader.games) if name == game
             ]
             starts = [
-                (e, t)
-                for e, episode in enumerate(frames)
+                (episode, t)
+                for episode in episodes
                 for t in range(0, len(episode) - length + 1, length)
             ]
-            chosen = starts[:: max(len(starts) // windows, 1)][:windows]
-            clips += [
-                load_float_frames(frames[episode][start : start + length])
-                for episode, start in chosen
-            ]
-    frames_BTCHW = torch.cat(clips)
+            spread = starts[:: max(len(starts) // clips, 1)][:clips]
+            chosen += [load_float_frames(episode[t : t + length]) for episode, t in spread]
+    frames_BTCHW = torch.cat(chosen)
     with torch.inference_mode():
         tokens = torch.cat([model.tokenizer.encode(part) for part in frames_BTCHW.split(8)])
     counts = torch.bincount(tokens.flatten(), minlength=model.cfg.tokenizer.codes).double()
@@ -215,58 +206,53 @@ def code_use(
     )
 
 
-PRESSED = {
+BUTTON_SIGNS = {
     "right": "\N{RIGHTWARDS ARROW}",
     "left": "\N{LEFTWARDS ARROW}",
     "up": "\N{UPWARDS ARROW}",
+    "down": "\N{DOWNWARDS ARROW}",
+    "jump": "jump",
 }
-PRESSED |= {"down": "\N{DOWNWARDS ARROW}", "jump": "jump"}
 
 
-def times(window: Window, context: int) -> list[dict[str, str]]:
-    """The film strip's column heads: frames given, then steps ahead, each with the button that led to its frame.
+def column_heads(excerpt: Excerpt) -> list[dict[str, str]]:
+    """Return the film strip's column heads: number of steps ahead and button of each frame.
 
-    The first step and the last are marked: they are told in the table.
+    The first and the last step are marked, because the tables give their metrics.
     """
-    from envs.controls import ACTIONS
-
     heads = []
-    for place in range(len(window.shown)):
-        ahead = place - context + 1
-        kind = (
-            "given"
-            if ahead < 1
-            else "told"
-            if ahead in (1, len(window.shown) - context)
-            else "made"
-        )
-        pressed = PRESSED[ACTIONS[window.shown_actions[place - 1]]] if place else ""
-        heads.append(
-            {"text": f"+{ahead}" if ahead > 0 else "given", "kind": kind, "pressed": pressed}
-        )
+    last = len(excerpt.shown) - CONTEXT
+    for place in range(len(excerpt.shown)):
+        ahead = place - CONTEXT + 1
+        kind = "given" if ahead < 1 else "told" if ahead in (1, last) else "made"
+        button = BUTTON_SIGNS[ACTIONS[excerpt.shown_actions[place - 1]]] if place else ""
+        text = f"+{ahead}" if ahead > 0 else "given"
+        heads.append({"text": text, "kind": kind, "button": button})
     return heads
 
 
 def screen_montages(
     random: ScreenStats, explored: ScreenStats, random_data: Sequence[ScreenStats]
 ) -> list[dict[str, Any]]:
-    """Screens that only one of the two agents saw. random_data: everything the random agent saw in this run."""
-    sides = []
-    for name, here, others in (
-        ("explorer", explored, random_data),
-        ("random agent", random, [explored]),
-    ):
-        unseen = set().union(*(seen.ids for seen in others))
-        total = len(here.ids - unseen)
-        screens = unique_to(here, others, MONTAGE_SCREENS)
-        versus = "any random play of this run" if name == "explorer" else "the explorer's data"
-        caption = (
-            f"Only the {name} saw {total:,} screens (not in {versus})"
-            if total
-            else f"None that only the {name} saw"
-        )
-        if len(screens) < total:
-            caption += f"; the {len(screens)} most different of them"
-        image = png_picture(montage(screens, MONTAGE_COLUMNS)) if screens else None
-        sides.append({"caption": caption + ".", "image": image})
-    return sides
+    """Return the screens that only one of the two agents saw, for each of them.
+
+    random_data: all data sets of the random agent in this run.
+    """
+    return [
+        _montage_of("explorer", explored, random_data, "any random play of this run"),
+        _montage_of("random agent", random, [explored], "the explorer's data"),
+    ]
+
+
+def _montage_of(
+    name: str, here: ScreenStats, others: Sequence[ScreenStats], versus: str
+) -> dict[str, Any]:
+    total = len(here.ids.difference(*(seen.ids for seen in others)))
+    screens = unique_to(here, others, MONTAGE_SCREENS)
+    caption = f"No screen that only the {name} saw"
+    if total:
+        caption = f"{total:,} screens only the {name} saw (not in {versus})"
+    if len(screens) < total:
+        caption += f"; the {len(screens)} most different of them"
+    image = png_picture(montage(screens, MONTAGE_COLUMNS)) if screens else None
+    return {"caption": caption + ".", "image": image}

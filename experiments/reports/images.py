@@ -1,6 +1,6 @@
-"""Frames as pictures: film strips, maps of tokens, montages, and what a model makes of them.
+"""Pictures of frames: film strips, token maps, montages, and predictions of a model.
 
-Frames are uint8 THWC. Pixels are repeated, never smoothed: what the model gets wrong stays seen.
+Frames are uint8 THWC. Pixels are repeated, never smoothed, so that errors of a model stay visible.
 """
 
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from envs.utils.images import GAP, Frames, enlarged, png
@@ -20,12 +21,10 @@ if TYPE_CHECKING:
 def predict(
     model: "WorldModel", given_PHWC: Frames, actions: Sequence[int] | NDArray[Any], **sampling: Any
 ) -> Frames:
-    """The given frames followed by what the model predicts, uint8 (P+F, H, W, 3). actions: P+F-1 of them.
+    """Return the given frames followed by the predicted ones, uint8 (P+F, H, W, 3).
 
-    sampling: steps, temperature, mode and seed of `WorldModel.generate`.
+    actions: P+F-1 of them. sampling: steps, temperature, mode and seed of `WorldModel.generate`.
     """
-    import torch
-
     seed = sampling.pop("seed", 0)
     frames = load_float_frames(given_PHWC)
     chosen = torch.as_tensor(np.asarray(actions), dtype=torch.int64)[None]
@@ -36,23 +35,21 @@ def predict(
     return np.concatenate([given_PHWC, picture_frames(made)])
 
 
-def load_float_frames(frames_THWC: Frames) -> Any:
-    """uint8 THWC -> float32 in [0, 1], 1TCHW, as the model takes them."""
-    import torch
-
+def load_float_frames(frames_THWC: Frames) -> torch.Tensor:
+    """Convert uint8 THWC to the model's float32 1TCHW in [0, 1]."""
     return (
         torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2)[None].float() / 255
     )
 
 
-def picture_frames(frames_1TCHW: Any) -> Frames:
-    """The way back: float in [0, 1], 1TCHW -> uint8 THWC."""
+def picture_frames(frames_1TCHW: torch.Tensor) -> Frames:
+    """Convert float 1TCHW in [0, 1] to uint8 THWC."""
     pixels = (frames_1TCHW[0].clamp(0, 1) * 255).round().byte()
     return np.asarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
 
 def at_scale(frames_THWC: Frames, upscaler: "Upscaler | None", scale: int) -> tuple[Frames, int]:
-    """Frames as an upscaler makes them, and the scale that is left to draw them at; unchanged without one."""
+    """Return frames enlarged by the upscaler, if any, and the scale left to draw them at."""
     if upscaler is None:
         return frames_THWC, scale
     large = picture_frames(upscaler.upscale(load_float_frames(frames_THWC)))
@@ -60,7 +57,7 @@ def at_scale(frames_THWC: Frames, upscaler: "Upscaler | None", scale: int) -> tu
 
 
 def film_strip(rows: Sequence[Frames], scale: int = 1) -> NDArray[np.uint8]:
-    """Rows of T frames each as one RGBA picture, with see-through gaps. Rows: uint8 (T, H, W, 3) of equal shape."""
+    """Return rows of frames, uint8 (T, H, W, 3) each, as one RGBA picture with transparent gaps."""
     count, height, width = rows[0].shape[:3]
     gap = GAP * scale
     picture = np.zeros(
@@ -77,13 +74,14 @@ def film_strip(rows: Sequence[Frames], scale: int = 1) -> NDArray[np.uint8]:
 
 
 def save_png(picture: NDArray[np.uint8], path: Path) -> None:
+    """Write a picture as PNG."""
     path.write_bytes(png(picture))
 
 
 def code_colours(codebook_KD: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A colour (K, 3) for each code. Codes that lie near each other get colours that look alike.
+    """Return a colour (K, 3) for each code; neighbouring codes get similar colours.
 
-    The codes' first three principal components, spread to equal ranks, are red, green and blue.
+    Red, green and blue are the ranks along the codes' first three principal components.
     """
     centred = codebook_KD - codebook_KD.mean(0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
@@ -95,14 +93,17 @@ def code_colours(codebook_KD: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def token_map(tokens_Thw: NDArray[np.int64], colours_K3: NDArray[np.uint8], size: int) -> Frames:
-    """Tokens as squares of their code's colour, (T, size, size, 3); the commonest code of the clip is near-black."""
+    """Return tokens as squares of their code's colour, (T, size, size, 3).
+
+    The most frequent code of the clip is near-black.
+    """
     colours = colours_K3.copy()
     colours[np.bincount(tokens_Thw.reshape(-1)).argmax()] = (22, 22, 26)
     return enlarged(colours[tokens_Thw], size // tokens_Thw.shape[1])
 
 
 def montage(screens: Sequence[Frames], columns: int, scale: int = 2) -> NDArray[np.uint8]:
-    """Single frames (H, W, 3) in rows of `columns`, as one RGBA picture."""
+    """Return single frames (H, W, 3) in rows of `columns`, as one RGBA picture."""
     blank = np.zeros_like(screens[0])
     padded = [*screens, *[blank] * (-len(screens) % columns)]
     picture = film_strip(

@@ -1,4 +1,4 @@
-"""Small reports of one page: sections of words, tables, charts and pictures, in the style of the pipeline's report."""
+"""Reports of one page: sections of text, tables, charts and pictures."""
 
 import datetime
 from collections.abc import Sequence
@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from markupsafe import Markup
+
+from envs.utils.atomic_io import write_atomic
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: heads of its columns, and rows of as many cells, already as text."""
+    """A table: heads of its columns, and rows of equally many cells, already as text."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -19,7 +22,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture of the page. kind: png or gif; data: base64."""
+    """A picture of the page. kind: png or gif. data: base64."""
 
     caption: str
     kind: str
@@ -40,9 +43,7 @@ class Section:
 
 
 def render(template: str, page: dict[str, Any]) -> str:
-    """A template beside this file, filled; a name that it needs and `page` lacks is an error."""
-    import jinja2
-
+    """Return a filled template; raise for a name that it needs and `page` lacks."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         undefined=jinja2.StrictUndefined,
@@ -57,9 +58,8 @@ def write_page(
     out: Path, *, title: str, subtitle: str, lead: str, sections: Sequence[Section], root: Path
 ) -> None:
     """Write <out>/index.html."""
-    from envs.utils.atomic_io import write_atomic
-
-    footer = f"Drawn by autoexplore from {root.resolve().name}; every figure on this page comes from this one run."
+    footer = f"Created by autoexplore from {root.resolve().name}. "
+    footer += "Everything on this page comes from this one run."
     subtitle = f"{subtitle}, {datetime.date.today().isoformat()}"
     page = {
         "title": title,

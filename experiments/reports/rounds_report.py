@@ -1,127 +1,113 @@
-"""The report of several rounds: how unsure each model is of each round's screens, and whether the agents moved on."""
+"""The report of several rounds: uncertainty of each model, and new screens of each agent."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from experiments.reports.charts import STYLES, Series, line_chart
+from envs.utils.atomic_io import write_json_atomic
+from experiments.reports.charts import Series, line_chart, series_in_turn
 from experiments.reports.page import Section, Table, write_page
 from experiments.reports.results import read_metric, short_name
 
+Entropies = dict[tuple[int, int], float]
+"""Mean token entropy by (rounds that the model learnt from, round of the screens)."""
+
 
 def read_rounds(root: Path) -> list[dict[str, Any]]:
-    """What each round measured, from round 0 (random play) on."""
-    files = sorted((root / "rounds").glob("*/measure.json"), key=lambda file: int(file.parent.name))
-    return [json.loads(file.read_text()) for file in files]
+    """Return the measurements of each round, from round 0 (random play) on."""
+    files = (root / "rounds").glob("*/measure.json")
+    return [
+        json.loads(file.read_text()) for file in sorted(files, key=lambda f: int(f.parent.name))
+    ]
 
 
 def build(root: Path, out: Path) -> list[str]:
-    """Write <out>/index.html and rounds.json; returns the main figures as lines of text."""
-    from envs.utils.atomic_io import write_json_atomic
-
-    measured = read_rounds(root)
-    games = [
-        short_name(game)
-        for game in json.loads((root / "config.json").read_text())["pipeline"]["games"]
-    ]
-    mean = {(model, play): value for row in measured for model, play, value, _ in row["entropy"]}
-    rounds = range(1, len(measured))
-    new = [sum(counts["new"] for counts in row["screens"].values()) for row in measured]
-    lines = []
-    for place in rounds:
-        before, after = mean[place - 1, place], mean[place, place]
-        line = f"Round {place}: {new[place]:,} new distinct screens; entropy on the round's screens {before:.3f} "
-        line += f"before learning from them, {after:.3f} after"
-        if (place - 1, place + 1) in mean:
-            other = mean[place, place + 1] - mean[place - 1, place + 1]
-            line += f"; on the screens of round {place + 1}, not yet visited, it changed by {other:+.3f}"
-        lines.append(line)
-    sections = [unsure(measured, mean), moving_on(root, measured)]
+    """Write <out>/index.html and rounds.json; return the main results as lines of text."""
+    rounds = read_rounds(root)
+    plan = json.loads((root / "config.json").read_text())["pipeline"]
+    games = [short_name(game) for game in plan["games"]]
+    entropies = {(model, play): value for row in rounds for model, play, value, _ in row["entropy"]}
+    new = [sum(counts["new"] for counts in row["screens"].values()) for row in rounds]
     write_page(
         out,
-        title=f"{len(rounds)} rounds of exploring and learning",
+        title=f"{len(rounds) - 1} rounds of exploring and learning",
         subtitle=f"rounds, {', '.join(games)}",
-        lead="In each round an agent goes where the model of the round before is unsure, and the model learns from "
-        "what it brings back. " + verdict(mean, new),
-        sections=sections,
+        lead="In each round an agent goes where the model of the previous round is uncertain, and "
+        "the model learns from the frames it collects. " + verdict(entropies, new),
+        sections=[uncertainty(entropies, len(rounds)), coverage(root, rounds, new)],
         root=root,
     )
-    write_json_atomic(
-        out / "rounds.json",
-        {"entropy": [[*pair, value] for pair, value in mean.items()], "new": new},
-    )
+    rows = [[*pair, value] for pair, value in entropies.items()]
+    write_json_atomic(out / "rounds.json", {"entropy": rows, "new": new})
+    return headline(entropies, new)
+
+
+def headline(entropies: Entropies, new: list[int]) -> list[str]:
+    """Return one line of text for each round."""
+    lines = []
+    for number in range(1, len(new)):
+        before, after = entropies[number - 1, number], entropies[number, number]
+        line = f"Round {number}: {new[number]:,} new distinct screens; entropy on the round's "
+        line += f"screens {before:.3f} before learning from them, {after:.3f} after"
+        if (number - 1, number + 1) in entropies:
+            change = entropies[number, number + 1] - entropies[number - 1, number + 1]
+            line += f"; on the screens of round {number + 1}, not yet visited, "
+            line += f"it changed by {change:+.3f}"
+        lines.append(line)
     return lines
 
 
-def verdict(mean: dict[tuple[int, int], float], new: list[int]) -> str:
-    """What the figures say, in words."""
+def verdict(entropies: Entropies, new: list[int]) -> str:
+    """Return the conclusion from the results, in words."""
     rounds = range(1, len(new))
-    fell = sum(mean[place, place] < mean[place - 1, place] for place in rounds)
+    fell = sum(entropies[number, number] < entropies[number - 1, number] for number in rounds)
     moved = sum(count > 0 for count in new[1:])
     return (
-        f"Learning from its screens lowered the model's entropy on them in {fell} of {len(rounds)} rounds; "
-        f"the agent saw screens that no earlier round had in {moved} of {len(rounds)}."
+        f"Learning from its screens lowered the model's entropy on them in {fell} of "
+        f"{len(rounds)} rounds; the agent saw screens that no earlier round had in {moved} of "
+        f"{len(rounds)}."
     )
 
 
-def unsure(measured: list[dict[str, Any]], mean: dict[tuple[int, int], float]) -> Section:
-    """Entropy of every model on every round's screens."""
-    count = len(measured)
-    names = ["random play", *(f"round {place}" for place in range(1, count))]
-    rows = []
+def uncertainty(entropies: Entropies, count: int) -> Section:
+    """Return the section about the entropy of every model on every round's screens."""
+    names = ["random play", *(f"round {number}" for number in range(1, count))]
+    rows, curves = [], {}
     for play, name in enumerate(names):
-        cells = [f"{mean[model, play]:.3f}" for model in range(count)]
-        rows.append([name, *cells])
-    heads = ["Screens of", "base model", *(f"after round {place}" for place in range(1, count))]
-    lines = [
-        Series(
-            name,
-            STYLES[play % len(STYLES)],
-            range(count),
-            [mean[model, play] for model in range(count)],
-        )
-        for play, name in enumerate(names)
-    ]
+        values = [entropies[model, play] for model in range(count)]
+        rows.append([name, *(f"{value:.3f}" for value in values)])
+        curves[name] = (range(count), values)
+    after = (f"after round {number}" for number in range(1, count))
     chart = line_chart(
-        lines,
+        series_in_turn(curves),
         x_label="rounds learnt from",
         y_label="mean entropy",
         title="Entropy on fixed screens",
         markers=True,
     )
     return Section(
-        "How unsure the models are",
+        "Uncertainty of the models",
         [
-            "Mean token entropy, as a share of the largest possible, over a fixed set of windows of each round's play. "
-            "The screens of a round were learnt from in the column of that round; in those before it the model had not "
-            "met them.",
+            "Mean token entropy, as a share of the largest possible, over a fixed set of windows "
+            "of each round's play. The screens of a round were learnt from in the column of that "
+            "round; in the columns before it they were new to the model.",
         ],
-        tables=[Table(heads, rows)],
+        tables=[Table(["Screens of", "base model", *after], rows)],
         charts=[chart],
     )
 
 
-def moving_on(root: Path, measured: list[dict[str, Any]]) -> Section:
-    """Distinct screens of each round, and what the agents were paid."""
-    rows, lines = [], []
-    for row in measured:
+def coverage(root: Path, rounds: list[dict[str, Any]], new: list[int]) -> Section:
+    """Return the section about the distinct screens of each round and the agents' rewards."""
+    rows, rewards = [], {}
+    for row in rounds:
+        name = f"round {row['round']}" if row["round"] else "random play"
         for game, counts in row["screens"].items():
-            cells = (f"{counts[name]:,}" for name in ("frames", "seen", "new"))
-            rows.append(
-                [
-                    f"round {row['round']}" if row["round"] else "random play",
-                    short_name(game),
-                    *cells,
-                ]
-            )
-    for row in measured[1:]:
-        steps, values = read_metric(
-            root / "rounds" / str(row["round"]) / "explore", "explore/reward"
-        )
-        lines.append(
-            Series(f"round {row['round']}", STYLES[row["round"] % len(STYLES)], steps, values)
-        )
-    new = [sum(counts["new"] for counts in row["screens"].values()) for row in measured]
+            cells = (f"{counts[key]:,}" for key in ("frames", "seen", "new"))
+            rows.append([name, short_name(game), *cells])
+    for row in rounds[1:]:
+        run = root / "rounds" / str(row["round"]) / "explore"
+        rewards[f"round {row['round']}"] = read_metric(run, "explore/reward")
     charts = [
         line_chart(
             [Series("new screens", "explored", range(1, len(new)), new[1:])],
@@ -131,17 +117,15 @@ def moving_on(root: Path, measured: list[dict[str, Any]]) -> Section:
             markers=True,
         ),
         line_chart(
-            lines,
+            series_in_turn(rewards),
             x_label="epochs",
             y_label="mean uncertainty",
             title="Reward while each round's agent learns",
         ),
     ]
     return Section(
-        "Whether the agents moved on",
-        [
-            "Distinct screens of each round's recorded play, and how many of them no play before it had."
-        ],
+        "Screens of each round",
+        ["Distinct screens of each round's recorded play, and those that no earlier play had."],
         tables=[Table(("Play of", "Game", "Frames", "Distinct screens", "New ones"), rows)],
         charts=charts,
     )

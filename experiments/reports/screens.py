@@ -1,7 +1,4 @@
-"""Which distinct screens an agent has seen, in which order, and which of them nobody else saw.
-
-What counts as a distinct screen is `envs.utils.screen_hash.distinct_screens`.
-"""
+"""Counts of the distinct screens that agents have seen (`envs.utils.screen_hash`)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,18 +7,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.episodes.dataset import EpisodeReader
 from envs.utils.screen_hash import distinct_screens
 
 KEPT = 20_000
-"""Frames kept as examples for each game and agent; the rest are only counted."""
+"""Number of example frames kept for each game and agent; the rest are only counted."""
 COMPARED = 4_000
-"""Examples among which the most different ones are looked for."""
+"""Number of examples among which the most different ones are chosen."""
 
 
 @dataclass
 class ScreenStats:
-    """What one agent saw of one game. ids: its screens. curve: how many of them after so many frames.
-    examples: id -> the first frame that showed it, for the first KEPT of them.
+    """Distinct screens that one agent saw of one game.
+
+    curve: (frames played, distinct screens so far). examples: for the first KEPT screens, the first
+    frame that showed it, by the screen's id.
     """
 
     frames: int = 0
@@ -30,7 +30,7 @@ class ScreenStats:
     examples: dict[bytes, NDArray[np.uint8]] = field(default_factory=dict)
 
     def add(self, frames_THWC: NDArray[np.uint8], every: int = 50) -> None:
-        """Take in one episode. The curve gets a point at every new screen, and one every so many frames."""
+        """Add an episode. The curve gets a point at each new screen and every `every` frames."""
         for start in range(0, len(frames_THWC), every):
             part = frames_THWC[start : start + every]
             if distinct_screens(part) - self.ids:
@@ -40,7 +40,7 @@ class ScreenStats:
                 self.curve.append((self.frames, len(self.ids)))
 
     def after(self, frames: int) -> int:
-        """Distinct screens seen when so many frames had been played."""
+        """Return the number of distinct screens after that many frames."""
         return max(count for played, count in self.curve if played <= frames)
 
     def _take(self, frames_THWC: NDArray[np.uint8]) -> None:
@@ -55,9 +55,7 @@ class ScreenStats:
 
 
 def seen_by_game(folder: Path) -> dict[str, ScreenStats]:
-    """What the agent that played a folder of episodes saw, game by game."""
-    from envs.episodes.dataset import EpisodeReader
-
+    """Return the screens of a folder of episodes, by game."""
     seen: dict[str, ScreenStats] = {}
     reader = EpisodeReader(folder)
     for index, game in enumerate(reader.games):
@@ -66,7 +64,7 @@ def seen_by_game(folder: Path) -> dict[str, ScreenStats]:
 
 
 def equal_frame_counts(one: ScreenStats, other: ScreenStats) -> tuple[int, int]:
-    """Distinct screens of each after as many frames as the one that played less has."""
+    """Return the distinct screens of both after as many frames as the shorter one played."""
     frames = min(one.frames, other.frames)
     return one.after(frames), other.after(frames)
 
@@ -74,9 +72,10 @@ def equal_frame_counts(one: ScreenStats, other: ScreenStats) -> tuple[int, int]:
 def unique_to(
     here: ScreenStats, elsewhere: Iterable[ScreenStats], count: int
 ) -> list[NDArray[np.uint8]]:
-    """Up to `count` screens of `here` that are in none of the others, as different from each other as can be.
+    """Return up to `count` screens of `here` that no other has, as different as possible.
 
-    Each next one is the farthest from those already taken, by the mean absolute difference of the frames.
+    Each next one is the farthest from those already taken, by the mean absolute difference of
+    the frames (farthest-point sampling).
     """
     others: set[bytes] = set().union(*(seen.ids for seen in elsewhere))
     own = [frame for identity, frame in here.examples.items() if identity not in others]

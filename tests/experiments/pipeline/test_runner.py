@@ -84,11 +84,11 @@ def test_the_comparison_is_fair(finished_run: tuple[Path, str]) -> None:
 def test_fine_tuned_decoders_leave_tokens_alone(finished_run: tuple[Path, str]) -> None:
     import torch
 
-    from experiments.reports.images import model_frames
+    from experiments.reports.images import load_float_frames
     from worldmodel import GenieReduxG
 
     run, _ = finished_run
-    frames = model_frames(EpisodeReader(run / "data/test-explored")[0].frames_THWC[:8])
+    frames = load_float_frames(EpisodeReader(run / "data/test-explored")[0].frames_THWC[:8])
     models = [GenieReduxG.load(run / "models" / name) for name in ("base", "random", "explored")]
     tokens = [model.tokenizer.encode(frames) for model in models]
     assert torch.equal(tokens[0], tokens[1])

@@ -25,9 +25,9 @@ from experiments.reports.results import (
     MODELS,
     TESTS,
     EvalResults,
-    Figures,
-    pooled,
-    read_measured,
+    Metrics,
+    pool,
+    read_results,
     verdict,
 )
 from experiments.reports.screens import ScreenStats, equal_frame_counts, unique_to
@@ -140,52 +140,50 @@ def test_five_lines_for_the_terminal(finished_run: tuple[Path, str]) -> None:
         assert words in printed
 
 
-def figures(psnr: float, delta: float = 1.0, windows: int = 10) -> Figures:
+def metrics(psnr: float, delta: float = 1.0, windows: int = 10) -> Metrics:
     row = (psnr + 2, psnr, psnr - 2)
-    return Figures(windows, row, (0.9,) * 3, row, 35.0, 20.0, delta, delta - 0.5, delta + 0.5)
+    return Metrics(windows, row, (0.9,) * 3, row, 35.0, 20.0, delta, delta - 0.5, delta + 0.5)
 
 
-def measured(**psnr: float) -> EvalResults:
-    of = {
-        m: {test: {"all": figures(psnr[m])} for test in (*TESTS, "both")} for m in (COPY, *MODELS)
+def results(**psnr: float) -> EvalResults:
+    by_model = {
+        m: {test: {"all": metrics(psnr[m])} for test in (*TESTS, "both")} for m in (COPY, *MODELS)
     }
-    return EvalResults(of, ("Counting",), 3, "FID-EfficientNetLite0")
+    return EvalResults(by_model, ("Counting",), 3, "FID-EfficientNetLite0")
 
 
 def test_words_follow_from_numbers() -> None:
-    good = " ".join(verdict(measured(copy=20, base=24, random=25, explored=27)))
+    good = " ".join(verdict(results(copy=20, base=24, random=25, explored=27)))
     assert "Explored play was worth 2.0 dB more than more random play." in good
-    bad = " ".join(verdict(measured(copy=20, base=24, random=27, explored=25.5)))
+    bad = " ".join(verdict(results(copy=20, base=24, random=27, explored=25.5)))
     assert "More random play was worth 1.5 dB more than explored play." in bad
-    same = " ".join(verdict(measured(copy=20, base=24, random=25, explored=25.05)))
+    same = " ".join(verdict(results(copy=20, base=24, random=25, explored=25.05)))
     assert "made no difference" in same
-    assert "surely above zero for all three" in good
-    unsure = measured(copy=20, base=24, random=25, explored=27)
-    for test in unsure.of["base"].values():
+    assert "the interval lies above zero for all three" in good
+    uncertain = results(copy=20, base=24, random=25, explored=27)
+    for test in uncertain.by_model["base"].values():
         test["all"] = dataclasses.replace(test["all"], delta_low=-0.1)
     assert (
-        "surely above zero for the one with more random play and the one with explored play only"
-        in " ".join(verdict(unsure))
+        "above zero for the one with more random play and the one with explored play only"
+        in " ".join(verdict(uncertain))
     )
 
 
 def test_best_of_a_column_is_marked_only_where_there_is_one() -> None:
-    rows = [("base", figures(24.0)), ("random", figures(25.0)), ("explored", figures(25.0))]
+    rows = [("base", metrics(24.0)), ("random", metrics(25.0)), ("explored", metrics(25.0))]
     columns = [
-        Column("psnr", lambda f: f.whole),
+        Column("psnr", lambda f: f.mean_psnr),
         Column("same", lambda f: 1.0),
-        Column("less", lambda f: f.whole, -1),
+        Column("less", lambda f: f.mean_psnr, -1),
     ]
-    cells = [
-        [cell["best"] for cell in row["cells"]] for row in table("", rows, columns, "")["rows"]
-    ]
+    cells = [[cell["best"] for cell in row["cells"]] for row in table("", rows, columns)["rows"]]
     assert cells == [[False, False, True], [True, False, False], [True, False, False]]
 
 
-def test_pooled_figures_are_weighted_by_windows() -> None:
-    both = pooled([figures(20.0, delta=0.0, windows=30), figures(24.0, delta=4.0, windows=10)])
+def test_pooled_metrics_are_weighted_by_windows() -> None:
+    both = pool([metrics(20.0, delta=0.0, windows=30), metrics(24.0, delta=4.0, windows=10)])
     assert both.windows == 40
-    assert both.whole == pytest.approx(21.0)
+    assert both.mean_psnr == pytest.approx(21.0)
     assert both.delta == pytest.approx(1.0)
     assert both.delta_high - both.delta == pytest.approx(
         math.sqrt((0.75 * 0.5) ** 2 + (0.25 * 0.5) ** 2)
@@ -193,11 +191,11 @@ def test_pooled_figures_are_weighted_by_windows() -> None:
     assert math.isnan(both.distance)
 
 
-def test_figures_of_a_run_are_those_of_its_evaluation(finished_run: tuple[Path, str]) -> None:
+def test_metrics_of_a_run_are_those_of_its_evaluation(finished_run: tuple[Path, str]) -> None:
     import json
 
     folder = finished_run[0] / "evaluation"
-    read = read_measured(folder)
+    read = read_results(folder)
     raw = json.loads((folder / "explored-random.json").read_text())
     assert read.get("explored", "random").psnr == tuple(
         raw["overall"]["prediction"]["by_step"]["psnr"]

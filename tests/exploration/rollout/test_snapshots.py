@@ -120,5 +120,5 @@ def test_a_run_is_watched_and_leaves_screens_films_and_a_page(
     assert b"\x89PNG" in events
     assert execute(["report", str(out)]) == 0
     page = (out / "report/index.html").read_text()
-    for words in ("How the explorer learnt", "Uncertainty over time", "The best agent beside chance", "data:image/gif"):
+    for words in ("Training of the explorer", "Uncertainty over time", "The best agent and random play", "data:image/gif"):
         assert words in page, words
