@@ -39,7 +39,9 @@ def run(args: Args) -> None:
         # Undefined is said as such: a dash where nothing was labelled by both, else everyone used one word.
         equal = f"{one.raw:.1%}" if one.games else "-"
         kappa = f"{one.kappa:.2f}" if one.kappa == one.kappa else ("one word" if one.games else "-")
-        figures.add_row(escape(" / ".join(one.annotators)), one.column, str(one.games), equal, kappa)
+        figures.add_row(
+            escape(" / ".join(one.annotators)), one.column, str(one.games), equal, kappa
+        )
     console.print(figures)
 
     shown = Table("game", "column", "words", "merged", box=None, header_style="bold")
@@ -49,7 +51,9 @@ def run(args: Args) -> None:
     if differences:
         console.print(shown)
     common = set.intersection(*(set(one.rows) for one in everyone))
-    console.print(f"{len(merged)} games, {len(common)} of them labelled by all; {len(differences)} cells differ")
+    console.print(
+        f"{len(merged)} games, {len(common)} of them labelled by all; {len(differences)} cells differ"
+    )
     if args.out is not None:
         labels.save(args.out, merged)
         console.print(f"{args.out}: merged table")

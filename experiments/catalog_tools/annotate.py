@@ -45,10 +45,16 @@ def run(args: Args) -> None:
         try:
             listening.bind(("127.0.0.1", args.port))
         except OSError as error:
-            raise InputError(f"--port {args.port} cannot be used: {error.strerror}; 0 takes a free one") from None
+            raise InputError(
+                f"--port {args.port} cannot be used: {error.strerror}; 0 takes a free one"
+            ) from None
         listening.listen()  # a browser that is quicker than the app has to wait, and is not refused
-        console.print(f"http://127.0.0.1:{listening.getsockname()[1]}/  {len(games)} games; Ctrl+C ends it")
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+        console.print(
+            f"http://127.0.0.1:{listening.getsockname()[1]}/  {len(games)} games; Ctrl+C ends it"
+        )
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=2
+        )
         try:
             uvicorn.Server(config).run(sockets=[listening])
         except KeyboardInterrupt:  # the usual end, after uvicorn has closed everything

@@ -1,17 +1,18 @@
-"""The annotation page: an app that shows a game's clips and takes its labels, on this machine only.
+"""The annotation page: an app that shows a game's clips and saves its labels, on this machine only.
 
-The page is `page.html`, whole in itself. Another site that a browser has open cannot use the app: it answers only
-to a loopback name in the Host header (so no foreign name can be pointed at it) and takes labels only from its own page.
+The page is `page.html`, which loads nothing else. Other sites that are open in the browser cannot
+use the app: it answers only to a loopback name in the Host header, so that no foreign name can be
+pointed at it, and accepts labels only from its own page.
 """
 
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -33,9 +34,9 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 
-# What the page asks in each column; the columns of the buttons are those of `Recorder`'s clips.
+# Question of each column; the columns of the buttons have the names of the recorder's clips.
 QUESTIONS = {
-    "view": "Where is the player's figure seen from?",
+    "view": "From where is the player's character seen?",
     "axis": "Along which axis can it move?",
     "motion": "What kind of game is it?",
     "right": "What does right do?",
@@ -48,30 +49,33 @@ QUESTIONS = {
     "scrolling": "Does the background move along?",
     "confidence": "How sure are you of this game's labels?",
 }
-SURENESS = dict(zip(labels.CONFIDENCES, ("guessed", "unsure", "fairly sure", "certain"), strict=True))
+CONFIDENCE_NAMES = dict(
+    zip(labels.CONFIDENCES, ("guessed", "unsure", "fairly sure", "certain"), strict=True)
+)
 
 
 class Label(BaseModel):
-    """What the page sends: the word for one cell, empty to take it back."""
+    """Body of a request to label: the word for one cell, empty to take it back."""
 
     value: str
 
 
-class Labels:
-    """One annotator's file, read anew before each change, so that what was edited by hand meanwhile is not lost."""
+class LabelStore:
+    """Labels file of one annotator, read before each change, so that edits by hand are kept."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
 
     def rows(self) -> dict[str, labels.Row]:
-        """The rows so far; none where there is no file. Raises InputError for a damaged file."""
+        """Return the rows so far. Raises InputError for a damaged file."""
         return labels.load(self.path).rows if self.path.exists() else {}
 
     def put(self, game: str, column: str, value: str) -> labels.Row:
-        """Set one cell and save the file. The row as it is now. Raises InputError for a word that does not fit."""
+        """Set one cell, save the file and return the row. Raises InputError for a wrong word."""
         if column not in labels.LABELLED:
-            raise InputError(f"{column!r} is no column to label: those are {', '.join(labels.LABELLED)}")
+            columns = ", ".join(labels.LABELLED)
+            raise InputError(f"{column!r} is no column to label: use one of {columns}")
         if wrong := labels.fault(column, value):
             raise InputError(wrong)
         with self._lock:
@@ -82,13 +86,25 @@ class Labels:
             return rows[game]
 
 
-def make_app(games: Sequence[str], labels_file: Path, clips_folder: Path, *, seconds: float = 120.0) -> FastAPI:
-    """The app for these games, in this order. Its clips are recorded while it runs, each within `seconds`.
+@dataclass(frozen=True)
+class Annotation:
+    """State of the app: games in their order, labels, and clips."""
 
-    games: canonical names. labels_file: read and written, see `experiments.catalog_tools.labels`. clips_folder: kept for later.
-    Raises InputError where the labels file is damaged.
+    games: Sequence[str]
+    store: LabelStore
+    recorder: Recorder
+    clips_folder: Path
+
+
+def make_app(
+    games: Sequence[str], labels_file: Path, clips_folder: Path, *, seconds: float = 120.0
+) -> FastAPI:
+    """Return the app for these games, which records their clips while it runs.
+
+    games: canonical names, in the order of the page. seconds: longest recording of one game.
+    Raises InputError if the labels file is damaged.
     """
-    store = Labels(labels_file)
+    store = LabelStore(labels_file)
     store.rows()
     recorder = Recorder(games, clips_folder, seconds)
 
@@ -99,86 +115,101 @@ def make_app(games: Sequence[str], labels_file: Path, clips_folder: Path, *, sec
         recorder.stop()
 
     app = FastAPI(lifespan=recording, docs_url=None, redoc_url=None, openapi_url=None)
-    _guard(app)
-
-    def known(game: str) -> str:
-        if game not in games:
-            raise HTTPException(404, f"{game} is not among the games of this page")
-        return game
-
-    @app.get("/")
-    def page() -> HTMLResponse:
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
-
-    @app.get("/api/games")
-    def everything() -> dict[str, Any]:
-        """Columns with their words, and games with their labels so far."""
-        rows = store.rows()
-        words = {**labels.VOCABULARY, "confidence": labels.CONFIDENCES}
-        return {
-            "file": str(labels_file),
-            "columns": [
-                {
-                    "name": name,
-                    "question": QUESTIONS[name],
-                    "words": [[word, SURENESS.get(word, word)] for word in known],
-                }
-                for name, known in words.items()
-            ],
-            "games": [
-                {"name": game, "row": rows.get(game) or labels.new_row(game), **asdict(recorder.progress(game))}
-                for game in games
-            ],
-        }
-
-    @app.get("/api/games/{game}/clips")
-    def clips(game: str) -> dict[str, Any]:
-        """How far the game's clips are; when they are ready, what they show and where they are."""
-        recorder.hurry(known(game))
-        progress = recorder.progress(game)
-        ready = read_clips(clips_folder / game) if progress.status == "ready" else None
-        if progress.status == "ready" and ready is None:
-            return {
-                "status": "failed",
-                "reason": f"its clips in {clips_folder / game} were removed: start this page anew",
-            }
-        return {**asdict(progress), "clips": ready}
-
-    @app.get("/api/games/{game}/clips/{number}/{action}.png")
-    def picture(game: str, number: int, action: str) -> FileResponse:
-        path = clips_folder / known(game) / f"{number}-{action}.png"
-        if not action.isalpha() or not path.is_file():
-            raise HTTPException(404, f"{game} has no such clip")
-        return FileResponse(path, media_type="image/png")
-
-    @app.put("/api/games/{game}/labels/{column}")
-    def put(game: str, column: str, label: Label) -> labels.Row:
-        """Save one label."""
-        return store.put(known(game), column, label.value)
-
+    app.state.annotation = Annotation(games, store, recorder, clips_folder)
+    app.include_router(router)
+    app.middleware("http")(_require_own_page)
+    # Added last, so that it runs first.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK), www_redirect=False)
+    app.exception_handler(InputError)(_answer_bad_input)
+    app.exception_handler(OSError)(_answer_not_saved)
     return app
 
 
-def _guard(app: FastAPI) -> None:
-    """Refuse what other sites send, and answer faults as one line."""
+def _annotation(request: Request) -> Annotation:
+    annotation: Annotation = request.app.state.annotation
+    return annotation
 
-    @app.middleware("http")
-    async def own_page_only(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        origin, own = request.headers.get("origin"), f"http://{request.headers.get('host')}"
-        if request.method not in ("GET", "HEAD") and origin not in (None, own):
-            return JSONResponse({"detail": f"{origin} may not change labels"}, 403)
-        response = await call_next(request)
-        response.headers.update(HEADERS)
-        return response
 
-    # Added last, so that it comes first.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK), www_redirect=False)
+State = Annotated[Annotation, Depends(_annotation)]
 
-    @app.exception_handler(InputError)
-    async def bad_input(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 400)
 
-    @app.exception_handler(OSError)
-    async def no_file(request: Request, error: Exception) -> JSONResponse:
-        """A full disk, for instance: the page must say that the label was not saved."""
-        return JSONResponse({"detail": f"not saved: {error}"}, 500)
+def _known_game(game: str, state: State) -> str:
+    if game not in state.games:
+        raise HTTPException(404, f"{game} is not among the games of this page")
+    return game
+
+
+Game = Annotated[str, Depends(_known_game)]
+router = APIRouter()
+
+
+@router.get("/")
+def page() -> HTMLResponse:
+    """Return the page."""
+    return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+
+
+@router.get("/api/games")
+def list_games(state: State) -> dict[str, Any]:
+    """Return the columns with their words, and the games with their labels so far."""
+    rows = state.store.rows()
+    columns = []
+    for name, words in {**labels.VOCABULARY, "confidence": labels.CONFIDENCES}.items():
+        shown = [[word, CONFIDENCE_NAMES.get(word, word)] for word in words]
+        columns.append({"name": name, "question": QUESTIONS[name], "words": shown})
+    games = []
+    for game in state.games:
+        row = rows.get(game) or labels.new_row(game)
+        games.append({"name": game, "row": row, **asdict(state.recorder.progress(game))})
+    return {"file": str(state.store.path), "columns": columns, "games": games}
+
+
+@router.get("/api/games/{game}/clips")
+def show_clips(game: Game, state: State) -> dict[str, Any]:
+    """Return the progress of the game's clips and, when they are ready, their description."""
+    state.recorder.prioritise(game)
+    progress = state.recorder.progress(game)
+    if progress.status != "ready":
+        return {**asdict(progress), "clips": None}
+    folder = state.clips_folder / game
+    clips = read_clips(folder)
+    if clips is None:
+        reason = f"its clips in {folder} were removed: restart this page"
+        return {"status": "failed", "reason": reason}
+    return {**asdict(progress), "clips": clips}
+
+
+@router.get("/api/games/{game}/clips/{number}/{action}.png")
+def show_picture(game: Game, number: int, action: str, state: State) -> FileResponse:
+    """Return the frames of one clip."""
+    path = state.clips_folder / game / f"{number}-{action}.png"
+    if not action.isalpha() or not path.is_file():
+        raise HTTPException(404, f"{game} has no such clip")
+    return FileResponse(path, media_type="image/png")
+
+
+@router.put("/api/games/{game}/labels/{column}")
+def save_label(game: Game, column: str, label: Label, state: State) -> labels.Row:
+    """Save one label and return the game's row."""
+    return state.store.put(game, column, label.value)
+
+
+async def _require_own_page(
+    request: Request, call_next: Callable[[Request], Awaitable[Response]]
+) -> Response:
+    """Refuse changes that another site requests."""
+    origin, own = request.headers.get("origin"), f"http://{request.headers.get('host')}"
+    if request.method not in ("GET", "HEAD") and origin not in (None, own):
+        return JSONResponse({"detail": f"{origin} may not change labels"}, 403)
+    response = await call_next(request)
+    response.headers.update(HEADERS)
+    return response
+
+
+async def _answer_bad_input(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 400)
+
+
+async def _answer_not_saved(request: Request, error: Exception) -> JSONResponse:
+    """Report a full disk, for instance: the page must say that the label was not saved."""
+    return JSONResponse({"detail": f"not saved: {error}"}, 500)

@@ -7,19 +7,22 @@ from typing import Any
 from envs.controls import DIRECTIONS
 
 VERSION = 1
-"""Of the recording; clips of another one are recorded anew."""
+"""Version of the recording; clips of another version are recorded again."""
 FPS = 30
 FRAMES = 72
 ACROSS = 9
-"""Frames side by side in the PNG."""
+"""Number of frames side by side in the PNG."""
 LEAD = 8
-"""Frames before the button goes down, the same in every clip."""
+"""Number of frames before the button goes down, the same in every clip."""
 MOMENTS = {"start": 0, "after 5 s": 5 * FPS, "after 15 s": 15 * FPS}
-"""Where the clips begin: frames of random play after the game's start, where controls may still be locked."""
+"""Starts of the clips in frames of random play, since controls may be locked at first."""
 
 
 def pressed(action: str) -> list[bool]:
-    """Whether the button is down, frame by frame: a direction is held, another button tapped three times."""
+    """Return the frames in which the button is down.
+
+    A direction is held, another button is pressed three times.
+    """
     if action == "none":
         return [False] * FRAMES
     if action in DIRECTIONS:
@@ -28,7 +31,7 @@ def pressed(action: str) -> list[bool]:
 
 
 def read_clips(folder: Path) -> dict[str, Any] | None:
-    """What `record` wrote about the clips in `folder`, or None where they are missing or of another version."""
+    """Return the `clips.json` of a folder, or None if it is missing or of another version."""
     try:
         clips: dict[str, Any] = json.loads((folder / "clips.json").read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):

@@ -116,7 +116,9 @@ def probe(game: str, *, states: int = 8, steps: int = HOLD_STEPS, seed: int = 0)
         trials: dict[str, list[Trial]] = {name: [] for name in buttons}
         found: list[dict[str, Trial]] = []
         waits = 0
-        for number, tried in enumerate(_trials(env, begun, buttons, steps, seed, states * CANDIDATES)):
+        for number, tried in enumerate(
+            _trials(env, begun, buttons, steps, seed, states * CANDIDATES)
+        ):
             # Where nothing answers, the game shows a beginning, an end or a pause: that tells nothing of a control.
             if _answered(tried):
                 waits = waits if found else number * STATE_STEPS
@@ -131,7 +133,9 @@ def probe(game: str, *, states: int = 8, steps: int = HOLD_STEPS, seed: int = 0)
         env.close()
 
 
-def compare(idle: Sequence[NDArray[np.uint8]], held: Mapping[str, Sequence[NDArray[np.uint8]]]) -> dict[str, Trial]:
+def compare(
+    idle: Sequence[NDArray[np.uint8]], held: Mapping[str, Sequence[NDArray[np.uint8]]]
+) -> dict[str, Trial]:
     """What each control did from one state: screens uint8 (h, w, 3) of every step without a control and with each.
 
     The player is where opposite directions both change the screen; what most of the trials show at a moment is the
@@ -142,14 +146,20 @@ def compare(idle: Sequence[NDArray[np.uint8]], held: Mapping[str, Sequence[NDArr
     changed = {name: np.abs(frames - grey[""]) > CHANGED for name, frames in grey.items() if name}
     player_HW = _player(changed)
     own = {name: np.abs(grey[name] - usual_THW) > CHANGED for name in held}
-    centre = np.argwhere(player_HW).mean(0) if player_HW.any() else np.argwhere(usual_THW[0] >= 0).mean(0)
+    centre = (
+        np.argwhere(player_HW).mean(0)
+        if player_HW.any()
+        else np.argwhere(usual_THW[0] >= 0).mean(0)
+    )
     paths = {name: _path(masks, centre) for name, masks in own.items()}
     trials = {}
     still = _speed(grey[""])
     for name in held:
         # Against the opposite direction, whose path is as far on the other side: what both share cancels out.
         against = paths.get(OPPOSITE.get(name, ""), np.zeros((0, 2)))
-        trials[name] = _trial(changed[name], paths[name], against, player_HW, _speed(grey[name]) - still)
+        trials[name] = _trial(
+            changed[name], paths[name], against, player_HW, _speed(grey[name]) - still
+        )
     return trials
 
 
@@ -171,17 +181,31 @@ def _trial(
     if sizes.max() < LEAST_PIXELS:
         return Trial(int(sizes.max()), 0.0, 0.0, False, 0.0, 0.0, "none")
     area = int(player_HW.sum())
-    left_place = (changed_THW & player_HW).sum((1, 2))[2:].max() / area if area >= LEAST_PIXELS else 1.0
+    left_place = (
+        (changed_THW & player_HW).sum((1, 2))[2:].max() / area if area >= LEAST_PIXELS else 1.0
+    )
     centre = np.argwhere(player_HW if area >= LEAST_PIXELS else changed_THW.any(0)).mean(0)
-    reach = float(max(np.linalg.norm(np.argwhere(mask) - centre, axis=1).max() for mask in changed_THW if mask.any()))
+    reach = float(
+        max(
+            np.linalg.norm(np.argwhere(mask) - centre, axis=1).max()
+            for mask in changed_THW
+            if mask.any()
+        )
+    )
     path_N2 = path_N2 if len(path_N2) else np.zeros((1, 2))
     mean = path_N2[:EARLY].mean(0)
     down, across = (mean - against_N2[:EARLY].mean(0)) / 2 if len(against_N2) else mean
     down, across = float(down), float(across)
     top = int(path_N2[:, 0].argmin())
-    turns = bool(path_N2[top, 0] < -LEAST_MOVE and path_N2[-1, 0] > path_N2[top, 0] / 2 and top < len(path_N2) - 1)
+    turns = bool(
+        path_N2[top, 0] < -LEAST_MOVE
+        and path_N2[-1, 0] > path_N2[top, 0] / 2
+        and top < len(path_N2) - 1
+    )
     if left_place < STAYS and float(np.abs(scroll).max()) >= LEAST_SCROLL:
-        label = _direction(-float(scroll[0]), -float(scroll[1]))  # the world goes left where the player goes right
+        label = _direction(
+            -float(scroll[0]), -float(scroll[1])
+        )  # the world goes left where the player goes right
     elif left_place < STAYS:
         label = "shoot" if reach > AWAY else "strike"
     elif turns and abs(down) > abs(across):
@@ -229,14 +253,18 @@ def summarise(trials: dict[str, list[Trial]]) -> dict[str, Control]:
         seen = trials.get(name, [])
         effects = [trial.label for trial in seen if trial.label != "none"]
         if not effects:
-            found[name] = Control("none", 1.0 - 0.5 ** len(seen) if seen else 1.0, bool(seen), tuple(seen))
+            found[name] = Control(
+                "none", 1.0 - 0.5 ** len(seen) if seen else 1.0, bool(seen), tuple(seen)
+            )
             continue
         moved = [label for label in effects if label != "strike"]
         if name in OPPOSITE and len(moved) > 1:
             effects = moved  # against a wall a figure only turns, which looks like a strike
         label, votes = Counter(effects).most_common(1)[0]
         confidence = votes / len(effects) * (1 - 0.5 ** len(effects))
-        found[name] = Control(label if votes * 2 > len(effects) else "unknown", confidence, False, tuple(seen))
+        found[name] = Control(
+            label if votes * 2 > len(effects) else "unknown", confidence, False, tuple(seen)
+        )
     return found
 
 
@@ -249,10 +277,14 @@ def _flow(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float32]:
 
 def _grey(screens: Sequence[NDArray[np.uint8]]) -> NDArray[np.int16]:
     """Grey levels (T, h, w) of screens."""
-    return np.stack([cv2.cvtColor(screen, cv2.COLOR_RGB2GRAY) for screen in screens]).astype(np.int16)
+    return np.stack([cv2.cvtColor(screen, cv2.COLOR_RGB2GRAY) for screen in screens]).astype(
+        np.int16
+    )
 
 
-def _screens(env: RetroEnv, state: bytes, buttons: Sequence[str], steps: int) -> list[NDArray[np.uint8]]:
+def _screens(
+    env: RetroEnv, state: bytes, buttons: Sequence[str], steps: int
+) -> list[NDArray[np.uint8]]:
     env.load_state(state)
     return [env.hold(buttons).copy() for _ in range(steps)]
 
@@ -271,7 +303,10 @@ def _answers(env: RetroEnv, state: bytes, buttons: dict[str, str], steps: int) -
     """Whether any control makes a difference from this state."""
     idle_THW = _grey(_screens(env, state, (), steps))
     held = (_grey(_screens(env, state, (button,), steps)) for button in buttons.values())
-    return any((np.abs(grey_THW - idle_THW) > CHANGED).sum((1, 2)).max() >= LEAST_PIXELS for grey_THW in held)
+    return any(
+        (np.abs(grey_THW - idle_THW) > CHANGED).sum((1, 2)).max() >= LEAST_PIXELS
+        for grey_THW in held
+    )
 
 
 def _press(env: RetroEnv, state: bytes, button: str) -> bytes:
@@ -312,7 +347,9 @@ def _answered(found: Mapping[str, Trial]) -> bool:
     return any(trial.label != "none" for trial in found.values())
 
 
-if __name__ == "__main__":  # a process of its own for each game: one that crashes takes nothing with it
+if (
+    __name__ == "__main__"
+):  # a process of its own for each game: one that crashes takes nothing with it
     asked = json.loads(sys.argv[1])
     try:
         print(json.dumps(probe(**asked).to_json()))

@@ -33,7 +33,10 @@ def run(args: Args) -> None:
             shown.add_row(str(item.line), item.game, item.column, item.theirs, item.ours)
         console.print(shown)
     for column, (same, compared) in found.agreement().items():
-        console.print(f"{column}: {same} of {compared} the same" + (f" ({same / compared:.1%})" if compared else ""))
+        console.print(
+            f"{column}: {same} of {compared} the same"
+            + (f" ({same / compared:.1%})" if compared else "")
+        )
     console.print(f"{args.file}: {len(found.labels)} games, {len(differences)} labels differ")
     if args.out is not None:
         import pandas as pd
@@ -44,4 +47,6 @@ def run(args: Args) -> None:
         console.print(f"line {line}: {why}")
     if found.malformed:
         lines = ", ".join(str(line) for line in list(found.malformed)[:5])
-        raise InputError(f"{args.file}: {len(found.malformed)} rows could not be read (lines {lines}); the rest was")
+        raise InputError(
+            f"{args.file}: {len(found.malformed)} rows could not be read (lines {lines}); the rest was"
+        )

@@ -41,11 +41,61 @@ _UP = (
     "none",
     UNKNOWN,
 )
-_DOWN = ("crouch", "down", "climb", "brake", "drop", "special", "block", "aim", "jump", "use", "none", UNKNOWN)
-_JUMP = ("jump", "shoot", "special", "kick", "throw", "punch", "strike", "drop", "use", "select", "accelerate", "fly")
-_SECOND = ("shoot", "strike", "punch", "throw", "kick", "jump", "dash", "use", "special", "whip", "accelerate", "drop")
+_DOWN = (
+    "crouch",
+    "down",
+    "climb",
+    "brake",
+    "drop",
+    "special",
+    "block",
+    "aim",
+    "jump",
+    "use",
+    "none",
+    UNKNOWN,
+)
+_JUMP = (
+    "jump",
+    "shoot",
+    "special",
+    "kick",
+    "throw",
+    "punch",
+    "strike",
+    "drop",
+    "use",
+    "select",
+    "accelerate",
+    "fly",
+)
+_SECOND = (
+    "shoot",
+    "strike",
+    "punch",
+    "throw",
+    "kick",
+    "jump",
+    "dash",
+    "use",
+    "special",
+    "whip",
+    "accelerate",
+    "drop",
+)
 _MOTION = (
-    *("platformer", "space_shooter", "fight", "shooter", "action", "sport", "maze", "race", "grid", "pong"),
+    *(
+        "platformer",
+        "space_shooter",
+        "fight",
+        "shooter",
+        "action",
+        "sport",
+        "maze",
+        "race",
+        "grid",
+        "pong",
+    ),
     *("simulation", "pinball", "flying_platformer", "tetris", "other", UNKNOWN),
 )
 
@@ -166,11 +216,15 @@ def load(path: Path) -> Annotations:
     rows: dict[str, Row] = {}
     try:
         if tuple(header := next(reader, [])) != COLUMNS:
-            raise InputError(f"{path}, line 1: the columns are {','.join(header)!r} and must be {','.join(COLUMNS)!r}")
+            raise InputError(
+                f"{path}, line 1: the columns are {','.join(header)!r} and must be {','.join(COLUMNS)!r}"
+            )
         for cells in reader:
             row = _checked(cells, f"{path}, line {reader.line_num}")
             if row["game"] in rows:
-                raise InputError(f"{path}, line {reader.line_num}: {row['game']} stands there twice: delete one row")
+                raise InputError(
+                    f"{path}, line {reader.line_num}: {row['game']} stands there twice: delete one row"
+                )
             rows[row["game"]] = row
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not a row of CSV: {error}") from None
@@ -180,11 +234,17 @@ def load(path: Path) -> Annotations:
 def _checked(cells: list[str], where: str) -> Row:
     """The cells as a row. Raises InputError."""
     if len(cells) != len(COLUMNS):
-        raise InputError(f"{where}: {len(cells)} cells, must be {len(COLUMNS)}, as many as there are columns")
+        raise InputError(
+            f"{where}: {len(cells)} cells, must be {len(COLUMNS)}, as many as there are columns"
+        )
     row = dict(zip(COLUMNS, cells, strict=True))
     if row["game"] not in titles():
-        raise InputError(f"{where}: no game is called {row['game']!r}: see `autoexplore catalog` for all names")
-    wrong = next((why for column in (*LABELLED, "source") if (why := fault(column, row[column]))), None)
+        raise InputError(
+            f"{where}: no game is called {row['game']!r}: see `autoexplore catalog` for all names"
+        )
+    wrong = next(
+        (why for column in (*LABELLED, "source") if (why := fault(column, row[column]))), None
+    )
     if wrong:
         raise InputError(f"{where} ({row['game']}): {wrong}")
     return row
@@ -234,7 +294,9 @@ def merge(files: Sequence[Path]) -> tuple[dict[str, Row], list[Difference]]:
                 differences.append(Difference(game, column, words, merged[column]))
         given = [float(row["confidence"]) for row in rows.values() if row["confidence"]]
         merged["confidence"] = f"{min(given, default=0.0):.2f}"
-        merged["source"] = min((row["source"] or SOURCES[0] for row in rows.values()), key=SOURCES.index)
+        merged["source"] = min(
+            (row["source"] or SOURCES[0] for row in rows.values()), key=SOURCES.index
+        )
         table[game] = merged
     return table, differences
 
@@ -264,10 +326,19 @@ def agreement(everyone: Sequence[Annotations]) -> list[Agreement]:
         for column in VOCABULARY:
             pairs = [(one.rows[game][column], other.rows[game][column]) for game in common]
             pairs = [(first, second) for first, second in pairs if first and second]
-            first_words, second_words = [first for first, _ in pairs], [second for _, second in pairs]
-            raw = sum(first == second for first, second in pairs) / len(pairs) if pairs else float("nan")
+            first_words, second_words = (
+                [first for first, _ in pairs],
+                [second for _, second in pairs],
+            )
+            raw = (
+                sum(first == second for first, second in pairs) / len(pairs)
+                if pairs
+                else float("nan")
+            )
             kappa = cohen_kappa(first_words, second_words)
-            found.append(Agreement((one.annotator, other.annotator), column, len(pairs), raw, kappa))
+            found.append(
+                Agreement((one.annotator, other.annotator), column, len(pairs), raw, kappa)
+            )
     return found
 
 
@@ -279,7 +350,9 @@ def cohen_kappa(a: Sequence[str], b: Sequence[str]) -> float:
     that p_e is 1. Raises InputError where the lengths differ.
     """
     if len(a) != len(b):
-        raise InputError(f"kappa needs as many labels of one annotator as of the other, not {len(a)} and {len(b)}")
+        raise InputError(
+            f"kappa needs as many labels of one annotator as of the other, not {len(a)} and {len(b)}"
+        )
     words, codes = np.unique(np.array([*a, *b], dtype=object).astype(str), return_inverse=True)
     if len(words) < 2:
         return float("nan")

@@ -17,7 +17,10 @@ SURE = 0.7
 KINDS = {
     **dict.fromkeys(("up", "climb", "fly", "jump", "look", "accelerate"), "up"),
     **dict.fromkeys(("down", "crouch", "drop"), "down"),
-    **dict.fromkeys(("shoot", "throw", "aim", "strike", "punch", "kick", "whip", "special", "use", "block"), "act"),
+    **dict.fromkeys(
+        ("shoot", "throw", "aim", "strike", "punch", "kick", "whip", "special", "use", "block"),
+        "act",
+    ),
     "right": "right",
     "left": "left",
     "none": "none",
@@ -84,12 +87,16 @@ def probe_apart(game: str, args: Args) -> dict[str, Any]:
     try:
         # The folder of the package, since it need not be the current one.
         where = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=where)
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=where
+        )
     except subprocess.TimeoutExpired as error:
         raise InputError(f"its emulator hung for {TIMEOUT_SECONDS} s") from error
     if ended.returncode:
         lines = ended.stderr.strip().splitlines()
-        raise InputError(lines[-1] if lines else f"its emulator died (exit code {ended.returncode})")
+        raise InputError(
+            lines[-1] if lines else f"its emulator died (exit code {ended.returncode})"
+        )
     probed: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     if file is not None:
         write_json_atomic(file, {"asked": asked, "probe": probed})
@@ -145,7 +152,9 @@ def agreement(found: dict[str, dict[str, Any]], labels: Any) -> dict[str, tuple[
             both["start"] += 1
             same["start"] += (probed["needs_start"] or probed["waits"] > 0) == (transition == "yes")
     first = [group for group in both if not group.startswith("catalogue")]
-    return {group: (same[group], both[group]) for group in [*first, *sorted(both.keys() - set(first))]}
+    return {
+        group: (same[group], both[group]) for group in [*first, *sorted(both.keys() - set(first))]
+    }
 
 
 def kind(label: str) -> str:

@@ -44,7 +44,15 @@ PUBLISHED_COUNTS = {
         "flying_platformer": 5,
         "tetris": 4,
     },
-    "console": {"Genesis": 334, "Nes": 297, "Snes": 184, "Sms": 89, "Atari2600": 40, "GameBoy": 29, "32x": 1},
+    "console": {
+        "Genesis": 334,
+        "Nes": 297,
+        "Snes": 184,
+        "Sms": 89,
+        "Atari2600": 40,
+        "GameBoy": 29,
+        "32x": 1,
+    },
 }
 """How many of RetroAct's 974 games have each label, as the paper counts them."""
 SAME_WORD = {
@@ -103,10 +111,15 @@ class Imported:
 
     def agreement(self) -> dict[str, tuple[int, int]]:
         """Column -> (labels that are the same, labels that both have)."""
-        ours, differing = catalog.table().set_index("game"), Counter(item.column for item in self.differences())
+        ours, differing = (
+            catalog.table().set_index("game"),
+            Counter(item.column for item in self.differences()),
+        )
         counts = {}
         for column in self.columns:
-            pairs = [(labels[column], ours.at[game, column]) for game, labels in self.labels.items()]
+            pairs = [
+                (labels[column], ours.at[game, column]) for game, labels in self.labels.items()
+            ]
             compared = sum("unknown" not in pair for pair in pairs)
             counts[column] = (compared - differing[column], compared)
         return counts
@@ -126,7 +139,9 @@ def read(path: Path) -> Imported:
         raise InputError(f"{path} cannot be read as CSV: {error}") from error
     if header != TAGS and set(header) != {"game", *CONTROLS}:
         wanted = f"{','.join(TAGS)} or game,{','.join(CONTROLS)}"
-        raise InputError(f"{path}: line 1 is no header of RetroAct ({','.join(header)}): it must be {wanted}")
+        raise InputError(
+            f"{path}: line 1 is no header of RetroAct ({','.join(header)}): it must be {wanted}"
+        )
     imported = Imported(("view", "axis", "motion") if header == TAGS else tuple(CONTROLS.values()))
     for line, cells in rows:
         if not any(cells):
@@ -147,7 +162,10 @@ def read(path: Path) -> Imported:
 
 def _tags(tags: str) -> dict[str, str]:
     """The view, axis and genre of one cell; words of one label are joined by a space, "-" or "_" as it comes."""
-    words = [SAME_WORD.get(word, word) for word in tags.casefold().replace("-", " ").replace("_", " ").split()]
+    words = [
+        SAME_WORD.get(word, word)
+        for word in tags.casefold().replace("-", " ").replace("_", " ").split()
+    ]
     text = " ".join(words)
     view = next((label for label in catalog.VIEWS if text.startswith(f"{label} ")), None)
     if view is None:
