@@ -100,7 +100,7 @@ class DynamicsConfig:
     """clean_past: share of chunks whose tokens are all masked, as the first sampling step meets them."""
     tdce_weight: float = 3.0
     """Lambda of the token distance cross-entropy (eq. 1); 0 is plain cross-entropy."""
-    together: int = 2
+    chunk_size: int = 2
     """Frames that autoregressive generation predicts at a time."""
     latent_actions: bool = False
     """Whether its actions are the codes of a latent action model (GenieRedux) and not a person's (GenieRedux-G)."""
@@ -135,8 +135,8 @@ class WorldModelConfig:
                 raise InputError(f"{name} = {value!r}: choose {' or '.join(allowed)}")
         if self.frames < 2:
             raise InputError(f"frames = {self.frames}: a window needs 2 frames or more to hold an action")
-        if not 1 <= self.dynamics.together < self.frames:
-            raise InputError(f"dynamics.together = {self.dynamics.together}: expected 1 to {self.frames - 1}")
+        if not 1 <= self.dynamics.chunk_size < self.frames:
+            raise InputError(f"dynamics.chunk_size = {self.dynamics.chunk_size}: expected 1 to {self.frames - 1}")
         if not self.dynamics.chunk_lengths or min(self.dynamics.chunk_lengths) < 0:
             raise InputError(f"dynamics.chunk_lengths = {self.dynamics.chunk_lengths}: give lengths of 0 (all) or more")
         if self.dynamics.latent_actions and self.actions != self.lam.codes:
@@ -286,7 +286,7 @@ PRESETS: dict[str, WorldModelConfig] = {
             objective="clean_past",
             chunk_lengths=(1, 1, 2, 0),
             all_masked=0.5,
-            together=1,
+            chunk_size=1,
         ),
     ),
     "paper": WorldModelConfig(),

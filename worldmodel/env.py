@@ -150,7 +150,7 @@ class Rollout:
         self._sampling = (steps, temperature, generator)
         with torch.no_grad():
             tokens = model.tokenizer.encode(frames_BPCHW)
-            self._past = model.read(tokens, model.conditions(actions_BA), None)
+            self._past = model.prefill(tokens, model.encode_actions(actions_BA), None)
             self._shown = model.tokenizer.show(tokens)[1]
         self._batch = batch
 
@@ -159,10 +159,10 @@ class Rollout:
         """The frame that follows if each film takes its action, int64 (B,). -> (B, 3, H, W) in [0, 1]."""
         model, window = self._model, self._model.cfg.frames
         model.check_actions(actions_B[:, None] if actions_B.ndim == 1 else actions_B, self._batch, 1)
-        ahead = model.conditions(actions_B[:, None], first=False)
+        ahead = model.encode_actions(actions_B[:, None], first=False)
         steps, temperature, generator = self._sampling
-        made = model.fill(self._past.last(window - 1), ahead, steps, temperature, generator)
-        self._past = model.read(made, ahead, self._past)
+        made = model.sample_frames(self._past.last_frames(window - 1), ahead, steps, temperature, generator)
+        self._past = model.prefill(made, ahead, self._past)
         frames, self._shown = model.tokenizer.show(made, self._shown)
         return frames[:, 0]
 

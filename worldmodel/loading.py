@@ -13,7 +13,7 @@ from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.genie import GenieReduxG, load_world_model
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
-from worldmodel.models.upscaler import Upscaler, shape
+from worldmodel.models.upscaler import Upscaler, upscaler_config
 from worldmodel.models.weights import encoder_sha256, load_weights
 
 
@@ -53,7 +53,7 @@ def load_upscaler(path: Path | str, device: torch.device | str = "cpu") -> Upsca
     found = open_checkpoint(path)
     if found.component != "upscaler":
         raise InputError(f"{found.path} holds a {found.component}, not an upscaler: give another path")
-    upscaler = Upscaler(shape(found.state["recipe"]["upscaler"]))
+    upscaler = Upscaler(upscaler_config(found.state["recipe"]["upscaler"]))
     load_weights(upscaler, found.exported(), found.path)
     return upscaler.to(device).eval()
 

@@ -183,14 +183,14 @@ def recomputed(model: GenieReduxG, frames_BPCHW: Tensor, actions_BA: Tensor, tog
     """What `generate_tokens` makes in 25 steps, with every frame so far computed again in each step."""
     dynamics, mask = model.dynamics, model.cfg.mask_id
     tokens = model.tokenizer.encode(frames_BPCHW)
-    conditions = dynamics.conditions(actions_BA)
+    conditions = dynamics.encode_actions(actions_BA)
     with torch.no_grad():
         while (begin := tokens.shape[1]) < conditions.shape[1]:
             start = torch.full((len(tokens), together, *tokens.shape[2:]), mask)
 
             def logits_of(made_BM: Tensor, tokens: Tensor = tokens, start: Tensor = start) -> Tensor:
                 every = torch.cat([tokens, made_BM.view_as(start)], 1)
-                hidden, _ = dynamics.run(every, conditions[:, : every.shape[1]], None)
+                hidden, _ = dynamics.forward_with_cache(every, conditions[:, : every.shape[1]], None)
                 return dynamics.head(hidden[:, tokens.shape[1] :]).flatten(1, 3)
 
             made = sample(logits_of, start.flatten(1), mask, steps=25)
@@ -205,11 +205,11 @@ def query(args: Args) -> Row:
     windows = 4
     frames, actions = torch.rand(windows, 5, 3, 64, 64), torch.zeros(windows, 4, dtype=torch.int64)
     tokens = torch.randint(model.cfg.mask_id, (windows, 5, 16, 16))
-    conditions = model.dynamics.conditions(actions)
+    conditions = model.dynamics.encode_actions(actions)
 
     def arithmetic() -> None:
         model.tokenizer.encode(frames[:, :2])
-        model.dynamics.run(tokens, conditions, None)
+        model.dynamics.forward_with_cache(tokens, conditions, None)
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         asked = windows / measured(args.repeats, lambda: model.token_entropy(frames, actions))

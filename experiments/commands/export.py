@@ -90,7 +90,7 @@ def as_table(action_map: "ActionMap") -> "Table":
     heads = ("agreement", "by chance", "kappa", "information")
     table = Table("", *ACTIONS, *heads, box=None, header_style="bold", title="latent action of each button (score)")
     for game in action_map.counts:
-        chosen = zip(action_map.latents(game), action_map.confidence(game), strict=True)
+        chosen = zip(action_map.latent_actions(game), action_map.confidence(game), strict=True)
         found = action_map.measured.get(game, {})
         figures = (f"{found[name]:.2f}" if found else "-" for name in ("agreement", "chance", "kappa", "information"))
         table.add_row(game, *(f"{latent} ({score:.2f})" for latent, score in chosen), *figures)

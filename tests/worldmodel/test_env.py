@@ -19,7 +19,7 @@ from worldmodel.env import Rollout
 def model() -> GenieReduxG:
     torch.manual_seed(0)
     cfg = preset("debug")
-    cfg = dataclasses.replace(cfg, dynamics=dataclasses.replace(cfg.dynamics, together=1))
+    cfg = dataclasses.replace(cfg, dynamics=dataclasses.replace(cfg.dynamics, chunk_size=1))
     dynamics = Dynamics(cfg)
     for parameter in dynamics.parameters():  # fresh weights are too small for actions to show
         torch.nn.init.normal_(parameter, std=0.2)

@@ -35,7 +35,7 @@ class ActionMap:
             return self.counts[game]
         return np.sum(list(self.counts.values()), 0)
 
-    def latents(self, game: str | None = None) -> list[int]:
+    def latent_actions(self, game: str | None = None) -> list[int]:
         """The latent action to take for each real one, (A,): the one with the highest `scores`."""
         best: list[int] = scores(self.table(game)).argmax(1).tolist()
         return best

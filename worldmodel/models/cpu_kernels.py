@@ -123,19 +123,19 @@ def _across(
     return of_q, of_k, to_scale
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Softmax attention, additive bias, logits unscaled. q, k, v (G, H, ., E), bias (H, Q, K) -> (G, H, Q, E).
 
     On a CPU not its fused kernel, which has no gradient for the bias and did not use the matrix unit in bf16.
     """
     bias = bias.to(v.dtype)
     if v.device.type == "cpu":
-        made: Tensor = _Attend.apply(q, k, v, bias)
+        made: Tensor = _Attention.apply(q, k, v, bias)
         return made
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
 
 
-class _Attend(torch.autograd.Function):
+class _Attention(torch.autograd.Function):
     """Logits become shares, and gradients of shares become gradients of logits, where they are."""
 
     @staticmethod

@@ -69,15 +69,15 @@ class Dynamics(nn.Module):
         """
         self.cfg.check_tokens(tokens_BThw, masked=True)
         self.cfg.check_actions(actions_BT, len(tokens_BThw), tokens_BThw.shape[1] - 1)
-        hidden, _ = self.run(tokens_BThw, self.conditions(actions_BT), None)
+        hidden, _ = self.forward_with_cache(tokens_BThw, self.encode_actions(actions_BT), None)
         return self.head(hidden)
 
-    def conditions(self, actions_BT: Tensor, first: bool = True) -> Tensor:
+    def encode_actions(self, actions_BT: Tensor, first: bool = True) -> Tensor:
         """One-hot of the action into each frame, (B, T, A). With `first` zeros come first, for a clip's frame 0."""
         one_hot = F.one_hot(actions_BT, self.cfg.actions).to(self.head.weight.dtype)
         return F.pad(one_hot, (0, 0, int(first), 0))
 
-    def run(
+    def forward_with_cache(
         self,
         tokens_BFhw: Tensor,
         condition_BFA: Tensor,
@@ -136,7 +136,7 @@ class Dynamics(nn.Module):
         shape, patches = (later.shape[:2], later[0, 0].numel()) if per_frame else (later.shape[:1], later[0].numel())
         mask = random_mask(mask_ratios(shape, generator, later.device), patches, generator).view_as(later)
         given = torch.cat([tokens_BThw[:, :1], later.masked_fill(mask, self.cfg.mask_id)], 1)
-        hidden, _ = self.run(given, self.conditions(actions_BT), None)
+        hidden, _ = self.forward_with_cache(given, self.encode_actions(actions_BT), None)
         return hidden[:, 1:], later, mask
 
     def _clean_past_pass(
@@ -148,8 +148,8 @@ class Dynamics(nn.Module):
         mask, starts = self.sample_chunks(later, generator)
         streams = CleanNoisyLayout.of(starts, frames, later.device)
         both = torch.cat([tokens_BThw[:, :-1], later.masked_fill(mask, self.cfg.mask_id)], 1)
-        condition = self.conditions(actions_BT).index_select(1, streams.frames_F)
-        hidden, _ = self.run(both, condition, None, streams.timeline)
+        condition = self.encode_actions(actions_BT).index_select(1, streams.frames_F)
+        hidden, _ = self.forward_with_cache(both, condition, None, streams.timeline)
         return hidden[:, frames - 1 :], later, mask
 
     def sample_chunks(self, later_BThw: Tensor, generator: torch.Generator | None) -> tuple[Tensor, list[int]]:

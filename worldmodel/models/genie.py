@@ -62,9 +62,9 @@ class WorldModel(nn.Module):
         """Raises InputError unless these are actions that it can be driven by, of shape (batch, count)."""
         self.cfg.check_actions(actions_BA, batch, count)
 
-    def conditions(self, actions_BA: Tensor, first: bool = True) -> Tensor:
-        """What the dynamics is told of actions, see `Dynamics.conditions`."""
-        return self.dynamics.conditions(actions_BA, first)
+    def encode_actions(self, actions_BA: Tensor, first: bool = True) -> Tensor:
+        """What the dynamics is told of actions, see `Dynamics.encode_actions`."""
+        return self.dynamics.encode_actions(actions_BA, first)
 
     def for_game(self, game: str | None) -> Self:
         """The same weights, driven by the buttons of a game (None: of any), which is what recorded episodes hold."""
@@ -84,7 +84,7 @@ class WorldModel(nn.Module):
         """Continue films. frames (B, P, 3, H, W) in [0, 1], actions (B, P+F-1) -> the F frames that follow, in [0, 1].
 
         `one_pass` predicts all frames together, as many at a time as the window holds; `autoregressive`
-        cfg.dynamics.together at a time, `steps` passes each. The given frames are tokenised once; keys, values and PEG
+        cfg.dynamics.chunk_size at a time, `steps` passes each. The given frames are tokenised once; keys, values and PEG
         inputs of finished frames are kept, so that a pass computes only the frames that are being generated. Past
         cfg.frames the window slides. Noise comes from `generator`. Raises InputError for bad input.
         """
@@ -116,18 +116,18 @@ class WorldModel(nn.Module):
         self.check_actions(actions_BA, len(frames_BPCHW), given + wanted - 1)
         _check_sampling(steps, temperature, mode)
         window = self.cfg.frames
-        at_once = window - min(given, window // 2) if mode == "one_pass" else self.cfg.dynamics.together
+        at_once = window - min(given, window // 2) if mode == "one_pass" else self.cfg.dynamics.chunk_size
         together = min(wanted, at_once)
-        conditions = self.conditions(actions_BA)
+        conditions = self.encode_actions(actions_BA)
         tokens = self.tokenizer.encode(frames_BPCHW)
-        past = self.read(tokens, conditions[:, :given], None)
+        past = self.prefill(tokens, conditions[:, :given], None)
         while tokens.shape[1] < given + wanted:
             begin = tokens.shape[1]
             ahead = conditions[:, begin : begin + together]
-            made = self.fill(past.last(window - together), ahead, steps, temperature, generator)
+            made = self.sample_frames(past.last_frames(window - together), ahead, steps, temperature, generator)
             tokens = torch.cat([tokens, made], 1)
             if tokens.shape[1] < given + wanted:
-                past = self.read(made, ahead, past)
+                past = self.prefill(made, ahead, past)
         return tokens
 
     @torch.no_grad()
@@ -175,7 +175,7 @@ class WorldModel(nn.Module):
         `future_token_entropy`, on the model's device.
         """
         past, ahead = self._given(given_BPCHW, actions_BA)
-        hidden, _ = self.dynamics.run(self._mask_tokens(ahead), ahead, past)
+        hidden, _ = self.dynamics.forward_with_cache(self._mask_tokens(ahead), ahead, past)
         return hidden[:, -1].flatten(1, 2)
 
     def _entropy(self, given_BPCHW: Tensor, actions_BA: Tensor, steps: int) -> Tensor:
@@ -191,28 +191,28 @@ class WorldModel(nn.Module):
             entropy[now] = normalised_entropy(logits_BMK[:, -entropy.shape[1] :])[now]
             undecided.copy_(last)
 
-        self.fill(past, ahead, steps, 0.0, None, note)
+        self.sample_frames(past, ahead, steps, 0.0, None, note)
         return entropy
 
     def _given(self, given_BPCHW: Tensor, actions_BA: Tensor) -> tuple[KVCache, Tensor]:
         """Return the past of the given frames and the conditions (B, F, A) of the frames after them."""
         given = given_BPCHW.shape[1]
-        conditions = self.conditions(actions_BA)
-        past = self.read(self.tokenizer.encode(given_BPCHW), conditions[:, :given], None)
+        conditions = self.encode_actions(actions_BA)
+        past = self.prefill(self.tokenizer.encode(given_BPCHW), conditions[:, :given], None)
         return past, conditions[:, given:]
 
-    def read(self, tokens_BFhw: Tensor, conditions_BFA: Tensor, past: KVCache | None) -> KVCache:
+    def prefill(self, tokens_BFhw: Tensor, conditions_BFA: Tensor, past: KVCache | None) -> KVCache:
         """Take finished frames into the past, half a window at a time where they are many."""
         window = self.cfg.frames
         stretch = tokens_BFhw.shape[1] if tokens_BFhw.shape[1] < window else window // 2
         for tokens, conditions in zip(tokens_BFhw.split(stretch, 1), conditions_BFA.split(stretch, 1), strict=True):
-            kept = past.last(window - stretch) if past else None
-            _, past = self.dynamics.run(tokens, conditions, kept)
+            kept = past.last_frames(window - stretch) if past else None
+            _, past = self.dynamics.forward_with_cache(tokens, conditions, kept)
         assert past is not None
         return past
 
     @cached_weights()
-    def fill(
+    def sample_frames(
         self,
         past: KVCache,
         ahead_BFA: Tensor,
@@ -225,7 +225,7 @@ class WorldModel(nn.Module):
         start, bias = self._mask_tokens(ahead_BFA), self.dynamics.bias()
 
         def logits_of(tokens_BM: Tensor) -> Tensor:
-            hidden, _ = self.dynamics.run(tokens_BM.view_as(start), ahead_BFA, past, bias_HNN=bias)
+            hidden, _ = self.dynamics.forward_with_cache(tokens_BM.view_as(start), ahead_BFA, past, bias_HNN=bias)
             return self.dynamics.head(hidden).flatten(1, 3)
 
         made = sample(
@@ -249,7 +249,7 @@ class WorldModel(nn.Module):
         Whole or absent: it is written under a temporary name and renamed. An existing folder is replaced.
         """
         parts = {name: getattr(self, name) for name in self.PARTS}
-        saved_model.write(Path(path), type(self).__name__, self.cfg, parts, self._save_extra)
+        saved_model.save_model(Path(path), type(self).__name__, self.cfg, parts, self._save_extra)
 
     def _save_extra(self, folder: Path) -> None:
         """Write what else belongs to the model."""
@@ -270,7 +270,7 @@ class WorldModel(nn.Module):
             raise InputError(f"{path} holds a {manifest['model']}, not a {cls.__name__}: give another folder")
         cfg = WorldModelConfig.from_dict(manifest["config"])
         parts = {name: kind(cfg) for name, kind in cls.PARTS.items()}
-        saved_model.read(path, manifest, parts)
+        saved_model.read_model(path, manifest, parts)
         model = cls(**parts)
         model._load_extra(path)
         return model.to(device).eval()
@@ -320,10 +320,10 @@ class GenieRedux(WorldModel):
     def check_actions(self, actions_BA: Tensor, batch: int, count: int) -> None:
         check_action_ids(actions_BA, batch, count, self.actions)
 
-    def conditions(self, actions_BA: Tensor, first: bool = True) -> Tensor:
+    def encode_actions(self, actions_BA: Tensor, first: bool = True) -> Tensor:
         if self._latent_of_A is not None:
             actions_BA = self._latent_of_A.to(actions_BA.device)[actions_BA]
-        return self.dynamics.conditions(actions_BA, first)
+        return self.dynamics.encode_actions(actions_BA, first)
 
     def infer(self, frames_BTCHW: Tensor) -> Tensor:
         """The latent action between each frame and the next, (B, T-1): what the paper drives GenieRedux by."""
@@ -337,7 +337,7 @@ class GenieRedux(WorldModel):
         if self.action_map is None:
             raise InputError("this GenieRedux has no action map: learn one with `autoexplore export`")
         driven = copy.copy(self)
-        driven._latent_of_A = torch.tensor(self.action_map.latents(game))
+        driven._latent_of_A = torch.tensor(self.action_map.latent_actions(game))
         return driven
 
     def _save_extra(self, folder: Path) -> None:

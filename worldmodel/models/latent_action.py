@@ -96,9 +96,9 @@ class LatentActionModel(nn.Module):
         features = []
         past: KVCache | None = None
         for part in frames_BTCHW.split(stretch, 1):
-            made, past = self.features(part, past)
+            made, past = self.encode_features(part, past)
             features.append(made)
-            past = past.last(self.cfg.frames - stretch)
+            past = past.last_frames(self.cfg.frames - stretch)
         return self.quantizer.ids(self.to_code(self.actions(torch.cat(features, 1))))
 
     def predict(self, frames_BTCHW: Tensor, actions_BT: Tensor) -> Tensor:
@@ -110,27 +110,27 @@ class LatentActionModel(nn.Module):
         if tuple(actions_BT.shape) != tuple(frames_BTCHW.shape[:2]):
             expected, got = tuple(frames_BTCHW.shape[:2]), tuple(actions_BT.shape)
             raise InputError(f"latent actions: expected shape {expected}, one beside each frame, got {got}")
-        return self.pixels(frames_BTCHW, F.embedding(actions_BT, self.codebook)).float().clamp(0, 1)
+        return self.decode_features(frames_BTCHW, F.embedding(actions_BT, self.codebook)).float().clamp(0, 1)
 
     def forward(self, frames_BTCHW: Tensor, labels_BT: Tensor | None = None) -> LatentActionOutput:
         """A training pass over clips: frames 1..T-1 reconstructed, latent actions, named losses.
 
-        loss = reconstruction MSE + codebook MSE + 0.25 commitment MSE, as of the tokenizer (`VectorQuantizer.total`).
+        loss = reconstruction MSE + codebook MSE + 0.25 commitment MSE, as of the tokenizer (`VectorQuantizer.total_loss`).
         `labels_BT`: recorded actions, int64 (B, T-1), -1 where not known; action a is to have code a, and the loss
         `labels`, in no sum, says how far it has (`VectorQuantizer.forward`). Raises InputError for other actions.
         """
         self._check(frames_BTCHW)
         if labels_BT is not None and int(labels_BT.max()) >= self.cfg.lam.codes:
             raise InputError(f"labels: action {int(labels_BT.max())} has no code, lam.codes = {self.cfg.lam.codes}")
-        features, _ = self.features(frames_BTCHW, None)
+        features, _ = self.encode_features(frames_BTCHW, None)
         codes, actions, losses = self.quantizer(self.to_code(self.actions(features)), labels_BT)
-        made = self.pixels(frames_BTCHW[:, :-1], codes).float()
+        made = self.decode_features(frames_BTCHW[:, :-1], codes).float()
         weight = self.cfg.lam.changed_pixel_weight
         changed = changed_pixels(frames_BTCHW)
         losses["reconstruction"] = reconstruction_loss(made, frames_BTCHW[:, 1:], changed, weight)
-        return LatentActionOutput(made, actions, {"loss": self.quantizer.total(losses), **losses})
+        return LatentActionOutput(made, actions, {"loss": self.quantizer.total_loss(losses), **losses})
 
-    def features(self, frames_BTCHW: Tensor, past: KVCache | None = None) -> tuple[Tensor, KVCache]:
+    def encode_features(self, frames_BTCHW: Tensor, past: KVCache | None = None) -> tuple[Tensor, KVCache]:
         """What the encoder makes of frames that follow `past`, (B, T, h*w*D), and the past with them."""
         patches = to_patches(frames_BTCHW, self.cfg.lam.patch)
         x = first_and_later(patches, self.embed_first, self.embed_later, first=past is None)
@@ -142,7 +142,7 @@ class LatentActionModel(nn.Module):
         later = features_BTX[:, 1:]
         return self.to_action(later - features_BTX[:, :-1] if self.cfg.lam.difference else later)
 
-    def pixels(self, frames_BTCHW: Tensor, codes_BTD: Tensor) -> Tensor:
+    def decode_features(self, frames_BTCHW: Tensor, codes_BTD: Tensor) -> Tensor:
         """What the decoder makes of frames and the codes beside them: the frames that follow, BTCHW and not clamped."""
         patches = to_patches(frames_BTCHW, self.cfg.lam.patch)
         x = first_and_later(patches, self.given_first, self.given_later, first=True)

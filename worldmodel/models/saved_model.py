@@ -22,7 +22,7 @@ FORMAT = "autoexplore-model-2"
 ACTION_MAP = "action_map.json"
 
 
-def write(
+def save_model(
     path: Path,
     kind: str,
     cfg: WorldModelConfig,
@@ -41,7 +41,7 @@ def write(
         )
 
 
-def read(path: Path, manifest: dict[str, Any], parts: Mapping[str, nn.Module]) -> None:
+def read_model(path: Path, manifest: dict[str, Any], parts: Mapping[str, nn.Module]) -> None:
     """Give each part its weights. Raises InputError where a file is missing, changed or of another architecture."""
     for name in sorted(manifest["sha256"].keys() | {f"{part}.safetensors" for part in parts}):
         file = path / name

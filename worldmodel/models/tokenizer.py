@@ -95,9 +95,9 @@ class Tokenizer(nn.Module):
         past: KVCache | None = None
         stretch = self._stretch(frames_BTCHW.shape[1])
         for part in frames_BTCHW.split(stretch, 1):
-            features, past = self.features(part, past)
+            features, past = self.encode_features(part, past)
             tokens.append(self.quantizer.ids(features))
-            past = past.last(self.cfg.frames - stretch)
+            past = past.last_frames(self.cfg.frames - stretch)
         return torch.cat(tokens, 1)
 
     def decode(self, tokens_BThw: Tensor) -> Tensor:
@@ -111,8 +111,8 @@ class Tokenizer(nn.Module):
         codebook = self.codebook
         stretch = self._stretch(tokens_BThw.shape[1])
         for part in tokens_BThw.split(stretch, 1):
-            kept = past.last(self.cfg.frames - stretch) if past else None
-            made, past = self.pixels(F.embedding(part, codebook), kept)
+            kept = past.last_frames(self.cfg.frames - stretch) if past else None
+            made, past = self.decode_features(F.embedding(part, codebook), kept)
             frames.append(made.float().clamp(0, 1))
         assert past is not None
         return torch.cat(frames, 1), past
@@ -124,28 +124,28 @@ class Tokenizer(nn.Module):
         averages, and without both before the quantiser is switched on.
         """
         self.cfg.check_frames(frames_BTCHW)
-        features, _ = self.features(frames_BTCHW, None)
+        features, _ = self.encode_features(frames_BTCHW, None)
         codes, tokens, losses = self.quantizer(features)
-        made, _ = self.pixels(codes, None)
+        made, _ = self.decode_features(codes, None)
         made = made.float()
         changed = F.pad(changed_pixels(frames_BTCHW), (0, 0, 0, 0, 0, 0, 1, 0))  # nothing is before frame 0
         losses["reconstruction"] = reconstruction_loss(
             made, frames_BTCHW, changed, self.cfg.tokenizer.changed_pixel_weight
         )
-        return TokenizerOutput(made, tokens, {"loss": self.quantizer.total(losses), **losses})
+        return TokenizerOutput(made, tokens, {"loss": self.quantizer.total_loss(losses), **losses})
 
     def _stretch(self, frames: int) -> int:
         """Frames in a pass: all where they fit into the window, else half a window after half a window."""
         return frames if frames <= self.cfg.frames else self.cfg.frames // 2
 
-    def features(self, frames_BTCHW: Tensor, past: KVCache | None = None) -> tuple[Tensor, KVCache]:
+    def encode_features(self, frames_BTCHW: Tensor, past: KVCache | None = None) -> tuple[Tensor, KVCache]:
         """What the encoder makes of frames, unquantised, (B, T, h, w, code_dim), and the past with them."""
         patches = to_patches(frames_BTCHW, self.cfg.tokenizer.patch)
         x = first_and_later(patches, self.embed_first, self.embed_later, first=past is None)
         x, past = self.encoder(x, self.bias(), past=past)
         return self.to_code(x), past
 
-    def pixels(self, codes_BThwD: Tensor, past: KVCache | None = None) -> tuple[Tensor, KVCache]:
+    def decode_features(self, codes_BThwD: Tensor, past: KVCache | None = None) -> tuple[Tensor, KVCache]:
         """What the decoder makes of codes, BTCHW and not clamped, and the past with them."""
         first = past is None
         x, past = self.decoder(self.from_code(codes_BThwD), self.bias(), past=past)

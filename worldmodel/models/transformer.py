@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from worldmodel.models.cpu_kernels import add_normed, attend, gated_feed_forward, split_heads
+from worldmodel.models.cpu_kernels import add_normed, attention, gated_feed_forward, split_heads
 from worldmodel.models.frame_order import PEG_FRAMES, FrameOrder
 from worldmodel.models.position_encoding import PEG, compute_dtype
 
@@ -38,7 +38,7 @@ class KVCache:
     frames: int
     parts: list[LayerCache]
 
-    def last(self, frames: int) -> "KVCache":
+    def last_frames(self, frames: int) -> "KVCache":
         """The same with keys and values of the last `frames` frames only: the window slides on."""
         if self.frames <= frames:
             return self
@@ -111,11 +111,11 @@ class TransformerSubBlock(nn.Module):
         kept = LayerCache(_last_peg_inputs(x_BFhwD, tail))
         dtype = compute_dtype(x_BFhwD)
         x, normed = add_normed(x_BFhwD, self.peg(x_BFhwD, timeline, tail), self.attention.norm.weight, dtype)
-        mixed = self.attention.out(self.mix(normed, bias_HNN, timeline, past, kept))
+        mixed = self.attention.out(self.attend(normed, bias_HNN, timeline, past, kept))
         x, normed = add_normed(x, mixed, self.feed_forward.norm.weight, dtype)
         return x + self.feed_forward(normed), kept
 
-    def mix(
+    def attend(
         self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: FrameOrder, past: LayerCache | None, kept: LayerCache
     ) -> Tensor:
         """What the heads make of normalised x, (B, F, h, w, H*E).
@@ -128,12 +128,12 @@ class TransformerSubBlock(nn.Module):
 class SpatialBlock(TransformerSubBlock):
     """Patches of a frame attend to each other, with the continuous position bias."""
 
-    def mix(
+    def attend(
         self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: FrameOrder, past: LayerCache | None, kept: LayerCache
     ) -> Tensor:
         qkv = self.attention.project(x_BFhwD).flatten(2, 3).flatten(0, 1)  # (B*F, N, 3, H, E)
         q, k, v = self.attention.split(qkv.permute(2, 0, 3, 1, 4))
-        return attend(q, k, v, bias_HNN).transpose(1, 2).reshape(*x_BFhwD.shape[:4], -1)
+        return attention(q, k, v, bias_HNN).transpose(1, 2).reshape(*x_BFhwD.shape[:4], -1)
 
 
 class TemporalBlock(TransformerSubBlock):
@@ -146,7 +146,7 @@ class TemporalBlock(TransformerSubBlock):
         # 2^-1 .. 2^-8 for 8 heads (ALiBi); the same range in equal ratios for other counts.
         self.register_buffer("slopes_H", 2.0 ** -torch.linspace(1, 8, heads), persistent=False)
 
-    def mix(
+    def attend(
         self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: FrameOrder, past: LayerCache | None, kept: LayerCache
     ) -> Tensor:
         # (B, F, h, w, 3, H, E) -> (3, B, h, w, H, F, E) -> each (B*N, H, F, E)
@@ -155,7 +155,7 @@ class TemporalBlock(TransformerSubBlock):
         if past is not None and past.keys_BHPE is not None and past.values_BHPE is not None:
             k, v = torch.cat([past.keys_BHPE.to(k.dtype), k], 2), torch.cat([past.values_BHPE.to(v.dtype), v], 2)
         kept.keys_BHPE, kept.values_BHPE = k, v
-        mixed = attend(q, k, v, timeline.distance_bias(self.slopes_H))
+        mixed = attention(q, k, v, timeline.distance_bias(self.slopes_H))
         batch, _, height, width, _ = x_BFhwD.shape
         return mixed.unflatten(0, (batch, height, width)).permute(0, 4, 1, 2, 3, 5).flatten(4)
 

@@ -115,7 +115,7 @@ def bicubic(frames_BCHW: Tensor, factor: int) -> Tensor:
     return F.interpolate(frames_BCHW, scale_factor=factor, mode="bicubic", align_corners=False).clamp(0, 1)
 
 
-def shape(name: str) -> UpscalerConfig:
+def upscaler_config(name: str) -> UpscalerConfig:
     """A shape of `SHAPES`. Raises InputError for other names."""
     if name not in SHAPES:
         raise InputError(f"upscaler {name!r}: choose one of {', '.join(SHAPES)}")

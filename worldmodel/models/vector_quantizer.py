@@ -90,7 +90,7 @@ class VectorQuantizer(nn.Module):
             quantised = unit + (codes - unit).detach() if self.active else unit
         return quantised, ids.view(features.shape[:-1]), losses
 
-    def total(self, losses: dict[str, Tensor]) -> Tensor:
+    def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
         """Reconstruction + codebook (where codes are learnt by it) + commitment (once features are quantised)."""
         loss = losses["reconstruction"]
         if self.active:

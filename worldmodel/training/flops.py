@@ -14,7 +14,7 @@ from worldmodel.config import AutoencoderConfig, WorldModelConfig
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
-from worldmodel.models.upscaler import Upscaler, shape
+from worldmodel.models.upscaler import Upscaler, upscaler_config
 from worldmodel.training.config import TrainConfig
 
 
@@ -196,7 +196,7 @@ def _upscaler_cost(recipe: TrainConfig) -> TrainCost:
         return tensor
 
     with torch.device("meta"):
-        upscaler = Upscaler(shape(recipe.upscaler))
+        upscaler = Upscaler(upscaler_config(recipe.upscaler))
         frames = torch.empty(1, 3, upscaler.cfg.size, upscaler.cfg.size)
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         with FlopCounterMode(display=False) as counter, hooks:

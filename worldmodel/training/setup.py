@@ -16,7 +16,7 @@ from worldmodel.models.cpu_kernels import set_compile
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
-from worldmodel.models.upscaler import Upscaler, shape
+from worldmodel.models.upscaler import Upscaler, upscaler_config
 from worldmodel.models.weights import check_lam, check_tokenizer, load_weights
 from worldmodel.training.distributed import Worker, load_optimizer, wrap_model
 from worldmodel.training.ema import EMA
@@ -98,7 +98,7 @@ def _lam_of_dynamics(run: TrainingRun, dynamics: Dynamics) -> LatentActionModel:
 
 
 def _build_upscaler(run: TrainingRun, device: torch.device) -> Objective:
-    upscaler = Upscaler(shape(run.recipe.upscaler))
+    upscaler = Upscaler(upscaler_config(run.recipe.upscaler))
     if run.init is not None:
         load_weights(upscaler, load_upscaler(run.init).state_dict(), run.init)
     return UpscalerObjective(upscaler.to(device))
@@ -153,7 +153,7 @@ def _open_pairs(run: TrainingRun, *, part: int, parts: int) -> tuple[Dataset, Da
     small = _open_clips(list(run.data), run, part=part, parts=parts)
     large = _open_clips([str(run.pairs)], run, part=part, parts=parts)
     train, validation = (PairDataset(*sides) for sides in zip(small, large, strict=True))
-    upscaler = shape(run.recipe.upscaler)
+    upscaler = upscaler_config(run.recipe.upscaler)
     check_sizes(train, upscaler.size, upscaler.factor)
     return train, _unless_empty(validation)
 

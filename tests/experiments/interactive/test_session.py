@@ -33,7 +33,7 @@ from worldmodel import (
     load_world_model,
     preset,
 )
-from worldmodel.models.upscaler import Upscaler, shape
+from worldmodel.models.upscaler import Upscaler, upscaler_config
 
 RIGHT, LEFT, UP, DOWN, JUMP = range(5)
 HELD = 4
@@ -185,7 +185,7 @@ def test_an_upscaler_draws_frames_four_times_as_large(
 ) -> None:
     given = np.random.default_rng(0).integers(256, size=(2, 64, 64, 3), dtype=np.uint8)
     torch.manual_seed(0)
-    upscaler = Upscaler(shape("debug")).eval()
+    upscaler = Upscaler(upscaler_config("debug")).eval()
     world = World(
         load_world_model(tiny_world), given, np.array([RIGHT]), game="A", name=tmp_path / "a", upscaler=upscaler
     )

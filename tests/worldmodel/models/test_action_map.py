@@ -17,11 +17,11 @@ from worldmodel.training.train import train
 
 def test_the_map_takes_what_stands_for_a_button_and_not_what_is_common() -> None:
     counts = np.array([[60, 40, 0], [60, 0, 2], [60, 0, 0]])
-    assert ActionMap({"a": counts}).latents() == [1, 0, 0]
+    assert ActionMap({"a": counts}).latent_actions() == [1, 0, 0]
     by_hand = 40 / 100 * 40 / 40
     assert scores(counts)[0, 1] == pytest.approx(by_hand**0.5)
     two = ActionMap({"a": counts, "b": counts[:, ::-1]})
-    assert two.latents("b") == [1, 2, 2]
+    assert two.latent_actions("b") == [1, 2, 2]
     assert (two.table("unknown") == counts + counts[:, ::-1]).all()
 
 

@@ -11,7 +11,7 @@ from envs.utils.errors import InputError
 from worldmodel.models import cpu_kernels
 from worldmodel.models.cpu_kernels import (
     add_normed,
-    attend,
+    attention,
     cached_weights,
     gated_feed_forward,
     set_compile,
@@ -46,7 +46,7 @@ def plain_split(qkv: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
     return F.normalize(qkv[0], dim=-1) * scale, F.normalize(qkv[1], dim=-1), qkv[2]
 
 
-def plain_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
 
 
@@ -66,7 +66,7 @@ def plain_normed(x: Tensor, part: Tensor, weight: Tensor) -> Tensor:
 def every_kernel() -> None:
     """Compare each with its plain form."""
     alike(lambda *x: heads_of(*x, split_heads), lambda *x: heads_of(*x, plain_split), leaves((2, 3, 4, 3, 2, 8), (8,)))
-    alike(attend, plain_attend, leaves((3, 2, 5, 8), (3, 2, 6, 8), (3, 2, 6, 8), (2, 5, 6)))
+    alike(attention, plain_attention, leaves((3, 2, 5, 8), (3, 2, 6, 8), (3, 2, 6, 8), (2, 5, 6)))
     alike(gated_feed_forward, plain_feed_forward, leaves((2, 3, 8), (42, 8), (8, 21)))
     alike(normed, plain_normed, leaves((2, 3, 8), (2, 3, 8), (8,)))
 
@@ -95,8 +95,8 @@ def test_a_missing_compiler_is_named_before_anything_is_compiled(monkeypatch: py
 def test_what_a_query_does_not_see_is_left_out() -> None:
     q, k, v = torch.randn(3, 2, 4, 5, 8)
     bias = torch.randn(4, 5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
-    torch.testing.assert_close(attend(q, k, v, bias), plain_attend(q, k, v, bias))
-    torch.testing.assert_close(attend(q, k, v, bias)[:, :, 0], v[:, :, 0])
+    torch.testing.assert_close(attention(q, k, v, bias), plain_attention(q, k, v, bias))
+    torch.testing.assert_close(attention(q, k, v, bias)[:, :, 0], v[:, :, 0])
 
 
 @pytest.mark.parametrize("inner", [21, 32, 64])

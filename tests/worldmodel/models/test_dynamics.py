@@ -141,7 +141,7 @@ def test_no_part_of_the_model_sees_a_later_frame() -> None:
     other[:, 3] = random_tokens(DEBUG, 2, 1, seed=1)[:, 0]
     with torch.no_grad():
         pairs = (
-            (tokenizer.features(frames)[0], tokenizer.features(later)[0]),
+            (tokenizer.encode_features(frames)[0], tokenizer.encode_features(later)[0]),
             (tokenizer.decode(tokens), tokenizer.decode(other)),
             (dynamics(tokens, actions), dynamics(other, actions)),
         )
@@ -219,17 +219,17 @@ def test_two_streams_compute_what_sampling_computes(starts: list[int]) -> None:
     cfg = replace(DEBUG, tokenizer=replace(DEBUG.tokenizer, temporal=False))
     dynamics, tokens, actions = random_dynamics(cfg), random_tokens(cfg, 2, 6), random_actions(2, 5)
     masked = tokens[:, 1:].masked_fill(torch.rand(2, 5, cfg.grid, cfg.grid) < 0.6, cfg.mask_id)
-    conditions = dynamics.conditions(actions)
+    conditions = dynamics.encode_actions(actions)
     streams = CleanNoisyLayout.of(starts, 6, tokens.device)
     with torch.no_grad():
-        both, _ = dynamics.run(
+        both, _ = dynamics.forward_with_cache(
             torch.cat([tokens[:, :-1], masked], 1), conditions[:, streams.frames_F], None, streams.timeline
         )
         trained, done, past = dynamics.head(both[:, 5:]), 0, None
         for start, end in pairwise([*starts, 6]):
-            _, past = dynamics.run(tokens[:, done:start], conditions[:, done:start], past)
+            _, past = dynamics.forward_with_cache(tokens[:, done:start], conditions[:, done:start], past)
             done = start
-            sampled, _ = dynamics.run(masked[:, start - 1 : end - 1], conditions[:, start:end], past)
+            sampled, _ = dynamics.forward_with_cache(masked[:, start - 1 : end - 1], conditions[:, start:end], past)
             torch.testing.assert_close(trained[:, start - 1 : end - 1], dynamics.head(sampled), atol=1e-4, rtol=1e-4)
 
 
@@ -259,18 +259,18 @@ def test_objectives_train_only_later_frames_and_follow_the_generator(objective: 
 
 
 def test_masked_frames_masks_each_frame_by_a_ratio_of_its_own() -> None:
-    evenly_spaced = {}
+    spread = {}
     for objective in ("masked", "masked_frames"):
         cfg = replace(DEBUG, dynamics=replace(DEBUG.dynamics, objective=objective))
         tokens, actions = random_tokens(cfg, 64, 5), random_actions(64, 4)
         generator = torch.Generator().manual_seed(0)
-        _, _, mask = random_dynamics(cfg)._masked(tokens, actions, generator)
+        _, _, mask = random_dynamics(cfg)._masked_pass(tokens, actions, generator)
         shares_BT = mask.flatten(2).float().mean(-1)
-        evenly_spaced[objective] = shares_BT.std(1).mean().item()
+        spread[objective] = shares_BT.std(1).mean().item()
         assert shares_BT.mean().item() == pytest.approx(2 / torch.pi, abs=0.06)
     # One ratio for a clip leaves only chance between its frames; ratios of their own spread as cos(pi/2 u), by 0.31.
-    assert evenly_spaced["masked"] < 0.08
-    assert evenly_spaced["masked_frames"] > 0.2
+    assert spread["masked"] < 0.08
+    assert spread["masked_frames"] > 0.2
 
 
 def test_masks_follow_the_cosine_schedule_and_chunks_cover_all_later_frames() -> None:

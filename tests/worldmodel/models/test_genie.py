@@ -98,11 +98,11 @@ def test_later_passes_refine_what_earlier_ones_began() -> None:
     """A frame's own tokens are an input, so that a second pass predicts from what the first one kept."""
     model, (frames, actions) = build(), clips(2, 4)
     tokens = model.tokenizer.encode(frames[:, :2])
-    conditions = model.dynamics.conditions(actions)
+    conditions = model.dynamics.encode_actions(actions)
     with torch.no_grad():
-        past = model.read(tokens, conditions[:, :2], None)
+        past = model.prefill(tokens, conditions[:, :2], None)
         seen: list[Tensor] = []
-        model.fill(past, conditions[:, 2:], 4, 1.0, seeded(), lambda logits, now: seen.append(logits))
+        model.sample_frames(past, conditions[:, 2:], 4, 1.0, seeded(), lambda logits, now: seen.append(logits))
     for before, after in pairwise(seen):
         assert not torch.allclose(before, after)
 
@@ -145,15 +145,15 @@ def test_logits_with_the_past_are_those_of_recomputation(
     model, (frames, actions) = build(cfg), clips(1, given + ahead)
     tokens = model.tokenizer.encode(frames)
     tokens[:, given:, ::2] = cfg.mask_id
-    conditions = model.dynamics.conditions(actions)
+    conditions = model.dynamics.encode_actions(actions)
     with torch.no_grad():
         wanted = model.dynamics(tokens, actions)[:, given:]
-        at_once = model.read(tokens[:, :given], conditions[:, :given], None)
+        at_once = model.prefill(tokens[:, :given], conditions[:, :given], None)
         one_by_one = None
         for t in range(given):
-            one_by_one = model.read(tokens[:, t : t + 1], conditions[:, t : t + 1], one_by_one)
+            one_by_one = model.prefill(tokens[:, t : t + 1], conditions[:, t : t + 1], one_by_one)
         for past in (at_once, one_by_one):
-            hidden, _ = model.dynamics.run(tokens[:, given:], conditions[:, given:], past)
+            hidden, _ = model.dynamics.forward_with_cache(tokens[:, given:], conditions[:, given:], past)
             torch.testing.assert_close(model.dynamics.head(hidden), wanted, atol=1e-4, rtol=0)
 
 

@@ -123,7 +123,7 @@ def test_the_loss_equals_an_independent_calculation() -> None:
         torch.tensor([[0, MASKED_ACTION, 4], [MASKED_ACTION, 6, MASKED_ACTION]]),
     )
     with torch.no_grad():
-        losses, features = lam(frames, labels).losses, lam.to_code(lam.actions(lam.features(frames)[0]))
+        losses, features = lam(frames, labels).losses, lam.to_code(lam.actions(lam.encode_features(frames)[0]))
         alone = lam(frames).losses
     total = 0.0
     for clip, t in ((0, 0), (0, 2), (1, 1)):
@@ -165,7 +165,7 @@ def test_with_labels_codes_stand_for_the_buttons_of_held_out_episodes(tmp_path: 
         lam = load_lam(tmp_path / str(share))
         counts = count_actions(lam, held_out, actions=5)["Counting"]
         own[share] = agreement(counts, list(range(5)))["kappa"]
-        mapped[share] = agreement(counts, fit_action_map(lam, known).latents("Counting"))["kappa"]
+        mapped[share] = agreement(counts, fit_action_map(lam, known).latent_actions("Counting"))["kappa"]
     assert own[0.1] > 0.9  # code a is button a, without a map
     assert own[0.0] < 0.5
     assert mapped[0.1] > max(0.9, mapped[0.0])

@@ -107,10 +107,10 @@ def test_losses_equal_an_independent_calculation(codebook: str, weight: float, r
     frames[:, :, :, :32] = frames[:, :1, :, :32]  # the upper half never changes
     with torch.no_grad():
         output = lam(frames)
-        features = lam.features(frames)[0]
+        features = lam.encode_features(frames)[0]
         squares, weights, commitment = [], [], []
         for clip in range(2):
-            made = lam.pixels(frames[clip : clip + 1, :-1], lam.codebook[output.actions[clip : clip + 1]])
+            made = lam.decode_features(frames[clip : clip + 1, :-1], lam.codebook[output.actions[clip : clip + 1]])
             for t in range(3):
                 code = lam.to_code.weight @ (lam.to_action.weight @ features[clip, t + 1])
                 direction = code / code.norm()
@@ -151,16 +151,16 @@ def test_no_latent_action_and_no_frame_knows_a_later_frame(difference: bool) -> 
     lam = loud(LatentActionModel(cfg))
     frames, codes = torch.rand(2, 6, 3, 64, 64), torch.randn(2, 6, 8)
     with torch.no_grad():
-        between, made = lam.actions(lam.features(frames)[0]), lam.pixels(frames, codes)
+        between, made = lam.actions(lam.encode_features(frames)[0]), lam.decode_features(frames, codes)
         for t in range(6):
             changed, other = frames.clone(), codes.clone()
             changed[:, t] = torch.rand(2, 3, 64, 64)
             other[:, t] = torch.randn(2, 8)
-            actions = lam.actions(lam.features(changed)[0])
+            actions = lam.actions(lam.encode_features(changed)[0])
             assert torch.equal(actions[:, : max(t - 1, 0)], between[:, : max(t - 1, 0)])
             if t:  # the action beside frame t-1 is the first that frame t can change
                 assert not torch.isclose(actions[:, t - 1], between[:, t - 1]).all()
-            for pixels in (lam.pixels(changed, codes), lam.pixels(frames, other)):
+            for pixels in (lam.decode_features(changed, codes), lam.decode_features(frames, other)):
                 assert torch.equal(pixels[:, :t], made[:, :t])  # made[:, t] is frame t+1
                 assert not torch.isclose(pixels[:, t], made[:, t]).all()
 
@@ -196,7 +196,7 @@ def test_it_finds_the_actions_of_the_counting_env_beside_the_frame_they_act_on()
         tables[shift] = np.zeros((5, 7), np.int64)
         np.add.at(tables[shift], (real.numpy(), read.numpy()), 1)
     action_map = ActionMap({"Counting": tables[0]})
-    told = {shift: agreement(table, action_map.latents()) for shift, table in tables.items()}
+    told = {shift: agreement(table, action_map.latent_actions()) for shift, table in tables.items()}
     assert told[0]["information"] > 0.7
     assert told[0]["kappa"] > 0.7
     for shift in (-1, 1):
@@ -204,9 +204,9 @@ def test_it_finds_the_actions_of_the_counting_env_beside_the_frame_they_act_on()
         assert abs(told[shift]["kappa"]) < 0.2
     # What the map says to take does what the button does: the frame made with it is nearest to that of the button.
     with torch.no_grad():
-        wanted = torch.tensor(action_map.latents())[actions]
+        wanted = torch.tensor(action_map.latent_actions())[actions]
         made = lam.predict(frames[:, :-1], wanted)
-        others = lam.predict(frames[:, :-1], torch.tensor(action_map.latents())[(actions + 1) % 5])
+        others = lam.predict(frames[:, :-1], torch.tensor(action_map.latent_actions())[(actions + 1) % 5])
     assert F.mse_loss(made, frames[:, 1:]) < 0.5 * F.mse_loss(others, frames[:, 1:])
 
 
@@ -319,7 +319,7 @@ def test_it_is_driven_by_latent_actions_and_through_the_map_by_buttons(tmp_path:
     loaded = load_world_model(tmp_path / "model")
     assert isinstance(loaded, GenieRedux)
     assert loaded.action_map is not None
-    assert loaded.action_map.latents("Pong") == latents
+    assert loaded.action_map.latent_actions("Pong") == latents
     assert loaded.action_map.measured == {"Pong": {"kappa": 0.5}}
     assert loaded.actions == 7
     driven = loaded.for_game("Pong")

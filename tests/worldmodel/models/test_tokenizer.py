@@ -24,7 +24,7 @@ def test_a_clip_does_not_depend_on_its_neighbours() -> None:
     tokenizer = Tokenizer(DEBUG).eval()
     frames = torch.rand(3, 4, 3, 64, 64)
     with torch.no_grad():
-        together, alone = tokenizer.features(frames)[0], tokenizer.features(frames[1:2])[0]
+        together, alone = tokenizer.encode_features(frames)[0], tokenizer.encode_features(frames[1:2])[0]
         torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-5)
         tokens = tokenizer.encode(frames)
         torch.testing.assert_close(tokenizer.decode(tokens)[1:2], tokenizer.decode(tokens[1:2]), atol=1e-5, rtol=1e-5)
@@ -35,7 +35,7 @@ def test_decoder_only_training_leaves_tokens_bit_identical(codebook: str) -> Non
     torch.manual_seed(0)
     tokenizer = Tokenizer(replace(DEBUG, tokenizer=replace(DEBUG.tokenizer, codebook=codebook)))
     frames = torch.rand(2, 4, 3, 64, 64)
-    tokens, features = tokenizer.encode(frames), tokenizer.features(frames)[0]
+    tokens, features = tokenizer.encode(frames), tokenizer.encode_features(frames)[0]
     frozen = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     tokenizer.freeze_encoder()
     optimizer = torch.optim.AdamW(tokenizer.decoder_parameters(), lr=1e-2, weight_decay=0.1)
@@ -49,7 +49,7 @@ def test_decoder_only_training_leaves_tokens_bit_identical(codebook: str) -> Non
         losses.append(output.losses["reconstruction"].item())
     assert losses[-1] < losses[0]
     assert torch.equal(tokenizer.encode(frames), tokens)
-    assert torch.equal(tokenizer.features(frames)[0], features)
+    assert torch.equal(tokenizer.encode_features(frames)[0], features)
     trained = {id(parameter) for parameter in tokenizer.decoder_parameters()}
     names = {name for name, parameter in tokenizer.named_parameters() if id(parameter) in trained} | {
         "quantizer.progress"
