@@ -79,7 +79,7 @@ class AutoExploreConfig(AlgorithmConfig):
         self.channels, self.lstm_dim = defaults.network.channels, defaults.network.lstm_dim
         self.normalize_rewards, self.reward_clipping = defaults.normalize_rewards, defaults.reward_clipping
         self.precision = defaults.precision
-        self.runner_threads, self.pin_runners = 1, defaults.pin_runners
+        self.runner_threads = 1
         self.step_timeout_s = STEP_SECONDS
         self.gamma, self.lr = loss.gamma, defaults.lr
         self.grad_clip, self.grad_clip_by = defaults.grad_clip, "global_norm"
@@ -172,7 +172,7 @@ _OWN_SETTINGS = frozenset(
     (
         *("top_fraction", "epsilon", "final_epsilon", "epsilon_epochs", "temperature", "steps_per_epoch"),
         *("updates_per_epoch", "segments", "segment", "burn_in", "replay_capacity", "replay_in_checkpoint"),
-        *("lambda_", "entropy_coeff", "value_coeff", "returns", "rho_clip", "normalize_advantages", "pin_runners"),
+        *("lambda_", "entropy_coeff", "value_coeff", "returns", "rho_clip", "normalize_advantages"),
         *(
             "normalize_rewards",
             "reward_clipping",

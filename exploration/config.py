@@ -11,7 +11,6 @@ from typing import Any
 from envs.utils.errors import InputError
 from exploration.agent.loss import LossConfig
 from exploration.agent.policy import PolicyConfig, check_exploration
-from exploration.cores import check_pinning
 from exploration.reward.token_entropy import TOP_FRACTION
 from worldmodel.uncertainty import check_top_fraction
 
@@ -26,9 +25,6 @@ class ExploreConfig:
     """Processes that play; 0 plays in the process that learns."""
     envs_per_runner: int = 4
     """Games that each of them plays at a time."""
-    pin_runners: bool = False
-    """Hold each of these processes and its games on a core of its own, or on one in turn where cores are fewer. Linux
-    only."""
     learners: int = 0
     """Processes that learn, which share each batch; 0 learns in the process that leads the run or, where a cluster has
     machines with GPUs for learners, in one there."""
@@ -103,8 +99,6 @@ class ExploreConfig:
                 raise InputError(f"{name} {getattr(self, name)}: must be 0 or more")
         if self.lr <= 0 or self.grad_clip <= 0:
             raise InputError(f"lr {self.lr} and grad_clip {self.grad_clip} must be above 0")
-        if self.pin_runners:
-            check_pinning(self.runners)
         check_exploration(self.epsilon, self.temperature)
         check_exploration(self.final_epsilon, self.temperature)
         check_top_fraction(self.top_fraction)

@@ -14,7 +14,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.images import png
 from envs.utils.interrupt import GracefulInterrupt
-from envs.utils.progress import Bar, console, progress
+from envs.utils.progress import console, progress
 from envs.utils.ray_session import node_resources, ray_session
 from envs.utils.run_dir import RunDir
 from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
@@ -40,7 +39,6 @@ from exploration.reward.token_entropy import TOP_FRACTION
 from exploration.rollout.snapshots import save_snapshot
 from exploration.rollout.vector_env import check_env_slots
 from exploration.videos import record_videos
-from exploration.watch import Watch
 
 
 @ray_session()
@@ -56,13 +54,11 @@ def explore(
     scorer: str = "local",
     runners: int | None = None,
     envs_per_runner: int | None = None,
-    pin_runners: bool | None = None,
     epochs: int | None = None,
     learners: int | None = None,
     top_fraction: float | None = None,
     init: Path | str | None = None,
     app: str | None = None,
-    watch: bool = False,
     resume: bool = False,
     seed: int = 0,
 ) -> Path:
@@ -72,11 +68,11 @@ def explore(
     and the preset's are too few, there are as many as the games need. `reward`, `reward_data` and `scorer` are those of
     `RewardConfig`, and so is `app`; count, random and env need no model. Of the other settings None keeps the
     preset's.
-    `init`: a policy's folder, whose weights the agent begins with. `watch`: show it on the terminal. With `resume` the
+    `init`: a policy's folder, whose weights the agent begins with. With `resume` the
     newest checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay; a finished run returns at
     once. Runs on the Ray that is there, or on a local one. Raises InputError for what cannot be meant.
     """
-    changes: dict[str, Any] = {"runners": runners, "envs_per_runner": envs_per_runner, "pin_runners": pin_runners}
+    changes: dict[str, Any] = {"runners": runners, "envs_per_runner": envs_per_runner}
     changes |= {"epochs": epochs, "learners": learners, "top_fraction": top_fraction}
     plan = changed(plan or recipe(preset), **changes)
     names = [game_name(game) for game in games]
@@ -107,7 +103,7 @@ def explore(
             if state is not None:
                 algorithm.set_state(state)
                 apply(algorithm, about.get("settings", {}))  # what a person had changed; the optimizer's rate with it
-            ExploreLoop(run, algorithm, plan, names, about, watch=watch).train(epoch)
+            ExploreLoop(run, algorithm, plan, names, about).train(epoch)
             record_videos(run, plan.epochs, names, seed=seed)
         except RayError as error:  # runners and replicas come back by themselves: what is gone is a learner
             if not (isinstance(error, RayActorError) or learner_is_gone(algorithm)):
@@ -152,7 +148,6 @@ def configure(
     )
     config.training(lr=plan.lr, grad_clip=plan.grad_clip, **loss, **network, **schedule, **kept)
     config.training(
-        pin_runners=plan.pin_runners,
         steps_per_epoch=plan.steps,
         updates_per_epoch=plan.updates,
         segments=plan.batch_size,
@@ -197,15 +192,13 @@ class ExploreLoop:
         plan: ExploreConfig,
         games: list[str],
         about: dict[str, Any],
-        *,
-        watch: bool = False,
     ) -> None:
         self.run, self.algorithm, self.plan, self.games, self.about = run, algorithm, plan, games, about
-        self.watch = watch and console.is_terminal
 
     def train(self, epoch: int) -> None:
         """All epochs from `epoch` on."""
-        with self._display(epoch) as bar, GracefulInterrupt(at_once=True) as interrupt:
+        bar_of_epochs = progress(f"explore {len(self.games)} games", self.plan.epochs, done=epoch)
+        with bar_of_epochs as bar, GracefulInterrupt(at_once=True) as interrupt:
             while epoch < self.plan.epochs:
                 if interrupt.asked():
                     raise KeyboardInterrupt
@@ -226,17 +219,9 @@ class ExploreLoop:
                 self.run.log(epoch, metrics)
                 self._save(epoch)
                 self._save_snapshot(epoch)
-                if isinstance(bar, Watch):
-                    bar.show(metrics, self.algorithm.snapshots)
                 bar.advance(note=f"reward {metrics['explore/reward']:.3f}, entropy {metrics['explore/entropy']:.2f}")
         if not (self.run.path / "best").is_dir():  # no evaluation was whole: the last agent is all there is
             save_policy(self.run.path / "best", self.algorithm.network(), {"epoch": epoch, "games": self.games})
-
-    def _display(self, epoch: int) -> AbstractContextManager[Bar | Watch]:
-        """What a person sees meanwhile."""
-        if self.watch:
-            return Watch(console, self.games, self.plan.epochs, done=epoch)
-        return progress(f"explore {len(self.games)} games", self.plan.epochs, done=epoch)
 
     def _save_snapshot(self, epoch: int) -> None:
         """The most surprising screen of the epoch, in the run's folder and among TensorBoard's images."""

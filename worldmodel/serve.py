@@ -1,8 +1,6 @@
-"""A world model as a Ray Serve app that answers one question: how unsure are you of these windows?
+"""A world model as a Ray Serve app, which answers with the token entropies of windows.
 
-Requests hold some windows each and are put together to batches on the replica. A request may ask for other MaskGIT
-passes, for the reward of a share of the tokens, or for another model, of which a replica keeps the last few. New
-weights are swapped in while it answers: `swap` tells every replica, and one that starts later reads which weights are
+Requests hold some windows each and are put together to batches on the replica. New weights are swapped in while it answers: `swap` tells every replica, and one that starts later reads which weights are
 the newest. Where more is asked than can be answered, callers get Serve's BackPressureError instead of a longer queue.
 """
 
@@ -11,9 +9,8 @@ import logging
 import os
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,11 +24,7 @@ from ray.serve.schema import LoggingConfig
 
 from envs.utils.errors import InputError
 from envs.utils.ray_session import node_resources
-from worldmodel.uncertainty import check_top_fraction, load_model, top_k_mean, validate_windows, window_entropies
-
-if TYPE_CHECKING:
-    from worldmodel.models.genie import WorldModel
-
+from worldmodel.uncertainty import load_model, validate_windows, window_entropies
 
 APP_NAME = "autoexplore-reward"
 BATCH_WINDOWS = 256
@@ -41,14 +34,19 @@ ONGOING = 16
 """Requests that a replica holds; more wait at their callers."""
 QUEUED = 64
 """Requests that may wait at one caller; more are refused (back-pressure)."""
-MODELS_PER_REPLICA = 4
-"""Models that requests named and that a replica keeps, beside the app's own; the one unused for longest goes first."""
 STUCK_S = 600.0
 """Seconds after which a forward pass that has not come back makes a replica unhealthy, so that Serve replaces it."""
 FAILURES = 3
 """Batches in a row that fail before a replica says that it is unhealthy."""
 TARGET_ONGOING = 4.0
 """Requests, waiting ones included, that autoscaling wants there to be for each replica."""
+LOOK_BACK_S = 12.0
+"""Seconds that autoscaling averages the queue over, more than the 10 between callers' reports of it to Serve: an
+epoch's requests come all at once, and then none for a while."""
+UPSCALE_DELAY_S = 5.0
+"""Seconds that the queue must be too long before there are more replicas."""
+DOWNSCALE_DELAY_S = 120.0
+"""Seconds that it must be short before there are fewer: longer than an agent learns between two epochs' play."""
 RECENT_S = 10.0
 """Seconds that a rate is taken over."""
 KEPT = 4096
@@ -57,115 +55,70 @@ LATENCIES_MS = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 
 BATCHES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How fast the number of replicas follows the queue."""
+class _Windows(NamedTuple):
+    """The windows of one request, which were checked."""
 
-    look_back_s: float = 12.0
-    """Seconds that the queue is averaged over, more than the 10 between callers' reports of it to Serve: an epoch's
-    requests come all at once, and then none for a while."""
-    more_s: float = 5.0
-    """Seconds that the queue must be too long before there are more replicas."""
-    fewer_s: float = 120.0
-    """Seconds that it must be short before there are fewer: longer than an agent learns between two epochs' play."""
-
-
-@dataclass(frozen=True)
-class _Request:
-    """Windows that were checked, and the model and the number of passes that they ask for."""
-
-    model: "WorldModel"
-    steps: int
     frames_B5HWC: NDArray[np.uint8]
     actions_B4: NDArray[np.integer]
 
-    def __len__(self) -> int:
-        return len(self.actions_B4)
 
-
-def _windows(requests: list[_Request]) -> int:
-    """Windows in some requests: what a batch is measured by."""
-    return sum(map(len, requests))
+def _count(requests: list[_Windows]) -> int:
+    """Count the windows of some requests, which a batch is measured by."""
+    return sum(len(request.actions_B4) for request in requests)
 
 
 class UncertaintyService:
-    """A replica. `entropies` and `rewards` are the service, `load` swaps weights.
-
-    A request that names a model, by the folder's path as Serve's multiplexed model id, is answered from that one; it is
-    sent to a replica that has it, if one does. A folder must not change its content under the same name.
-    """
+    """A replica. `entropies` is the service, `load` swaps weights."""
 
     def __init__(self, app_name: str, context: int, steps: int, batch: int, device: str, threads: int) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self._options: dict[str, Any] = {"context": context, "batch": batch}
-        self._app_name, self._steps, self._device = app_name, steps, device
+        self._options: dict[str, Any] = {"context": context, "steps": steps, "batch": batch}
+        self._app_name, self._device = app_name, device
         self._weights = newest_weights(app_name)
         self._model = load_model(self._weights, device)
-        self._named: dict[str, None] = {}
         self._meter = ServiceMetrics()
         self._turn = asyncio.Lock()
         self._busy_since: float | None = None
         self._failures, self._fault = 0, ""
 
-    async def entropies(
-        self, frames: NDArray[np.uint8], actions_B4: NDArray[np.integer], steps: int | None = None
-    ) -> NDArray[np.float32]:
-        """Windows (B, 5, H, W, C) or a film of them (B + 4, H, W, C), uint8, and their actions -> (B, N) in [0, 1].
+    async def entropies(self, frames: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return the token entropies (B, N) in [0, 1] of windows.
 
-        `steps`: MaskGIT passes, None for the app's own number. Raises InputError for what this model cannot score.
+        `frames` are windows (B, 5, H, W, C), or consecutive frames (B + 4, H, W, C) that hold B of them, uint8. Raises
+        InputError for what this model cannot score.
         """
         came = time.monotonic()
-        asked = serve.get_multiplexed_model_id()
-        model = await self._other(asked) if asked else self._model
-        if steps is not None and steps < 1:
-            raise InputError(f"steps {steps}: an answer needs 1 MaskGIT pass or more")
-        request = _Request(model, steps or self._steps, validate_windows(model, frames, actions_B4), actions_B4)
-        self._meter.waiting += len(request)
+        request = _Windows(validate_windows(self._model, frames, actions_B4), actions_B4)
+        count = len(actions_B4)
+        self._meter.waiting += count
         try:
             answer: NDArray[np.float32] = await self._batched(request)
         finally:
-            self._meter.waiting -= len(request)
-        self._meter.answered(len(request), time.monotonic() - came)
+            self._meter.waiting -= count
+        self._meter.answered(count, time.monotonic() - came)
         return answer
 
-    async def rewards(
-        self,
-        frames: NDArray[np.uint8],
-        actions_B4: NDArray[np.integer],
-        top_fraction: float = 0.25,
-        steps: int | None = None,
-    ) -> NDArray[np.float32]:
-        """The same windows -> their rewards (B,) in [0, 1], of the `top_fraction` most uncertain tokens (eq. 3-4)."""
-        check_top_fraction(top_fraction)
-        return top_k_mean(await self.entropies(frames, actions_B4, steps), top_fraction)
+    @serve.batch(max_batch_size=BATCH_WINDOWS, batch_wait_timeout_s=BATCH_WAIT_S, batch_size_fn=_count)
+    async def _batched(self, requests: list[_Windows]) -> list[NDArray[np.float32]]:
+        """Score requests as one batch, and split the entropies again."""
+        entropy_BN = await self._score(requests)
+        ends = np.cumsum([len(request.actions_B4) for request in requests])
+        return np.split(entropy_BN, ends[:-1])
 
-    @serve.batch(max_batch_size=BATCH_WINDOWS, batch_wait_timeout_s=BATCH_WAIT_S, batch_size_fn=_windows)
-    async def _batched(self, requests: list[_Request]) -> list[NDArray[np.float32]]:
-        """Requests put together, those that ask for the same scored as one, and taken apart again."""
-        answers: list[Any] = [None] * len(requests)
-        groups: dict[tuple[int, int], list[int]] = {}
-        for place, request in enumerate(requests):
-            groups.setdefault((id(request.model), request.steps), []).append(place)
-        for places in groups.values():
-            entropy_BN = await self._score([requests[place] for place in places])
-            cuts = np.cumsum([len(requests[place]) for place in places])[:-1]
-            for place, part in zip(places, np.split(entropy_BN, cuts), strict=True):
-                answers[place] = part
-        return answers
-
-    async def _score(self, requests: list[_Request]) -> NDArray[np.float32]:
-        """Entropies of the windows of requests that ask the same; one such pass at a time."""
-        model, options = requests[0].model, {**self._options, "steps": requests[0].steps}
+    async def _score(self, requests: list[_Windows]) -> NDArray[np.float32]:
+        """Compute the entropies of all windows of some requests; one such pass runs at a time."""
         async with self._turn:
-            # Windows of a film are views that overlap: only what the model is given of them is copied.
+            # Windows are views that overlap: only the frames that the model is given are copied.
             context = self._options["context"]
             given_BPHWC = np.concatenate([request.frames_B5HWC[:, :context] for request in requests])
             actions_B4 = np.concatenate([request.actions_B4 for request in requests])
             self._busy_since = time.monotonic()
             try:
                 # In a thread, so that the replica goes on answering health checks and taking requests.
-                entropy_BN = await asyncio.to_thread(window_entropies, model, given_BPHWC, actions_B4, **options)
+                entropy_BN = await asyncio.to_thread(
+                    window_entropies, self._model, given_BPHWC, actions_B4, **self._options
+                )
             except Exception as error:
                 self._meter.failed()
                 self._failures, self._fault = self._failures + 1, repr(error)
@@ -175,14 +128,6 @@ class UncertaintyService:
         self._failures = 0
         self._meter.scored(len(actions_B4))
         return entropy_BN
-
-    @serve.multiplexed(max_num_models_per_replica=MODELS_PER_REPLICA)
-    async def _other(self, path: str) -> "WorldModel":
-        """A model that a request named; Serve keeps the last few. Raises InputError for a folder that is none."""
-        model = await asyncio.to_thread(load_model, path, self._device)
-        self._named.pop(path, None)
-        self._named[path] = None
-        return model
 
     async def load(self, path: str) -> str:
         """Swap in the weights of another folder; requests that are being answered keep the old ones."""
@@ -207,9 +152,9 @@ class UncertaintyService:
                 logging.getLogger("ray.serve").warning("cannot load the newest weights: %s", error)
 
     async def describe(self) -> dict[str, Any]:
-        """Who answers (process id, torch threads), with what (weights, other models it has loaded), and how fast."""
+        """Return who answers (process id, torch threads), with which weights, and how fast."""
         who = {"pid": os.getpid(), "weights": self._weights, "threads": torch.get_num_threads()}
-        return {**who, "models": list(self._named)[-MODELS_PER_REPLICA:], **self._meter.summary()}
+        return {**who, **self._meter.summary()}
 
 
 def _key(app_name: str) -> bytes:
@@ -251,13 +196,12 @@ def run(
     steps: int = 1,
     batch: int = 0,
     max_queued_requests: int = QUEUED,
-    patience: Patience = Patience(),
 ) -> str:
     """Start the app, without any HTTP port, on the Ray that this process is connected to, and return its name.
 
     `replicas` with `num_cpus`, `num_gpus` (a share of one is possible; None for a whole one where the cluster has
     machines with GPUs for this, otherwise none) and `threads` (torch's) each; up to `max_replicas` where they have more
-    than TARGET_ONGOING requests each to answer, with `patience`. `steps`: MaskGIT passes where a request names none;
+    than TARGET_ONGOING requests each to answer. `steps`: MaskGIT passes of an answer;
     `batch`: windows in a forward pass, 0 for what suits the device; `max_queued_requests`: requests that may wait at one caller.
     Raises InputError for a folder that is no world model, and for numbers that cannot be meant.
     """
@@ -280,14 +224,14 @@ def run(
         max_queued_requests=max_queued_requests,
         health_check_period_s=5,
         logging_config=quiet,
-        **_scale(replicas, max_replicas, patience),
+        **_scale(replicas, max_replicas),
     )
     device = "cuda" if num_gpus else "cpu"
     serve.run(deployment.bind(app_name, context, steps, batch, device, threads), name=app_name, route_prefix=None)
     return app_name
 
 
-def _scale(replicas: int, max_replicas: int | None, patience: Patience) -> dict[str, Any]:
+def _scale(replicas: int, max_replicas: int | None) -> dict[str, Any]:
     """Serve's settings for a fixed number of replicas, or for one that follows the queue."""
     if max_replicas is None or max_replicas == replicas:
         return {"num_replicas": replicas, "graceful_shutdown_timeout_s": 2}
@@ -295,9 +239,9 @@ def _scale(replicas: int, max_replicas: int | None, patience: Patience) -> dict[
         min_replicas=replicas,
         max_replicas=max_replicas,
         target_ongoing_requests=TARGET_ONGOING,
-        look_back_period_s=patience.look_back_s,
-        upscale_delay_s=patience.more_s,
-        downscale_delay_s=patience.fewer_s,
+        look_back_period_s=LOOK_BACK_S,
+        upscale_delay_s=UPSCALE_DELAY_S,
+        downscale_delay_s=DOWNSCALE_DELAY_S,
     )
     # A replica that is no longer needed answers what it has taken on.
     return {"autoscaling_config": autoscaling, "graceful_shutdown_timeout_s": 20}

@@ -91,12 +91,10 @@ class NullScorer:
         return lambda: np.zeros((len(frames_B5HWC), 1), np.float32)
 
 
-def explorer(
-    args: Args, scorer: Callable[[], Any] | None, runners: int, steps: int = STEPS, pin: bool = False
-) -> AutoExplore:
+def explorer(args: Args, scorer: Callable[[], Any] | None, runners: int, steps: int = STEPS) -> AutoExplore:
     """The algorithm of preset cpu, 4 games a runner, with next to nothing to learn."""
     plan = dataclasses.replace(
-        recipe("cpu", runners=runners, pin_runners=pin), steps=steps, updates=1, batch_size=1, evaluate_every=1_000
+        recipe("cpu", runners=runners), steps=steps, updates=1, batch_size=1, evaluate_every=1_000
     )
     algorithm: Any = configure(plan, args.games, scorer).build_algo()
     return algorithm
@@ -114,8 +112,10 @@ def sampling_rate(
 
     `pin`: hold each runner on a core of its own.
     """
-    algorithm = explorer(args, scorer, runners, steps, pin)
+    algorithm = explorer(args, scorer, runners, steps)
     try:
+        if pin:
+            algorithm.env_runner_group.foreach_env_runner(pin_to_core, local_env_runner=False)
         rates = []
         for _ in range((repeats or args.repeats) + 1):
             result: Any = algorithm.train()
@@ -124,6 +124,15 @@ def sampling_rate(
     finally:
         algorithm.stop()
     return statistics.median(rates[1:])
+
+
+def pin_to_core(runner: Any) -> None:
+    """Keep a runner's process and its games, with all their threads, on one core."""
+    cores = sorted(os.sched_getaffinity(0))
+    core = cores[(runner.worker_index - 1) % len(cores)]
+    for process in (os.getpid(), *(game.pid for game in runner.env.unwrapped.processes)):
+        for thread in os.listdir(f"/proc/{process}/task"):
+            os.sched_setaffinity(int(thread), {core})
 
 
 def service(args: Args, app: str, model: Path) -> Iterator[Row]:

@@ -32,9 +32,6 @@ class Args(GameArgs, RunArgs):
     """Processes that play, where the preset's number does not fit."""
     envs_per_runner: int | None = None
     """Games that each of them plays at a time; by default as many as the games need."""
-    pin_runners: bool = False
-    """Hold each of those processes, with its games, on a core of its own: on a machine that does nothing else they play
-    faster than where they roam. Linux only."""
     learners: int | None = None
     """Processes that learn and share each batch; 0 learns in this process or, where a cluster has machines with GPUs
     for learners, in one there."""
@@ -42,11 +39,9 @@ class Args(GameArgs, RunArgs):
     """Epochs, where the preset's number does not fit."""
     top_fraction: float | None = None
     """Share of a frame's tokens, the most uncertain, whose mean is the reward; the paper's is 0.25."""
-    watch: bool = False
-    """Show the agent's newest screen, the model's doubts and the figures in the terminal, in colour."""
 
 
-SETTINGS = ("runners", "envs_per_runner", "pin_runners", "learners", "epochs", "top_fraction")
+SETTINGS = ("runners", "envs_per_runner", "learners", "epochs", "top_fraction")
 """The flags that change a setting of the preset."""
 
 
@@ -74,7 +69,6 @@ def run(args: Args) -> None:
             reward=args.reward,
             reward_data=args.reward_data,
             scorer=args.scorer,
-            watch=args.watch,
             resume=args.resume,
             seed=args.seed,
             **changes,

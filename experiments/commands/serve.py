@@ -30,7 +30,7 @@ class Args(RayArgs):
     threads: int = 1
     """Torch threads of each replica."""
     steps: int = 1
-    """MaskGIT passes for each answer, where a request names no other number."""
+    """MaskGIT passes for each answer."""
     seconds: float | None = None
     """Stop after so long, instead of at Ctrl+C."""
 

@@ -88,14 +88,11 @@ class ServeScorer:
         windows: int = 64,
         timeout_s: float = 300.0,
         retries: int = 1,
-        steps: int | None = None,
-        model: Path | str | None = None,
         ahead: int = 64,
     ) -> None:
         """`windows`: in one request; `timeout_s`: for one answer; `retries`: of a request that failed.
 
-        `steps`: MaskGIT passes, `model`: folder of the world model to ask, None for the app's own; `ahead`: windows of
-        an env that are sent off while it plays on, 0 to send everything at the end. All requests of all runners wait
+        `ahead`: windows of an env that are sent off while it plays on, 0 to send everything at the end. All requests of all runners wait
         for their turn, so the time-out is that of a queue, not of a calculation. A replica that dies is noticed at
         once, whatever the time-out; a full service is asked again within the time-out, and that is no retry.
         """
@@ -104,7 +101,6 @@ class ServeScorer:
         if not 1 <= windows <= BATCH_WINDOWS:
             raise InputError(f"windows {windows}: a request holds 1 to {BATCH_WINDOWS}")
         self._app_name, self._windows, self._timeout_s, self._retries = app_name, windows, timeout_s, retries
-        self._steps, self._model = steps, None if model is None else str(Path(model).absolute())
         self.ahead = ahead
         self._handle: Any = None
 
@@ -127,9 +123,8 @@ class ServeScorer:
 
         try:
             if self._handle is None:
-                handle = serve.get_app_handle(self._app_name)
-                self._handle = handle if self._model is None else handle.options(multiplexed_model_id=self._model)
-            return self._handle.entropies.remote(*request, self._steps)
+                self._handle = serve.get_app_handle(self._app_name)
+            return self._handle.entropies.remote(*request)
         except RayServeException as error:  # no such app, or it is being replaced
             return error
 

@@ -1,13 +1,11 @@
 """The environment runner: RLlib's own, with games in processes of their own and faults that cost one fragment."""
 
-import os
 from typing import Any
 
 import torch
 from gymnasium.wrappers.vector import DictInfoToList
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
-from exploration.cores import Core
 from exploration.rollout.callbacks import ExploreCallbacks
 from exploration.rollout.snapshots import SnapshotPair
 from exploration.rollout.vector_env import close_vector_env, games_of_runner, vector_env
@@ -26,8 +24,6 @@ class GameRunner(SingleAgentEnvRunner):
     """What makes it useless for this runner to go on, e.g. a world model that cannot be loaded."""
     snapshots: SnapshotPair | None = None
     """Screens of what was sampled last."""
-    core: Core | None = None
-    """What it is held on, with its games, where `config.pin_runners` says so."""
     config: Any
     module: Any
     env: Any
@@ -39,7 +35,6 @@ class GameRunner(SingleAgentEnvRunner):
         if not self.config.games:
             super().make_env()
             self.games = [str(self.config.env)] * self.num_envs
-            self._pin()
             return
         if self.env is not None:
             close_vector_env(self.env)
@@ -49,14 +44,6 @@ class GameRunner(SingleAgentEnvRunner):
         self.env = DictInfoToList(vector_env(self.games, self.config.max_steps, self.config.step_timeout_s))
         self.num_envs = len(self.games)
         self._needs_initial_reset = True
-        self._pin()
-
-    def _pin(self) -> None:
-        """Hold this process and its games on a core, if asked to; a runner in the learner's process roams with it."""
-        if self.config.pin_runners and self.worker_index:
-            self.core = self.core or Core(self.worker_index - 1)
-            games = getattr(self.env.unwrapped, "processes", ())
-            self.core.hold([os.getpid(), *(game.pid for game in games)])
 
     def stop(self) -> None:
         """End the games' processes."""

@@ -277,37 +277,6 @@ def test_killed_game_and_killed_runner_do_not_stop_training(ray_cluster):
         algorithm.stop()
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux holds processes on cores")
-def test_runners_and_their_games_are_held_on_a_core_each(ray_cluster, monkeypatch):
-    config = AutoExploreConfig().exploring(games=["Counting"], max_steps=30)
-    config.env_runners(num_env_runners=2, num_envs_per_env_runner=2)
-    config.training(steps_per_epoch=10, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), lstm_dim=8)
-    allowed = os.sched_getaffinity(0)
-    algorithm = config.training(pin_runners=True).debugging(log_level="ERROR").build_algo()
-
-    def held(runner):
-        games = [process.pid for process in runner.env.unwrapped.processes]
-        threads = [int(name) for pid in (os.getpid(), *games) for name in os.listdir(f"/proc/{pid}/task")]
-        return games, runner.core.number, {core for thread in threads for core in os.sched_getaffinity(thread)}
-
-    try:
-        for _ in range(2):
-            algorithm.train()
-            runners = algorithm.env_runner_group.foreach_env_runner(held, local_env_runner=False)
-            assert [cores for _, _, cores in runners] == [{number} for _, number, _ in runners]
-            assert len({number for _, number, _ in runners}) == min(2, len(allowed))
-            os.kill(runners[0][0][0], signal.SIGKILL)  # the games that follow it are held as well
-        assert len(algorithm.replay) == 80
-        assert os.sched_getaffinity(0) == allowed, "the learner goes where there is room"
-    finally:
-        algorithm.stop()
-    with pytest.raises(InputError, match="runners 0"):
-        recipe("cpu", runners=0, pin_runners=True)
-    monkeypatch.delattr(os, "sched_setaffinity")
-    with pytest.raises(InputError, match="Linux"):
-        recipe("cpu", pin_runners=True)
-
-
 def test_ctrl_c_that_something_swallows_still_ends_the_run(ray_cluster, tmp_path, monkeypatch):
     """As Python drops what a finaliser raises: the epoch is played to its end and saved, and no other begins."""
     train = AutoExplore.train

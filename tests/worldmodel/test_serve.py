@@ -68,43 +68,29 @@ def test_serve_and_in_process_give_the_same_numbers(app, tiny_world):
     )
 
 
-def test_a_request_asks_for_passes_a_share_of_tokens_and_a_model_of_its_own(app, tiny_world, other_world):
-    from ray import serve as ray_serve
-
+def test_requests_that_meet_in_a_batch_get_their_own_answers(app, tiny_world):
     from worldmodel import serve
 
-    frames_B5HWC, actions_B4 = windows(6)
-    handle = ray_serve.get_app_handle(app)
-    # All in flight together, so that they meet in batches.
-    asked = [(path, steps) for path in (None, other_world) for steps in (1, 3)]
-    sent = [ServeScorer(app, steps=steps, model=path).submit(frames_B5HWC, actions_B4) for path, steps in asked]
-    for (path, steps), answer in zip(asked, sent, strict=True):
-        plain = LocalScorer(path or tiny_world, steps=steps).entropies(frames_B5HWC, actions_B4)
-        np.testing.assert_allclose(answer(), plain, atol=1e-5)
-    entropy_BN = LocalScorer(tiny_world).entropies(frames_B5HWC, actions_B4)
-    for fraction in (0.25, 1.0):
-        rewards_B = handle.rewards.remote(frames_B5HWC, actions_B4, fraction).result()
-        np.testing.assert_allclose(rewards_B, uncertainty_reward(entropy_BN, fraction), atol=1e-5)
-    with pytest.raises(InputError, match="top_fraction"):
-        handle.rewards.remote(frames_B5HWC, actions_B4, 2.0).result()
+    requests = [windows(6, seed) for seed in range(6)]
+    sent = [ServeScorer(app).submit(*request) for request in requests]
+    local = LocalScorer(tiny_world)
+    for request, answer in zip(requests, sent, strict=True):
+        np.testing.assert_allclose(answer(), local.entropies(*request), atol=1e-5)
     (told,) = serve.describe(app)
     assert told["weights"] == str(tiny_world)
-    assert told["models"] == [str(other_world)]
     assert told["waiting"] == 0
     assert told["windows"] >= 36
     assert 0 < told["batch_windows"] <= 256
     assert 0 < told["latency_ms"]["p50"] <= told["latency_ms"]["p99"]
 
 
-def test_a_request_that_cannot_be_scored_is_refused_alone(app, tiny_world, tmp_path):
+def test_a_request_that_cannot_be_scored_is_refused_alone(app, tiny_world):
     frames_B5HWC, actions_B4 = windows(4)
     good = ServeScorer(app).submit(frames_B5HWC, actions_B4)
     for scorer, frames, actions in (
         (ServeScorer(app), frames_B5HWC[:, :, :32], actions_B4),
         (ServeScorer(app), frames_B5HWC, actions_B4 + 9),
         (ServeScorer(app), frames_B5HWC, actions_B4[:, :3]),
-        (ServeScorer(app, steps=0), frames_B5HWC, actions_B4),
-        (ServeScorer(app, model=tmp_path), frames_B5HWC, actions_B4),
     ):
         with pytest.raises(InputError) as caught:
             scorer.entropies(frames, actions)
@@ -176,7 +162,7 @@ def test_late_and_broken_answers_become_errors_not_rewards(bad):
     scorer = ServeScorer("nobody")
     given: list[Answer] = []
 
-    def remote(frames_B5HWC, actions_B4, steps):
+    def remote(frames_B5HWC, actions_B4):
         given.append(Answer(bad))
         return given[-1]
 
@@ -249,12 +235,13 @@ def _kill_when_busy(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_replicas_follow_the_queue(ray_cluster, tiny_world):
+def test_replicas_follow_the_queue(ray_cluster, tiny_world, monkeypatch):
     """One replica while nobody asks, two while several askers wait, one again afterwards; every answer is true."""
     from worldmodel import serve
 
-    fast = serve.Patience(more_s=0.5, fewer_s=2.0)
-    app = serve.run(tiny_world, app_name="growing", max_replicas=2, num_cpus=0.25, patience=fast)
+    monkeypatch.setattr(serve, "UPSCALE_DELAY_S", 0.5)
+    monkeypatch.setattr(serve, "DOWNSCALE_DELAY_S", 2.0)
+    app = serve.run(tiny_world, app_name="growing", max_replicas=2, num_cpus=0.25)
     asked = windows(64)
     expected = LocalScorer(tiny_world).entropies(*asked)
     enough, wrong, answered = threading.Event(), [], []

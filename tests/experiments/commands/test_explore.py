@@ -30,7 +30,6 @@ def test_bad_input_is_one_line(ray_cluster, tiny_world, tmp_path, capsys):
     assert "--model" in complaint(capsys, "explore", "Counting", *out)
     assert "--reward-data" in complaint(capsys, *game, "--reward", "vae")
     assert "money" in complaint(capsys, *game, "--reward", "money")
-    assert "pin_runners" in complaint(capsys, *game, "--pin-runners", "--runners", "0")
     assert "no game" in complaint(capsys, "explore", "--model", str(tiny_world), *out)
     assert "epsilon" in complaint(capsys, "expert", "Counting", "--epsilon", "2", *out)
     assert not (tmp_path / "run").exists()
