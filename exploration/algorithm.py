@@ -5,9 +5,9 @@ One iteration is one epoch of appendix A.3. `exploration.train.explore` puts a w
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from exploration.agent.loss import LOSS_PARTS, LossConfig
 from exploration.agent.policy import CnnLstm, PolicyConfig
 from exploration.agent.replay_buffer import Batch, Fragment, ReplayBuffer, Scale, to_fragment
 from exploration.agent.rl_module import AgentModule
-from exploration.config import ExploreConfig, epsilon_at
+from exploration.config import ExploreConfig, algorithm_settings, epsilon_at
 from exploration.mutable_settings import MUTABLE_SETTINGS, apply
 from exploration.reward.scorers import Scorer
 from exploration.reward.token_entropy import TOP_FRACTION
@@ -41,6 +41,8 @@ from exploration.rollout.vector_env import STEP_SECONDS, check_env_slots
 from worldmodel.uncertainty import check_top_fraction
 
 GAMES_ENV = "autoexplore-games"
+OWN_SETTINGS = frozenset((*algorithm_settings(ExploreConfig()), "runner_threads", "step_timeout_s"))
+"""Settings that `AutoExploreConfig.training` takes besides RLlib's."""
 SAMPLE_TIMEOUT_S = 900.0
 """How long an epoch waits for a runner that is alive."""
 RUNNER_TIMEOUT_S = 120.0
@@ -48,7 +50,12 @@ RUNNER_TIMEOUT_S = 120.0
 
 
 class AutoExploreConfig(AlgorithmConfig):
-    """Settings of AutoExplore, all of them flat attributes, so that Tune can vary any. The defaults are the paper's."""
+    """Settings of AutoExplore: the fields of `ExploreConfig` as flat attributes, so that Tune can vary any."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Return a field of `ExploreConfig`, which are set in a loop."""
 
     # RLlib gives these no type, or that of its own default alone.
     lr: Any
@@ -63,30 +70,18 @@ class AutoExploreConfig(AlgorithmConfig):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or AutoExplore)
-        defaults = ExploreConfig()
+        for name, value in algorithm_settings(ExploreConfig()).items():
+            setattr(self, name, value)
         self.games: tuple[str, ...] = ()
-        self.max_steps: int | None = defaults.max_steps
         self.scorer: Callable[[], Scorer] | None = None
-        self.top_fraction = defaults.top_fraction
-        self.epsilon, self.final_epsilon = defaults.epsilon, defaults.final_epsilon
-        self.epsilon_epochs, self.temperature = defaults.epsilon_epochs, defaults.temperature
-        self.steps_per_epoch, self.updates_per_epoch = defaults.steps, defaults.updates
-        self.segments, self.segment, self.burn_in = defaults.batch_size, defaults.segment, defaults.burn_in
-        self.replay_capacity, self.replay_in_checkpoint = defaults.replay_capacity, defaults.replay_in_checkpoint
-        loss = defaults.loss
-        self.lambda_, self.entropy_coeff, self.value_coeff = loss.lambda_, loss.entropy_coeff, loss.value_coeff
-        self.returns, self.rho_clip, self.normalize_advantages = loss.returns, loss.rho_clip, loss.normalize_advantages
-        self.channels, self.lstm_dim = defaults.network.channels, defaults.network.lstm_dim
-        self.normalize_rewards, self.reward_clipping = defaults.normalize_rewards, defaults.reward_clipping
-        self.precision = defaults.precision
         self.runner_threads = 1
         self.step_timeout_s = STEP_SECONDS
-        self.gamma, self.lr = loss.gamma, defaults.lr
-        self.grad_clip, self.grad_clip_by = defaults.grad_clip, "global_norm"
+        self.grad_clip_by = "global_norm"
         self.env_runner_cls = GameRunner
         self.callbacks_class = ExploreCallbacks
         self.num_cpus_per_env_runner = 0.5
-        self.num_env_runners, self.num_envs_per_env_runner = defaults.runners, defaults.envs_per_runner
+        self.num_env_runners = ExploreConfig.runners
+        self.num_envs_per_env_runner = ExploreConfig.envs_per_runner
         self.episode_lookback_horizon = LOOKBACK
         self.evaluation_duration_unit = "timesteps"
         self.evaluation_force_reset_envs_before_iteration = True
@@ -97,7 +92,7 @@ class AutoExploreConfig(AlgorithmConfig):
         # RLlib would throw away what a runner brings after a minute; an epoch with its rewards may take longer.
         self.sample_timeout_s = self.evaluation_sample_timeout_s = SAMPLE_TIMEOUT_S
 
-    def exploring(
+    def explore_settings(
         self,
         *,
         games: Sequence[str] | Any = NotProvided,
@@ -105,12 +100,17 @@ class AutoExploreConfig(AlgorithmConfig):
         max_steps: int | Any | None = NotProvided,
         top_fraction: float | Any = NotProvided,
     ) -> Self:
-        """What is explored and what for.
+        """Set which games are explored and for which reward.
 
         `games`: the envs get them in turn (or none, with `.environment(env)` for any env of uint8 HWC frames);
         `scorer`: makes a runner's scorer, or None for the env's own reward; `max_steps`: after which an episode is cut.
         """
-        given: dict[str, Any] = {"games": games, "scorer": scorer, "max_steps": max_steps, "top_fraction": top_fraction}
+        given: dict[str, Any] = {
+            "games": games,
+            "scorer": scorer,
+            "max_steps": max_steps,
+            "top_fraction": top_fraction,
+        }
         for name, value in given.items():
             if value is not NotProvided:
                 setattr(self, name, tuple(value) if name == "games" else value)
@@ -119,8 +119,8 @@ class AutoExploreConfig(AlgorithmConfig):
         return self
 
     def training(self, **settings: Any) -> Self:
-        """RLlib's own settings, and every attribute of this class by its name."""
-        own = {name: settings.pop(name) for name in list(settings) if name in _OWN_SETTINGS}
+        """Set RLlib's own settings, and those of `ExploreConfig` by their names."""
+        own = {name: settings.pop(name) for name in OWN_SETTINGS & settings.keys()}
         super().training(**settings)
         for name, value in own.items():
             setattr(self, name, value)
@@ -129,15 +129,7 @@ class AutoExploreConfig(AlgorithmConfig):
     @property
     def loss(self) -> LossConfig:
         """The learner's view of the settings."""
-        return LossConfig(
-            gamma=float(self.gamma),
-            lambda_=self.lambda_,
-            entropy_coeff=self.entropy_coeff,
-            value_coeff=self.value_coeff,
-            returns=self.returns,
-            rho_clip=self.rho_clip,
-            normalize_advantages=self.normalize_advantages,
-        )
+        return LossConfig(**{field.name: getattr(self, field.name) for field in fields(LossConfig)})
 
     def validate(self) -> None:
         """Raises InputError for settings that cannot be meant."""
@@ -147,9 +139,13 @@ class AutoExploreConfig(AlgorithmConfig):
         if self.games:
             check_env_slots(self.games, self.num_env_runners, self.num_envs_per_env_runner)
         if self.episode_lookback_horizon < LOOKBACK:
-            raise InputError(f"episode_lookback_horizon {self.episode_lookback_horizon}: windows need {LOOKBACK}")
-        if self.num_learners > 1 and self.segments % self.num_learners:
-            raise InputError(f"{self.segments} segments cannot be shared out to {self.num_learners} learners")
+            raise InputError(
+                f"episode_lookback_horizon {self.episode_lookback_horizon}: windows need {LOOKBACK}"
+            )
+        if self.num_learners > 1 and self.batch_size % self.num_learners:
+            raise InputError(
+                f"{self.batch_size} segments cannot be shared out to {self.num_learners} learners"
+            )
 
     def get_default_learner_class(self) -> type:
         return ExploreLearner
@@ -158,7 +154,7 @@ class AutoExploreConfig(AlgorithmConfig):
         model: dict[str, Any] = {
             "channels": tuple(self.channels),
             "lstm_dim": self.lstm_dim,
-            "max_seq_len": self.segment + 1,
+            "max_seq_len": self.seq_len + 1,
         }
         model["precision"] = self.precision
         return RLModuleSpec(module_class=AgentModule, model_config=model)
@@ -166,24 +162,6 @@ class AutoExploreConfig(AlgorithmConfig):
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
         """Steps of an env in one `sample()`: an epoch's."""
         return self.steps_per_epoch
-
-
-_OWN_SETTINGS = frozenset(
-    (
-        *("top_fraction", "epsilon", "final_epsilon", "epsilon_epochs", "temperature", "steps_per_epoch"),
-        *("updates_per_epoch", "segments", "segment", "burn_in", "replay_capacity", "replay_in_checkpoint"),
-        *("lambda_", "entropy_coeff", "value_coeff", "returns", "rho_clip", "normalize_advantages"),
-        *(
-            "normalize_rewards",
-            "reward_clipping",
-            "channels",
-            "lstm_dim",
-            "precision",
-            "runner_threads",
-            "step_timeout_s",
-        ),
-    )
-)
 
 
 class AutoExplore(Algorithm):
@@ -213,8 +191,11 @@ class AutoExplore(Algorithm):
         False, and nothing is changed, where another setting of this class differs: that needs a new algorithm.
         """
         self.config = self.settings  # Tune puts its dict there, but everything reads the object
-        fixed = _OWN_SETTINGS - MUTABLE_SETTINGS.keys() - {"final_epsilon"}
-        if any(new_config.get(name, getattr(self.config, name)) != getattr(self.config, name) for name in fixed):
+        fixed = OWN_SETTINGS - MUTABLE_SETTINGS.keys() - {"final_epsilon"}
+        if any(
+            new_config.get(name, getattr(self.config, name)) != getattr(self.config, name)
+            for name in fixed
+        ):
             return False
         apply(self, {name: new_config[name] for name in MUTABLE_SETTINGS if name in new_config})
         return True
@@ -232,10 +213,14 @@ class AutoExplore(Algorithm):
         collected = time.monotonic()
         self._learn()
         learned = time.monotonic()
-        self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+        self.env_runner_group.sync_weights(
+            from_worker_or_learner_group=self.learner_group, inference_only=True
+        )
         self.metrics.log_dict({"epsilon": self.epsilon, "replay_steps": len(self.replay)}, window=1)
         seconds = {"sample": collected - started, "learn": learned - collected}
-        self.metrics.log_dict(seconds, key="seconds", window=1)  # RLlib's own timers are running averages
+        self.metrics.log_dict(
+            seconds, key="seconds", window=1
+        )  # RLlib's own timers are running averages
 
     def _collect(self) -> None:
         """One epoch's steps into the replay. Waits for runners to come back if none answers, but not for ever.
@@ -277,7 +262,9 @@ class AutoExplore(Algorithm):
                     )
                 time.sleep(1.0)
                 self.restore_env_runners(self.env_runner_group)
-        self.snapshots = joined(self.env_runner_group.foreach_env_runner(lambda runner: runner.snapshots))
+        self.snapshots = joined(
+            self.env_runner_group.foreach_env_runner(lambda runner: runner.snapshots)
+        )
 
     def _add_to_replay(self, fragment: Fragment) -> None:
         """Put a fragment into the replay, and its screens among those that were seen of its game."""
@@ -285,7 +272,9 @@ class AutoExplore(Algorithm):
             fragment = replace(fragment, rewards_T=fragment.rewards_T.clip(-1, 1))
         self.replay.add(fragment)
         if self.config.games:
-            self.screens.setdefault(fragment.game, set()).update(distinct_screens(fragment.frames_THWC))
+            self.screens.setdefault(fragment.game, set()).update(
+                distinct_screens(fragment.frames_THWC)
+            )
 
     def _learn(self) -> None:
         """One epoch's updates; the means of the loss's parts over them are logged under `learning`."""
@@ -293,23 +282,30 @@ class AutoExplore(Algorithm):
         scale = self._reward_scale() if c.normalize_rewards else None
         means: dict[str, list[float]] = {}
         for _ in range(c.updates_per_epoch):
-            results = self._update(self.replay.sample(c.segments, c.segment, c.burn_in, scale))
+            results = self._update(self.replay.sample(c.batch_size, c.seq_len, c.burn_in, scale))
             for name in LOSS_PARTS:
                 means.setdefault(name, []).append(float(results[0][DEFAULT_MODULE_ID][name].peek()))
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
         self.metrics.log_dict(
-            {name: float(np.mean(values)) for name, values in means.items()}, key="learning", window=1
+            {name: float(np.mean(values)) for name, values in means.items()},
+            key="learning",
+            window=1,
         )
 
     def _reward_scale(self) -> Scale:
         """Rewards of mean 0 and deviation 1 - gamma, game by game: a return is then a weighted mean of normal ones."""
         horizon = 1 / max(1 - float(self.config.gamma), 1e-3)
-        return {game: (middle, width * horizon) for game, (middle, width) in self.replay.reward_scale().items()}
+        return {
+            game: (middle, width * horizon)
+            for game, (middle, width) in self.replay.reward_scale().items()
+        }
 
     def _update(self, batch: Batch) -> Any:
         """One update by all learners -> their metrics."""
         steps = {
-            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME))
+            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek(
+                (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
+            )
         }
         learners = self.config.num_learners
         if learners < 2:
@@ -322,7 +318,9 @@ class AutoExplore(Algorithm):
             for part in range(learners)
         ]
         with quiet_actor_errors():
-            return self.learner_group.update(batches=[as_learner_batch(shard) for shard in shards], timesteps=steps)
+            return self.learner_group.update(
+                batches=[as_learner_batch(shard) for shard in shards], timesteps=steps
+            )
 
     def _before_evaluate(self) -> None:
         """RLlib resets the envs of remote evaluation runners, but not those of a local one."""
@@ -340,13 +338,17 @@ class AutoExplore(Algorithm):
             size=spaces[0].shape[0],
         )
         network = CnnLstm(shape)
-        weights = {name.removeprefix("network."): torch.tensor(array) for name, array in state.items()}
+        weights = {
+            name.removeprefix("network."): torch.tensor(array) for name, array in state.items()
+        }
         network.load_state_dict(weights)
         return network
 
     def set_network(self, network: CnnLstm) -> None:
         """Begin with the weights of a network of this shape; optimizer, replay and epoch stay what they are."""
-        weights = {f"network.{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+        weights = {
+            f"network.{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()
+        }
         self.learner_group.set_weights({DEFAULT_MODULE_ID: weights})
         for group in filter(None, (self.env_runner_group, self.eval_env_runner_group)):
             # RLlib's own way drops weights that are of no later update than the runner's.

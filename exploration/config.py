@@ -1,11 +1,11 @@
-"""How long, how wide and by what schedule the agent is trained: presets, which are data.
+"""Settings of an exploration run, and presets of them.
 
 `paper` holds the values of appendix A.3 and, where it is silent, those of the published code; `cpu` is what a few
-minutes of two cores allow; `debug` finishes in seconds and learns nothing.
+minutes of two cores allow; `debug` finishes in seconds and learns nothing. `expert-*` are for agents that learn from a
+game's own reward (`reward="env"`) and record test sets (section 9 of the paper: Agent57, epsilon 0.15).
 """
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from envs.utils.errors import InputError
@@ -17,7 +17,7 @@ from worldmodel.uncertainty import check_top_fraction
 
 @dataclass(frozen=True)
 class ExploreConfig:
-    """What a run does. The defaults are the paper's."""
+    """Settings of a run, and the only place where they are listed. The defaults are the paper's."""
 
     epochs: int = 300
     """Rounds of collecting and learning."""
@@ -28,15 +28,15 @@ class ExploreConfig:
     learners: int = 0
     """Processes that learn, which share each batch; 0 learns in the process that leads the run or, where a cluster has
     machines with GPUs for learners, in one there."""
-    steps: int = 200
+    steps_per_epoch: int = 200
     """Steps that every env plays in an epoch."""
     max_steps: int = 1_000
     """Steps after which an episode is cut off."""
-    updates: int = 200
+    updates_per_epoch: int = 200
     """Updates in an epoch."""
     batch_size: int = 128
     """Segments in an update."""
-    segment: int = 20
+    seq_len: int = 20
     """Steps in a segment."""
     burn_in: int = 0
     """Steps before a segment's own that only warm up the LSTM, beside the stored state."""
@@ -82,21 +82,12 @@ class ExploreConfig:
     """Checkpoints to keep."""
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "envs_per_runner", "steps", "max_steps", "updates", "batch_size", "segment")
-        for name in (
-            *counts,
-            "replay_capacity",
-            "evaluate_every",
-            "evaluation_steps",
-            "keep_last",
-            "maskgit_steps",
-            "replicas",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)}: must be 1 or more")
-        for name in ("runners", "learners", "burn_in", "epsilon_epochs"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} {getattr(self, name)}: must be 0 or more")
+        # Every whole number is a count; four of them may be 0.
+        may_be_0 = ("runners", "learners", "burn_in", "epsilon_epochs")
+        for count in (item for item in fields(self) if item.type is int):
+            value, least = getattr(self, count.name), 0 if count.name in may_be_0 else 1
+            if value < least:
+                raise InputError(f"{count.name} {value}: must be {least} or more")
         if self.lr <= 0 or self.grad_clip <= 0:
             raise InputError(f"lr {self.lr} and grad_clip {self.grad_clip} must be above 0")
         check_exploration(self.epsilon, self.temperature)
@@ -106,6 +97,23 @@ class ExploreConfig:
     def epsilon_at(self, epoch: int) -> float:
         """Epsilon of an epoch, from 0: linear to `final_epsilon` over `epsilon_epochs`, then constant."""
         return epsilon_at(epoch, self.epsilon, self.final_epsilon, self.epsilon_epochs)
+
+
+RUN_SETTINGS = frozenset(
+    (
+        *(
+            "epochs",
+            "runners",
+            "envs_per_runner",
+            "learners",
+            "keep_last",
+            "maskgit_steps",
+            "replicas",
+        ),
+        *("evaluate_every", "evaluation_steps", "evaluate_greedily"),
+    )
+)
+"""Fields of `ExploreConfig` that describe a run around the algorithm, or that RLlib has under names of its own."""
 
 
 def epsilon_at(epoch: int, start: float, end: float, epochs: int) -> float:
@@ -119,11 +127,11 @@ PRESETS: dict[str, ExploreConfig] = {
         epochs=2,
         runners=1,
         envs_per_runner=2,
-        steps=12,
+        steps_per_epoch=12,
         max_steps=50,
-        updates=2,
+        updates_per_epoch=2,
         batch_size=4,
-        segment=8,
+        seq_len=8,
         replay_capacity=1_000,
         network=PolicyConfig(channels=(8, 8, 16, 16), lstm_dim=32),
         epsilon_epochs=1,
@@ -133,9 +141,9 @@ PRESETS: dict[str, ExploreConfig] = {
     ),
     "cpu": ExploreConfig(
         epochs=8,
-        steps=36,
+        steps_per_epoch=36,
         max_steps=400,
-        updates=30,
+        updates_per_epoch=30,
         batch_size=16,
         replay_capacity=20_000,
         lr=7e-4,
@@ -155,13 +163,51 @@ PRESETS: dict[str, ExploreConfig] = {
 }
 
 
+def _expert(preset: str, **changes: Any) -> ExploreConfig:
+    """Return a preset for learning from a game's own reward: cheap to collect, so it plays longer, and far-sighted."""
+    config = PRESETS[preset]
+    loss = replace(config.loss, gamma=0.99, normalize_advantages=True, entropy_coeff=0.01)
+    fixed: dict[str, Any] = {
+        "normalize_rewards": False,
+        "reward_clipping": True,
+        "evaluate_greedily": False,
+    }
+    return replace(config, loss=loss, **fixed, **changes)
+
+
+PRESETS |= {
+    "expert-debug": _expert("debug"),
+    "expert-cpu": _expert(
+        "cpu",
+        epochs=25,
+        steps_per_epoch=100,
+        updates_per_epoch=40,
+        epsilon_epochs=15,
+        evaluate_every=5,
+        evaluation_steps=400,
+        lr=1e-3,
+    ),
+    "expert-paper": _expert("paper"),
+}
+
+
 def recipe(preset: str, **changes: Any) -> ExploreConfig:
-    """A preset with some fields replaced; None keeps the preset's. Raises InputError for an unknown preset."""
+    """Return a preset with some fields replaced; None keeps the preset's value. Raises InputError for an unknown preset."""
     if preset not in PRESETS:
         raise InputError(f"preset {preset!r} is not known: choose one of {', '.join(PRESETS)}")
     return changed(PRESETS[preset], **changes)
 
 
-def changed(plan: ExploreConfig, **changes: Any) -> ExploreConfig:
-    """A recipe with some fields replaced; None keeps the recipe's. Raises InputError for what cannot be meant."""
-    return dataclasses.replace(plan, **{name: value for name, value in changes.items() if value is not None})
+def changed(config: ExploreConfig, **changes: Any) -> ExploreConfig:
+    """Return a config with some fields replaced; None keeps the config's value. Raises InputError for invalid values."""
+    unknown = changes.keys() - {field.name for field in fields(ExploreConfig)}
+    if unknown:
+        raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")
+    return replace(config, **{name: value for name, value in changes.items() if value is not None})
+
+
+def algorithm_settings(config: ExploreConfig) -> dict[str, Any]:
+    """Return the settings that the algorithm itself has, flat: name -> value."""
+    settings = {name: value for name, value in vars(config).items() if name not in RUN_SETTINGS}
+    loss, network = settings.pop("loss"), settings.pop("network")
+    return settings | vars(loss) | {"channels": network.channels, "lstm_dim": network.lstm_dim}

@@ -71,9 +71,15 @@ def evaluate_explorers(
         for seed in seeds:
             folder = out / f"seed-{seed}"
             agent = folder / "agent"
-            best = explore(games, model_path, agent, preset=preset, resume=agent.exists(), seed=seed, **options)
+            best = explore(
+                games, model_path, agent, preset=preset, resume=agent.exists(), seed=seed, **options
+            )
             for name in AGENTS:
-                policy = policy_spec(f"checkpoint:{best}", epsilon=epsilon) if name == "explorer" else "random"
+                policy = (
+                    policy_spec(f"checkpoint:{best}", epsilon=epsilon)
+                    if name == "explorer"
+                    else "random"
+                )
                 collect(
                     games,
                     str(folder / name),
@@ -88,12 +94,17 @@ def evaluate_explorers(
                 write_json_atomic(measured, measure(games, folder, scorer, windows))
             by_seed[str(seed)] = json.loads(measured.read_text())
             bar.advance()
-    result = {"seeds": by_seed, "summary": {game: summary([rows[game] for rows in by_seed.values()]) for game in games}}
+    result = {
+        "seeds": by_seed,
+        "summary": {game: summary([rows[game] for rows in by_seed.values()]) for game in games},
+    }
     write_json_atomic(out / "agents.json", result)
     return result
 
 
-def measure(games: Sequence[str], folder: Path, scorer: LocalScorer, windows: int) -> dict[str, dict[str, Any]]:
+def measure(
+    games: Sequence[str], folder: Path, scorer: LocalScorer, windows: int
+) -> dict[str, dict[str, Any]]:
     """`ExplorationStats` of each agent, by game, from the episodes in `folder`/<agent>."""
     rows: dict[str, dict[str, Any]] = {}
     readers = {name: EpisodeReader(folder / name) for name in AGENTS}
@@ -106,9 +117,13 @@ def measure(games: Sequence[str], folder: Path, scorer: LocalScorer, windows: in
         rows[game] = {}
         for name, own in films.items():
             frames = np.concatenate([episode.frames_THWC for episode in own])
-            rewards = [reward for episode in own for reward in sample_rewards(episode, scorer, windows)]
+            rewards = [
+                reward for episode in own for reward in sample_rewards(episode, scorer, windows)
+            ]
             screens = len(distinct_screens(frames[:shared]))
-            rows[game][name] = dataclasses.asdict(ExplorationStats(len(frames), screens, float(np.mean(rewards))))
+            rows[game][name] = dataclasses.asdict(
+                ExplorationStats(len(frames), screens, float(np.mean(rewards)))
+            )
     return rows
 
 
@@ -141,4 +156,7 @@ def interval(values: np.ndarray[Any, Any]) -> dict[str, float]:
     if freedom < 1:
         return {"mean": float(values.mean()), "half_width": math.inf}
     quantile = STUDENT_95[freedom - 1] if freedom <= len(STUDENT_95) else 1.96
-    return {"mean": float(values.mean()), "half_width": float(quantile * values.std(ddof=1) / len(values) ** 0.5)}
+    return {
+        "mean": float(values.mean()),
+        "half_width": float(quantile * values.std(ddof=1) / len(values) ** 0.5),
+    }

@@ -56,7 +56,9 @@ def check(values: dict[str, Any]) -> dict[str, float]:
         except (TypeError, ValueError):
             number = math.nan
         if not limits.holds(number):
-            raise InputError(f"{name}={value}: must be a number from {limits.low:g} to {limits.high:g}")
+            raise InputError(
+                f"{name}={value}: must be a number from {limits.low:g} to {limits.high:g}"
+            )
         checked[name] = number
     return checked
 
@@ -103,7 +105,10 @@ def _learner_says(learner: Any) -> dict[str, float]:
 def _runner_says(runner: Any) -> dict[str, float]:
     if runner.module is None:  # a local runner beside remote ones plays nothing
         return {}
-    acting = {"epsilon": float(runner.module.epsilon), "temperature": float(runner.module.temperature)}
+    acting = {
+        "epsilon": float(runner.module.epsilon),
+        "temperature": float(runner.module.temperature),
+    }
     return acting | {"top_fraction": float(runner.config.top_fraction)}
 
 
@@ -119,7 +124,9 @@ def _tell_learner(learner: Any, changes: dict[str, float]) -> None:
     if "lr" in changes:
         for optimizer in learner._named_optimizers.values():
             # RLlib sets an optimizer's rate from its schedule after every update: the schedule is what must change.
-            rate = Scheduler(fixed_value_or_schedule=changes["lr"], framework="torch", device=learner._device)
+            rate = Scheduler(
+                fixed_value_or_schedule=changes["lr"], framework="torch", device=learner._device
+            )
             learner._optimizer_lr_schedules[optimizer] = rate
             learner._set_optimizer_lr(optimizer, changes["lr"])
 
@@ -136,11 +143,15 @@ def request(run: Path, pairs: Sequence[str], *, epochs_done: int) -> dict[str, f
     """
     given = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     if not pairs or len(given) != len(pairs):
-        raise InputError(f"{' '.join(pairs) or 'nothing to set'}: write each change once, as name=value")
+        raise InputError(
+            f"{' '.join(pairs) or 'nothing to set'}: write each change once, as name=value"
+        )
     values = check(given)
     epochs = _epochs(run)
     if epochs_done >= epochs:
-        raise InputError(f"{run} is finished ({epochs} epochs): settings can change only while a run learns")
+        raise InputError(
+            f"{run} is finished ({epochs} epochs): settings can change only while a run learns"
+        )
     line = json.dumps({"time": round(time.time(), 3), "set": values}) + "\n"
     # One write to a file opened for appending: two people who change something at once both get their line.
     handle = os.open(run / CHANGES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -157,8 +168,16 @@ def _epochs(run: Path) -> int:
     try:
         config = json.loads((run / "config.json").read_text())
         return int(config["epochs"])
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{run} holds no exploration run: give the --out of `autoexplore explore`") from error
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        json.JSONDecodeError,
+        KeyError,
+        TypeError,
+    ) as error:
+        raise InputError(
+            f"{run} holds no exploration run: give the --out of `autoexplore explore`"
+        ) from error
 
 
 def requests(run: Path, after: int) -> list[dict[str, Any]]:

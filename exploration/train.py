@@ -31,7 +31,7 @@ from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint, 
 from exploration.agent.learner import learner_is_gone
 from exploration.agent.policy import load_network, save_policy
 from exploration.algorithm import AutoExplore, AutoExploreConfig
-from exploration.config import ExploreConfig, changed, recipe
+from exploration.config import ExploreConfig, algorithm_settings, changed, recipe
 from exploration.mutable_settings import apply, in_effect, requests
 from exploration.reward.factory import RewardConfig
 from exploration.reward.scorers import Scorer
@@ -44,68 +44,79 @@ from exploration.videos import record_videos
 @ray_session()
 def explore(
     games: Sequence[str],
-    model_path: Path | str | None,
+    model: Path | str | None,
     out: Path | str,
     *,
+    config: ExploreConfig | None = None,
     preset: str = "cpu",
-    plan: ExploreConfig | None = None,
     reward: str = "autoexplore",
     reward_data: Sequence[str] = (),
     scorer: str = "local",
-    runners: int | None = None,
-    envs_per_runner: int | None = None,
-    epochs: int | None = None,
-    learners: int | None = None,
-    top_fraction: float | None = None,
-    init: Path | str | None = None,
     app: str | None = None,
+    init: Path | str | None = None,
     resume: bool = False,
     seed: int = 0,
+    **changes: Any,
 ) -> Path:
-    """Train an agent to go where the world model in `model_path` is unsure, and return the folder of the best one.
+    """Train an agent to go where the world model in the folder `model` is uncertain; return the best agent's folder.
 
-    `plan` stands in for the preset's. The envs of all runners get the games in turn; where `envs_per_runner` is None
-    and the preset's are too few, there are as many as the games need. `reward`, `reward_data` and `scorer` are those of
-    `RewardConfig`, and so is `app`; count, random and env need no model. Of the other settings None keeps the
-    preset's.
-    `init`: a policy's folder, whose weights the agent begins with. With `resume` the
-    newest checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay; a finished run returns at
-    once. Runs on the Ray that is there, or on a local one. Raises InputError for what cannot be meant.
+    `config`: the settings, by default those of the `preset`; `changes` replace some of its fields, except by None.
+    The envs of all runners get the games in turn; where `changes` holds no `envs_per_runner` and there are too few
+    envs, there are as many as the games need. `reward`, `reward_data`, `scorer` and `app` are those of
+    `RewardConfig`; count, random and env need no model. `init`: the folder of a policy whose weights the agent begins
+    with. With `resume` the newest checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay
+    buffer; a finished run returns at once. Runs on the connected Ray, or on a local one. Raises InputError for
+    invalid settings.
     """
-    changes: dict[str, Any] = {"runners": runners, "envs_per_runner": envs_per_runner}
-    changes |= {"epochs": epochs, "learners": learners, "top_fraction": top_fraction}
-    plan = changed(plan or recipe(preset), **changes)
     names = [game_name(game) for game in games]
-    if envs_per_runner is None and names:
-        needed = math.ceil(len(names) / max(plan.runners, 1))
-        plan = dataclasses.replace(plan, envs_per_runner=max(plan.envs_per_runner, needed))
-    check_env_slots(names, plan.runners, plan.envs_per_runner)
-    source = RewardConfig(reward, scorer, tuple(map(str, reward_data)), app)
+    config = changed(config or recipe(preset), **changes)
+    if changes.get("envs_per_runner") is None and names:
+        needed = math.ceil(len(names) / max(config.runners, 1))
+        config = changed(config, envs_per_runner=max(config.envs_per_runner, needed))
+    check_env_slots(names, config.runners, config.envs_per_runner)
+    reward_config = RewardConfig(reward, scorer, tuple(map(str, reward_data)), app)
     out = Path(out)
-    network = json.loads(json.dumps(dataclasses.asdict(plan.network)))
-    epoch, state, about = _start(out, resume, {"games": names, "network": network, "reward": reward})
-    if epoch >= plan.epochs:
+    network = json.loads(json.dumps(dataclasses.asdict(config.network)))
+    epoch, state, about = _start(
+        out, resume, {"games": names, "network": network, "reward": reward}
+    )
+    if epoch >= config.epochs:
         return out / "best"
-    start = None if init is None else load_network(init)
-    if start is not None and start.config != plan.network:
-        raise InputError(f"{init}: a policy of another network, {start.config}, than this run's {plan.network}")
-    source.check(model_path)  # a model that cannot be used is named here, before anything is started
-    config: dict[str, Any] = {"games": names, "model": None if model_path is None else str(model_path), "seed": seed}
-    config |= {"reward": dataclasses.asdict(source), **dataclasses.asdict(plan)}
-    opened = source.open(model_path, out / "reward", steps=plan.maskgit_steps, replicas=plan.replicas, seed=seed)
-    with RunDir(out, config, resume=resume, resume_step=epoch) as run, opened as factory:
+    initial = None if init is None else load_network(init)
+    if initial is not None and initial.config != config.network:
+        raise InputError(
+            f"{init}: its network is {initial.config}, this run's {config.network}: give another policy"
+        )
+    reward_config.check(
+        model
+    )  # a model that cannot be used is named here, before anything is started
+    written: dict[str, Any] = {
+        "games": names,
+        "model": None if model is None else str(model),
+        "seed": seed,
+    }
+    written |= {"reward": dataclasses.asdict(reward_config), **dataclasses.asdict(config)}
+    scorers = reward_config.open(
+        model, out / "reward", steps=config.maskgit_steps, replicas=config.replicas, seed=seed
+    )
+    with RunDir(out, written, resume=resume, resume_step=epoch) as run, scorers as make_scorer:
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-        # A resumed run's runners must not play the chance of the first epochs again.
-        algorithm: Any = configure(plan, names, factory, seed=seed + 1_000_003 * epoch).build_algo()
+        # A resumed run's runners must not repeat the random numbers of the first epochs.
+        settings = configure(config, names, make_scorer, seed=seed + 1_000_003 * epoch)
+        algorithm: Any = settings.build_algo()
         try:
-            if start is not None and state is None:
-                algorithm.set_network(start)
+            if initial is not None and state is None:
+                algorithm.set_network(initial)
             if state is not None:
                 algorithm.set_state(state)
-                apply(algorithm, about.get("settings", {}))  # what a person had changed; the optimizer's rate with it
-            ExploreLoop(run, algorithm, plan, names, about).train(epoch)
-            record_videos(run, plan.epochs, names, seed=seed)
-        except RayError as error:  # runners and replicas come back by themselves: what is gone is a learner
+                apply(
+                    algorithm, about.get("settings", {})
+                )  # set by `tune set`; the optimizer's rate with it
+            ExploreLoop(run, algorithm, config, names, about).train(epoch)
+            record_videos(run, config.epochs, names, seed=seed)
+        except (
+            RayError
+        ) as error:  # runners and replicas come back by themselves: what is gone is a learner
             if not (isinstance(error, RayActorError) or learner_is_gone(algorithm)):
                 raise
             raise InputError(
@@ -124,50 +135,49 @@ def game_name(game: str) -> str:
 
 
 def configure(
-    plan: ExploreConfig, games: Sequence[str], scorer: Callable[[], Scorer] | None, *, seed: int = 0
+    config: ExploreConfig,
+    games: Sequence[str],
+    scorer: Callable[[], Scorer] | None,
+    *,
+    seed: int = 0,
 ) -> AutoExploreConfig:
-    """The RLlib configuration of a recipe on the Ray that the process is connected to: who runs on which machines."""
-    loss = dataclasses.asdict(plan.loss)
-    network = {"channels": plan.network.channels, "lstm_dim": plan.network.lstm_dim, "precision": plan.precision}
-    schedule = {name: getattr(plan, name) for name in ("epsilon", "final_epsilon", "epsilon_epochs", "temperature")}
-    same = ("segment", "burn_in", "replay_capacity", "replay_in_checkpoint", "normalize_rewards", "reward_clipping")
-    kept = {name: getattr(plan, name) for name in same}
-    config = AutoExploreConfig()
-    config.exploring(games=games, scorer=scorer, max_steps=plan.max_steps, top_fraction=plan.top_fraction)
+    """Return the RLlib configuration of a run on the connected Ray: who runs on which machines, and all settings."""
+    settings = AutoExploreConfig()
+    settings.explore_settings(games=games, scorer=scorer)
+    settings.training(**algorithm_settings(config))
     rollout, serve = node_resources("rollout"), node_resources("serve")
-    config.env_runners(
-        num_env_runners=plan.runners,
-        num_envs_per_env_runner=plan.envs_per_runner,
+    settings.env_runners(
+        num_env_runners=config.runners,
+        num_envs_per_env_runner=config.envs_per_runner,
         custom_resources_per_env_runner=rollout.resources,
     )
-    config.resources(custom_resources_for_main_process=rollout.resources)  # Tune's trials, which play to be judged
+    settings.resources(
+        custom_resources_for_main_process=rollout.resources
+    )  # Tune's trials, which play to be judged
     # A leading process on a machine without a GPU must not learn itself where there are GPUs for it.
-    learners = plan.learners or int(serve.gpus)
-    config.learners(
-        num_learners=learners, num_gpus_per_learner=serve.gpus, custom_resources_per_learner=serve.resources
+    settings.learners(
+        num_learners=config.learners or int(serve.gpus),
+        num_gpus_per_learner=serve.gpus,
+        custom_resources_per_learner=serve.resources,
     )
-    config.training(lr=plan.lr, grad_clip=plan.grad_clip, **loss, **network, **schedule, **kept)
-    config.training(
-        steps_per_epoch=plan.steps,
-        updates_per_epoch=plan.updates,
-        segments=plan.batch_size,
-    )
-    config.evaluation(
-        evaluation_interval=plan.evaluate_every,
+    settings.evaluation(
+        evaluation_interval=config.evaluate_every,
         evaluation_num_env_runners=0,
-        evaluation_duration=plan.evaluation_steps * len(games),
+        evaluation_duration=config.evaluation_steps * len(games),
         evaluation_config={
-            "explore": not plan.evaluate_greedily,
+            "explore": not config.evaluate_greedily,
             "top_fraction": TOP_FRACTION,
             "num_envs_per_env_runner": len(games),
-            "steps_per_epoch": plan.evaluation_steps,
+            "steps_per_epoch": config.evaluation_steps,
         },
     )
-    config.debugging(seed=seed, log_level="ERROR")
-    return config
+    settings.debugging(seed=seed, log_level="ERROR")
+    return settings
 
 
-def _start(out: Path, resume: bool, identity: dict[str, Any]) -> tuple[int, dict[str, Any] | None, dict[str, Any]]:
+def _start(
+    out: Path, resume: bool, identity: dict[str, Any]
+) -> tuple[int, dict[str, Any] | None, dict[str, Any]]:
     """(epochs done, state, about) of the newest checkpoint, or of a run's beginning.
 
     Raises InputError where the checkpoint is of other games or of another network: neither can go on.
@@ -178,7 +188,9 @@ def _start(out: Path, resume: bool, identity: dict[str, Any]) -> tuple[int, dict
     epoch, state, about = load_checkpoint(complete[-1])
     for name, asked in identity.items():
         if about.get(name, asked) != asked:
-            raise InputError(f"{out} was started with {name} {about[name]}, not {asked}: resume it as it was started")
+            raise InputError(
+                f"{out} was started with {name} {about[name]}, not {asked}: resume it as it was started"
+            )
     return epoch, state, about
 
 
@@ -189,17 +201,18 @@ class ExploreLoop:
         self,
         run: RunDir,
         algorithm: AutoExplore,
-        plan: ExploreConfig,
+        config: ExploreConfig,
         games: list[str],
         about: dict[str, Any],
     ) -> None:
-        self.run, self.algorithm, self.plan, self.games, self.about = run, algorithm, plan, games, about
+        self.run, self.algorithm, self.config = run, algorithm, config
+        self.games, self.about = games, about
 
     def train(self, epoch: int) -> None:
         """All epochs from `epoch` on."""
-        bar_of_epochs = progress(f"explore {len(self.games)} games", self.plan.epochs, done=epoch)
+        bar_of_epochs = progress(f"explore {len(self.games)} games", self.config.epochs, done=epoch)
         with bar_of_epochs as bar, GracefulInterrupt(at_once=True) as interrupt:
-            while epoch < self.plan.epochs:
+            while epoch < self.config.epochs:
                 if interrupt.asked():
                     raise KeyboardInterrupt
                 started = time.monotonic()
@@ -207,21 +220,34 @@ class ExploreLoop:
                 result = self.algorithm.train()
                 epoch += 1
                 metrics = training_metrics(result)
-                metrics |= {f"settings/{name}": value for name, value in in_effect(self.algorithm).items()}
+                metrics |= {
+                    f"settings/{name}": value for name, value in in_effect(self.algorithm).items()
+                }
                 self.about["env_steps"] += metrics.pop("steps")
                 metrics |= {"explore/env_steps": self.about["env_steps"]}
-                metrics |= {f"explore/screens/{game}": len(keys) for game, keys in self.algorithm.screens.items()}
-                if epoch % self.plan.evaluate_every == 0:
+                metrics |= {
+                    f"explore/screens/{game}": len(keys)
+                    for game, keys in self.algorithm.screens.items()
+                }
+                if epoch % self.config.evaluate_every == 0:
                     metrics |= self._judge(result["evaluation"], epoch)
-                elif epoch == self.plan.epochs:
+                elif epoch == self.config.epochs:
                     metrics |= self._judge(self.algorithm.evaluate(), epoch)
                 metrics["explore/epoch_seconds"] = time.monotonic() - started
                 self.run.log(epoch, metrics)
                 self._save(epoch)
                 self._save_snapshot(epoch)
-                bar.advance(note=f"reward {metrics['explore/reward']:.3f}, entropy {metrics['explore/entropy']:.2f}")
-        if not (self.run.path / "best").is_dir():  # no evaluation was whole: the last agent is all there is
-            save_policy(self.run.path / "best", self.algorithm.network(), {"epoch": epoch, "games": self.games})
+                bar.advance(
+                    note=f"reward {metrics['explore/reward']:.3f}, entropy {metrics['explore/entropy']:.2f}"
+                )
+        if not (
+            self.run.path / "best"
+        ).is_dir():  # no evaluation was whole: the last agent is all there is
+            save_policy(
+                self.run.path / "best",
+                self.algorithm.network(),
+                {"epoch": epoch, "games": self.games},
+            )
 
     def _save_snapshot(self, epoch: int) -> None:
         """The most surprising screen of the epoch, in the run's folder and among TensorBoard's images."""
@@ -242,7 +268,9 @@ class ExploreLoop:
             apply(self.algorithm, asked["set"])
             self.about.setdefault("settings", {}).update(asked["set"])
             history.append({"epoch": epoch, **asked})
-            words = ", ".join(f"{name}={value:g}" for name, value in asked["set"].items()) or asked.get("refused", "")
+            words = ", ".join(
+                f"{name}={value:g}" for name, value in asked["set"].items()
+            ) or asked.get("refused", "")
             self.run.log_text(epoch, "changes", f"from epoch {epoch} on: {words}")
             console.print(f"from epoch {epoch} on: {words}")
         if history:
@@ -262,7 +290,14 @@ class ExploreLoop:
     def _save(self, epoch: int) -> None:
         state = plain_state(self.algorithm)
         about = json.loads(json.dumps(self.about))
-        save_checkpoint(self.run.path, epoch, self.algorithm.network(), state, about, keep_last=self.plan.keep_last)
+        save_checkpoint(
+            self.run.path,
+            epoch,
+            self.algorithm.network(),
+            state,
+            about,
+            keep_last=self.config.keep_last,
+        )
 
 
 def plain_state(algorithm: AutoExplore) -> dict[str, Any]:
@@ -277,17 +312,28 @@ def plain_state(algorithm: AutoExplore) -> dict[str, Any]:
 def training_metrics(result: dict[str, Any]) -> dict[str, float]:
     """What is logged of an epoch, from RLlib's result; `steps` is the number of steps that were collected."""
     runners = result["env_runners"]
-    games = {game: {name: float(value) for name, value in sums.items()} for game, sums in runners["games"].items()}
-    total = {name: sum(sums[name] for sums in games.values()) for name in ("reward", "scored", "steps", "dropped")}
+    games = {
+        game: {name: float(value) for name, value in sums.items()}
+        for game, sums in runners["games"].items()
+    }
+    total = {
+        name: sum(sums[name] for sums in games.values())
+        for name in ("reward", "scored", "steps", "dropped")
+    }
     metrics = {f"explore/{name}": float(value) for name, value in result["learning"].items()}
-    metrics |= {f"explore/intrinsic_return/{game}": sums["reward"] / sums["envs"] for game, sums in games.items()}
+    metrics |= {
+        f"explore/intrinsic_return/{game}": sums["reward"] / sums["envs"]
+        for game, sums in games.items()
+    }
     metrics["explore/reward"] = total["reward"] / max(total["scored"], 1.0)
     metrics["explore/epsilon"] = float(result["epsilon"])
     metrics["explore/replay_steps"] = float(result["replay_steps"])
     metrics["explore/fragments_dropped"] = total["dropped"]
     metrics["explore/sample_seconds"] = float(result["seconds"]["sample"])
     metrics["explore/learn_seconds"] = float(result["seconds"]["learn"])
-    metrics["explore/env_steps_per_second"] = total["steps"] / max(metrics["explore/sample_seconds"], 1e-9)
+    metrics["explore/env_steps_per_second"] = total["steps"] / max(
+        metrics["explore/sample_seconds"], 1e-9
+    )
     metrics["steps"] = total["steps"]
     return metrics
 

@@ -39,7 +39,13 @@ from exploration.algorithm import AutoExplore
 from exploration.config import ExploreConfig, recipe
 from exploration.mutable_settings import apply, current, in_effect
 from exploration.reward.factory import RewardConfig
-from exploration.train import configure, evaluation_metrics, game_name, plain_state, training_metrics
+from exploration.train import (
+    configure,
+    evaluation_metrics,
+    game_name,
+    plain_state,
+    training_metrics,
+)
 
 METRIC = "evaluation_return"
 RANGES: dict[str, tuple[float, float]] = {
@@ -87,17 +93,35 @@ class TuneTrial(AutoExplore):
         epoch = self.iteration + 1
         result = super().step()
         if epoch % self.config.evaluation_interval == 0:
-            self.judged = evaluation_metrics(result["evaluation"]).get("evaluation/intrinsic_return", self.judged)
+            self.judged = evaluation_metrics(result["evaluation"]).get(
+                "evaluation/intrinsic_return", self.judged
+            )
         screens = sum(len(keys) for keys in self.screens.values())
         copied, self.copied = self.copied, None
-        about = {METRIC: self.judged, "screens": screens, "settings": in_effect(self), "copied": copied}
+        about = {
+            METRIC: self.judged,
+            "screens": screens,
+            "settings": in_effect(self),
+            "copied": copied,
+        }
         return training_metrics(result) | about
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """One checkpoint of `exploration.agent.checkpoint` inside Tune's folder."""
-        about = {"settings": current(self.config), "games": list(self.config.games), METRIC: self.judged}
+        about = {
+            "settings": current(self.config),
+            "games": list(self.config.games),
+            METRIC: self.judged,
+        }
         about["trial"] = self.name
-        save_checkpoint(Path(checkpoint_dir), self.iteration, self.network(), plain_state(self), about, keep_last=1)
+        save_checkpoint(
+            Path(checkpoint_dir),
+            self.iteration,
+            self.network(),
+            plain_state(self),
+            about,
+            keep_last=1,
+        )
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Another's weights, optimizer and replay; the settings stay this trial's own."""
@@ -118,10 +142,15 @@ class ProgressCallback(ray_tune.Callback):
     rows: ClassVar[Path | None] = None
     best: ClassVar[float] = 0.0
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+    ) -> None:
         """An agent has finished an epoch."""
         if ProgressCallback.rows is not None:
-            row = {name: result[name] for name in ("settings", "copied", METRIC, "screens", "explore/reward", "pid")}
+            row = {
+                name: result[name]
+                for name in ("settings", "copied", METRIC, "screens", "explore/reward", "pid")
+            }
             row |= {"trial": short_name(trial.trial_id), "epoch": result["training_iteration"]}
             with ProgressCallback.rows.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -153,32 +182,51 @@ def tune(
     checkpoint of each agent. Runs on the Ray that is there, or on a local one; on a cluster `out` must be on storage
     that all its machines share. Raises InputError for what cannot be meant.
     """
-    plan = recipe(preset, runners=runners, envs_per_runner=envs_per_runner, epochs=epochs)
-    every = plan.evaluate_every if every is None else every
+    config = recipe(preset, runners=runners, envs_per_runner=envs_per_runner, epochs=epochs)
+    every = config.evaluate_every if every is None else every
     if trials < 2:
         raise InputError(f"{trials} trials: a population needs 2 or more")
-    if not 1 <= every < plan.epochs:
-        raise InputError(f"every {every}: agents must be compared within the {plan.epochs} epochs, give 1 or more")
-    plan = dataclasses.replace(plan, evaluate_every=every)
+    if not 1 <= every < config.epochs:
+        raise InputError(
+            f"every {every}: agents must be compared within the {config.epochs} epochs, give 1 or more"
+        )
+    config = dataclasses.replace(config, evaluate_every=every)
     names = [game_name(game) for game in games]
     out = Path(out)
-    told = {"games": names, "model": str(model_path), "scorer": scorer, "seed": seed, "trials": trials}
-    asked = json.loads(json.dumps({"tune": told | dataclasses.asdict(plan)}))
+    told = {
+        "games": names,
+        "model": str(model_path),
+        "scorer": scorer,
+        "seed": seed,
+        "trials": trials,
+    }
+    asked = json.loads(json.dumps({"tune": told | dataclasses.asdict(config)}))
     if resume and (out / "config.json").exists():
         if json.loads((out / "config.json").read_text()) != asked:
             raise InputError(f"{out} was started with other settings: resume it as it was started")
         if (out / "tune.json").exists():
             return dict(json.loads((out / "tune.json").read_text()))
     source = RewardConfig(scorer=scorer)
-    source.check(model_path)  # a model that cannot be used is named here, before anything is started
-    opened = source.open(model_path, out / "reward", steps=plan.maskgit_steps, replicas=plan.replicas, seed=seed)
+    source.check(
+        model_path
+    )  # a model that cannot be used is named here, before anything is started
+    opened = source.open(
+        model_path, out / "reward", steps=config.maskgit_steps, replicas=config.replicas, seed=seed
+    )
     with RunDir(out, asked, resume=resume) as run, opened as factory:
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
         tuner = _tuner(
-            out, plan, trials, configure(plan, names, factory, seed=seed).to_dict(), resume=resume, seed=seed
+            out,
+            config,
+            trials,
+            configure(config, names, factory, seed=seed).to_dict(),
+            resume=resume,
+            seed=seed,
         )
         done = sum(len(rows) for rows in read_rows(out).values())
-        with progress(f"tune {trials} agents", trials * plan.epochs, done=min(done, trials * plan.epochs)) as bar:
+        with progress(
+            f"tune {trials} agents", trials * config.epochs, done=min(done, trials * config.epochs)
+        ) as bar:
             ProgressCallback.bar, ProgressCallback.rows = bar, out / ROWS
             try:
                 results = tuner.fit()
@@ -187,7 +235,11 @@ def tune(
         for error in results.errors:
             raise error
         found = summary(out)
-        finished = [history for history in found["trials"].values() if history["epochs"][-1] == plan.epochs]
+        finished = [
+            history
+            for history in found["trials"].values()
+            if history["epochs"][-1] == config.epochs
+        ]
         if len(finished) < trials:
             raise KeyboardInterrupt  # Tune catches it, saves its state and returns
         _log(run, found)
@@ -200,10 +252,12 @@ def tune(
 
 
 def _tuner(
-    out: Path, plan: ExploreConfig, trials: int, space: dict[str, Any], *, resume: bool, seed: int
+    out: Path, config: ExploreConfig, trials: int, space: dict[str, Any], *, resume: bool, seed: int
 ) -> ray_tune.Tuner:
     """Tune's object for a new run or for one that was cut off."""
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its boxes of settings, which `verbose` does not silence
+    os.environ.setdefault(
+        "RAY_AIR_NEW_OUTPUT", "0"
+    )  # its boxes of settings, which `verbose` does not silence
     random.seed(seed)  # PBT draws from the global generators
     np.random.seed(seed)
     folder = out.absolute() / "trials"
@@ -214,7 +268,7 @@ def _tuner(
         )
     scheduler = PopulationBasedTraining(
         time_attr="training_iteration",
-        perturbation_interval=plan.evaluate_every,
+        perturbation_interval=config.evaluate_every,
         hyperparam_mutations=domains,
         quantile_fraction=QUANTILE,
         resample_probability=RESAMPLE,
@@ -237,9 +291,9 @@ def _tuner(
         run_config=ray_tune.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            stop={"training_iteration": plan.epochs},
+            stop={"training_iteration": config.epochs},
             checkpoint_config=ray_tune.CheckpointConfig(
-                checkpoint_frequency=plan.evaluate_every, checkpoint_at_end=True, num_to_keep=4
+                checkpoint_frequency=config.evaluate_every, checkpoint_at_end=True, num_to_keep=4
             ),
             failure_config=ray_tune.FailureConfig(max_failures=2),
             callbacks=[ProgressCallback()],
@@ -263,7 +317,9 @@ def read_rows(out: Path) -> dict[str, dict[int, dict[str, Any]]]:
     file = out / ROWS
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     trials: dict[str, dict[int, dict[str, Any]]] = {}
-    for row in sorted((json.loads(line) for line in lines if line.endswith("\n")), key=lambda row: row["trial"]):
+    for row in sorted(
+        (json.loads(line) for line in lines if line.endswith("\n")), key=lambda row: row["trial"]
+    ):
         trials.setdefault(row["trial"], {})[row["epoch"]] = row
     return trials
 
@@ -282,12 +338,22 @@ def summary(out: Path) -> dict[str, Any]:
             "settings": {key: [rows[epoch]["settings"][key] for epoch in epochs] for key in RANGES},
         }
         for before, epoch in pairwise(epochs):
-            old, new, source = rows[before]["settings"], rows[epoch]["settings"], rows[epoch]["copied"]
+            old, new, source = (
+                rows[before]["settings"],
+                rows[epoch]["settings"],
+                rows[epoch]["copied"],
+            )
             moved = {key: [old[key], new[key]] for key in RANGES if old[key] != new[key]}
             if moved or source:
-                changes.append({"trial": name, "from_epoch": epoch, "copied": source, "settings": moved})
+                changes.append(
+                    {"trial": name, "from_epoch": epoch, "copied": source, "settings": moved}
+                )
     best = max(histories, key=lambda name: histories[name][METRIC][-1]) if histories else None
-    return {"trials": histories, "changes": sorted(changes, key=lambda change: change["from_epoch"]), "best": best}
+    return {
+        "trials": histories,
+        "changes": sorted(changes, key=lambda change: change["from_epoch"]),
+        "best": best,
+    }
 
 
 def _log(run: RunDir, found: dict[str, Any]) -> None:
@@ -297,6 +363,10 @@ def _log(run: RunDir, found: dict[str, Any]) -> None:
         values: dict[str, float] = {}
         for name, history in found["trials"].items():
             if place < len(history["epochs"]):
-                values |= {f"{name}/{key}": history[key][place] for key in (METRIC, "reward", "screens")}
-                values |= {f"{name}/{key}": series[place] for key, series in history["settings"].items()}
+                values |= {
+                    f"{name}/{key}": history[key][place] for key in (METRIC, "reward", "screens")
+                }
+                values |= {
+                    f"{name}/{key}": series[place] for key, series in history["settings"].items()
+                }
         run.log(epoch, values)

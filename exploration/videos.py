@@ -24,7 +24,9 @@ STEPS = 120
 SCALE = 2
 
 
-def rollout_against_random(policy: Path, game: str, *, steps: int = STEPS, seed: int = 0) -> tuple[Frames, Frames]:
+def rollout_against_random(
+    policy: Path, game: str, *, steps: int = STEPS, seed: int = 0
+) -> tuple[Frames, Frames]:
     """Frames (steps + 1, H, W, 3) of the agent in a policy's folder and of a uniformly random one, game after game."""
     agent, chance = load_policy(policy), np.random.default_rng(seed)
     agent.reset(seed)
@@ -51,7 +53,9 @@ def record_videos(run: RunDir, epoch: int, games: Sequence[str], *, seed: int = 
         agent, random = rollout_against_random(run.path / "best", game, seed=seed)
         data = gif([agent, random], SCALE, context=len(agent))
         write_atomic(run.path / FOLDER / f"{game}.gif", data)
-        run.log_picture(epoch, f"videos/{game}", data, agent.shape[1] * SCALE, 2 * agent.shape[2] * SCALE)
+        run.log_picture(
+            epoch, f"videos/{game}", data, agent.shape[1] * SCALE, 2 * agent.shape[2] * SCALE
+        )
         seen = {"agent": len(distinct_screens(agent)), "random": len(distinct_screens(random))}
         counts[game] = {"steps": len(agent) - 1, **seen}
     write_json_atomic(run.path / FOLDER / "videos.json", counts)

@@ -70,7 +70,9 @@ def _count(requests: list[_Windows]) -> int:
 class UncertaintyService:
     """A replica. `entropies` is the service, `load` swaps weights."""
 
-    def __init__(self, app_name: str, context: int, steps: int, batch: int, device: str, threads: int) -> None:
+    def __init__(
+        self, app_name: str, context: int, steps: int, batch: int, device: str, threads: int
+    ) -> None:
         if threads:
             torch.set_num_threads(threads)
         self._options: dict[str, Any] = {"context": context, "steps": steps, "batch": batch}
@@ -82,7 +84,9 @@ class UncertaintyService:
         self._busy_since: float | None = None
         self._failures, self._fault = 0, ""
 
-    async def entropies(self, frames: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> NDArray[np.float32]:
+    async def entropies(
+        self, frames: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+    ) -> NDArray[np.float32]:
         """Return the token entropies (B, N) in [0, 1] of windows.
 
         `frames` are windows (B, 5, H, W, C), or consecutive frames (B + 4, H, W, C) that hold B of them, uint8. Raises
@@ -99,7 +103,9 @@ class UncertaintyService:
         self._meter.answered(count, time.monotonic() - came)
         return answer
 
-    @serve.batch(max_batch_size=BATCH_WINDOWS, batch_wait_timeout_s=BATCH_WAIT_S, batch_size_fn=_count)
+    @serve.batch(
+        max_batch_size=BATCH_WINDOWS, batch_wait_timeout_s=BATCH_WAIT_S, batch_size_fn=_count
+    )
     async def _batched(self, requests: list[_Windows]) -> list[NDArray[np.float32]]:
         """Score requests as one batch, and split the entropies again."""
         entropy_BN = await self._score(requests)
@@ -111,7 +117,9 @@ class UncertaintyService:
         async with self._turn:
             # Windows are views that overlap: only the frames that the model is given are copied.
             context = self._options["context"]
-            given_BPHWC = np.concatenate([request.frames_B5HWC[:, :context] for request in requests])
+            given_BPHWC = np.concatenate(
+                [request.frames_B5HWC[:, :context] for request in requests]
+            )
             actions_B4 = np.concatenate([request.actions_B4 for request in requests])
             self._busy_since = time.monotonic()
             try:
@@ -143,7 +151,9 @@ class UncertaintyService:
         if busy > STUCK_S:
             raise RuntimeError(f"a forward pass has not come back for {busy:.0f} s")
         if self._failures >= FAILURES:
-            raise RuntimeError(f"{self._failures} batches in a row failed, the last with {self._fault}")
+            raise RuntimeError(
+                f"{self._failures} batches in a row failed, the last with {self._fault}"
+            )
         newest = await asyncio.to_thread(_newest_weights, self._app_name)
         if newest is not None and newest != self._weights:
             try:
@@ -170,7 +180,9 @@ def newest_weights(app_name: str) -> str:
     """The folder that the app's replicas are meant to answer from, as the cluster knows it."""
     path = _newest_weights(app_name)
     if path is None:
-        raise InputError(f"no weights are set for the app {app_name!r}: start it with worldmodel.serve.run")
+        raise InputError(
+            f"no weights are set for the app {app_name!r}: start it with worldmodel.serve.run"
+        )
     return path
 
 
@@ -205,7 +217,12 @@ def run(
     `batch`: windows in a forward pass, 0 for what suits the device; `max_queued_requests`: requests that may wait at one caller.
     Raises InputError for a folder that is no world model, and for numbers that cannot be meant.
     """
-    if replicas < 1 or (max_replicas is not None and max_replicas < replicas) or steps < 1 or max_queued_requests < 1:
+    if (
+        replicas < 1
+        or (max_replicas is not None and max_replicas < replicas)
+        or steps < 1
+        or max_queued_requests < 1
+    ):
         raise InputError(
             f"replicas {replicas}, steps {steps} and queued {max_queued_requests} must be 1 or more, max_replicas {max_replicas} "
             "no fewer than replicas"
@@ -219,7 +236,11 @@ def run(
     deployment: Any = serve.deployment(
         UncertaintyService,
         name="UncertaintyService",
-        ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": place.resources},
+        ray_actor_options={
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": place.resources,
+        },
         max_ongoing_requests=ONGOING,
         max_queued_requests=max_queued_requests,
         health_check_period_s=5,
@@ -227,7 +248,11 @@ def run(
         **_scale(replicas, max_replicas),
     )
     device = "cuda" if num_gpus else "cpu"
-    serve.run(deployment.bind(app_name, context, steps, batch, device, threads), name=app_name, route_prefix=None)
+    serve.run(
+        deployment.bind(app_name, context, steps, batch, device, threads),
+        name=app_name,
+        route_prefix=None,
+    )
     return app_name
 
 
@@ -253,14 +278,18 @@ def swap(app_name: str, model_path: Path | str) -> int:
     Raises InputError for a folder that is no world model, or a damaged one; then the old weights stay.
     """
     old = newest_weights(app_name)
-    folder = _set_newest_weights(app_name, model_path)  # first, so that a replica that starts meanwhile has them too
+    folder = _set_newest_weights(
+        app_name, model_path
+    )  # first, so that a replica that starts meanwhile has them too
     handle = serve.get_app_handle(app_name)
     try:
         return len(handle.broadcast("load", folder).results())
     except RayTaskError as error:
         _set_newest_weights(app_name, old)
         handle.broadcast("load", old).results()
-        raise InputError(f"{model_path}: the replicas cannot load it ({error.cause}); they keep {old}") from error
+        raise InputError(
+            f"{model_path}: the replicas cannot load it ({error.cause}); they keep {old}"
+        ) from error
 
 
 def describe(app_name: str = APP_NAME) -> list[dict[str, Any]]:
@@ -280,7 +309,9 @@ class ServiceMetrics:
 
     def __init__(self) -> None:
         self._counts = {
-            name: metrics.Counter(f"autoexplore_reward_{name}", description=f"Reward service: {about}.")
+            name: metrics.Counter(
+                f"autoexplore_reward_{name}", description=f"Reward service: {about}."
+            )
             for name, about in (
                 ("windows", "windows scored"),
                 ("requests", "requests answered"),
@@ -288,10 +319,14 @@ class ServiceMetrics:
             )
         }
         self._latency = metrics.Histogram(
-            "autoexplore_reward_latency_ms", description="From arrival to answer.", boundaries=LATENCIES_MS
+            "autoexplore_reward_latency_ms",
+            description="From arrival to answer.",
+            boundaries=LATENCIES_MS,
         )
         self._batch = metrics.Histogram(
-            "autoexplore_reward_batch_windows", description="Windows in a forward pass.", boundaries=BATCHES
+            "autoexplore_reward_batch_windows",
+            description="Windows in a forward pass.",
+            boundaries=BATCHES,
         )
         self._totals = dict.fromkeys(self._counts, 0)
         self._answers: deque[tuple[float, int, float]] = deque(maxlen=KEPT)
@@ -321,7 +356,9 @@ class ServiceMetrics:
         now = time.monotonic()
         recent = sum(windows for when, windows, _ in self._answers if now - when <= RECENT_S)
         latencies = [1_000 * seconds for _, _, seconds in self._answers]
-        percentiles = np.percentile(latencies, [50, 95, 99]).tolist() if latencies else [float("nan")] * 3
+        percentiles = (
+            np.percentile(latencies, [50, 95, 99]).tolist() if latencies else [float("nan")] * 3
+        )
         return {
             **self._totals,
             "waiting": self.waiting,

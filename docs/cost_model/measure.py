@@ -76,12 +76,12 @@ def exploring(repeats: int, plan: "ExploreConfig") -> dict[str, float]:
         act = core_seconds(repeats, lambda: forward(envs_at_once, 1)) / envs_at_once
 
     def update() -> None:
-        logits, values, _ = forward(plan.batch_size, plan.segment)
+        logits, values, _ = forward(plan.batch_size, plan.seq_len)
         (logits.mean() + values.mean()).backward()
 
     seconds = core_seconds(1, update)
     with FlopCounterMode(display=False) as counter:
-        forward(1, plan.segment)
+        forward(1, plan.seq_len)
     flops = 3.0 * counter.get_total_flops() * plan.batch_size
     return {"action_core_seconds": act, "update_core_seconds": seconds, "update_flops": flops}
 

@@ -43,19 +43,38 @@ def reward(args: Args, scratch: Path) -> Iterator[Row]:
     yield from scaling(args)
     plain = sampling_rate(args, None)
     null = sampling_rate(args, NullScorer)
-    yield Row("reward", "sampling, null reward", null, "steps/s", "sampling without reward", plain, 0.97)
+    yield Row(
+        "reward", "sampling, null reward", null, "steps/s", "sampling without reward", plain, 0.97
+    )
     for name, model, batch, target in (
         ("a model of 1 token", thin, 64, 0.9),
         ("the model of preset cpu", real, 0, None),
     ):
         short: dict[str, Any] = {} if target else {"steps": SLOW_STEPS, "repeats": 1}
         local = sampling_rate(args, partial(LocalScorer, model, batch=batch), **short)
-        yield Row("reward", f"sampling, {name} in process", local, "steps/s", "sampling without reward", plain)
+        yield Row(
+            "reward",
+            f"sampling, {name} in process",
+            local,
+            "steps/s",
+            "sampling without reward",
+            plain,
+        )
         app = serve.run(model, batch=batch)
         try:
             served = sampling_rate(args, partial(ServeScorer, app), **short)
-            yield Row("reward", f"sampling, {name} by Serve", served, "steps/s", "without reward", plain, target)
-            yield Row("reward", f"sampling, {name} by Serve", served, "steps/s", "in process", local)
+            yield Row(
+                "reward",
+                f"sampling, {name} by Serve",
+                served,
+                "steps/s",
+                "without reward",
+                plain,
+                target,
+            )
+            yield Row(
+                "reward", f"sampling, {name} by Serve", served, "steps/s", "in process", local
+            )
             if not target:
                 yield from service(args, app, model)
         finally:
@@ -67,16 +86,28 @@ def scaling(args: Args) -> Iterator[Row]:
     """Two runners against one, where the system lets a process be held on a core: on a core each."""
     if hasattr(os, "sched_setaffinity") and len(os.sched_getaffinity(0)) > 1:
         rates = [sampling_rate(args, None, runners, pin=True) for runners in (2, 1)]
-        yield Row("reward", "two runners, a core each", rates[0], "steps/s", "one runner on a core", rates[1], 1.8)
+        yield Row(
+            "reward",
+            "two runners, a core each",
+            rates[0],
+            "steps/s",
+            "one runner on a core",
+            rates[1],
+            1.8,
+        )
     rates = [sampling_rate(args, None, runners) for runners in (2, 1)]
-    yield Row("reward", "two runners, any core", rates[0], "steps/s", "one runner, any core", rates[1])
+    yield Row(
+        "reward", "two runners, any core", rates[0], "steps/s", "one runner, any core", rates[1]
+    )
 
 
 def save_model(folder: Path, *, thin: bool) -> Path:
     """An untrained model of preset cpu; or one of 1 token a frame. Speed does not depend on weights."""
     config = preset("debug" if thin else "cpu")
     if thin:
-        tokenizer = dataclasses.replace(config.tokenizer, patch=64, encoder_blocks=1, decoder_blocks=1)
+        tokenizer = dataclasses.replace(
+            config.tokenizer, patch=64, encoder_blocks=1, decoder_blocks=1
+        )
         config = dataclasses.replace(
             config, tokenizer=tokenizer, dynamics=dataclasses.replace(config.dynamics, blocks=1)
         )
@@ -91,12 +122,18 @@ class NullScorer:
         return lambda: np.zeros((len(frames_B5HWC), 1), np.float32)
 
 
-def explorer(args: Args, scorer: Callable[[], Any] | None, runners: int, steps: int = STEPS) -> AutoExplore:
+def explorer(
+    args: Args, scorer: Callable[[], Any] | None, runners: int, steps: int = STEPS
+) -> AutoExplore:
     """The algorithm of preset cpu, 4 games a runner, with next to nothing to learn."""
-    plan = dataclasses.replace(
-        recipe("cpu", runners=runners), steps=steps, updates=1, batch_size=1, evaluate_every=1_000
-    )
-    algorithm: Any = configure(plan, args.games, scorer).build_algo()
+    few = {
+        "steps_per_epoch": steps,
+        "updates_per_epoch": 1,
+        "batch_size": 1,
+        "evaluate_every": 1_000,
+    }
+    config = recipe("cpu", runners=runners, **few)
+    algorithm: Any = configure(config, args.games, scorer).build_algo()
     return algorithm
 
 
@@ -146,18 +183,34 @@ def service(args: Args, app: str, model: Path) -> Iterator[Row]:
     try:
         # Turn about, so that what else the machine does meets both.
         rates = [
-            (_rate(lambda: window_entropies(bare, frames, actions)), _served(scorer, frames, actions)) for _ in range(2)
+            (
+                _rate(lambda: window_entropies(bare, frames, actions)),
+                _served(scorer, frames, actions),
+            )
+            for _ in range(2)
         ]
     finally:
         torch.set_num_threads(threads)
     least, served = (statistics.median(column) for column in zip(*rates, strict=True))
-    yield Row("reward", "reward service, 64 windows", 60 * served, "windows/min", "bare model", 60 * least, 0.95)
+    yield Row(
+        "reward",
+        "reward service, 64 windows",
+        60 * served,
+        "windows/min",
+        "bare model",
+        60 * least,
+        0.95,
+    )
     stop = threading.Event()
     failed: list[str] = []
-    asking = threading.Thread(target=_ask, args=(ServeScorer(app, retries=0), frames[:4], actions[:4], stop, failed))
+    asking = threading.Thread(
+        target=_ask, args=(ServeScorer(app, retries=0), frames[:4], actions[:4], stop, failed)
+    )
     asking.start()
     try:
-        milliseconds = median_of(args.repeats, lambda: 1_000 * _seconds(lambda: serve.swap(app, model)))
+        milliseconds = median_of(
+            args.repeats, lambda: 1_000 * _seconds(lambda: serve.swap(app, model))
+        )
     finally:
         stop.set()
         asking.join()
@@ -165,7 +218,9 @@ def service(args: Args, app: str, model: Path) -> Iterator[Row]:
     yield Row("reward", what, milliseconds, "ms", "a second", 1_000.0, 1.0, at_most=True)
 
 
-def _ask(scorer: ServeScorer, frames: Any, actions: Any, stop: threading.Event, failed: list[str]) -> None:
+def _ask(
+    scorer: ServeScorer, frames: Any, actions: Any, stop: threading.Event, failed: list[str]
+) -> None:
     while not stop.is_set():
         try:
             scorer.entropies(frames, actions)
@@ -195,7 +250,7 @@ def update(args: Args) -> Row:
     try:
         algorithm.train()
         plan = recipe("cpu")
-        batch = algorithm.replay.sample(plan.batch_size, plan.segment)
+        batch = algorithm.replay.sample(plan.batch_size, plan.seq_len)
         network, config = algorithm.network(), algorithm.config.loss
         optimizer = torch.optim.Adam(network.parameters(), lr=plan.lr)
         algorithm._update(batch)
@@ -211,8 +266,13 @@ def update(args: Args) -> Row:
             optimizer.step()
 
         step()
-        times = [(_seconds(lambda: algorithm._update(batch)), _seconds(step)) for _ in range(2 * args.repeats)]
+        times = [
+            (_seconds(lambda: algorithm._update(batch)), _seconds(step))
+            for _ in range(2 * args.repeats)
+        ]
     finally:
         algorithm.stop()
     ours, least = (statistics.median(column) for column in zip(*times, strict=True))
-    return Row("reward", "update by the learner", 60 / ours, "/min", "bare torch step", 60 / least, 1 / 1.1)
+    return Row(
+        "reward", "update by the learner", 60 / ours, "/min", "bare torch step", 60 / least, 1 / 1.1
+    )

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -18,8 +17,6 @@ class Args(RunArgs):
     """Game to play, e.g. Airstriker-Genesis."""
     out: Path
     """Folder: the run of the training in agent/, the episodes in data/."""
-    agent: Literal["actor-critic"] = "actor-critic"
-    """What learns: actor-critic, the explorer's own network, paid by the game."""
     preset: Preset = "cpu"
     """Sizes of network, batches and schedule."""
     epochs: int | None = None
@@ -46,18 +43,21 @@ def run(args: Args) -> None:
     from envs.utils.errors import InputError
     from envs.utils.progress import console
     from exploration.agent.policy import check_exploration, policy_spec
-    from exploration.expert import train_expert
+    from exploration.train import explore
 
     check_exploration(args.epsilon, 1.0)
     agent, data = args.out / "agent", args.out / "data"
     if (data / manifest.NAME).exists() and not args.resume:
-        raise InputError(f"{data} already holds episodes: --resume completes the set, another --out begins a new one")
+        raise InputError(
+            f"{data} already holds episodes: --resume completes the set, another --out begins a new one"
+        )
     with ray_session(args.ray_address):
-        best = train_expert(
-            game,
+        best = explore(
+            [game],
+            None,
             agent,
-            agent=args.agent,
-            preset=args.preset,
+            preset=f"expert-{args.preset}",
+            reward="env",
             epochs=args.epochs,
             runners=args.runners,
             resume=args.resume,

@@ -17,9 +17,11 @@ class Args(GameArgs, RunArgs):
     pipeline made. The rewards count, random and env need none."""
     out: Path
     """Folder of the run."""
-    preset: Preset = "cpu"
-    """Sizes of replay, batches and schedule."""
-    reward: Literal["autoexplore", "disagreement", "rf", "vae", "count", "random", "env"] = "autoexplore"
+    preset: Literal[Preset, "expert-debug", "expert-cpu", "expert-paper"] = "cpu"
+    """Sizes of replay, batches and schedule; expert-*: for --reward env, the game's own reward."""
+    reward: Literal["autoexplore", "disagreement", "rf", "vae", "count", "random", "env"] = (
+        "autoexplore"
+    )
     """What pays: autoexplore, the model's token entropy; disagreement of several heads on the model, which noise does
     not draw; rf or vae, the error of its prediction in random or learnt features (table 6); count of screens; random;
     or env, the game's own reward."""
@@ -73,4 +75,6 @@ def run(args: Args) -> None:
             seed=args.seed,
             **changes,
         )
-    console.print(f"best checkpoint: {best}; play it with `autoexplore collect --policy checkpoint:{best}`")
+    console.print(
+        f"best checkpoint: {best}; play it with `autoexplore collect --policy checkpoint:{best}`"
+    )

@@ -39,7 +39,11 @@ def split_arrays(value: Any, arrays: Arrays, path: str = "state") -> Any:
         items = [[key, split_arrays(item, arrays, f"{path}/{key}")] for key, item in value.items()]
         return {"items": items}
     if isinstance(value, list | tuple):
-        return {"list": [split_arrays(item, arrays, f"{path}/{index}") for index, item in enumerate(value)]}
+        return {
+            "list": [
+                split_arrays(item, arrays, f"{path}/{index}") for index, item in enumerate(value)
+            ]
+        }
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
     if isinstance(value, np.generic):
@@ -78,12 +82,20 @@ def _decompress(packed: Arrays, shapes: dict[str, list[int]]) -> Arrays:
     decompressor = zstandard.ZstdDecompressor()
     whole = dict(packed)
     for name, shape in shapes.items():
-        whole[name] = np.frombuffer(decompressor.decompress(packed[name].tobytes()), np.uint8).reshape(shape)
+        whole[name] = np.frombuffer(
+            decompressor.decompress(packed[name].tobytes()), np.uint8
+        ).reshape(shape)
     return whole
 
 
 def save_checkpoint(
-    run: Path, step: int, network: CnnLstm, state: dict[str, Any], about: dict[str, Any], *, keep_last: int
+    run: Path,
+    step: int,
+    network: CnnLstm,
+    state: dict[str, Any],
+    about: dict[str, Any],
+    *,
+    keep_last: int,
 ) -> Path:
     """Write `<run>/checkpoints/step-<step>` atomically, then delete all but the newest `keep_last`.
 
@@ -96,12 +108,20 @@ def save_checkpoint(
     with new_folder(path) as folder:
         write_policy(folder, network.config, network.state_dict(), about)
         save_file(packed, folder / "arrays.safetensors")
-        record = {"format": FORMAT, "step": step, "about": about, "state": plain, "compressed": shapes}
+        record = {
+            "format": FORMAT,
+            "step": step,
+            "about": about,
+            "state": plain,
+            "compressed": shapes,
+        }
         (folder / "state.json").write_text(json.dumps(record))
         hashes = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
         write_json_atomic(folder / "manifest.json", {"format": FORMAT, "sha256": hashes})
     for old in complete_checkpoints(run)[:-keep_last]:
-        (old / "manifest.json").unlink()  # first, so that a crash half-way leaves no folder that looks complete
+        (
+            old / "manifest.json"
+        ).unlink()  # first, so that a crash half-way leaves no folder that looks complete
         shutil.rmtree(old)
     return path
 
@@ -117,13 +137,27 @@ def load_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Any]]:
         manifest = json.loads((path / "manifest.json").read_text())
         for name, expected in manifest["sha256"].items():
             if file_sha256(path / name) != expected:
-                raise InputError(f"{path / name} differs from its sha256: damaged; delete {path} to use the one before")
+                raise InputError(
+                    f"{path / name} differs from its sha256: damaged; delete {path} to use the one before"
+                )
         record = json.loads((path / "state.json").read_text())
         arrays = _decompress(load_file(path / "arrays.safetensors"), record["compressed"])
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename} is missing: delete {path} to go on from the checkpoint before") from error
-    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, zstandard.ZstdError) as error:
-        raise InputError(f"{path}: damaged checkpoint ({error}): delete it to go on from the one before") from error
+        raise InputError(
+            f"{error.filename} is missing: delete {path} to go on from the checkpoint before"
+        ) from error
+    except (
+        json.JSONDecodeError,
+        KeyError,
+        TypeError,
+        SafetensorError,
+        zstandard.ZstdError,
+    ) as error:
+        raise InputError(
+            f"{path}: damaged checkpoint ({error}): delete it to go on from the one before"
+        ) from error
     if record.get("format") != FORMAT:
-        raise InputError(f"{path}: not a checkpoint of this version (format {record.get('format')!r})")
+        raise InputError(
+            f"{path}: not a checkpoint of this version (format {record.get('format')!r})"
+        )
     return int(record["step"]), join_arrays(record["state"], arrays), record["about"]

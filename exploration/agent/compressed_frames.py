@@ -39,8 +39,13 @@ class CompressedFrames:
     def of(cls, frames_THWC: NDArray[np.uint8]) -> "CompressedFrames":
         """Compress frames."""
         compressor = zstandard.ZstdCompressor(level=LEVEL)
-        parts = [np.ascontiguousarray(frames_THWC[at : at + BLOCK]) for at in range(0, len(frames_THWC), BLOCK)]
-        blocks = tuple(Block(compressor.compress(part.data), len(part)) for part in parts if len(part))
+        parts = [
+            np.ascontiguousarray(frames_THWC[at : at + BLOCK])
+            for at in range(0, len(frames_THWC), BLOCK)
+        ]
+        blocks = tuple(
+            Block(compressor.compress(part.data), len(part)) for part in parts if len(part)
+        )
         return cls(blocks, frames_THWC.shape[1:])
 
     def __len__(self) -> int:
@@ -58,14 +63,22 @@ class CompressedFrames:
         for block in self.blocks:
             end = at + block.frames
             if at < stop and end > start:
-                frames_THWC = open_block(block, self.shape) if cache is None else cache.open(block, self.shape)
+                frames_THWC = (
+                    open_block(block, self.shape)
+                    if cache is None
+                    else cache.open(block, self.shape)
+                )
                 parts.append(frames_THWC[max(start - at, 0) : stop - at])
             at = end
         return np.concatenate(parts) if parts else np.empty((0, *self.shape), np.uint8)
 
     def joined(self, later: "CompressedFrames") -> "CompressedFrames":
         """One film of both. Short blocks at the seam are put together, so that many short pieces do not stay short."""
-        if not self.blocks or not later.blocks or self.blocks[-1].frames + later.blocks[0].frames > BLOCK:
+        if (
+            not self.blocks
+            or not later.blocks
+            or self.blocks[-1].frames + later.blocks[0].frames > BLOCK
+        ):
             return CompressedFrames(self.blocks + later.blocks, self.shape)
         seam = CompressedFrames((self.blocks[-1], later.blocks[0]), self.shape)
         middle = CompressedFrames.of(seam.read(0, len(seam)))

@@ -55,10 +55,14 @@ class ExploreLearner(TorchLearner):
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
         """The loss of one batch. Raises FloatingPointError, before any weight changes, if it is not finite."""
-        parts = actor_critic_loss(fwd_out[Columns.ACTION_DIST_INPUTS], fwd_out[Columns.VF_PREDS], batch, config.loss)
+        parts = actor_critic_loss(
+            fwd_out[Columns.ACTION_DIST_INPUTS], fwd_out[Columns.VF_PREDS], batch, config.loss
+        )
         loss = parts.pop("loss")
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss {loss.item()} with parts { {k: v.item() for k, v in parts.items()} }")
+            raise FloatingPointError(
+                f"loss {loss.item()} with parts { {k: v.item() for k, v in parts.items()} }"
+            )
         self.metrics.log_dict(parts, key=module_id, window=1)
         return loss
 
@@ -67,7 +71,9 @@ def as_learner_batch(batch: Batch) -> MultiAgentBatch:
     """`ReplayBuffer.sample`'s arrays as RLlib's learner takes them."""
     columns: dict[str, Any] = {name: rows for name, rows in batch.items() if name not in ("h", "c")}
     columns[Columns.STATE_IN] = {"h": batch["h"], "c": batch["c"]}
-    return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(np.sum(batch["valid"])))
+    return MultiAgentBatch(
+        {DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(np.sum(batch["valid"]))
+    )
 
 
 @contextmanager
@@ -86,7 +92,9 @@ def learner_is_gone(algorithm: Any) -> bool:
     """Whether a learner's process of an `AutoExplore` has ended: one beside it says only that a connection broke."""
     if not algorithm.config.num_learners:
         return False
-    answers = algorithm.learner_group.foreach_learner(_ping, healthy_only=False, timeout_seconds=ANSWER_SECONDS)
+    answers = algorithm.learner_group.foreach_learner(
+        _ping, healthy_only=False, timeout_seconds=ANSWER_SECONDS
+    )
     return any(isinstance(answer.get(), RayActorError) for answer in answers)
 
 

@@ -8,12 +8,25 @@ from torch import Tensor
 from envs.utils.errors import InputError
 
 RETURNS = ("lambda", "vtrace")
-LOSS_PARTS = ("total_loss", "policy_loss", "value_loss", "entropy", "return", "ratio", "learn_share")
+LOSS_PARTS = (
+    "total_loss",
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "return",
+    "ratio",
+    "learn_share",
+)
 """What a learner logs of each update; the first is RLlib's name for the whole."""
 
 
 def lambda_returns(
-    rewards_BT: Tensor, values_BT1: Tensor, terminated_BT: Tensor, valid_BT: Tensor, gamma: float, lambda_: float
+    rewards_BT: Tensor,
+    values_BT1: Tensor,
+    terminated_BT: Tensor,
+    valid_BT: Tensor,
+    gamma: float,
+    lambda_: float,
 ) -> Tensor:
     """G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}); what follows a termination is worth nothing. (B, T).
 
@@ -77,11 +90,15 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1 or not 0 <= self.lambda_ <= 1:
-            raise InputError(f"gamma {self.gamma} and lambda_ {self.lambda_} must lie between 0 and 1")
+            raise InputError(
+                f"gamma {self.gamma} and lambda_ {self.lambda_} must lie between 0 and 1"
+            )
         if self.returns not in RETURNS:
             raise InputError(f"returns {self.returns!r}: choose one of {', '.join(RETURNS)}")
         if self.rho_clip < 0 or (self.returns == "vtrace" and self.rho_clip == 0):
-            raise InputError(f"rho_clip {self.rho_clip}: must be 0 (off) or more, and above 0 with vtrace")
+            raise InputError(
+                f"rho_clip {self.rho_clip}: must be 0 (off) or more, and above 0 with vtrace"
+            )
 
 
 def actor_critic_loss(
@@ -101,7 +118,9 @@ def actor_critic_loss(
     ratio_BT = (log_pi_BT.detach() - batch["logp"]).exp()
     ends = batch["rewards"], values_BT1.detach(), batch["terminated"], batch["valid"]
     if config.returns == "vtrace":
-        targets_BT, advantages_BT = vtrace_returns(*ends, ratio_BT, config.gamma, config.lambda_, config.rho_clip)
+        targets_BT, advantages_BT = vtrace_returns(
+            *ends, ratio_BT, config.gamma, config.lambda_, config.rho_clip
+        )
     else:
         targets_BT = lambda_returns(*ends, config.gamma, config.lambda_)
         advantages_BT = targets_BT - values_BT1[:, :-1].detach()
@@ -113,7 +132,9 @@ def actor_critic_loss(
         centred_BT = advantages_BT - mean(advantages_BT) * count / own_count
         deviation = (mean(centred_BT.square()) * count / own_count).sqrt()
         advantages_BT = centred_BT / (deviation + 1e-6)
-    weight_BT = ratio_BT.clamp(max=config.rho_clip) if config.rho_clip else torch.ones_like(ratio_BT)
+    weight_BT = (
+        ratio_BT.clamp(max=config.rho_clip) if config.rho_clip else torch.ones_like(ratio_BT)
+    )
     policy = -mean(log_pi_BT * advantages_BT * weight_BT)
     value = mean((values_BT1[:, :-1] - targets_BT).square())
     entropy = mean(-(log_pi_BTA.exp() * log_pi_BTA).sum(-1))

@@ -51,7 +51,9 @@ class PolicyConfig:
                 f"policy with {self.actions} actions, {self.channels} channels, {self.lstm_dim} units: too few"
             )
         if self.size % 2 ** len(self.channels):
-            raise InputError(f"frames of {self.size} pixels cannot be halved {len(self.channels)} times")
+            raise InputError(
+                f"frames of {self.size} pixels cannot be halved {len(self.channels)} times"
+            )
 
     @property
     def features(self) -> int:
@@ -67,12 +69,19 @@ class CnnLstm(nn.Module):
         self.config = config
         layers: list[nn.Module] = []
         for channels_in, channels_out in zip((3, *config.channels), config.channels, strict=False):
-            layers += [nn.Conv2d(channels_in, channels_out, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
+            layers += [
+                nn.Conv2d(channels_in, channels_out, 3, padding=1),
+                nn.MaxPool2d(2),
+                nn.ReLU(),
+            ]
         self.convolutions = nn.Sequential(*layers)
         self.lstm = nn.LSTM(config.features, config.lstm_dim, batch_first=True)
         self.policy = nn.Linear(config.lstm_dim, config.actions)
         self.value = nn.Linear(config.lstm_dim, 1)
-        for head in (self.policy, self.value):  # the untrained agent is uniform and promises nothing
+        for head in (
+            self.policy,
+            self.value,
+        ):  # the untrained agent is uniform and promises nothing
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
@@ -82,7 +91,9 @@ class CnnLstm(nn.Module):
         # uint8 HWC read as CHW is torch's channels-last layout, so that nothing is copied before the scaling.
         pixels = frames_BTHWC.flatten(0, 1).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
         features_BTF = self.convolutions(pixels).reshape(batch, steps, -1)
-        hidden_BTD, (h_1BD, c_1BD) = self.lstm(features_BTF, (state[0][None].contiguous(), state[1][None].contiguous()))
+        hidden_BTD, (h_1BD, c_1BD) = self.lstm(
+            features_BTF, (state[0][None].contiguous(), state[1][None].contiguous())
+        )
         return self.policy(hidden_BTD), self.value(hidden_BTD).squeeze(-1), (h_1BD[0], c_1BD[0])
 
     def start_state(self, batch: int) -> State:
@@ -134,7 +145,9 @@ class Agent:
         """The action for the newest frame, uint8 (size, size, 3)."""
         frames_BTHWC = torch.from_numpy(np.ascontiguousarray(frame_HWC))[None, None]
         logits_BTA, _, self._state = self.network(frames_BTHWC, self._state)
-        log_probabilities = behaviour_log_probabilities(logits_BTA[0, 0], self.epsilon, self.temperature)
+        log_probabilities = behaviour_log_probabilities(
+            logits_BTA[0, 0], self.epsilon, self.temperature
+        )
         return int(torch.multinomial(log_probabilities.exp(), 1, generator=self._generator))
 
 
@@ -146,14 +159,27 @@ def save_policy(path: Path | str, network: CnnLstm, about: dict[str, Any] | None
 
 
 def write_policy(
-    folder: Path, config: PolicyConfig, weights: dict[str, Tensor], about: dict[str, Any] | None = None
+    folder: Path,
+    config: PolicyConfig,
+    weights: dict[str, Tensor],
+    about: dict[str, Any] | None = None,
 ) -> None:
     """Put the two files of a policy into a folder that the caller makes complete."""
     actions = (
-        list(ACTIONS) if config.actions == len(ACTIONS) else [f"action {index}" for index in range(config.actions)]
+        list(ACTIONS)
+        if config.actions == len(ACTIONS)
+        else [f"action {index}" for index in range(config.actions)]
     )
-    save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / "module.safetensors")
-    record = {"format": FORMAT, "actions": actions, "network": dataclasses.asdict(config), "about": about or {}}
+    save_file(
+        {name: tensor.cpu().contiguous() for name, tensor in weights.items()},
+        folder / "module.safetensors",
+    )
+    record = {
+        "format": FORMAT,
+        "actions": actions,
+        "network": dataclasses.asdict(config),
+        "about": about or {},
+    }
     write_json_atomic(folder / "config.json", record)
 
 
@@ -167,22 +193,30 @@ def load_network(path: Path | str) -> CnnLstm:
         record = json.loads((path / "config.json").read_text())
         weights = load_file(path / "module.safetensors")
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no policy here ({error.filename} is missing): give a folder of `explore`") from error
+        raise InputError(
+            f"{path}: no policy here ({error.filename} is missing): give a folder of `explore`"
+        ) from error
     except (json.JSONDecodeError, SafetensorError) as error:
         raise InputError(f"{path}: damaged policy ({error}): take another checkpoint") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise InputError(f"{path}: not a policy of this version: give a folder that `explore` wrote")
+        raise InputError(
+            f"{path}: not a policy of this version: give a folder that `explore` wrote"
+        )
     try:
         fields = dict(record["network"])
         config = PolicyConfig(**{**fields, "channels": tuple(fields["channels"])})
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path}/config.json: its architecture cannot be read ({error})") from error
+        raise InputError(
+            f"{path}/config.json: its architecture cannot be read ({error})"
+        ) from error
     network = CnnLstm(config)
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     stored = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if own != stored:
         name = min(key for key in own.keys() | stored.keys() if own.get(key) != stored.get(key))
-        raise InputError(f"{path}: weights of another architecture: {name} is {stored.get(name)}, not {own.get(name)}")
+        raise InputError(
+            f"{path}: weights of another architecture: {name} is {stored.get(name)}, not {own.get(name)}"
+        )
     network.load_state_dict(weights)
     return network
 
@@ -196,7 +230,9 @@ def load_policy(path: Path | str, epsilon: float = 0.0, temperature: float = 1.0
     network = load_network(path)
     actions = json.loads((Path(path) / "config.json").read_text())["actions"]
     if actions != list(ACTIONS):
-        raise InputError(f"{path}: policy for the actions {actions}, not for {list(ACTIONS)}: train one on these games")
+        raise InputError(
+            f"{path}: policy for the actions {actions}, not for {list(ACTIONS)}: train one on these games"
+        )
     return Agent(network, epsilon, temperature)
 
 
@@ -212,12 +248,20 @@ def policy_spec(name: str, *, epsilon: float | None = None, temperature: float =
         return builtin_policy(name)
     folder = Path(path)
     if not path or not folder.is_dir():
-        raise InputError(f"policy {name!r}: there is no folder {path!r}: give one that `autoexplore explore` wrote")
+        raise InputError(
+            f"policy {name!r}: there is no folder {path!r}: give one that `autoexplore explore` wrote"
+        )
     if epsilon is None:
         epsilon = EXPERT_EPSILON if kind == "expert" else 0.0
     digest = hashlib.sha256()
     for file in sorted(item for item in folder.rglob("*") if item.is_file()):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        digest.update(
+            file.relative_to(folder).as_posix().encode()
+            + b"\0"
+            + hashlib.sha256(file.read_bytes()).digest()
+        )
     about = f"{kind}-{digest.hexdigest()[:12]}-epsilon{epsilon:g}-temperature{temperature:g}"
     # Absolute: a worker process may run in another folder.
-    return PolicySpec(about, partial(load_policy, folder.resolve(), epsilon=epsilon, temperature=temperature))
+    return PolicySpec(
+        about, partial(load_policy, folder.resolve(), epsilon=epsilon, temperature=temperature)
+    )

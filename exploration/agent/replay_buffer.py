@@ -66,7 +66,9 @@ class Fragment:
 
     def joined(self, later: "Fragment") -> "Fragment":
         """One fragment of both; their common frame is kept once."""
-        parts: dict[str, Any] = {name: np.concatenate([getattr(self, name), getattr(later, name)]) for name in COLUMNS}
+        parts: dict[str, Any] = {
+            name: np.concatenate([getattr(self, name), getattr(later, name)]) for name in COLUMNS
+        }
         film = self.film.without_last().joined(later.film)
         return replace(self, terminated=later.terminated, film=film, **parts)
 
@@ -123,7 +125,9 @@ class ReplayBuffer:
             if len(rewards)
         }
 
-    def sample(self, batch_size: int, length: int, burn_in: int = 0, scale: Scale | None = None) -> Batch:
+    def sample(
+        self, batch_size: int, length: int, burn_in: int = 0, scale: Scale | None = None
+    ) -> Batch:
         """Segments of `length` steps whose first step is drawn uniformly from all steps that are kept.
 
         obs uint8 (B, T + 1, H, W, 3); actions int64, rewards and logp float32, terminated, valid and learn bool, all
@@ -158,7 +162,9 @@ class ReplayBuffer:
             if scale and stretch.game in scale:
                 middle, width = scale[stretch.game]
                 scored = stretch.scored_T[start : stop - 1]
-                batch["rewards"][row, :steps] = np.where(scored, (batch["rewards"][row, :steps] - middle) / width, 0)
+                batch["rewards"][row, :steps] = np.where(
+                    scored, (batch["rewards"][row, :steps] - middle) / width, 0
+                )
         return batch
 
     def get_state(self) -> dict[str, Any]:
@@ -166,13 +172,21 @@ class ReplayBuffer:
         stretches = list(self._stretches)
         arrays: dict[str, NDArray[Any]] = {}
         if stretches:
-            arrays = {name: np.concatenate([getattr(item, name) for item in stretches]) for name in COLUMNS}
+            arrays = {
+                name: np.concatenate([getattr(item, name) for item in stretches])
+                for name in COLUMNS
+            }
             data = b"".join(block.data for item in stretches for block in item.film.blocks)
             arrays["blocks"] = np.frombuffer(data, np.uint8)
         return {
             "arrays": arrays,
             "stretches": [
-                {"episode_id": s.episode_id, "game": s.game, "first_step": s.first_step, "terminated": s.terminated}
+                {
+                    "episode_id": s.episode_id,
+                    "game": s.game,
+                    "first_step": s.first_step,
+                    "terminated": s.terminated,
+                }
                 | {"steps": len(s), "shape": list(s.film.shape)}
                 | {"blocks": [[block.frames, len(block.data)] for block in s.film.blocks]}
                 for s in stretches
@@ -192,7 +206,9 @@ class ReplayBuffer:
             own = {name: about[name] for name in ("episode_id", "game", "first_step", "terminated")}
             # Copies, so that a stretch that is evicted frees its memory.
             own |= {name: np.array(state["arrays"][name][step:stop]) for name in COLUMNS}
-            self._stretches.append(Fragment(film=CompressedFrames(tuple(blocks), tuple(about["shape"])), **own))
+            self._stretches.append(
+                Fragment(film=CompressedFrames(tuple(blocks), tuple(about["shape"])), **own)
+            )
             step = stop
         self._generator.bit_generator.state = state["generator"]
 
@@ -220,8 +236,12 @@ def to_fragment(episode: SingleAgentEpisode) -> Fragment:
     """What the replay keeps of a fragment (numpy) that has its rewards. Raises ValueError for one without lookback."""
     steps, past = len(episode), episode.rewards.lookback
     if episode.t_started > 0 and past == 0:
-        raise ValueError("a fragment in mid-episode needs the step before it for the LSTM state: lookback of 1 or more")
-    outputs: dict[str, Any] = {name: buffer.data for name, buffer in episode.extra_model_outputs.items()}
+        raise ValueError(
+            "a fragment in mid-episode needs the step before it for the LSTM state: lookback of 1 or more"
+        )
+    outputs: dict[str, Any] = {
+        name: buffer.data for name, buffer in episode.extra_model_outputs.items()
+    }
     scored_T = outputs[SCORED][past:] if SCORED in outputs else np.ones(steps, np.bool_)
     return Fragment(
         episode_id=episode.id_,

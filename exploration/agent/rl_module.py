@@ -10,7 +10,12 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 
 from envs.utils.errors import InputError
-from exploration.agent.policy import CnnLstm, PolicyConfig, behaviour_log_probabilities, check_exploration
+from exploration.agent.policy import (
+    CnnLstm,
+    PolicyConfig,
+    behaviour_log_probabilities,
+    check_exploration,
+)
 
 
 def use_half(precision: str, device: torch.device) -> bool:
@@ -57,7 +62,9 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         state = batch[Columns.STATE_IN]
-        logits_BTA, values_BT, (h_BD, c_BD) = self.network(batch[Columns.OBS], (state["h"], state["c"]))
+        logits_BTA, values_BT, (h_BD, c_BD) = self.network(
+            batch[Columns.OBS], (state["h"], state["c"])
+        )
         return {
             Columns.ACTION_DIST_INPUTS: logits_BTA,
             Columns.VF_PREDS: values_BT,
@@ -68,16 +75,24 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         with torch.no_grad():
             output = self._forward(batch)
         logits_BTA = output.pop(Columns.ACTION_DIST_INPUTS)
-        del output[Columns.VF_PREDS]  # every output is kept with its step, and nobody reads the old values
+        del output[
+            Columns.VF_PREDS
+        ]  # every output is kept with its step, and nobody reads the old values
         # Categorical(logits=log p) is p, so that RLlib's ACTION_LOGP is the mixture's own.
-        output[Columns.ACTION_DIST_INPUTS] = behaviour_log_probabilities(logits_BTA, self.epsilon, self.temperature)
+        output[Columns.ACTION_DIST_INPUTS] = behaviour_log_probabilities(
+            logits_BTA, self.epsilon, self.temperature
+        )
         return output
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        device = next(self.network.parameters()).device  # known only now: RLlib moves the module after its set-up
+        device = next(
+            self.network.parameters()
+        ).device  # known only now: RLlib moves the module after its set-up
         with torch.autocast(device.type, torch.bfloat16, enabled=use_half(self.precision, device)):
             output = self._forward(batch)
-        return {name: output[name].float() for name in (Columns.ACTION_DIST_INPUTS, Columns.VF_PREDS)}
+        return {
+            name: output[name].float() for name in (Columns.ACTION_DIST_INPUTS, Columns.VF_PREDS)
+        }
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any | None = None) -> Tensor:
         """Values (B, T) of a batch's observations."""

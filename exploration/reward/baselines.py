@@ -47,7 +47,9 @@ def checked_rewards(rewards_B: Any, windows: int) -> Rewards:
     """Rewards of `windows` windows as float32; ScoringError if they are another number, or not finite."""
     array = np.asarray(rewards_B, np.float32)
     if array.shape != (windows,) or not np.isfinite(array).all():
-        raise ScoringError(f"rewards of shape {array.shape} for {windows} windows, or not all finite")
+        raise ScoringError(
+            f"rewards of shape {array.shape} for {windows} windows, or not all finite"
+        )
     return array
 
 
@@ -60,7 +62,9 @@ class FeatureNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         convolutions = nn.Conv2d(3, 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)
-        self.trunk = nn.Sequential(*(part for layer in convolutions for part in (layer, nn.ReLU())), nn.Flatten())
+        self.trunk = nn.Sequential(
+            *(part for layer in convolutions for part in (layer, nn.ReLU())), nn.Flatten()
+        )
         self.features = nn.Linear(1_024, FEATURES)
 
     def forward(self, frames_BCHW: Tensor) -> Tensor:
@@ -73,7 +77,9 @@ def random_features() -> FeatureNetwork:
         torch.manual_seed(FEATURE_SEED)
         network = FeatureNetwork()
         for parameter in network.parameters():
-            nn.init.orthogonal_(parameter, gain=2**0.5) if parameter.ndim > 1 else nn.init.zeros_(parameter)
+            nn.init.orthogonal_(parameter, gain=2**0.5) if parameter.ndim > 1 else nn.init.zeros_(
+                parameter
+            )
     return network.eval()
 
 
@@ -85,24 +91,37 @@ class Autoencoder(nn.Module):
         self.encoder = FeatureNetwork()
         self.log_variance = nn.Linear(1_024, FEATURES)
         self.expand = nn.Linear(FEATURES, 1_024)
-        layers = nn.ConvTranspose2d(64, 64, 3, 1), nn.ConvTranspose2d(64, 32, 4, 2, output_padding=1)
+        layers = (
+            nn.ConvTranspose2d(64, 64, 3, 1),
+            nn.ConvTranspose2d(64, 32, 4, 2, output_padding=1),
+        )
         self.decoder = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
         self.pixels = nn.ConvTranspose2d(32, 3, 8, 4)
 
     def loss(self, frames_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         """Minus the evidence's lower bound of a frame, with Gaussian pixels of variance 0.1 (mean over B)."""
         hidden_BF = self.encoder.trunk(frames_BCHW - 0.5)
-        mean_BD, log_variance_BD = self.encoder.features(hidden_BF), self.log_variance(hidden_BF).clamp(-8, 8)
+        mean_BD, log_variance_BD = (
+            self.encoder.features(hidden_BF),
+            self.log_variance(hidden_BF).clamp(-8, 8),
+        )
         noise_BD = torch.randn(mean_BD.shape, generator=generator)
         code_BD = mean_BD + noise_BD * (log_variance_BD / 2).exp()
-        drawn_BCHW = self.pixels(self.decoder(F.relu(self.expand(code_BD)).unflatten(1, (64, 4, 4)))) + 0.5
+        drawn_BCHW = (
+            self.pixels(self.decoder(F.relu(self.expand(code_BD)).unflatten(1, (64, 4, 4)))) + 0.5
+        )
         miss = (drawn_BCHW - frames_BCHW).square().flatten(1).sum(1) / (2 * 0.1)
         divergence = (mean_BD.square() + log_variance_BD.exp() - 1 - log_variance_BD).sum(1) / 2
         return (miss + divergence).mean()
 
 
 def train_autoencoder(
-    frames_NHWC: NDArray[np.uint8], *, updates: int = 500, batch: int = 32, lr: float = 1e-3, seed: int = 0
+    frames_NHWC: NDArray[np.uint8],
+    *,
+    updates: int = 500,
+    batch: int = 32,
+    lr: float = 1e-3,
+    seed: int = 0,
 ) -> tuple[Autoencoder, float]:
     """Train the VAE on frames uint8 (N, 64, 64, 3) -> it, and the mean loss of the last tenth of the updates.
 
@@ -136,7 +155,9 @@ def save_weights(path: Path, network: nn.Module) -> None:
     """Write a network's weights; `path` is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, temporary)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in network.state_dict().items()}, temporary
+    )
     temporary.replace(path)
 
 
@@ -146,7 +167,9 @@ def load_weights(path: Path, network: nn.Module) -> nn.Module:
         network.load_state_dict(load_file(path))
     except (OSError, RuntimeError, SafetensorError) as error:
         first = str(error).splitlines()[0]
-        raise InputError(f"{path}: not the weights of this reward ({first}): delete it to train it again") from error
+        raise InputError(
+            f"{path}: not the weights of this reward ({first}): delete it to train it again"
+        ) from error
     return network.eval()
 
 
@@ -165,7 +188,9 @@ class PredictionError:
             from worldmodel.uncertainty import load_model
 
             path = self._features_path
-            self._features = random_features() if path is None else load_weights(path, FeatureNetwork())
+            self._features = (
+                random_features() if path is None else load_weights(path, FeatureNetwork())
+            )
             self._model = load_model(self._model_path, "cpu")
 
     @torch.inference_mode()
@@ -175,18 +200,24 @@ class PredictionError:
         parts = []
         for at in range(0, len(frames_B5HWC), BATCH):
             windows = frames_B5HWC[at : at + BATCH]
-            given = to_pixels(np.ascontiguousarray(windows[:, :CONTEXT]).reshape(-1, *windows.shape[2:]))
+            given = to_pixels(
+                np.ascontiguousarray(windows[:, :CONTEXT]).reshape(-1, *windows.shape[2:])
+            )
             predicted = self._model.generate(
                 given.unflatten(0, (len(windows), CONTEXT)),
                 torch.tensor(actions_B4[at : at + BATCH], dtype=torch.int64),
                 steps=1,
                 temperature=0.0,
             )[:, -1]
-            difference_BD = self._features(to_pixels(windows[:, -1])) - self._features(predicted.clamp(0, 1))
+            difference_BD = self._features(to_pixels(windows[:, -1])) - self._features(
+                predicted.clamp(0, 1)
+            )
             parts.append(difference_BD.square().sum(1).numpy())
         return checked_rewards(np.concatenate(parts), len(frames_B5HWC))
 
-    def submit(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Callable[[], Rewards]:
+    def submit(
+        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+    ) -> Callable[[], Rewards]:
         """`rewards` when its result is asked for."""
         return lambda: self.rewards(frames_B5HWC, actions_B4)
 
@@ -201,7 +232,9 @@ class CountBonus:
         """Begin to count anew: an evaluation does, so that agents of different age are judged alike."""
         self._seen.clear()
 
-    def submit(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Callable[[], Rewards]:
+    def submit(
+        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+    ) -> Callable[[], Rewards]:
         """Count the newest frames in their order, now -> rewards (B,) in (0, 1]."""
         counts = []
         for key in screen_keys(frames_B5HWC[:, WINDOW - 1]):
@@ -216,7 +249,9 @@ class RandomReward:
     def __init__(self, seed: int = 0) -> None:
         self._generator = np.random.default_rng(seed)
 
-    def submit(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Callable[[], Rewards]:
+    def submit(
+        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+    ) -> Callable[[], Rewards]:
         """Rewards (B,), uniform in [0, 1)."""
         rewards_B = self._generator.random(len(frames_B5HWC), np.float32)
         return lambda: rewards_B
@@ -242,7 +277,9 @@ def recorded(data: Sequence[Path | str]) -> Iterator[tuple[Episode, int]]:
     readers = [EpisodeReader(folder) for folder in data]
     episodes = sum(map(len, readers))
     if not episodes:
-        raise InputError("this reward is trained on recorded play: name folders of episodes with --reward-data")
+        raise InputError(
+            "this reward is trained on recorded play: name folders of episodes with --reward-data"
+        )
     for reader in readers:
         for index in range(len(reader)):
             yield reader[index], episodes

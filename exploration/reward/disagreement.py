@@ -76,7 +76,9 @@ def disagreement(log_p_MXK: Tensor) -> Tensor:
     return ((entropy_X - entropies_MX.mean(0)) / np.log(heads)).clamp(0, 1)
 
 
-def hidden_states(model: "WorldModel", frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Tensor:
+def hidden_states(
+    model: "WorldModel", frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+) -> Tensor:
     """Return `WorldModel.query_hidden` (B, N, D) of o_t, which the reward's entropies are read from."""
     device = _device(model)
     given = np.ascontiguousarray(frames_B5HWC[:, :CONTEXT])
@@ -124,7 +126,9 @@ def train_heads(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     count, losses = len(heads.learnt.inner), []
     for _ in range(updates):
-        picked_MX = torch.randint(len(hidden_XD), (count, batch), generator=generator).to(hidden_XD.device)
+        picked_MX = torch.randint(len(hidden_XD), (count, batch), generator=generator).to(
+            hidden_XD.device
+        )
         loss = -heads(hidden_XD[picked_MX]).gather(-1, tokens_X[picked_MX][..., None]).mean()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss {loss.item()} of the heads")
@@ -147,7 +151,9 @@ def sample_windows(
     for episode, episodes in recorded(data):
         if len(episode.actions) < WINDOW:
             continue
-        windows = cut_windows(episode.frames_THWC, episode.actions.astype(np.int64), len(episode.actions))
+        windows = cut_windows(
+            episode.frames_THWC, episode.actions.astype(np.int64), len(episode.actions)
+        )
         picked = generator.permutation(len(windows.actions_B4))[: max(1, count // episodes)]
         for at in range(0, len(picked), BATCH):
             part = picked[at : at + BATCH]
@@ -170,19 +176,30 @@ class Disagreement:
 
             model = load_model(self._model_path, "cpu")
             heads = PriorEnsemble(model.cfg.dynamics.dim, model.cfg.tokenizer.codes)
-            self._heads, self._model = load_weights(self._heads_path, heads).to(_device(model)), model
+            self._heads, self._model = (
+                load_weights(self._heads_path, heads).to(_device(model)),
+                model,
+            )
 
     @torch.inference_mode()
-    def entropies(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Entropies:
+    def entropies(
+        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+    ) -> Entropies:
         """Windows uint8 and their actions -> disagreements (B, N) in [0, 1]."""
         self.load()
         parts = []
         for at in range(0, len(frames_B5HWC), BATCH):
             span = slice(at, at + BATCH)
             hidden_BND = hidden_states(self._model, frames_B5HWC[span], actions_B4[span])
-            parts.append(disagreement(self._heads(hidden_BND.flatten(0, 1))).unflatten(0, hidden_BND.shape[:2]))
+            parts.append(
+                disagreement(self._heads(hidden_BND.flatten(0, 1))).unflatten(
+                    0, hidden_BND.shape[:2]
+                )
+            )
         return checked(torch.cat(parts).cpu().numpy(), len(frames_B5HWC))
 
-    def submit(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Callable[[], Entropies]:
+    def submit(
+        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+    ) -> Callable[[], Entropies]:
         """`entropies` when its result is asked for."""
         return lambda: self.entropies(frames_B5HWC, actions_B4)

@@ -42,13 +42,21 @@ class RewardConfig:
     def check(self, model_path: Path | str | None) -> None:
         """Raises InputError for what cannot be meant, before anything is started."""
         if self.name not in REWARDS:
-            raise InputError(f"reward {self.name!r} is not known: choose one of {', '.join(REWARDS)}")
+            raise InputError(
+                f"reward {self.name!r} is not known: choose one of {', '.join(REWARDS)}"
+            )
         if self.scorer not in SCORERS:
-            raise InputError(f"scorer {self.scorer!r} is not known: choose one of {', '.join(SCORERS)}")
+            raise InputError(
+                f"scorer {self.scorer!r} is not known: choose one of {', '.join(SCORERS)}"
+            )
         if self.scorer == "serve" and self.name != "autoexplore":
-            raise InputError(f"reward {self.name!r} is computed in the runners: leave the scorer 'serve' out")
+            raise InputError(
+                f"reward {self.name!r} is computed in the runners: leave the scorer 'serve' out"
+            )
         if self.name in TRAINED and not self.data:
-            raise InputError(f"reward {self.name!r} learns from recorded play first: name folders with --reward-data")
+            raise InputError(
+                f"reward {self.name!r} learns from recorded play first: name folders with --reward-data"
+            )
         if self.name not in WITHOUT_MODEL:
             if model_path is None:
                 raise InputError(f"reward {self.name!r} needs a world model: give one with --model")
@@ -78,7 +86,9 @@ class RewardConfig:
             return
         yield self._local(model, folder.absolute(), steps, seed)
 
-    def _local(self, model: Path | None, folder: Path, steps: int, seed: int) -> Callable[[], Any] | None:
+    def _local(
+        self, model: Path | None, folder: Path, steps: int, seed: int
+    ) -> Callable[[], Any] | None:
         if self.name == "env":
             return None
         if self.name == "autoexplore":
@@ -108,7 +118,9 @@ class RewardConfig:
             frames_NHWC = baselines.sample_frames(self.data, TRAINING_FRAMES, seed)
             model, loss = baselines.train_autoencoder(frames_NHWC, seed=seed)
             baselines.save_weights(weights, model.encoder)
-            console.print(f"autoencoder trained on {len(frames_NHWC):,} frames: loss {loss:.1f} a frame")
+            console.print(
+                f"autoencoder trained on {len(frames_NHWC):,} frames: loss {loss:.1f} a frame"
+            )
             return
         from worldmodel.uncertainty import load_model
 
@@ -117,4 +129,6 @@ class RewardConfig:
         pairs = disagreement.examples(world, list(windows))
         heads, loss = disagreement.train_heads(*pairs, world.cfg.tokenizer.codes, seed=seed)
         baselines.save_weights(weights, heads)
-        console.print(f"{len(heads.prior.inner)} heads trained on {len(pairs[1]):,} tokens: cross-entropy {loss:.3f}")
+        console.print(
+            f"{len(heads.prior.inner)} heads trained on {len(pairs[1]):,} tokens: cross-entropy {loss:.3f}"
+        )

@@ -29,7 +29,9 @@ class ScoringError(RuntimeError):
 class Scorer(Protocol):
     """Windows in, token entropies out."""
 
-    def submit(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Callable[[], Entropies]:
+    def submit(
+        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+    ) -> Callable[[], Entropies]:
         """Begin to score windows; calling what is returned waits for the entropies (B, N) in [0, 1].
 
         That call raises ScoringError where no score can be had.
@@ -44,14 +46,18 @@ def checked(entropy_BN: Any, windows: int) -> Entropies:
     if not np.isfinite(array).all():
         raise ScoringError("the reward service answered entropies that are not finite")
     if array.min() < -TOLERANCE or array.max() > 1 + TOLERANCE:
-        raise ScoringError(f"the reward service answered entropies from {array.min()} to {array.max()}, not in [0, 1]")
+        raise ScoringError(
+            f"the reward service answered entropies from {array.min()} to {array.max()}, not in [0, 1]"
+        )
     return array.clip(0.0, 1.0)
 
 
 class LocalScorer:
     """A saved world model, loaded into this process at the first window."""
 
-    def __init__(self, model_path: Path | str, *, steps: int = 1, batch: int = 0, device: str = "cpu") -> None:
+    def __init__(
+        self, model_path: Path | str, *, steps: int = 1, batch: int = 0, device: str = "cpu"
+    ) -> None:
         """`steps`: MaskGIT passes (1 as published); `batch`: windows in a forward pass, 0 for what suits the device."""
         self._path, self._steps, self._batch, self._device = model_path, steps, batch, device
         self._model: Any = None
@@ -64,16 +70,25 @@ class LocalScorer:
             self._model = load_model(self._path, self._device)
         return self._model
 
-    def entropies(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Entropies:
+    def entropies(
+        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+    ) -> Entropies:
         """Windows uint8 and their actions -> entropies (B, N) in [0, 1]."""
         from worldmodel.uncertainty import window_entropies
 
         entropy_BN = window_entropies(
-            self.load(), frames_B5HWC, actions_B4, context=CONTEXT, steps=self._steps, batch=self._batch
+            self.load(),
+            frames_B5HWC,
+            actions_B4,
+            context=CONTEXT,
+            steps=self._steps,
+            batch=self._batch,
         )
         return checked(entropy_BN, len(frames_B5HWC))
 
-    def submit(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Callable[[], Entropies]:
+    def submit(
+        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+    ) -> Callable[[], Entropies]:
         """`entropies` when its result is asked for."""
         return lambda: self.entropies(frames_B5HWC, actions_B4)
 
@@ -100,21 +115,32 @@ class ServeScorer:
 
         if not 1 <= windows <= BATCH_WINDOWS:
             raise InputError(f"windows {windows}: a request holds 1 to {BATCH_WINDOWS}")
-        self._app_name, self._windows, self._timeout_s, self._retries = app_name, windows, timeout_s, retries
+        self._app_name, self._windows, self._timeout_s, self._retries = (
+            app_name,
+            windows,
+            timeout_s,
+            retries,
+        )
         self.ahead = ahead
         self._handle: Any = None
 
-    def entropies(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Entropies:
+    def entropies(
+        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+    ) -> Entropies:
         """Windows uint8 and their actions -> entropies (B, N) in [0, 1]. Raises ScoringError after the last retry."""
         return self.submit(frames_B5HWC, actions_B4)()
 
-    def submit(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Callable[[], Entropies]:
+    def submit(
+        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
+    ) -> Callable[[], Entropies]:
         """Send all requests now; the returned call waits for them."""
         spans = [slice(at, at + self._windows) for at in range(0, len(frames_B5HWC), self._windows)]
         requests = [(_sendable(frames_B5HWC[span]), actions_B4[span]) for span in spans]
         deadline = time.monotonic() + self._timeout_s
         sent = [self._send(request) for request in requests]
-        return lambda: np.concatenate([self._wait(*pair, deadline) for pair in zip(sent, requests, strict=True)])
+        return lambda: np.concatenate(
+            [self._wait(*pair, deadline) for pair in zip(sent, requests, strict=True)]
+        )
 
     def _send(self, request: Request) -> Any:
         """The response to come, or the exception that kept the request from being sent."""
@@ -142,7 +168,9 @@ class ServeScorer:
             try:
                 return checked(self._answer(response, request, deadline), len(request[1]))
             except TimeoutError:
-                error: Exception = ScoringError(f"no answer from app {self._app_name!r} in {self._timeout_s} s")
+                error: Exception = ScoringError(
+                    f"no answer from app {self._app_name!r} in {self._timeout_s} s"
+                )
             except InputError as refused:  # Ray's error is one of the class of its cause, with a traceback as its text
                 raise InputError(str(getattr(refused, "cause", refused))) from refused
             except (RayError, RayServeException) as failure:

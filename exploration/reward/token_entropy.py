@@ -28,7 +28,9 @@ TOP_FRACTION = 0.25
 """Share of the tokens, the most uncertain ones, whose mean is the reward."""
 
 
-def uncertainty_reward(entropy_BN: NDArray[np.floating], top_fraction: float = TOP_FRACTION) -> NDArray[np.float32]:
+def uncertainty_reward(
+    entropy_BN: NDArray[np.floating], top_fraction: float = TOP_FRACTION
+) -> NDArray[np.float32]:
     """Eq. 2-4: mean of the `top_fraction` largest normalised token entropies. (B, N) in [0, 1] -> (B,) in [0, 1].
 
     At least one token counts; 64 of the paper's 256. Not rounded, and not doubled (the published code does both).
@@ -47,7 +49,9 @@ class RewardWindows:
     """True for the B steps whose newest observation has four before it."""
 
 
-def cut_windows(frames_LHWC: NDArray[np.uint8], actions_L: NDArray[np.integer], steps: int) -> RewardWindows:
+def cut_windows(
+    frames_LHWC: NDArray[np.uint8], actions_L: NDArray[np.integer], steps: int
+) -> RewardWindows:
     """All windows that end in one of the last `steps` frames of a piece of one episode. The frames are not copied.
 
     `frames_LHWC` holds what is known of the episode before the fragment, then the fragment: its first frame and `steps`
@@ -56,13 +60,17 @@ def cut_windows(frames_LHWC: NDArray[np.uint8], actions_L: NDArray[np.integer], 
     """
     known = len(frames_LHWC)
     if len(actions_L) != known - 1 or not 0 <= steps < known:
-        raise ValueError(f"{known} frames need {known - 1} actions, not {len(actions_L)}, and fewer steps than {steps}")
+        raise ValueError(
+            f"{known} frames need {known - 1} actions, not {len(actions_L)}, and fewer steps than {steps}"
+        )
     newest = np.arange(known - steps, known)
     scored_T = newest >= WINDOW - 1
     first = newest[scored_T] - (WINDOW - 1)
     if not len(first):
         return RewardWindows(
-            np.empty((0, WINDOW, *frames_LHWC.shape[1:]), np.uint8), np.empty((0, 4), np.int64), scored_T
+            np.empty((0, WINDOW, *frames_LHWC.shape[1:]), np.uint8),
+            np.empty((0, 4), np.int64),
+            scored_T,
         )
     span = slice(first[0], first[-1] + 1)
     frames = np.lib.stride_tricks.sliding_window_view(frames_LHWC, WINDOW, axis=0)[span]

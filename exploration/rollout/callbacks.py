@@ -34,14 +34,20 @@ class ExploreCallbacks(RLlibCallback):
 
     def on_sample_end(self, *_: Any, **given: Any) -> None:
         """Score the fragments where they are, and log what they hold by game."""
-        env_runner, metrics_logger, samples = given["env_runner"], given["metrics_logger"], given["samples"]
+        env_runner, metrics_logger, samples = (
+            given["env_runner"],
+            given["metrics_logger"],
+            given["samples"],
+        )
         config = env_runner.config
         dropped: list[Any] = []
         if config.scorer is not None:
             try:
                 if self._connector is None:
                     self._connector = RewardConnector(config.scorer(), config.top_fraction)
-                self._connector.top_fraction = config.top_fraction  # it may change while the agent learns
+                self._connector.top_fraction = (
+                    config.top_fraction
+                )  # it may change while the agent learns
                 self._connector(episodes=samples)
                 dropped = [episode for episode, _ in self._connector.dropped]
                 env_runner.snapshots = self._connector.snapshots
@@ -67,11 +73,17 @@ def forget(env_runner: Any, incomplete: set[str]) -> set[str]:
     return over
 
 
-def log_games(metrics_logger: Any, samples: list[Any], dropped: list[Any], games: list[str]) -> None:
+def log_games(
+    metrics_logger: Any, samples: list[Any], dropped: list[Any], games: list[str]
+) -> None:
     """Sums by game, which add up over runners: rewards, steps with a reward, all steps, envs, fragments dropped."""
     for game in dict.fromkeys(games):
         own = [episode for episode in samples if episode.custom_data.get(GAME) == game]
-        scored = [episode.extra_model_outputs[SCORED].get() for episode in own if SCORED in episode.extra_model_outputs]
+        scored = [
+            episode.extra_model_outputs[SCORED].get()
+            for episode in own
+            if SCORED in episode.extra_model_outputs
+        ]
         steps = sum(map(len, own))
         sums = {
             "reward": float(sum(episode.get_return() for episode in own)),

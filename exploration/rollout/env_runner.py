@@ -30,7 +30,9 @@ class GameRunner(SingleAgentEnvRunner):
 
     def make_env(self) -> None:
         """Open the envs, closing those that are open, dead or alive."""
-        if self.worker_index:  # a runner in the learner's own process leaves the learner's threads alone
+        if (
+            self.worker_index
+        ):  # a runner in the learner's own process leaves the learner's threads alone
             torch.set_num_threads(max(1, int(self.config.runner_threads)))
         if not self.config.games:
             super().make_env()
@@ -41,7 +43,9 @@ class GameRunner(SingleAgentEnvRunner):
         # Runners count from 1; a runner in the algorithm's own process is number 0, or has none.
         place = max((self.worker_index or 0) - 1, 0)
         self.games = games_of_runner(self.config.games, place, self.config.num_envs_per_env_runner)
-        self.env = DictInfoToList(vector_env(self.games, self.config.max_steps, self.config.step_timeout_s))
+        self.env = DictInfoToList(
+            vector_env(self.games, self.config.max_steps, self.config.step_timeout_s)
+        )
         self.num_envs = len(self.games)
         self._needs_initial_reset = True
 
@@ -63,7 +67,9 @@ class GameRunner(SingleAgentEnvRunner):
         """What the policy acts by while it explores, and what it is paid by."""
         if self.module is not None:
             self.module.set_exploration(epsilon, temperature)
-        vars(self.config)["top_fraction"] = top_fraction  # the config is frozen, and a restarted runner's is the first
+        vars(self.config)["top_fraction"] = (
+            top_fraction  # the config is frozen, and a restarted runner's is the first
+        )
 
     def set_weights(self, weights: dict[str, Any]) -> None:
         """The agent's weights, as arrays by name."""

@@ -70,8 +70,14 @@ class RewardConnector(ConnectorV2):
                     rewards.append(np.zeros(len(scored_T), np.float32))
                     scored.append(scored_T)
                     if score is not None:
-                        answer = score()  # entropies (B, N), or from `exploration.reward.baselines` rewards (B,)
-                        rewards_B = answer if answer.ndim == 1 else uncertainty_reward(answer, self.top_fraction)
+                        answer = (
+                            score()
+                        )  # entropies (B, N), or from `exploration.reward.baselines` rewards (B,)
+                        rewards_B = (
+                            answer
+                            if answer.ndim == 1
+                            else uncertainty_reward(answer, self.top_fraction)
+                        )
                         rewards[-1][scored_T] = rewards_B
                         answers.append(answer)
             except ScoringError as error:
@@ -110,7 +116,11 @@ class RewardConnector(ConnectorV2):
         past = WINDOW - 1 + steps
         frames_LHWC = np.asarray(episode.observations.data[-past - 1 :])
         windows = cut_windows(frames_LHWC, np.asarray(episode.actions.data[-past:]), steps)
-        score = self.scorer.submit(windows.frames_B5HWC, windows.actions_B4) if windows.scored_T.any() else None
+        score = (
+            self.scorer.submit(windows.frames_B5HWC, windows.actions_B4)
+            if windows.scored_T.any()
+            else None
+        )
         self._sent.setdefault(_key(episode), []).append((windows.scored_T, score))
 
 
@@ -119,10 +129,14 @@ def _key(episode: SingleAgentEpisode) -> tuple[str, int]:
     return str(episode.id_), int(episode.t_started)
 
 
-def write_rewards(episode: SingleAgentEpisode, rewards_T: NDArray[np.float32], scored_T: NDArray[np.bool_]) -> None:
+def write_rewards(
+    episode: SingleAgentEpisode, rewards_T: NDArray[np.float32], scored_T: NDArray[np.bool_]
+) -> None:
     """Replace a fragment's rewards by these, and note which of its steps have one."""
     lookback = episode.rewards.lookback
     # set_rewards would warn about every reward that is a numpy scalar.
-    episode.rewards.data = np.concatenate([np.asarray(episode.rewards.data[:lookback], np.float32), rewards_T])
+    episode.rewards.data = np.concatenate(
+        [np.asarray(episode.rewards.data[:lookback], np.float32), rewards_T]
+    )
     column_T = np.concatenate([np.zeros(lookback, np.bool_), scored_T])
     episode.extra_model_outputs[SCORED] = InfiniteLookbackBuffer(column_T, lookback=lookback)

@@ -59,7 +59,9 @@ def joined(of_runners: Iterable[SnapshotPair | None]) -> SnapshotPair | None:
     seen = [one for one in of_runners if one is not None]
     if not seen:
         return None
-    return SnapshotPair(seen[0].newest, max((one.peak for one in seen), key=lambda snapshot: snapshot.reward))
+    return SnapshotPair(
+        seen[0].newest, max((one.peak for one in seen), key=lambda snapshot: snapshot.reward)
+    )
 
 
 def save_snapshot(run: Path, epoch: int, snapshot: Snapshot) -> None:
@@ -82,6 +84,9 @@ def load_snapshots(run: Path) -> dict[int, Snapshot]:
     for path in sorted((run / FOLDER).glob("epoch-*.npz")):
         with np.load(path, allow_pickle=False) as stored:
             snapshots[int(path.stem.removeprefix("epoch-"))] = Snapshot(
-                str(stored["game"]), stored["frame"], stored["entropy"].astype(np.float32), float(stored["reward"])
+                str(stored["game"]),
+                stored["frame"],
+                stored["entropy"].astype(np.float32),
+                float(stored["reward"]),
             )
     return snapshots

@@ -20,7 +20,11 @@ from envs.controls import ACTIONS
 from envs.utils.errors import InputError
 
 FRAME_SIZE = 64
-PRELOADED = ["envs.games.retro", "gymnasium.vector.async_vector_env", "exploration.rollout.vector_env"]
+PRELOADED = [
+    "envs.games.retro",
+    "gymnasium.vector.async_vector_env",
+    "exploration.rollout.vector_env",
+]
 CLOSE_SECONDS = 2.0
 STEP_SECONDS = 60.0
 """How long a step, or a reset, of all games may take before one of them counts as hung."""
@@ -28,7 +32,9 @@ STEP_SECONDS = 60.0
 
 def spaces() -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
     """Observations and actions of every game."""
-    return gymnasium.spaces.Box(0, 255, (FRAME_SIZE, FRAME_SIZE, 3), np.uint8), gymnasium.spaces.Discrete(len(ACTIONS))
+    return gymnasium.spaces.Box(
+        0, 255, (FRAME_SIZE, FRAME_SIZE, 3), np.uint8
+    ), gymnasium.spaces.Discrete(len(ACTIONS))
 
 
 def games_of_runner(games: Sequence[str], runner: int, envs_per_runner: int) -> list[str]:
@@ -43,7 +49,9 @@ def check_env_slots(games: Sequence[str], runners: int, envs_per_runner: int) ->
     if not games:
         raise InputError("no game to explore: name one or more")
     if places < len(games):
-        raise InputError(f"{len(games)} games need as many envs, not {places}: raise --runners or --envs-per-runner")
+        raise InputError(
+            f"{len(games)} games need as many envs, not {places}: raise --runners or --envs-per-runner"
+        )
 
 
 class _Spaces(gymnasium.Env[Any, Any]):
@@ -82,7 +90,9 @@ class TimedVectorEnv(AsyncVectorEnv):
 def _without_main_file() -> Iterator[None]:
     """Keep children from running the parent's main module again, which in a Ray worker loads all of Ray."""
     main: ModuleType = sys.modules["__main__"]
-    hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    hidden: dict[str, Any] = {
+        name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)
+    }
     main.__spec__ = None
     try:
         yield
@@ -90,7 +100,9 @@ def _without_main_file() -> Iterator[None]:
         vars(main).update(hidden)
 
 
-def vector_env(games: Sequence[str], max_steps: int | None, step_seconds: float = STEP_SECONDS) -> AsyncVectorEnv:
+def vector_env(
+    games: Sequence[str], max_steps: int | None, step_seconds: float = STEP_SECONDS
+) -> AsyncVectorEnv:
     """One env process for each entry of `games`. An episode is truncated after `max_steps`.
 
     A game that has not answered a step after `step_seconds` is an error, after which the processes must be closed.

@@ -28,10 +28,19 @@ class FarAwayScorer:
 
 
 def corridor(seed: int, **settings):
-    config = AutoExploreConfig().environment(ShortCorridor).exploring(scorer=FarAwayScorer)
+    config = AutoExploreConfig().environment(ShortCorridor).explore_settings(scorer=FarAwayScorer)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=4)
-    sizes = {"steps_per_epoch": 40, "updates_per_epoch": 16, "segments": 8, "segment": 10, "lr": 5e-3, "gamma": 0.9}
-    config.training(**{**TINY, **sizes, "entropy_coeff": 0.01, "normalize_rewards": True, **settings})
+    sizes = {
+        "steps_per_epoch": 40,
+        "updates_per_epoch": 16,
+        "batch_size": 8,
+        "seq_len": 10,
+        "lr": 5e-3,
+        "gamma": 0.9,
+    }
+    config.training(
+        **{**TINY, **sizes, "entropy_coeff": 0.01, "normalize_rewards": True, **settings}
+    )
     return config.debugging(seed=seed, log_level="ERROR").build_algo()
 
 
@@ -65,11 +74,15 @@ def test_the_agent_walks_the_corridor_to_its_end_over_five_seeds(ray_cluster, re
 
 def test_two_learners_make_the_update_of_one(ray_cluster):
     """The same segments, shared out, give the same weights, also where one part has fewer steps to learn from."""
-    config = AutoExploreConfig().exploring(games=["Corridor"], max_steps=30)
+    config = AutoExploreConfig().explore_settings(games=["Corridor"], max_steps=30)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    config.training(**TINY, steps_per_epoch=30, updates_per_epoch=1, segments=4, segment=10, lr=5e-3)
+    config.training(
+        **TINY, steps_per_epoch=30, updates_per_epoch=1, batch_size=4, seq_len=10, lr=5e-3
+    )
     config.debugging(log_level="ERROR")
-    configs = [config.copy(copy_frozen=False).learners(num_learners=n).debugging(seed=n) for n in (0, 2)]
+    configs = [
+        config.copy(copy_frozen=False).learners(num_learners=n).debugging(seed=n) for n in (0, 2)
+    ]
     algorithms = [own.build_algo() for own in configs]
     one, two = algorithms
     try:
@@ -85,7 +98,9 @@ def test_two_learners_make_the_update_of_one(ray_cluster):
                 algorithm._update(batch)
         moved = 0.0
         for name, tensor in one.network().state_dict().items():
-            torch.testing.assert_close(two.network().state_dict()[name], tensor, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(
+                two.network().state_dict()[name], tensor, atol=1e-4, rtol=1e-3
+            )
             moved = max(moved, float((tensor - start[name]).abs().max()))
         assert moved > 5e-3
     finally:

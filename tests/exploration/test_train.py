@@ -63,10 +63,10 @@ class ArmScorer:
 def two_armed(seed: int, epochs: int, **settings):
     """Train the real algorithm, with its runner, connector, replay and learner -> P(rewarded arm), metrics."""
     arm = seed % 2
-    config = AutoExploreConfig().environment(TwoArmedWorld).exploring(scorer=ArmScorer(arm))
+    config = AutoExploreConfig().environment(TwoArmedWorld).explore_settings(scorer=ArmScorer(arm))
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=4)
     small = {"channels": (4, 4, 4, 4), "lstm_dim": 8, "lr": 1e-2, "gamma": 0.9, "precision": "fp32"}
-    sizes = {"steps_per_epoch": 20, "updates_per_epoch": 10, "segments": 8, "segment": 10}
+    sizes = {"steps_per_epoch": 20, "updates_per_epoch": 10, "batch_size": 8, "seq_len": 10}
     config.training(**{**small, **sizes, **settings}).debugging(seed=seed, log_level="ERROR")
     algorithm = config.build_algo()
     try:
@@ -88,12 +88,21 @@ def test_the_agent_learns_the_arm_that_pays_over_five_seeds(ray_cluster):
 
 def test_learning_goes_on_exactly_from_a_state(ray_cluster):
     def build(seed):
-        config = AutoExploreConfig().environment(TwoArmedWorld).exploring(scorer=ArmScorer(1))
+        config = (
+            AutoExploreConfig().environment(TwoArmedWorld).explore_settings(scorer=ArmScorer(1))
+        )
         config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
         config.training(
-            steps_per_epoch=15, updates_per_epoch=2, segments=4, segment=5, channels=(4, 4, 4, 4), lstm_dim=8
+            steps_per_epoch=15,
+            updates_per_epoch=2,
+            batch_size=4,
+            seq_len=5,
+            channels=(4, 4, 4, 4),
+            lstm_dim=8,
         )
-        return config.training(epsilon_epochs=4).debugging(seed=seed, log_level="ERROR").build_algo()
+        return (
+            config.training(epsilon_epochs=4).debugging(seed=seed, log_level="ERROR").build_algo()
+        )
 
     first, second = build(0), build(1)
     try:
@@ -117,10 +126,14 @@ def test_learning_goes_on_exactly_from_a_state(ray_cluster):
 
 def test_stored_log_probabilities_are_exact(ray_cluster):
     """What the replay says an action was chosen with is what the network of that time gives, epsilon included."""
-    config = AutoExploreConfig().environment(TwoArmedWorld).exploring(scorer=ArmScorer(1))
+    config = AutoExploreConfig().environment(TwoArmedWorld).explore_settings(scorer=ArmScorer(1))
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    config.training(steps_per_epoch=30, updates_per_epoch=3, segments=4, segment=5, lr=0.05, epsilon=0.3)
-    config.training(channels=(4, 4, 4, 4), lstm_dim=8, temperature=1.5).debugging(seed=0, log_level="ERROR")
+    config.training(
+        steps_per_epoch=30, updates_per_epoch=3, batch_size=4, seq_len=5, lr=0.05, epsilon=0.3
+    )
+    config.training(channels=(4, 4, 4, 4), lstm_dim=8, temperature=1.5).debugging(
+        seed=0, log_level="ERROR"
+    )
     algorithm = config.build_algo()
     try:
         algorithm.train()
@@ -145,7 +158,9 @@ def test_stored_log_probabilities_are_exact(ray_cluster):
 GAMES = ["Airstriker-Genesis", "Kangaroo-Atari2600"]
 
 
-def test_a_run_leaves_an_agent_that_plays_and_goes_on_where_it_was(ray_cluster, tiny_world, tmp_path):
+def test_a_run_leaves_an_agent_that_plays_and_goes_on_where_it_was(
+    ray_cluster, tiny_world, tmp_path
+):
     out = tmp_path / "run"
     small = {"preset": "debug", "runners": 0, "seed": 3}
     explore(GAMES, tiny_world, out, epochs=1, **small)
@@ -155,7 +170,9 @@ def test_a_run_leaves_an_agent_that_plays_and_goes_on_where_it_was(ray_cluster, 
     rows = read_metrics(out)
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert [row["explore/epsilon"] for row in rows] == pytest.approx([0.1, 0.01, 0.01])
-    assert [row["explore/replay_steps"] for row in rows] == [row["explore/env_steps"] for row in rows]
+    assert [row["explore/replay_steps"] for row in rows] == [
+        row["explore/env_steps"] for row in rows
+    ]
     assert rows[0]["explore/env_steps"] >= 24
     assert rows[2]["explore/env_steps"] >= 72
     assert [("evaluation/intrinsic_return" in row) for row in rows] == [True, True, True]
@@ -175,11 +192,22 @@ def test_a_run_leaves_an_agent_that_plays_and_goes_on_where_it_was(ray_cluster, 
 
     checkpoints = complete_checkpoints(out)
     assert [path.name for path in checkpoints] == ["step-00000002", "step-00000003"]
-    assert explore(GAMES, tiny_world, out, epochs=3, resume=True, **small) == best, "finished: nothing to do"
+    assert explore(GAMES, tiny_world, out, epochs=3, resume=True, **small) == best, (
+        "finished: nothing to do"
+    )
     load_policy(checkpoints[-1])
     for other in ({"games": GAMES[:1]}, {"preset": "cpu"}):
         with pytest.raises(InputError, match="resume it as it was started"):
-            explore(**{"games": GAMES, "model_path": tiny_world, "out": out, "resume": True, **small, **other})
+            explore(
+                **{
+                    "games": GAMES,
+                    "model": tiny_world,
+                    "out": out,
+                    "resume": True,
+                    **small,
+                    **other,
+                }
+            )
     (checkpoints[-1] / "arrays.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match="sha256"):
         load_checkpoint(checkpoints[-1])
@@ -195,45 +223,77 @@ def test_a_run_leaves_an_agent_that_plays_and_goes_on_where_it_was(ray_cluster, 
         ({"scorer": "oracle"}, "oracle"),
         ({"epochs": 0}, "epochs"),
         ({"runners": -1}, "runners"),
-        ({"model_path": "/nowhere"}, "/nowhere"),
+        ({"model": "/nowhere"}, "/nowhere"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(change, message, tmp_path):
-    asked = {"games": ["Counting"], "model_path": tmp_path, "out": tmp_path / "out", "preset": "cpu", **change}
+    asked = {
+        "games": ["Counting"],
+        "model": tmp_path,
+        "out": tmp_path / "out",
+        "preset": "cpu",
+        **change,
+    }
     with pytest.raises(InputError, match=message) as caught:
         explore(**asked)
     assert "\n" not in str(caught.value)
 
 
 def test_an_evaluation_with_a_hole_is_none():
-    games = {"a": {"reward": 6.0, "envs": 2.0, "dropped": 0.0}, "b": {"reward": 1.0, "envs": 1.0, "dropped": 0.0}}
+    games = {
+        "a": {"reward": 6.0, "envs": 2.0, "dropped": 0.0},
+        "b": {"reward": 1.0, "envs": 1.0, "dropped": 0.0},
+    }
     whole = evaluation_metrics({"env_runners": {"games": games}})
     assert whole["evaluation/intrinsic_return"] == 2
     games["b"]["dropped"] = 1.0
-    assert evaluation_metrics({"env_runners": {"games": games}}) == {"evaluation/intrinsic_return/a": 3}
+    assert evaluation_metrics({"env_runners": {"games": games}}) == {
+        "evaluation/intrinsic_return/a": 3
+    }
     assert evaluation_metrics({}) == {}
 
 
 def test_presets_and_schedule():
     paper = PRESETS["paper"]
     assert paper == ExploreConfig()
-    assert (paper.epochs, paper.runners * paper.envs_per_runner, paper.steps) == (300, 8, 200)
-    assert (paper.updates, paper.batch_size, paper.segment) == (200, 128, 20)
+    assert (paper.epochs, paper.runners * paper.envs_per_runner, paper.steps_per_epoch) == (
+        300,
+        8,
+        200,
+    )
+    assert (paper.updates_per_epoch, paper.batch_size, paper.seq_len) == (200, 128, 20)
     assert (paper.loss.gamma, paper.loss.lambda_, paper.loss.entropy_coeff) == (0.995, 0.95, 0.001)
-    assert (paper.lr, paper.grad_clip, paper.temperature, paper.top_fraction) == (1e-4, 10.0, 1.0, 0.25)
+    assert (paper.lr, paper.grad_clip, paper.temperature, paper.top_fraction) == (
+        1e-4,
+        10.0,
+        1.0,
+        0.25,
+    )
     schedule = [paper.epsilon_at(epoch) for epoch in (0, 75, 150, 299)]
     assert schedule == pytest.approx([0.1, 0.055, 0.01, 0.01])
-    for wrong in ({"top_fraction": 0.0}, {"top_fraction": 2.0}, {"epsilon": 1.5}, {"updates": 0}, {"lr": 0.0}):
+    for wrong in (
+        {"top_fraction": 0.0},
+        {"top_fraction": 2.0},
+        {"epsilon": 1.5},
+        {"updates_per_epoch": 0},
+        {"lr": 0.0},
+    ):
         with pytest.raises(InputError):
             recipe("cpu", **wrong)
-    for wrong in ({"gamma": 1.5}, {"returns": "montecarlo"}, {"returns": "vtrace", "rho_clip": 0.0}):
+    for wrong in (
+        {"gamma": 1.5},
+        {"returns": "montecarlo"},
+        {"returns": "vtrace", "rho_clip": 0.0},
+    ):
         with pytest.raises(InputError):
             LossConfig(**wrong)
 
 
 def test_what_a_runner_cannot_use_reaches_the_caller(ray_cluster, tmp_path):
     """RLlib would restart such a runner for ever."""
-    config = AutoExploreConfig().exploring(games=["Counting"], scorer=partial(LocalScorer, tmp_path))
+    config = AutoExploreConfig().explore_settings(
+        games=["Counting"], scorer=partial(LocalScorer, tmp_path)
+    )
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=1)
     config.training(steps_per_epoch=10, channels=(4, 4, 4, 4), lstm_dim=8)
     algorithm = config.debugging(log_level="ERROR").build_algo()
@@ -245,14 +305,24 @@ def test_what_a_runner_cannot_use_reaches_the_caller(ray_cluster, tmp_path):
 
 
 def test_killed_game_and_killed_runner_do_not_stop_training(ray_cluster):
-    config = AutoExploreConfig().exploring(games=["Counting"], max_steps=30)
+    config = AutoExploreConfig().explore_settings(games=["Counting"], max_steps=30)
     config.env_runners(num_env_runners=2, num_envs_per_env_runner=2)
-    config.training(steps_per_epoch=10, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), lstm_dim=8)
+    config.training(
+        steps_per_epoch=10,
+        updates_per_epoch=1,
+        batch_size=2,
+        seq_len=4,
+        channels=(4, 4, 4, 4),
+        lstm_dim=8,
+    )
     algorithm = config.debugging(log_level="ERROR").build_algo()
 
     def processes():
         return algorithm.env_runner_group.foreach_env_runner(
-            lambda runner: (os.getpid(), [process.pid for process in runner.env.unwrapped.processes]),
+            lambda runner: (
+                os.getpid(),
+                [process.pid for process in runner.env.unwrapped.processes],
+            ),
             local_env_runner=False,
         )
 
@@ -263,7 +333,9 @@ def test_killed_game_and_killed_runner_do_not_stop_training(ray_cluster):
         (_, games), (runner, _) = processes()
         os.kill(games[0], signal.SIGKILL)
         algorithm.train()
-        assert len(algorithm.replay) == steps + 40, "the runner opened its games again and played on"
+        assert len(algorithm.replay) == steps + 40, (
+            "the runner opened its games again and played on"
+        )
         os.kill(runner, signal.SIGKILL)
         algorithm.train()
         assert len(algorithm.replay) >= steps + 60, "the other runner brought its steps"
@@ -290,6 +362,14 @@ def test_ctrl_c_that_something_swallows_still_ends_the_run(ray_cluster, tmp_path
 
     monkeypatch.setattr(AutoExplore, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        explore(["Counting"], None, tmp_path / "run", preset="debug", reward="count", runners=0, epochs=50)
+        explore(
+            ["Counting"],
+            None,
+            tmp_path / "run",
+            preset="debug",
+            reward="count",
+            runners=0,
+            epochs=50,
+        )
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1]
     assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step-00000001"]

@@ -23,10 +23,21 @@ from exploration.reward.scorers import LocalScorer
 NEW = {"lr": 0.003, "entropy_coeff": 0.05, "epsilon": 0.7, "temperature": 1.7, "top_fraction": 0.5}
 
 
-def test_settings_and_weights_reach_learner_runner_and_evaluation_and_nothing_is_built(ray_cluster, tiny_world):
-    config = AutoExploreConfig().exploring(games=["Counting"], scorer=partial(LocalScorer, tiny_world), max_steps=30)
+def test_settings_and_weights_reach_learner_runner_and_evaluation_and_nothing_is_built(
+    ray_cluster, tiny_world
+):
+    config = AutoExploreConfig().explore_settings(
+        games=["Counting"], scorer=partial(LocalScorer, tiny_world), max_steps=30
+    )
     config.env_runners(num_env_runners=1, num_envs_per_env_runner=1)
-    config.training(steps_per_epoch=8, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), lstm_dim=8)
+    config.training(
+        steps_per_epoch=8,
+        updates_per_epoch=1,
+        batch_size=2,
+        seq_len=4,
+        channels=(4, 4, 4, 4),
+        lstm_dim=8,
+    )
     config.evaluation(
         evaluation_interval=1,
         evaluation_num_env_runners=0,
@@ -48,7 +59,9 @@ def test_settings_and_weights_reach_learner_runner_and_evaluation_and_nothing_is
         algorithm.config = {}  # as Tune leaves it
         assert algorithm.reset_config({**held.to_dict(), **NEW}) is True
         algorithm.train()
-        assert mutable_settings.in_effect(algorithm) == pytest.approx(NEW), "after an update and a fragment"
+        assert mutable_settings.in_effect(algorithm) == pytest.approx(NEW), (
+            "after an update and a fragment"
+        )
         assert algorithm.config is held
         assert (runner_is(), id(algorithm.learner_group._learner)) == (before, learner)
         assert algorithm.eval_env_runner.config.top_fraction == 0.25
@@ -74,10 +87,34 @@ def interrupt_after_the_first_epoch(run: Path) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_population_copies_its_best_and_varies_it_also_after_ctrl_c(ray_cluster, tiny_world, tmp_path, capsys):
+def test_a_population_copies_its_best_and_varies_it_also_after_ctrl_c(
+    ray_cluster, tiny_world, tmp_path, capsys
+):
     out = tmp_path / "tune"
-    argv = ["tune", "Counting", "--model", str(tiny_world), "--out", str(out), "--preset", "debug", "--trials", "2"]
-    argv += ["--epochs", "3", "--every", "1", "--runners", "0", "--envs-per-runner", "2", "--scorer", "serve"]
+    argv = [
+        "tune",
+        "Counting",
+        "--model",
+        str(tiny_world),
+        "--out",
+        str(out),
+        "--preset",
+        "debug",
+        "--trials",
+        "2",
+    ]
+    argv += [
+        "--epochs",
+        "3",
+        "--every",
+        "1",
+        "--runners",
+        "0",
+        "--envs-per-runner",
+        "2",
+        "--scorer",
+        "serve",
+    ]
     person = threading.Thread(target=interrupt_after_the_first_epoch, args=(out,))
     person.start()
     assert execute(argv) == 130
@@ -93,7 +130,9 @@ def test_a_population_copies_its_best_and_varies_it_also_after_ctrl_c(ray_cluste
         assert change["trial"] != change["copied"]
         assert change["settings"], "a copy is varied"
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    assert len({row["pid"] for row in rows}) <= 4, "two actors before Ctrl+C and two after it, used again and again"
+    assert len({row["pid"] for row in rows}) <= 4, (
+        "two actors before Ctrl+C and two after it, used again and again"
+    )
     for row in rows:
         assert 0 < row["evaluation_return"] <= 10
         for name, (low, high) in (("lr", (1e-5, 3e-3)), ("top_fraction", (0.05, 1.0))):
@@ -108,12 +147,16 @@ def test_a_population_copies_its_best_and_varies_it_also_after_ctrl_c(ray_cluste
 
 def set_after(epoch: int, run: Path, codes: list[int]) -> None:
     deadline = time.monotonic() + 60
-    while not any(row["step"] >= epoch for row in read_metrics(run)) and time.monotonic() < deadline:
+    while (
+        not any(row["step"] >= epoch for row in read_metrics(run)) and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     codes.append(execute(["tune", "set", str(run), "entropy_coeff=0.002", "epsilon=0.5"]))
 
 
-def test_a_running_experiment_takes_a_change_and_keeps_it(ray_cluster, tiny_world, tmp_path, capsys):
+def test_a_running_experiment_takes_a_change_and_keeps_it(
+    ray_cluster, tiny_world, tmp_path, capsys
+):
     out, codes = tmp_path / "run", []
     small = {"preset": "debug", "runners": 0, "envs_per_runner": 1}
     parse(["tune", "set", str(out), "lr=1"])  # loads the commands, so that the change comes in time

@@ -110,9 +110,9 @@ def test_exploring_goes_on_when_a_machine_is_lost(told: tuple[Path, dict[str, An
     rows = read_metrics(out / "explore")
     assert [row["step"] for row in rows] == list(range(1, EPOCHS + 1))
     played = np.diff([0, *(row["explore/env_steps"] for row in rows)])
-    whole = 3 * recipe("debug").steps
+    whole = 3 * recipe("debug").steps_per_epoch
     assert all(played[: machines["explore"]["at"]] == whole)
-    assert min(played) >= recipe("debug").steps
+    assert min(played) >= recipe("debug").steps_per_epoch
     assert min(played) < whole
     assert played[-1] == whole
     assert all(np.isfinite(row["explore/total_loss"]) for row in rows)

@@ -64,7 +64,9 @@ def test_serve_and_in_process_give_the_same_numbers(app, tiny_world):
     views_B5HWC = np.moveaxis(film, -1, 1)
     served = ServeScorer(app).entropies(views_B5HWC, actions_B4[: len(views_B5HWC)])
     np.testing.assert_allclose(
-        served, LocalScorer(tiny_world).entropies(views_B5HWC, actions_B4[: len(views_B5HWC)]), atol=1e-5
+        served,
+        LocalScorer(tiny_world).entropies(views_B5HWC, actions_B4[: len(views_B5HWC)]),
+        atol=1e-5,
     )
 
 
@@ -95,7 +97,9 @@ def test_a_request_that_cannot_be_scored_is_refused_alone(app, tiny_world):
         with pytest.raises(InputError) as caught:
             scorer.entropies(frames, actions)
         assert "\n" not in str(caught.value)
-    np.testing.assert_allclose(good(), LocalScorer(tiny_world).entropies(frames_B5HWC, actions_B4), atol=1e-5)
+    np.testing.assert_allclose(
+        good(), LocalScorer(tiny_world).entropies(frames_B5HWC, actions_B4), atol=1e-5
+    )
     with pytest.raises(InputError, match="256"):
         ServeScorer(app, windows=257)
 
@@ -104,7 +108,9 @@ def test_weights_are_swapped_while_it_answers(app, tiny_world, other_world):
     from worldmodel import serve
 
     frames_B5HWC, actions_B4 = windows()
-    old, new = (LocalScorer(path).entropies(frames_B5HWC, actions_B4) for path in (tiny_world, other_world))
+    old, new = (
+        LocalScorer(path).entropies(frames_B5HWC, actions_B4) for path in (tiny_world, other_world)
+    )
     assert not np.allclose(old, new, atol=1e-3)
     answers, stop = [], threading.Event()
 
@@ -129,7 +135,9 @@ def test_weights_are_swapped_while_it_answers(app, tiny_world, other_world):
         asking.join()
     kinds = ["old" if np.allclose(answer, old, atol=1e-5) else "new" for answer in answers]
     np.testing.assert_allclose(answers[-1], new, atol=1e-5)
-    assert kinds == sorted(kinds, reverse=True), "first old, then new, nothing in between and nothing lost"
+    assert kinds == sorted(kinds, reverse=True), (
+        "first old, then new, nothing in between and nothing lost"
+    )
 
     # Weights that cannot be loaded change nothing.
     broken = other_world.parent / "broken"
@@ -195,9 +203,18 @@ def test_training_goes_on_when_the_replica_is_killed(app, other_world, tiny_worl
     """Its requests are asked again, of a replica that starts with the newest weights; every reward is the true one."""
     from worldmodel import serve
 
-    config = AutoExploreConfig().exploring(games=["Counting"], scorer=Served(app), max_steps=300)
+    config = AutoExploreConfig().explore_settings(
+        games=["Counting"], scorer=Served(app), max_steps=300
+    )
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    config.training(steps_per_epoch=200, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), lstm_dim=8)
+    config.training(
+        steps_per_epoch=200,
+        updates_per_epoch=1,
+        batch_size=2,
+        seq_len=4,
+        channels=(4, 4, 4, 4),
+        lstm_dim=8,
+    )
     algorithm = config.debugging(log_level="ERROR").build_algo()
     serve.swap(app, other_world)
     (replica,) = serve.describe(app)
@@ -262,7 +279,9 @@ def test_replicas_follow_the_queue(ray_cluster, tiny_world, monkeypatch):
 
     try:
         wait_for_replicas(1)
-        askers = [threading.Thread(target=ask) for _ in range(12)]  # three times what one replica is meant to hold
+        askers = [
+            threading.Thread(target=ask) for _ in range(12)
+        ]  # three times what one replica is meant to hold
         for asker in askers:
             asker.start()
         try:
@@ -287,7 +306,9 @@ def test_the_command_says_what_the_service_does(ray_cluster, tiny_world):
     with console.capture() as printed:
         assert execute(["serve", str(tiny_world), "--name", "told", "--seconds", "2"]) == 0
     started, ends, told = printed.get().splitlines()
-    assert re.fullmatch(r"told: 1 replica can be asked; [\d,]+ windows a second from one client", started)
+    assert re.fullmatch(
+        r"told: 1 replica can be asked; [\d,]+ windows a second from one client", started
+    )
     assert ends == "it ends in 2 s"
     figures = r"1 replica: [\d,]+ windows/s, 0 waiting, 3[23] a batch, 0 batches failed"  # 1 window, then 64
     assert re.fullmatch(figures + r"; latency [\d,]+ / [\d,]+ / [\d,]+ ms \(50, 95, 99 %\)", told)

@@ -13,8 +13,8 @@ from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
 from experiments.arguments import GameArgs
-from exploration import expert
 from exploration.agent.policy import CnnLstm, PolicyConfig, save_policy
+from exploration.config import PRESETS
 from exploration.evaluate import interval, summary
 from exploration.train import explore
 from tests.experiments.test_cli import ROM_IS_MISSING, complaint
@@ -23,8 +23,12 @@ from tests.experiments.test_cli import ROM_IS_MISSING, complaint
 def test_bad_input_is_one_line(ray_cluster, tiny_world, tmp_path, capsys):
     out = ["--out", str(tmp_path / "run")]
     game = ["explore", "Counting", "--model", str(tiny_world), *out]
-    assert "did you mean" in complaint(capsys, "explore", "Kangaro-Atari2600", "--model", str(tiny_world), *out)
-    assert "envs.roms" in complaint(capsys, "explore", ROM_IS_MISSING, "--model", str(tiny_world), *out)
+    assert "did you mean" in complaint(
+        capsys, "explore", "Kangaro-Atari2600", "--model", str(tiny_world), *out
+    )
+    assert "envs.roms" in complaint(
+        capsys, "explore", ROM_IS_MISSING, "--model", str(tiny_world), *out
+    )
     for fraction in ("0", "2", "-0.5"):
         assert "top_fraction" in complaint(capsys, *game, "--top-fraction", fraction)
     assert "--model" in complaint(capsys, "explore", "Counting", *out)
@@ -33,8 +37,18 @@ def test_bad_input_is_one_line(ray_cluster, tiny_world, tmp_path, capsys):
     assert "no game" in complaint(capsys, "explore", "--model", str(tiny_world), *out)
     assert "epsilon" in complaint(capsys, "expert", "Counting", "--epsilon", "2", *out)
     assert not (tmp_path / "run").exists()
-    two = save_policy(tmp_path / "two", CnnLstm(PolicyConfig(actions=2, channels=(4, 4, 4, 4), lstm_dim=8)))
-    line = complaint(capsys, "collect", "Counting", "--policy", f"checkpoint:{two}", "--out", str(tmp_path / "data"))
+    two = save_policy(
+        tmp_path / "two", CnnLstm(PolicyConfig(actions=2, channels=(4, 4, 4, 4), lstm_dim=8))
+    )
+    line = complaint(
+        capsys,
+        "collect",
+        "Counting",
+        "--policy",
+        f"checkpoint:{two}",
+        "--out",
+        str(tmp_path / "data"),
+    )
     assert "actions" in line
 
 
@@ -57,26 +71,44 @@ def test_many_games_get_an_env_each_and_a_return_each(ray_cluster, tmp_path):
         assert row[f"evaluation/intrinsic_return/{game}"] > 0
     assert json.loads((tmp_path / "config.json").read_text())["envs_per_runner"] == 3
     with pytest.raises(InputError, match="reward"):
-        explore(games, None, tmp_path, preset="debug", reward="random", runners=1, epochs=2, resume=True)
+        explore(
+            games, None, tmp_path, preset="debug", reward="random", runners=1, epochs=2, resume=True
+        )
 
 
 def test_from_a_game_to_a_test_set_of_deep_play(ray_cluster, tmp_path, monkeypatch, capsys):
     """The expert of the corridor, which pays more from room to room, plays farther than chance gets."""
-    plan = expert.EXPERTS["debug"]
+    plan = PRESETS["expert-debug"]
     loss = dataclasses.replace(plan.loss, gamma=0.9)
     plan = dataclasses.replace(
-        plan, loss=loss, epochs=8, runners=0, envs_per_runner=4, steps=60, max_steps=60, updates=16, batch_size=8,
+        plan, loss=loss, epochs=8, runners=0, envs_per_runner=4, steps_per_epoch=60, max_steps=60, updates_per_epoch=16, batch_size=8,
         epsilon=0.3, final_epsilon=0.1, epsilon_epochs=8, lr=5e-3, evaluate_every=4, evaluation_steps=60,
         precision="fp32", normalize_rewards=True,
     )  # fmt: skip
-    monkeypatch.setitem(expert.EXPERTS, "debug", plan)
-    argv = ["expert", "Corridor", "--preset", "debug", "--episodes", "3", "--steps", "60", "--out", str(tmp_path)]
+    monkeypatch.setitem(PRESETS, "expert-debug", plan)
+    argv = [
+        "expert",
+        "Corridor",
+        "--preset",
+        "debug",
+        "--episodes",
+        "3",
+        "--steps",
+        "60",
+        "--out",
+        str(tmp_path),
+    ]
     assert execute(argv) == 0
     assert "3 episodes of Corridor" in capsys.readouterr().out
     reader = EpisodeReader(tmp_path / "data")
     assert len(reader) == 3
-    assert all("expert" in reader[index].policy_id and "0.15" in reader[index].policy_id for index in range(3))
-    places = np.array([read_cell(frame) for index in range(3) for frame in reader[index].frames_THWC])
+    assert all(
+        "expert" in reader[index].policy_id and "0.15" in reader[index].policy_id
+        for index in range(3)
+    )
+    places = np.array(
+        [read_cell(frame) for index in range(3) for frame in reader[index].frames_THWC]
+    )
     assert places.mean() > ROOMS * CELLS_PER_ROOM / 2
     assert "already holds" in complaint(capsys, *argv)
     assert execute([*argv, "--resume"]) == 0
@@ -90,8 +122,14 @@ def test_agents_are_compared_over_seeds(ray_cluster, tiny_world, tmp_path: Path,
     assert set(result["seeds"]) == {"0", "1"}
     assert result["seeds"]["0"]["Counting"]["random"]["frames"] == 13
     assert "uncertainty" in capsys.readouterr().out
-    rows = [{"explorer": {"uncertainty": 3, "screens": 4}, "random": {"uncertainty": x, "screens": 1}} for x in (1, 2)]
+    rows = [
+        {"explorer": {"uncertainty": 3, "screens": 4}, "random": {"uncertainty": x, "screens": 1}}
+        for x in (1, 2)
+    ]
     table = summary(rows)
-    assert table["uncertainty"]["difference"] == {"mean": 1.5, "half_width": pytest.approx(12.71 * 0.5)}
+    assert table["uncertainty"]["difference"] == {
+        "mean": 1.5,
+        "half_width": pytest.approx(12.71 * 0.5),
+    }
     assert table["screens"]["difference"] == {"mean": 3.0, "half_width": 0.0}
     assert interval(np.array([1.0]))["half_width"] == float("inf")

@@ -45,26 +45,42 @@ def test_a_cut_segment_is_worth_its_last_value():
     # r = 1, gamma = 0.9, V = 10 = 1 / (1 - 0.9): every return is 10, also when only a part of the row is valid.
     for length in (1, 2, 3):
         valid = torch.arange(3)[None] < length
-        ends = torch.ones(1, 3) * valid, torch.full((1, 4), 10.0), torch.zeros(1, 3, dtype=torch.bool), valid
-        for returns in (lambda_returns(*ends, 0.9, 1.0), vtrace_returns(*ends, torch.ones(1, 3), 0.9, 1.0)[0]):
+        ends = (
+            torch.ones(1, 3) * valid,
+            torch.full((1, 4), 10.0),
+            torch.zeros(1, 3, dtype=torch.bool),
+            valid,
+        )
+        for returns in (
+            lambda_returns(*ends, 0.9, 1.0),
+            vtrace_returns(*ends, torch.ones(1, 3), 0.9, 1.0)[0],
+        ):
             torch.testing.assert_close(returns[valid], torch.full((length,), 10.0))
 
 
 def test_vtrace_is_the_plain_loops():
     rewards, values, terminated, valid, ratio, lengths = segments(1)
-    targets, advantages = vtrace_returns(rewards, values, terminated, valid, ratio, GAMMA, LAMBDA, 1.0)
+    targets, advantages = vtrace_returns(
+        rewards, values, terminated, valid, ratio, GAMMA, LAMBDA, 1.0
+    )
     for row, length in enumerate(lengths):
         # Espeholt et al. 2018, eq. 1, as the sum it is written as.
         discount = [0.0 if terminated[row, t] else GAMMA for t in range(length)]
         rho = [min(1.0, float(ratio[row, t])) for t in range(length)]
         delta = [
-            rho[t] * (float(rewards[row, t]) + discount[t] * float(values[row, t + 1]) - float(values[row, t]))
+            rho[t]
+            * (
+                float(rewards[row, t])
+                + discount[t] * float(values[row, t + 1])
+                - float(values[row, t])
+            )
             for t in range(length)
         ]
         target = [0.0] * (length + 1)
         for s in range(length):
             target[s] = float(values[row, s]) + sum(
-                math.prod(discount[i] * LAMBDA * rho[i] for i in range(s, t)) * delta[t] for t in range(s, length)
+                math.prod(discount[i] * LAMBDA * rho[i] for i in range(s, t)) * delta[t]
+                for t in range(s, length)
             )
             assert math.isclose(float(targets[row, s]), target[s], rel_tol=1e-4, abs_tol=1e-5)
         target[length] = float(values[row, length])
@@ -98,7 +114,9 @@ def loss_batch(seed: int = 0):
 @pytest.mark.parametrize("rho_clip", [0.0, 1.0])
 def test_loss_by_hand(rho_clip):
     logits, values, batch = loss_batch()
-    config = LossConfig(gamma=GAMMA, lambda_=LAMBDA, entropy_coeff=0.01, value_coeff=0.5, rho_clip=rho_clip)
+    config = LossConfig(
+        gamma=GAMMA, lambda_=LAMBDA, entropy_coeff=0.01, value_coeff=0.5, rho_clip=rho_clip
+    )
     parts = actor_critic_loss(logits, values, batch, config)
     ends = batch["rewards"], values, batch["terminated"], batch["valid"]
     returns = lambda_returns(*ends, GAMMA, LAMBDA)
@@ -128,7 +146,9 @@ def test_steps_without_a_score_and_padding_are_left_out_of_the_loss(returns):
     assert logits.grad[:, :-1][out].abs().max() == 0
     assert values.grad[:, :-1][out].abs().max() == 0
     assert logits.grad[:, :-1][batch["learn"]].abs().sum(-1).min() > 0
-    assert logits.grad[:, -1].abs().max() == 0, "the last observation only gives a value to go on from"
+    assert logits.grad[:, -1].abs().max() == 0, (
+        "the last observation only gives a value to go on from"
+    )
     nothing = {**batch, "learn": torch.zeros_like(batch["learn"])}
     assert actor_critic_loss(logits, values, nothing, config)["loss"] == 0
 
@@ -139,10 +159,14 @@ def test_the_stored_actions_are_learnt_from():
     logits.requires_grad_()
     actor_critic_loss(logits, values, batch, LossConfig(entropy_coeff=0.0))["loss"].backward()
     chosen = -logits.grad[:, :-1].gather(-1, batch["actions"][..., None]).squeeze(-1)
-    assert (chosen[batch["learn"]] > 0).all(), "a step that paid makes its own stored action likelier"
+    assert (chosen[batch["learn"]] > 0).all(), (
+        "a step that paid makes its own stored action likelier"
+    )
 
 
-def fragment(name: str, steps: int, first: int = 0, terminated: bool = False, start: int = 0) -> Fragment:
+def fragment(
+    name: str, steps: int, first: int = 0, terminated: bool = False, start: int = 0
+) -> Fragment:
     """Frames and everything else count on from `start`, so that each row of a batch says where it comes from."""
     number = np.arange(start, start + steps + 1)
     return Fragment(
@@ -151,7 +175,9 @@ def fragment(name: str, steps: int, first: int = 0, terminated: bool = False, st
         first_step=first,
         terminated=terminated,
         film=CompressedFrames.of(
-            np.broadcast_to((number % 256).astype(np.uint8)[:, None, None, None], (steps + 1, 8, 8, 3))
+            np.broadcast_to(
+                (number % 256).astype(np.uint8)[:, None, None, None], (steps + 1, 8, 8, 3)
+            )
         ),
         actions_T=number[:-1] % 5,
         rewards_T=number[:-1].astype(np.float32),
@@ -182,8 +208,13 @@ def test_replay_gives_back_what_was_put_in_and_starts_everywhere():
         assert batch["rewards"][row, :steps].tolist() == number.tolist()
         assert batch["logp"][row, :steps].tolist() == (-number).tolist()
         assert batch["valid"][row].tolist() == [True] * steps + [False] * (5 - steps)
-        assert batch["learn"][row, :steps].tolist() == (number - (100 if start >= 100 else 0) >= 3).tolist()
-        assert batch["terminated"][row].tolist() == [end == 104 and start + i == 103 for i in range(5)]
+        assert (
+            batch["learn"][row, :steps].tolist()
+            == (number - (100 if start >= 100 else 0) >= 3).tolist()
+        )
+        assert batch["terminated"][row].tolist() == [
+            end == 104 and start + i == 103 for i in range(5)
+        ]
         assert not batch["obs"][row, steps + 1 :].any()
     assert batch["obs"].dtype == np.uint8
 
@@ -205,7 +236,11 @@ def test_replay_evicts_the_oldest_and_keeps_gaps_apart():
     assert set(replay.sample(200, 2)["h"][:, 0].astype(int)) == {*range(40, 44), *range(60, 64)}
     replay.add(fragment("d", 2, first=6, start=66))  # steps 4 and 5 were dropped
     batch = replay.sample(200, 8)
-    assert {int(valid.sum()) for valid, h in zip(batch["valid"], batch["h"][:, 0], strict=True) if h >= 60} == {
+    assert {
+        int(valid.sum())
+        for valid, h in zip(batch["valid"], batch["h"][:, 0], strict=True)
+        if h >= 60
+    } == {
         1,
         2,
         3,
@@ -244,7 +279,10 @@ def test_parts_of_a_batch_have_the_whole_ones_gradient():
     for part in (slice(0, None, 2), slice(1, None, 2)):
         rows = {name: x[part] for name, x in (batch | {"count": count}).items()}
         parts.append(actor_critic_loss(logits[part], values[part], rows, config)["loss"])
-    assert len({int(batch["learn"][part].sum()) for part in (slice(0, None, 2), slice(1, None, 2))}) == 2
+    assert (
+        len({int(batch["learn"][part].sum()) for part in (slice(0, None, 2), slice(1, None, 2))})
+        == 2
+    )
     torch.testing.assert_close(sum(parts) / 2, whole)
     (got,) = torch.autograd.grad(sum(parts) / 2, logits)
     torch.testing.assert_close(got, expected)

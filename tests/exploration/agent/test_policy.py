@@ -43,11 +43,15 @@ def frames(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_paper_size():
     network = CnnLstm(PolicyConfig())
     assert network.config.features == 1024
-    assert sum(parameter.numel() for parameter in network.parameters()) == 3_218_470  # the paper's 3.22 M
+    assert (
+        sum(parameter.numel() for parameter in network.parameters()) == 3_218_470
+    )  # the paper's 3.22 M
     kinds = [type(layer).__name__ for layer in network.convolutions]
     assert kinds == ["Conv2d", "MaxPool2d", "ReLU"] * 4
     assert [layer.out_channels for layer in network.convolutions[::3]] == [32, 32, 64, 64]
-    assert {(layer.kernel_size, layer.stride) for layer in network.convolutions[::3]} == {((3, 3), (1, 1))}
+    assert {(layer.kernel_size, layer.stride) for layer in network.convolutions[::3]} == {
+        ((3, 3), (1, 1))
+    }
     config = AutoExploreConfig()
     observation, action = spaces()
     spec = config.get_default_rl_module_spec()
@@ -75,7 +79,9 @@ def test_one_step_at_a_time_is_the_whole_sequence():
         torch.testing.assert_close(values[:, 0], values_BT[:, t], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(state[0], last[0], atol=1e-5, rtol=1e-4)
     # Every pixel level counts: a buffer that turns pixels into {0, 1} / 255 would not tell these apart.
-    assert not torch.allclose(network(frames_BTHWC // 2, network.start_state(2))[0], logits_BTA, atol=1e-3)
+    assert not torch.allclose(
+        network(frames_BTHWC // 2, network.start_state(2))[0], logits_BTA, atol=1e-3
+    )
 
 
 def test_behaviour_is_the_mixture_with_epsilon_and_temperature():
@@ -105,10 +111,15 @@ def test_module_explores_by_the_mixture_and_evaluates_without():
     module.set_exploration(0.2, 1.5)
     output = module.forward_exploration(batch)
     torch.testing.assert_close(
-        output[Columns.ACTION_DIST_INPUTS], behaviour_log_probabilities(logits, 0.2, 1.5), atol=1e-5, rtol=1e-4
+        output[Columns.ACTION_DIST_INPUTS],
+        behaviour_log_probabilities(logits, 0.2, 1.5),
+        atol=1e-5,
+        rtol=1e-4,
     )
     assert set(output[Columns.STATE_OUT]) == {"h", "c"}
-    torch.testing.assert_close(module.compute_values(batch), module.forward_train(batch)[Columns.VF_PREDS])
+    torch.testing.assert_close(
+        module.compute_values(batch), module.forward_train(batch)[Columns.VF_PREDS]
+    )
     for epsilon, temperature in ((1.1, 1.0), (-0.1, 1.0), (0.1, -1.0), (0.1, float("inf"))):
         with pytest.raises(InputError):
             module.set_exploration(epsilon, temperature)
@@ -117,7 +128,10 @@ def test_module_explores_by_the_mixture_and_evaluates_without():
 def test_saved_agent_plays_the_same(tmp_path):
     network = awake(SMALL)
     save_policy(tmp_path / "agent", network, {"epoch": 3})
-    assert sorted(file.name for file in (tmp_path / "agent").iterdir()) == ["config.json", "module.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "agent").iterdir()) == [
+        "config.json",
+        "module.safetensors",
+    ]
     frames_THWC = frames(40).numpy()
 
     def play(seed: int, **how: float) -> list[int]:
@@ -134,7 +148,9 @@ def test_saved_agent_plays_the_same(tmp_path):
     agent.reset(1)
     first = [agent.act(frame) for frame in frames_THWC]
     agent.reset(1)
-    assert [agent.act(frame) for frame in frames_THWC] == first == play(1), "reset forgets the episode before"
+    assert [agent.act(frame) for frame in frames_THWC] == first == play(1), (
+        "reset forgets the episode before"
+    )
 
 
 def test_other_agents_are_refused(tmp_path):
@@ -144,7 +160,9 @@ def test_other_agents_are_refused(tmp_path):
     for epsilon, temperature in ((2.0, 1.0), (0.0, -1.0)):
         with pytest.raises(InputError):
             load_policy(good, epsilon=epsilon, temperature=temperature)
-    two = save_policy(tmp_path / "two", CnnLstm(PolicyConfig(actions=2, channels=(4, 4, 4, 4), lstm_dim=8)))
+    two = save_policy(
+        tmp_path / "two", CnnLstm(PolicyConfig(actions=2, channels=(4, 4, 4, 4), lstm_dim=8))
+    )
     assert load_network(two).config.actions == 2
     with pytest.raises(InputError, match="actions"):
         load_policy(two)
@@ -167,7 +185,10 @@ def test_other_agents_are_refused(tmp_path):
     (good / "config.json").write_text(json.dumps(config))
 
     weights = load_file(good / "module.safetensors")
-    save_file({name: tensor for name, tensor in weights.items() if name != "value.bias"}, good / "module.safetensors")
+    save_file(
+        {name: tensor for name, tensor in weights.items() if name != "value.bias"},
+        good / "module.safetensors",
+    )
     with pytest.raises(InputError, match=r"value\.bias"):
         load_policy(good)
     (good / "module.safetensors").write_bytes(b"cut short")
@@ -175,7 +196,9 @@ def test_other_agents_are_refused(tmp_path):
         load_policy(good)
 
 
-@pytest.mark.parametrize("wrong", [{"actions": 1}, {"channels": ()}, {"lstm_dim": 0}, {"channels": (4,) * 7}])
+@pytest.mark.parametrize(
+    "wrong", [{"actions": 1}, {"channels": ()}, {"lstm_dim": 0}, {"channels": (4,) * 7}]
+)
 def test_impossible_architectures_are_refused(wrong):
     with pytest.raises(InputError):
         PolicyConfig(**wrong)

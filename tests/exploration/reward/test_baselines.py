@@ -16,7 +16,15 @@ from exploration.reward.factory import RewardConfig
 from exploration.reward.scorers import ScoringError
 from exploration.rollout.reward_connector import RewardConnector
 from tests.fixtures.datasets import record
-from worldmodel import ActionMap, Dynamics, GenieRedux, GenieReduxG, LatentActionModel, Tokenizer, preset
+from worldmodel import (
+    ActionMap,
+    Dynamics,
+    GenieRedux,
+    GenieReduxG,
+    LatentActionModel,
+    Tokenizer,
+    preset,
+)
 
 RIGHT, LEFT, UP = 0, 1, 2
 
@@ -37,7 +45,9 @@ def test_feature_networks_have_the_published_shape():
     ]
     assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 512)
     one, other = (baselines.random_features().state_dict() for _ in range(2))
-    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items()), "every runner has the same features"
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items()), (
+        "every runner has the same features"
+    )
 
 
 def test_rf_is_the_error_of_the_models_prediction(tiny_world):
@@ -64,14 +74,21 @@ def test_vae_learns_to_draw_frames_and_is_kept_for_the_run(tiny_world, tmp_path,
     _, late = baselines.train_autoencoder(frames_NHWC, updates=60, batch=8)
     assert late < early / 2
     weights = tmp_path / "run" / "vae.safetensors"
-    baselines.save_weights(weights, baselines.train_autoencoder(frames_NHWC, updates=5, batch=8)[0].encoder)
+    baselines.save_weights(
+        weights, baselines.train_autoencoder(frames_NHWC, updates=5, batch=8)[0].encoder
+    )
     source = RewardConfig("vae", data=(data,))
-    with source.open(tiny_world, tmp_path / "run", steps=1, replicas=1, seed=0) as make:  # trains nothing again
+    with source.open(
+        tiny_world, tmp_path / "run", steps=1, replicas=1, seed=0
+    ) as make:  # trains nothing again
         assert make is not None
         rewards_B = make().submit(*windows())()
     assert rewards_B.shape == (6,)
     weights.write_bytes(b"cut short")
-    with source.open(tiny_world, tmp_path / "run", steps=1, replicas=1, seed=0) as make, pytest.raises(InputError):
+    with (
+        source.open(tiny_world, tmp_path / "run", steps=1, replicas=1, seed=0) as make,
+        pytest.raises(InputError),
+    ):
         make().submit(*windows())()
 
 
@@ -105,15 +122,23 @@ def test_a_baselines_rewards_reach_the_fragment_as_they_are():
 def test_disagreement_by_hand():
     same = torch.tensor([[0.5, 0.5, 0, 0], [0.25] * 4]) + 1e-30
     other = torch.tensor([[0.5, 0.5, 0, 0], [0.25] * 4]) + 1e-30
-    torch.testing.assert_close(disagreement.disagreement(torch.stack([same, other]).log()), torch.zeros(2))
+    torch.testing.assert_close(
+        disagreement.disagreement(torch.stack([same, other]).log()), torch.zeros(2)
+    )
     sure = torch.eye(4)[[0, 1]][:, None] + 1e-30  # two heads, sure of different codes: ln 2 / ln 2
-    torch.testing.assert_close(disagreement.disagreement(sure.log()), torch.ones(1), atol=1e-6, rtol=0)
-    half = torch.tensor([[[1, 0.0]], [[0.5, 0.5]]]) + 1e-30  # H(3/4, 1/4) - H(1/2, 1/2) / 2, in units of ln 2
+    torch.testing.assert_close(
+        disagreement.disagreement(sure.log()), torch.ones(1), atol=1e-6, rtol=0
+    )
+    half = (
+        torch.tensor([[[1, 0.0]], [[0.5, 0.5]]]) + 1e-30
+    )  # H(3/4, 1/4) - H(1/2, 1/2) / 2, in units of ln 2
     expected = (-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)) - np.log(2) / 2) / np.log(2)
     assert float(disagreement.disagreement(half.log())) == pytest.approx(expected, abs=1e-5)
 
 
-def test_disagreement_of_a_genie_redux_takes_each_button_for_its_latent_action(tmp_path: Path) -> None:
+def test_disagreement_of_a_genie_redux_takes_each_button_for_its_latent_action(
+    tmp_path: Path,
+) -> None:
     config = preset("debug")
     torch.manual_seed(0)
     dynamics = Dynamics(config.with_latent_actions())

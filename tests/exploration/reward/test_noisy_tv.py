@@ -89,7 +89,9 @@ def television(tmp_path_factory) -> World:
 
 def pixels(frames_BTHWC: NDArray[np.uint8]) -> torch.Tensor:
     """(B, T, 64, 64, 3) -> float (B, T, 3, 64, 64)."""
-    return baselines.to_pixels(frames_BTHWC.reshape(-1, 64, 64, 3)).unflatten(0, frames_BTHWC.shape[:2])
+    return baselines.to_pixels(frames_BTHWC.reshape(-1, 64, 64, 3)).unflatten(
+        0, frames_BTHWC.shape[:2]
+    )
 
 
 def test_noise_draws_entropy_and_not_disagreement(television, tmp_path):
@@ -107,9 +109,13 @@ def test_noise_draws_entropy_and_not_disagreement(television, tmp_path):
             scorer = make()
         for place, actions in plays.items():
             env = CorridorEnv(television=True)
-            frames = np.stack([env.reset(seed=5)[0], *(env.step(np.int64(action))[0] for action in actions)])
+            frames = np.stack(
+                [env.reset(seed=5)[0], *(env.step(np.int64(action))[0] for action in actions)]
+            )
             cut = cut_windows(frames, np.array(actions), len(actions) - 4)
-            paid[name][place] = float(uncertainty_reward(scorer.submit(cut.frames_B5HWC, cut.actions_B4)()).mean())
+            paid[name][place] = float(
+                uncertainty_reward(scorer.submit(cut.frames_B5HWC, cut.actions_B4)()).mean()
+            )
     print(paid)
     entropy, doubt = paid["entropy"], paid["disagreement"]
     # Nothing beats the television, though it can teach nothing: entropy has an agent stay there.
@@ -134,14 +140,18 @@ def walk(act, seed: int) -> NDArray[np.int64]:
 
 def learnt(world: World, reward: str, seed: int, folder: Path) -> NDArray[np.int64]:
     """Where an agent goes that `explore` has trained."""
-    plan = ExploreConfig(
-        epochs=6, runners=0, envs_per_runner=4, steps=40, max_steps=40, updates=16, batch_size=8, segment=10, lr=5e-3,
+    config = ExploreConfig(
+        epochs=6, runners=0, envs_per_runner=4, steps_per_epoch=40, max_steps=40, updates_per_epoch=16, batch_size=8, seq_len=10, lr=5e-3,
         normalize_rewards=True, network=PolicyConfig(channels=(4, 4, 8, 8), lstm_dim=16), precision="fp32",
         evaluate_every=6, evaluation_steps=40, evaluate_greedily=False,
     )  # fmt: skip
-    plan = dataclasses.replace(plan, loss=dataclasses.replace(plan.loss, gamma=0.9, entropy_coeff=0.02))
+    config = dataclasses.replace(
+        config, loss=dataclasses.replace(config.loss, gamma=0.9, entropy_coeff=0.02)
+    )
     data = (world.data,)
-    best = explore(["NoisyTV"], world.model, folder, plan=plan, reward=reward, reward_data=data, seed=seed)
+    best = explore(
+        ["NoisyTV"], world.model, folder, config=config, reward=reward, reward_data=data, seed=seed
+    )
     agent = load_policy(best)
 
     def act(frame, episode, step):
@@ -154,7 +164,9 @@ def learnt(world: World, reward: str, seed: int, folder: Path) -> NDArray[np.int
 
 def told(places: NDArray[np.int64]) -> str:
     """Where that is, in words."""
-    rooms = " ".join(f"{100 * (places // CELLS_PER_ROOM == room).mean():3.0f}" for room in range(ROOMS))
+    rooms = " ".join(
+        f"{100 * (places // CELLS_PER_ROOM == room).mean():3.0f}" for room in range(ROOMS)
+    )
     return f"rooms {rooms} %, farthest places {places.max(1).tolist()}"
 
 

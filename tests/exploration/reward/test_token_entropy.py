@@ -30,12 +30,16 @@ class ActionScorer:
             steps = [step for step, _ in frames]
             assert steps == list(range(steps[0], steps[0] + 5)), "five consecutive frames"
             # Frame i + 1 shows the action that made it.
-            assert [action for _, action in frames[1:]] == list(actions), "the action beside frame t makes frame t + 1"
+            assert [action for _, action in frames[1:]] == list(actions), (
+                "the action beside frame t makes frame t + 1"
+            )
         self.newest_steps += [frames[-1][0] for frames in shown]
         if any(frames[-1][0] == self.fail_at_step for frames in shown):
             return self._fail
         value = np.float32("nan") if self.answer_nan else np.float32(1)
-        entropies = np.stack([np.full(8, value * frames[-1][1] / 10, np.float32) for frames in shown])
+        entropies = np.stack(
+            [np.full(8, value * frames[-1][1] / 10, np.float32) for frames in shown]
+        )
         return lambda: checked(entropies, len(frames_B5HWC))
 
     def _fail(self):
@@ -46,14 +50,19 @@ def counting_episode(steps: int, seed: int = 0) -> SingleAgentEpisode:
     """An episode of the counting env with random actions, as an environment runner would have collected it."""
     env = CountingEnv()
     generator = np.random.default_rng(seed)
-    episode = SingleAgentEpisode(observation_space=env.observation_space, action_space=env.action_space)
+    episode = SingleAgentEpisode(
+        observation_space=env.observation_space, action_space=env.action_space
+    )
     episode.add_env_reset(env.reset()[0])
     for _ in range(steps):
         action = generator.integers(5)
         frame, reward, *_ = env.step(action)
         state = {"h": np.zeros(4, np.float32), "c": np.zeros(4, np.float32)}
         episode.add_env_step(
-            frame, action, reward, extra_model_outputs={"action_logp": np.float32(-1), "state_out": state}
+            frame,
+            action,
+            reward,
+            extra_model_outputs={"action_logp": np.float32(-1), "state_out": state},
         )
     return episode
 
@@ -62,12 +71,16 @@ def test_reward_by_hand():
     # Eight tokens, a quarter of them is two: (0.9 + 0.7) / 2 and (0.4 + 0.4) / 2.
     entropy_BN = np.array([[0.1, 0.9, 0.3, 0.7, 0.2, 0.6, 0.5, 0.0], [0.4] * 8])
     np.testing.assert_allclose(uncertainty_reward(entropy_BN), [0.8, 0.4], rtol=1e-6)
-    np.testing.assert_allclose(uncertainty_reward(entropy_BN, 0.5), [(0.9 + 0.7 + 0.6 + 0.5) / 4, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(
+        uncertainty_reward(entropy_BN, 0.5), [(0.9 + 0.7 + 0.6 + 0.5) / 4, 0.4], rtol=1e-6
+    )
     np.testing.assert_allclose(uncertainty_reward(entropy_BN, 1.0), [3.3 / 8, 0.4], rtol=1e-6)
     assert uncertainty_reward(entropy_BN).dtype == np.float32
     # 64 of the paper's 256 tokens; not rounded to two decimals.
     paper_BN = np.arange(256)[None] / 255.0
-    np.testing.assert_allclose(uncertainty_reward(paper_BN), [np.arange(192, 256).mean() / 255], rtol=1e-6)
+    np.testing.assert_allclose(
+        uncertainty_reward(paper_BN), [np.arange(192, 256).mean() / 255], rtol=1e-6
+    )
 
 
 def test_reward_from_distributions_by_hand():
@@ -115,7 +128,10 @@ def test_windows_cross_the_cut_between_fragments():
                 whole.get_observations(step + 1),
                 whole.get_actions(step),
                 0.0,
-                extra_model_outputs={"action_logp": np.float32(-1), "state_out": {"h": np.ones(4), "c": np.ones(4)}},
+                extra_model_outputs={
+                    "action_logp": np.float32(-1),
+                    "state_out": {"h": np.ones(4), "c": np.ones(4)},
+                },
             )
         pieces.append(piece)
     fragments = [piece.to_numpy() for piece in pieces]
@@ -125,7 +141,9 @@ def test_windows_cross_the_cut_between_fragments():
     assert scorer.newest_steps == list(range(4, 31))
     rewards = np.concatenate([to_fragment(fragment).rewards_T for fragment in fragments])
     np.testing.assert_array_equal(rewards, to_fragment(whole).rewards_T)
-    assert to_fragment(fragments[1]).h_TD[0].tolist() == [0] * 4, "the state that the fragment before ended with"
+    assert to_fragment(fragments[1]).h_TD[0].tolist() == [0] * 4, (
+        "the state that the fragment before ended with"
+    )
     assert to_fragment(fragments[2]).h_TD[0].tolist() == [1] * 4
 
 
@@ -141,14 +159,19 @@ def test_what_is_sent_while_an_env_plays_is_not_sent_again():
         frame = env.step(action)[0]
         state = {"h": np.zeros(4, np.float32), "c": np.zeros(4, np.float32)}
         playing.add_env_step(
-            frame, action, 0.0, extra_model_outputs={"action_logp": np.float32(-1), "state_out": state}
+            frame,
+            action,
+            0.0,
+            extra_model_outputs={"action_logp": np.float32(-1), "state_out": state},
         )
         connector.submit_early(playing)
         sent.append(len(scorer.newest_steps))
     assert sent == [max(0, step // 4 * 4 - 3) for step in range(1, 31)]
     connector(episodes=[playing.to_numpy()])
     assert scorer.newest_steps == list(range(4, 31))
-    for mine, expected in zip(to_fragment(playing).rewards_T, to_fragment(whole).rewards_T, strict=True):
+    for mine, expected in zip(
+        to_fragment(playing).rewards_T, to_fragment(whole).rewards_T, strict=True
+    ):
         assert mine == expected
 
 
@@ -163,7 +186,9 @@ def test_windows_travel_as_the_film_they_were_cut_from():
 
 def _film(frames: int):
     generator = np.random.default_rng(0)
-    return generator.integers(0, 256, (frames, 64, 64, 3), dtype=np.uint8), generator.integers(0, 5, frames - 1)
+    return generator.integers(0, 256, (frames, 64, 64, 3), dtype=np.uint8), generator.integers(
+        0, 5, frames - 1
+    )
 
 
 def test_fragments_shorter_than_a_window():
@@ -219,9 +244,18 @@ class ActionScorers:
 
 def test_actions_stay_beside_their_frames_through_rllib(ray_cluster):
     """Counting envs in processes of their own -> RLlib's runner -> connector, which asserts it -> replay."""
-    config = AutoExploreConfig().exploring(games=["Counting"], scorer=ActionScorers(), max_steps=13)
+    config = AutoExploreConfig().explore_settings(
+        games=["Counting"], scorer=ActionScorers(), max_steps=13
+    )
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    config.training(steps_per_epoch=11, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), lstm_dim=8)
+    config.training(
+        steps_per_epoch=11,
+        updates_per_epoch=1,
+        batch_size=2,
+        seq_len=4,
+        channels=(4, 4, 4, 4),
+        lstm_dim=8,
+    )
     algorithm = config.build_algo()
     try:
         for _ in range(3):
@@ -231,14 +265,20 @@ def test_actions_stay_beside_their_frames_through_rllib(ray_cluster):
     finally:
         algorithm.stop()
     assert sum(map(len, stretches)) >= 66
-    assert {stretch.first_step for stretch in stretches} == {0}, "fragments of an episode were joined"
+    assert {stretch.first_step for stretch in stretches} == {0}, (
+        "fragments of an episode were joined"
+    )
     for stretch in stretches:
         assert len(stretch) <= 13
         shown = [read_frame(frame) for frame in stretch.frames_THWC]
         assert [step for step, _ in shown] == list(range(len(stretch) + 1))
         assert [action for _, action in shown[1:]] == stretch.actions_T.tolist()
-        assert stretch.scored_T.tolist() == [False] * min(3, len(stretch)) + [True] * max(len(stretch) - 3, 0)
-        np.testing.assert_allclose(stretch.rewards_T, np.where(stretch.scored_T, stretch.actions_T / 10, 0), rtol=1e-6)
+        assert stretch.scored_T.tolist() == [False] * min(3, len(stretch)) + [True] * max(
+            len(stretch) - 3, 0
+        )
+        np.testing.assert_allclose(
+            stretch.rewards_T, np.where(stretch.scored_T, stretch.actions_T / 10, 0), rtol=1e-6
+        )
         # Pixels in the replay are those of the env.
         env = CountingEnv()
         frames = [env.reset()[0]] + [env.step(action)[0] for action in stretch.actions_T]
@@ -247,9 +287,18 @@ def test_actions_stay_beside_their_frames_through_rllib(ray_cluster):
 
 
 def test_dropped_fragments_are_counted_and_reach_neither_replay_nor_returns(ray_cluster):
-    config = AutoExploreConfig().exploring(games=["Counting"], scorer=ActionScorers(fail_at_step=8), max_steps=20)
+    config = AutoExploreConfig().explore_settings(
+        games=["Counting"], scorer=ActionScorers(fail_at_step=8), max_steps=20
+    )
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    config.training(steps_per_epoch=10, updates_per_epoch=1, segments=2, segment=4, channels=(4, 4, 4, 4), lstm_dim=8)
+    config.training(
+        steps_per_epoch=10,
+        updates_per_epoch=1,
+        batch_size=2,
+        seq_len=4,
+        channels=(4, 4, 4, 4),
+        lstm_dim=8,
+    )
     algorithm = config.debugging(log_level="ERROR").build_algo()
     try:
         result = algorithm.train()  # the first try brings nothing, so that the epoch collects again
@@ -260,7 +309,9 @@ def test_dropped_fragments_are_counted_and_reach_neither_replay_nor_returns(ray_
     assert [(stretch.first_step, len(stretch)) for stretch in stretches] == [(10, 10), (10, 10)]
     for stretch in stretches:
         np.testing.assert_allclose(stretch.rewards_T, stretch.actions_T / 10, rtol=1e-6)
-    assert np.isnan(result["env_runners"].get("episode_return_mean", np.nan)), "an episode with a hole has no return"
+    assert np.isnan(result["env_runners"].get("episode_return_mean", np.nan)), (
+        "an episode with a hole has no return"
+    )
 
 
 def test_local_scorer_is_the_models_own_calculation(tiny_world):
@@ -277,6 +328,8 @@ def test_local_scorer_is_the_models_own_calculation(tiny_world):
     # The newest frame itself is not shown to the model, the actions are.
     changed = frames_B5HWC.copy()
     changed[:, 2:] = GREY
-    np.testing.assert_array_equal(LocalScorer(tiny_world).entropies(changed, actions_B4), entropy_BN)
+    np.testing.assert_array_equal(
+        LocalScorer(tiny_world).entropies(changed, actions_B4), entropy_BN
+    )
     other = LocalScorer(tiny_world).entropies(frames_B5HWC, (actions_B4 + 1) % 5)
     assert not np.allclose(other, entropy_BN, atol=1e-6)

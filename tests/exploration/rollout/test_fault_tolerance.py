@@ -15,7 +15,13 @@ from ray.exceptions import RayActorError
 from exploration.algorithm import AutoExploreConfig
 from exploration.reward.scorers import LocalScorer, ScoringError, ServeScorer
 
-SMALL = {"updates_per_epoch": 1, "segments": 2, "segment": 4, "channels": (4, 4, 4, 4), "lstm_dim": 8}
+SMALL = {
+    "updates_per_epoch": 1,
+    "batch_size": 2,
+    "seq_len": 4,
+    "channels": (4, 4, 4, 4),
+    "lstm_dim": 8,
+}
 QUEUED = 4
 
 
@@ -47,15 +53,23 @@ def windows(count: int) -> tuple[Any, Any]:
 
 
 def resident_bytes(pid: int) -> int:
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    line = next(
+        line
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("VmRSS")
+    )
     return 1024 * int(line.split()[1])
 
 
 def train_once(games: list[str], scorer: Any, **settings: Any) -> tuple[Any, Any]:
     """One epoch of the real algorithm in this process -> its result, and the steps in its replay."""
-    config = AutoExploreConfig().exploring(games=games, scorer=scorer, max_steps=100)
+    config = AutoExploreConfig().explore_settings(games=games, scorer=scorer, max_steps=100)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    algorithm = config.training(steps_per_epoch=12, **SMALL, **settings).debugging(log_level="ERROR").build_algo()
+    algorithm = (
+        config.training(steps_per_epoch=12, **SMALL, **settings)
+        .debugging(log_level="ERROR")
+        .build_algo()
+    )
     try:
         return algorithm.train(), len(algorithm.replay)
     finally:
@@ -87,7 +101,10 @@ def test_ten_times_what_it_can_queue_is_refused_and_takes_no_memory(app: str, fi
     burst(10)  # warms up what is allocated once
     before = resident_bytes(replica["pid"]), resident_bytes(os.getpid())
     ends = [end for _ in range(3) for end in burst(10)]
-    growth = [resident_bytes(pid) / size - 1 for pid, size in zip((replica["pid"], os.getpid()), before, strict=True)]
+    growth = [
+        resident_bytes(pid) / size - 1
+        for pid, size in zip((replica["pid"], os.getpid()), before, strict=True)
+    ]
     figure("growth of the replica's memory under overload", growth[0])
     figure("share answered under overload", ends.count("answered") / len(ends))
     assert ends.count("answered") >= ONGOING
@@ -95,7 +112,9 @@ def test_ten_times_what_it_can_queue_is_refused_and_takes_no_memory(app: str, fi
     assert max(growth) < 0.1, growth
     # A scorer waits its turn, and gets everything.
     many, some = ServeScorer(app, windows=1), windows(60)
-    np.testing.assert_array_equal(many.entropies(*some).shape, ServeScorer(app).entropies(*some).shape)
+    np.testing.assert_array_equal(
+        many.entropies(*some).shape, ServeScorer(app).entropies(*some).shape
+    )
 
 
 def test_a_service_that_hangs_costs_fragments_and_is_asked_again(app: str, figure: Any) -> None:
@@ -108,7 +127,10 @@ def test_a_service_that_hangs_costs_fragments_and_is_asked_again(app: str, figur
         started = time.monotonic()
         with pytest.raises(ScoringError, match="no answer"):
             ServeScorer(app, timeout_s=1.0).entropies(*windows(2))
-        figure("seconds until a late answer is given up, two time-outs of 1 s", time.monotonic() - started)
+        figure(
+            "seconds until a late answer is given up, two time-outs of 1 s",
+            time.monotonic() - started,
+        )
         assert time.monotonic() - started < 10
         waker = threading.Timer(6.0, os.kill, (replica["pid"], signal.SIGCONT))
         waker.start()
@@ -131,7 +153,9 @@ class Late:
         return ServeScorer(self.app, timeout_s=1.0)
 
 
-def test_answers_that_are_not_numbers_are_refused(app: str, tiny_world: Path, tmp_path: Path) -> None:
+def test_answers_that_are_not_numbers_are_refused(
+    app: str, tiny_world: Path, tmp_path: Path
+) -> None:
     """A model whose weights are NaN, behind the real service and in the process."""
     from worldmodel import GenieReduxG
 
@@ -191,7 +215,7 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
 
 def test_a_hung_game_is_replaced(ray_cluster: None, figure: Any) -> None:
     """SIGSTOP to a game's process: after the time-out all of the runner's games are opened anew, and it plays on."""
-    config = AutoExploreConfig().exploring(games=["Counting"], max_steps=100)
+    config = AutoExploreConfig().explore_settings(games=["Counting"], max_steps=100)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
     config.training(steps_per_epoch=10, step_timeout_s=2.0, **SMALL)
     algorithm: Any = config.debugging(log_level="ERROR").build_algo()
@@ -204,19 +228,26 @@ def test_a_hung_game_is_replaced(ray_cluster: None, figure: Any) -> None:
         figure("seconds an epoch took with a hung game, time-out 2 s", time.monotonic() - started)
         assert len(algorithm.replay) == 40
         assert not Path(f"/proc/{hung.pid}").exists(), "the hung process still runs"
-        assert hung.pid not in [process.pid for process in algorithm.env_runner.env.unwrapped.processes]
+        assert hung.pid not in [
+            process.pid for process in algorithm.env_runner.env.unwrapped.processes
+        ]
     finally:
         algorithm.stop()
 
 
 def test_a_killed_learner_is_an_error_that_explore_can_name(ray_cluster: None) -> None:
     """SIGKILL to the one learner's process: the next epoch raises what `explore` turns into one line with --resume."""
-    config = AutoExploreConfig().exploring(games=["Counting"], max_steps=100)
+    config = AutoExploreConfig().explore_settings(games=["Counting"], max_steps=100)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2).learners(num_learners=1)
-    algorithm: Any = config.training(steps_per_epoch=10, **SMALL).debugging(log_level="ERROR").build_algo()
+    algorithm: Any = (
+        config.training(steps_per_epoch=10, **SMALL).debugging(log_level="ERROR").build_algo()
+    )
     try:
         algorithm.train()
-        (learner,) = [answer.get() for answer in algorithm.learner_group.foreach_learner(lambda _: os.getpid())]
+        (learner,) = [
+            answer.get()
+            for answer in algorithm.learner_group.foreach_learner(lambda _: os.getpid())
+        ]
         assert learner != os.getpid()
         os.kill(learner, signal.SIGKILL)
         with pytest.raises(RayActorError):

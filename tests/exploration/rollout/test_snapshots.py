@@ -9,7 +9,13 @@ from envs.games.counting import read_frame
 from experiments.__main__ import execute
 from exploration import explore
 from exploration.rollout.reward_connector import RewardConnector
-from exploration.rollout.snapshots import Snapshot, SnapshotPair, joined, load_snapshots, save_snapshot
+from exploration.rollout.snapshots import (
+    Snapshot,
+    SnapshotPair,
+    joined,
+    load_snapshots,
+    save_snapshot,
+)
 from tests.exploration.reward.test_token_entropy import ActionScorer, counting_episode
 
 
@@ -31,7 +37,13 @@ def test_snapshots_are_the_newest_screen_and_the_one_that_paid_most() -> None:
     step, action = read_frame(seen.peak.frame_HWC)
     assert action == round(best * 10), "the scorer pays a tenth of the action's number"
     assert step >= 4
-    both = joined([None, SnapshotPair(snapshot(0.1), snapshot(0.2)), SnapshotPair(snapshot(0.3), snapshot(0.4))])
+    both = joined(
+        [
+            None,
+            SnapshotPair(snapshot(0.1), snapshot(0.2)),
+            SnapshotPair(snapshot(0.3), snapshot(0.4)),
+        ]
+    )
     assert both is not None
     assert (both.newest.reward, both.peak.reward) == (0.1, 0.4)
     assert joined([None]) is None
@@ -46,7 +58,9 @@ def test_snapshots_survive_the_disk(tmp_path: Path) -> None:
     assert back.pair().shape == (64, 128, 3)
 
 
-def test_a_run_leaves_screens_films_and_a_page(ray_cluster: None, tiny_world: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_screens_films_and_a_page(
+    ray_cluster: None, tiny_world: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     explore(["Counting"], tiny_world, out, preset="debug", runners=0, envs_per_runner=1)
     kept = load_snapshots(out)
@@ -61,5 +75,10 @@ def test_a_run_leaves_screens_films_and_a_page(ray_cluster: None, tiny_world: Pa
     assert b"\x89PNG" in events
     assert execute(["report", str(out)]) == 0
     page = (out / "report/index.html").read_text()
-    for words in ("Training of the explorer", "Uncertainty over time", "The best agent and random play", "data:image/gif"):
+    for words in (
+        "Training of the explorer",
+        "Uncertainty over time",
+        "The best agent and random play",
+        "data:image/gif",
+    ):
         assert words in page, words
