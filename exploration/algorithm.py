@@ -32,13 +32,12 @@ from exploration.agent.rl_module import AgentModule
 from exploration.config import ExploreConfig, algorithm_settings, epsilon_at
 from exploration.mutable_settings import MUTABLE_SETTINGS, apply
 from exploration.reward.scorers import Scorer
-from exploration.reward.token_entropy import TOP_FRACTION
+from exploration.reward.token_entropy import TOP_FRACTION, check_top_fraction
 from exploration.rollout.callbacks import ExploreCallbacks
 from exploration.rollout.env_runner import GameRunner
 from exploration.rollout.reward_connector import LOOKBACK
 from exploration.rollout.snapshots import SnapshotPair, joined
 from exploration.rollout.vector_env import STEP_SECONDS, check_env_slots
-from worldmodel.uncertainty import check_top_fraction
 
 GAMES_ENV = "autoexplore-games"
 OWN_SETTINGS = frozenset((*algorithm_settings(ExploreConfig()), "runner_threads", "step_timeout_s"))

@@ -11,8 +11,7 @@ from typing import Any
 from envs.utils.errors import InputError
 from exploration.agent.loss import LossConfig
 from exploration.agent.policy import PolicyConfig, check_exploration
-from exploration.reward.token_entropy import TOP_FRACTION
-from worldmodel.uncertainty import check_top_fraction
+from exploration.reward.token_entropy import TOP_FRACTION, check_top_fraction
 
 
 @dataclass(frozen=True)

@@ -57,24 +57,6 @@ def window_entropies(
     return np.concatenate(parts)
 
 
-def check_top_fraction(top_fraction: float) -> None:
-    """Raises InputError for a share of tokens outside (0, 1]."""
-    if not 0 < top_fraction <= 1:
-        raise InputError(f"top_fraction {top_fraction}: must be above 0 and at most 1 (the paper has 0.25)")
-
-
-def top_k_mean(entropy_BN: NDArray[np.floating], top_fraction: float) -> NDArray[np.float32]:
-    """Eq. 3-4: mean of the `top_fraction` largest token entropies, at least one. (B, N) in [0, 1] -> (B,) in [0, 1].
-
-    Raises InputError for a fraction outside (0, 1].
-    """
-    check_top_fraction(top_fraction)
-    tokens = entropy_BN.shape[1]
-    count = max(1, round(tokens * top_fraction))
-    highest = np.partition(entropy_BN, tokens - count, axis=1)[:, tokens - count :]
-    return highest.mean(axis=1, dtype=np.float64).clip(0.0, 1.0).astype(np.float32)
-
-
 def to_consecutive_frames(frames_B5HWC: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     """The film (B + 4, H, W, C) that windows were cut from one frame after the other, a copy; None where they were not.
 

@@ -1,11 +1,4 @@
-"""Actor-critic on segments from the replay: the returns, the loss, and RLlib's learner around them.
-
-The actions in the loss are the stored ones (the published loss draws new ones and learns nothing). Segments are older
-than the weights; `rho_clip` weighs each step's policy gradient by min(rho_clip, pi(a) / mu(a)), mu being what the agent
-acted by, and returns="vtrace" corrects the returns too.
-
-Shapes: B segments, T steps, T1 = T + 1 observations, A actions.
-"""
+"""RLlib's learner around the actor-critic loss of `exploration.agent.loss`."""
 
 import logging
 from collections.abc import Iterator
@@ -25,11 +18,11 @@ from exploration.agent.loss import actor_critic_loss
 from exploration.agent.replay_buffer import Batch
 
 ANSWER_SECONDS = 30.0
-"""How long a learner may take to say that it is there; one that waits for another does not."""
+"""Longest time in which a live learner answers; one that waits for another learner does not."""
 
 
 def deep_copy_arrays(value: Any) -> Any:
-    """A nested state with arrays of its own."""
+    """Copy every array of a nested state."""
     if isinstance(value, np.ndarray):
         return value.copy()
     if isinstance(value, dict):
@@ -40,12 +33,17 @@ def deep_copy_arrays(value: Any) -> Any:
 
 
 class ExploreLearner(TorchLearner):
-    """RLlib's learner with `actor_critic_loss`; `config.loss` is its `LossConfig`. Batches are `ReplayBuffer.sample`'s."""
+    """RLlib's learner with `actor_critic_loss`, whose coefficients are in `config.loss`.
+
+    Its batches hold the arrays of `ReplayBuffer.sample`.
+    """
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take over a state. Copied, because the optimizer keeps the arrays that it is given and writes into them, and
-        those of Ray's object store are shared by all learners of a machine. Taken over whole, also where RLlib would
-        keep its own weights because they have seen as many updates."""
+        """Take over a state as a whole, also where RLlib would keep weights that have seen as many updates.
+
+        The arrays are copied: the optimizer writes into the arrays that it is given, and those in Ray's object store
+        are shared by all learners of a machine.
+        """
         before, self._weights_seq_no = self._weights_seq_no, 0
         super().set_state(deep_copy_arrays(state))
         if before:  # runners take over only weights that are newer than theirs
@@ -54,7 +52,7 @@ class ExploreLearner(TorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
-        """The loss of one batch. Raises FloatingPointError, before any weight changes, if it is not finite."""
+        """Compute the loss of one batch. Raises FloatingPointError, before any weight changes, if it is not finite."""
         parts = actor_critic_loss(
             fwd_out[Columns.ACTION_DIST_INPUTS], fwd_out[Columns.VF_PREDS], batch, config.loss
         )
@@ -68,7 +66,7 @@ class ExploreLearner(TorchLearner):
 
 
 def as_learner_batch(batch: Batch) -> MultiAgentBatch:
-    """`ReplayBuffer.sample`'s arrays as RLlib's learner takes them."""
+    """Convert the arrays of `ReplayBuffer.sample` to the batch that RLlib's learner takes."""
     columns: dict[str, Any] = {name: rows for name, rows in batch.items() if name not in ("h", "c")}
     columns[Columns.STATE_IN] = {"h": batch["h"], "c": batch["c"]}
     return MultiAgentBatch(
@@ -78,7 +76,7 @@ def as_learner_batch(batch: Batch) -> MultiAgentBatch:
 
 @contextmanager
 def quiet_actor_errors() -> Iterator[None]:
-    """Learners' errors are raised here: RLlib would log the whole of each as well."""
+    """Keep RLlib from logging the errors of learners, which are raised here anyway."""
     logger = logging.getLogger("ray.rllib.utils.actor_manager")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -89,7 +87,7 @@ def quiet_actor_errors() -> Iterator[None]:
 
 
 def learner_is_gone(algorithm: Any) -> bool:
-    """Whether a learner's process of an `AutoExplore` has ended: one beside it says only that a connection broke."""
+    """Return True if the process of a learner has ended; the other learners report only a broken connection."""
     if not algorithm.config.num_learners:
         return False
     answers = algorithm.learner_group.foreach_learner(
@@ -99,4 +97,4 @@ def learner_is_gone(algorithm: Any) -> bool:
 
 
 def _ping(learner: Any) -> None:
-    """What an actor can do if it is there."""
+    """Do nothing, which only a live actor can."""

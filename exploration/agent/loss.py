@@ -1,4 +1,11 @@
-"""Actor-critic loss: returns (lambda, V-trace), policy gradient, value and entropy terms."""
+"""Actor-critic loss: returns (lambda, V-trace), policy gradient, value and entropy terms. Needs torch only.
+
+The actions in the loss are the stored ones (the published loss draws new ones and learns nothing). Segments of the
+replay buffer are older than the weights: `rho_clip` weighs each step's policy gradient by min(rho_clip, pi(a) / mu(a)),
+mu being the policy that acted, and returns="vtrace" corrects the returns as well.
+
+Shapes: B segments, T steps, T1 = T + 1 observations, A actions.
+"""
 
 from dataclasses import dataclass
 
@@ -17,7 +24,7 @@ LOSS_PARTS = (
     "ratio",
     "learn_share",
 )
-"""What a learner logs of each update; the first is RLlib's name for the whole."""
+"""Metrics that a learner logs for each update; the first is RLlib's name for the whole loss."""
 
 
 def lambda_returns(
@@ -28,9 +35,9 @@ def lambda_returns(
     gamma: float,
     lambda_: float,
 ) -> Tensor:
-    """G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}); what follows a termination is worth nothing. (B, T).
+    """Compute G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}), (B, T).
 
-    A segment that stops without a termination is worth V of its last observation, wherever in the row it stops: on rows
+    What follows a termination is worth 0. A segment that stops without a termination is worth V of its last observation, wherever in the row it stops: on rows
     past the end (not `valid`) G is V itself.
     """
     returns_BT = torch.zeros_like(rewards_BT)
@@ -53,7 +60,9 @@ def vtrace_returns(
     lambda_: float,
     rho_clip: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """V-trace (Espeholt et al. 2018, eq. 1) with trace lambda * min(1, ratio) -> (value targets, advantages), (B, T).
+    """Compute V-trace (Espeholt et al. 2018, eq. 1) with trace lambda * min(1, ratio).
+
+    Returns value targets and advantages, (B, T) each.
 
     The advantages do not hold rho yet. Ends of segments are treated as in `lambda_returns`; with every ratio 1 the
     targets are those of `lambda_returns`.
@@ -75,7 +84,7 @@ def vtrace_returns(
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The numbers of the loss. The defaults are the published ones (spec: agent)."""
+    """Coefficients of the loss. The defaults are those of the paper (App. A.3) and its published code."""
 
     gamma: float = 0.995
     lambda_: float = 0.95
@@ -104,46 +113,75 @@ class LossConfig:
 def actor_critic_loss(
     logits_BT1A: Tensor, values_BT1: Tensor, batch: dict[str, Tensor], config: LossConfig
 ) -> dict[str, Tensor]:
-    """The named parts of the loss, means over the steps to `learn` from; `loss` is what is optimised.
+    """Compute the terms of the loss, means over the steps to `learn` from; `loss` is what is optimised.
 
-    `batch` is `ReplayBuffer.sample`'s. A batch without any step to learn from has loss 0. A learner's part of a batch has
-    `count`, (B,), the steps to learn from in an average part: the parts' losses then have the whole batch's as mean.
-    Advantages are normalised within a part.
+    `batch` holds the arrays of `ReplayBuffer.sample`. Without any step to learn from the loss is 0. Where several
+    learners share a batch, `count` (B,) is the mean number of steps to learn from of a part: the mean of the parts'
+    losses is then the loss of the whole batch. Advantages are normalised within a part.
     """
     learn_BT = batch["learn"]
-    own_count = learn_BT.sum().clamp(min=1)
-    count = batch["count"][0] if "count" in batch else own_count
+    num_steps = learn_BT.sum().clamp(min=1)
+    divisor = batch["count"][0] if "count" in batch else num_steps
+
+    def mean(x_BT: Tensor) -> Tensor:
+        return torch.where(learn_BT, x_BT, torch.zeros_like(x_BT)).sum() / divisor
+
+    # Log-probabilities of the stored actions, and importance ratios pi / mu.
     log_pi_BTA = torch.log_softmax(logits_BT1A[:, :-1], dim=-1)
     log_pi_BT = log_pi_BTA.gather(-1, batch["actions"].long()[..., None]).squeeze(-1)
     ratio_BT = (log_pi_BT.detach() - batch["logp"]).exp()
-    ends = batch["rewards"], values_BT1.detach(), batch["terminated"], batch["valid"]
-    if config.returns == "vtrace":
-        targets_BT, advantages_BT = vtrace_returns(
-            *ends, ratio_BT, config.gamma, config.lambda_, config.rho_clip
-        )
-    else:
-        targets_BT = lambda_returns(*ends, config.gamma, config.lambda_)
-        advantages_BT = targets_BT - values_BT1[:, :-1].detach()
 
-    def mean(x_BT: Tensor) -> Tensor:
-        return torch.where(learn_BT, x_BT, torch.zeros_like(x_BT)).sum() / count
-
-    if config.normalize_advantages:
-        centred_BT = advantages_BT - mean(advantages_BT) * count / own_count
-        deviation = (mean(centred_BT.square()) * count / own_count).sqrt()
-        advantages_BT = centred_BT / (deviation + 1e-6)
-    weight_BT = (
-        ratio_BT.clamp(max=config.rho_clip) if config.rho_clip else torch.ones_like(ratio_BT)
+    # Value targets and advantages; no gradient flows through either.
+    targets_BT, advantages_BT = _targets_and_advantages(
+        values_BT1.detach(), ratio_BT, batch, config
     )
-    policy = -mean(log_pi_BT * advantages_BT * weight_BT)
-    value = mean((values_BT1[:, :-1] - targets_BT).square())
+
+    # Normalize the advantages over the steps to learn from.
+    if config.normalize_advantages:
+        centred_BT = advantages_BT - mean(advantages_BT) * divisor / num_steps
+        deviation = (mean(centred_BT.square()) * divisor / num_steps).sqrt()
+        advantages_BT = centred_BT / (deviation + 1e-6)
+
+    # Policy gradient loss, each step weighted by its clipped importance ratio.
+    weight_BT = torch.ones_like(ratio_BT)
+    if config.rho_clip:
+        weight_BT = ratio_BT.clamp(max=config.rho_clip)
+    policy_loss = -mean(log_pi_BT * advantages_BT * weight_BT)
+
+    # Value loss: squared error to the lambda returns or V-trace targets.
+    value_loss = mean((values_BT1[:, :-1] - targets_BT).square())
+
+    # Entropy bonus, which favours exploration.
     entropy = mean(-(log_pi_BTA.exp() * log_pi_BTA).sum(-1))
+
     return {
-        "loss": policy + config.value_coeff * value - config.entropy_coeff * entropy,
-        "policy_loss": policy.detach(),
-        "value_loss": value.detach(),
+        "loss": policy_loss + config.value_coeff * value_loss - config.entropy_coeff * entropy,
+        "policy_loss": policy_loss.detach(),
+        "value_loss": value_loss.detach(),
         "entropy": entropy.detach(),
         "return": mean(targets_BT),
         "ratio": mean(ratio_BT),
         "learn_share": learn_BT.float().mean(),
     }
+
+
+def _targets_and_advantages(
+    values_BT1: Tensor, ratio_BT: Tensor, batch: dict[str, Tensor], config: LossConfig
+) -> tuple[Tensor, Tensor]:
+    """Compute value targets and advantages (B, T) by the kind of returns that is configured."""
+    rewards_BT, terminated_BT, valid_BT = batch["rewards"], batch["terminated"], batch["valid"]
+    if config.returns == "vtrace":
+        return vtrace_returns(
+            rewards_BT,
+            values_BT1,
+            terminated_BT,
+            valid_BT,
+            ratio_BT,
+            config.gamma,
+            config.lambda_,
+            config.rho_clip,
+        )
+    targets_BT = lambda_returns(
+        rewards_BT, values_BT1, terminated_BT, valid_BT, config.gamma, config.lambda_
+    )
+    return targets_BT, targets_BT - values_BT1[:, :-1]

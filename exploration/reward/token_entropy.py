@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from worldmodel.uncertainty import WINDOW, check_top_fraction, top_k_mean
+from envs.utils.errors import InputError
+from worldmodel.uncertainty import WINDOW
 
 __all__ = [
     "CONTEXT",
@@ -28,15 +29,27 @@ TOP_FRACTION = 0.25
 """Share of the tokens, the most uncertain ones, whose mean is the reward."""
 
 
+def check_top_fraction(top_fraction: float) -> None:
+    """Raise InputError for a share of tokens outside (0, 1]."""
+    if not 0 < top_fraction <= 1:
+        raise InputError(
+            f"top_fraction {top_fraction}: must be above 0 and at most 1 (the paper has 0.25)"
+        )
+
+
 def uncertainty_reward(
     entropy_BN: NDArray[np.floating], top_fraction: float = TOP_FRACTION
 ) -> NDArray[np.float32]:
-    """Eq. 2-4: mean of the `top_fraction` largest normalised token entropies. (B, N) in [0, 1] -> (B,) in [0, 1].
+    """Compute Eq. 3-4: the mean of the `top_fraction` largest normalised token entropies of each window.
 
-    At least one token counts; 64 of the paper's 256. Not rounded, and not doubled (the published code does both).
-    Raises InputError for a fraction outside (0, 1].
+    (B, N) in [0, 1] -> (B,) in [0, 1]. At least one token counts; 64 of the paper's 256. Not rounded, and not doubled
+    (the published code does both). Raises InputError for a fraction outside (0, 1].
     """
-    return top_k_mean(entropy_BN, top_fraction)
+    check_top_fraction(top_fraction)
+    num_tokens = entropy_BN.shape[1]
+    k = max(1, round(num_tokens * top_fraction))
+    top_k = np.partition(entropy_BN, num_tokens - k, axis=1)[:, num_tokens - k :]
+    return top_k.mean(axis=1, dtype=np.float64).clip(0.0, 1.0).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
 from exploration.agent.replay_buffer import GAME, SCORED
 from exploration.reward.scorers import Scorer, ScoringError
-from exploration.reward.token_entropy import cut_windows, uncertainty_reward
+from exploration.reward.token_entropy import check_top_fraction, cut_windows, uncertainty_reward
 from exploration.rollout.snapshots import Snapshot, SnapshotPair
-from worldmodel.uncertainty import WINDOW, check_top_fraction
+from worldmodel.uncertainty import WINDOW
 
 LOOKBACK = WINDOW - 1
 """Steps that a fragment keeps of the one before, so that windows cross the cut."""
