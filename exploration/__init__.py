@@ -1,4 +1,4 @@
-"""The agent that goes where the world model is unsure.
+"""Exploration by an agent whose reward is the world model's uncertainty.
 
 Names are loaded when they are first asked for: the processes that hold emulators import this package too, and must
 load neither torch nor RLlib.

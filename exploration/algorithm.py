@@ -43,9 +43,9 @@ GAMES_ENV = "autoexplore-games"
 OWN_SETTINGS = frozenset((*algorithm_settings(ExploreConfig()), "runner_threads", "step_timeout_s"))
 """Settings that `AutoExploreConfig.training` takes besides RLlib's."""
 SAMPLE_TIMEOUT_S = 900.0
-"""How long an epoch waits for a runner that is alive."""
+"""Longest wait of an epoch for a live env runner."""
 RUNNER_TIMEOUT_S = 120.0
-"""How long an epoch waits for any runner to come back."""
+"""Longest wait of an epoch for any env runner to come back."""
 
 
 class AutoExploreConfig(AlgorithmConfig):
@@ -127,11 +127,11 @@ class AutoExploreConfig(AlgorithmConfig):
 
     @property
     def loss(self) -> LossConfig:
-        """The learner's view of the settings."""
+        """Coefficients of the loss, as the learner takes them."""
         return LossConfig(**{field.name: getattr(self, field.name) for field in fields(LossConfig)})
 
     def validate(self) -> None:
-        """Raises InputError for settings that cannot be meant."""
+        """Raise InputError for invalid settings."""
         super().validate()
         check_top_fraction(self.top_fraction)
         _ = self.loss
@@ -159,7 +159,7 @@ class AutoExploreConfig(AlgorithmConfig):
         return RLModuleSpec(module_class=AgentModule, model_config=model)
 
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
-        """Steps of an env in one `sample()`: an epoch's."""
+        """Return the steps that an env plays in one `sample()`: those of an epoch."""
         return self.steps_per_epoch
 
 
@@ -201,7 +201,7 @@ class AutoExplore(Algorithm):
 
     @property
     def epsilon(self) -> float:
-        """What the current epoch's agent acts by."""
+        """Epsilon of the current epoch."""
         c = self.config
         return epsilon_at(self.iteration, c.epsilon, c.final_epsilon, c.epsilon_epochs)
 
@@ -222,51 +222,56 @@ class AutoExplore(Algorithm):
         )  # RLlib's own timers are running averages
 
     def _collect(self) -> None:
-        """One epoch's steps into the replay. Waits for runners to come back if none answers, but not for ever.
+        """Add one epoch's steps to the replay buffer, and take over the runners' snapshots.
 
-        Raises InputError with what a runner says cannot be used.
+        Waits up to RUNNER_TIMEOUT_S for a runner to come back where none answers. Raises InputError with the message
+        of a runner that cannot go on.
         """
         deadline = time.monotonic() + RUNNER_TIMEOUT_S
-        kept = 0
-        while not kept:
-            # Pushed before every sampling, so that it reaches runners that were restarted.
-            self.env_runner_group.foreach_env_runner(
-                partial(
-                    GameRunner.set_exploration,
-                    epsilon=self.epsilon,
-                    temperature=self.config.temperature,
-                    top_fraction=self.config.top_fraction,
+        while not (episodes := self._sample_fragments()):
+            self._raise_runner_fault()
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"no scored steps received from any env runner for {RUNNER_TIMEOUT_S:.0f} s"
                 )
+            time.sleep(1.0)
+            self.restore_env_runners(self.env_runner_group)
+        for episode in episodes:
+            self._add_to_replay(to_fragment(episode))
+        runners = self.env_runner_group
+        self.snapshots = joined(runners.foreach_env_runner(lambda runner: runner.snapshots))
+
+    def _sample_fragments(self) -> list[Any]:
+        """Let every runner play its steps with the current exploration settings; return the scored fragments."""
+        # Pushed before every sampling, so that the settings reach runners that were restarted.
+        self.env_runner_group.foreach_env_runner(
+            partial(
+                GameRunner.set_exploration,
+                epsilon=self.epsilon,
+                temperature=self.config.temperature,
+                top_fraction=self.config.top_fraction,
             )
-            sampled: Any = synchronous_parallel_sample(
-                worker_set=self.env_runner_group,
-                max_env_steps=self.config.steps_per_epoch * self.config.num_envs_per_env_runner,
-                concat=True,
-                sample_timeout_s=self.config.sample_timeout_s,
-                _uses_new_env_runners=True,
-                _return_metrics=True,
-            )
-            episodes, results = sampled
-            self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
-            for episode in episodes:
-                self._add_to_replay(to_fragment(episode))
-                kept += len(episode)
-            if not kept:
-                faults = self.env_runner_group.foreach_env_runner(lambda runner: runner.fault)
-                if any(faults):
-                    raise InputError(next(filter(None, faults)))
-                if time.monotonic() > deadline:
-                    raise RuntimeError(
-                        f"no runner has brought a step that could be scored for {RUNNER_TIMEOUT_S:.0f} s"
-                    )
-                time.sleep(1.0)
-                self.restore_env_runners(self.env_runner_group)
-        self.snapshots = joined(
-            self.env_runner_group.foreach_env_runner(lambda runner: runner.snapshots)
         )
+        sampled: Any = synchronous_parallel_sample(
+            worker_set=self.env_runner_group,
+            max_env_steps=self.config.steps_per_epoch * self.config.num_envs_per_env_runner,
+            concat=True,
+            sample_timeout_s=self.config.sample_timeout_s,
+            _uses_new_env_runners=True,
+            _return_metrics=True,
+        )
+        episodes, results = sampled
+        self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
+        return [episode for episode in episodes if len(episode)]
+
+    def _raise_runner_fault(self) -> None:
+        """Raise InputError with the first runner's message that it cannot go on, if there is one."""
+        faults = self.env_runner_group.foreach_env_runner(lambda runner: runner.fault)
+        if any(faults):
+            raise InputError(next(filter(None, faults)))
 
     def _add_to_replay(self, fragment: Fragment) -> None:
-        """Put a fragment into the replay, and its screens among those that were seen of its game."""
+        """Add a fragment to the replay buffer, and its screens to those seen of its game."""
         if self.config.reward_clipping:
             fragment = replace(fragment, rewards_T=fragment.rewards_T.clip(-1, 1))
         self.replay.add(fragment)
@@ -276,7 +281,7 @@ class AutoExplore(Algorithm):
             )
 
     def _learn(self) -> None:
-        """One epoch's updates; the means of the loss's parts over them are logged under `learning`."""
+        """Make one epoch's updates, and log the means of the loss terms under `learning`."""
         c = self.config
         scale = self._reward_scale() if c.normalize_rewards else None
         means: dict[str, list[float]] = {}
@@ -300,7 +305,7 @@ class AutoExplore(Algorithm):
         }
 
     def _update(self, batch: Batch) -> Any:
-        """One update by all learners -> their metrics."""
+        """Make one update by all learners; return their metrics."""
         steps = {
             NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek(
                 (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
@@ -322,12 +327,12 @@ class AutoExplore(Algorithm):
             )
 
     def _before_evaluate(self) -> None:
-        """RLlib resets the envs of remote evaluation runners, but not those of a local one."""
+        """Reset the envs of a local evaluation runner, as RLlib does with those of remote ones."""
         if self.eval_env_runner is not None:
             self.eval_env_runner.start_evaluation()
 
     def network(self) -> CnnLstm:
-        """A copy of the agent's network as the learner has it."""
+        """Return a copy of the learner's network."""
         state = self.learner_group.get_weights()[DEFAULT_MODULE_ID]
         spaces = self.spaces[DEFAULT_MODULE_ID]
         shape = PolicyConfig(
@@ -354,7 +359,7 @@ class AutoExplore(Algorithm):
             group.foreach_env_runner(partial(GameRunner.set_weights, weights=weights))
 
     def get_state(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """RLlib's state and, if the configuration says so, the replay."""
+        """Return RLlib's state and, if the configuration says so, the replay buffer."""
         state: dict[str, Any] = super().get_state(*arguments, **options)
         state["screens"] = {game: sorted(keys) for game, keys in self.screens.items()}
         if self.config.replay_in_checkpoint:

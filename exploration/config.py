@@ -19,13 +19,13 @@ class ExploreConfig:
     """Settings of a run, and the only place where they are listed. The defaults are the paper's."""
 
     epochs: int = 300
-    """Rounds of collecting and learning."""
+    """Number of collect-and-learn epochs."""
     runners: int = 2
-    """Processes that play; 0 plays in the process that learns."""
+    """Env runner processes; 0 plays in the process that learns."""
     envs_per_runner: int = 4
-    """Games that each of them plays at a time."""
+    """Games that each runner plays at a time."""
     learners: int = 0
-    """Processes that learn, which share each batch; 0 learns in the process that leads the run or, where a cluster has
+    """Learner processes, which share each batch; 0 learns in the process that leads the run or, where a cluster has
     machines with GPUs for learners, in one there."""
     steps_per_epoch: int = 200
     """Steps that every env plays in an epoch."""
@@ -38,11 +38,11 @@ class ExploreConfig:
     seq_len: int = 20
     """Steps in a segment."""
     burn_in: int = 0
-    """Steps before a segment's own that only warm up the LSTM, beside the stored state."""
+    """Steps before a segment that only warm up the LSTM, from the stored state."""
     replay_capacity: int = 100_000
-    """Steps that the replay keeps."""
+    """Steps that the replay buffer keeps."""
     replay_in_checkpoint: bool = True
-    """Keep the replay in checkpoints, so that a resumed run goes on exactly."""
+    """Keep the replay buffer in checkpoints, so that a resumed run goes on exactly."""
     lr: float = 1e-4
     """Adam's learning rate."""
     grad_clip: float = 10.0
@@ -52,31 +52,31 @@ class ExploreConfig:
     above 0 otherwise makes the value learn its level first: until then it says no more than how far a segment's end
     is, and the end of an episode looks like a loss."""
     reward_clipping: bool = False
-    """Learn from rewards cut to [-1, 1]: for a game's own, which may be points by the thousand."""
+    """Learn from rewards clipped to [-1, 1]: for a game's own reward, which may be thousands of points."""
     loss: LossConfig = field(default_factory=LossConfig)
     network: PolicyConfig = field(default_factory=PolicyConfig)
     precision: str = "auto"
-    """Of the learner's forward pass: fp32, bf16 (autocast), or auto: bf16 where the hardware multiplies it."""
+    """Precision of the learner's forward pass: fp32, bf16 (autocast), or auto: bf16 where the hardware multiplies it."""
     epsilon: float = 0.1
-    """Share of uniform actions in what the agent acts by, at the start."""
+    """Share of uniform actions in the first epoch."""
     final_epsilon: float = 0.01
-    """The same from `epsilon_epochs` on."""
+    """Share of uniform actions from `epsilon_epochs` on."""
     epsilon_epochs: int = 150
     """Epochs over which it falls linearly."""
     temperature: float = 1.0
-    """Of the softmax that the agent acts by."""
+    """Temperature of the softmax that the agent samples actions from."""
     top_fraction: float = TOP_FRACTION
     """Share of a frame's tokens, the most uncertain, whose mean entropy is the reward."""
     maskgit_steps: int = 1
-    """Passes of the world model for one reward."""
+    """MaskGIT passes of the world model for one reward."""
     replicas: int = 2
-    """Copies of the world model that answer, where the scorer is "serve"."""
+    """Replicas of the world model, where the scorer is "serve"."""
     evaluate_every: int = 5
     """Epochs between evaluations; there is always one at the end."""
     evaluation_steps: int = 200
     """Steps that every env plays in an evaluation, from a fresh start."""
     evaluate_greedily: bool = True
-    """Judge the agent by its most likely actions; otherwise by actions drawn as it draws them when it collects."""
+    """Evaluate the most likely actions; otherwise actions are sampled as in collecting."""
     keep_last: int = 2
     """Checkpoints to keep."""
 
@@ -94,7 +94,7 @@ class ExploreConfig:
         check_top_fraction(self.top_fraction)
 
     def epsilon_at(self, epoch: int) -> float:
-        """Epsilon of an epoch, from 0: linear to `final_epsilon` over `epsilon_epochs`, then constant."""
+        """Compute epsilon of an epoch, counted from 0: linear to `final_epsilon` over `epsilon_epochs`, then constant."""
         return epsilon_at(epoch, self.epsilon, self.final_epsilon, self.epsilon_epochs)
 
 
@@ -116,7 +116,7 @@ RUN_SETTINGS = frozenset(
 
 
 def epsilon_at(epoch: int, start: float, end: float, epochs: int) -> float:
-    """Linear from `start` in epoch 0 to `end` in epoch `epochs`, then constant (appendix A.3: 0.1 -> 0.01 over 150)."""
+    """Interpolate linearly from `start` in epoch 0 to `end` in epoch `epochs`, then constant (appendix A.3: 0.1 -> 0.01 over 150)."""
     share = 1.0 if epochs == 0 else min(epoch / epochs, 1.0)
     return start + (end - start) * share
 

@@ -1,4 +1,4 @@
-"""Does the explorer see more than chance does? Trained agents beside random ones, over seeds, on the same yardsticks.
+"""Comparison of trained explorers with random agents, over seeds and by the same measures.
 
 <out>/seed-<s>/agent/            the explorer's run          <out>/seed-<s>/explorer/, random/   episodes of either
 <out>/seed-<s>/measured-*.json   what was measured of one seed
@@ -33,7 +33,7 @@ STUDENT_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 @dataclass(frozen=True)
 class ExplorationStats:
-    """What one agent's episodes of one game hold."""
+    """Measures of one agent's episodes of one game."""
 
     frames: int
     screens: int
@@ -57,7 +57,7 @@ def evaluate_explorers(
 ) -> dict[str, Any]:
     """Train an explorer for each seed, let it and a random agent play, and measure both.
 
-    Returns {"seeds": {seed: {game: {agent: Seen}}}, "summary": {game: what `summary` gives}}.
+    Returns {"seeds": {seed: {game: {agent: ExplorationStats}}}, "summary": {game: what `summary` gives}}.
 
     `episodes` of at most `steps` steps a game, seed and agent; `windows` of each episode are scored by the world model,
     spread evenly; `epsilon` is what the explorer collects with. `options` go to `exploration.explore`. What is there
@@ -128,7 +128,7 @@ def measure(
 
 
 def sample_rewards(episode: Any, scorer: LocalScorer, count: int) -> list[float]:
-    """Rewards of `count` windows of an episode, or of all, spread evenly over it."""
+    """Compute the rewards of `count` windows of an episode, or of all, spread evenly over it."""
     cut = cut_windows(episode.frames_THWC, episode.actions.astype(np.int64), len(episode.actions))
     if not len(cut.actions_B4):
         return []
@@ -138,7 +138,7 @@ def sample_rewards(episode: Any, scorer: LocalScorer, count: int) -> list[float]
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean over seeds of each agent and of explorer minus random, each with the half width of its 95 % interval.
+    """Compute means over seeds of each agent and of explorer minus random, with half widths of 95 % intervals.
 
     Student's t over seeds; infinite for a single one.
     """
@@ -151,7 +151,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def interval(values: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Mean and half width of its 95 % interval."""
+    """Compute the mean and the half width of its 95 % interval."""
     freedom = len(values) - 1
     if freedom < 1:
         return {"mean": float(values.mean()), "half_width": math.inf}

@@ -1,6 +1,6 @@
-"""Settings of an agent that may change while it learns: their limits, and how a value reaches every process.
+"""Settings of an agent that may change while it learns: their limits, and their way to every process.
 
-A person changes them with `autoexplore tune set RUN name=value`: the request is a line of <run>/changes.jsonl, which
+A user changes them with `autoexplore tune set RUN name=value`: the request is a line of <run>/changes.jsonl, which
 the run reads before each epoch. Tune changes them through `AutoExplore.reset_config`. Both end in `apply`.
 """
 
@@ -18,12 +18,12 @@ from envs.utils.errors import InputError
 
 CHANGES = "changes.jsonl"
 FIXED_IN_EVALUATION = ("top_fraction",)
-"""What evaluation does not follow: agents are compared by the paper's fraction, whatever they learn from."""
+"""Settings that do not change in evaluation: agents are compared by the paper's fraction."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Which values a setting may have, both ends included."""
+    """Smallest and largest value of a setting."""
 
     low: float
     high: float
@@ -39,11 +39,11 @@ MUTABLE_SETTINGS: dict[str, Limits] = {
     "temperature": Limits(0.0, 100.0),
     "top_fraction": Limits(1e-6, 1.0),
 }
-"""`epsilon` takes the place of its schedule: from the change on it stays what it was set to."""
+"""A change of `epsilon` replaces its schedule by a constant."""
 
 
 def check(values: dict[str, Any]) -> dict[str, float]:
-    """The values as floats. Raises InputError for a name that cannot be changed and for a value out of its limits."""
+    """Convert the values to floats. Raises InputError for an immutable setting and for a value out of its limits."""
     checked = {}
     for name, value in values.items():
         if name not in MUTABLE_SETTINGS:
@@ -64,7 +64,7 @@ def check(values: dict[str, Any]) -> dict[str, float]:
 
 
 def apply(algorithm: Any, values: dict[str, Any]) -> None:
-    """Give a running algorithm new values: its own config, every learner, every runner, every evaluation runner.
+    """Set new values in a running algorithm: its config, every learner, every runner, every evaluation runner.
 
     Nothing is built anew. Raises InputError as `check` does, before anything has changed.
     """
@@ -82,12 +82,12 @@ def apply(algorithm: Any, values: dict[str, Any]) -> None:
 
 
 def current(config: Any) -> dict[str, float]:
-    """The values that a configuration has now."""
+    """Return the values that a configuration has now."""
     return {name: float(getattr(config, name)) for name in MUTABLE_SETTINGS}
 
 
 def in_effect(algorithm: Any) -> dict[str, float]:
-    """The values as the processes have them: the optimizer's rate, what a runner acts by and is paid by."""
+    """Return the values that learners and runners really use."""
     values = current(algorithm.config)
     for answer in algorithm.learner_group.foreach_learner(_learner_says):
         values |= answer.get() if answer.ok else {}
@@ -113,7 +113,7 @@ def _runner_says(runner: Any) -> dict[str, float]:
 
 
 def _write(config: Any, changes: dict[str, float]) -> None:
-    """Into the same object, which its owner froze: everything that holds it must see the new values."""
+    """Write into the same object, although it is frozen: everything that holds it must see the new values."""
     vars(config).update(changes)
 
 
@@ -153,7 +153,7 @@ def request(run: Path, pairs: Sequence[str], *, epochs_done: int) -> dict[str, f
             f"{run} is finished ({epochs} epochs): settings can change only while a run learns"
         )
     line = json.dumps({"time": round(time.time(), 3), "set": values}) + "\n"
-    # One write to a file opened for appending: two people who change something at once both get their line.
+    # One write to a file opened for appending: two requests at the same moment both get their line.
     handle = os.open(run / CHANGES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         os.write(handle, line.encode())
@@ -164,7 +164,7 @@ def request(run: Path, pairs: Sequence[str], *, epochs_done: int) -> dict[str, f
 
 
 def _epochs(run: Path) -> int:
-    """Epochs that a run is to have."""
+    """Read the number of epochs of a run."""
     try:
         config = json.loads((run / "config.json").read_text())
         return int(config["epochs"])
@@ -181,9 +181,9 @@ def _epochs(run: Path) -> int:
 
 
 def requests(run: Path, after: int) -> list[dict[str, Any]]:
-    """What was asked of a run since its `after`-th request; a last line that a crash cut short is left for later.
+    """Read the requests of a run after its first `after` ones; a last line without its end is left for later.
 
-    Each is {"time": seconds, "set": values}. A line that a person broke by hand sets nothing, but counts.
+    Each is {"time": seconds, "set": values}. A line that was damaged by hand sets nothing, but counts.
     """
     file = run / CHANGES
     if not file.exists():

@@ -1,11 +1,11 @@
-"""A whole exploration run: recipe in, the best agent's folder out, every epoch on disk.
+"""Training of an explorer: settings in, the folder of the best agent out, every epoch on disk.
 
 <out>/config.json  metrics.jsonl  tensorboard/   as every run
 <out>/checkpoints/step-*/                        `exploration.agent.checkpoint`, one an epoch
-<out>/reward/                                    what a reward learnt before the agent began (`exploration.reward.factory`)
+<out>/reward/                                    networks of the reward (`exploration.reward.factory`)
 <out>/best/                                      the agent with the best evaluation return; `load_policy` plays it
-<out>/changes.jsonl  history.json                what a person asked for while it ran, and since when it holds
-<out>/snapshots/  videos/                        the most surprising screen of each epoch; the best agent beside chance
+<out>/changes.jsonl  history.json                changes by `tune set`, and the epochs since when they hold
+<out>/snapshots/  videos/                        highest-reward screen of each epoch; the best agent and a random one
 """
 
 import dataclasses
@@ -128,7 +128,7 @@ def explore(
 
 
 def game_name(game: str) -> str:
-    """A game's canonical name. Raises InputError for an unknown one, or one with other actions than the agent's."""
+    """Return the canonical name of a game. Raises InputError for an unknown one, or one with other actions."""
     if (name := builtin_name(game)) == COINRUN:
         raise InputError("CoinRun has seven actions, the explorer five: explore another game")
     return name or catalog.canonical(game)
@@ -178,7 +178,7 @@ def configure(
 def _start(
     out: Path, resume: bool, identity: dict[str, Any]
 ) -> tuple[int, dict[str, Any] | None, dict[str, Any]]:
-    """(epochs done, state, about) of the newest checkpoint, or of a run's beginning.
+    """Return (epochs done, state, about) of the newest checkpoint, or of a new run.
 
     Raises InputError where the checkpoint is of other games or of another network: neither can go on.
     """
@@ -195,7 +195,7 @@ def _start(
 
 
 class ExploreLoop:
-    """The loop over epochs, and what it notes of them."""
+    """Loop over epochs, with evaluation, logging and checkpoints."""
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ class ExploreLoop:
         self.games, self.about = games, about
 
     def train(self, epoch: int) -> None:
-        """All epochs from `epoch` on."""
+        """Train all epochs after `epoch`."""
         bar_of_epochs = progress(f"explore {len(self.games)} games", self.config.epochs, done=epoch)
         with bar_of_epochs as bar, GracefulInterrupt(at_once=True) as interrupt:
             while epoch < self.config.epochs:
@@ -250,7 +250,7 @@ class ExploreLoop:
             )
 
     def _save_snapshot(self, epoch: int) -> None:
-        """The most surprising screen of the epoch, in the run's folder and among TensorBoard's images."""
+        """Save the highest-reward screen of the epoch, in the run's folder and for TensorBoard."""
         if self.algorithm.snapshots is None:
             return
         peak = self.algorithm.snapshots.peak
@@ -259,7 +259,7 @@ class ExploreLoop:
         self.run.log_picture(epoch, "uncertainty", png(shown), *shown.shape[:2])
 
     def _take_changes(self, epoch: int) -> None:
-        """Apply what a person has asked for since the epoch before, and note when it took effect.
+        """Apply the changes requested since the epoch before, and record when they took effect.
 
         `about` goes into every checkpoint: a resumed run has the same settings, and takes each request only once.
         """
@@ -277,7 +277,7 @@ class ExploreLoop:
             write_json_atomic(self.run.path / "history.json", history)
 
     def _judge(self, evaluation: dict[str, Any], epoch: int) -> dict[str, float]:
-        """The evaluation's metrics; the agent becomes the best one if its return is."""
+        """Return the metrics of an evaluation, and save the agent if its return is the best so far."""
         metrics = evaluation_metrics(evaluation)
         value = metrics.get("evaluation/intrinsic_return")
         best = self.about["best_return"]
@@ -301,7 +301,7 @@ class ExploreLoop:
 
 
 def plain_state(algorithm: AutoExplore) -> dict[str, Any]:
-    """What a checkpoint keeps of an algorithm: learner, optimizer, replay, screens, epoch."""
+    """Return the state of an algorithm for a checkpoint: learner, optimizer, replay buffer, screens, epoch."""
     state = algorithm.get_state(components=["learner_group"])
     # Statistics of a process that ended mean nothing to the next one, and are not plain data.
     state.pop("metrics_logger", None)
@@ -310,7 +310,7 @@ def plain_state(algorithm: AutoExplore) -> dict[str, Any]:
 
 
 def training_metrics(result: dict[str, Any]) -> dict[str, float]:
-    """What is logged of an epoch, from RLlib's result; `steps` is the number of steps that were collected."""
+    """Convert RLlib's result of an epoch to metrics; `steps` is the number of steps that were collected."""
     runners = result["env_runners"]
     games = {
         game: {name: float(value) for name, value in sums.items()}
@@ -339,7 +339,7 @@ def training_metrics(result: dict[str, Any]) -> dict[str, float]:
 
 
 def evaluation_metrics(evaluation: dict[str, Any]) -> dict[str, float]:
-    """Intrinsic return of `evaluation_steps` steps by game, and its mean over games, where every game counts the same.
+    """Compute the intrinsic return of `evaluation_steps` steps by game, and its mean over games.
 
     A game that ends early is played again within these steps, so that a short life earns no more and no less by itself.
     Games of which a fragment had no score have no return, and then there is no mean either.

@@ -1,4 +1,4 @@
-"""A population of agents that tunes itself while it learns: population based training (Jaderberg et al. 2017) by Tune.
+"""Population-based training of explorers (Jaderberg et al. 2017) with Ray Tune.
 
 Every `every` epochs the worst agents take over weights, optimizer and replay of the best ones and vary their settings.
 Agents learn from rewards of their own `top_fraction`, but are compared by the return of evaluations at the paper's
@@ -55,7 +55,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0.5, 2.0),
     "top_fraction": (0.05, 1.0),
 }
-"""Where settings start, even on a log scale, and what they may become."""
+"""Range of each setting, from which its first values are drawn log-uniformly."""
 ROWS = "rows.jsonl"
 QUANTILE = 0.25
 RESAMPLE = 0.25
@@ -65,11 +65,11 @@ class TuneTrial(AutoExplore):
     """AutoExplore as Tune runs it: its results are plain figures, its checkpoints those of `exploration.agent.checkpoint`."""
 
     copied: str | None
-    """The agent whose checkpoint this one took over, until its next epoch has been noted."""
+    """Agent whose checkpoint this one took over, until its next epoch has been recorded."""
 
     @property
     def name(self) -> str:
-        """The trial's, as in every file of the run. RLlib drops what Tune says of the id when it builds an actor."""
+        """Name of the trial, as in every file of the run; RLlib drops Tune's id when it builds an actor."""
         storage: Any = self._storage
         return str(storage.trial_dir_name)
 
@@ -89,7 +89,7 @@ class TuneTrial(AutoExplore):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch -> its figures, the settings it had, and the newest evaluation's return (0 before the first)."""
+        """Train one epoch -> its metrics, its settings, and the return of the newest evaluation (0 before the first)."""
         epoch = self.iteration + 1
         result = super().step()
         if epoch % self.config.evaluation_interval == 0:
@@ -107,7 +107,7 @@ class TuneTrial(AutoExplore):
         return training_metrics(result) | about
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """One checkpoint of `exploration.agent.checkpoint` inside Tune's folder."""
+        """Save a checkpoint of `exploration.agent.checkpoint` inside Tune's folder."""
         about = {
             "settings": current(self.config),
             "games": list(self.config.games),
@@ -124,7 +124,7 @@ class TuneTrial(AutoExplore):
         )
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Another's weights, optimizer and replay; the settings stay this trial's own."""
+        """Load another agent's weights, optimizer and replay buffer; the settings stay this trial's own."""
         _, state, about = load_checkpoint(complete_checkpoints(Path(checkpoint))[-1])
         self.set_state(state)
         self.judged = float(about[METRIC])
@@ -145,7 +145,7 @@ class ProgressCallback(ray_tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        """An agent has finished an epoch."""
+        """Record an epoch that an agent has finished."""
         if ProgressCallback.rows is not None:
             row = {
                 name: result[name]
@@ -254,7 +254,7 @@ def tune(
 def _tuner(
     out: Path, config: ExploreConfig, trials: int, space: dict[str, Any], *, resume: bool, seed: int
 ) -> ray_tune.Tuner:
-    """Tune's object for a new run or for one that was cut off."""
+    """Build the Tuner of a new run, or restore that of an interrupted one."""
     os.environ.setdefault(
         "RAY_AIR_NEW_OUTPUT", "0"
     )  # its boxes of settings, which `verbose` does not silence
@@ -308,12 +308,12 @@ def short_name(trial_id: str) -> str:
 
 
 def within_ranges(config: dict[str, Any]) -> dict[str, Any]:
-    """A varied configuration with every tuned setting back inside RANGES."""
+    """Clip every tuned setting of a varied configuration to RANGES."""
     return config | {name: float(np.clip(config[name], *limits)) for name, limits in RANGES.items()}
 
 
 def read_rows(out: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """Figures of every agent: trial -> epoch -> row. Of an epoch played twice the last time counts."""
+    """Read the metrics of every agent: trial -> epoch -> row. The last row of an epoch counts."""
     file = out / ROWS
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     trials: dict[str, dict[int, dict[str, Any]]] = {}
@@ -325,7 +325,7 @@ def read_rows(out: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def summary(out: Path) -> dict[str, Any]:
-    """What changed when: curves of every agent, and each change of settings with whom it copied."""
+    """Summarise a run: curves of every agent, and each change of settings with the agent that was copied."""
     histories: dict[str, dict[str, Any]] = {}
     changes: list[dict[str, Any]] = []
     for name, rows in read_rows(out).items():
@@ -357,7 +357,7 @@ def summary(out: Path) -> dict[str, Any]:
 
 
 def _log(run: RunDir, found: dict[str, Any]) -> None:
-    """The curves of all trials in the run's own metrics."""
+    """Log the curves of all trials as the run's metrics."""
     epochs = sorted({epoch for history in found["trials"].values() for epoch in history["epochs"]})
     for place, epoch in enumerate(epochs):
         values: dict[str, float] = {}

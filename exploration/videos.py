@@ -1,4 +1,4 @@
-"""The best agent beside a random one, as a film: both begin the same game with the same chance.
+"""Videos of the best agent next to a random one; both begin the same game with the same seed.
 
 <run>/videos/<game>.gif   left the agent, right the random one
 <run>/videos/videos.json  game -> {"steps", "agent", "random"}: distinct screens that each saw
@@ -27,7 +27,7 @@ SCALE = 2
 def rollout_against_random(
     policy: Path, game: str, *, steps: int = STEPS, seed: int = 0
 ) -> tuple[Frames, Frames]:
-    """Frames (steps + 1, H, W, 3) of the agent in a policy's folder and of a uniformly random one, game after game."""
+    """Play the agent of a policy folder and a uniformly random one -> frames (steps + 1, H, W, 3) of each."""
     agent, chance = load_policy(policy), np.random.default_rng(seed)
     agent.reset(seed)
     env = vector_env([game, game], None)
@@ -47,7 +47,7 @@ def rollout_against_random(
 
 
 def record_videos(run: RunDir, epoch: int, games: Sequence[str], *, seed: int = 0) -> None:
-    """Films of up to GAMES games of the run's best agent, in its folder and among TensorBoard's images."""
+    """Record videos of up to GAMES games of the run's best agent, in its folder and for TensorBoard."""
     counts = {}
     for game in games[:GAMES]:
         agent, random = rollout_against_random(run.path / "best", game, seed=seed)

@@ -1,7 +1,8 @@
-"""A world model as a Ray Serve app, which answers with the token entropies of windows.
+"""World model as a Ray Serve app, which answers with the token entropies of windows.
 
-Requests hold some windows each and are put together to batches on the replica. New weights are swapped in while it answers: `swap` tells every replica, and one that starts later reads which weights are
-the newest. Where more is asked than can be answered, callers get Serve's BackPressureError instead of a longer queue.
+The windows of several requests form a batch on the replica. New weights are swapped in while it answers: `swap` tells
+every replica, and one that starts later reads which weights are the newest. Where more is asked than can be answered,
+callers get Serve's BackPressureError instead of a longer queue.
 """
 
 import asyncio
@@ -56,7 +57,7 @@ BATCHES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]
 
 
 class _Windows(NamedTuple):
-    """The windows of one request, which were checked."""
+    """Checked windows of one request."""
 
     frames_B5HWC: NDArray[np.uint8]
     actions_B4: NDArray[np.integer]
@@ -68,7 +69,7 @@ def _count(requests: list[_Windows]) -> int:
 
 
 class UncertaintyService:
-    """A replica. `entropies` is the service, `load` swaps weights."""
+    """Replica of the app. `entropies` answers requests, `load` swaps weights."""
 
     def __init__(
         self, app_name: str, context: int, steps: int, batch: int, device: str, threads: int
@@ -177,7 +178,7 @@ def _newest_weights(app_name: str) -> str | None:
 
 
 def newest_weights(app_name: str) -> str:
-    """The folder that the app's replicas are meant to answer from, as the cluster knows it."""
+    """Return the folder of the app's newest weights, as the cluster knows it."""
     path = _newest_weights(app_name)
     if path is None:
         raise InputError(
@@ -293,7 +294,7 @@ def swap(app_name: str, model_path: Path | str) -> int:
 
 
 def describe(app_name: str = APP_NAME) -> list[dict[str, Any]]:
-    """What each replica of a running app says of itself."""
+    """Ask each replica of a running app to describe itself."""
     answers: list[dict[str, Any]] = serve.get_app_handle(app_name).broadcast("describe").results()
     return answers
 
@@ -336,19 +337,19 @@ class ServiceMetrics:
         """Windows that have come and are not answered yet."""
 
     def answered(self, windows: int, seconds: float) -> None:
-        """A request has its answer, `seconds` after it came."""
+        """Record the answer to a request, `seconds` after it came."""
         self._count("requests", 1)
         self._count("windows", windows)
         self._latency.observe(1_000 * seconds)
         self._answers.append((time.monotonic(), windows, seconds))
 
     def scored(self, windows: int) -> None:
-        """So many windows went through the model together."""
+        """Record the windows of one forward pass."""
         self._batch.observe(windows)
         self._batches.append(windows)
 
     def failed(self) -> None:
-        """A batch raised something that is not the asker's fault."""
+        """Record a batch that failed."""
         self._count("failures", 1)
 
     def summary(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def split_arrays(value: Any, arrays: Arrays, path: str = "state") -> Any:
-    """Plain JSON data of a nested state; its arrays go into `arrays` and are named where they stood."""
+    """Convert a nested state to plain JSON data; its arrays go into `arrays`, by their path in it."""
     if isinstance(value, np.ndarray):
         arrays[path] = value
         return {"array": path}
@@ -54,7 +54,7 @@ def split_arrays(value: Any, arrays: Arrays, path: str = "state") -> Any:
 
 
 def join_arrays(value: Any, arrays: Arrays) -> Any:
-    """The nested state that `split_arrays` took apart; tuples come back as lists."""
+    """Restore the nested state that `split_arrays` took apart; tuples come back as lists."""
     if not isinstance(value, dict):
         return value
     if "array" in value:
@@ -67,7 +67,7 @@ def join_arrays(value: Any, arrays: Arrays) -> Any:
 
 
 def _compress(arrays: Arrays) -> tuple[Arrays, dict[str, list[int]]]:
-    """Large uint8 arrays (frames) as compressed bytes, and their shapes."""
+    """Compress large uint8 arrays (frames); return all arrays, and the shapes of the compressed ones."""
     compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True)
     packed, shapes = {}, {}
     for name, array in arrays.items():
@@ -127,12 +127,12 @@ def save_checkpoint(
 
 
 def complete_checkpoints(run: Path) -> list[Path]:
-    """Folders of a run's complete checkpoints, oldest first."""
+    """List the folders of a run's complete checkpoints, oldest first."""
     return sorted(file.parent for file in (run / "checkpoints").glob("step-*/manifest.json"))
 
 
 def load_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """(step, state, about) of a checkpoint folder. Raises InputError naming the file that is missing or damaged."""
+    """Load (step, state, about) of a checkpoint. Raises InputError that names a missing or damaged file."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         for name, expected in manifest["sha256"].items():

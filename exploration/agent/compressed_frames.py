@@ -33,7 +33,7 @@ class CompressedFrames:
 
     blocks: tuple[Block, ...]
     shape: tuple[int, ...]
-    """Of one frame: (H, W, C)."""
+    """Shape of one frame: (H, W, C)."""
 
     @classmethod
     def of(cls, frames_THWC: NDArray[np.uint8]) -> "CompressedFrames":
@@ -49,16 +49,16 @@ class CompressedFrames:
         return cls(blocks, frames_THWC.shape[1:])
 
     def __len__(self) -> int:
-        """Frames."""
+        """Count the frames."""
         return sum(block.frames for block in self.blocks)
 
     @property
     def bytes(self) -> int:
-        """What it takes in memory."""
+        """Compressed size in memory."""
         return sum(len(block.data) for block in self.blocks)
 
     def read(self, start: int, stop: int, cache: "BlockCache | None" = None) -> NDArray[np.uint8]:
-        """Frames `start` to `stop`, not included, as an array."""
+        """Return the frames from `start` up to, not including, `stop` as an array."""
         parts, at = [], 0
         for block in self.blocks:
             end = at + block.frames
@@ -73,7 +73,7 @@ class CompressedFrames:
         return np.concatenate(parts) if parts else np.empty((0, *self.shape), np.uint8)
 
     def joined(self, later: "CompressedFrames") -> "CompressedFrames":
-        """One film of both. Short blocks at the seam are put together, so that many short pieces do not stay short."""
+        """Append later frames. Short blocks at the seam are merged, so that many short pieces do not stay short."""
         if (
             not self.blocks
             or not later.blocks
@@ -85,27 +85,27 @@ class CompressedFrames:
         return CompressedFrames(self.blocks[:-1] + middle.blocks + later.blocks[1:], self.shape)
 
     def without_last(self) -> "CompressedFrames":
-        """All frames but the last."""
+        """Return all frames but the last."""
         block = self.blocks[-1]
         kept = CompressedFrames.of(open_block(block, self.shape)[:-1])
         return CompressedFrames(self.blocks[:-1] + kept.blocks, self.shape)
 
 
 def open_block(block: Block, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The frames of a block, read-only."""
+    """Decompress the frames of a block, read-only."""
     data = zstandard.ZstdDecompressor().decompress(block.data)
     return np.frombuffer(data, np.uint8).reshape(block.frames, *shape)
 
 
 class BlockCache:
-    """The blocks opened last, as arrays."""
+    """Cache of the blocks decompressed last, as arrays."""
 
     def __init__(self, size: int = CACHED) -> None:
         self._size = size
         self._open: OrderedDict[Block, NDArray[Any]] = OrderedDict()
 
     def open(self, block: Block, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """A block's frames, read-only, from memory where they are there."""
+        """Return the frames of a block, read-only, from the cache where it has them."""
         if block not in self._open:
             self._open[block] = open_block(block, shape)
             if len(self._open) > self._size:

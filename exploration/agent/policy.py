@@ -1,4 +1,4 @@
-"""The agent's network, its folder on disk, and the object that plays with it. Torch only: collectors load no RLlib.
+"""Network of the agent, its folder on disk, and the policy that plays with it. Torch only: collectors load no RLlib.
 
     <policy>/module.safetensors   weights
     <policy>/config.json          action set, architecture, and the schedule position that the weights came from
@@ -34,7 +34,7 @@ State = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Architecture of the agent. The defaults are the paper's (spec: agent): 3.22 M parameters with 5 actions."""
+    """Architecture of the agent. The defaults are the paper's (App. A.3): 3.22 M parameters with 5 actions."""
 
     actions: int = len(ACTIONS)
     """Actions to choose from."""
@@ -97,7 +97,7 @@ class CnnLstm(nn.Module):
         return self.policy(hidden_BTD), self.value(hidden_BTD).squeeze(-1), (h_1BD[0], c_1BD[0])
 
     def start_state(self, batch: int) -> State:
-        """The state at the start of an episode: zeros (batch, D)."""
+        """Return the state at the start of an episode: zeros (batch, D)."""
         device = self.value.weight.device
         return torch.zeros(batch, self.config.lstm_dim, device=device), torch.zeros(
             batch, self.config.lstm_dim, device=device
@@ -142,7 +142,7 @@ class Agent:
 
     @torch.inference_mode()
     def act(self, frame_HWC: NDArray[np.uint8]) -> int:
-        """The action for the newest frame, uint8 (size, size, 3)."""
+        """Choose the action for the newest frame, uint8 (size, size, 3)."""
         frames_BTHWC = torch.from_numpy(np.ascontiguousarray(frame_HWC))[None, None]
         logits_BTA, _, self._state = self.network(frames_BTHWC, self._state)
         log_probabilities = behaviour_log_probabilities(
@@ -184,7 +184,7 @@ def write_policy(
 
 
 def load_network(path: Path | str) -> CnnLstm:
-    """The network of a policy folder, all weights checked by name and shape.
+    """Load the network of a policy folder, all weights checked by name and shape.
 
     Raises InputError for a folder that is none, another version, or weights of another architecture.
     """
@@ -222,7 +222,7 @@ def load_network(path: Path | str) -> CnnLstm:
 
 
 def load_policy(path: Path | str, epsilon: float = 0.0, temperature: float = 1.0) -> Agent:
-    """The agent of a policy folder, ready to play games: `reset(seed)`, then `act(frame)` for every frame.
+    """Load the agent of a policy folder to play games: `reset(seed)`, then `act(frame)` for every frame.
 
     Acts by (1 - epsilon) softmax(logits / temperature) + epsilon / 5. Raises InputError for a folder that is no policy,
     for one of another action set or architecture, and for an epsilon or temperature out of range.

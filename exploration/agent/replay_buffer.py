@@ -1,6 +1,6 @@
-"""The replay buffer: what the agent saw, did and got, and segments drawn from it uniformly over their start.
+"""Replay buffer of the agent's observations, actions and rewards, from which segments are sampled uniformly.
 
-A reward is written once, when its step was collected (ray.md); the buffer never changes what it holds. Pixels are
+A reward is written once, when its step was collected; the buffer never changes what it holds. Pixels are
 compressed without loss, so that the pixels in a batch are those of the env.
 
 Shapes: T steps of a stretch or segment, B segments, D units of the LSTM.
@@ -33,13 +33,13 @@ class Fragment:
     first_step: int
     """Place of step 0 within its episode."""
     terminated: bool
-    """Whether the game ended with the last step; otherwise the value of the last frame is what follows."""
+    """True if the game ended with the last step; otherwise the value of the last frame is bootstrapped."""
     film: CompressedFrames
     """T + 1 frames."""
     actions_T: NDArray[np.int64]
     rewards_T: NDArray[np.float32]
     log_probabilities_T: NDArray[np.float32]
-    """Of each action, under what the agent acted by when it chose it."""
+    """Log-probability of each action under the policy that chose it."""
     scored_T: NDArray[np.bool_]
     """False where the step has no reward: the loss leaves it out."""
     h_TD: NDArray[np.float16]
@@ -51,21 +51,21 @@ class Fragment:
 
     @property
     def frames_THWC(self) -> NDArray[np.uint8]:
-        """All frames of the film, opened."""
+        """All frames, decompressed."""
         return self.film.read(0, len(self.film))
 
     @property
     def bytes(self) -> int:
-        """What it takes in memory."""
+        """Size in memory."""
         return self.film.bytes + sum(getattr(self, name).nbytes for name in COLUMNS)
 
     def followed_by(self, later: "Fragment") -> bool:
-        """Whether `later` goes on where this one stops."""
+        """Return True if `later` goes on where this one stops."""
         same = self.episode_id == later.episode_id and not self.terminated
         return same and self.first_step + len(self) == later.first_step
 
     def joined(self, later: "Fragment") -> "Fragment":
-        """One fragment of both; their common frame is kept once."""
+        """Join both fragments; their common frame is kept once."""
         parts: dict[str, Any] = {
             name: np.concatenate([getattr(self, name), getattr(later, name)]) for name in COLUMNS
         }
@@ -75,7 +75,7 @@ class Fragment:
 
 COLUMNS = tuple(field.name for field in fields(Fragment) if field.name.endswith(("_T", "_TD")))
 Scale = dict[str, tuple[float, float]]
-"""Of each game, what is taken off a reward and what it is then divided by."""
+"""Offset and divisor of the rewards of each game."""
 Batch = dict[str, NDArray[Any]]
 
 
@@ -96,7 +96,7 @@ class ReplayBuffer:
 
     @property
     def bytes(self) -> int:
-        """What all steps take in memory, without the few blocks that are open."""
+        """Size of all steps in memory, without the few blocks that are decompressed."""
         return sum(stretch.bytes for stretch in self._stretches)
 
     def add(self, fragment: Fragment) -> None:
@@ -233,7 +233,7 @@ def _fill(batch: Batch, row: int, stretch: Fragment, start: int, length: int, bu
 
 
 def to_fragment(episode: SingleAgentEpisode) -> Fragment:
-    """What the replay keeps of a fragment (numpy) that has its rewards. Raises ValueError for one without lookback."""
+    """Convert a scored fragment (numpy) for the replay buffer. Raises ValueError for one without lookback."""
     steps, past = len(episode), episode.rewards.lookback
     if episode.t_started > 0 and past == 0:
         raise ValueError(
@@ -259,6 +259,6 @@ def to_fragment(episode: SingleAgentEpisode) -> Fragment:
 
 
 def _state_before(state_after_LD: NDArray[np.floating], past: int) -> NDArray[np.float16]:
-    """LSTM states before each step from those after it; an episode starts from zeros."""
+    """Shift LSTM states after each step to those before it; an episode starts from zeros."""
     first = state_after_LD[past - 1 : past] if past else np.zeros_like(state_after_LD[:1])
     return np.concatenate([first, state_after_LD[past:-1]]).astype(np.float16)

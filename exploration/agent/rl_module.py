@@ -1,4 +1,4 @@
-"""The agent's network as an RLlib module: what environment runners act with and what the learner trains."""
+"""Network of the agent as an RLlib module, for env runners and learners."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ from exploration.agent.policy import (
 
 
 def use_half(precision: str, device: torch.device) -> bool:
-    """Whether to train under bf16 autocast. Raises InputError for a precision that is none of fp32, bf16, auto."""
+    """Return True to train under bf16 autocast. Raises InputError for a precision that is none of fp32, bf16, auto."""
     if precision not in ("fp32", "bf16", "auto"):
         raise InputError(f"precision {precision!r}: choose fp32, bf16 or auto")
     if precision != "auto":
@@ -51,12 +51,12 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         self.precision = self.model_config.get("precision", "fp32")
 
     def set_exploration(self, epsilon: float, temperature: float) -> None:
-        """What `forward_exploration` acts by from now on."""
+        """Set the epsilon and temperature that `forward_exploration` acts with."""
         check_exploration(epsilon, temperature)
         self.epsilon, self.temperature = epsilon, temperature
 
     def get_initial_state(self) -> dict[str, Tensor]:
-        """State of one episode at its start, without a batch dimension."""
+        """Return the state of one episode at its start, without a batch dimension."""
         h_BD, c_BD = self.network.start_state(1)
         return {"h": h_BD[0], "c": c_BD[0]}
 
@@ -77,7 +77,7 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         logits_BTA = output.pop(Columns.ACTION_DIST_INPUTS)
         del output[
             Columns.VF_PREDS
-        ]  # every output is kept with its step, and nobody reads the old values
+        ]  # every output is kept with its step, and the old values are not needed
         # Categorical(logits=log p) is p, so that RLlib's ACTION_LOGP is the mixture's own.
         output[Columns.ACTION_DIST_INPUTS] = behaviour_log_probabilities(
             logits_BTA, self.epsilon, self.temperature
@@ -95,6 +95,6 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         }
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any | None = None) -> Tensor:
-        """Values (B, T) of a batch's observations."""
+        """Compute the values (B, T) of a batch's observations."""
         values_BT: Tensor = self._forward(batch)[Columns.VF_PREDS]
         return values_BT

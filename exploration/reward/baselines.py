@@ -1,4 +1,4 @@
-"""The rewards that table 6 compares with, and two controls: each stands where a world model's entropies would.
+"""Baseline rewards of Table 6, and two controls.
 
 A baseline answers rewards (B,) where a scorer of `exploration.reward.scorers` answers entropies (B, N); the connector takes
 either. B windows of five frames o_{t-4}..o_t and the four actions between them; phi is a network of 512 features.
@@ -40,7 +40,7 @@ FRAME_SIZE = 64
 BATCH = 16
 """Windows in a forward pass."""
 FEATURE_SEED = 6
-"""Of the random features: every runner must have the same ones."""
+"""Seed of the random features: every runner must have the same ones."""
 
 
 def checked_rewards(rewards_B: Any, windows: int) -> Rewards:
@@ -54,7 +54,7 @@ def checked_rewards(rewards_B: Any, windows: int) -> Rewards:
 
 
 class FeatureNetwork(nn.Module):
-    """32 filters 8x8 stride 4, 64 4x4 stride 2, 64 3x3 stride 1, then 512 features (Burda et al. 2019; spec: agent).
+    """32 filters 8x8 stride 4, 64 4x4 stride 2, 64 3x3 stride 1, then 512 features (Burda et al. 2019).
 
     frames (B, 3, 64, 64) in [0, 1] -> (B, 512).
     """
@@ -72,7 +72,7 @@ class FeatureNetwork(nn.Module):
 
 
 def random_features() -> FeatureNetwork:
-    """The RF baseline's network, orthogonal weights, the same one in every process."""
+    """Build the network of the RF baseline, with orthogonal weights, the same one in every process."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(FEATURE_SEED)
         network = FeatureNetwork()
@@ -84,7 +84,7 @@ def random_features() -> FeatureNetwork:
 
 
 class Autoencoder(nn.Module):
-    """A small variational autoencoder: `encoder` gives the posterior's means, which are the VAE baseline's features."""
+    """Small variational autoencoder: the posterior means of `encoder` are the features of the VAE baseline."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Autoencoder(nn.Module):
         self.pixels = nn.ConvTranspose2d(32, 3, 8, 4)
 
     def loss(self, frames_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Minus the evidence's lower bound of a frame, with Gaussian pixels of variance 0.1 (mean over B)."""
+        """Compute the negative ELBO of a frame, with Gaussian pixels of variance 0.1 (mean over B)."""
         hidden_BF = self.encoder.trunk(frames_BCHW - 0.5)
         mean_BD, log_variance_BD = (
             self.encoder.features(hidden_BF),
@@ -228,8 +228,8 @@ class CountBonus:
     def __init__(self) -> None:
         self._seen: Counter[bytes] = Counter()
 
-    def forget(self) -> None:
-        """Begin to count anew: an evaluation does, so that agents of different age are judged alike."""
+    def reset_counts(self) -> None:
+        """Reset the counts, as an evaluation does, so that agents of different age are judged alike."""
         self._seen.clear()
 
     def submit(
@@ -244,7 +244,7 @@ class CountBonus:
 
 
 class RandomReward:
-    """A reward that says nothing: what an agent trained on it does is what training itself does to an agent."""
+    """Uniformly random reward: a control that shows the effect of training alone."""
 
     def __init__(self, seed: int = 0) -> None:
         self._generator = np.random.default_rng(seed)
@@ -270,7 +270,7 @@ def sample_frames(data: Sequence[Path | str], count: int, seed: int = 0) -> NDAr
 
 
 def recorded(data: Sequence[Path | str]) -> Iterator[tuple[Episode, int]]:
-    """The episodes of some folders, each with the number of all of them.
+    """Iterate over the episodes of some folders, each with the number of all of them.
 
     Raises InputError where there is no folder, or it holds no episode.
     """

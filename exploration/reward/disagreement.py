@@ -1,7 +1,7 @@
-"""A reward that noise does not draw: how much several heads on one world model disagree about the newest frame.
+"""Ensemble disagreement of prediction heads on the frozen world model: a reward robust to noise.
 
-Entropy cannot tell what could still be learnt from what is noise: of a television's snow the best model there can be is
-as unsure as of a room it never saw. M heads trained on the same play from different random weights agree about the
+Entropy cannot tell what could still be learnt from noise (the noisy-TV problem): even a perfect model has high entropy
+about irreducible noise. M heads trained on the same play from different random weights agree about the
 snow, because all of them learn its distribution, and differ where nothing has told them what to say.
 
 For token i of o_t head m gives the distribution p_im over the K codes. The reward's tokens are
@@ -95,7 +95,7 @@ def _device(model: "WorldModel") -> torch.device:
 def examples(
     model: "WorldModel", windows: Sequence[tuple[NDArray[np.uint8], NDArray[np.integer]]]
 ) -> tuple[Tensor, Tensor]:
-    """What the heads learn from: hidden states (B * N, D) and the tokens of o_t (B * N,) of batches of windows."""
+    """Compute the training set of the heads: hidden states (B * N, D) and tokens of o_t (B * N,) of batches of windows."""
     hidden, tokens = [], []
     for frames_B5HWC, actions_B4 in windows:
         hidden.append(hidden_states(model, frames_B5HWC, actions_B4).flatten(0, 1))
@@ -161,7 +161,7 @@ def sample_windows(
 
 
 class Disagreement:
-    """The scorer: answers u_i (B, N) where another answers entropies."""
+    """Scorer that answers u_i (B, N) in place of entropies."""
 
     def __init__(self, model_path: Path | str, heads: Path) -> None:
         """`heads`: the file that `train_heads`' heads were saved to."""

@@ -1,7 +1,7 @@
-"""Where an explorer's reward comes from, by name: what `explore --reward` chooses from.
+"""Rewards by name, from which `explore --reward` chooses.
 
-What a reward has to learn before it can be asked is learnt once, at the start of a run, from recorded play, and kept in
-the run's folder: <out>/reward/*.safetensors.
+Rewards with networks of their own are trained once, at the start of a run, on recorded play, and kept in the run's
+folder: <out>/reward/*.safetensors.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,26 +21,26 @@ TRAINED = ("disagreement", "vae")
 """Rewards that learn from recorded play first."""
 TRAINING_FRAMES = 4_000
 TRAINING_TOKENS = 150_000
-"""Of some 600 windows with 256 tokens a frame, or more where a frame has fewer."""
+"""Tokens to train on: some 600 windows with 256 tokens a frame, or more where a frame has fewer."""
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """What the agent is paid for."""
+    """Reward of the agent, and the place where it is computed."""
 
     name: str = "autoexplore"
     """autoexplore: the world model's token entropy (the paper's); disagreement: of heads on it, robust to noise; rf,
     vae: error of its prediction in random or learnt features (table 6); count: rare screens; random: nothing; env:
     the game's own reward."""
     scorer: str = "local"
-    """Who computes autoexplore: the model in each runner, or replicas of a Ray Serve app."""
+    """local: the model in each runner computes autoexplore; serve: replicas of a Ray Serve app."""
     data: tuple[str, ...] = field(default=())
     """Folders of episodes, which disagreement and vae learn from."""
     app: str | None = None
     """With "serve": the name of an app that is running, which is asked and left running; None starts one."""
 
     def check(self, model_path: Path | str | None) -> None:
-        """Raises InputError for what cannot be meant, before anything is started."""
+        """Raise InputError for invalid settings, before anything is started."""
         if self.name not in REWARDS:
             raise InputError(
                 f"reward {self.name!r} is not known: choose one of {', '.join(REWARDS)}"
@@ -66,7 +66,7 @@ class RewardConfig:
     def open(
         self, model_path: Path | str | None, folder: Path, *, steps: int, replicas: int, seed: int
     ) -> Iterator[Callable[[], Any] | None]:
-        """What makes a runner's scorer, None for the game's own reward; with "serve" the app runs as long as the block.
+        """Yield a factory of scorers, None for the game's own reward; with "serve" the app runs as long as the block.
 
         `folder` keeps what a reward learns; `steps`: MaskGIT passes.
         """
@@ -110,7 +110,7 @@ class RewardConfig:
         return partial(PredictionError if self.name == "vae" else Disagreement, model, weights)
 
     def _train(self, model_path: Path, weights: Path, seed: int) -> None:
-        """Learn what the reward needs from the recorded play, and say how well that went."""
+        """Train the networks of the reward on recorded play, and print the loss."""
         from envs.utils.progress import console
         from exploration.reward import baselines, disagreement
 

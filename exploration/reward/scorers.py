@@ -1,4 +1,4 @@
-"""Where the reward's entropies come from: a world model inside the process, or replicas of a Ray Serve app.
+"""Scorers of token entropies: a world model in the process, or the replicas of a Ray Serve app.
 
 Both have one method and give the same numbers. This is the only place where the agent meets the world model.
 """
@@ -17,17 +17,17 @@ from exploration.reward.token_entropy import CONTEXT
 Entropies = NDArray[np.float32]
 Request = tuple[NDArray[np.uint8], NDArray[np.integer]]
 TOLERANCE = 1e-4
-"""How far rounding may carry an entropy out of [0, 1]."""
+"""Largest rounding error by which an entropy may leave [0, 1]."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
-"""Before a full service is asked again; the pause doubles each time."""
+"""Pauses before a full service is asked again; they double each time."""
 
 
 class ScoringError(RuntimeError):
-    """Windows that could not be scored, after what retries there are. Their fragment must not be learnt from."""
+    """Windows that could not be scored, after all retries. Their fragment must not be learnt from."""
 
 
 class Scorer(Protocol):
-    """Windows in, token entropies out."""
+    """Protocol of all rewards: windows in, token entropies out."""
 
     def submit(
         self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
@@ -39,7 +39,7 @@ class Scorer(Protocol):
 
 
 def checked(entropy_BN: Any, windows: int) -> Entropies:
-    """The entropies of `windows` windows as float32 in [0, 1]; ScoringError if they are none, or not finite."""
+    """Return the entropies of `windows` windows as float32 in [0, 1]. Raises ScoringError for anything else."""
     array = np.asarray(entropy_BN, np.float32)
     if array.ndim != 2 or len(array) != windows or array.shape[1] == 0:
         raise ScoringError(f"the reward service answered shape {array.shape} for {windows} windows")
@@ -53,7 +53,7 @@ def checked(entropy_BN: Any, windows: int) -> Entropies:
 
 
 class LocalScorer:
-    """A saved world model, loaded into this process at the first window."""
+    """Scorer with a saved world model, loaded into this process at the first window."""
 
     def __init__(
         self, model_path: Path | str, *, steps: int = 1, batch: int = 0, device: str = "cpu"
@@ -63,7 +63,7 @@ class LocalScorer:
         self._model: Any = None
 
     def load(self) -> Any:
-        """The model, loaded if it was not yet. Raises InputError for a folder that is none, damaged, or too old."""
+        """Return the model, loaded at the first call. Raises InputError for a folder that holds none, or a damaged one."""
         from worldmodel.uncertainty import load_model
 
         if self._model is None:
@@ -94,7 +94,7 @@ class LocalScorer:
 
 
 class ServeScorer:
-    """The app that `worldmodel.serve.run` started: requests of some windows each, all of them in flight at once."""
+    """Scorer that asks the app of `worldmodel.serve.run`, with all requests in flight at once."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class ServeScorer:
         )
 
     def _send(self, request: Request) -> Any:
-        """The response to come, or the exception that kept the request from being sent."""
+        """Send a request; return its future response, or the exception that kept it from being sent."""
         from ray import serve
         from ray.serve.exceptions import RayServeException
 
@@ -155,7 +155,7 @@ class ServeScorer:
             return error
 
     def _wait(self, response: Any, request: Request, deadline: float) -> Entropies:
-        """One request's answer, asked again where the replica died or did not answer in time.
+        """Await the answer to a request, which is sent again if the replica died or was too late.
 
         Raises ScoringError after the last retry, and InputError for what the service says it can never score.
         """
@@ -178,7 +178,7 @@ class ServeScorer:
         raise ScoringError(f"{len(request[1])} windows without a score: {error}") from error
 
     def _answer(self, response: Any, request: Request, deadline: float) -> Any:
-        """What one sending brought; it is sent again, after a pause, as long as the service is full.
+        """Await one response; the request is sent again, after a pause, as long as the service is full.
 
         Raises TimeoutError after the deadline, and the request is called off.
         """
@@ -202,9 +202,9 @@ class ServeScorer:
 
 
 def _sendable(frames_B5HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A copy, because windows are views that overlap and a request must hold its own alone: as the film, if it is one.
+    """Copy overlapping windows (B, 5, H, W, C) for a request.
 
-    (B + 4, H, W, C), a fifth of what the windows (B, 5, H, W, C) would be.
+    Windows of consecutive frames become these frames, (B + 4, H, W, C): a fifth of the bytes.
     """
     from worldmodel.uncertainty import to_consecutive_frames
 

@@ -1,4 +1,4 @@
-"""The AutoExplore reward (eq. 2-4): how unsure the world model is of the newest frame. Pure functions on arrays.
+"""AutoExplore reward (Eq. 2-4): uncertainty of the world model about the newest frame. Pure functions on arrays.
 
 Shapes: B windows, N tokens of a frame, T steps of a fragment, L frames that a fragment looks back to.
 A window is five frames o_{t-4}..o_t and the four actions between them; the model sees the first two frames and all four
@@ -24,9 +24,9 @@ __all__ = [
 ]
 
 CONTEXT = 2
-"""Frames of a window that the model is given."""
+"""Context frames of a window, which the model is given."""
 TOP_FRACTION = 0.25
-"""Share of the tokens, the most uncertain ones, whose mean is the reward."""
+"""Share of the tokens, the most uncertain ones, whose mean entropy is the reward."""
 
 
 def check_top_fraction(top_fraction: float) -> None:
@@ -54,7 +54,7 @@ def uncertainty_reward(
 
 @dataclass(frozen=True)
 class RewardWindows:
-    """The windows of one fragment, and which of its steps they score."""
+    """Windows of one fragment, and the steps that they score."""
 
     frames_B5HWC: NDArray[np.uint8]
     actions_B4: NDArray[np.int64]
@@ -65,7 +65,7 @@ class RewardWindows:
 def cut_windows(
     frames_LHWC: NDArray[np.uint8], actions_L: NDArray[np.integer], steps: int
 ) -> RewardWindows:
-    """All windows that end in one of the last `steps` frames of a piece of one episode. The frames are not copied.
+    """Cut all windows that end in one of the last `steps` frames of a piece of one episode, without copying frames.
 
     `frames_LHWC` holds what is known of the episode before the fragment, then the fragment: its first frame and `steps`
     more; `actions_L` is one shorter, and action i turned frame i into frame i + 1. Frames that do not have four before

@@ -10,7 +10,7 @@ from exploration.rollout.reward_connector import RewardConnector
 
 
 class ExploreCallbacks(RLlibCallback):
-    """Notes each episode's game, and scores what a runner has collected before it leaves the runner."""
+    """Notes the game of each episode, and scores the fragments before they leave the runner."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,21 +19,21 @@ class ExploreCallbacks(RLlibCallback):
 
     # RLlib calls these with keywords of which only a few matter here.
     def on_episode_created(self, *_: Any, **given: Any) -> None:
-        """Write the game's name into the episode; its later fragments keep it."""
+        """Write the name of the game into the episode; its later fragments keep it."""
         given["episode"].custom_data[GAME] = given["env_runner"].games[given["env_index"]]
 
     def on_episode_step(self, *_: Any, **given: Any) -> None:
-        """Have a service score while the games play on."""
+        """Submit windows to a reward service while the games play on."""
         if self._connector is not None:
             self._connector.submit_early(given["episode"])
 
-    def forget(self) -> None:
-        """Let a reward that remembers what it has seen begin anew."""
-        if self._connector is not None and hasattr(self._connector.scorer, "forget"):
-            self._connector.scorer.forget()
+    def reset_counts(self) -> None:
+        """Reset a reward that counts what it has seen."""
+        if self._connector is not None and hasattr(self._connector.scorer, "reset_counts"):
+            self._connector.scorer.reset_counts()
 
     def on_sample_end(self, *_: Any, **given: Any) -> None:
-        """Score the fragments where they are, and log what they hold by game."""
+        """Score the fragments, and log metrics of each game."""
         env_runner, metrics_logger, samples = (
             given["env_runner"],
             given["metrics_logger"],
@@ -56,14 +56,14 @@ class ExploreCallbacks(RLlibCallback):
                 env_runner.fault = str(error)
                 dropped, samples[:] = list(samples), []
             self._incomplete |= {episode.id_ for episode in dropped}
-            self._incomplete -= forget(env_runner, self._incomplete)
+            self._incomplete -= exclude_from_returns(env_runner, self._incomplete)
         log_games(metrics_logger, samples, dropped, env_runner.games)
 
 
-def forget(env_runner: Any, incomplete: set[str]) -> set[str]:
-    """Keep episodes that lost a fragment out of RLlib's own returns, where it would count as 0.
+def exclude_from_returns(env_runner: Any, incomplete: set[str]) -> set[str]:
+    """Keep episodes that lost a fragment out of RLlib's returns, where the fragment would count as 0.
 
-    Returns the ids of those that are over.
+    Returns the ids of the episodes that are over.
     """
     done = env_runner._done_episodes_for_metrics
     over = {episode.id_ for episode in done} & incomplete
@@ -76,7 +76,7 @@ def forget(env_runner: Any, incomplete: set[str]) -> set[str]:
 def log_games(
     metrics_logger: Any, samples: list[Any], dropped: list[Any], games: list[str]
 ) -> None:
-    """Sums by game, which add up over runners: rewards, steps with a reward, all steps, envs, fragments dropped."""
+    """Log sums of each game, which add up over runners: reward, scored, steps, envs, dropped fragments."""
     for game in dict.fromkeys(games):
         own = [episode for episode in samples if episode.custom_data.get(GAME) == game]
         scored = [

@@ -1,4 +1,4 @@
-"""The environment runner: RLlib's own, with games in processes of their own and faults that cost one fragment."""
+"""Env runner: RLlib's, with each game in its own process and faults that cost one fragment."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ class GameRunner(SingleAgentEnvRunner):
     """
 
     games: list[str]
-    """The game of each env of this runner."""
+    """Game of each env of this runner."""
     fault: str = ""
-    """What makes it useless for this runner to go on, e.g. a world model that cannot be loaded."""
+    """Message of an error that every new runner would meet too, e.g. a model that cannot be loaded."""
     snapshots: SnapshotPair | None = None
-    """Screens of what was sampled last."""
+    """Screens of the last sampled fragments."""
     config: Any
     module: Any
     env: Any
@@ -50,21 +50,21 @@ class GameRunner(SingleAgentEnvRunner):
         self._needs_initial_reset = True
 
     def stop(self) -> None:
-        """End the games' processes."""
+        """End the processes of the games."""
         if self.env is not None and self.config.games:
             close_vector_env(self.env)
         else:
             super().stop()
 
     def start_evaluation(self) -> None:
-        """Begin fresh episodes, and let a reward that remembers begin anew: agents of all ages are judged alike."""
+        """Begin new episodes, and reset counts, so that agents of all ages are evaluated alike."""
         self._needs_initial_reset = True
         for callback in self._callbacks:
             if isinstance(callback, ExploreCallbacks):
-                callback.forget()
+                callback.reset_counts()
 
     def set_exploration(self, epsilon: float, temperature: float, top_fraction: float) -> None:
-        """What the policy acts by while it explores, and what it is paid by."""
+        """Set the epsilon and temperature of exploration, and the top fraction of the reward."""
         if self.module is not None:
             self.module.set_exploration(epsilon, temperature)
         vars(self.config)["top_fraction"] = (
@@ -72,6 +72,6 @@ class GameRunner(SingleAgentEnvRunner):
         )
 
     def set_weights(self, weights: dict[str, Any]) -> None:
-        """The agent's weights, as arrays by name."""
-        if self.module is not None:  # a local runner beside remote ones plays nothing
+        """Set the weights of the policy, arrays by name."""
+        if self.module is not None:  # where there are remote runners, the local one plays nothing
             self.module.set_state(weights)

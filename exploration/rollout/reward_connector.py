@@ -1,8 +1,8 @@
-"""The reward connector: scores what an environment runner has collected and writes the rewards into its episodes.
+"""Reward connector: scores the fragments of an env runner and writes the rewards into its episodes.
 
-Nothing acts on the reward while it plays, so whole fragments are scored at the end of `sample()`, many windows a
-request and all requests in flight: a call per step would halve the rate (ray.md). A fragment that could not be scored
-is taken out and counted; it never carries a made-up reward.
+The policy does not see the reward, so whole fragments are scored at the end of `sample()`, with many windows in a
+request and all requests in flight: a call at every step would halve the rate. A fragment that could not be scored is
+removed and counted; it never carries a made-up reward.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from worldmodel.uncertainty import WINDOW
 LOOKBACK = WINDOW - 1
 """Steps that a fragment keeps of the one before, so that windows cross the cut."""
 Pending = tuple[NDArray[np.bool_], Callable[[], NDArray[np.float32]] | None]
-"""Some steps of a fragment: which of them are scored, and what waits for their entropies."""
+"""Some steps of a fragment: which of them are scored, and a call that awaits the answer."""
 
 
 class RewardConnector(ConnectorV2):
-    """Called with `episodes`, finished fragments (numpy): writes their rewards and the `scored` column.
+    """Writes the rewards and the `scored` column of finished fragments (numpy).
 
     Fragments without a score are removed from the list and kept in `dropped` until the next call.
     """
@@ -41,9 +41,9 @@ class RewardConnector(ConnectorV2):
         self._sent: dict[tuple[str, int], list[Pending]] = {}
 
     def submit_early(self, episode: SingleAgentEpisode) -> None:
-        """Send what a fragment that is still being played has gained, once that is enough for a request.
+        """Submit the new steps of a fragment that is still being played, once they fill a request.
 
-        So that a service scores while the games play on; a scorer without `ahead` computes in this process, and waits.
+        A service then scores while the games play on. A scorer without `ahead` computes in this process, at the end.
         """
         ahead = getattr(self.scorer, "ahead", 0)
         if ahead and len(episode) - self._steps_sent(episode) >= ahead:
@@ -59,42 +59,52 @@ class RewardConnector(ConnectorV2):
         shared_data: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Score all fragments; every request is sent before the first answer is waited for."""
+        """Score all fragments; every request is sent before the first answer is awaited."""
         self.dropped, self.snapshots = [], None
         for episode in episodes:
             self._send(episode)
-        for episode in list(episodes):
-            rewards, scored, answers = [], [], []
+        kept = []
+        for episode in episodes:
             try:
-                for scored_T, score in self._sent[_key(episode)]:
-                    rewards.append(np.zeros(len(scored_T), np.float32))
-                    scored.append(scored_T)
-                    if score is not None:
-                        answer = (
-                            score()
-                        )  # entropies (B, N), or from `exploration.reward.baselines` rewards (B,)
-                        rewards_B = (
-                            answer
-                            if answer.ndim == 1
-                            else uncertainty_reward(answer, self.top_fraction)
-                        )
-                        rewards[-1][scored_T] = rewards_B
-                        answers.append(answer)
+                rewards_T, scored_T, answer = self._receive(episode)
             except ScoringError as error:
                 self.dropped.append((episode, str(error)))
-                episodes[:] = [kept for kept in episodes if kept is not episode]
-            else:
-                rewards_T, scored_T = np.concatenate(rewards), np.concatenate(scored)
-                write_rewards(episode, rewards_T, scored_T)
-                if answers:
-                    self._record_snapshot(episode, np.concatenate(answers), rewards_T[scored_T])
-        self._sent.clear()  # and with it what was sent of fragments that a fault has ended
+                continue
+            write_rewards(episode, rewards_T, scored_T)
+            if answer is not None:
+                self._record_snapshot(episode, answer, rewards_T[scored_T])
+            kept.append(episode)
+        episodes[:] = kept
+        self._sent.clear()  # also what was sent of fragments that a fault has ended
         return batch or {}
+
+    def _receive(
+        self, episode: SingleAgentEpisode
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32] | None]:
+        """Wait for the scores of a fragment; return its rewards, which steps have one, and the scorer's answers.
+
+        Raises ScoringError where a part of the fragment could not be scored.
+        """
+        rewards, scored, answers = [], [], []
+        for scored_T, score in self._sent[_key(episode)]:
+            rewards_T = np.zeros(len(scored_T), np.float32)
+            if score is not None:
+                # Entropies (B, N) of a world model, or rewards (B,) of `exploration.reward.baselines`.
+                answer = score()
+                is_reward = answer.ndim == 1
+                rewards_T[scored_T] = (
+                    answer if is_reward else uncertainty_reward(answer, self.top_fraction)
+                )
+                answers.append(answer)
+            rewards.append(rewards_T)
+            scored.append(scored_T)
+        joined_answers = np.concatenate(answers) if answers else None
+        return np.concatenate(rewards), np.concatenate(scored), joined_answers
 
     def _record_snapshot(
         self, episode: SingleAgentEpisode, answer: NDArray[Any], rewards_B: NDArray[np.floating]
     ) -> None:
-        """Keep the newest screen of a fragment, and the one that paid most of all fragments of this call."""
+        """Keep the newest screen of a fragment, and the one with the highest reward of all fragments."""
         frames, game = episode.observations.data, episode.custom_data.get(GAME, "")
 
         def snapshot(window: int) -> Snapshot:
@@ -111,7 +121,7 @@ class RewardConnector(ConnectorV2):
         return sum(len(scored_T) for scored_T, _ in self._sent.get(_key(episode), ()))
 
     def _send(self, episode: SingleAgentEpisode) -> None:
-        """Submit the windows that end in the steps of a fragment which were not sent yet."""
+        """Submit the windows of those steps of a fragment that were not submitted yet."""
         steps = len(episode) - self._steps_sent(episode)
         past = WINDOW - 1 + steps
         frames_LHWC = np.asarray(episode.observations.data[-past - 1 :])
@@ -125,14 +135,14 @@ class RewardConnector(ConnectorV2):
 
 
 def _key(episode: SingleAgentEpisode) -> tuple[str, int]:
-    """One fragment of one episode."""
+    """Identify one fragment of one episode."""
     return str(episode.id_), int(episode.t_started)
 
 
 def write_rewards(
     episode: SingleAgentEpisode, rewards_T: NDArray[np.float32], scored_T: NDArray[np.bool_]
 ) -> None:
-    """Replace a fragment's rewards by these, and note which of its steps have one."""
+    """Replace the rewards of a fragment, and note which of its steps have one."""
     lookback = episode.rewards.lookback
     # set_rewards would warn about every reward that is a numpy scalar.
     episode.rewards.data = np.concatenate(

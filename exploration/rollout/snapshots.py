@@ -1,7 +1,7 @@
-"""What a person may look at while an agent learns: single screens, and how unsure the model was of each part of them.
+"""Snapshots: single screens from an agent's play, with the model's uncertainty about each part of them.
 
-They come out of the scoring that happens anyway, two a fragment, and leave a runner once an epoch: sampling does not
-wait for them. The most surprising screen of each epoch is kept in <run>/snapshots/.
+They are by-products of the scoring, and leave a runner once an epoch, so sampling does not wait for them. The screen
+with the highest reward of each epoch is kept in <run>/snapshots/.
 """
 
 import io
@@ -18,14 +18,14 @@ from envs.utils.images import Frames, heat_map
 
 FOLDER = "snapshots"
 HEAT_HIGH = 0.8
-"""The entropy, as a share of the largest possible, that is drawn brightest."""
+"""Entropy in [0, 1] that is drawn brightest."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One screen: its frame uint8 (H, W, 3), the entropy of its tokens (N,) in [0, 1], the reward for reaching it.
+    """Frame uint8 (H, W, 3), the entropies (N,) of its tokens in [0, 1], and the reward for reaching it.
 
-    `entropy_N` is empty where the reward is none of a world model's tokens.
+    `entropy_N` is empty where the reward does not come from token entropies.
     """
 
     game: str
@@ -34,28 +34,28 @@ class Snapshot:
     reward: float
 
     def map(self) -> Frames | None:
-        """The entropies in colour over the grey frame, uint8 (H, W, 3); None where they are no square of tokens."""
+        """Draw the entropies in colour over the grey frame, uint8 (H, W, 3); None if the tokens form no square."""
         side = math.isqrt(len(self.entropy_N))
         if side < 2 or side**2 != len(self.entropy_N) or self.frame_HWC.shape[0] % side:
             return None
         return heat_map(self.entropy_N.reshape(1, side, side), self.frame_HWC[None], HEAT_HIGH)[0]
 
     def pair(self) -> Frames:
-        """Frame and map side by side, or the frame alone."""
+        """Draw frame and map side by side, or the frame alone."""
         shown = self.map()
         return self.frame_HWC if shown is None else np.concatenate([self.frame_HWC, shown], axis=1)
 
 
 @dataclass(frozen=True)
 class SnapshotPair:
-    """Of a runner's last fragments: where an env stands now, and the screen that paid most."""
+    """Newest screen of a runner's last fragments, and the one with the highest reward."""
 
     newest: Snapshot
     peak: Snapshot
 
 
 def joined(of_runners: Iterable[SnapshotPair | None]) -> SnapshotPair | None:
-    """The first runner's newest screen, and the one of all runners that paid most; None where nobody saw anything."""
+    """Return the first runner's newest screen and the highest-reward one of all runners; None if there is none."""
     seen = [one for one in of_runners if one is not None]
     if not seen:
         return None
@@ -79,7 +79,7 @@ def save_snapshot(run: Path, epoch: int, snapshot: Snapshot) -> None:
 
 
 def load_snapshots(run: Path) -> dict[int, Snapshot]:
-    """Epoch -> the screen that paid most in it, in order."""
+    """Load the highest-reward screen of each epoch, in order."""
     snapshots = {}
     for path in sorted((run / FOLDER).glob("epoch-*.npz")):
         with np.load(path, allow_pickle=False) as stored:

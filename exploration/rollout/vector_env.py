@@ -1,4 +1,4 @@
-"""Many games at a time: one process each, because an emulator core keeps global state. Loads neither torch nor Ray.
+"""Vectorised games, one process each, because an emulator core keeps global state. Loads neither torch nor Ray.
 
 The processes come from a fork server that has loaded the emulator once, so that another one costs a fork.
 """
@@ -27,24 +27,24 @@ PRELOADED = [
 ]
 CLOSE_SECONDS = 2.0
 STEP_SECONDS = 60.0
-"""How long a step, or a reset, of all games may take before one of them counts as hung."""
+"""Longest step or reset of all games, after which one of them counts as hung."""
 
 
 def spaces() -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
-    """Observations and actions of every game."""
+    """Return the observation space and the action space of every game."""
     return gymnasium.spaces.Box(
         0, 255, (FRAME_SIZE, FRAME_SIZE, 3), np.uint8
     ), gymnasium.spaces.Discrete(len(ACTIONS))
 
 
 def games_of_runner(games: Sequence[str], runner: int, envs_per_runner: int) -> list[str]:
-    """The games of one runner's envs: all envs of all runners get the games in turn. `runner` counts from 0."""
+    """Assign games to the envs of one runner, counted from 0: all envs of all runners get them in turn."""
     first = runner * envs_per_runner
     return [games[(first + place) % len(games)] for place in range(envs_per_runner)]
 
 
 def check_env_slots(games: Sequence[str], runners: int, envs_per_runner: int) -> None:
-    """Raises InputError where a game would get no env."""
+    """Raise InputError where a game would get no env."""
     places = max(runners, 1) * envs_per_runner
     if not games:
         raise InputError("no game to explore: name one or more")
@@ -55,27 +55,27 @@ def check_env_slots(games: Sequence[str], runners: int, envs_per_runner: int) ->
 
 
 class _Spaces(gymnasium.Env[Any, Any]):
-    """Spaces without a game: what AsyncVectorEnv asks its first env for, in the parent process."""
+    """Spaces without a game, which AsyncVectorEnv needs in the parent process."""
 
     def __init__(self) -> None:
         self.observation_space, self.action_space = spaces()
 
 
 class GameFactory:
-    """Makes the env of a game, in a process of its own; in the process that made the factory, only its spaces."""
+    """Factory of a game's env; in the process that made the factory it makes only the spaces."""
 
     def __init__(self, game: str, max_steps: int | None) -> None:
         self.game, self.max_steps, self._parent = game, max_steps, os.getpid()
 
     def __call__(self) -> gymnasium.Env[Any, Any]:
-        """The env. The emulator is opened by the process that will step it, never by the parent."""
+        """Make the env. The emulator is opened by the process that will step it, never by the parent."""
         if os.getpid() == self._parent:
             return _Spaces()
         return envs.make(self.game, max_steps=self.max_steps)
 
 
 class TimedVectorEnv(AsyncVectorEnv):
-    """Gymnasium's, which would wait for a hung game for ever: this raises multiprocessing.TimeoutError instead."""
+    """AsyncVectorEnv that raises multiprocessing.TimeoutError instead of waiting for a hung game for ever."""
 
     seconds: float = STEP_SECONDS
 
@@ -103,7 +103,7 @@ def _without_main_file() -> Iterator[None]:
 def vector_env(
     games: Sequence[str], max_steps: int | None, step_seconds: float = STEP_SECONDS
 ) -> AsyncVectorEnv:
-    """One env process for each entry of `games`. An episode is truncated after `max_steps`.
+    """Start one env process for each entry of `games`. An episode is truncated after `max_steps`.
 
     A game that has not answered a step after `step_seconds` is an error, after which the processes must be closed.
     """

@@ -99,7 +99,7 @@ def test_counting_pays_rare_screens_and_forgets_when_told():
     rewards_B = count.submit(frames_B5HWC, actions_B4)()
     np.testing.assert_allclose(rewards_B, [1, 2**-0.5, 1, 3**-0.5], rtol=1e-6)
     assert count.submit(frames_B5HWC[:1], actions_B4[:1])()[0] == pytest.approx(0.5)
-    count.forget()
+    count.reset_counts()
     assert count.submit(frames_B5HWC[:1], actions_B4[:1])()[0] == 1
     chance = baselines.RandomReward(3).submit(*windows(50))()
     assert chance.min() >= 0
