@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-slow lint docs bench clean
 
 setup: $(VENV)/.complete
 
@@ -21,11 +21,17 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup
+	$(BIN)/python -m scripts.make_cli_docs
 
 bench: setup
 	$(BIN)/autoexplore benchmark --out runs/benchmark
