@@ -1,5 +1,10 @@
-"""What the paper's run costs, and a multiple of it: machines, hours and dollars, from measured per-unit figures."""
+"""Machines, hours and dollars of the paper's run and its multiples, from measured unit costs.
 
+Run `python -m docs.cost_model.estimate docs/cost_model/units.json`.
+"""
+
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,83 +12,87 @@ from typing import Any
 
 import tyro
 
+from docs.cost_model.measure import measure
+from envs.utils.atomic_io import write_json_atomic
+from envs.utils.errors import InputError
+from experiments.arguments import check_games
+from exploration.config import recipe as explore_recipe
+from worldmodel import preset
+from worldmodel.training.config import find_recipe, recipe
+from worldmodel.training.flops import cost_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
     """Print the cost model of `docs/cost_model/README.md` as tables."""
 
     units: tyro.conf.Positional[Path]
-    """JSON of per-unit figures; written with --measure, otherwise read."""
+    """JSON of unit costs; written with --measure, otherwise read."""
     measure: bool = False
-    """Measure them here first, in about two minutes of one core."""
+    """Measure the unit costs on this machine first, in about two minutes on one core."""
     game: str = "Airstriker-Genesis"
-    """Game whose emulator is measured."""
+    """Game for measuring the emulator."""
     repeats: int = 3
-    """Measurements of each; the best counts."""
+    """Number of measurements of each unit cost; the fastest counts."""
     times: tuple[float, ...] = (1, 100)
-    """Multiples of the paper's run."""
+    """Multiples of the paper's run to estimate."""
     days: tuple[float, ...] = (3, 30)
-    """Days that each of them may take."""
+    """Days available for each multiple."""
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Dollars an hour, assumed: list prices in us-west-2 and what spot has cost about. Put in your own."""
+    """Assumed dollars per hour: list prices in us-west-2, and approximate spot prices."""
 
     vcpu_spot: float = 0.29 / 16
-    """A vCPU of c7i.4xlarge, spot."""
+    """One vCPU of c7i.4xlarge, spot."""
     l4: float = 0.978
-    """g6.2xlarge: one L4, 8 vCPUs, on demand."""
+    """One g6.2xlarge (an L4, 8 vCPUs), on demand."""
     a100: float = 21.96 / 8
-    """An eighth of p4d.24xlarge, on demand."""
+    """One eighth of p4d.24xlarge, on demand."""
     head: float = 0.403
-    """m7i.2xlarge, on demand."""
+    """One m7i.2xlarge, on demand."""
     storage_gb_month: float = 0.30
-    """EFS, standard."""
+    """One GB of EFS storage for a month."""
 
 
 @dataclass(frozen=True)
-class Assumed:
-    """What was not measured."""
+class Assumptions:
+    """Values that were not measured."""
 
     a100_flops: float = 0.4 * 312e12
-    """Of training in bf16: 40 % of the peak, which large models reach; ours is not measured on one."""
+    """FLOP/s of an A100 in bf16 training: 40 % of its peak, as large models reach."""
     l4_flops: float = 0.25 * 121e12
-    """Of the reward query and the agent's updates in bf16: a quarter of the peak, since batches are small."""
+    """FLOP/s of an L4 on the reward and the agent's updates: 25 % of its peak (small batches)."""
     busy: float = 0.8
-    """Share of the paid time in which machines work; the rest goes by starting, waiting and machines taken back."""
+    """Share of the billed time in which machines work; they also start, wait and are preempted."""
     explored_games: int = 3
-    """Games that the paper explores and evaluates."""
+    """Number of games that the paper explores and evaluates."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One line: an amount of work, of which a unit costs so many hours of a kind of machine."""
+    """One line of the estimate: an amount of work and the machine-hours that it takes."""
 
     stage: str
     amount: float
     unit: str
     kind: str
-    """vCPU, L4 or A100."""
+    """Kind of machine: vCPU, L4 or A100."""
     hours: float
-    """Machine-hours of all of it, working all the time."""
+    """Machine-hours at full use."""
     source: str
 
 
 def run(args: Args) -> None:
-    """Measure if asked for, and print tables in Markdown. Raises InputError for a file without the figures."""
-    from envs.utils.atomic_io import write_json_atomic
-    from envs.utils.errors import InputError
-    from experiments.arguments import check_games
-
+    """Measure if requested, and print tables in Markdown."""
     if len(args.times) != len(args.days) or min((*args.times, *args.days)) <= 0 or args.repeats < 1:
         raise InputError("give as many --days as --times, all above 0, and --repeats of 1 or more")
     if args.measure:
-        from docs.cost_model.measure import measure
-
         write_json_atomic(args.units, measure(check_games([args.game])[0], args.repeats))
     units = read_units(args.units)
-    work, prices, assumed = paper_run(units, Assumed()), Prices(), Assumed()
+    prices, assumed = Prices(), Assumptions()
+    work = paper_run(units, assumed)
     print(units_table(units, assumed))
     print(epoch_table(units, assumed))
     print(work_table(work, prices, assumed, args.times))
@@ -103,28 +112,25 @@ NEEDED = (
 
 
 def read_units(path: Path) -> dict[str, Any]:
-    """The figures of a file. Raises InputError where one is missing or is no number above 0."""
-    import json
-
-    from envs.utils.errors import InputError
-
+    """Load the unit costs. Raises InputError if one is missing or is no number above 0."""
     try:
         units = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}): make it with --measure") from None
+        raise InputError(f"{path}: cannot be read ({error}): create it with --measure") from None
     for name in NEEDED:
         value = units.get(name) if isinstance(units, dict) else None
         if not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise InputError(f"{path}: {name} is {value}: make the file again with --measure")
+            raise InputError(f"{path}: {name} is {value}: create the file again with --measure")
     return dict(units)
 
 
-def paper_run(units: dict[str, Any], assumed: Assumed) -> list[Work]:
-    """Everything that the paper computes (spec.md 4 to 9, appendix A), in the order of the pipeline."""
-    from exploration.config import recipe as explorer
-
-    agent, games = explorer("paper"), assumed.explored_games
-    sessions = {"Platformers, 483 x 50 x 500": 483 * 50 * 500, "Platformers-50, 50 x 100 x 1,000": 50 * 100 * 1_000}
+def paper_run(units: dict[str, Any], assumed: Assumptions) -> list[Work]:
+    """Return all computations of the paper (Sec. 4-5, App. A) in the order of the pipeline."""
+    agent, games = explore_recipe("paper"), assumed.explored_games
+    sessions = {
+        "Platformers, 483 x 50 x 500": 483 * 50 * 500,
+        "Platformers-50, 50 x 100 x 1,000": 50 * 100 * 1_000,
+    }
     sessions |= {
         f"{games} games, explorer's 10,000 x 700": games * 10_000 * 700,
         f"{games} games, as much random play": games * 10_000 * 700,
@@ -132,11 +138,15 @@ def paper_run(units: dict[str, Any], assumed: Assumed) -> list[Work]:
     }
     chosen = units["env_step_core_seconds"] + units["action_core_seconds"]
     played = [
-        _cores(f"collect: {name}", amount, chosen if "explorer" in name else units["env_step_core_seconds"])
+        _cores(
+            f"collect: {name}",
+            amount,
+            chosen if "explorer" in name else units["env_step_core_seconds"],
+        )
         for name, amount in sessions.items()
     ]
-    steps = games * agent.epochs * agent.steps_per_epoch * agent.runners * agent.envs_per_runner
-    updates = games * agent.epochs * agent.updates_per_epoch
+    steps = games * agent.epochs * agent.steps * agent.runners * agent.envs_per_runner
+    updates = games * agent.epochs * agent.updates
     exploring = [
         _cores("explore: play", steps, chosen),
         _flops("explore: rewards", steps, "windows", "L4", units["window_flops"], assumed),
@@ -145,12 +155,8 @@ def paper_run(units: dict[str, Any], assumed: Assumed) -> list[Work]:
     return [*played, *training(assumed), *exploring, *evaluating(assumed)]
 
 
-def training(assumed: Assumed) -> list[Work]:
-    """The training runs of appendix A.1, by `worldmodel.training.flops`."""
-    from worldmodel import preset
-    from worldmodel.training.config import find_recipe, train_preset
-    from worldmodel.training.flops import cost_of
-
+def training(assumed: Assumptions) -> list[Work]:
+    """Return the training runs of App. A.1, counted by `worldmodel.training.flops`."""
     lines = []
     for component, name, runs in (
         ("tokenizer", "base", 1),
@@ -161,29 +167,26 @@ def training(assumed: Assumed) -> list[Work]:
         ("dynamics", "scratch", assumed.explored_games),
         ("upscaler", "small-50k", 1),
     ):
-        settings = train_preset(component, "paper", name)
+        settings = recipe(component, "paper", name)
         decoder_only = find_recipe(component, name).decoder_only
         cost = cost_of(component, preset("paper"), settings, decoder_only=decoder_only, cached=True)
         assert cost is not None
         clips = runs * settings.iterations * settings.batch_size
         times = f", {runs} times" if runs > 1 else ""
-        lines.append(_flops(f"train: {component} {name}{times}", clips, "clips", "A100", cost.flops, assumed))
+        lines.append(
+            _flops(f"train: {component} {name}{times}", clips, "clips", "A100", cost.flops, assumed)
+        )
     return lines
 
 
-def evaluating(assumed: Assumed) -> list[Work]:
-    """Windows of 12 frames at every 20th of the test sets: 2 given, 10 predicted two at a time in 25 steps.
+def evaluating(assumed: Assumptions) -> list[Work]:
+    """Return the evaluation of three models on clips of 12 frames, one every 20 frames of the tests.
 
-    260 frames' worth of forward passes with the exact past (learning.md); three models.
+    Two frames are given and ten are predicted, two at a time in 25 MaskGIT steps. With the KV cache
+    that takes the forward passes of 260 frames.
     """
-    from worldmodel import preset
-    from worldmodel.config import WorldModelConfig
-    from worldmodel.training.config import train_preset
-    from worldmodel.training.flops import cost_of
-
-    config: WorldModelConfig = preset("paper")
-    settings = train_preset("dynamics", "paper")
-    cost = cost_of("dynamics", config, settings, cached=True)
+    settings = recipe("dynamics", "paper")
+    cost = cost_of("dynamics", preset("paper"), settings, cached=True)
     assert cost is not None
     frame = cost.flops / 3 / settings.clip_length
     windows = 3 * assumed.explored_games * 1_000 * (700 // 20)
@@ -194,39 +197,72 @@ def _cores(stage: str, steps: float, core_seconds: float) -> Work:
     return Work(stage, steps, "steps", "vCPU", steps * core_seconds / 3600, "measured")
 
 
-def _flops(stage: str, amount: float, unit: str, kind: str, flops: float, assumed: Assumed) -> Work:
+def _flops(
+    stage: str, amount: float, unit: str, kind: str, flops: float, assumed: Assumptions
+) -> Work:
     rate = assumed.a100_flops if kind == "A100" else assumed.l4_flops
-    return Work(stage, amount, unit, kind, amount * flops / rate / 3600, "FLOPs counted, rate assumed")
+    return Work(
+        stage, amount, unit, kind, amount * flops / rate / 3600, "FLOPs counted, rate assumed"
+    )
 
 
-def dollars(work: Work, prices: Prices, assumed: Assumed) -> float:
-    """What a line costs."""
+def dollars(work: Work, prices: Prices, assumed: Assumptions) -> float:
+    """Return the price of one line."""
     rate = {"vCPU": prices.vcpu_spot, "L4": prices.l4, "A100": prices.a100}[work.kind]
     return work.hours / assumed.busy * rate
 
 
-def units_table(units: dict[str, Any], assumed: Assumed) -> str:
-    """The per-unit figures, each with where it comes from."""
+def units_table(units: dict[str, Any], assumed: Assumptions) -> str:
+    """Return the unit costs as a table, each with its source."""
     step, act, window = (units[f"{name}_core_seconds"] for name in ("env_step", "action", "window"))
     rows = [
-        ("agent's steps a core and second, recorded (4 emulator frames each)", f"{1 / step:,.0f}", "measured"),
-        ("the same, and the paper's agent chooses the action", f"{1 / (step + act):,.0f}", "measured"),
-        ("bytes a frame on disk", f"{units['bytes_per_frame']:,.0f}", "measured"),
-        ("reward windows a core and second", f"{1 / window:,.2f}", "measured"),
-        ("core-seconds of an agent's update", f"{units['update_core_seconds']:,.1f}", "measured"),
-        ("GFLOP of a reward window", f"{units['window_flops'] / 1e9:,.0f}", "counted"),
-        ("GFLOP of an agent's update", f"{units['update_flops'] / 1e9:,.0f}", "counted"),
-        ("reward windows an L4 and second", f"{assumed.l4_flops / units['window_flops']:,.0f}", "assumed rate"),
-        ("agent's updates an L4 and second", f"{assumed.l4_flops / units['update_flops']:,.0f}", "assumed rate"),
+        (
+            "agent steps per core-second, recorded (4 emulator frames each)",
+            f"{1 / step:,.0f}",
+            "measured",
+        ),
+        (
+            "the same, with actions chosen by the paper's agent",
+            f"{1 / (step + act):,.0f}",
+            "measured",
+        ),
+        ("bytes per frame on disk", f"{units['bytes_per_frame']:,.0f}", "measured"),
+        ("reward windows per core-second", f"{1 / window:,.2f}", "measured"),
+        (
+            "core-seconds per update of the agent",
+            f"{units['update_core_seconds']:,.1f}",
+            "measured",
+        ),
+        ("GFLOP per reward window", f"{units['window_flops'] / 1e9:,.0f}", "counted"),
+        ("GFLOP per update of the agent", f"{units['update_flops'] / 1e9:,.0f}", "counted"),
+        (
+            "reward windows per second of an L4",
+            f"{assumed.l4_flops / units['window_flops']:,.0f}",
+            "assumed rate",
+        ),
+        (
+            "updates of the agent per second of an L4",
+            f"{assumed.l4_flops / units['update_flops']:,.0f}",
+            "assumed rate",
+        ),
         ("TFLOP/s of an A100 in training", f"{assumed.a100_flops / 1e12:,.0f}", "assumed"),
-        ("share of paid time at work", f"{assumed.busy:.0%}", "assumed"),
+        ("share of billed time at work", f"{assumed.busy:.0%}", "assumed"),
     ]
-    return table(("one unit", "figure", "source"), rows)
+    return table(("unit", "value", "source"), rows)
 
 
-def work_table(work: Sequence[Work], prices: Prices, assumed: Assumed, times: Sequence[float]) -> str:
-    """Each stage's amount, machine-hours and dollars, for the paper's run and its multiples."""
-    heads = ["stage", "amount", "on", "hours of it", "source", *(f"dollars x {t:g}" for t in times)]
+def work_table(
+    work: Sequence[Work], prices: Prices, assumed: Assumptions, times: Sequence[float]
+) -> str:
+    """Return each stage's amount, machine-hours and dollars, for each multiple of the run."""
+    heads = [
+        "stage",
+        "amount",
+        "on",
+        "machine-hours",
+        "source",
+        *(f"dollars x {t:g}" for t in times),
+    ]
     rows = [
         (
             line.stage,
@@ -239,54 +275,82 @@ def work_table(work: Sequence[Work], prices: Prices, assumed: Assumed, times: Se
         for line in work
     ]
     sums = (f"{t * sum(dollars(line, prices, assumed) for line in work):,.0f}" for t in times)
-    return table(heads, [*rows, ("sum", "", "", "", "", *sums)])
+    return table(heads, [*rows, ("total", "", "", "", "", *sums)])
 
 
 def machines_table(
-    work: Sequence[Work], prices: Prices, assumed: Assumed, times: float, days: float, units: dict[str, Any]
+    work: Sequence[Work],
+    prices: Prices,
+    assumed: Assumptions,
+    times: float,
+    days: float,
+    units: dict[str, Any],
 ) -> str:
-    """How many of each kind must work beside each other to be done in so many days, with head and storage."""
-    import math
-
+    """Return the machines that finish a multiple of the run in that many days, and their price."""
     hours = 24 * days * assumed.busy
-    kinds = {"vCPU": ("emulator workers (a vCPU each)", 16), "L4": ("reward replicas and learners", 1)}
-    kinds["A100"] = ("GPUs that train", 8)
+    kinds = {
+        "vCPU": ("emulator workers (one vCPU each)", 16),
+        "L4": ("reward replicas and learners", 1),
+    }
+    kinds["A100"] = ("training GPUs", 8)
     rows, total = [], 0.0
-    for kind, (says, size) in kinds.items():
+    for kind, (name, size) in kinds.items():
         lines = [line for line in work if line.kind == kind]
         count = max(1, math.ceil(times * sum(line.hours for line in lines) / hours))
         cost = times * sum(dollars(line, prices, assumed) for line in lines)
         total += cost
-        rows.append((says, f"{count:,}", f"{math.ceil(count / size):,}", f"{cost:,.0f}"))
+        rows.append((name, f"{count:,}", f"{math.ceil(count / size):,}", f"{cost:,.0f}"))
     frames = times * sum(line.amount for line in work if line.stage.startswith("collect"))
     gigabytes = frames * units["bytes_per_frame"] / 1e9
-    others = {"head": prices.head * 24 * days, "storage": gigabytes * prices.storage_gb_month * days / 30}
+    others = {
+        "head": prices.head * 24 * days,
+        "storage": gigabytes * prices.storage_gb_month * days / 30,
+    }
     rows.append(("head", "1", "1", f"{others['head']:,.0f}"))
-    rows.append((f"storage, {frames / 1e6:,.0f} M frames", f"{gigabytes:,.0f} GB", "", f"{others['storage']:,.0f}"))
-    rows.append(("sum", "", "", f"{total + sum(others.values()):,.0f}"))
-    return table((f"the paper's run x {times:g} in {days:g} days", "how many", "machines", "dollars"), rows)
+    rows.append(
+        (
+            f"storage, {frames / 1e6:,.0f} M frames",
+            f"{gigabytes:,.0f} GB",
+            "",
+            f"{others['storage']:,.0f}",
+        )
+    )
+    rows.append(("total", "", "", f"{total + sum(others.values()):,.0f}"))
+    return table(
+        (f"the paper's run x {times:g} in {days:g} days", "count", "machines", "dollars"), rows
+    )
 
 
-def epoch_table(units: dict[str, Any], assumed: Assumed, replicas: Sequence[int] = (1, 2, 4, 8)) -> str:
-    """Seconds of one epoch of the paper's explorer by the number of reward replicas; one vCPU for each environment."""
-    from exploration.config import recipe
+def epoch_table(
+    units: dict[str, Any], assumed: Assumptions, replicas: Sequence[int] = (1, 2, 4, 8)
+) -> str:
+    """Return the seconds of one epoch of the paper's explorer by number of reward replicas.
 
-    agent = recipe("paper")
+    Each environment has one vCPU.
+    """
+    agent = explore_recipe("paper")
     count = agent.runners * agent.envs_per_runner
-    play = agent.steps_per_epoch * (units["env_step_core_seconds"] + units["action_core_seconds"])
-    windows = agent.steps_per_epoch * count * units["window_flops"] / assumed.l4_flops
-    updates = agent.updates_per_epoch * units["update_flops"] / assumed.l4_flops
+    play = agent.steps * (units["env_step_core_seconds"] + units["action_core_seconds"])
+    windows = agent.steps * count * units["window_flops"] / assumed.l4_flops
+    updates = agent.updates * units["update_flops"] / assumed.l4_flops
     rows = []
     for number in replicas:
-        epoch = max(play, windows / number) + updates  # windows are scored while the games go on
+        epoch = max(play, windows / number) + updates  # windows are scored while playing
         parts = (f"{play:.1f}", f"{windows / number:.1f}", f"{updates:.1f}", f"{epoch:.1f}")
         rows.append((str(number), *parts, f"{agent.epochs * epoch / 3600:.1f}"))
-    heads = ("reward replicas", "play, s", "rewards, s", "updates, s", "an epoch, s", f"{agent.epochs} epochs, h")
+    heads = (
+        "reward replicas",
+        "play, s",
+        "rewards, s",
+        "updates, s",
+        "epoch, s",
+        f"{agent.epochs} epochs, h",
+    )
     return table(heads, rows)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, with an empty line after it."""
+    """Return a table in Markdown, followed by an empty line."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 

@@ -1,25 +1,29 @@
-"""The per-unit figures that the cost model starts from, measured on this machine in core-seconds.
+"""Unit costs for the cost model, measured on this machine in core-seconds.
 
-Time is that of the process on its core, not the clock's, so that other programs beside it do not count.
+Times are process times, so that waiting for other programs does not count.
 """
 
+import os
+import platform
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from exploration.config import ExploreConfig
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import envs
+from envs.collect.policies import RandomPolicy
+from envs.collect.worker import EpisodeKey, play_episode
+from exploration.agent.policy import CnnLstm
+from exploration.config import ExploreConfig, recipe
+from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
+from worldmodel.uncertainty import window_entropies
 
 
 def measure(game: str, repeats: int) -> dict[str, Any]:
-    """Core-seconds and sizes of a unit of each kind of work, at the paper's sizes, and FLOPs where GPUs will do it."""
-    import os
-    import platform
-
-    import torch
-
-    from exploration.config import recipe
-
+    """Return the unit costs of all work at the paper's sizes."""
     torch.set_num_threads(1)
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -31,7 +35,7 @@ def measure(game: str, repeats: int) -> dict[str, Any]:
 
 
 def core_seconds(repeats: int, work: Callable[[], Any]) -> float:
-    """The least process time of some runs, after one to warm up."""
+    """Return the shortest process time of several runs, after one to warm up."""
     work()
     best = float("inf")
     for _ in range(repeats):
@@ -42,11 +46,7 @@ def core_seconds(repeats: int, work: Callable[[], Any]) -> float:
 
 
 def playing(game: str, repeats: int, steps: int = 300) -> dict[str, float]:
-    """An agent's step of four emulator frames with its record, and the bytes that it takes on disk."""
-    import envs
-    from envs.collect.policies import RandomPolicy
-    from envs.collect.worker import EpisodeKey, play_episode
-
+    """Return core-seconds per recorded step (four emulator frames) and bytes per stored frame."""
     env, sizes = envs.make(game), []
 
     def play() -> None:
@@ -58,13 +58,8 @@ def playing(game: str, repeats: int, steps: int = 300) -> dict[str, float]:
     return {"env_step_core_seconds": seconds / steps, "bytes_per_frame": sizes[-1]}
 
 
-def exploring(repeats: int, plan: "ExploreConfig") -> dict[str, float]:
-    """The agent of a recipe: choosing an action in all its environments at once, and an update."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from exploration.agent.policy import CnnLstm
-
+def exploring(repeats: int, plan: ExploreConfig) -> dict[str, float]:
+    """Return the costs of choosing an action, in all environments at once, and of an update."""
     network = CnnLstm(plan.network)
     units, envs_at_once = plan.network.lstm_dim, plan.runners * plan.envs_per_runner
 
@@ -87,14 +82,7 @@ def exploring(repeats: int, plan: "ExploreConfig") -> dict[str, float]:
 
 
 def rewarding(repeats: int, windows: int = 2) -> dict[str, float]:
-    """One window of five frames through the paper's world model, which answers with one reward."""
-    import numpy as np
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
-    from worldmodel.uncertainty import window_entropies
-
+    """Return the costs of one reward of the paper's world model, from a window of five frames."""
     config = preset("paper")
     model = GenieReduxG(Tokenizer(config), Dynamics(config)).eval()
     frames = np.random.default_rng(0).integers(256, size=(windows, 5, 64, 64, 3), dtype=np.uint8)
@@ -102,4 +90,7 @@ def rewarding(repeats: int, windows: int = 2) -> dict[str, float]:
     seconds = core_seconds(repeats, lambda: window_entropies(model, frames, actions))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         window_entropies(model, frames[:1], actions[:1])
-    return {"window_core_seconds": seconds / windows, "window_flops": float(counter.get_total_flops())}
+    return {
+        "window_core_seconds": seconds / windows,
+        "window_flops": float(counter.get_total_flops()),
+    }

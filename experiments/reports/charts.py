@@ -188,7 +188,7 @@ def _figure(width: int, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
     axes.ticklabel_format(style="plain", useOffset=False)
     axes.locator_params("y", nbins=6)
-    axes.locator_params("x", nbins=6, integer=True)
+    axes.locator_params("x", nbins=6, integer=True, min_n_ticks=1)
     return figure, axes
 
 

@@ -1,4 +1,4 @@
-"""The cost model: its arithmetic against figures that were worked out elsewhere, and what it refuses."""
+"""The cost model: its arithmetic against independent calculations, and rejected input."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from docs.cost_model import estimate
 from docs.cost_model.estimate import (
     Args,
-    Assumed,
+    Assumptions,
     Prices,
     Work,
     dollars,
@@ -17,7 +17,9 @@ from docs.cost_model.estimate import (
     paper_run,
     read_units,
 )
+from docs.cost_model.measure import exploring, playing
 from envs.utils.errors import InputError
+from exploration.config import recipe
 
 UNITS = {
     "env_step_core_seconds": 0.002,
@@ -31,61 +33,70 @@ UNITS = {
 
 
 def test_hours_follow_from_units() -> None:
-    lines = {line.stage: line for line in paper_run(UNITS, Assumed())}
+    lines = {line.stage: line for line in paper_run(UNITS, Assumptions())}
     collected = lines["collect: Platformers, 483 x 50 x 500"]
     assert collected.hours == pytest.approx(483 * 50 * 500 * 0.002 / 3600)
     played = lines["explore: play"]
     assert played.amount == 3 * 300 * 200 * 8
     assert played.hours == pytest.approx(played.amount * 0.003 / 3600)
-    assert "| 4 | 0.6 | 1.3 | 0.7 | 2.0 | 0.2 |" in epoch_table(UNITS, Assumed())
-    assert lines["explore: rewards"].hours == pytest.approx(played.amount * 1e11 / (0.25 * 121e12) / 3600)
+    assert "| 4 | 0.6 | 1.3 | 0.7 | 2.0 | 0.2 |" in epoch_table(UNITS, Assumptions())
+    assert lines["explore: rewards"].hours == pytest.approx(
+        played.amount * 1e11 / (0.25 * 121e12) / 3600
+    )
     assert lines["explore: updates"].amount == 3 * 300 * 200
 
 
 def test_training_agrees_with_the_arithmetic_at_paper_size() -> None:
-    """Eight A100 at 40 %: the tokenizer 5.8 hours, the dynamics model 8.1 with stored tokens (scouting figures)."""
-    lines = {line.stage: line for line in paper_run(UNITS, Assumed())}
+    """Eight A100 at 40 %: the tokenizer 5.8 hours, the dynamics model 8.1 with stored tokens ."""
+    lines = {line.stage: line for line in paper_run(UNITS, Assumptions())}
     assert lines["train: tokenizer base"].hours / 8 == pytest.approx(5.8, rel=0.1)
     assert lines["train: dynamics g200"].hours / 8 == pytest.approx(8.1, rel=0.1)
 
 
 def test_machines_are_rounded_up_and_dollars_grow_with_the_work() -> None:
-    work = [Work("collect: a", 1e6, "steps", "vCPU", 100, "measured"), Work("train", 1, "run", "A100", 50, "counted")]
-    prices, assumed = Prices(vcpu_spot=0.02, a100=3.0), Assumed(busy=0.5)
+    work = [
+        Work("collect: a", 1e6, "steps", "vCPU", 100, "measured"),
+        Work("train", 1, "run", "A100", 50, "counted"),
+    ]
+    prices, assumed = Prices(vcpu_spot=0.02, a100=3.0), Assumptions(busy=0.5)
     assert dollars(work[0], prices, assumed) == pytest.approx(4.0)
     assert dollars(work[1], prices, assumed) == pytest.approx(300.0)
     rows = machines_table(work, prices, assumed, 10, 2, UNITS).splitlines()
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert cells[2] == ["emulator workers (a vCPU each)", "42", "3", "40"]  # 1,000 hours in 24, of 16 a machine
-    assert cells[4] == ["GPUs that train", "21", "3", "3,000"]
+    assert cells[2] == [
+        "emulator workers (one vCPU each)",
+        "42",
+        "3",
+        "40",
+    ]  # 1,000 hours in 24, of 16 a machine
+    assert cells[4] == ["training GPUs", "21", "3", "3,000"]
 
 
-def test_a_file_of_figures_becomes_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unit_costs_become_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "units.json"
     path.write_text(json.dumps(UNITS))
     estimate.run(Args(units=path))
     printed = capsys.readouterr().out
     assert sum(line.startswith("| ---") for line in printed.splitlines()) == 5
     assert "the paper's run x 100 in 30 days" in printed
-    assert "| reward windows a core and second | 2.00 | measured |" in printed
+    assert "| reward windows per core-second | 2.00 | measured |" in printed
 
 
-@pytest.mark.parametrize("change", [{"window_flops": 0}, {"bytes_per_frame": "many"}, {"update_flops": float("inf")}])
-def test_figures_that_are_none_are_refused(change: dict[str, object], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change", [{"window_flops": 0}, {"bytes_per_frame": "many"}, {"update_flops": float("inf")}]
+)
+def test_invalid_unit_costs_are_refused(change: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "units.json"
     path.write_text(json.dumps({**UNITS, **change}))
     with pytest.raises(InputError, match=next(iter(change))):
         read_units(path)
-    with pytest.raises(InputError, match="make it with --measure"):
+    with pytest.raises(InputError, match="create it with --measure"):
         read_units(tmp_path / "none.json")
     with pytest.raises(InputError, match="as many --days"):
         estimate.run(Args(units=path, times=(1,)))
 
 
-def test_figures_are_measured() -> None:
-    from docs.cost_model.measure import exploring, playing
-    from exploration.config import recipe
-
+def test_unit_costs_are_measured() -> None:
     played = playing("Counting", 1, steps=20)
     assert 0 < played["env_step_core_seconds"] < 1
     assert 0 < played["bytes_per_frame"] < 64 * 64 * 3
@@ -94,7 +105,9 @@ def test_figures_are_measured() -> None:
     assert explored["update_flops"] > 1e6
 
 
-def test_the_figures_in_docs_are_those_that_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_has_the_tables_that_the_command_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     docs = Path(__file__).parents[2] / "docs"
     estimate.run(Args(units=docs / "cost_model" / "units.json"))
     text = (docs / "cost_model" / "README.md").read_text()
