@@ -1,4 +1,4 @@
-"""The rows of the benchmark about data: playing and storing it, cutting windows out of it, opening a large set."""
+"""Benchmarks of data: playing and storing episodes, loading clips, opening a large data set."""
 
 import multiprocessing
 import os
@@ -12,6 +12,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 import envs
 from envs.collect.collector import collect
@@ -23,6 +28,9 @@ from envs.episodes.dataset import EpisodeReader
 from envs.episodes.frame_codec import decode_frames, encode_frames
 from envs.episodes.shards import SessionRecord, Shard, write_shard
 from experiments.benchmarks.common import Args, Row, median_of
+from worldmodel.data import arrow_cache
+from worldmodel.data.clip_dataset import ClipDataset
+from worldmodel.data.loader import ClipLoader
 
 DATA_GAMES = (
     "Airstriker-Genesis",
@@ -34,18 +42,19 @@ DATA_GAMES = (
     "ElevatorAction-Atari2600",
     "Adventure-Atari2600",
 )
-"""What stored data are measured on where no games are asked for."""
+"""Games for the measurements of stored data if none are given."""
 LENGTH = 16
 BATCH = 112
 
 
 def collecting(args: Args, scratch: Path) -> Iterator[Row]:
-    """Frames stored per CPU-second, against bare loops turn about in this process; two players against one."""
+    """Measure stored frames per CPU-second against bare loops, and two workers against one."""
     for game in args.games:
         env = envs.make(game)
         try:
             core, bare, stored = [], [], []
-            stored_rate(env, scratch / "stored", game, -1, 20)  # loads what is loaded once
+            stored_rate(env, scratch / "stored", game, -1, 20)  # one-time loading
+            # Measured in turn, so that the load of the machine affects all of them.
             for number in range(args.repeats):
                 core.append(core_rate(env, number, args.steps))
                 bare.append(bare_rate(env, number, args.steps))
@@ -53,16 +62,47 @@ def collecting(args: Args, scratch: Path) -> Iterator[Row]:
         finally:
             env.close()
         rate, plain, least = (statistics.median(rates) for rates in (stored, bare, core))
-        what = f"{game}: frames stored a core"
-        yield Row("collect", what, rate, "/s", "stable-retro's step, skip, maximum, resize", plain, 0.95)
-        yield Row("collect", "the same", rate, "/s", "its core alone, without reward and end", least)
-    one, two, (one_cpu, two_cpu) = players_rates(args, scratch)
-    yield Row("collect", f"{args.games[0]}: frames stored by two players, wall time", two, "/s", "one player", one, 1.9)
-    yield Row("collect", "the same, per CPU-second of a player", two_cpu, "/s", "one player", one_cpu, 0.95)
+        name = f"{game}: stored frames per CPU-second"
+        yield Row(
+            "collect",
+            name,
+            rate,
+            "/s",
+            "stable-retro's step, frame skip, maximum, resize",
+            plain,
+            0.95,
+        )
+        yield Row(
+            "collect", "the same", rate, "/s", "its core alone, without reward and game over", least
+        )
+    one, two, (one_cpu, two_cpu) = worker_rates(
+        args.games[0], args.steps, args.repeats, scratch / "workers"
+    )
+    yield Row(
+        "collect",
+        f"{args.games[0]}: frames stored by two workers, wall time",
+        two,
+        "/s",
+        "one worker",
+        one,
+        1.9,
+    )
+    yield Row(
+        "collect",
+        "the same, per CPU-second of a worker",
+        two_cpu,
+        "/s",
+        "one worker",
+        one_cpu,
+        0.95,
+    )
 
 
 def bare_rate(env: Any, seed: int, steps: int) -> float:
-    """Frames per CPU-second of the plain loop: four steps of stable-retro, the brighter of the last two, shrunk."""
+    """Return frames per CPU-second of a plain loop.
+
+    It makes four steps of stable-retro, takes the maximum of the last two screens and resizes it.
+    """
     game = env.unwrapped
     if not hasattr(game, "_emulator_env"):
         return core_rate(env, seed, steps)
@@ -77,14 +117,16 @@ def bare_rate(env: Any, seed: int, steps: int) -> float:
 
 
 def shrink(screen_HWC: Any, size: int) -> Any:
-    """The screen as small as it has to be, without bars around it."""
+    """Return the resized screen without black bars."""
     height, width = screen_HWC.shape[:2]
     scale = size / max(height, width)
-    return cv2.resize(screen_HWC, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+    return cv2.resize(
+        screen_HWC, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA
+    )
 
 
 def core_rate(env: Any, seed: int, steps: int) -> float:
-    """Frames per CPU-second of the emulator core alone: four frames a step, the brighter of the last two, shrunk."""
+    """Return frames per CPU-second of the emulator core alone, with maximum and resizing."""
     game = env.unwrapped
     env.reset(seed=0)
     actions = np.random.default_rng(seed).integers(5, size=steps)
@@ -108,7 +150,7 @@ def core_rate(env: Any, seed: int, steps: int) -> float:
 
 
 def stored_rate(env: Any, folder: Path, game: str, seed: int, steps: int) -> float:
-    """Frames per CPU-second that are played, compressed and written. Raises where one is not what was played."""
+    """Return frames per CPU-second that are played, compressed and written, and verify them."""
     seconds, frames = 0.0, 0
     while frames < steps:
         session = EpisodeKey(game, "random", seed, frames)
@@ -123,71 +165,87 @@ def stored_rate(env: Any, folder: Path, game: str, seed: int, steps: int) -> flo
     return frames / seconds
 
 
-def players_rates(args: Args, scratch: Path) -> tuple[float, float, tuple[float, float]]:
-    """Frames per second of wall time that one and two players store, each warm, turn about; then per CPU-second."""
-    import ray
-
-    options = (str((scratch / "players").resolve()), RandomPolicy, args.steps)
-    players: list[Any] = [ray.remote(num_cpus=1)(CollectWorker).remote(*options) for _ in range(2)]
+def worker_rates(
+    game: str, steps: int, repeats: int, folder: Path
+) -> tuple[float, float, tuple[float, float]]:
+    """Return frames per second that one and two warm workers store, then both per CPU-second."""
+    options = (str(folder.resolve()), RandomPolicy, steps)
+    workers: list[Any] = [ray.remote(num_cpus=1)(CollectWorker).remote(*options) for _ in range(2)]
     episode = 0
 
-    def play(crew: list[Any]) -> tuple[float, float]:
+    def play(pool: list[Any]) -> tuple[float, float]:
         nonlocal episode
         started, waiting = time.perf_counter(), []
         for _ in range(2):
-            for player in crew:
-                waiting.append(player.play.remote(EpisodeKey(args.games[0], "random", 0, episode)))
+            for worker in pool:
+                waiting.append(worker.play.remote(EpisodeKey(game, "random", 0, episode)))
                 episode += 1
         played = ray.get(waiting)
         frames = sum(record.num_frames for item in played for record in item.shard.sessions)
-        return frames / (time.perf_counter() - started), frames / sum(item.cpu_seconds for item in played)
+        return frames / (time.perf_counter() - started), frames / sum(
+            item.cpu_seconds for item in played
+        )
 
     try:
-        play(players)
-        rates = [(play(players[:1]), play(players)) for _ in range(args.repeats)]
+        play(workers)
+        rates = [(play(workers[:1]), play(workers)) for _ in range(repeats)]
     finally:
-        for player in players:
-            ray.kill(player)
+        for worker in workers:
+            ray.kill(worker)
     ones, twos = zip(*rates, strict=True)
-    (one, one_cpu), (two, two_cpu) = (map(statistics.median, zip(*pairs, strict=True)) for pairs in (ones, twos))
+    (one, one_cpu), (two, two_cpu) = (
+        map(statistics.median, zip(*pairs, strict=True)) for pairs in (ones, twos)
+    )
     return one, two, (one_cpu, two_cpu)
 
 
 def windows(args: Args, scratch: Path) -> Iterator[Row]:
-    """Random windows of 16 frames per CPU-second, bytes of a stored frame, and opening ten million windows."""
-    from worldmodel.data.clip_dataset import ClipDataset
-    from worldmodel.data.loader import ClipLoader
-
+    """Measure random clips of 16 frames per CPU-second, bytes per frame, and a large data set."""
     data = scratch / "windows"
     games = DATA_GAMES if args.games == Args.games else args.games
     collect(games, data, episodes=4, steps=args.steps, progress=False)
     size = frame_bytes(data)
-    yield Row("windows", f"stored frame, {len(games)} games", size, "B", "goal", 150, 1, at_most=True)
+    yield Row(
+        "windows", f"stored frame, {len(games)} games", size, "B", "goal", 150, 1, at_most=True
+    )
     compact(str(data), recompress=True)
-    yield Row("windows", "the same, merged and squeezed", frame_bytes(data), "B", "goal", 150, 1, at_most=True)
+    yield Row(
+        "windows",
+        "the same, merged and recompressed",
+        frame_bytes(data),
+        "B",
+        "goal",
+        150,
+        1,
+        at_most=True,
+    )
     reader = EpisodeReader(data)
-    cutting = median_of(args.repeats, cut_windows(reader))
-    yield Row("windows", "windows a core, from compressed episodes", cutting, "/s", "goal", 9_000, 1)
+    cutting = median_of(args.repeats, decode_clips(reader))
+    yield Row(
+        "windows", "clips per CPU-second, from compressed episodes", cutting, "/s", "goal", 9_000, 1
+    )
     clips = ClipDataset([data], scratch / "cache", length=LENGTH, split=None)
-    loading = median_of(args.repeats, drawn_batches(ClipLoader(clips, BATCH), 30))
-    yield Row("windows", f"windows a core, ready in batches of {BATCH}", loading, "/s", "goal", 10_000, 1)
-    pngs = median_of(args.repeats, drawn_batches(png_loader(reader, scratch / "png"), 2))
+    loading = median_of(args.repeats, load_batches(ClipLoader(clips, BATCH), 30))
+    yield Row(
+        "windows", f"clips per CPU-second, in batches of {BATCH}", loading, "/s", "goal", 10_000, 1
+    )
+    pngs = median_of(args.repeats, load_batches(png_loader(reader, scratch / "png"), 2))
     yield Row("windows", "the same", loading, "/s", "torch DataLoader over PNG files", pngs, 10)
     seconds, megabytes = open_large(scratch / "large")
-    what = "opening 10 million windows"
-    yield Row("windows", f"{what}: time", seconds * 1e3, "ms", "goal", 1_000, 1, at_most=True)
-    yield Row("windows", f"{what}: memory", megabytes, "MB", "goal", 100, 1, at_most=True)
+    name = "opening 10 million clips"
+    yield Row("windows", f"{name}: time", seconds * 1e3, "ms", "goal", 1_000, 1, at_most=True)
+    yield Row("windows", f"{name}: memory", megabytes, "MB", "goal", 100, 1, at_most=True)
 
 
 def frame_bytes(data: Path) -> float:
-    """Bytes of a data set's files for each frame in them."""
+    """Return the bytes of a data set's files per frame."""
     reader = EpisodeReader(data)
     stored = sum(shard.bytes for shard in {shard.path: shard for shard in reader.shards}.values())
     return stored / sum(record.num_frames for record in reader.records)
 
 
-def cut_windows(reader: EpisodeReader) -> Callable[[], float]:
-    """What measures random windows per CPU-second, cut one by one from episodes as they are stored."""
+def decode_clips(reader: EpisodeReader) -> Callable[[], float]:
+    """Return a measurement of random clips per CPU-second, decoded from stored episodes."""
     episodes = [reader.encoded(index) for index in range(len(reader))]
     episodes = [episode for episode in episodes if episode.num_frames >= LENGTH]
     generator = np.random.default_rng(0)
@@ -204,8 +262,8 @@ def cut_windows(reader: EpisodeReader) -> Callable[[], float]:
     return measure
 
 
-def drawn_batches(batches: Iterator[Any], count: int) -> Callable[[], float]:
-    """What measures windows per CPU-second that come in batches."""
+def load_batches(batches: Iterator[Any], count: int) -> Callable[[], float]:
+    """Return a measurement of clips per CPU-second that come in batches."""
     next(batches)
 
     def measure() -> float:
@@ -218,13 +276,9 @@ def drawn_batches(batches: Iterator[Any], count: int) -> Callable[[], float]:
 
 
 def png_loader(reader: EpisodeReader, folder: Path) -> Iterator[Any]:
-    """The plain way: a PNG file a frame, a Dataset that reads 16 of them, and torch's DataLoader in this process."""
-    import torch
-    from PIL import Image
-    from torch.utils.data import DataLoader, Dataset
-
+    """Yield batches of the baseline: a PNG file per frame, read by torch's DataLoader."""
     starts: list[tuple[Path, int]] = []
-    for index in range(0, len(reader), 4):  # an episode of each game is enough to read from
+    for index in range(0, len(reader), 4):  # one episode of each game is enough
         episode = reader[index]
         place = folder / episode.session_id
         place.mkdir(parents=True)
@@ -238,7 +292,10 @@ def png_loader(reader: EpisodeReader, folder: Path) -> Iterator[Any]:
 
         def __getitem__(self, number: int) -> torch.Tensor:
             place, start = starts[number]
-            frames = [np.asarray(Image.open(place / f"{at:06}.png")) for at in range(start, start + LENGTH)]
+            frames = [
+                np.asarray(Image.open(place / f"{at:06}.png"))
+                for at in range(start, start + LENGTH)
+            ]
             return torch.from_numpy(np.stack(frames))
 
     def endless() -> Iterator[Any]:
@@ -249,41 +306,55 @@ def png_loader(reader: EpisodeReader, folder: Path) -> Iterator[Any]:
 
 
 def open_large(folder: Path) -> tuple[float, float]:
-    """(CPU-seconds, MB more of resident memory) that opening a staged set of ten million windows takes."""
-    import pyarrow as pa
-
-    from worldmodel.data import arrow_cache
-
+    """Return the CPU-seconds and MB of memory for opening a cached set of ten million clips."""
     episodes, frames = 10_000, 1_000 + LENGTH - 1
     blob = encode_frames(np.zeros((32, 64, 64, 3), np.uint8))[0]
     ids = [f"{number:016x}" for number in range(episodes)]
-    shards = [Shard(f"env=Counting/{i}", 1, "", (SessionRecord(i, "Counting", "random", frames),)) for i in ids]
-    large = manifest.Manifest({shard.path: shard for shard in shards}, {"Counting": dict.fromkeys(ids, False)})
+    shards = [
+        Shard(f"env=Counting/{i}", 1, "", (SessionRecord(i, "Counting", "random", frames),))
+        for i in ids
+    ]
+    large = manifest.Manifest(
+        {shard.path: shard for shard in shards}, {"Counting": dict.fromkeys(ids, False)}
+    )
     large.save(folder)
     blobs, actions = [blob] * -(-frames // 32), bytes(frames - 1)
-    same = {"game": "Counting", "validation": False, "height": 64, "width": 64, "chunk": 32, "actions": actions}
-    same |= {"actions_crc": zlib.crc32(actions), "frames": blobs, "frames_crc": [zlib.crc32(blob)] * len(blobs)}
-    with pa.ipc.new_file(arrow_cache.staged_path(folder, large.hash()), arrow_cache.SCHEMA) as writer:
+    same = {
+        "game": "Counting",
+        "validation": False,
+        "height": 64,
+        "width": 64,
+        "chunk": 32,
+        "actions": actions,
+    }
+    same |= {
+        "actions_crc": zlib.crc32(actions),
+        "frames": blobs,
+        "frames_crc": [zlib.crc32(blob)] * len(blobs),
+    }
+    with pa.ipc.new_file(
+        arrow_cache.staged_path(folder, large.hash()), arrow_cache.SCHEMA
+    ) as writer:
         for first in range(0, episodes, 1_000):
             rows = [{"session_id": session_id, **same} for session_id in ids[first : first + 1_000]]
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, arrow_cache.SCHEMA), {"skipped": "{}"})
-    # In a fresh process, whose memory nothing else fills or frees meanwhile.
+            writer.write_batch(
+                pa.RecordBatch.from_pylist(rows, arrow_cache.SCHEMA), {"skipped": "{}"}
+            )
+    # A new process, in which nothing else allocates or frees memory meanwhile.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         windows, seconds, memory = pool.submit(_open_clips, folder).result()
     if windows != 10_000_000:
-        raise AssertionError(f"{windows} windows are not ten million")
+        raise AssertionError(f"{windows} clips are not ten million")
     return seconds, memory / 1e6
 
 
 def _open_clips(folder: Path) -> tuple[int, float, int]:
-    """(windows, CPU-seconds, bytes more of resident memory) of opening a staged data set."""
-    from worldmodel.data.clip_dataset import ClipDataset
-
+    """Return the number of clips, CPU-seconds and additional bytes of opening a data set."""
     before, started = resident_bytes(), time.process_time()
     clips = ClipDataset([folder], folder, length=LENGTH)
     return len(clips), time.process_time() - started, resident_bytes() - before
 
 
 def resident_bytes() -> int:
-    """Memory that this process has in use now, as Linux counts it."""
+    """Return the resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,12 +1,13 @@
-"""The rows of the benchmark about the world model: training, its memory, generation and the reward query.
+"""Benchmarks of the world model: training, its memory, generation and the reward.
 
-Times are CPU-seconds of one thread, so that what else runs on the machine changes them little. Training runs at the
-paper's sizes, in a process of its own so that its memory is known. The rest keeps the paper's widths and fewer blocks,
-which are all alike: each ratio stays and takes a minute instead of ten.
+Times are CPU-seconds of one thread, on which other programs have little effect. Training runs at
+the paper's sizes, in a new process so that its memory is known. The rest uses the paper's widths
+with fewer blocks: as all blocks are alike the ratios stay, and take a minute instead of ten.
 """
 
 import dataclasses
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -35,32 +36,35 @@ from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.setup import build_trainer
 
 MEMORY = 6e9
-"""Bytes that a process which trains the paper's tokenizer on one clip may take."""
+"""Target for the memory in bytes of training the paper's tokenizer on one clip."""
 SMALL: dict[str, Any] = {"dim": 256, "heads": 4}
-"""Width of the small size at which step times are given: 4 + 4 and 4 blocks, 16 frames, 2 clips."""
+"""Width of the small size for step times (4 + 4 and 4 blocks, 16 frames, 2 clips)."""
 
 
 def training(args: Args, scratch: Path) -> Iterator[Row]:
-    """A training step's FLOP/s against this machine's matrix products of the same shapes; tokens a second; memory."""
+    """Measure FLOP/s of training, against matrix products of the same shapes, and its memory."""
     for component in ("tokenizer", "dynamics"):
         for compiled in (False, True):
-            found = in_a_process(component, "paper", args.repeats, compiled)
+            found = in_new_process(component, "paper", args.repeats, compiled)
             rate, products = found["flops"] / found["seconds"] / 1e9, found["products"] / 1e9
-            what = f"{component}, paper{', --compile' if compiled else ''}"
-            yield Row("training", what, rate, "GFLOP/s", "matrix products alone", products, 0.6)
-            yield Row("training", f"{what}, 1 clip", found["tokens"] / found["seconds"], "tokens/s")
+            name = f"{component}, paper{', --compile' if compiled else ''}"
+            yield Row("training", name, rate, "GFLOP/s", "matrix products alone", products, 0.6)
+            yield Row("training", f"{name}, 1 clip", found["tokens"] / found["seconds"], "tokens/s")
             if component == "tokenizer":
-                peak, wanted = found["peak"] / 1e6, MEMORY / 1e6
-                yield Row("training", "its peak memory", peak, "MB", "wanted at most", wanted, 1.0, at_most=True)
+                peak, target = found["peak"] / 1e6, MEMORY / 1e6
+                yield Row(
+                    "training", "its peak memory", peak, "MB", "target", target, 1.0, at_most=True
+                )
     for component in ("tokenizer", "dynamics"):
-        found = in_a_process(component, "small", args.repeats, compiled=False)
+        found = in_new_process(component, "small", args.repeats, compiled=False)
         yield Row("training", f"{component}, small, 2 clips: a step", 1000 * found["seconds"], "ms")
-    yield cached_tokens(args)
+    yield cached_tokens(args.repeats)
 
 
-def in_a_process(component: str, size: str, repeats: int, compiled: bool) -> dict[str, float]:
-    """`steps` in a fresh process, with the most memory that it took."""
-    code = f"from experiments.benchmarks.model import steps; steps({component!r}, {size!r}, {repeats}, {compiled})"
+def in_new_process(component: str, size: str, repeats: int, compiled: bool) -> dict[str, float]:
+    """Run `steps` in a new process and return its results, with the peak memory."""
+    code = "from experiments.benchmarks.model import steps\n"
+    code += f"steps({component!r}, {size!r}, {repeats}, {compiled})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"measuring a training step failed: {done.stderr[-2000:]}")
@@ -68,15 +72,15 @@ def in_a_process(component: str, size: str, repeats: int, compiled: bool) -> dic
 
 
 def steps(component: str, size: str, repeats: int, compiled: bool) -> None:
-    """Train on noise; print seconds and FLOPs of a step, the rate of its matrix products, and memory, as JSON.
+    """Train on noise; print seconds and FLOPs of a step, matrix products and memory as JSON.
 
-    The products are made after each step, so that what else runs on the machine is the same for both.
+    The products are computed after each step, so that both see the same load of the machine.
     """
-    import resource
-
     torch.set_num_threads(1)
     config, clips = (preset("paper"), 1) if size == "paper" else (small_config(), 2)
-    settings = train_preset(component, "paper", iterations=99, batch_size=clips, loader_threads=0, compile=compiled)
+    settings = train_preset(
+        component, "paper", iterations=99, batch_size=clips, loader_threads=0, compile=compiled
+    )
     objective: Objective = TokenizerObjective(Tokenizer(config))
     if component == "dynamics":
         objective = DynamicsObjective(with_codes(Dynamics(config)), Tokenizer(preset("debug")))
@@ -92,11 +96,11 @@ def steps(component: str, size: str, repeats: int, compiled: bool) -> None:
             seconds = cpu_seconds(lambda: trainer.train_step(batch))
             trainer.step += 1
             for product, times in zip(products, taken, strict=True):
-                product.make()  # its operands come into the cache
+                product.make()  # load its operands into the cache
                 times.append(cpu_seconds(product.make))
             return seconds
 
-        for _ in range(2):  # kernels are chosen or compiled, moments are made, memory is asked for
+        for _ in range(2):  # warm-up: kernels, optimizer state, memory
             step()
         for times in taken:
             times.clear()
@@ -105,13 +109,21 @@ def steps(component: str, size: str, repeats: int, compiled: bool) -> None:
     assert cost is not None
     found = {"seconds": seconds, "flops": cost.flops * clips, "tokens": float(cost.tokens * clips)}
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-    in_products = sum(product.count * statistics.median(times) for product, times in zip(products, taken, strict=True))
-    print(json.dumps(found | {"products": sum(product.count * product.flops for product in products) / in_products}))
+    in_products = sum(
+        product.count * statistics.median(times)
+        for product, times in zip(products, taken, strict=True)
+    )
+    print(
+        json.dumps(
+            found
+            | {"products": sum(product.count * product.flops for product in products) / in_products}
+        )
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A matrix product that a block makes `count` times in a step."""
+    """Matrix product that a block computes `count` times in a step."""
 
     make: Callable[[], Tensor]
     flops: float
@@ -119,31 +131,45 @@ class Product:
 
 
 def products_of_a_block(config: WorldModelConfig, settings: TrainConfig) -> list[Product]:
-    """The products of a block's linear layers and of its attention, forward and backward."""
+    """Return the products of a block's linear layers and attention, forward and backward."""
     c = config.tokenizer
     patches, frames = config.grid**2, settings.clip_length
-    rows, width, inner = settings.batch_size * frames * patches, c.heads * c.head_dim, int(4 * 2 / 3 * c.dim)
+    rows, width, inner = (
+        settings.batch_size * frames * patches,
+        c.heads * c.head_dim,
+        int(4 * 2 / 3 * c.dim),
+    )
     made: list[Product] = []
 
     def add(a: Tensor, b: Tensor, count: int) -> None:
         made.append(Product(lambda: a @ b, 2 * a.numel() * b.shape[-1], count))
 
-    for ins, outs, count in ((c.dim, 3 * width, 2), (width, c.dim, 2), (c.dim, inner, 4), (inner, c.dim, 2)):
+    for ins, outs, count in (
+        (c.dim, 3 * width, 2),
+        (width, c.dim, 2),
+        (c.dim, inner, 4),
+        (inner, c.dim, 2),
+    ):
         x, weight, grad = (
-            torch.randn(shape, dtype=torch.bfloat16) for shape in ((rows, ins), (outs, ins), (rows, outs))
+            torch.randn(shape, dtype=torch.bfloat16)
+            for shape in ((rows, ins), (outs, ins), (rows, outs))
         )
         for a, b in ((x, weight.T), (grad, weight), (grad.T, x)):
             add(a, b, count)
     for tokens in (patches, frames):  # space, then time
         x = torch.randn(rows // tokens * c.heads, tokens, c.head_dim, dtype=torch.bfloat16)
         share = torch.randn(len(x), tokens, tokens, dtype=torch.bfloat16)
-        for a, b in ((x, x.mT), (share, x), (share.mT, x)):  # each forward or backward, and again backward
+        for a, b in (
+            (x, x.mT),
+            (share, x),
+            (share.mT, x),
+        ):  # each forward or backward, and again backward
             add(a, b, 2)
     return made
 
 
-def cached_tokens(args: Args) -> Row:
-    """Dynamics steps on stored tokens against those that encode frames first, by the paper's ratio of blocks."""
+def cached_tokens(repeats: int) -> Row:
+    """Measure dynamics steps on cached tokens against steps that encode frames first."""
     config = fewer_blocks(tokenizer=2, dynamics=3)
     objective = DynamicsObjective(with_codes(Dynamics(config)), Tokenizer(config))
     settings = train_preset("dynamics", "paper", batch_size=1)
@@ -156,13 +182,21 @@ def cached_tokens(args: Args) -> Row:
                 losses = objective(batch, 0.0)
             losses["loss"].backward()
 
-        rates.append(1 / measured(args.repeats, step))
+        rates.append(1 / median_seconds(repeats, step))
     steps_ks = [1000 * rate for rate in rates]
-    return Row("training", "dynamics steps, stored tokens", steps_ks[0], "/ks", "encoding", steps_ks[1], 1.15)
+    return Row(
+        "training",
+        "dynamics steps, cached tokens",
+        steps_ks[0],
+        "/ks",
+        "encoding",
+        steps_ks[1],
+        1.15,
+    )
 
 
 def generation(args: Args, scratch: Path) -> Iterator[Row]:
-    """Frames a second from 2 to 10 more in 25 steps, against the same without anything kept; and the reward query."""
+    """Measure generation with the KV cache against recomputation, and the reward."""
     model = GenieReduxG(Tokenizer(fewer_blocks(1, 4)), Dynamics(fewer_blocks(1, 4))).eval()
     frames, actions = torch.rand(1, 2, 3, 64, 64), torch.zeros(1, 11, dtype=torch.int64)
     for mode, together, target in (("autoregressive", 2, 3.5), ("one_pass", 10, 1.15)):
@@ -174,13 +208,17 @@ def generation(args: Args, scratch: Path) -> Iterator[Row]:
             return recomputed(model, frames, actions, together)
 
         with torch.autocast("cpu", torch.bfloat16):
-            rates = [1000 * 10 / measured(1, run) for run in (kept, plain)]
-        yield Row("generation", f"2 -> 10, {mode}", rates[0], "frames/ks", "recomputed", rates[1], target)
-    yield query(args)
+            rates = [1000 * 10 / median_seconds(1, run) for run in (kept, plain)]
+        yield Row(
+            "generation", f"2 -> 10, {mode}", rates[0], "frames/ks", "recomputed", rates[1], target
+        )
+    yield reward_query(args.repeats)
 
 
-def recomputed(model: GenieReduxG, frames_BPCHW: Tensor, actions_BA: Tensor, together: int) -> Tensor:
-    """What `generate_tokens` makes in 25 steps, with every frame so far computed again in each step."""
+def recomputed(
+    model: GenieReduxG, frames_BPCHW: Tensor, actions_BA: Tensor, together: int
+) -> Tensor:
+    """Generate tokens in 25 steps without KV cache: every step recomputes all frames so far."""
     dynamics, mask = model.dynamics, model.cfg.mask_id
     tokens = model.tokenizer.encode(frames_BPCHW)
     conditions = dynamics.encode_actions(actions_BA)
@@ -188,7 +226,9 @@ def recomputed(model: GenieReduxG, frames_BPCHW: Tensor, actions_BA: Tensor, tog
         while (begin := tokens.shape[1]) < conditions.shape[1]:
             start = torch.full((len(tokens), together, *tokens.shape[2:]), mask)
 
-            def logits_of(made_BM: Tensor, tokens: Tensor = tokens, start: Tensor = start) -> Tensor:
+            def logits_of(
+                made_BM: Tensor, tokens: Tensor = tokens, start: Tensor = start
+            ) -> Tensor:
                 every = torch.cat([tokens, made_BM.view_as(start)], 1)
                 hidden, _ = dynamics.forward_with_cache(every, conditions[:, : every.shape[1]], None)
                 return dynamics.head(hidden[:, tokens.shape[1] :]).flatten(1, 3)
@@ -199,22 +239,30 @@ def recomputed(model: GenieReduxG, frames_BPCHW: Tensor, actions_BA: Tensor, tog
     return tokens
 
 
-def query(args: Args) -> Row:
-    """Windows a second of the reward query, against encoding 2 frames and running the dynamics model on 5."""
+def reward_query(repeats: int) -> Row:
+    """Measure the reward against encoding 2 frames and running the dynamics model on 5."""
     model = GenieReduxG(Tokenizer(fewer_blocks(2, 3)), Dynamics(fewer_blocks(2, 3))).eval()
     windows = 4
     frames, actions = torch.rand(windows, 5, 3, 64, 64), torch.zeros(windows, 4, dtype=torch.int64)
     tokens = torch.randint(model.cfg.mask_id, (windows, 5, 16, 16))
     conditions = model.dynamics.encode_actions(actions)
 
-    def arithmetic() -> None:
+    def model_calls() -> None:
         model.tokenizer.encode(frames[:, :2])
         model.dynamics.forward_with_cache(tokens, conditions, None)
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        asked = windows / measured(args.repeats, lambda: model.token_entropy(frames, actions))
-        least = windows / measured(args.repeats, arithmetic)
-    return Row("generation", "reward query", 60 * asked, "windows/min", "its arithmetic alone", 60 * least, 1 / 1.3)
+        asked = windows / median_seconds(repeats, lambda: model.token_entropy(frames, actions))
+        least = windows / median_seconds(repeats, model_calls)
+    return Row(
+        "generation",
+        "reward query",
+        60 * asked,
+        "windows/min",
+        "its model calls alone",
+        60 * least,
+        1 / 1.3,
+    )
 
 
 class Noise(Dataset):
@@ -250,7 +298,7 @@ class Noise(Dataset):
 
 
 def fewer_blocks(tokenizer: int, dynamics: int) -> WorldModelConfig:
-    """The paper's widths with so many blocks in encoder, decoder and dynamics."""
+    """Return the paper's widths with fewer blocks in encoder, decoder and dynamics."""
     paper = preset("paper")
     return dataclasses.replace(
         paper,
@@ -260,7 +308,7 @@ def fewer_blocks(tokenizer: int, dynamics: int) -> WorldModelConfig:
 
 
 def small_config() -> WorldModelConfig:
-    """The small size at which step times are given."""
+    """Return the small size for step times."""
     paper = preset("paper")
     return dataclasses.replace(
         paper,
@@ -270,25 +318,27 @@ def small_config() -> WorldModelConfig:
 
 
 def with_codes(dynamics: Dynamics) -> Dynamics:
-    """The same with a random codebook, which training asks for."""
-    dynamics.set_codebook(torch.nn.functional.normalize(torch.randn(dynamics.codebook.shape), dim=-1))
+    """Set a random codebook, which training needs."""
+    dynamics.set_codebook(
+        torch.nn.functional.normalize(torch.randn(dynamics.codebook.shape), dim=-1)
+    )
     return dynamics
 
 
-def measured(repeats: int, what: Callable[[], Any]) -> float:
-    """The median of some times of it, after one to warm up where there is more than one."""
+def median_seconds(repeats: int, call: Callable[[], Any]) -> float:
+    """Return the median of several times of a call, after a warm-up if there is more than one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         if repeats > 1:
-            what()
-        return median_of(repeats, lambda: cpu_seconds(what))
+            call()
+        return median_of(repeats, lambda: cpu_seconds(call))
     finally:
         torch.set_num_threads(threads)
 
 
-def cpu_seconds(what: Callable[[], Any]) -> float:
-    """CPU time of this process that a call takes, in seconds."""
+def cpu_seconds(call: Callable[[], Any]) -> float:
+    """Return the CPU-seconds of a call in this process."""
     started = time.process_time()
-    what()
+    call()
     return time.process_time() - started

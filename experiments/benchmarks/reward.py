@@ -1,17 +1,16 @@
-"""The rows of the benchmark about exploring: sampling with a reward, the reward service, swapping weights, an update.
+"""Benchmarks of exploration: sampling with a reward, the reward service, weight swaps, updates.
 
-On a machine with few cores a real world model competes with the games for them, and what a reward costs is then its
-arithmetic. So the path of the reward (cutting, sending, batching, writing) is measured with a model of next to none,
-which still reads whole windows, and the model of preset cpu beside it, without a target. For the same reason what a
-second runner adds is measured with a core for each: the games of one alone keep two cores busy.
+On a machine with few cores a real world model competes with the games for them, and the reward then
+costs its arithmetic. The path of the reward (cutting, sending, batching, writing) is therefore
+measured with a tiny model that still reads whole windows. The model of preset cpu is measured too,
+without a target.
 """
 
 import dataclasses
-import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,27 +30,30 @@ from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset, serve
 from worldmodel.uncertainty import load_model, window_entropies
 
 STEPS = 60
-"""Steps of every env in one measurement of sampling."""
+"""Number of steps of every environment in one measurement of sampling."""
 SLOW_STEPS = 12
-"""The same where the model of preset cpu is asked about each of them."""
+"""Number of steps if the model of preset cpu scores each of them."""
 WINDOWS = 64
 
 
 def reward(args: Args, scratch: Path) -> Iterator[Row]:
-    """Sampling by the explorer's own runners with and without a reward; the service against the bare model."""
+    """Measure sampling with and without a reward, and the service against the bare model."""
     thin, real = save_model(scratch / "thin", thin=True), save_model(scratch / "cpu", thin=False)
-    yield from scaling(args)
-    plain = sampling_rate(args, None)
-    null = sampling_rate(args, NullScorer)
+    single = sampling_rate(args.games, None, args.repeats, runners=1)
+    plain = sampling_rate(args.games, None, args.repeats)
+    yield Row("reward", "two env runners", plain, "steps/s", "one env runner", single)
+    null = sampling_rate(args.games, NullScorer, args.repeats)
     yield Row(
         "reward", "sampling, null reward", null, "steps/s", "sampling without reward", plain, 0.97
     )
     for name, model, batch, target in (
-        ("a model of 1 token", thin, 64, 0.9),
-        ("the model of preset cpu", real, 0, None),
+        ("model of 1 token", thin, 64, 0.9),
+        ("model of preset cpu", real, 0, None),
     ):
-        short: dict[str, Any] = {} if target else {"steps": SLOW_STEPS, "repeats": 1}
-        local = sampling_rate(args, partial(LocalScorer, model, batch=batch), **short)
+        steps, repeats = (STEPS, args.repeats) if target else (SLOW_STEPS, 1)
+        local = sampling_rate(
+            args.games, partial(LocalScorer, model, batch=batch), repeats, steps=steps
+        )
         yield Row(
             "reward",
             f"sampling, {name} in process",
@@ -62,7 +64,7 @@ def reward(args: Args, scratch: Path) -> Iterator[Row]:
         )
         app = serve.run(model, batch=batch)
         try:
-            served = sampling_rate(args, partial(ServeScorer, app), **short)
+            served = sampling_rate(args.games, partial(ServeScorer, app), repeats, steps=steps)
             yield Row(
                 "reward",
                 f"sampling, {name} by Serve",
@@ -76,33 +78,14 @@ def reward(args: Args, scratch: Path) -> Iterator[Row]:
                 "reward", f"sampling, {name} by Serve", served, "steps/s", "in process", local
             )
             if not target:
-                yield from service(args, app, model)
+                yield from service(app, model, args.repeats)
         finally:
             serve.stop(app)
-    yield update(args)
-
-
-def scaling(args: Args) -> Iterator[Row]:
-    """Two runners against one, where the system lets a process be held on a core: on a core each."""
-    if hasattr(os, "sched_setaffinity") and len(os.sched_getaffinity(0)) > 1:
-        rates = [sampling_rate(args, None, runners, pin=True) for runners in (2, 1)]
-        yield Row(
-            "reward",
-            "two runners, a core each",
-            rates[0],
-            "steps/s",
-            "one runner on a core",
-            rates[1],
-            1.8,
-        )
-    rates = [sampling_rate(args, None, runners) for runners in (2, 1)]
-    yield Row(
-        "reward", "two runners, any core", rates[0], "steps/s", "one runner, any core", rates[1]
-    )
+    yield update(args.games, args.repeats)
 
 
 def save_model(folder: Path, *, thin: bool) -> Path:
-    """An untrained model of preset cpu; or one of 1 token a frame. Speed does not depend on weights."""
+    """Save an untrained model of preset cpu, or one of 1 token per frame if thin."""
     config = preset("debug" if thin else "cpu")
     if thin:
         tokenizer = dataclasses.replace(
@@ -116,45 +99,43 @@ def save_model(folder: Path, *, thin: bool) -> Path:
 
 
 class NullScorer:
-    """Answers nothing but zeros, at once."""
+    """Scorer that returns zeros at once."""
 
     def submit(self, frames_B5HWC: Any, actions_B4: Any) -> Callable[[], Any]:
         return lambda: np.zeros((len(frames_B5HWC), 1), np.float32)
 
 
-def explorer(
-    args: Args, scorer: Callable[[], Any] | None, runners: int, steps: int = STEPS
+def build_explorer(
+    games: Sequence[str], scorer: Callable[[], Any] | None, runners: int, steps: int = STEPS
 ) -> AutoExplore:
-    """The algorithm of preset cpu, 4 games a runner, with next to nothing to learn."""
-    few = {
-        "steps_per_epoch": steps,
-        "updates_per_epoch": 1,
-        "batch_size": 1,
-        "evaluate_every": 1_000,
-    }
-    config = recipe("cpu", runners=runners, **few)
-    algorithm: Any = configure(config, args.games, scorer).build_algo()
+    """Return the algorithm of preset cpu with 4 games per runner and hardly any learning."""
+    config = recipe(
+        "cpu",
+        runners=runners,
+        steps_per_epoch=steps,
+        updates_per_epoch=1,
+        batch_size=1,
+        evaluate_every=1_000,
+    )
+    algorithm: Any = configure(config, games, scorer).build_algo()
     return algorithm
 
 
 def sampling_rate(
-    args: Args,
+    games: Sequence[str],
     scorer: Callable[[], Any] | None,
+    repeats: int,
+    *,
     runners: int = 2,
-    repeats: int | None = None,
     steps: int = STEPS,
-    pin: bool = False,
 ) -> float:
-    """Steps sampled per second by runners with 4 games each: the median over epochs, after one to warm up.
-
-    `pin`: hold each runner on a core of its own.
-    """
-    algorithm = explorer(args, scorer, runners, steps)
+    """Return steps per second of runners with 4 games each, the median over epochs."""
+    algorithm = build_explorer(games, scorer, runners, steps)
     try:
         if pin:
             algorithm.env_runner_group.foreach_env_runner(pin_to_core, local_env_runner=False)
         rates = []
-        for _ in range((repeats or args.repeats) + 1):
+        for _ in range(repeats + 1):  # the first one warms up
             result: Any = algorithm.train()
             played = sum(game["steps"] for game in result["env_runners"]["games"].values())
             rates.append(float(played) / result["seconds"]["sample"])
@@ -163,17 +144,8 @@ def sampling_rate(
     return statistics.median(rates[1:])
 
 
-def pin_to_core(runner: Any) -> None:
-    """Keep a runner's process and its games, with all their threads, on one core."""
-    cores = sorted(os.sched_getaffinity(0))
-    core = cores[(runner.worker_index - 1) % len(cores)]
-    for process in (os.getpid(), *(game.pid for game in runner.env.unwrapped.processes)):
-        for thread in os.listdir(f"/proc/{process}/task"):
-            os.sched_setaffinity(int(thread), {core})
-
-
-def service(args: Args, app: str, model: Path) -> Iterator[Row]:
-    """Windows a second of one replica of one thread against the bare model's, 64 at a time; seconds of a swap."""
+def service(app: str, model: Path, repeats: int) -> Iterator[Row]:
+    """Measure one replica with one thread against the bare model, and a swap of weights."""
     noise = np.random.default_rng(0)
     frames = noise.integers(256, size=(WINDOWS, 5, 64, 64, 3), dtype=np.uint8)
     actions = noise.integers(5, size=(WINDOWS, 4))
@@ -181,7 +153,7 @@ def service(args: Args, app: str, model: Path) -> Iterator[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        # Turn about, so that what else the machine does meets both.
+        # Measured in turn, so that the load of the machine affects both.
         rates = [
             (
                 _rate(lambda: window_entropies(bare, frames, actions)),
@@ -208,14 +180,12 @@ def service(args: Args, app: str, model: Path) -> Iterator[Row]:
     )
     asking.start()
     try:
-        milliseconds = median_of(
-            args.repeats, lambda: 1_000 * _seconds(lambda: serve.swap(app, model))
-        )
+        milliseconds = median_of(repeats, lambda: 1_000 * _seconds(lambda: serve.swap(app, model)))
     finally:
         stop.set()
         asking.join()
-    what = f"swap of served weights, {len(failed)} requests failed"
-    yield Row("reward", what, milliseconds, "ms", "a second", 1_000.0, 1.0, at_most=True)
+    name = f"swap of served weights, {len(failed)} requests failed"
+    yield Row("reward", name, milliseconds, "ms", "a second", 1_000.0, 1.0, at_most=True)
 
 
 def _ask(
@@ -224,7 +194,7 @@ def _ask(
     while not stop.is_set():
         try:
             scorer.entropies(frames, actions)
-        except Exception as error:  # whatever it is, it is counted
+        except Exception as error:  # count failures of any kind
             failed.append(repr(error))
 
 
@@ -233,7 +203,7 @@ def _rate(score: Callable[[], Any]) -> float:
 
 
 def _served(scorer: ServeScorer, frames: Any, actions: Any) -> float:
-    """Two requests in flight, as there are with more than one fragment."""
+    """Return windows per second with two requests in flight, as with several fragments."""
     both = np.concatenate([frames, frames]), np.concatenate([actions, actions])
     return 2 * WINDOWS / _seconds(lambda: scorer.entropies(*both))
 
@@ -244,9 +214,9 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.monotonic() - started
 
 
-def update(args: Args) -> Row:
-    """Updates a minute by RLlib's learner, against forward, loss, backward, clip and Adam alone on the same batch."""
-    algorithm = explorer(args, None, runners=0)
+def update(games: Sequence[str], repeats: int) -> Row:
+    """Measure RLlib's learner against forward, loss, backward, clipping and Adam alone."""
+    algorithm = build_explorer(games, None, runners=0)
     try:
         algorithm.train()
         plan = recipe("cpu")
@@ -267,8 +237,7 @@ def update(args: Args) -> Row:
 
         step()
         times = [
-            (_seconds(lambda: algorithm._update(batch)), _seconds(step))
-            for _ in range(2 * args.repeats)
+            (_seconds(lambda: algorithm._update(batch)), _seconds(step)) for _ in range(2 * repeats)
         ]
     finally:
         algorithm.stop()

@@ -1,1 +1,1 @@
-"""Tools that made the catalogue's labels: annotation page, control probe, agreement, RetroAct import."""
+"""Tools for the catalogue's labels: annotation page, control probe, agreement, import."""

@@ -1,30 +1,30 @@
-"""Compare what several annotators said, and merge it into one table."""
+"""Agreement of several annotators and merging of their labels."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from rich.markup import escape
+from rich.table import Table
+
+from envs.utils.errors import InputError
+from envs.utils.progress import console
+from experiments.catalog_tools import labels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Print how far annotators agree and where they differ; merge their labels with --out."""
+    """Print the agreement of annotators and their differences; merge their labels with --out."""
 
     files: tyro.conf.Positional[tuple[Path, ...]]
-    """Two or more files that `autoexplore catalog annotate` wrote; envs/catalog.csv may be one of them."""
+    """Two or more files of `autoexplore catalog annotate`; envs/catalog.csv may be one of them."""
     out: Path | None = None
     """File of the merged table, with the columns of envs/catalog.csv."""
 
 
 def run(args: Args) -> None:
-    """Print Cohen's kappa of each pair and column, then each cell that differs; write the merged table."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from envs.utils.errors import InputError
-    from envs.utils.progress import console
-    from experiments.catalog_tools import labels
-
+    """Print Cohen's kappa of each pair and column and each differing cell; write the table."""
     if len(args.files) < 2:
         raise InputError("agreement needs two or more files of labels: name them")
     if args.out is not None and args.out.resolve() in [file.resolve() for file in args.files]:
@@ -36,9 +36,11 @@ def run(args: Args) -> None:
     for heading in ("games", "equal", "kappa"):
         figures.add_column(heading, justify="right")
     for one in labels.agreement(everyone):
-        # Undefined is said as such: a dash where nothing was labelled by both, else everyone used one word.
+        # An undefined kappa: a dash if no game was labelled by both, else both used one word.
         equal = f"{one.raw:.1%}" if one.games else "-"
-        kappa = f"{one.kappa:.2f}" if one.kappa == one.kappa else ("one word" if one.games else "-")
+        kappa = f"{one.kappa:.2f}"
+        if math.isnan(one.kappa):
+            kappa = "one word" if one.games else "-"
         figures.add_row(
             escape(" / ".join(one.annotators)), one.column, str(one.games), equal, kappa
         )
@@ -52,7 +54,8 @@ def run(args: Args) -> None:
         console.print(shown)
     common = set.intersection(*(set(one.rows) for one in everyone))
     console.print(
-        f"{len(merged)} games, {len(common)} of them labelled by all; {len(differences)} cells differ"
+        f"{len(merged)} games, {len(common)} of them labelled by all; "
+        f"{len(differences)} cells differ"
     )
     if args.out is not None:
         labels.save(args.out, merged)

@@ -1,43 +1,44 @@
-"""Label games by watching what each button does: a page on this machine, driven by keyboard."""
+"""Labelling of games on a local web page that shows the effect of each button."""
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from envs import COUNTING, catalog
+from envs.utils.errors import InputError
+from envs.utils.progress import console
+from experiments.arguments import check_games
+from experiments.catalog_tools import labels
+
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Label games on a page in your browser. Every label is saved at once; a later start goes on where you stopped."""
+    """Label games on a page in your browser. Labels are saved at once; run again to continue."""
 
     games: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Games to label, in this order. None named: all whose ROM is imported."""
+    """Games to label, in this order. Default: all whose ROM is imported."""
     name: str = "me"
-    """Your name, which becomes part of the labels' file name."""
+    """Your name, for the file name of the labels."""
     out: Path = Path("annotations")
     """Folder of labels-NAME.csv and of the recorded clips."""
     port: int = 0
-    """Port on 127.0.0.1; 0 takes a free one."""
+    """Port on 127.0.0.1; 0 selects a free one."""
 
 
 def run(args: Args) -> None:
-    """Serve the page until Ctrl+C, then say how far the labels are."""
-    import socket
-
+    """Serve the page until Ctrl+C, then print the number of labelled games."""
+    # Deferred: the other catalogue commands start without a web server.
     import uvicorn
 
-    from envs import COUNTING, catalog
-    from envs.utils.errors import InputError
-    from envs.utils.progress import console
-    from experiments.arguments import check_games
-    from experiments.catalog_tools import labels
     from experiments.catalog_tools.app import make_app
 
     if COUNTING in args.games:
-        raise InputError(f"{COUNTING} is no console game and has no labels: leave it out")
+        raise InputError(f"{COUNTING} is no console game and has no labels: omit it")
     games = check_games(args.games or catalog.games(playable=True))
     if not 0 <= args.port < 65536:
-        raise InputError(f"--port {args.port} is no port: give 1 to 65535, or 0 for a free one")
+        raise InputError(f"--port {args.port} is no port: use 1 to 65535, or 0 for a free one")
     labels_file = labels.file_of(args.out, args.name)
     app = make_app(games, labels_file, args.out / "clips")
     with socket.socket() as listening:
@@ -46,9 +47,10 @@ def run(args: Args) -> None:
             listening.bind(("127.0.0.1", args.port))
         except OSError as error:
             raise InputError(
-                f"--port {args.port} cannot be used: {error.strerror}; 0 takes a free one"
+                f"--port {args.port} cannot be used: {error.strerror}; 0 selects a free one"
             ) from None
-        listening.listen()  # a browser that is quicker than the app has to wait, and is not refused
+        # Listen at once: a browser that is quicker than the app waits instead of being refused.
+        listening.listen()
         console.print(
             f"http://127.0.0.1:{listening.getsockname()[1]}/  {len(games)} games; Ctrl+C ends it"
         )
@@ -57,7 +59,7 @@ def run(args: Args) -> None:
         )
         try:
             uvicorn.Server(config).run(sockets=[listening])
-        except KeyboardInterrupt:  # the usual end, after uvicorn has closed everything
+        except KeyboardInterrupt:  # the normal end, after uvicorn has closed everything
             console.print()
     rows = labels.load(labels_file).rows if labels_file.exists() else {}
     done = sum(game in rows and labels.complete(rows[game]) for game in games)

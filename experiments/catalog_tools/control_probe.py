@@ -1,8 +1,9 @@
-"""What each control does, measured: hold it, hold nothing, from the same savestate, and see what differs.
+"""Measured effect of each control of a game.
 
-A trial restores one savestate, holds one control and records the screens. The same trial without a control is what the
-world does by itself: what differs between the two is the control's doing. Several states, reached by random play, make
-several trials; how many of them tell the same is the confidence.
+A trial restores a save state, holds one control and records the screens. The same trial without a
+control shows what happens anyway, so the difference between the two is the effect of the control.
+Several states, reached by random play, give several trials; the share of them that agree is the
+confidence.
 """
 
 import itertools
@@ -26,83 +27,83 @@ CONTROLS = ("right", "left", "up", "down", "jump", "secondary")
 STARTERS = ("START", "RESET")
 HOLD_STEPS = 10
 EARLY = 5
-"""Steps that tell the direction: later something is in the way, or another room is shown."""
+"""Number of steps that show the direction: later there is an obstacle or another room."""
 STATE_STEPS = 40
-"""Steps of random play between two states."""
+"""Number of steps of random play between two states."""
 CANDIDATES = 3
-"""So many times as many states as asked for are looked at, for as many in which the game answers."""
+"""Ratio of tried states to requested states, since the game responds only in some of them."""
 PATIENCE = 6
-"""States in a row that answer to nothing before the game is begun anew."""
+"""Number of states in a row without response after which the game is restarted."""
 CHANGED = 24
-"""Grey levels, of 255, by which a pixel differs: less is flicker and dithering."""
+"""Difference in grey levels, of 255, of a changed pixel: less is flicker and dithering."""
 LEAST_PIXELS = 6
 LEAST_MOVE = 2.0
-"""Pixels, at the console's own resolution, that count as moving."""
+"""Distance in pixels of the console's resolution that counts as moving."""
 LEAST_SCROLL = 0.3
-"""Pixels a step that the background has to move."""
+"""Speed of a scrolling background in pixels per step."""
 STAYS = 0.35
-"""Share of the player's pixels that change where it stays in its place: its legs may move."""
+"""Share of the player's pixels that may change while it stays in place: its legs may move."""
 AWAY = 24
-"""Pixels: what appears so far from where a control first shows was sent out, not done on the spot."""
+"""Distance in pixels from the player beyond which a change is a projectile."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One control held from one state, against nothing held."""
+    """Effect of one control held from one state, compared with none."""
 
     changed: int
-    """Most pixels that differed at a time."""
+    """Largest number of pixels that differed at a time."""
     across: float
-    """Pixels to the right of its place that the player, or what it sent out, was on average of the first steps."""
+    """Mean distance in pixels to the right of the player's start in the first steps."""
     down: float
-    """The same downwards."""
+    """Mean distance in pixels downwards."""
     turns: bool
-    """Whether it went up and came down again while the control was held."""
+    """True if the player went up and came down again while the control was held."""
     reach: float
-    """Pixels from the player's place to the farthest difference."""
+    """Distance in pixels from the player's start to the farthest change."""
     scroll: float
-    """Pixels a step that the background moved otherwise than by itself."""
+    """Speed of the background in pixels per step, relative to its speed without a control."""
     label: str
 
 
 @dataclass(frozen=True)
 class Control:
-    """What a control was found to do."""
+    """Effect of a control."""
 
     label: str
-    """right, left, up, down, jump, shoot, strike, none, or unknown where trials tell nothing alike."""
+    """right, left, up, down, jump, shoot, strike, none, or unknown if trials disagree."""
     confidence: float
-    """Share of the trials with an effect that tell the same, less where they are few; in [0, 1]."""
+    """Share of the trials with an effect that agree, lowered if they are few; in [0, 1]."""
     dead: bool
-    """Whether it made no difference in any trial."""
+    """True if it had no effect in any trial."""
     trials: tuple[Trial, ...]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was found of a game."""
+    """Result of probing a game."""
 
     game: str
     controls: dict[str, Control]
     needs_start: bool
-    """Whether nothing answers in the start state until START (or RESET) is pressed."""
+    """True if no control has an effect at the start until START (or RESET) is pressed."""
     starter: str
-    """The button that begins the game where it needs one."""
+    """Button that starts the game, if it needs one."""
     waits: int
-    """Steps of play after the beginning before it answers at all, in units of 40."""
+    """Number of steps before the game first responds, a multiple of 40."""
     states: int
-    """In which it answered."""
+    """Number of states in which the game responded."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON data."""
+        """Return the result as JSON data."""
         return asdict(self)
 
 
 def probe(game: str, *, states: int = 8, steps: int = HOLD_STEPS, seed: int = 0) -> Probe:
-    """Probe a game from its start state and `states` - 1 others, holding each control for `steps` steps.
+    """Probe a game from its start and `states` - 1 other states, each control for `steps` steps.
 
-    Fewer where random play does not lead to so many in which the game answers to anything.
-    The same seed gives the same result. Raises InputError for an unknown game, a missing ROM or numbers below 1.
+    There are fewer states if random play does not reach enough in which the game responds. The same
+    seed gives the same result.
     """
     if states < 1 or steps < 3:
         raise InputError(f"probe: states {states} must be 1 or more, steps {steps} 3 or more")
@@ -112,15 +113,15 @@ def probe(game: str, *, states: int = 8, steps: int = HOLD_STEPS, seed: int = 0)
         env.reset()
         start = env.save_state()
         starter = _starter(env, start, buttons, steps)
-        begun = start if not starter else _press(env, start, starter)
+        started = start if not starter else _press(env, start, starter)
         trials: dict[str, list[Trial]] = {name: [] for name in buttons}
         found: list[dict[str, Trial]] = []
         waits = 0
         for number, tried in enumerate(
-            _trials(env, begun, buttons, steps, seed, states * CANDIDATES)
+            _trials(env, started, buttons, steps, seed, states * CANDIDATES)
         ):
-            # Where nothing answers, the game shows a beginning, an end or a pause: that tells nothing of a control.
-            if _answered(tried):
+            # Without any response the game shows an intro, an end or a pause: skip the state.
+            if _responded(tried):
                 waits = waits if found else number * STATE_STEPS
                 found.append(tried)
             if len(found) == states:
@@ -136,10 +137,11 @@ def probe(game: str, *, states: int = 8, steps: int = HOLD_STEPS, seed: int = 0)
 def compare(
     idle: Sequence[NDArray[np.uint8]], held: Mapping[str, Sequence[NDArray[np.uint8]]]
 ) -> dict[str, Trial]:
-    """What each control did from one state: screens uint8 (h, w, 3) of every step without a control and with each.
+    """Return the effect of each control from one state.
 
-    The player is where opposite directions both change the screen; what most of the trials show at a moment is the
-    world without the control; so a control that leaves the player's place moved it to where only its screens differ.
+    idle, held: screens uint8 (h, w, 3) of every step, without a control and with each. The player
+    is where opposite directions both change the screen. The median of all trials at a moment is the
+    world without the player's motion, so the player is where only one control's screens differ.
     """
     grey = {name: _grey(screens) for name, screens in {"": idle, **held}.items()}
     usual_THW = np.median(np.stack(list(grey.values())), 0)
@@ -155,7 +157,7 @@ def compare(
     trials = {}
     still = _speed(grey[""])
     for name in held:
-        # Against the opposite direction, whose path is as far on the other side: what both share cancels out.
+        # Relative to the opposite direction, so that motion common to both cancels out.
         against = paths.get(OPPOSITE.get(name, ""), np.zeros((0, 2)))
         trials[name] = _trial(
             changed[name], paths[name], against, player_HW, _speed(grey[name]) - still
@@ -164,7 +166,7 @@ def compare(
 
 
 def _path(own_THW: NDArray[np.bool_], centre: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, 2): where, down and across from the player's place, the control's own pixels are, at steps that have any."""
+    """Return the offsets (down, right) of the control's own pixels from the player, (N, 2)."""
     places = [np.argwhere(mask).mean(0) - centre for mask in own_THW if mask.sum() >= LEAST_PIXELS]
     return np.array(places) if places else np.zeros((0, 2))
 
@@ -176,7 +178,7 @@ def _trial(
     player_HW: NDArray[np.bool_],
     scroll: NDArray[np.float64],
 ) -> Trial:
-    """One control. changed: against nothing held; the paths are those of `_path`, of it and of its opposite."""
+    """Classify one control from its changed pixels, its path and that of its opposite."""
     sizes = changed_THW.sum((1, 2))
     if sizes.max() < LEAST_PIXELS:
         return Trial(int(sizes.max()), 0.0, 0.0, False, 0.0, 0.0, "none")
@@ -205,7 +207,7 @@ def _trial(
     if left_place < STAYS and float(np.abs(scroll).max()) >= LEAST_SCROLL:
         label = _direction(
             -float(scroll[0]), -float(scroll[1])
-        )  # the world goes left where the player goes right
+        )  # the background moves left when the player moves right
     elif left_place < STAYS:
         label = "shoot" if reach > AWAY else "strike"
     elif turns and abs(down) > abs(across):
@@ -224,9 +226,10 @@ def _direction(across: float, down: float) -> str:
 
 
 def _player(changed: dict[str, NDArray[np.bool_]]) -> NDArray[np.bool_]:
-    """Pixels (h, w) that both of two opposite directions change: of the two pairs the one that changes less.
+    """Return the pixels (h, w) that both of two opposite directions change.
 
-    Where a direction scrolls the world, the whole of it differs; the other pair then shows the player alone.
+    Of the two pairs, the one that changes less counts: if a direction scrolls the background, the
+    whole screen differs, and the other pair shows the player alone.
     """
     early = {name: frames[EARLY // 2 : EARLY].any(0) for name, frames in changed.items()}
     pairs = [early[one] & early[other] for one, other in (("right", "left"), ("up", "down"))]
@@ -235,7 +238,7 @@ def _player(changed: dict[str, NDArray[np.bool_]]) -> NDArray[np.bool_]:
 
 
 def _speed(frames_THW: NDArray[np.int16]) -> NDArray[np.float64]:
-    """(right, down): pixels a step that textured parts of the screen move."""
+    """Return the speed (right, down) of textured parts of the screen in pixels per step."""
     steps = []
     for before, after in itertools.pairwise(frames_THW.astype(np.uint8)):
         flow = _flow(before, after)
@@ -247,7 +250,7 @@ def _speed(frames_THW: NDArray[np.int16]) -> NDArray[np.float64]:
 
 
 def summarise(trials: dict[str, list[Trial]]) -> dict[str, Control]:
-    """The proposal for each control, of all its trials."""
+    """Return the effect of each control by majority vote over its trials."""
     found = {}
     for name in CONTROLS:
         seen = trials.get(name, [])
@@ -259,7 +262,7 @@ def summarise(trials: dict[str, list[Trial]]) -> dict[str, Control]:
             continue
         moved = [label for label in effects if label != "strike"]
         if name in OPPOSITE and len(moved) > 1:
-            effects = moved  # against a wall a figure only turns, which looks like a strike
+            effects = moved  # at a wall a player only turns, which looks like a strike
         label, votes = Counter(effects).most_common(1)[0]
         confidence = votes / len(effects) * (1 - 0.5 ** len(effects))
         found[name] = Control(
@@ -269,14 +272,14 @@ def summarise(trials: dict[str, list[Trial]]) -> dict[str, Control]:
 
 
 def _flow(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float32]:
-    """Dense optical flow (h, w, 2): pixels to the right and down."""
+    """Return the dense optical flow (h, w, 2) in pixels to the right and down."""
     none: Any = None
     flow: Any = cv2.calcOpticalFlowFarneback(before, after, none, 0.5, 3, 15, 3, 5, 1.1, 0)
     return flow.astype(np.float32)
 
 
 def _grey(screens: Sequence[NDArray[np.uint8]]) -> NDArray[np.int16]:
-    """Grey levels (T, h, w) of screens."""
+    """Return the grey levels (T, h, w) of screens."""
     return np.stack([cv2.cvtColor(screen, cv2.COLOR_RGB2GRAY) for screen in screens]).astype(
         np.int16
     )
@@ -290,17 +293,17 @@ def _screens(
 
 
 def _starter(env: RetroEnv, start: bytes, buttons: dict[str, str], steps: int) -> str:
-    """The button that the game waits for in its start state, or "" where controls answer as it is."""
-    if _answers(env, start, buttons, steps):
+    """Return the button that the game waits for at its start, or "" if none is needed."""
+    if _responds(env, start, buttons, steps):
         return ""
     for name in STARTERS:
-        if name in env.buttons and _answers(env, _press(env, start, name), buttons, steps):
+        if name in env.buttons and _responds(env, _press(env, start, name), buttons, steps):
             return name
     return ""
 
 
-def _answers(env: RetroEnv, state: bytes, buttons: dict[str, str], steps: int) -> bool:
-    """Whether any control makes a difference from this state."""
+def _responds(env: RetroEnv, state: bytes, buttons: dict[str, str], steps: int) -> bool:
+    """Return True if any control has an effect from this state."""
     idle_THW = _grey(_screens(env, state, (), steps))
     held = (_grey(_screens(env, state, (button,), steps)) for button in buttons.values())
     return any(
@@ -310,7 +313,7 @@ def _answers(env: RetroEnv, state: bytes, buttons: dict[str, str], steps: int) -
 
 
 def _press(env: RetroEnv, state: bytes, button: str) -> bytes:
-    """The state after a button was pressed for two steps and two seconds have gone by."""
+    """Return the state two seconds after a button was pressed for two steps."""
     _screens(env, state, (button,), 2)
     for _ in range(30):
         env.hold(())
@@ -318,38 +321,36 @@ def _press(env: RetroEnv, state: bytes, button: str) -> bytes:
 
 
 def _trials(
-    env: RetroEnv, begun: bytes, buttons: dict[str, str], steps: int, seed: int, count: int
+    env: RetroEnv, started: bytes, buttons: dict[str, str], steps: int, seed: int, count: int
 ) -> Iterator[dict[str, Trial]]:
-    """Every control tried in the beginning, and then again and again after some more random play.
+    """Yield the effects of all controls at the start and after each period of random play.
 
-    A game that ends, or that answers to nothing for long, begins anew.
+    A game that ends, or that does not respond for long, is restarted.
     """
     generator = np.random.default_rng(seed)
     names = list(buttons.values())
-    state, deaf = begun, 0
+    state, silent = started, 0
     for _ in range(count):
         held = {name: _screens(env, state, (button,), steps) for name, button in buttons.items()}
         found = compare(_screens(env, state, (), steps), held)
         yield found
-        deaf = 0 if _answered(found) else deaf + 1
-        if deaf > PATIENCE:
-            state, deaf = begun, 0
+        silent = 0 if _responded(found) else silent + 1
+        if silent > PATIENCE:
+            state, silent = started, 0
         env.load_state(state)
         for _ in range(STATE_STEPS):
             env.hold((names[generator.integers(len(names))],))
             if env.game_over:
-                env.load_state(begun)
+                env.load_state(started)
         state = env.save_state()
 
 
-def _answered(found: Mapping[str, Trial]) -> bool:
-    """Whether any control did anything."""
+def _responded(found: Mapping[str, Trial]) -> bool:
+    """Return True if any control had an effect."""
     return any(trial.label != "none" for trial in found.values())
 
 
-if (
-    __name__ == "__main__"
-):  # a process of its own for each game: one that crashes takes nothing with it
+if __name__ == "__main__":  # one process per game, since an emulator may crash
     asked = json.loads(sys.argv[1])
     try:
         print(json.dumps(probe(**asked).to_json()))

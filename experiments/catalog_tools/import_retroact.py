@@ -1,30 +1,30 @@
-"""Compare RetroAct's published labels with the catalogue's, row by row."""
+"""Comparison of RetroAct's published labels with the catalogue's."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import tyro
+from rich.table import Table
+
+from envs.utils.atomic_io import write_atomic
+from envs.utils.errors import InputError
+from envs.utils.progress import console
+from experiments.catalog_tools import retroact
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Read RetroAct's labels or controls from a CSV file, in our words, and say where they differ."""
+    """Compare RetroAct's labels or controls, in a CSV file, with the catalogue."""
 
     file: tyro.conf.Positional[Path]
-    """CSV with the columns game,tags or game,RIGHT,LEFT,UP,DOWN,ACTION_JUMP,ACTION_SECONDARY,transition,..."""
+    """CSV with the columns game,tags or game,RIGHT,LEFT,UP,DOWN,ACTION_JUMP,..."""
     out: Path | None = None
-    """Write what the file says, in our words, to this CSV."""
+    """CSV file for RetroAct's labels in the words of the catalogue."""
 
 
 def run(args: Args) -> None:
-    """Print differences and agreement. Raises InputError that names the lines that could not be read, at the end."""
-    from rich.table import Table
-
-    from envs.utils.atomic_io import write_atomic
-    from envs.utils.errors import InputError
-    from envs.utils.progress import console
-    from experiments.catalog_tools import retroact
-
+    """Print differences and agreement. Raises InputError at the end if lines are malformed."""
     found = retroact.read(args.file)
     differences = found.differences()
     if differences:
@@ -39,8 +39,6 @@ def run(args: Args) -> None:
         )
     console.print(f"{args.file}: {len(found.labels)} games, {len(differences)} labels differ")
     if args.out is not None:
-        import pandas as pd
-
         table = pd.DataFrame.from_dict(found.labels, orient="index", columns=list(found.columns))
         write_atomic(args.out, table.to_csv(index_label="game").encode())
     for line, why in found.malformed.items():
@@ -48,5 +46,6 @@ def run(args: Args) -> None:
     if found.malformed:
         lines = ", ".join(str(line) for line in list(found.malformed)[:5])
         raise InputError(
-            f"{args.file}: {len(found.malformed)} rows could not be read (lines {lines}); the rest was"
+            f"{args.file}: {len(found.malformed)} rows could not be read (lines {lines}), "
+            "all others were"
         )

@@ -1,7 +1,7 @@
-"""Labels that people gave to games: their words, their files, how far annotators agree, and one table from several.
+"""Labels of games by annotators: their words and files, agreement, and merging.
 
-A file of one annotator is `labels-<name>.csv` with the columns of `catalog.csv`, one row a game. An empty cell means
-"not labelled yet", the word `unknown` that the annotator looked and could not say.
+The file of one annotator is `labels-<name>.csv` with the columns of `catalog.csv`, one row per
+game. An empty cell is not labelled yet; the word `unknown` means that the annotator could not tell.
 """
 
 import csv
@@ -22,66 +22,24 @@ from envs.utils.errors import InputError
 
 UNKNOWN = "unknown"
 
-# Per column, the commonest word first. The same lists are offered on the annotation page.
+# Per column, the most frequent word first. The annotation page offers the same lists.
 _RIGHT = ("right", "rotate", "aim", "accelerate", "up", "use", "none", UNKNOWN)
 _LEFT = ("left", "rotate", "aim", "brake", "down", "use", "none", UNKNOWN)
 _UP = (
-    "up",
-    "climb",
-    "jump",
-    "look",
-    "aim",
-    "enter",
-    "accelerate",
-    "fly",
-    "block",
-    "shoot",
-    "use",
-    "special",
-    "none",
-    UNKNOWN,
+    *("up", "climb", "jump", "look", "aim", "enter", "accelerate", "fly", "block", "shoot"),
+    *("use", "special", "none", UNKNOWN),
 )
 _DOWN = (
-    "crouch",
-    "down",
-    "climb",
-    "brake",
-    "drop",
-    "special",
-    "block",
-    "aim",
-    "jump",
-    "use",
-    "none",
-    UNKNOWN,
+    *("crouch", "down", "climb", "brake", "drop", "special", "block", "aim", "jump", "use"),
+    *("none", UNKNOWN),
 )
 _JUMP = (
-    "jump",
-    "shoot",
-    "special",
-    "kick",
-    "throw",
-    "punch",
-    "strike",
-    "drop",
-    "use",
-    "select",
-    "accelerate",
-    "fly",
+    *("jump", "shoot", "special", "kick", "throw", "punch", "strike", "drop", "use", "select"),
+    *("accelerate", "fly", "rotate", "dash", "brake", "block", "none", UNKNOWN),
 )
 _SECOND = (
-    "shoot",
-    "strike",
-    "punch",
-    "throw",
-    "kick",
-    "jump",
-    "dash",
-    "use",
-    "special",
-    "whip",
-    "accelerate",
-    "drop",
+    *("shoot", "strike", "punch", "throw", "kick", "jump", "dash", "use", "special", "whip"),
+    *("accelerate", "drop", "rotate", "block", "brake", "fly", "none", UNKNOWN),
 )
 _MOTION = (
     *(
@@ -105,30 +63,30 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
     "motion": _MOTION,
     "right": _RIGHT,
     "left": _LEFT,
-    "up": (*_UP, UNKNOWN),
+    "up": _UP,
     "down": _DOWN,
-    "jump": (*_JUMP, "rotate", "dash", "brake", "block", "none", UNKNOWN),
-    "secondary": (*_SECOND, "rotate", "block", "brake", "fly", "none", UNKNOWN),
+    "jump": _JUMP,
+    "secondary": _SECOND,
     "transition": ("yes", "no", UNKNOWN),
     "scrolling": ("yes", "no", UNKNOWN),
 }
-"""Label column -> the words that may stand in it."""
+"""Allowed words of each label column."""
 
 CONFIDENCES = ("0.25", "0.50", "0.75", "1.00")
-"""What the annotation page offers; a file may hold any number in [0, 1]."""
+"""Values that the annotation page offers; a file may hold any number in [0, 1]."""
 SOURCES = ("knowledge", "probed", "watched")
-"""How a row came about, the weakest first."""
+"""Sources of a row, the weakest first."""
 COLUMNS = ("game", "console", "title", *VOCABULARY, "confidence", "source")
 LABELLED = (*VOCABULARY, "confidence")
-"""The columns that an annotator fills in."""
+"""Columns that an annotator fills in."""
 
 Row = dict[str, str]
-"""Column -> cell, all of COLUMNS."""
+"""Cells of a row by column, for all of COLUMNS."""
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """What one annotator said. rows: game -> its row, in the order of the file."""
+    """Labels of one annotator. rows: by game, in the order of the file."""
 
     annotator: str
     rows: dict[str, Row]
@@ -136,7 +94,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Difference:
-    """A cell that annotators filled differently. words: annotator -> word. merged: what the merged table says."""
+    """A cell that annotators labelled differently. words: by annotator. merged: the chosen word."""
 
     game: str
     column: str
@@ -146,9 +104,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two annotators agree in one column. games: labelled by both. raw: share of equal words in [0, 1].
+    """Agreement of two annotators in one column.
 
-    kappa: Cohen's kappa in [-1, 1]. raw is nan without games in common, kappa also where it is undefined.
+    games: number that both labelled. raw: share of equal words in [0, 1], NaN without games in
+    common. kappa: Cohen's kappa in [-1, 1], NaN where it is undefined.
     """
 
     annotators: tuple[str, str]
@@ -160,13 +119,13 @@ class Agreement:
 
 @cache
 def titles() -> dict[str, tuple[str, str]]:
-    """Game -> its console and title, of all that `catalog.csv` knows."""
+    """Return console and title of every game in `catalog.csv`."""
     with LABELS_FILE.open(newline="", encoding="utf-8") as file:
         return {row["game"]: (row["console"], row["title"]) for row in csv.DictReader(file)}
 
 
 def new_row(game: str) -> Row:
-    """A row without labels. Raises InputError for a game that `catalog.csv` does not know."""
+    """Return a row without labels. Raises InputError for a game that is not in `catalog.csv`."""
     if game not in titles():
         raise InputError(f"no game is called {game!r}: see `autoexplore catalog` for all names")
     console, title = titles()[game]
@@ -175,21 +134,22 @@ def new_row(game: str) -> Row:
 
 
 def file_of(folder: Path, annotator: str) -> Path:
-    """Where an annotator's labels lie. Raises InputError for a name that would not do in a file's name."""
+    """Return the path of an annotator's labels. Raises InputError for an invalid name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", annotator):
         raise InputError(
-            f"annotator {annotator!r}: a name has up to 40 letters, digits, - and _, and begins with a letter or digit"
+            f"annotator {annotator!r}: use up to 40 letters, digits, - and _, "
+            "beginning with a letter or digit"
         )
     return folder / f"labels-{annotator}.csv"
 
 
 def complete(row: Row) -> bool:
-    """Whether every label of the row is given."""
+    """Return True if the row has every label."""
     return all(row[column] for column in LABELLED)
 
 
 def fault(column: str, value: str) -> str | None:
-    """Why `value` may not stand in a label column, or None where it may. Empty always may."""
+    """Return the reason why a column does not allow `value`, or None. Empty is always allowed."""
     if not value:
         return None
     if column == "confidence":
@@ -203,10 +163,10 @@ def fault(column: str, value: str) -> str | None:
 
 
 def load(path: Path) -> Annotations:
-    """One annotator's file; `catalog.csv` itself can be read as well.
+    """Load the labels of one annotator, or `catalog.csv`.
 
-    Raises InputError that names the file and the line: wrong columns, a row that is too short or long, an unknown game
-    or word, a game that stands there twice.
+    Raises InputError with file and line for wrong columns, rows of another length, unknown games or
+    words, and games that occur twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -217,13 +177,14 @@ def load(path: Path) -> Annotations:
     try:
         if tuple(header := next(reader, [])) != COLUMNS:
             raise InputError(
-                f"{path}, line 1: the columns are {','.join(header)!r} and must be {','.join(COLUMNS)!r}"
+                f"{path}, line 1: the columns are {','.join(header)!r}, not {','.join(COLUMNS)!r}"
             )
         for cells in reader:
             row = _checked(cells, f"{path}, line {reader.line_num}")
             if row["game"] in rows:
                 raise InputError(
-                    f"{path}, line {reader.line_num}: {row['game']} stands there twice: delete one row"
+                    f"{path}, line {reader.line_num}: {row['game']} stands there twice: "
+                    "delete one row"
                 )
             rows[row["game"]] = row
     except csv.Error as error:
@@ -232,26 +193,24 @@ def load(path: Path) -> Annotations:
 
 
 def _checked(cells: list[str], where: str) -> Row:
-    """The cells as a row. Raises InputError."""
+    """Return the cells as a valid row. Raises InputError."""
     if len(cells) != len(COLUMNS):
         raise InputError(
-            f"{where}: {len(cells)} cells, must be {len(COLUMNS)}, as many as there are columns"
+            f"{where}: {len(cells)} cells, must be {len(COLUMNS)} as there are columns"
         )
     row = dict(zip(COLUMNS, cells, strict=True))
     if row["game"] not in titles():
         raise InputError(
             f"{where}: no game is called {row['game']!r}: see `autoexplore catalog` for all names"
         )
-    wrong = next(
-        (why for column in (*LABELLED, "source") if (why := fault(column, row[column]))), None
-    )
-    if wrong:
-        raise InputError(f"{where} ({row['game']}): {wrong}")
+    for column in (*LABELLED, "source"):
+        if wrong := fault(column, row[column]):
+            raise InputError(f"{where} ({row['game']}): {wrong}")
     return row
 
 
 def save(path: Path, rows: dict[str, Row]) -> None:
-    """Write rows, whole or not at all."""
+    """Write rows atomically."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -260,36 +219,37 @@ def save(path: Path, rows: dict[str, Row]) -> None:
 
 
 def load_all(files: Sequence[Path]) -> list[Annotations]:
-    """`load` of each file. Raises InputError also where two files have the same annotator."""
+    """Load several files. Raises InputError also if two files have the same annotator."""
     loaded = [load(file) for file in files]
     named: dict[str, Path] = {}
     for file, one in zip(files, loaded, strict=True):
         if one.annotator in named:
             raise InputError(
-                f"{named[one.annotator]} and {file} are both of annotator {one.annotator!r}: rename one of the files"
+                f"{named[one.annotator]} and {file} are both of annotator {one.annotator!r}: "
+                "rename one of the files"
             )
         named[one.annotator] = file
     return loaded
 
 
 def merge(files: Sequence[Path]) -> tuple[dict[str, Row], list[Difference]]:
-    """One table from several annotators' files, and every cell in which they differ.
+    """Merge several annotators' files; return the table and every cell in which they differ.
 
-    A cell gets the word that most annotators chose; with equally many, that of those who are surer together; with
-    equal sureness `unknown`. `unknown` and empty cells are no votes: a cell is `unknown` where nobody could say. A
-    row's confidence is the lowest that was given (0 where none was) and its source the weakest, so that neither says
-    more than the least sure annotator. Games are in alphabetical order. Raises InputError as `load_all` does.
+    A cell gets the word of most annotators; among equally many, the word of highest summed
+    confidence; with equal confidence `unknown`. `unknown` and empty cells are no votes. A row's
+    confidence is the lowest that was given (0 if none was) and its source the weakest, so that
+    neither claims more than the least confident annotator. Games are in alphabetical order.
     """
     everyone = load_all(files)
     table: dict[str, Row] = {}
     differences = []
     for game in sorted({game for one in everyone for game in one.rows}):
         rows = {one.annotator: one.rows[game] for one in everyone if game in one.rows}
-        sureness = {name: float(row["confidence"] or 0) for name, row in rows.items()}
+        confidences = {name: float(row["confidence"] or 0) for name, row in rows.items()}
         merged = new_row(game)
         for column in VOCABULARY:
             words = {name: row[column] for name, row in rows.items() if row[column]}
-            merged[column] = _elected(words, sureness)
+            merged[column] = _vote(words, confidences)
             if len(set(words.values())) > 1:
                 differences.append(Difference(game, column, words, merged[column]))
         given = [float(row["confidence"]) for row in rows.values() if row["confidence"]]
@@ -301,13 +261,16 @@ def merge(files: Sequence[Path]) -> tuple[dict[str, Row], list[Difference]]:
     return table, differences
 
 
-def _elected(words: dict[str, str], sureness: dict[str, float]) -> str:
-    """The word of a cell from annotator -> word and annotator -> confidence."""
+def _vote(words: dict[str, str], confidences: dict[str, float]) -> str:
+    """Return the word of a cell from the words and confidences of the annotators."""
     votes = Counter(word for word in words.values() if word != UNKNOWN)
     if not votes:
         return UNKNOWN
     weight = {
-        word: (count, round(sum(sureness[name] for name, said in words.items() if said == word), 6))
+        word: (
+            count,
+            round(sum(confidences[name] for name, said in words.items() if said == word), 6),
+        )
         for word, count in votes.items()
     }
     best = max(weight.values())
@@ -316,9 +279,9 @@ def _elected(words: dict[str, str], sureness: dict[str, float]) -> str:
 
 
 def agreement(everyone: Sequence[Annotations]) -> list[Agreement]:
-    """Raw agreement and Cohen's kappa of every pair of annotators in every label column.
+    """Return raw agreement and Cohen's kappa of every pair of annotators in every column.
 
-    A game counts in a column where both gave it a word there; `unknown` is a word like any other.
+    A game counts in a column if both labelled it there; `unknown` is a word like any other.
     """
     found = []
     for one, other in itertools.combinations(everyone, 2):
@@ -343,16 +306,14 @@ def agreement(everyone: Sequence[Annotations]) -> list[Agreement]:
 
 
 def cohen_kappa(a: Sequence[str], b: Sequence[str]) -> float:
-    """Cohen's kappa of two annotators' words for the same things: 1 full agreement, 0 as much as by chance.
+    """Return Cohen's kappa of two annotators' words for the same items.
 
-    (p_o - p_e) / (1 - p_e), with p_o the share of equal words and p_e the share expected from how often each annotator
-    uses each word. nan where it is undefined: nothing was labelled, or both used one and the same word throughout, so
-    that p_e is 1. Raises InputError where the lengths differ.
+    (p_o - p_e) / (1 - p_e), with p_o the share of equal words and p_e the share expected from the
+    frequencies of each annotator's words: 1 is full agreement, 0 agreement by chance. NaN where it
+    is undefined: nothing was labelled, or both used the same one word, so that p_e is 1.
     """
     if len(a) != len(b):
-        raise InputError(
-            f"kappa needs as many labels of one annotator as of the other, not {len(a)} and {len(b)}"
-        )
+        raise InputError(f"kappa needs equally many labels of both, not {len(a)} and {len(b)}")
     words, codes = np.unique(np.array([*a, *b], dtype=object).astype(str), return_inverse=True)
     if len(words) < 2:
         return float("nan")

@@ -1,4 +1,4 @@
-"""Find out what each control of a game does, by trying, and compare with the catalogue's labels."""
+"""Measurement of the effect of each control, compared with the catalogue's labels."""
 
 import json
 import os
@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from rich.table import Table
+
+from envs import catalog
+from envs.utils.atomic_io import write_json_atomic
+from envs.utils.errors import InputError
+from envs.utils.progress import console, progress
+from experiments.arguments import check_games
+from experiments.catalog_tools.control_probe import CONTROLS
 
 TIMEOUT_SECONDS = 300
 SURE = 0.7
@@ -25,39 +33,34 @@ KINDS = {
     "left": "left",
     "none": "none",
 }
-"""What a camera can tell apart of the catalogue's words: up covers climbing, flying and jumping, act all attacks."""
+"""Kinds of labels that a picture shows: up covers climbing, flying and jumping, act all attacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Hold each control from savestates and measure what moves; the catalogue itself is not changed."""
+    """Hold each control from save states and measure the motion. The catalogue is not changed."""
 
     games: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Games to probe; none for all whose ROM is here."""
+    """Games to probe. Default: all whose ROM is imported."""
     out: Path | None = None
-    """Folder for a JSON file a game; games that have one there are not probed again."""
+    """Folder for one JSON file per game; games that have one there are not probed again."""
     states: int = 8
-    """Savestates to try each control from."""
+    """Number of save states from which each control is tried."""
     seed: int = 0
-    """The same seed gives the same result."""
+    """Random seed."""
     workers: int = 2
-    """Emulator processes at a time."""
+    """Number of parallel emulator processes."""
 
 
 def run(args: Args) -> None:
-    """Probe, print a line a game and the agreement with the catalogue by label."""
-    from envs import catalog
-    from envs.utils.errors import InputError
-    from envs.utils.progress import console, progress
-    from experiments.arguments import check_games
-
+    """Probe games; print one line per game and the agreement with the catalogue by label."""
     if args.states < 1 or args.workers < 1:
         raise InputError(f"--states {args.states} and --workers {args.workers} must be 1 or more")
     games = check_games(args.games) if args.games else catalog.games(playable=True)
     found: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
     with ThreadPoolExecutor(args.workers) as pool, progress("probe", len(games)) as bar:
-        waiting = {pool.submit(probe_apart, game, args): game for game in games}
+        waiting = {pool.submit(probe_in_process, game, args): game for game in games}
         for done in as_completed(waiting):
             game = waiting[done]
             try:
@@ -72,11 +75,8 @@ def run(args: Args) -> None:
         raise InputError("no game could be probed")
 
 
-def probe_apart(game: str, args: Args) -> dict[str, Any]:
-    """Probe a game in a process of its own, or read what an earlier run found. Raises InputError if that fails."""
-    from envs.utils.atomic_io import write_json_atomic
-    from envs.utils.errors import InputError
-
+def probe_in_process(game: str, args: Args) -> dict[str, Any]:
+    """Probe a game in a new process, or load an earlier result. Raises InputError on failure."""
     asked = {"game": game, "states": args.states, "seed": args.seed}
     file = args.out / f"{game}.json" if args.out else None
     if file is not None and file.exists():
@@ -85,7 +85,7 @@ def probe_apart(game: str, args: Args) -> dict[str, Any]:
             return dict(kept["probe"])
     command = [sys.executable, "-m", "experiments.catalog_tools.control_probe", json.dumps(asked)]
     try:
-        # The folder of the package, since it need not be the current one.
+        # The package need not lie in the current folder.
         where = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         ended = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=where
@@ -104,12 +104,7 @@ def probe_apart(game: str, args: Args) -> dict[str, Any]:
 
 
 def _print(found: dict[str, dict[str, Any]], labels: Any) -> None:
-    """One line a game: the proposal of each control, its confidence, and the catalogue's word where that differs."""
-    from rich.table import Table
-
-    from envs.utils.progress import console
-    from experiments.catalog_tools.control_probe import CONTROLS
-
+    """Print label and confidence of each control per game, with the catalogue's if it differs."""
     shown = Table("game", "begins with", *CONTROLS, box=None, header_style="bold")
     for game, probed in sorted(found.items()):
         cells = []
@@ -121,7 +116,7 @@ def _print(found: dict[str, dict[str, Any]], labels: Any) -> None:
         begins = probed["starter"] or (f"{probed['waits']} steps" if probed["waits"] else "-")
         shown.add_row(game, begins, *cells)
     console.print(shown)
-    console.print("in brackets: the catalogue's word, where it is of another kind")
+    console.print("in brackets: the catalogue's label, where it is of another kind")
     counted = Table("label", box=None, header_style="bold")
     for heading in ("compared", "of the same kind", "share"):
         counted.add_column(heading, justify="right")
@@ -131,10 +126,10 @@ def _print(found: dict[str, dict[str, Any]], labels: Any) -> None:
 
 
 def agreement(found: dict[str, dict[str, Any]], labels: Any) -> dict[str, tuple[int, int]]:
-    """Control, catalogue's word, and all -> how many labels are of the same kind, and how many were compared.
+    """Return, by group of labels, the number of the same kind and the number compared.
 
-    Compared is what both know, of buttons that the console has. labels: the catalogue's table by game. The start is
-    whether it needs a button or a wait.
+    Compared are labels that both have, of buttons that the console has. labels: the catalogue's
+    table by game. Group "start": the game needs a button or a wait at its start.
     """
     same: Counter[str] = Counter()
     both: Counter[str] = Counter()
@@ -158,5 +153,5 @@ def agreement(found: dict[str, dict[str, Any]], labels: Any) -> dict[str, tuple[
 
 
 def kind(label: str) -> str:
-    """What probing can tell of a word."""
+    """Return the kind of a label that probing can recognise."""
     return KINDS.get(label, label)

@@ -1,7 +1,7 @@
-"""RetroAct's published label files read with our words, and compared with our labels row by row.
+"""RetroAct's published label files, in the words of the catalogue.
 
-Two layouts are known by their header: `game,tags`, whose tags are "view axis genre", and the controls
-`game,RIGHT,LEFT,UP,DOWN,ACTION_JUMP,ACTION_SECONDARY,transition,Background_Changes`.
+Two layouts are recognised by their header: `game,tags`, whose tags are "view axis genre", and the
+controls `game,RIGHT,LEFT,UP,DOWN,ACTION_JUMP,ACTION_SECONDARY,transition,Background_Changes`.
 """
 
 import csv
@@ -54,7 +54,7 @@ PUBLISHED_COUNTS = {
         "32x": 1,
     },
 }
-"""How many of RetroAct's 974 games have each label, as the paper counts them."""
+"""Number of RetroAct's 974 games with each label, as counted in the paper."""
 SAME_WORD = {
     "nothing": "none",
     "no": "none",
@@ -78,7 +78,7 @@ SAME_FLAG = {
 
 @dataclass(frozen=True)
 class Difference:
-    """One label that the file has otherwise than the catalogue."""
+    """Label in which the file differs from the catalogue."""
 
     line: int
     game: str
@@ -89,18 +89,18 @@ class Difference:
 
 @dataclass
 class Imported:
-    """What a file says, in our words. Labels that it leaves open are "unknown"."""
+    """Labels of a file in the words of the catalogue. Missing labels are "unknown"."""
 
     columns: tuple[str, ...]
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Game -> column -> label."""
+    """Label by game and column."""
     lines: dict[str, int] = field(default_factory=dict)
-    """Game -> line of the file, from 1."""
+    """Line of the file by game, from 1."""
     malformed: dict[int, str] = field(default_factory=dict)
-    """Line -> why it could not be read; such rows are in nothing else."""
+    """Reason why a row could not be read, by line; such rows appear nowhere else."""
 
     def differences(self) -> list[Difference]:
-        """Where both the file and the catalogue have a label and the labels differ, in the file's order."""
+        """Return the labels that both have and that differ, in the order of the file."""
         ours = catalog.table().set_index("game")
         return [
             Difference(self.lines[game], game, column, label, str(ours.at[game, column]))
@@ -110,11 +110,9 @@ class Imported:
         ]
 
     def agreement(self) -> dict[str, tuple[int, int]]:
-        """Column -> (labels that are the same, labels that both have)."""
-        ours, differing = (
-            catalog.table().set_index("game"),
-            Counter(item.column for item in self.differences()),
-        )
+        """Return, by column, the number of equal labels and of labels that both have."""
+        ours = catalog.table().set_index("game")
+        differing = Counter(item.column for item in self.differences())
         counts = {}
         for column in self.columns:
             pairs = [
@@ -126,7 +124,7 @@ class Imported:
 
 
 def read(path: Path) -> Imported:
-    """Read either file. Rows that make no sense are in `malformed`, by line.
+    """Read either kind of file. Invalid rows are in `malformed`.
 
     Raises InputError for a file that cannot be read or has another header.
     """
@@ -161,7 +159,7 @@ def read(path: Path) -> Imported:
 
 
 def _tags(tags: str) -> dict[str, str]:
-    """The view, axis and genre of one cell; words of one label are joined by a space, "-" or "_" as it comes."""
+    """Return view, axis and genre of a cell, whose words are joined by spaces, "-" or "_"."""
     words = [
         SAME_WORD.get(word, word)
         for word in tags.casefold().replace("-", " ").replace("_", " ").split()
@@ -169,7 +167,7 @@ def _tags(tags: str) -> dict[str, str]:
     text = " ".join(words)
     view = next((label for label in catalog.VIEWS if text.startswith(f"{label} ")), None)
     if view is None:
-        raise InputError(f"tags {tags!r} begin with no view: {', '.join(catalog.VIEWS)}")
+        raise InputError(f"tags {tags!r} do not begin with a view: {', '.join(catalog.VIEWS)}")
     axis, _, motion = text.removeprefix(view).strip().partition(" ")
     motion = motion.replace(" ", "_")
     for label, known, what in ((axis, catalog.AXES, "axis"), (motion, catalog.MOTIONS, "genre")):
@@ -179,7 +177,7 @@ def _tags(tags: str) -> dict[str, str]:
 
 
 def _controls(values: dict[str, str]) -> dict[str, str]:
-    """Labels of the control file: words that we do not use stay as they are, and differ."""
+    """Return the labels of a row of controls; words unknown to the catalogue stay as they are."""
     labels = {}
     for name, column in CONTROLS.items():
         word = values[name].casefold()

@@ -38,19 +38,19 @@ def run(args: Args) -> None:
             if not args.only or name in args.only:
                 console.print(f"measuring {name} ...")
                 rows += measure(args, Path(scratch))
-    table = Table("", "rate", "against", "its rate", "ratio", "wanted", box=None, header_style="bold")
+    table = Table("", "rate", "baseline", "its rate", "ratio", "target", box=None, header_style="bold")
     for row in rows:
-        compared = row.against != ""
+        compared = row.baseline != ""
         table.add_row(
-            row.what,
+            row.name,
             f"{row.rate:,.0f} {row.unit}",
-            row.against,
-            f"{row.against_rate:,.0f}" if compared else "",
+            row.baseline,
+            f"{row.baseline_rate:,.0f}" if compared else "",
             f"{row.ratio:.3f}" if compared else "",
             f"{'<=' if row.at_most else '>='} {row.target:g}" if row.target is not None else "",
         )
     console.print(table)
     if args.out is not None:
-        measured = [asdict(row) | ({"ratio": row.ratio} if row.against else {}) for row in rows]
+        measured = [asdict(row) | ({"ratio": row.ratio} if row.baseline else {}) for row in rows]
         write_json_atomic(args.out / "benchmark.json", measured)
         console.print(f"written to {args.out / 'benchmark.json'}")

@@ -1,11 +1,11 @@
-"""The data rows of the benchmark measure what they say: on the game without a ROM, in small."""
+"""Benchmarks of data on a small scale, with the game that needs no ROM."""
 
 from pathlib import Path
 
 import torch
 
 from envs.episodes.dataset import EpisodeReader
-from experiments.benchmarks.data import BATCH, LENGTH, cut_windows, open_large, png_loader
+from experiments.benchmarks.data import BATCH, LENGTH, decode_clips, open_large, png_loader
 from tests.fixtures.datasets import record
 
 
@@ -26,4 +26,4 @@ def test_a_set_of_ten_million_windows_opens(tmp_path: Path) -> None:
 
 def test_cutting_leaves_out_episodes_shorter_than_a_window(tmp_path: Path) -> None:
     reader = EpisodeReader(record(tmp_path / "data", episodes=8, steps=12))
-    assert cut_windows(reader)() > 0
+    assert decode_clips(reader)() > 0

@@ -27,7 +27,9 @@ from tests.fixtures.browser import Browser
 
 GENESIS, ATARI, PONG = "Airstriker-Genesis", "Kangaroo-Atari2600", "Pong-Atari2600"
 NO_ROM = "SuperMarioBros-Nes"
-COMMAND = "import sys, tyro; from experiments.catalog_tools.annotate import *; run(tyro.cli(Args, args=sys.argv[1:]))"
+COMMAND = """import sys, tyro
+from experiments.catalog_tools.annotate import Args, run
+run(tyro.cli(Args, args=sys.argv[1:]))"""
 
 
 # Clips
@@ -55,18 +57,29 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("game", "buttons"), [(GENESIS, 7), (ATARI, 6)])
-def test_clips_start_alike_and_part_when_the_button_goes_down(clips: Path, game: str, buttons: int) -> None:
+def test_clips_start_alike_and_part_when_the_button_goes_down(
+    clips: Path, game: str, buttons: int
+) -> None:
     about = read_clips(clips / game)
     assert about is not None
     moving = 0
     for shown in about["moments"].values():
-        assert [clip["action"] for clip in shown][:6] == ["none", "right", "left", "up", "down", "jump"]
+        assert [clip["action"] for clip in shown][:6] == [
+            "none",
+            "right",
+            "left",
+            "up",
+            "down",
+            "jump",
+        ]
         assert len(shown) == buttons  # the Atari 2600 has no second button
         films = []
         for clip in shown:
             sheet = cv2.imread(str(clips / game / clip["file"]))
             assert sheet is not None
-            rows = sheet.reshape(-1, clip["height"], about["across"], clip["width"], 3).swapaxes(1, 2)
+            rows = sheet.reshape(-1, clip["height"], about["across"], clip["width"], 3).swapaxes(
+                1, 2
+            )
             films.append(rows.reshape(-1, clip["height"], clip["width"], 3))
         assert {len(film) for film in films} == {FRAMES}
         assert all(np.array_equal(film[:LEAD], films[0][:LEAD]) for film in films)
@@ -118,7 +131,9 @@ def ask(url: str, value: str | None = None, **headers: str) -> tuple[int, bytes,
     """GET, or PUT of a label. The answer's status, body and headers."""
     body = None if value is None else json.dumps({"value": value}).encode()
     method = "GET" if value is None else "PUT"
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json", **headers}, method=method)
+    request = urllib.request.Request(
+        url, body, {"Content-Type": "application/json", **headers}, method=method
+    )
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, answer.read(), answer.headers
@@ -132,7 +147,9 @@ def test_the_page_shows_clips_over_http_and_records_what_is_missing(out: Path) -
         status, page, headers = ask(url)
         assert status == 200
         assert "default-src 'none'" in headers["content-security-policy"]
-        assert not any(elsewhere in page for elsewhere in (b"http://", b"https://", b'src="', b"@import"))
+        assert not any(
+            elsewhere in page for elsewhere in (b"http://", b"https://", b'src="', b"@import")
+        )
         told = json.loads(ask(f"{url}api/games")[1])
         assert [game["name"] for game in told["games"]] == [GENESIS, PONG]
         assert [column["name"] for column in told["columns"]] == list(LABELLED)
@@ -144,7 +161,10 @@ def test_the_page_shows_clips_over_http_and_records_what_is_missing(out: Path) -
         for wrong in ("/0/..%2Fclips.png", "/9/none.png"):
             assert ask(f"{url}api/games/{GENESIS}/clips{wrong}")[0] == 404
         deadline = time.monotonic() + 60
-        while (about := json.loads(ask(f"{url}api/games/{PONG}/clips")[1]))["status"] in ("waiting", "recording"):
+        while (about := json.loads(ask(f"{url}api/games/{PONG}/clips")[1]))["status"] in (
+            "waiting",
+            "recording",
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert about["status"] == "ready", about
@@ -170,7 +190,9 @@ def test_the_app_saves_each_label_and_refuses_other_sites_and_wrong_words(out: P
         assert ask(view, "top", Host="evil.example", Origin="http://evil.example")[0] == 400
         for origin in ("http://evil.example", "null"):
             assert ask(view, "top", Origin=origin)[0] == 403
-        assert ask(view, "top", **{"Content-Type": "text/plain"})[0] == 422  # what a foreign form could send
+        assert (
+            ask(view, "top", **{"Content-Type": "text/plain"})[0] == 422
+        )  # what a foreign form could send
         assert labels_file.read_bytes() == before
         assert ask(view, "top", Origin=url.rstrip("/"))[0] == 200
 
@@ -192,10 +214,15 @@ def test_bad_flags_are_told(tmp_path: Path) -> None:
             annotate.run(annotate.Args(out=tmp_path, **flags))  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None and not EVERYTHING, reason="needs the command chromium")
+@pytest.mark.skipif(
+    shutil.which("chromium") is None and not EVERYTHING, reason="needs the command chromium"
+)
 def test_labelling_by_keyboard_in_a_browser(out: Path, tmp_path: Path) -> None:
     labels_file = labels.file_of(out, "ada")
-    with serving(out, GENESIS, ATARI) as (url, _), contextlib.closing(Browser(tmp_path / "profile")) as browser:
+    with (
+        serving(out, GENESIS, ATARI) as (url, _),
+        contextlib.closing(Browser(tmp_path / "profile")) as browser,
+    ):
 
         def saved(game: str, column: str) -> str:
             return labels.load(labels_file).rows[game][column]
@@ -205,12 +232,15 @@ def test_labelling_by_keyboard_in_a_browser(out: Path, tmp_path: Path) -> None:
 
         browser.call("Page.navigate", url=url)
         browser.wait("document.querySelectorAll('figure canvas').length === 7")
-        colours = "new Set(document.querySelector('canvas').getContext('2d').getImageData(0, 0, 320, 224).data).size"
+        context = "document.querySelector('canvas').getContext('2d')"
+        colours = f"new Set({context}.getImageData(0, 0, 320, 224).data).size"
         assert browser.value(colours) > 5  # the clip is really drawn
         browser.wait("document.querySelector('figure.down') !== null")
         assert current() == "view"
         browser.press("3")
-        browser.wait("document.querySelector('[data-word=top]').getAttribute('aria-checked') === 'true'")
+        browser.wait(
+            "document.querySelector('[data-word=top]').getAttribute('aria-checked') === 'true'"
+        )
         assert saved(GENESIS, "view") == "top"
         assert current() == "axis"
         browser.press("Tab")
@@ -228,23 +258,44 @@ def test_labelling_by_keyboard_in_a_browser(out: Path, tmp_path: Path) -> None:
         browser.wait("document.querySelector('#after').classList.contains('done')")
         row = labels.load(labels_file).rows[GENESIS]
         assert labels.complete(row)
-        expected = {"axis": "free", "motion": "space_shooter", "down": "crouch", "jump": UNKNOWN, "confidence": "1.00"}
+        expected = {
+            "axis": "free",
+            "motion": "space_shooter",
+            "down": "crouch",
+            "jump": UNKNOWN,
+            "confidence": "1.00",
+        }
         assert {column: row[column] for column in expected} == expected
 
         browser.call("Page.reload")
-        browser.wait("document.querySelectorAll('figure canvas').length === 6")  # continues at the Atari game
+        browser.wait(
+            "document.querySelectorAll('figure canvas').length === 6"
+        )  # continues at the Atari game
         assert "Kangaroo" in browser.value("document.querySelector('h1').textContent")
-        assert browser.value("document.querySelector('#count').textContent") == "1 of 2 games labelled"
+        assert (
+            browser.value("document.querySelector('#count').textContent") == "1 of 2 games labelled"
+        )
         browser.press("p")
         browser.wait("document.querySelectorAll('figure canvas').length === 7")
         browser.press("m")
-        browser.wait("document.querySelector('[data-moment=\"after 5 s\"]').getAttribute('aria-pressed') === 'true'")
+        browser.wait(
+            "document.querySelector('[data-moment=\"after 5 s\"]').getAttribute('aria-pressed')"
+            " === 'true'"
+        )
         browser.press("x")
         browser.press(" ")
         assert browser.value("playing === false && difference === true")
         browser.press("Backspace")  # takes back the view of the first game
         browser.wait("document.querySelector('#count').textContent === '0 of 2 games labelled'")
         assert saved(GENESIS, "view") == ""
-        browser.call("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=True)
-        assert browser.value("document.documentElement.scrollWidth") == 400  # a phone does not scroll sideways
+        browser.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=400,
+            height=800,
+            deviceScaleFactor=1,
+            mobile=True,
+        )
+        assert (
+            browser.value("document.documentElement.scrollWidth") == 400
+        )  # a phone does not scroll sideways
         assert browser.complaints == []

@@ -1,4 +1,4 @@
-"""Probing controls on real games: what moves is named, what does nothing is dead, and the same seed tells the same."""
+"""Probing of controls on real games: motion is named, and the same seed gives the same."""
 
 import json
 from pathlib import Path
@@ -45,9 +45,18 @@ def test_what_is_measured_of_a_square_that_moves() -> None:
             screens.append(screen)
         return screens
 
-    held = {"right": film(3, 0), "left": film(-3, 0), "up": film(0, -3), "down": film(0, 3), "jump": film(0, 0)}
+    held = {
+        "right": film(3, 0),
+        "left": film(-3, 0),
+        "up": film(0, -3),
+        "down": film(0, 3),
+        "jump": film(0, 0),
+    }
     found = compare(film(0, 0), held)
-    assert {name: trial.label for name, trial in found.items()} == {**{name: name for name in held}, "jump": "none"}
+    assert {name: trial.label for name, trial in found.items()} == {
+        **{name: name for name in held},
+        "jump": "none",
+    }
     assert found["right"].across == pytest.approx(9, abs=2)
     shots = film(0, 0)
     for step, screen in enumerate(shots):
@@ -83,14 +92,28 @@ def test_a_state_that_is_restored_goes_on_bit_for_bit() -> None:
         env.close()
 
 
-def test_the_command_probes_each_game_once_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["catalog", "probe", AIRSTRIKER, "Breakout-Atari2600", "--states", "3", "--out", str(tmp_path)]
+def test_the_command_probes_each_game_once_and_compares(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "catalog",
+        "probe",
+        AIRSTRIKER,
+        "Breakout-Atari2600",
+        "--states",
+        "3",
+        "--out",
+        str(tmp_path),
+    ]
     assert execute(command) == 0
     printed = capsys.readouterr().out
     assert ["right", "2", "2", "100%"] in [line.split() for line in printed.splitlines()]
     kept = {file.name: file.read_text() for file in tmp_path.iterdir()}
     assert set(kept) == {f"{AIRSTRIKER}.json", "Breakout-Atari2600.json"}
-    assert json.loads(kept["Breakout-Atari2600.json"])["probe"]["controls"]["right"]["label"] == "right"
+    assert (
+        json.loads(kept["Breakout-Atari2600.json"])["probe"]["controls"]["right"]["label"]
+        == "right"
+    )
     written = (tmp_path / "Breakout-Atari2600.json").stat().st_mtime_ns
     assert execute(command) == 0
     assert (tmp_path / "Breakout-Atari2600.json").stat().st_mtime_ns == written

@@ -1,4 +1,4 @@
-"""Labels from people: their words and files, how far annotators agree, and one table from several."""
+"""Labels of annotators: words and files, agreement, and merging."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,12 @@ GENESIS, ATARI = "Airstriker-Genesis", "Kangaroo-Atari2600"
 
 def row(game: str, confidence: str = "0.75", **words: str) -> Row:
     """A whole row: `unknown` where nothing else is said."""
-    return labels.new_row(game) | dict.fromkeys(VOCABULARY, UNKNOWN) | {"confidence": confidence} | words
+    return (
+        labels.new_row(game)
+        | dict.fromkeys(VOCABULARY, UNKNOWN)
+        | {"confidence": confidence}
+        | words
+    )
 
 
 def written(folder: Path, name: str, *rows: Row) -> Path:
@@ -55,7 +60,9 @@ def test_rows_come_back_as_saved_and_a_half_labelled_one_is_not_complete(tmp_pat
         (",top,", ',"top,', "line 2: not a row of CSV"),
     ],
 )
-def test_a_malformed_row_is_told_with_its_place(tmp_path: Path, old: str, new: str, told: str) -> None:
+def test_a_malformed_row_is_told_with_its_place(
+    tmp_path: Path, old: str, new: str, told: str
+) -> None:
     path = written(tmp_path, "ada", row(GENESIS, view="top"))
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(InputError) as raised:
@@ -82,13 +89,16 @@ def test_a_game_twice_a_file_of_bytes_and_a_missing_one_are_told(tmp_path: Path)
 
 
 def test_kappa_of_a_hand_computed_example() -> None:
-    # 20 yes/yes, 5 yes/no, 10 no/yes, 15 no/no: p_o = 35/50 = 0.7, p_e = 0.5 * 0.6 + 0.5 * 0.4 = 0.5, kappa = 0.4.
+    # 20 yes/yes, 5 yes/no, 10 no/yes, 15 no/no:
+    # p_o = 35/50 = 0.7, p_e = 0.5 * 0.6 + 0.5 * 0.4 = 0.5, kappa = 0.4.
     a = ["yes"] * 25 + ["no"] * 25
     b = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
     assert labels.cohen_kappa(a, b) == pytest.approx(0.4)
     assert labels.cohen_kappa(a, a) == pytest.approx(1)
     # Three words: p_o = 2/4; p_e = (2*1 + 1*2 + 1*1)/16 = 5/16; kappa = (8 - 5)/(16 - 5).
-    assert labels.cohen_kappa(list("aabc"), list("abbc")) == pytest.approx((0.75 - 5 / 16) / (11 / 16))
+    assert labels.cohen_kappa(list("aabc"), list("abbc")) == pytest.approx(
+        (0.75 - 5 / 16) / (11 / 16)
+    )
     assert labels.cohen_kappa(["a", "a"], ["b", "b"]) == pytest.approx(0)  # p_o = p_e = 0
     assert labels.cohen_kappa(["a", "b"], ["b", "a"]) == pytest.approx(-1)
 
@@ -102,9 +112,22 @@ def test_kappa_is_nan_where_it_is_undefined() -> None:
 
 def test_merging_takes_the_majority_then_the_surer_then_nobody(tmp_path: Path) -> None:
     files = [
-        written(tmp_path, "ada", row(GENESIS, "0.50", view="top", axis="free", motion="shooter", up="up")),
-        written(tmp_path, "ben", row(GENESIS, "0.75", view="top", axis="fixed", motion="action", up=UNKNOWN)),
-        written(tmp_path, "cy", row(GENESIS, "1.00", view="side", up=""), row(ATARI, "0.25", motion="platformer")),
+        written(
+            tmp_path,
+            "ada",
+            row(GENESIS, "0.50", view="top", axis="free", motion="shooter", up="up"),
+        ),
+        written(
+            tmp_path,
+            "ben",
+            row(GENESIS, "0.75", view="top", axis="fixed", motion="action", up=UNKNOWN),
+        ),
+        written(
+            tmp_path,
+            "cy",
+            row(GENESIS, "1.00", view="side", up=""),
+            row(ATARI, "0.25", motion="platformer"),
+        ),
     ]
     table, differences = labels.merge(files)
     assert list(table) == [GENESIS, ATARI]
@@ -122,12 +145,21 @@ def test_merging_takes_the_majority_then_the_surer_then_nobody(tmp_path: Path) -
     labels.save(tmp_path / "merged.csv", table)
     assert labels.load(tmp_path / "merged.csv").rows == table
 
-    equally_sure = [written(tmp_path, "dee", row(ATARI, view="side")), written(tmp_path, "eve", row(ATARI, view="top"))]
+    equally_sure = [
+        written(tmp_path, "dee", row(ATARI, view="side")),
+        written(tmp_path, "eve", row(ATARI, view="top")),
+    ]
     assert labels.merge(equally_sure)[0][ATARI]["view"] == UNKNOWN
 
 
 def test_agreement_counts_what_both_labelled(tmp_path: Path) -> None:
-    ada = written(tmp_path, "ada", row(GENESIS, view="top"), row(ATARI, view="side", axis=""), row("Pong-Atari2600"))
+    ada = written(
+        tmp_path,
+        "ada",
+        row(GENESIS, view="top"),
+        row(ATARI, view="side", axis=""),
+        row("Pong-Atari2600"),
+    )
     ben = written(tmp_path, "ben", row(GENESIS, view="top"), row(ATARI, view="top", axis="free"))
     found = {one.column: one for one in labels.agreement(labels.load_all([ada, ben]))}
     assert set(found) == set(VOCABULARY)
