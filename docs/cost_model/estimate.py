@@ -180,7 +180,7 @@ def training(assumed: Assumptions) -> list[Work]:
 
 
 def evaluating(assumed: Assumptions) -> list[Work]:
-    """Return the evaluation of three models on clips of 12 frames, one every 20 frames of the tests.
+    """Return the evaluation of three models on clips of 12 frames, one per 20 frames of the tests.
 
     Two frames are given and ten are predicted, two at a time in 25 MaskGIT steps. With the KV cache
     that takes the forward passes of 260 frames.

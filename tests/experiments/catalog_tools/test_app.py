@@ -200,7 +200,7 @@ def test_the_app_saves_each_label_and_refuses_other_sites_and_wrong_words(out: P
         status, said, _ = ask(view, "side")
         assert status == 400
         assert b"line 2" in said
-        assert "dreamt" in labels_file.read_text()  # what a person broke by hand is not overwritten
+        assert "dreamt" in labels_file.read_text()  # errors of editing by hand are not overwritten
 
 
 def test_bad_flags_are_told(tmp_path: Path) -> None:
