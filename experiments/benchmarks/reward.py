@@ -132,8 +132,6 @@ def sampling_rate(
     """Return steps per second of runners with 4 games each, the median over epochs."""
     algorithm = build_explorer(games, scorer, runners, steps)
     try:
-        if pin:
-            algorithm.env_runner_group.foreach_env_runner(pin_to_core, local_env_runner=False)
         rates = []
         for _ in range(repeats + 1):  # the first one warms up
             result: Any = algorithm.train()
