@@ -40,7 +40,6 @@ def test_scripts_are_short() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.ray
 def test_cells_of_the_notebook_run_and_their_output_is_stored(tmp_path: Path) -> None:
     copy = tmp_path / "quickstart.ipynb"
     copy.write_bytes((EXAMPLES / "quickstart.ipynb").read_bytes())
