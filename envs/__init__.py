@@ -1,4 +1,4 @@
-"""Real games and what they leave behind: a Gymnasium env per game, episodes on disk, and the actors that play."""
+"""Games as Gymnasium environments, recorded episodes, and the workers that record them."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,18 +9,22 @@ COUNTING = "Counting"
 COINRUN = "CoinRun"
 CORRIDOR, NOISY_TV = "Corridor", "NoisyTV"
 BUILTIN = (COUNTING, CORRIDOR, NOISY_TV, COINRUN)
-"""Games that are not stable-retro's: they need no ROM. CoinRun needs the extra `coinrun`."""
+"""Games that are not part of stable-retro and need no ROM. CoinRun needs the extra `coinrun`."""
 
 
 def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
-    """The env of one game: observations uint8 (64, 64, 3), actions Discrete(5) in the order of `envs.controls.ACTIONS`.
+    """Return the env of a game: observations uint8 (64, 64, 3), actions Discrete(5) in the order of
+    `envs.controls.ACTIONS`.
 
-    `game` is a stable-retro name, with or without its "-v0" ending; or, without any ROM, "Counting" for the env of
-    `envs.games.counting`, "Corridor" or "NoisyTV" for those of `envs.games.corridor`, or "CoinRun" for the one of `envs.games.coinrun`
-    with seven actions and further options.
-    Options: frame_skip=4 (CoinRun: 1), size=64, seed=None, state=None (a savestate's name), max_steps=None.
-    A process holds one emulator at a time: close the env before you make the next one.
-    Raises InputError for an unknown game, a missing ROM or package, or an unknown state.
+    `game` is a name of stable-retro, with or without "-v0", or one of these games, which need no
+    ROM: "Counting" (`envs.games.counting`), "Corridor" and "NoisyTV" (`envs.games.corridor`),
+    "CoinRun" (`envs.games.coinrun`, with seven actions and more options).
+
+    Options: frame_skip=4 (CoinRun: 1), size=64, seed=None, state=None (name of a savestate),
+    max_steps=None. A process holds one emulator at a time: close an env before you make the next
+    one.
+
+    Raises: InputError for an unknown game or state, a missing ROM or a missing package.
     """
     # Imported here, so that readers of episodes load no emulator.
     name = game.removesuffix("-v0")
@@ -42,9 +46,11 @@ def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
 
 
 def builtin_name(game: str) -> str | None:
-    """The name of a game of `BUILTIN`, or None for one of stable-retro's. Raises InputError if its package is missing.
+    """Return the name of a game of `BUILTIN`, or None for a game of stable-retro.
 
-    The package of CoinRun is loaded for that: it can be there, and still lack a library of the system.
+    The package of CoinRun is loaded, because an installed package may still lack a system library.
+
+    Raises: InputError if the game's package cannot be loaded.
     """
     name = game.removesuffix("-v0")
     if name == COINRUN:

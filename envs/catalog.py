@@ -1,8 +1,9 @@
-"""Every game that stable-retro knows: its console, whether its ROM is here, and what kind of game it is.
+"""The catalogue of all games that stable-retro knows: console, ROM and labels.
 
-The labels stand in `catalog.csv`, one row a game: two annotators' own knowledge of each game, without any published
-label set. Where they differed on the motion style the case was decided one by one, elsewhere the surer of the two holds
-and the confidence is the lower one. `unknown` means that neither could say.
+The labels are in `catalog.csv`, one row per game. Two annotators labelled every game from their own
+knowledge, without a published label set. Different motion styles were resolved one by one; for
+other labels the more confident annotator decides and the lower confidence is kept. `unknown` means
+that neither annotator knew.
 """
 
 import difflib
@@ -43,7 +44,7 @@ MOTIONS = (
 CONTROLS = ("right", "left", "up", "down", "jump", "secondary")
 
 Choice = str | Sequence[str] | None
-"""One label, several of which each is good, or any."""
+"""One label, several alternative labels, or any."""
 
 
 def games(
@@ -65,12 +66,16 @@ def games(
     scrolling: Choice = None,
     min_confidence: float = 0.0,
 ) -> list[str]:
-    """Names of the games that match every given value, in alphabetical order, without the "-v0" ending.
+    """Return the names of the games that match every given value, in alphabetical order, without
+    "-v0".
 
-    Labels are those of `table`; a value is one label or several that are all good, e.g. motion="platformer",
-    up=("climb", "none"). `playable` asks for games with (True) or without (False) a ROM, `subset` for those of a named
-    list (`subsets`), `min_confidence` in [0, 1] for labels at least so sure; `limit` cuts the list. Raises InputError
-    for a label or console that no game has, an unknown subset, or a number out of range.
+    The labels are those of `table`. A value is one label or several alternatives, e.g.
+    motion="platformer", up=("climb", "none"). `playable` selects games with (True) or without
+    (False) a ROM, `subset` the games of a named list (`subsets`), `min_confidence` in [0, 1] labels
+    of at least this confidence; `limit` cuts the list.
+
+    Raises: InputError for a label or console that no game has, an unknown subset, or a number out
+    of range.
     """
     if not 0 <= min_confidence <= 1 or (limit is not None and limit < 0):
         raise InputError(
@@ -111,35 +116,40 @@ def games(
 
 
 def subsets() -> list[str]:
-    """Names of the frozen lists of games."""
+    """Return the names of the fixed lists of games."""
     return sorted(file.stem for file in SUBSETS_FOLDER.glob("*.txt"))
 
 
 def read_subset(name: str) -> list[str]:
-    """The games of a named subset, in its own order. Raises InputError for an unknown name.
+    """Return the games of a named subset, in its own order.
 
-    platformers-200: the first 200 platformers in alphabetical order. platformers-50: 50 platformers whose right, left,
-    up, down and jump do the same, drawn by the hash of their names (section 3 of the paper).
+    platformers-200: the first 200 platformers in alphabetical order. platformers-50: 50 platformers
+    whose right, left, up, down and jump act alike, drawn by the hash of their names (section 3 of
+    the paper).
+
+    Raises: InputError for an unknown name.
     """
     if name not in subsets():
-        raise InputError(f"no subset is called {name!r}: there are {', '.join(subsets())}")
+        raise InputError(f"no subset is called {name!r}: known are {', '.join(subsets())}")
     lines = (SUBSETS_FOLDER / f"{name}.txt").read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def expand(names: Iterable[str]) -> list[str]:
-    """Game names with each subset's name replaced by its games, each game once, in order."""
+    """Return game names with each subset replaced by its games, in order and without repeats."""
     known = subsets()
     lists = [read_subset(name) if name in known else [name] for name in names]
     return list(dict.fromkeys(game for names in lists for game in names))
 
 
 def table() -> "pd.DataFrame":
-    """One row a game: game, console, playable (its ROM is imported) and the labels of `catalog.csv`.
+    """Return one row per game: game, console, playable (its ROM is imported) and the labels of
+    `catalog.csv`.
 
-    view (side, third person, top, first person, several), axis (free, horizontal, vertical, fixed, tube), motion
-    (platformer, fight, ...), right to secondary (what each control does), transition and scrolling (yes, no), each
-    "unknown" where nobody could say; confidence in [0, 1] of the row as a whole; source (knowledge, probed, watched).
+    The labels are view (side, third person, top, first person, several), axis (free, horizontal,
+    vertical, fixed, tube), motion (platformer, fight, ...), right to secondary (the effect of each
+    control), transition and scrolling (yes, no), each "unknown" where no annotator knew; confidence
+    in [0, 1] of the whole row; source (knowledge, probed, watched).
     """
     import pandas as pd  # here, because processes that play games need no tables
 
@@ -158,18 +168,21 @@ def table() -> "pd.DataFrame":
 
 @cache
 def integrations() -> tuple[str, ...]:
-    """Names of stable-retro's stable integrations, whether their ROM is there or not, without "-v0"."""
+    """Return stable-retro's stable integrations, with or without a ROM, without "-v0"."""
     names = stable_retro.data.list_games(stable_retro.data.Integrations.STABLE)
     return tuple(sorted(name.removesuffix("-v0") for name in names))
 
 
 def console_of(game: str) -> str:
-    """The console in a game's name: "Airstriker-Genesis" -> "Genesis"."""
+    """Return the console in a game's name: "Airstriker-Genesis" -> "Genesis"."""
     return canonical(game).rsplit("-", 1)[-1]
 
 
 def canonical(game: str) -> str:
-    """A game's name without "-v0". Raises InputError with the nearest names where stable-retro has no such game."""
+    """Return a game's name without "-v0".
+
+    Raises: InputError with the closest names if stable-retro has no such game.
+    """
     name = game.removesuffix("-v0")
     if name in integrations():
         return name
@@ -188,7 +201,7 @@ def canonical(game: str) -> str:
 
 
 def folder(game: str) -> Path:
-    """Where stable-retro keeps a game's ROM, savestates and description."""
+    """Return the folder of a game's ROM, savestates and description in stable-retro."""
     name = canonical(game)
     root = Path(stable_retro.data.path()) / "stable"
     versioned = root / f"{name}-v0"
@@ -196,28 +209,29 @@ def folder(game: str) -> Path:
 
 
 def rom_path(game: str) -> Path | None:
-    """The game's ROM file, or None where it is not imported."""
-    # os.listdir once a game: stable-retro's own search asks the file system twenty times, too slow for 1,006 games.
-    place = folder(game)
-    names = set(os.listdir(place))
-    metadata = place / "metadata.json"
+    """Return the game's ROM file, or None if it is not imported."""
+    # One os.listdir per game: stable-retro's own search accesses the file system twenty times,
+    # which is too slow for 1,006 games.
+    home = folder(game)
+    names = set(os.listdir(home))
+    metadata = home / "metadata.json"
     if "metadata.json" in names and "original_rom_name" in (text := metadata.read_text()):
         original = json.loads(text)["original_rom_name"]
         if original in names:
-            return place / original
+            return home / original
     for extension in stable_retro.data.EMU_EXTENSIONS:
         if f"rom{extension}" in names:
-            return place / f"rom{extension}"
+            return home / f"rom{extension}"
     return None
 
 
 def has_rom(game: str) -> bool:
-    """Whether the game can be played here."""
+    """Return True if the game can be played on this machine."""
     return rom_path(game) is not None
 
 
 def states(game: str) -> list[str]:
-    """Names of the game's savestates."""
+    """Return the names of the game's savestates."""
     return sorted(
         file.stem for file in folder(game).glob("*.state") if not file.name.startswith("_")
     )

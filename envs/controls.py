@@ -1,7 +1,8 @@
-"""The five actions of every game, and the buttons of a console that they press.
+"""The five actions shared by all games and the console buttons that they press.
 
-Buttons are always chosen by name from the list of the emulator core: their positions differ from console to console.
-START, SELECT, RESET and PAUSE belong to no action, because pressed at random they pause or restart a game.
+Buttons are looked up by name in the emulator core's list, because their positions differ between
+consoles. No action presses START, SELECT, RESET or PAUSE: pressed at random they would pause or
+restart a game.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ ACTIONS: tuple[str, ...] = ("right", "left", "up", "down", "jump")
 
 DIRECTIONS = {"right": "RIGHT", "left": "LEFT", "up": "UP", "down": "DOWN"}
 
-# Jump is the first button of the pairs in RetroAct (jump / secondary); consoles outside it follow their nearest kin.
+# The first button of RetroAct's pairs (jump / secondary); other consoles follow the most similar
+# one.
 JUMP_BUTTON = {
     "Nes": "A",
     "Sms": "A",
@@ -34,7 +36,7 @@ JUMP_BUTTON = {
 }
 
 
-# The second button of the pairs in RetroAct, for consoles outside it their nearest kin's. Atari 2600 has one button.
+# The second button of these pairs; Atari 2600 has a single button.
 SECONDARY_BUTTON = {
     **dict.fromkeys(
         ("Nes", "Sms", "GameBoy", "GbColor", "GbAdvance", "GameGear", "SCD", "Genesis", "N64"), "B"
@@ -46,14 +48,17 @@ SECONDARY_BUTTON = {
 
 
 def button_mask(action: int, buttons: Sequence[str | None], console: str) -> int:
-    """The buttons that `action` holds, as bits: bit i is `buttons[i]` of the emulator core. Fits uint16.
+    """Return the buttons of `action` as a uint16 mask: bit i is `buttons[i]` of the emulator core.
 
-    `action` is an index into `ACTIONS`; `buttons` is `env.buttons` of stable-retro, None where a core leaves a place
-    out. Raises InputError where the action does not exist or the console has no such button.
+    `action` is an index into `ACTIONS`; `buttons` is `env.buttons` of stable-retro, with None for
+    unused positions.
+
+    Raises: InputError if the action does not exist or the console has no such button.
     """
     if not 0 <= action < len(ACTIONS):
         raise InputError(
-            f"action {action} does not exist: actions are 0 to {len(ACTIONS) - 1} ({', '.join(ACTIONS)})"
+            f"action {action} does not exist: actions are 0 to {len(ACTIONS) - 1} "
+            f"({', '.join(ACTIONS)})"
         )
     name = ACTIONS[action]
     if name == "jump" and console not in JUMP_BUTTON:
@@ -69,12 +74,14 @@ def button_mask(action: int, buttons: Sequence[str | None], console: str) -> int
 
 
 def action_masks(buttons: Sequence[str | None], console: str) -> tuple[int, ...]:
-    """`button_mask` of each action in the order of `ACTIONS`."""
+    """Return `button_mask` of each action in the order of `ACTIONS`."""
     return tuple(button_mask(action, buttons, console) for action in range(len(ACTIONS)))
 
 
 def control_buttons(buttons: Sequence[str | None], console: str) -> dict[str, str]:
-    """Control -> the button of the console that it presses: the five actions, and `secondary` where there is one."""
+    """Return control -> console button, for the five actions and, if the console has one,
+    `secondary`.
+    """
     named = {**DIRECTIONS, "jump": JUMP_BUTTON[console]}
     second = SECONDARY_BUTTON.get(console)
     return {**named, "secondary": second} if second is not None and second in buttons else named

@@ -1,7 +1,8 @@
-"""`python -m envs.roms [FOLDER ...]`: import ROMs into stable-retro, by their checksums.
+"""`python -m envs.roms [FOLDER ...]`: import ROMs into stable-retro by their checksums.
 
-Without a folder it imports the Atari games that the package `ale-py` carries. Only ROMs that stable-retro knows are
-taken, and importing again changes nothing. ROMs of other games are yours to bring: this project has none.
+Without a folder it imports the Atari games of the package `ale-py`. Only ROMs known to stable-retro
+are imported, and importing again changes nothing. You have to supply ROMs of other games: this
+project contains none.
 """
 
 import argparse
@@ -23,12 +24,13 @@ MAX_ROM = 2**25  # bytes; the largest that stable-retro takes
 
 
 def import_roms(folder: Path) -> list[str]:
-    """Import every ROM under `folder`, zip archives included; names of the games that got one, in alphabetical order.
+    """Import every ROM below `folder`, also from zip archives, and return the imported games in
+    alphabetical order.
 
-    Raises InputError where `folder` does not exist or a ROM cannot be stored.
+    Raises: InputError if `folder` does not exist or a ROM cannot be stored.
     """
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}: give one that holds ROM files")
+        raise InputError(f"there is no folder {folder}: give a folder with ROM files")
     known = stable_retro.data.get_known_hashes()
     imported = []
     for file in sorted(item for item in folder.rglob("*") if item.suffix.lower() in _extensions()):
@@ -36,8 +38,8 @@ def import_roms(folder: Path) -> list[str]:
             rom, sha1 = _groom(name, data)
             if sha1 not in known:
                 continue
-            game, extension, place = known[sha1]
-            target = Path(place) / game / f"rom{extension}"
+            game, extension, home = known[sha1]
+            target = Path(home) / game / f"rom{extension}"
             if not target.exists():
                 _store(target, rom)
                 imported.append(game.removesuffix("-v0"))
@@ -45,12 +47,12 @@ def import_roms(folder: Path) -> list[str]:
 
 
 def _extensions() -> set[str]:
-    """File names that may be ROMs; .bin, .smd and .smc are common besides those of the emulator cores."""
+    """Return the extensions of ROM files: those of the cores, .bin, .smd, .smc and .zip."""
     return {*stable_retro.data.EMU_EXTENSIONS, ".bin", ".smd", ".smc", ".zip"}
 
 
 def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of the file itself, and of what is in it where it is a zip archive."""
+    """Yield (name, content) of the file itself and of the ROMs in it if it is a zip archive."""
     data = file.read_bytes()
     yield file.name, data
     if zipfile.is_zipfile(file):
@@ -64,7 +66,7 @@ def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _groom(name: str, data: bytes) -> tuple[bytes, str]:
-    """A ROM without a copier's header, and its SHA-1; stable-retro knows how. No SHA-1 where it makes nothing of it."""
+    """Return a ROM without copier header and its SHA-1, empty if stable-retro cannot read it."""
     try:
         return stable_retro.data.groom_rom(name, io.BytesIO(data))
     except (
@@ -72,12 +74,12 @@ def _groom(name: str, data: bytes) -> tuple[bytes, str]:
         TypeError,
         AttributeError,
     ) as error:  # its reader of interleaved .smd files is from Python 2
-        print(f"{name} is no ROM that can be read: {error}", file=sys.stderr)
+        print(f"{name} is not a readable ROM: {error}", file=sys.stderr)
         return data, ""
 
 
 def _store(target: Path, rom: bytes) -> None:
-    """Put a ROM where stable-retro looks for it, and a second time under the name that arcade cores ask for."""
+    """Store a ROM for stable-retro, also under the name that arcade cores expect."""
     names = [target.name]
     metadata = target.parent / "metadata.json"
     if metadata.exists():
@@ -90,7 +92,7 @@ def _store(target: Path, rom: bytes) -> None:
 
 
 def bundled_folder() -> Path | None:
-    """Where `ale-py` keeps its Atari ROMs, or None where it is not installed. The package itself is not imported."""
+    """Return the folder of Atari ROMs in `ale-py`, not importing it; None if not installed."""
     spec = importlib.util.find_spec("ale_py")
     if spec is None or spec.origin is None:
         return None
@@ -99,7 +101,7 @@ def bundled_folder() -> Path | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Import from the given folders, or from `ale-py`, and say how many games can be played."""
+    """Import from the given folders or from `ale-py`, and print the number of playable games."""
     parser = argparse.ArgumentParser(
         prog="python -m envs.roms", description="Import game ROMs into stable-retro."
     )

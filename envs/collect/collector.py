@@ -35,13 +35,15 @@ def collect(
 ) -> CollectSummary:
     """Play `episodes` episodes of at most `steps` steps of each game and write them to `out`.
 
-    `policy` is "random", "sticky:P", or the spec of an agent (`exploration.agent.policy.policy_spec`).
-    An episode that takes more than `timeout` seconds (default: 60 s plus 0.1 s per step) counts as
-    hung, and its emulator is killed. Episodes that the folder already holds are not played again.
-    Uses the connected Ray cluster, or starts and stops a local one. A game without a ROM, or one
-    whose emulator keeps dying or hanging, is reported and skipped.
+    `policy` is "random", "sticky:P", or the spec of an agent
+    (`exploration.agent.policy.policy_spec`). An episode that takes more than `timeout` seconds
+    (default: 60 s plus 0.1 s per step) counts as hung, and its emulator is killed. Episodes that
+    the folder already holds are not played again. Uses the connected Ray cluster, or starts and
+    stops a local one. A game without a ROM, or one whose emulator keeps dying or hanging, is
+    reported and skipped.
 
-    Raises: InputError for unknown games, numbers out of range, no playable game, or an unusable `out`.
+    Raises: InputError for unknown games, numbers out of range, no playable game, or an unusable
+    `out`.
     """
     if min(episodes, steps, workers) < 1:
         raise InputError(
@@ -57,7 +59,7 @@ def collect(
         EpisodeKey(game, spec.name, seed, number) for game in names for number in range(episodes)
     ]
     with EpisodeWriter(out) as writer:
-        # The split is decided before anything is played, so that it does not depend on interruptions.
+        # The split is fixed before anything is played, so it does not depend on interruptions.
         planned = ((key.game, key.id) for key in keys)
         writer.plan(planned, f"{spec.name} seed {seed}", {"steps": steps})
         for path in writer.damaged:
@@ -99,13 +101,15 @@ def collect(
 
 
 def playable(games: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return (canonical names of the playable games, without repeats; the other games with the reason).
+    """Return the canonical names of the playable games, without repeats, and the other games with
+    the reason.
 
     Raises: InputError for an unknown game, and if no game is left.
     """
     if not games:
         raise InputError(
-            "no game given: name one or more, e.g. Airstriker-Genesis (`autoexplore catalog` lists them)"
+            "no game given: name one or more, e.g. Airstriker-Genesis (`autoexplore catalog` "
+            "lists them)"
         )
     known = [builtin_name(game) or catalog.canonical(game) for game in catalog.expand(games)]
     names = [game for game in dict.fromkeys(known) if game in BUILTIN or catalog.has_rom(game)]

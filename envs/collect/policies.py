@@ -70,7 +70,8 @@ class PolicySpec:
 
 
 def builtin_policy(name: str) -> PolicySpec:
-    """Return the policy `random` (uniform over the actions) or `sticky:P` (repeats with probability P).
+    """Return the policy `random` (uniform over the actions) or `sticky:P` (repeats with probability
+    P).
 
     Raises: InputError for another name and for a P outside [0, 1).
     """

@@ -50,11 +50,12 @@ def rerender(
 ) -> CollectSummary:
     """Play the episodes of `source` again and write them to `out` with frames of `size` x `size`.
 
-    Session ids, actions, rewards and the validation split stay the same. Episodes that `out` already
-    holds are not played again. A game whose ROM is missing or whose emulator keeps dying or hanging
-    is reported and skipped.
+    Session ids, actions, rewards and the validation split stay the same. Episodes that `out`
+    already holds are not played again. A game whose ROM is missing or whose emulator keeps dying or
+    hanging is reported and skipped.
 
-    Raises: InputError for a size below 16, an unreadable source, or play that differs from the record.
+    Raises: InputError for a size below 16, an unreadable source, or play that differs from the
+    record.
     """
     if size < 16 or workers < 1:
         raise InputError(f"size {size} must be at least 16 and workers {workers} at least 1")
@@ -105,7 +106,8 @@ class RerenderWorker:
     def play(self, task: RecordedEpisode) -> EpisodeResult:
         """Re-render one episode.
 
-        Raises: GameError if its game cannot be opened, InputError if the play differs from the record.
+        Raises: GameError if its game cannot be opened, InputError if the play differs from the
+        record.
         """
         started = time.process_time()
         self._reader = self._reader or EpisodeReader(self._source)
@@ -134,7 +136,8 @@ class RerenderWorker:
 
 
 def rerender_episode(env: gymnasium.Env[Any, Any], recorded: Episode) -> Episode:
-    """Return the recorded episode with the frames of `env`: its game and start state, another size.
+    """Return the recorded episode with the frames of `env`: its game and start state at another
+    size.
 
     Raises: InputError if a frame, shrunk to the recorded size, or a reward differs from the record.
     """
@@ -156,7 +159,8 @@ def _check_same(
     same_frame = np.array_equal(frame_HWC, recorded.frames_THWC[index])
     if not same_frame or reward != recorded_reward:
         raise InputError(
-            f"episode {recorded.session_id} of {recorded.game}: frame {index} differs from the record, "
+            f"episode {recorded.session_id} of {recorded.game}: frame {index} differs from the "
+            "record, "
             f"which was made by stable-retro {recorded.retro_version or '?'} with resize "
             f"{recorded.resize or '?'}: install that version, or collect again"
         )

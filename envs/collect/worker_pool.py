@@ -1,4 +1,4 @@
-"""A pool of Ray actors that play episodes: hands out tasks, replaces dead workers, commits shards."""
+"""A pool of Ray actors that play episodes: it hands out tasks and replaces dead or hung workers."""
 
 import time
 from collections import Counter, deque
@@ -77,9 +77,10 @@ class WorkerPool:
         timeout: float,
         bar: Bar,
     ) -> None:
-        """Each actor is a `worker_class(*options)` with `process()` and `play(task) -> EpisodeResult`.
+        """Create a pool without workers; `timeout` is in seconds per episode.
 
-        `timeout` is in seconds per episode.
+        Each actor will be a `worker_class(*options)`, which has the methods `process()` and
+        `play(task) -> EpisodeResult`.
         """
         resources = node_resources("rollout").resources
         self._actor_class: Any = ray.remote(num_cpus=1, resources=resources)(worker_class)

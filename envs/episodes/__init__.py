@@ -1,4 +1,4 @@
-"""Episodes on disk: a data set of Parquet shards with a manifest, lossless and checksummed."""
+"""Episodes on disk: a lossless, checksummed data set of Parquet shards with a manifest."""
 
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 

@@ -1,8 +1,10 @@
-"""Merges the small files of a data set into few large ones, without changing a bit of any frame, action or reward.
+"""Compaction: merge the small files of a data set into a few large ones without changing any
+episode.
 
-A large file is written whole, read back, named in the manifest together with the small ones' removal (one rename), and
-only then are the small ones deleted. So readers find every session at any moment, wherever the process is killed; files
-that are left over are deleted by the next run, after their sessions were compared with the ones that the set holds.
+A large file is written completely, read back, and entered into the manifest while its small files
+are removed from it (one rename). Only then are the small files deleted. Readers therefore find
+every episode at any moment, wherever the process is killed. The next run deletes leftover files
+after it has compared their episodes with those of the data set.
 """
 
 import dataclasses
@@ -28,40 +30,44 @@ MEGABYTE = 1_000_000
 
 @dataclass
 class Compaction:
-    """What `compact` did."""
+    """Result of `compact`."""
 
     files_before: int = 0
     files_after: int = 0
     leftovers: int = 0
-    """Files of an earlier, killed run that were deleted."""
+    """Deleted files of an earlier, killed run."""
     sessions: int = 0
-    """That lie in another file now."""
+    """Episodes that moved to another file."""
     bytes: int = 0
-    """Of the files that were written."""
+    """Size of the written files."""
 
 
 def compact(uri: str, *, megabytes: int = 128, recompress: bool = False) -> Compaction:
-    """Merge each game's files that are smaller than half of `megabytes` into files of at most `megabytes`.
+    """Merge each game's files smaller than half of `megabytes` into files of at most `megabytes`.
 
-    `recompress` compresses the frames of the merged files again, as small as they go, at a millisecond a frame.
-    Which sessions are for validation stays as it is; the manifest's hash changes, because it names the files. Nobody
-    else may write to the folder meanwhile, and readers that were opened before must be opened again.
-    Raises InputError for a folder without episodes or one that is being written, a damaged file, or sizes below 1.
+    `recompress` compresses the frames of the merged files again at the highest level, at a
+    millisecond per frame. The validation split stays the same; the manifest's hash changes, because
+    it covers the file names. There must be no other writer meanwhile, and readers must be opened
+    again afterwards.
+
+    Raises: InputError for a folder without episodes or with another writer, a damaged file, or
+    sizes below 1.
     """
     if megabytes < 1:
         raise InputError(f"--megabytes is at least 1, not {megabytes}")
     root = parse_uri(uri)
-    manifest.load(root)  # raises where there is none: a writer would begin an empty set
+    manifest.load(root)  # raises if there is none: a writer would start an empty data set
     done = Compaction()
     held_lock = lock(root)
     try:
         done.leftovers = _sweep(root, manifest.load(root))
     finally:
         held_lock.release()
-    with EpisodeWriter(uri) as writer:  # takes in what a killed collector left complete
+    with EpisodeWriter(uri) as writer:  # adopts the complete files of a killed collector
         if writer.damaged:
             raise InputError(
-                f"{root / writer.damaged[0]} is damaged or gone: `autoexplore data verify` lists such files"
+                f"{root / writer.damaged[0]} is damaged or missing: `autoexplore data verify` "
+                "lists such files"
             )
     held_lock = lock(root)
     try:
@@ -80,7 +86,9 @@ def compact(uri: str, *, megabytes: int = 128, recompress: bool = False) -> Comp
 
 
 def _groups(held: Manifest, limit: int) -> Iterator[list[Shard]]:
-    """The files to merge with each other: of one game, two or more, of `limit` bytes together."""
+    """Yield the files to merge with each other: two or more of one game, together at most `limit`
+    bytes.
+    """
     group: list[Shard] = []
     for _, shard in sorted(held.shards.items()):
         if shard.bytes >= limit / 2:
@@ -115,27 +123,29 @@ def _merge(
     for row, original in enumerate(episodes):
         if not same(read_row(root / merged.path, row), original):
             (root / merged.path).unlink()
-            raise InputError(
-                f"{root / merged.path} did not come back as it was written: check the disk"
-            )
+            raise InputError(f"{root / merged.path} differs from what was written: check the disk")
     for shard in group:
         del held.shards[shard.path]
     held.shards[merged.path] = merged
     held.save(root)
-    # Merged files first: were the manifest lost now, the next writer would adopt the rest after the merged one, and
-    # find that it knows their sessions.
+    # In sorted order: if the manifest is lost now, the next writer adopts the merged file first and
+    # skips the remaining small ones, whose episodes it then knows.
     for shard in sorted(group, key=lambda shard: shard.path):
         (root / shard.path).unlink()
     return merged
 
 
 def writer_name(session_ids: list[str]) -> str:
-    """The name of a merged file. Its leading "-" sorts it before the files of single sessions (see `_merge`)."""
+    """Return the name of a merged file. Its leading "-" sorts it before unmerged files (see
+    `_merge`).
+    """
     return "-" + hashlib.sha256("\n".join(session_ids).encode()).hexdigest()[:12]
 
 
 def same(one: EncodedEpisode, other: EncodedEpisode) -> bool:
-    """Whether two compressed episodes hold the same, bit for bit; their frames may be compressed otherwise."""
+    """Return True if two episodes are equal bit for bit; their frames may be compressed
+    differently.
+    """
     for item in dataclasses.fields(EncodedEpisode):
         a, b = getattr(one, item.name), getattr(other, item.name)
         if isinstance(a, np.ndarray):
@@ -149,13 +159,15 @@ def same(one: EncodedEpisode, other: EncodedEpisode) -> bool:
 
 
 def _sessions(root: StoragePath, shard: Shard) -> list[EncodedEpisode]:
-    """The sessions of a file that is as the manifest says."""
+    """Return the episodes of a file after comparing it with the manifest."""
     check_shard(root, shard)
     return [read_row(root / shard.path, row) for row in range(len(shard.sessions))]
 
 
 def _sweep(root: StoragePath, held: Manifest) -> int:
-    """Delete unlisted files all of whose sessions the set holds, bit for bit, in listed files. Returns how many."""
+    """Delete unlisted files if listed files hold all their episodes bit for bit; return their
+    number.
+    """
     where = {
         record.session_id: (shard, row)
         for shard in held.shards.values()
@@ -169,7 +181,7 @@ def _sweep(root: StoragePath, held: Manifest) -> int:
         try:
             stray = inspect_shard(root, path)
         except InputError:
-            continue  # the writer that comes next reports it
+            continue  # reported by the next writer
         if not all(record.session_id in where for record in stray.sessions):
             continue
         kept = True

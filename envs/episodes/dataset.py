@@ -1,10 +1,10 @@
-"""Episodes on disk: the writer that makes a data set and the reader that serves it.
+"""The writer that creates a data set of episodes and the reader that serves it.
 
-    <folder>/manifest.json                               what belongs to the set (see `envs.episodes.manifest`)
-    <folder>/env=<game>/part-<writer>-<n>.parquet        the episodes (see `envs.episodes.shards`)
+    <folder>/manifest.json                         the manifest (`envs.episodes.manifest`)
+    <folder>/env=<game>/part-<writer>-<n>.parquet  the episodes (`envs.episodes.shards`)
 
-A shard appears whole or not at all. One that a killed writer left without an entry in the manifest is adopted by the
-next.
+A shard appears completely or not at all. If a killed writer left one that is not in the manifest,
+the next writer adopts it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -37,11 +37,12 @@ __all__ = [
 
 
 class EpisodeWriter:
-    """Opens a folder for writing, alone, and takes over what an earlier writer left complete.
+    """The only writer of a folder; it adopts the complete shards of an earlier writer.
 
-    Each added episode is durable at once; `commit` makes the added ones part of the set. Use it in a `with` block,
-    which commits and releases the folder at its end. Raises InputError where another writer has the folder or it cannot
-    be written.
+    Each added episode is durable at once; `commit` makes the added ones part of the data set. Use
+    it in a `with` block, which commits and releases the folder at its end.
+
+    Raises: InputError if another writer has the folder or it cannot be written.
     """
 
     def __init__(self, uri: str | StoragePath) -> None:
@@ -52,7 +53,9 @@ class EpisodeWriter:
                 manifest.load(self.root) if (self.root / manifest.NAME).exists() else Manifest()
             )
             self.damaged: list[str] = []
-            """Files that were found broken or gone and are not part of the set any more: play their sessions again."""
+            """Damaged or missing files, which are no longer part of the data set: play their
+            episodes again.
+            """
             self._drop_lost()
             self._adopt()
             self._ids = set(self._manifest.sessions())
@@ -62,7 +65,7 @@ class EpisodeWriter:
 
     @property
     def sessions(self) -> dict[str, SessionRecord]:
-        """Session id -> record of what the folder holds, added episodes included."""
+        """Session id -> record of all episodes in the folder, including uncommitted ones."""
         return self._manifest.sessions()
 
     def plan(
@@ -71,24 +74,28 @@ class EpisodeWriter:
         series: str = "",
         recipe: dict[str, Any] | None = None,
     ) -> None:
-        """Freeze which of the (game, session id) pairs to come are for validation, before any is played.
+        """Decide which of the (game, session id) pairs are for validation, before any of them is
+        played.
 
-        `recipe` says how a `series` of sessions is played. Raises InputError where the folder has the series with
-        another one.
+        `recipe` holds the settings of a `series` of episodes.
+
+        Raises: InputError if the folder holds the series with other settings.
         """
         if recipe is not None:
             held = self._manifest.recipes.setdefault(series, recipe)
             if held != recipe:
                 raise InputError(
-                    f"{self.root} holds {series} played with {held}, not {recipe}: give another folder"
+                    f"{self.root} holds {series} played with {held}, not {recipe}: give another "
+                    "folder"
                 )
         self._manifest.plan(sessions)
         self._manifest.save(self.root)
 
     def copy_plan(self, source: "EpisodeReader", recipe: dict[str, Any]) -> None:
-        """Take over which sessions of another set are for validation; `recipe` says how this one is made of it.
+        """Copy the validation split of another data set; `recipe` says how this one is derived from
+        it.
 
-        Raises InputError where the folder was made otherwise.
+        Raises: InputError if the folder was derived differently.
         """
         held = self._manifest.recipes.setdefault("copy", recipe)
         if held != recipe:
@@ -97,28 +104,31 @@ class EpisodeWriter:
         self._manifest.save(self.root)
 
     def is_validation(self, game: str, session_id: str) -> bool:
-        """Whether a planned session is for validation."""
+        """Return True if a planned episode is for validation."""
         return self._manifest.validation.get(game, {}).get(session_id, False)
 
     def add(self, episode: Episode | EncodedEpisode) -> Shard:
-        """Write one episode as a shard of its own. Raises InputError for a session that the folder has already."""
+        """Write one episode as a shard of its own.
+
+        Raises: InputError for an episode that the folder already holds.
+        """
         if episode.session_id in self._ids:
-            raise InputError(f"{self.root} holds session {episode.session_id} already")
+            raise InputError(f"{self.root} already holds episode {episode.session_id}")
         encoded = episode.encode() if isinstance(episode, Episode) else episode
         shard = write_shard(self.root, [encoded], encoded.session_id)
         self.record(shard)
         return shard
 
     def record(self, shard: Shard) -> None:
-        """Take note of a shard that another process wrote into the folder."""
+        """Register a shard that another process wrote into the folder."""
         for session in shard.sessions:
             if session.session_id in self._ids:
-                raise InputError(f"{self.root} holds session {session.session_id} already")
+                raise InputError(f"{self.root} already holds episode {session.session_id}")
         self._ids.update(session.session_id for session in shard.sessions)
         self._manifest.shards[shard.path] = shard
 
     def commit(self) -> str:
-        """Make everything added part of the set, and return the manifest's hash."""
+        """Make everything added part of the data set and return the manifest's hash."""
         self._lock.check()
         self._manifest.plan(
             (session.game, session.session_id) for session in self.sessions.values()
@@ -127,7 +137,7 @@ class EpisodeWriter:
         return self._manifest.hash()
 
     def close(self) -> None:
-        """Release the folder. What was added since the last commit is adopted by the next writer."""
+        """Release the folder. The next writer adopts the shards added since the last commit."""
         self._lock.release()
 
     def __enter__(self) -> "EpisodeWriter":
@@ -139,7 +149,7 @@ class EpisodeWriter:
         self.close()
 
     def _drop_lost(self) -> None:
-        """Forget shards that are gone or cut short, so that they are played again."""
+        """Remove missing and truncated shards, so that their episodes are played again."""
         for path, shard in list(self._manifest.shards.items()):
             file = self.root / path
             if not file.exists() or file.stat().st_size != shard.bytes:
@@ -147,7 +157,7 @@ class EpisodeWriter:
                 self.damaged.append(path)
 
     def _adopt(self) -> None:
-        """Take in whole shards without an entry, and clear away what a killed writer was writing."""
+        """Adopt complete shards without an entry and delete temporary files of a killed writer."""
         for pattern in ("env=*/.part-*.tmp", f".{manifest.NAME}.*.tmp"):
             for leftover in self.root.glob(pattern):
                 leftover.unlink(missing_ok=True)
@@ -167,10 +177,12 @@ class EpisodeWriter:
 
 
 class EpisodeReader:
-    """Read-only view of a data set, or of its train or val part, ordered by game and session.
+    """A read-only view of a data set, or of its train or val split, ordered by game and session id.
 
-    A shard is compared with the manifest's sha256 when it is first touched. Raises InputError, naming the file, for one
-    that is missing, cut short or changed by a single bit, and for a folder without episodes.
+    A shard is compared with the manifest's sha256 when it is first read.
+
+    Raises: InputError for a folder without episodes, and naming the file if one is missing,
+    truncated or changed by a single bit.
     """
 
     def __init__(self, uri: str | StoragePath, split: str | None = None) -> None:
@@ -191,7 +203,7 @@ class EpisodeReader:
 
     @property
     def validation(self) -> dict[str, dict[str, bool]]:
-        """Game -> session id -> is it for validation."""
+        """Game -> session id -> True if it is for validation."""
         return {game: dict(split) for game, split in self._manifest.validation.items()}
 
     def _is_validation(self, record: SessionRecord) -> bool:
@@ -201,7 +213,7 @@ class EpisodeReader:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Episode:
-        """Episode `index` with its frames decoded."""
+        """Return episode `index` with decoded frames."""
         encoded = self.encoded(index)
         try:
             return encoded.decode()
@@ -209,7 +221,7 @@ class EpisodeReader:
             raise InputError(f"{self.root / self._rows[index][1].path}: {error}") from error
 
     def encoded(self, index: int) -> EncodedEpisode:
-        """Episode `index` with its frames still compressed; `decode_frames` cuts windows out of its chunks."""
+        """Return episode `index` with compressed frames, for `decode_frames` of a few of them."""
         record, shard, row = self._rows[index]
         if shard.path not in self._checked:
             check_shard(self.root, shard)
@@ -217,34 +229,37 @@ class EpisodeReader:
         episode = read_row(self.root / shard.path, row)
         if (episode.session_id, episode.game) != (record.session_id, record.game):
             raise InputError(
-                f"{self.root / shard.path} holds session {episode.session_id}, not {record.session_id}"
+                f"{self.root / shard.path} holds episode {episode.session_id}, not "
+                f"{record.session_id}: collect it again"
             )
         return episode
 
     def iter_encoded(self) -> Iterator[EncodedEpisode]:
-        """All episodes in order, with their frames still compressed."""
+        """Yield all episodes in order, with compressed frames."""
         return (self.encoded(index) for index in range(len(self)))
 
     def num_frames(self, index: int) -> int:
-        """Frames of episode `index`, from the manifest alone."""
+        """Return the number of frames of episode `index`, from the manifest alone."""
         return self._rows[index][0].num_frames
 
     @property
     def session_ids(self) -> list[str]:
-        """In the order of the episodes."""
+        """Session id of each episode, in the order of the episodes."""
         return [record.session_id for record, _, _ in self._rows]
 
     @property
     def games(self) -> list[str]:
-        """The game of each episode, in the order of the episodes."""
+        """Game of each episode, in the order of the episodes."""
         return [record.game for record, _, _ in self._rows]
 
     @property
     def shards(self) -> list[Shard]:
-        """The shard of each episode, in the order of the episodes."""
+        """Shard of each episode, in the order of the episodes."""
         return [shard for _, shard, _ in self._rows]
 
     @property
     def records(self) -> list[SessionRecord]:
-        """Session id, game, policy and number of frames of each episode, in the order of the episodes."""
+        """Session id, game, policy and number of frames of each episode, in the order of the
+        episodes.
+        """
         return [record for record, _, _ in self._rows]

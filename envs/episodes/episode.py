@@ -1,8 +1,4 @@
-"""One played episode, decoded or compressed, and the frame codec between the two.
-
-Frames are cut into blobs of 32 consecutive frames, each an independent zstd frame with a checksum: a window
-of 16 frames needs one or two of them, and a flipped bit is always noticed.
-"""
+"""A recorded episode, decoded or compressed."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -23,35 +19,39 @@ from envs.utils.errors import InputError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EpisodeMetadata:
-    """What an episode of T steps holds beside its frames, checked where it enters.
+    """Everything but the frames of an episode of T steps, validated on creation.
 
-    Raises InputError for values out of range.
+    Raises: InputError for values out of range.
     """
 
     session_id: str
-    """Names the episode: the same game, policy, seed and episode number give the same name."""
+    """Identity of the episode: equal game, policy, seed and episode number give an equal id."""
     game: str
     actions: NDArray[np.uint8]
-    """(T,): actions[t] turned frame t into frame t+1."""
+    """(T,): actions[t] led from frame t to frame t + 1."""
     rewards: NDArray[np.float32]
-    """(T,): rewards[t] came with frame t+1."""
+    """(T,): rewards[t] came with frame t + 1."""
     policy_id: str
     seed: int
     terminated: bool
-    """The game itself ended."""
+    """True if the game itself ended."""
     truncated: bool
-    """The episode was cut off after its maximal number of steps."""
+    """True if the episode was cut off after its maximum number of steps."""
     console: str = ""
     rom_sha1: str = ""
     retro_version: str = ""
     init_state: str = ""
-    """Name of the savestate that the episode starts from; with `buttons` and `frame_skip` it replays the episode."""
+    """Name of the savestate at the episode's start; with `buttons` and `frame_skip` it reproduces
+    the episode.
+    """
     frame_skip: int = 4
     buttons: tuple[int, ...] = ()
-    """Button mask of each action (bit i = button i of the emulator core); empty where a game has no buttons."""
+    """Button mask of each action (bit i = button i of the emulator core); empty for games without
+    buttons.
+    """
     resize: str = ""
     info: dict[str, Any] = field(default_factory=dict)
-    """Further facts about the session, JSON values only."""
+    """Further facts about the episode, JSON values only."""
 
     def __post_init__(self) -> None:
         steps = len(self.actions)
@@ -60,11 +60,13 @@ class EpisodeMetadata:
             raise InputError(f"{where} has no steps: an episode needs at least one")
         if self.actions.dtype != np.uint8 or self.actions.ndim != 1:
             raise InputError(
-                f"{where}: actions must be a uint8 vector, not {self.actions.dtype} {self.actions.shape}"
+                f"{where}: actions must be a uint8 vector, not {self.actions.dtype} "
+                f"{self.actions.shape}"
             )
         if self.rewards.dtype != np.float32 or self.rewards.shape != (steps,):
             raise InputError(
-                f"{where}: rewards must be float32 ({steps},), not {self.rewards.dtype} {self.rewards.shape}"
+                f"{where}: rewards must be float32 ({steps},), not {self.rewards.dtype} "
+                f"{self.rewards.shape}"
             )
         count = len(self.buttons) or len(ACTIONS)
         if int(self.actions.max()) >= count:
@@ -74,16 +76,16 @@ class EpisodeMetadata:
 
     @property
     def num_frames(self) -> int:
-        """T + 1."""
+        """Number of frames, T + 1."""
         return len(self.actions) + 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Episode(EpisodeMetadata):
-    """A recording with its frames decoded."""
+    """An episode with decoded frames."""
 
     frames_THWC: NDArray[np.uint8]
-    """(T + 1, H, W, 3): one frame more than there are actions."""
+    """(T + 1, H, W, 3): one frame more than actions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,23 +97,24 @@ class Episode(EpisodeMetadata):
             or len(frames) != self.num_frames
         ):
             raise InputError(
-                f"episode {self.session_id} of {self.game}: frames must be uint8 ({self.num_frames}, H, W, 3), "
+                f"episode {self.session_id} of {self.game}: frames must be uint8 "
+                f"({self.num_frames}, H, W, 3), "
                 f"not {frames.dtype} {frames.shape}"
             )
 
     def encode(self, level: int = ZSTD_LEVEL) -> "EncodedEpisode":
-        """The same episode with its frames compressed at a zstd level."""
+        """Return the episode with its frames compressed at a zstd level."""
         _, height, width, _ = self.frames_THWC.shape
         chunks = encode_frames(self.frames_THWC, level)
-        return EncodedEpisode(**_recording_fields(self), chunks=chunks, height=height, width=width)
+        return EncodedEpisode(**_metadata_fields(self), chunks=chunks, height=height, width=width)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedEpisode(EpisodeMetadata):
-    """A recording whose frames are still compressed, as they lie on disk."""
+    """An episode with compressed frames, as stored on disk."""
 
     chunks: tuple[bytes, ...]
-    """Each holds `chunk` consecutive frames, the last one the rest."""
+    """Blobs of `chunk` consecutive frames each; the last one may hold fewer."""
     height: int
     width: int
     chunk: int = CHUNK
@@ -125,15 +128,13 @@ class EncodedEpisode(EpisodeMetadata):
             )
 
     def decode(self) -> Episode:
-        """The same episode with its frames decoded. Raises InputError for a damaged chunk."""
+        """Return the episode with decoded frames. Raises: InputError for a damaged chunk."""
         frames_THWC = decode_frames(
             self.chunks, 0, self.num_frames, height=self.height, width=self.width, chunk=self.chunk
         )
-        return Episode(**_recording_fields(self), frames_THWC=frames_THWC)
+        return Episode(**_metadata_fields(self), frames_THWC=frames_THWC)
 
 
-def _recording_fields(recording: EpisodeMetadata) -> dict[str, Any]:
-    """The fields that decoded and compressed episodes share."""
-    return {
-        item.name: getattr(recording, item.name) for item in dataclasses.fields(EpisodeMetadata)
-    }
+def _metadata_fields(episode: EpisodeMetadata) -> dict[str, Any]:
+    """Return the fields that decoded and compressed episodes share."""
+    return {item.name: getattr(episode, item.name) for item in dataclasses.fields(EpisodeMetadata)}

@@ -1,4 +1,8 @@
-"""Lossless compression of frames: blobs of 32 consecutive frames, each a zstd frame with a checksum."""
+"""Lossless compression of frames: blobs of 32 consecutive frames, each a zstd frame with a
+checksum.
+
+A window of 16 frames needs one or two blobs, and a flipped bit is always detected.
+"""
 
 import threading
 from collections.abc import Sequence
@@ -12,11 +16,14 @@ from envs.utils.errors import InputError
 CHUNK = 32
 ZSTD_LEVEL = 9
 RECOMPRESS_LEVEL = 19
-"""An eighth smaller, read as fast, and forty times as slow to write."""
+"""An eighth smaller and as fast to read as ZSTD_LEVEL, but forty times as slow to write."""
 
 
 def encode_frames(frames_THWC: NDArray[np.uint8], level: int = ZSTD_LEVEL) -> tuple[bytes, ...]:
-    """Compress frames uint8 (T, H, W, 3) into blobs of 32; the bytes depend on the frames and the zstd level alone."""
+    """Compress frames uint8 (T, H, W, 3) into blobs of 32 frames.
+
+    The result depends only on the frames and the zstd level.
+    """
     compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
     starts = range(0, len(frames_THWC), CHUNK)
     return tuple(
@@ -34,13 +41,15 @@ def decode_frames(
     chunk: int = CHUNK,
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """Frames start to stop - 1 of an episode, uint8 (stop - start, height, width, 3), writable; into `out` if given.
+    """Return frames start to stop - 1, uint8 (stop - start, height, width, 3), writable; in `out`
+    if given.
 
-    Decodes only the blobs that hold them, and lets other threads run meanwhile. Raises InputError for a damaged blob
-    and for frames that do not exist.
+    Decodes only the blobs that hold them and releases the GIL meanwhile.
+
+    Raises: InputError for a damaged blob and for frames that do not exist.
     """
     if not 0 <= start < stop:
-        raise InputError(f"frames {start} to {stop} are no range: give 0 <= start < stop")
+        raise InputError(f"frames {start} to {stop} are not a range: give 0 <= start < stop")
     frames_THWC = np.empty((stop - start, height, width, 3), np.uint8) if out is None else out
     frame_bytes = height * width * 3
     for index in range(start // chunk, -(-stop // chunk)):
@@ -49,7 +58,8 @@ def decode_frames(
         raw = _decompress(chunks, index, chunk * frame_bytes)
         if len(raw) % frame_bytes or len(raw) < (hi - first) * frame_bytes:
             raise InputError(
-                f"frame chunk {index} holds {len(raw)} bytes, not the frames {lo} to {hi - 1} of {width}x{height}"
+                f"frame chunk {index} holds {len(raw)} bytes, not the frames {lo} to {hi - 1} of "
+                f"{width}x{height}"
             )
         held = np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
         frames_THWC[lo - start : hi - start] = held[lo - first : hi - first]
@@ -57,16 +67,20 @@ def decode_frames(
 
 
 _CHECKSUM_FLAG = 1 << 2
-"""Of the fifth byte of a zstd frame, its descriptor (RFC 8878, 3.1.1.1.1): four bytes of checksum end the frame."""
+"""Bit in a zstd frame's descriptor, its fifth byte (RFC 8878, 3.1.1.1.1): a 4-byte checksum
+follows.
+"""
 
 
 def without_checksum(
     chunks: Sequence[bytes], frames: int, *, height: int = 64, width: int = 64, chunk: int = CHUNK
 ) -> list[bytes]:
-    """The blobs of an episode of so many frames, each checked whole and then rid of its checksum, which halves the time of decoding.
+    """Verify the blobs of an episode of `frames` frames and return them without their checksums.
 
-    The checksum is over the decoded frames, eighty times as many bytes as a blob has: who keeps the blobs guards them
-    by a checksum of their own. Raises InputError for a damaged blob.
+    This halves the decoding time, because the checksum covers the decoded frames, eighty times as
+    many bytes as the blob. The caller has to protect the blobs by a checksum of its own.
+
+    Raises: InputError for a damaged blob.
     """
     frame_bytes = height * width * 3
     blobs = []
@@ -85,9 +99,9 @@ _threads = threading.local()
 
 
 def _decompress(chunks: Sequence[bytes | memoryview], index: int, limit: int) -> bytes:
-    """Blob `index`, of at most `limit` bytes.
+    """Return the content of blob `index`, at most `limit` bytes.
 
-    A zstd decompressor may not be shared between threads, so each has its own.
+    A zstd decompressor must not be shared between threads, so each thread has its own.
     """
     if index >= len(chunks):
         raise InputError(f"frame chunk {index} does not exist: the episode has {len(chunks)}")

@@ -1,7 +1,7 @@
-"""`manifest.json`: the list of what belongs to a data set, and which sessions are for validation.
+"""`manifest.json`: the files of a data set and its validation split.
 
-Readers trust only the manifest; a file that it does not name is not part of the data. One process writes it, under a
-lock.
+Readers trust only the manifest; a file that is not in it is not part of the data set. A single
+process writes it, under a lock.
 """
 
 import dataclasses
@@ -22,20 +22,21 @@ VALIDATION_SHARE = 0.01
 
 @dataclass
 class Manifest:
-    """The contents of `manifest.json`."""
+    """The content of `manifest.json`."""
 
     shards: dict[str, Shard] = field(default_factory=dict)
-    """By path."""
+    """Path -> shard."""
     validation: dict[str, dict[str, bool]] = field(default_factory=dict)
-    """Game -> session id -> is it for validation. Also knows sessions that are planned but not yet played."""
+    """Game -> session id -> True if it is for validation; includes planned episodes."""
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What each series of sessions was played with, so that nobody continues it with other settings."""
+    """Series -> settings it was played with; it cannot be continued with other settings."""
 
     def plan(self, sessions: Iterable[tuple[str, str]]) -> None:
-        """Decide, once and for all, which of the (game, session id) pairs are for validation.
+        """Decide once and for all which of the (game, session id) pairs are for validation.
 
-        Per game the lowest-hash 1 % of the sessions, and at least one where there are two. A session that was decided
-        before stays what it is; when a set grows, the new sessions of lowest hash fill the share up.
+        Per game these are the lowest-hash 1 % of the episodes, and at least one if there are two.
+        Earlier decisions stay; when a data set grows, the new episodes of lowest hash fill up the
+        share.
         """
         new: dict[str, set[str]] = {}
         for game, session_id in sessions:
@@ -52,17 +53,21 @@ class Manifest:
             )
 
     def sessions(self) -> dict[str, SessionRecord]:
-        """Session id -> record of all sessions on disk."""
+        """Return session id -> record of all episodes on disk."""
         return {
             record.session_id: record for shard in self.shards.values() for record in shard.sessions
         }
 
     def hash(self) -> str:
-        """sha256 over sessions, files and split: two data sets with the same hash hold the same frames and actions."""
+        """Return a sha256 over episodes, files and split; equal hashes mean equal frames and
+        actions.
+        """
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """In sorted order, so that the same sessions give the same bytes however they were played."""
+        """Return JSON values in sorted order, independent of the order in which episodes were
+        played.
+        """
         return {
             "schema_version": SCHEMA_VERSION,
             "recipes": {key: self.recipes[key] for key in sorted(self.recipes)},
@@ -77,7 +82,7 @@ class Manifest:
         }
 
     def save(self, root: StoragePath) -> None:
-        """Replace the folder's manifest. Raises InputError where nothing can be written."""
+        """Replace the manifest of the folder. Raises: InputError if it cannot be written."""
         try:
             replace_bytes(root / NAME, (json.dumps(self.to_json(), indent=2) + "\n").encode())
         except OSError as error:
@@ -85,7 +90,10 @@ class Manifest:
 
 
 def load(root: StoragePath) -> Manifest:
-    """A folder's manifest. Raises InputError where there is none, or one that is damaged or of another schema."""
+    """Return the manifest of a folder.
+
+    Raises: InputError if it is missing, damaged or of another schema version.
+    """
     path = root / NAME
     try:
         content = json.loads(path.read_text())
@@ -101,7 +109,8 @@ def load(root: StoragePath) -> Manifest:
         )
     except FileNotFoundError as error:
         raise InputError(
-            f"{root} holds no episodes ({NAME} is missing): `autoexplore collect --out {root}` makes them"
+            f"{root} holds no episodes ({NAME} is missing): `autoexplore collect --out {root}` "
+            "records them"
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -109,12 +118,12 @@ def load(root: StoragePath) -> Manifest:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} is damaged: delete it, and the next collect rebuilds it from the shards"
+            f"{path} is damaged: delete it; the next collect rebuilds it from the shards"
         ) from error
 
 
 def _shard(entry: dict[str, Any], path: StoragePath) -> Shard:
-    """One entry of the manifest's list of files."""
+    """Return the shard of an entry in the manifest's list of files."""
     name = PurePosixPath(entry["path"])
     if name.is_absolute() or ".." in name.parts:
         raise InputError(f"{path} names a file outside its folder: {entry['path']}")
@@ -124,5 +133,5 @@ def _shard(entry: dict[str, Any], path: StoragePath) -> Shard:
 
 
 def _rank(session_id: str) -> str:
-    """Sorts sessions in an order that has nothing to do with how they were made."""
+    """Return a sort key that is independent of how the episode was recorded."""
     return hashlib.sha256(session_id.encode()).hexdigest()

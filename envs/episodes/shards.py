@@ -1,6 +1,6 @@
-"""One Parquet file of episodes: a row, and a row group, per session. The columns are those of `SCHEMA`.
+"""Parquet files of episodes: one row, and one row group, per episode. `SCHEMA` lists the columns.
 
-Frames are stored as they are compressed (Parquet would only slow them down); every page has a checksum of its own, and
+Frames are already compressed, so Parquet stores them as they are. Every page has a checksum, and
 the manifest adds one over the whole file.
 """
 
@@ -65,7 +65,7 @@ FRAMES = "frames.list.element"
 
 @dataclass(frozen=True)
 class SessionRecord:
-    """What the manifest knows of one session."""
+    """Entry of an episode in the manifest."""
 
     session_id: str
     game: str
@@ -75,9 +75,9 @@ class SessionRecord:
 
 @dataclass(frozen=True)
 class Shard:
-    """What the manifest knows of one file.
+    """Entry of a file in the manifest.
 
-    `sessions` are its rows in order; `path` is relative to the data set's folder.
+    `sessions` are its rows in order; `path` is relative to the folder of the data set.
     """
 
     path: str
@@ -87,22 +87,26 @@ class Shard:
 
 
 def shard_path(game: str, writer: str, number: int = 0) -> str:
-    """The file of a writer's `number`-th shard. While episodes are played, a session is its own writer of one shard."""
+    """Return the path of a writer's `number`-th shard. While collecting, each episode is a writer
+    of one shard.
+    """
     return f"env={game}/part-{writer}-{number}.parquet"
 
 
 def write_shard(
     root: StoragePath, episodes: Sequence[EncodedEpisode], writer: str, number: int = 0
 ) -> Shard:
-    """Write episodes of one game into one file that is either whole or absent, and describe it for the manifest.
+    """Write episodes of one game into one file, completely or not at all, and return its entry.
 
-    The bytes depend on the episodes alone. Raises InputError for episodes of several games, or where nothing can be
-    written.
+    The content depends on the episodes alone.
+
+    Raises: InputError for episodes of several games, or if the file cannot be written.
     """
     games = {episode.game for episode in episodes}
     if len(games) != 1 or not re.fullmatch(r"[\w-]+", writer):
         raise InputError(
-            f"a shard holds episodes of one game under a plain name, not of {sorted(games)} as {writer!r}"
+            f"a shard holds episodes of one game under a plain name, not of {sorted(games)} as "
+            f"{writer!r}"
         )
     table = pa.Table.from_pylist([_row(episode) for episode in episodes], schema=SCHEMA)
     buffer = io.BytesIO()
@@ -114,7 +118,7 @@ def write_shard(
         compression={_leaf(item): "NONE" if _leaf(item) == FRAMES else "ZSTD" for item in SCHEMA},
         write_page_checksum=True,
         write_statistics=False,
-        store_schema=False,  # Parquet's own types say it all, in half the footer
+        store_schema=False,  # redundant with Parquet's types; halves the footer
     )
     data = buffer.getvalue()
     path = shard_path(games.pop(), writer, number)
@@ -131,14 +135,14 @@ def write_shard(
 
 
 def session_record(episode: EncodedEpisode) -> SessionRecord:
-    """The manifest's line of an episode."""
+    """Return the manifest entry of an episode."""
     return SessionRecord(episode.session_id, episode.game, episode.policy_id, episode.num_frames)
 
 
 def read_row(path: StoragePath, row: int) -> EncodedEpisode:
-    """One episode of a shard, compressed.
+    """Return the compressed episode in row `row` of a shard.
 
-    Raises InputError that names the file where it is damaged or of another schema.
+    Raises: InputError naming the file if it is damaged or of another schema.
     """
     try:
         state = path.stat()
@@ -163,7 +167,9 @@ def read_row(path: StoragePath, row: int) -> EncodedEpisode:
 
 @lru_cache(maxsize=8)
 def _footer(path: StoragePath, *state: int) -> pq.FileMetaData:
-    """A file's directory of rows: parsing that of a thousand rows takes longer than reading one of them."""
+    """Return a file's cached footer: with a thousand rows it takes longer to parse than a row to
+    read.
+    """
     if isinstance(path, RemotePath):
         with path.open() as file:
             return pq.read_metadata(file)
@@ -171,9 +177,9 @@ def _footer(path: StoragePath, *state: int) -> pq.FileMetaData:
 
 
 def inspect_shard(root: StoragePath, path: str) -> Shard:
-    """Describe a whole shard that no manifest lists, after decoding every frame in it.
+    """Return the entry of a file that no manifest lists, after decoding all its frames.
 
-    Raises InputError if it is damaged.
+    Raises: InputError if it is damaged.
     """
     file = root / path
     try:
@@ -193,13 +199,13 @@ def inspect_shard(root: StoragePath, path: str) -> Shard:
 
 
 def check_shard(root: StoragePath, shard: Shard) -> None:
-    """Compare a file with the size and hash that the manifest has for it. Raises InputError that names the file."""
+    """Compare a file with its size and hash in the manifest. Raises: InputError naming the file."""
     file = root / shard.path
     try:
         size = file.stat().st_size
         if size != shard.bytes:
             raise InputError(
-                f"{file} has {size} bytes, not {shard.bytes}: it was cut short, collect again"
+                f"{file} has {size} bytes, not {shard.bytes}: it is truncated: collect again"
             )
         with file.open("rb") as opened:
             digest = hashlib.sha256()
@@ -214,7 +220,7 @@ def check_shard(root: StoragePath, shard: Shard) -> None:
 
 
 def _row(episode: EncodedEpisode) -> dict[str, Any]:
-    """An episode as the values of `SCHEMA`."""
+    """Return an episode as the values of `SCHEMA`."""
     values = {name: getattr(episode, name) for name in SCHEMA.names if hasattr(episode, name)}
     return {
         **values,
@@ -227,7 +233,7 @@ def _row(episode: EncodedEpisode) -> dict[str, Any]:
 
 
 def _episode(values: dict[str, Any]) -> EncodedEpisode:
-    """The values of one row as an episode."""
+    """Return the episode in the values of a row."""
     if values["schema_version"] != SCHEMA_VERSION:
         raise InputError(
             f"schema {values['schema_version']}, this version reads schema {SCHEMA_VERSION}"
@@ -250,13 +256,14 @@ def _episode(values: dict[str, Any]) -> EncodedEpisode:
     )
     if values["num_frames"] != episode.num_frames:
         raise InputError(
-            f"session {episode.session_id}: {values['num_frames']} frames, {len(episode.actions)} actions"
+            f"episode {episode.session_id}: {values['num_frames']} frames, "
+            f"{len(episode.actions)} actions"
         )
     return episode
 
 
 def _leaf(item: pa.Field) -> str:
-    """The name under which Parquet knows a column's values."""
+    """Return Parquet's name for a column's values."""
     return f"{item.name}.list.element" if pa.types.is_list(item.type) else item.name
 
 

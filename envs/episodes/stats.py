@@ -1,4 +1,4 @@
-"""What a data set holds, game by game: sizes, actions, rewards, endings, and how many different screens were seen."""
+"""Statistics of a data set per game: sizes, actions, rewards, endings and distinct screens."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,24 +19,24 @@ from envs.utils.storage import parse_uri
 
 @dataclass
 class GameStats:
-    """One game's episodes, or those of all games."""
+    """Statistics of the episodes of one game, or of all games."""
 
     episodes: int = 0
     frames: int = 0
     file_bytes: int = 0
     steps: int = 0
     reward: float = 0.0
-    """Summed over all steps."""
+    """Sum over all steps."""
     terminated: int = 0
     """Episodes that the game itself ended."""
     validation: int = 0
     """Episodes for validation."""
     actions: Counter[int] = field(default_factory=Counter)
     screens: set[bytes] | None = field(default_factory=set)
-    """Keys of `envs.utils.screen_hash`, or None where frames have a size that it cannot cut into cells."""
+    """Keys of `envs.utils.screen_hash`; None if the frame size cannot be divided into cells."""
 
     def add(self, other: "GameStats") -> None:
-        """Take in other episodes."""
+        """Add the statistics of other episodes."""
         for name in (
             "episodes",
             "frames",
@@ -53,9 +53,9 @@ class GameStats:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as they are shown: shares and means, in [0, 1] and a step."""
+        """Return the statistics as shares in [0, 1] and means per step."""
         count = max(self.actions, default=0) + 1
-        # A game with more actions has others in those places, as CoinRun has: they go by number.
+        # A game with more actions, like CoinRun, numbers them, because their meanings differ.
         names = ACTIONS if count <= len(ACTIONS) else tuple(map(str, range(count)))
         return {
             "episodes": self.episodes,
@@ -74,9 +74,9 @@ class GameStats:
 
 
 def compute_stats(uri: str, *, workers: int = 2) -> dict[str, GameStats]:
-    """Game -> its figures, in alphabetical order. Decodes every frame, with `workers` threads.
+    """Return game -> statistics in alphabetical order. Decodes every frame, with `workers` threads.
 
-    Raises InputError for a folder without episodes, a damaged file, or `workers` below 1.
+    Raises: InputError for a folder without episodes, a damaged file, or `workers` below 1.
     """
     if workers < 1:
         raise InputError(f"--workers is at least 1, not {workers}")
@@ -97,7 +97,7 @@ def compute_stats(uri: str, *, workers: int = 2) -> dict[str, GameStats]:
 def _in_batches(
     pool: ThreadPoolExecutor, reader: EpisodeReader, workers: int
 ) -> Iterator[tuple[str, GameStats]]:
-    """Figures of every episode; only a few are in memory at a time."""
+    """Yield the statistics of every episode with only a few episodes in memory at a time."""
     size = 4 * workers
     for start in range(0, len(reader), size):
         yield from pool.map(
@@ -106,7 +106,7 @@ def _in_batches(
 
 
 def _episode(reader: EpisodeReader, index: int) -> tuple[str, GameStats]:
-    """The game and the figures of one episode, without the size of its file."""
+    """Return the game and the statistics of one episode, without its file size."""
     episode = reader[index]
     _, height, width, _ = episode.frames_THWC.shape
     fits = not (height % CELLS or width % CELLS)

@@ -1,4 +1,4 @@
-"""Checks that a data set is whole: every byte, every frame and every claim of its manifest."""
+"""Verification of a data set: every byte, every frame and every entry of its manifest."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -18,24 +18,25 @@ from envs.utils.storage import StoragePath, parse_uri
 
 @dataclass
 class Verification:
-    """What `verify` found."""
+    """Result of `verify`."""
 
     files: int = 0
     sessions: int = 0
     frames: int = 0
     bytes: int = 0
-    """Of the files that the manifest lists."""
+    """Size of the files that the manifest lists."""
     faults: dict[str, str] = field(default_factory=dict)
-    """File, relative to the data set's folder -> the first thing that is wrong with it."""
+    """File, relative to the data set's folder -> its first fault."""
 
 
 def verify(uri: str, *, workers: int = 2) -> Verification:
-    """Check every file of a data set, with `workers` threads.
+    """Check every file of a data set with `workers` threads.
 
-    Of each file: its size, sha256 and page checksums, its sessions against the manifest, every frame, the range of the
-    actions, that rewards are finite. Of the whole: that a session is stored once, that the split knows every session
-    under its own game, and that no file lies about that the manifest does not name.
-    Raises InputError where there is no readable manifest or `workers` is below 1.
+    Per file: size, sha256 and page checksums, the episodes against the manifest, every frame, the
+    range of the actions, finite rewards. For the whole data set: every episode is stored once, the
+    split lists every episode under its own game, and every file is in the manifest.
+
+    Raises: InputError if there is no readable manifest or `workers` is below 1.
     """
     if workers < 1:
         raise InputError(f"--workers is at least 1, not {workers}")
@@ -53,7 +54,7 @@ def verify(uri: str, *, workers: int = 2) -> Verification:
             if fault:
                 found.faults[shard.path] = fault
             bar.advance(1, f"{len(found.faults)} bad")
-    found.faults.update(_manifest_faults(held))  # last: they explain best what a file seems to hold
+    found.faults.update(_manifest_faults(held))  # last: they explain a file best
     for path in stray_files(root, held):
         found.faults[path] = _stray_fault(root, path, held)
     found.faults = dict(sorted(found.faults.items()))
@@ -61,7 +62,7 @@ def verify(uri: str, *, workers: int = 2) -> Verification:
 
 
 def stray_files(root: StoragePath, held: Manifest) -> Iterator[str]:
-    """Paths of files among the episodes that the manifest does not name, and of half-written manifests."""
+    """Yield the paths of data files that the manifest does not list and of temporary manifests."""
     files = [*root.glob("env=*/**/*"), *root.glob(f".{manifest.NAME}.*.tmp")]
     for file in sorted(item for item in files if not item.is_dir()):
         path = file.relative_to(root).as_posix()
@@ -70,29 +71,31 @@ def stray_files(root: StoragePath, held: Manifest) -> Iterator[str]:
 
 
 def _shard_fault(root: StoragePath, shard: Shard) -> str:
-    """What is wrong with a file that the manifest lists, or an empty text."""
+    """Return the fault of a listed file, or an empty text."""
     try:
         check_shard(root, shard)
         for row, record in enumerate(shard.sessions):
             episode = read_row(root / shard.path, row)
             if session_record(episode) != record:
-                return f"row {row} holds session {episode.session_id} of {episode.game}, not what the manifest says"
+                held = f"episode {episode.session_id} of {episode.game}"
+                return f"row {row} holds {held}, not what the manifest says"
             if shard.path.split("/")[0] != f"env={episode.game}":
-                return (
-                    f"session {episode.session_id} of {episode.game} lies in another game's folder"
-                )
+                return f"episode {episode.session_id} of {episode.game} is in another game's folder"
             _check_content(episode)
         try:
             read_row(root / shard.path, len(shard.sessions))
         except InputError:
             return ""
-        return f"it holds more than the {len(shard.sessions)} sessions that the manifest lists"
+        return f"it holds more than the {len(shard.sessions)} episodes that the manifest lists"
     except InputError as error:
         return str(error).replace(f"{root / shard.path}", "").lstrip(": ")
 
 
 def _check_content(episode: EncodedEpisode) -> None:
-    """Decode every frame chunk. Raises InputError for one that is damaged or of another length, and for odd rewards."""
+    """Decode every chunk of frames and check the rewards.
+
+    Raises: InputError for a damaged chunk, a wrong length, or rewards that are not finite.
+    """
     for index in range(len(episode.chunks)):
         start = index * episode.chunk
         stop = min(start + episode.chunk, episode.num_frames)
@@ -106,46 +109,45 @@ def _check_content(episode: EncodedEpisode) -> None:
         )
         del frames_THWC
     if not np.isfinite(episode.rewards).all():
-        raise InputError(f"session {episode.session_id} has a reward that is not a finite number")
+        raise InputError(f"episode {episode.session_id} has a reward that is not finite")
 
 
 def _manifest_faults(held: Manifest) -> dict[str, str]:
-    """What the manifest says that cannot be true."""
+    """Return path -> contradiction in the manifest."""
     seen: dict[str, str] = {}
     faults = {}
     for path, shard in sorted(held.shards.items()):
         for record in shard.sessions:
             if record.session_id in seen:
                 faults[path] = (
-                    f"session {record.session_id} is stored twice, also in {seen[record.session_id]}"
+                    f"episode {record.session_id} is stored twice, also in "
+                    f"{seen[record.session_id]}"
                 )
             seen[record.session_id] = path
             if record.session_id not in held.validation.get(record.game, {}):
-                faults[path] = (
-                    f"session {record.session_id} is in no split: {manifest.NAME} does not plan it"
-                )
+                faults[path] = f"episode {record.session_id} is in no split of {manifest.NAME}"
     planned: dict[str, str] = {}
     for game, split in held.validation.items():
         for session_id in split:
             if session_id in planned:
                 faults[manifest.NAME] = (
-                    f"session {session_id} is planned for {planned[session_id]} and for {game}"
+                    f"episode {session_id} is planned for {planned[session_id]} and for {game}"
                 )
             planned[session_id] = game
         if len(split) > 1 and not any(split.values()):
-            faults[manifest.NAME] = f"{game} has {len(split)} sessions and none for validation"
+            faults[manifest.NAME] = f"{game} has {len(split)} episodes and none for validation"
     return faults
 
 
 def _stray_fault(root: StoragePath, path: str, held: Manifest) -> str:
-    """Why a file that the manifest does not name lies there, and what takes it away."""
+    """Return a description of an unlisted file and its remedy."""
     if not path.endswith(".parquet"):
-        return "no part of the set: a killed writer left it, the next collect or compact clears it away"
+        return "left by a killed writer: the next collect or compact deletes it"
     try:
         stray = inspect_shard(root, path)
     except InputError:
         return "not in the manifest, and damaged: delete it"
     known = held.sessions()
     if all(record.session_id in known for record in stray.sessions):
-        return "not in the manifest, and its sessions are in other files: compact clears it away"
-    return "not in the manifest: the next collect or compact takes it in"
+        return "not in the manifest, and its episodes are in other files: compact deletes it"
+    return "not in the manifest: the next collect or compact adopts it"

@@ -1,7 +1,8 @@
-"""CoinRun, the procedurally generated platformer of the paper's case study, through the optional extra `coinrun`.
+"""CoinRun, the procedurally generated platformer of the paper's case study; needs the extra
+`coinrun`.
 
-The game is Procgen's rendition of CoinRun inside envpool. envpool links against Qt 5, which the same extra brings as
-a Python package, so that no system package of Qt is needed.
+The game is Procgen's CoinRun inside envpool. envpool links against Qt 5, which the extra installs
+as a Python package, so that no system package of Qt is needed.
 """
 
 import ctypes
@@ -19,22 +20,24 @@ from envs.utils.errors import InputError
 
 SIZE = 64
 COINRUN_ACTIONS = ("none", "right", "left", "jump", "jump right", "jump left", "down")
-"""The seven actions of the original CoinRun, in its order. Down steps through the crate that one stands on."""
+"""The seven actions of the original CoinRun, in its order. Down drops through a crate."""
 
 RIGHT, LEFT, JUMP, DOWN = 1, 2, 4, 8
 BUTTONS = (0, RIGHT, LEFT, JUMP, JUMP | RIGHT, JUMP | LEFT, DOWN)
-# Procgen counts directions as 3 * (1 + x) + (1 + y), and has six buttons more that do nothing in CoinRun.
+# Procgen encodes directions as 3 * (1 + x) + (1 + y); its six other buttons do nothing in CoinRun.
 PROCGEN_ACTIONS = (4, 7, 1, 5, 8, 2, 3)
 
 VELOCITY_ROWS, VELOCITY_COLUMNS = 13, 26
-"""Of the upper-left corner, where the grey of two squares tells the agent's speed across and up."""
+"""Size of the upper-left corner in which the grey of two squares shows the agent's velocity."""
 
 # Procgen draws levels below 2^31 - 1.
 LEVELS = 2**31 - 1
 
 
 def black_out_velocity(frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A copy of frames uint8 (..., 64, 64, 3) whose velocity squares are black, as world models get them."""
+    """Return a copy of frames uint8 (..., 64, 64, 3) with black velocity squares, as for world
+    models.
+    """
     if frames_THWC.shape[-3:] != (SIZE, SIZE, 3):
         raise InputError(
             f"velocity squares lie in frames of (..., {SIZE}, {SIZE}, 3), not {frames_THWC.shape}"
@@ -45,15 +48,17 @@ def black_out_velocity(frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
-    """`envs.make("CoinRun")`. Observations uint8 (64, 64, 3), actions Discrete(7) in the order of `COINRUN_ACTIONS`.
+    """The env of `envs.make("CoinRun")`: observations uint8 (64, 64, 3), actions `COINRUN_ACTIONS`.
 
-    Every reset draws a level from `levels` levels (0: all of them) that begin with `start_level`, and info["level"]
-    names it; the same reset seed gives the same level, and level and actions fix every frame. `difficulty` "easy" has
-    one theme and no walking monsters beside the pits. `velocity` "painted" shows the agent's speed as two grey squares
-    in the upper-left corner (for agents), "black" blacks them out (for world models). The reward is 10 at the coin;
-    the coin, an enemy, a saw or lava terminate, 1,000 steps truncate, as `max_steps` does.
-    A step is one frame of the game, repeated `frame_skip` times. Raises InputError for options out of range, or if the
-    extra is not installed.
+    Every reset draws a level from `levels` levels (0: all) starting at `start_level` and returns it
+    as info["level"]. The same reset seed gives the same level, and level and actions determine
+    every frame. `difficulty` "easy" has one theme and no walking monsters near pits. `velocity`
+    "painted" shows the agent's velocity as two grey squares in the upper-left corner (for agents),
+    "black" hides them (for world models). The reward is 10 at the coin. The coin, an enemy, a saw
+    or lava terminate; 1,000 steps or `max_steps` truncate. A step is one frame of the game,
+    repeated `frame_skip` times.
+
+    Raises: InputError for options out of range, or if the extra is not installed.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 (gymnasium's own declaration)
@@ -76,7 +81,8 @@ class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     ) -> None:
         if state is not None:
             raise InputError(
-                f"CoinRun has no savestates: leave state {state!r} out, and choose levels by start_level"
+                f"CoinRun has no savestates: omit state {state!r} and choose levels with "
+                "start_level"
             )
         if size != SIZE:
             raise InputError(f"CoinRun draws frames of {SIZE} pixels, not {size}")
@@ -86,11 +92,13 @@ class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             )
         if velocity not in ("painted", "black") or difficulty not in ("easy", "hard"):
             raise InputError(
-                f"CoinRun: velocity {velocity!r} is painted or black, difficulty {difficulty!r} easy or hard"
+                f"CoinRun: velocity {velocity!r} is painted or black, difficulty {difficulty!r} "
+                "easy or hard"
             )
         if min(levels, start_level) < 0 or start_level + max(levels, 1) > LEVELS:
             raise InputError(
-                f"CoinRun: levels {levels} from start_level {start_level} are not within 0 to {LEVELS - 1}"
+                f"CoinRun: levels {levels} from start_level {start_level} are not within 0 to "
+                f"{LEVELS - 1}"
             )
         self._envpool = load_envpool()
         self.retro_version = f"envpool {self._envpool.__version__}"
@@ -109,9 +117,9 @@ class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Draw a level and stand at its start. info["level"] is the level's number.
+        """Draw a level and start it. info["level"] is its number.
 
-        The pool is made anew, in a millisecond: its own seed is fixed when it is made.
+        The pool is created again, in a millisecond, because its seed is fixed at creation.
         """
         super().reset(seed=seed)
         level = int(self.np_random.integers(*self._levels))
@@ -132,7 +140,9 @@ class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return self.render(), {"level": level}
 
     def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Play one of the seven actions. After an end reset() is needed; the frame shows the end itself."""
+        """Play one of the seven actions. After an end, call reset(); the last frame shows the end
+        itself.
+        """
         if self._pool is None:
             raise InputError("CoinRun: call reset() before step()")
         if not 0 <= action < len(COINRUN_ACTIONS):
@@ -149,7 +159,7 @@ class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self._show(frames_NHWC)
         self._steps += 1
         terminated, truncated = bool(terminated_N[0]), bool(truncated_N[0])
-        if terminated or truncated:  # envpool would begin the level again at the next step
+        if terminated or truncated:  # envpool would restart the level at the next step
             self._pool = None
         truncated = truncated or (self.max_steps is not None and self._steps >= self.max_steps)
         return self.render(), total, terminated, truncated, {}
@@ -161,7 +171,7 @@ class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         )
 
     def render(self) -> Any:
-        """The current frame, uint8 (64, 64, 3), a copy; None before the first reset."""
+        """Return a copy of the current frame, uint8 (64, 64, 3); None before the first reset."""
         return None if self._frame is None else self._frame.copy()
 
     def close(self) -> None:
@@ -171,35 +181,37 @@ class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
 @cache
 def load_envpool() -> Any:
-    """The module envpool with its Qt loaded.
+    """Return the module envpool with its Qt loaded.
 
-    Raises InputError where the extra is missing or the machine lacks a library that it needs.
+    Raises: InputError if the extra or a system library is missing.
     """
     try:
         importlib.metadata.version("envpool")
         libraries = [_qt_library(name) for name in ("libQt5Core.so.5", "libQt5Gui.so.5")]
     except importlib.metadata.PackageNotFoundError as error:
         raise InputError(
-            f"CoinRun needs the package {error.name}: install it with `pip install 'autoexplore[coinrun]'`"
+            f"CoinRun needs the package {error.name}: install it with `pip install "
+            "'autoexplore[coinrun]'`"
         ) from error
     try:
-        for (
-            library
-        ) in libraries:  # the loader takes libraries that are already there instead of the system's
+        for library in libraries:  # the loader prefers loaded libraries to the system's
             ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         module = importlib.import_module("envpool")
         importlib.import_module("envpool.procgen.procgen_envpool")
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"CoinRun's package does not load ({reason}): `pip install --force-reinstall 'autoexplore[coinrun]'`, "
+            f"CoinRun's package does not load ({reason}): `pip install --force-reinstall "
+            "'autoexplore[coinrun]'`, "
             "and on a bare Linux `apt install libgl1 libglib2.0-0`"
         ) from error
     return module
 
 
 def _qt_library(name: str) -> str:
-    """Path of a library in the wheel PyQt5-Qt5, or the bare name, for the loader to find, where Qt is incomplete."""
+    """Return the path of a library in the wheel PyQt5-Qt5, or the bare name for the loader if
+    missing.
+    """
     for path in importlib.metadata.files("PyQt5-Qt5") or []:
         if path.name == name:
             return str(path.locate())

@@ -1,7 +1,8 @@
-"""A small world without a ROM that asks for exploring: rooms in a row, and on request a television full of snow.
+"""A small world without a ROM that rewards exploration: a row of rooms, optionally with a noisy TV.
 
-What lies far to the right is seldom seen by chance. With the television, the leftmost room shows noise that nobody can
-ever predict: an explorer that is paid for being unsure stays there, one that tells noise from news goes on.
+Random play seldom reaches the rooms far to the right. With the TV, the leftmost room shows
+unpredictable noise: an explorer rewarded for high uncertainty stays there, one that is robust to
+noise moves on.
 """
 
 from typing import Any
@@ -15,11 +16,12 @@ from envs.utils.errors import InputError
 
 ROOMS = 6
 CELLS_PER_ROOM = 4
-"""Places in a room, one for each block of the floor; a step to the right or left moves by one."""
+"""Cells of a room, one per block of the floor; a step to the right or left moves by one."""
 START = CELLS_PER_ROOM + 1
-"""In the second room from the left, next to the television's."""
+"""First cell of an episode: in the second room from the left, next to the TV."""
 BLOCKS = 4
-"""Blocks across and down a frame: three rows of wall, and one of floor with a block for each place."""
+"""Blocks across and down a frame: three rows of wall, and one row of floor with a block per cell.
+"""
 WALL = BLOCKS - 1
 COLOURS = np.array([[230, 40, 40], [40, 200, 60], [50, 70, 230], [220, 210, 50]], np.uint8)
 NOISE_COLOURS = np.array(
@@ -29,19 +31,22 @@ NOISE_COLOURS = np.array(
     ],
     np.uint8,
 )
-"""Twice as many colours as walls have: of the snow even the best model is more unsure than of a wall it never saw."""
+"""Twice as many colours as walls have: the best model has higher entropy on noise than on a new
+wall.
+"""
 AGENT_COLOUR = 255
 WALLS = COLOURS[np.random.default_rng(17).integers(len(COLOURS), size=(ROOMS, WALL, BLOCKS))]
-"""The wall of each room, (rooms, 3, 4, 3): all rooms differ, the same in every process."""
+"""Wall of each room, (rooms, 3, 4, 3): all rooms differ, and they are the same in every process."""
 
 
 class CorridorEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
-    """Frames uint8 (size, size, 3): the wall of the room that one is in, and on the floor where in it.
+    """Frames uint8 (size, size, 3): the wall of the current room, and on the floor the current
+    cell.
 
-    Right and left move by one place, the other actions stay; the ends are closed. The reward grows from 0 in the first
-    room to 1 in the last. With `television` the wall of the first room is drawn anew at each step. The episode never
-    terminates and is truncated after `max_steps` steps. `frame_skip` and `state` are there to have the signature of
-    every game.
+    Right and left move by one cell, the other actions stay; the ends are closed. The reward grows
+    from 0 in the first room to 1 in the last. With `television` the wall of the first room is
+    random at each step. The episode never terminates and is truncated after `max_steps` steps.
+    `frame_skip` and `state` only complete the common signature of all games.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 (gymnasium's own declaration)
@@ -61,7 +66,7 @@ class CorridorEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     ) -> None:
         self.game = self.console = "NoisyTV" if television else "Corridor"
         if state is not None:
-            raise InputError(f"{self.game} has no savestates: leave state {state!r} out")
+            raise InputError(f"{self.game} has no savestates: omit state {state!r}")
         if size < BLOCKS or size % BLOCKS:
             raise InputError(
                 f"{self.game} needs frames of a multiple of {BLOCKS} pixels, not {size}"
@@ -82,14 +87,14 @@ class CorridorEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Back to the second room; the seed decides the snow."""
+        """Return to the start cell; the seed determines the noise."""
         super().reset(seed=seed)
         self.cell, self._steps = START, 0
         self._draw_wall()
         return self.render(), {}
 
     def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Move one place, or stay."""
+        """Move one cell, or stay."""
         if not 0 <= action < len(ACTIONS):
             raise InputError(f"{self.game}: action {action} is not one of 0 to {len(ACTIONS) - 1}")
         move = {"right": 1, "left": -1}.get(ACTIONS[int(action)], 0)
@@ -108,7 +113,7 @@ class CorridorEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             ]
 
     def render(self) -> Any:
-        """The current frame, uint8 (size, size, 3)."""
+        """Return the current frame, uint8 (size, size, 3)."""
         blocks = np.zeros((BLOCKS, BLOCKS, 3), np.uint8)
         blocks[:WALL] = self._wall
         blocks[WALL, self.cell % CELLS_PER_ROOM] = AGENT_COLOUR
@@ -116,7 +121,7 @@ class CorridorEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
 
 def read_cell(frame_HWC: NDArray[np.uint8]) -> int:
-    """The place, from 0, that a frame shows; a wall that is no room's is the television's, in room 0."""
+    """Return the cell, from 0, that a frame shows; a wall of no room is the TV's, in room 0."""
     block = frame_HWC.shape[0] // BLOCKS
     blocks = frame_HWC[block // 2 :: block, block // 2 :: block]
     rooms = [room for room in range(1, ROOMS) if np.array_equal(blocks[:WALL], WALLS[room])]

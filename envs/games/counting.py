@@ -1,7 +1,7 @@
-"""A deterministic env without a ROM whose frames say which step they are and which action made them.
+"""A deterministic env without a ROM whose frames show their step and the action that led to them.
 
-It proves alignment: through collecting, storing, cutting into clips and scoring, the action beside frame t must be the
-one that frame t+1 shows.
+It verifies alignment: after collecting, storing, cutting into clips and scoring, the action stored
+with frame t must be the one that frame t + 1 shows.
 """
 
 from typing import Any
@@ -18,11 +18,11 @@ BRIGHT = 255
 
 
 class CountingEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
-    """Frames uint8 (size, size, 3): the upper half shows the step number in 16 binary cells, the lower half the last
-    action.
+    """Frames uint8 (size, size, 3): the step number in 16 binary cells above, the last action
+    below.
 
-    The reward of step t (1-based) is t; the episode never terminates and is truncated after `max_steps` steps.
-    `frame_skip` and `state` are there to have the signature of every game, and change nothing.
+    The reward of step t (1-based) is t. The episode never terminates and is truncated after
+    `max_steps` steps. `frame_skip` and `state` only complete the common signature of all games.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 (gymnasium's own declaration)
@@ -41,7 +41,7 @@ class CountingEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         max_steps: int | None = None,
     ) -> None:
         if state is not None:
-            raise InputError(f"Counting has no savestates: leave state {state!r} out")
+            raise InputError(f"Counting has no savestates: omit state {state!r}")
         if size < STEP_BITS:
             raise InputError(f"Counting needs frames of at least {STEP_BITS} pixels, not {size}")
         self.frame_skip, self.size, self.max_steps = frame_skip, size, max_steps
@@ -54,13 +54,13 @@ class CountingEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Step number 0, and no action cell lit."""
+        """Return to step 0, with no action cell lit."""
         super().reset(seed=seed)
         self._step, self._action = 0, -1
         return self.render(), {}
 
     def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Count one step and show `action` on the frame that it makes."""
+        """Count one step and show `action` in the resulting frame."""
         if not 0 <= action < len(ACTIONS):
             raise InputError(f"Counting: action {action} is not one of 0 to {len(ACTIONS) - 1}")
         self._step, self._action = self._step + 1, int(action)
@@ -68,7 +68,7 @@ class CountingEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return self.render(), float(self._step), False, truncated, {}
 
     def render(self) -> Any:
-        """The current frame, uint8 (size, size, 3)."""
+        """Return the current frame, uint8 (size, size, 3)."""
         frame_HWC = np.zeros((self.size, self.size, 3), np.uint8)
         half = self.size // 2
         for bit in range(STEP_BITS):
@@ -80,9 +80,9 @@ class CountingEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
 
 def read_frame(frame_HWC: NDArray[np.uint8]) -> tuple[int, int]:
-    """(step number, last action) that a counting frame shows; action -1 on the first frame of an episode.
+    """Return the step number and the last action of a counting frame; action -1 on the first frame.
 
-    Thresholds cell means, so that it also reads frames that went through a lossy model.
+    It compares cell means with a threshold, so it also reads frames reconstructed by a lossy model.
     """
     size = frame_HWC.shape[1]
     half = size // 2
@@ -100,5 +100,7 @@ def read_frame(frame_HWC: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def _cell(index: int, count: int, size: int) -> tuple[int, int]:
-    """First and last-plus-one column of cell `index` of `count` across `size` pixels."""
+    """Return the first and the last-plus-one column of cell `index` of `count` across `size`
+    pixels.
+    """
     return index * size // count, (index + 1) * size // count

@@ -1,6 +1,8 @@
-"""One stable-retro game as a Gymnasium env: five actions, four emulator frames a step, 64x64 uint8 frames.
+"""One stable-retro game as a Gymnasium env: five actions, four emulator frames per step, 64x64
+frames.
 
-An emulator core keeps global state, so a process can hold one game at a time; stable-retro refuses a second one.
+An emulator core keeps global state, so a process can hold one game at a time; stable-retro refuses
+a second one.
 """
 
 import gc
@@ -22,13 +24,15 @@ RESIZE = "letterbox-cv2-area"
 
 
 class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
-    """`envs.make` of a stable-retro game. Observations uint8 (size, size, 3), actions Discrete(5).
+    """The env of a stable-retro game: observations uint8 (size, size, 3), actions Discrete(5).
 
-    A step holds the action's button for `frame_skip` emulator frames and shows the brighter value per channel of the
-    last two (appendix A.3: consoles draw some sprites only every second frame). The screen keeps its shape inside black
-    bars. Rewards are the sum over the skipped frames; `terminated` is the game's own end, `truncated` comes after
-    `max_steps`. The emulator has no chance of its own: the same actions give the same frames. `seed` seeds only the
-    action space. Raises InputError for an unknown game, a missing ROM, an unknown or unreadable state.
+    A step holds the action's button for `frame_skip` emulator frames and shows the brighter value
+    per channel of the last two (appendix A.3: consoles draw some sprites only every second frame).
+    The screen keeps its aspect ratio inside black bars. Rewards are summed over the skipped frames.
+    `terminated` is the game's own end, `truncated` comes after `max_steps`. The emulator is
+    deterministic: the same actions give the same frames. `seed` seeds only the action space.
+
+    Raises: InputError for an unknown game, a missing ROM, an unknown or unreadable state.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 (gymnasium's own declaration)
@@ -70,7 +74,7 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self.action_space = gymnasium.spaces.Discrete(len(ACTIONS), seed=seed)
 
     def _start_state(self) -> bytes:
-        """The savestate that every episode starts from. stable-retro loads it unchecked, so it is tried here."""
+        """Return the savestate of every episode after a test: stable-retro loads it unchecked."""
         start = self._emulator_env.initial_state
         if (
             start is None
@@ -79,16 +83,19 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         if not self._emulator_env.em.set_state(start):
             self.close()
             raise InputError(
-                f"{self.game}: state {self.init_state!r} does not belong to the {self.console} emulator"
+                f"{self.game}: state {self.init_state!r} does not belong to the {self.console} "
+                "emulator"
             )
         return start
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Rewind to the start state and hold nothing for one step. Every reset gives the same frame, whatever the seed.
+        """Rewind to the start state and press nothing for one step. The frame does not depend on
+        the seed.
 
-        The step is there because a core draws its first frame after a rewind only in part, or black.
+        The step is needed because a core draws its first frame after a rewind only in part, or
+        black.
         """
         super().reset(seed=seed)
         self._emulator_env.initial_state = self._start
@@ -104,11 +111,12 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Hold the buttons of `action` for `frame_skip` emulator frames.
 
-        All of them are played even if the game ends within: every frame then lies the same time after the one before.
+        All of them are played even if the game ends meanwhile, so that frames are equally spaced in
+        time.
         """
         if self._screen is None:
             raise InputError(f"{self.game}: call reset() before step()")
-        if not 0 <= action < len(self._presses):  # a negative one would silently count from the end
+        if not 0 <= action < len(self._presses):  # a negative index would count from the end
             raise InputError(
                 f"{self.game}: action {action} is not one of 0 to {len(self._presses) - 1}"
             )
@@ -118,18 +126,18 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return letterbox(self._screen, self.size), reward, terminated, truncated, {}
 
     def save_state(self) -> bytes:
-        """The whole console at this moment, for `load_state`."""
+        """Return the state of the whole console, for `load_state`."""
         return bytes(self._emulator_env.em.get_state())
 
     def load_state(self, state: bytes) -> None:
-        """Go back to a moment of `save_state`; what follows is bit for bit the same. The next step draws the screen."""
+        """Restore a state of `save_state` bit for bit. The next step draws the screen."""
         if not self._emulator_env.em.set_state(state):
-            raise InputError(f"{self.game}: this is no state of the {self.console} emulator")
+            raise InputError(f"{self.game}: not a state of the {self.console} emulator")
 
     def hold(self, buttons: Sequence[str]) -> NDArray[np.uint8]:
-        """Hold buttons, by name and none of them or several, for one step -> the screen, uint8 (h, w, 3).
+        """Hold any number of buttons, by name, for one step and return the screen, uint8 (h, w, 3).
 
-        Raises InputError for a button that the console lacks.
+        Raises: InputError for a button that the console lacks.
         """
         for button in buttons:
             if button not in self.buttons:
@@ -140,13 +148,13 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
     @property
     def game_over(self) -> bool:
-        """Whether the game, as it is now, is at its end."""
+        """True if the game has ended."""
         return bool(self._emulator_env.data.is_done())
 
     def _advance(self, buttons: NDArray[np.uint8]) -> tuple[float, bool]:
-        """Play `frame_skip` emulator frames, draw the last two into the screen, and return reward and game over.
+        """Play `frame_skip` emulator frames, draw the last two, and return reward and game over.
 
-        stable-retro's own step would draw, and look up every variable, for frames that nobody sees.
+        stable-retro's own step would also draw, and look up all variables, in the frames between.
         """
         emulator, data = self._emulator_env.em, self._emulator_env.data
         emulator.set_button_mask(buttons, 0)
@@ -169,7 +177,7 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return float(reward), terminated
 
     def _drawn(self) -> NDArray[np.uint8]:
-        """What the emulator shows now, cropped and turned only where the game asks for it: looking costs time."""
+        """Return the screen, cropped and rotated only for games that need it, to save time."""
         env = self._emulator_env
         screen: NDArray[np.uint8] = (
             env.em.get_screen() if self._as_drawn else env.get_screen(apply_rotation=True)
@@ -177,7 +185,9 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return screen
 
     def render(self) -> Any:
-        """The screen at the console's own resolution, uint8 (h, w, 3); None before the first reset."""
+        """Return the screen at the console's resolution, uint8 (h, w, 3); None before the first
+        reset.
+        """
         return self._screen
 
     def close(self) -> None:
@@ -188,9 +198,9 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
 
 def letterbox(screen_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Shrink a screen to fit size x size by area averaging, keep its shape, and centre it on black.
+    """Return a screen shrunk by area averaging and centred on black, uint8 (size, size, 3).
 
-    uint8 (size, size, 3).
+    The aspect ratio is kept.
     """
     height, width = screen_HWC.shape[:2]
     scale = size / max(height, width)
@@ -207,7 +217,7 @@ def letterbox(screen_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def _open(game: str, state: str | None) -> stable_retro.RetroEnv:
-    """stable-retro's env for a game whose ROM is there, with its faults turned into one line."""
+    """Return stable-retro's env of a game whose ROM is imported, with its errors as InputError."""
     if state is not None and state not in (known := catalog.states(game)):
         raise InputError(f"{game} has no state {state!r}: it has {', '.join(known) or 'none'}")
     try:
@@ -227,12 +237,15 @@ def _open(game: str, state: str | None) -> stable_retro.RetroEnv:
 
 
 def _missing_rom(game: str) -> str:
-    """What to do about a ROM that is not imported."""
+    """Return the error message for a ROM that is not imported."""
     if catalog.console_of(game) == "Atari2600":
-        return f"no ROM for {game}: `python -m envs.roms` imports 32 Atari games, a folder of your own is its argument"
+        return (
+            f"no ROM for {game}: `python -m envs.roms` imports 32 Atari games, "
+            "`python -m envs.roms FOLDER` your own"
+        )
     return f"no ROM for {game}: import your own with `python -m envs.roms FOLDER`"
 
 
 def _bits(mask: int, count: int) -> NDArray[np.uint8]:
-    """A button mask as the array of 0 and 1 that the emulator takes."""
+    """Return a button mask as the array of 0 and 1 that the emulator takes."""
     return np.array([mask >> bit & 1 for bit in range(count)], np.uint8)

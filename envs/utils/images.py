@@ -1,4 +1,4 @@
-"""Frames as pictures that every part of the project draws: maps of uncertainty, GIFs, PNGs.
+"""Drawing of frames: enlarged pixels, heat maps, GIF and PNG files.
 
 Frames are uint8 THWC. Pixels are repeated, never smoothed.
 """
@@ -28,16 +28,16 @@ INFERNO = np.array(
     ],
     np.float32,
 )
-"""Eight points of the inferno colour map: dark to bright in the eyes of the colour-blind too."""
+"""Eight points of the inferno colour map, which also works for colour-blind readers."""
 
 
 def enlarged(frames: Frames, scale: int) -> Frames:
-    """Each pixel of (..., H, W, 3) as a square of scale x scale."""
+    """Return (..., H, W, 3) with each pixel as a square of scale x scale."""
     return frames.repeat(scale, -3).repeat(scale, -2)
 
 
 def heat_map(values_Thw: NDArray[np.float32], frames_THWC: Frames, high: float) -> Frames:
-    """Values in [0, high] in colour over the darkened grey frame, (T, H, W, 3) as frames_THWC."""
+    """Return values in [0, high] in colour over the darkened grey frame, (T, H, W, 3)."""
     size = frames_THWC.shape[1]
     shares = np.clip(values_Thw / max(high, 1e-9), 0, 1) * (len(INFERNO) - 1)
     low = np.minimum(shares.astype(np.int64), len(INFERNO) - 2)
@@ -49,9 +49,10 @@ def heat_map(values_Thw: NDArray[np.float32], frames_THWC: Frames, high: float) 
 
 
 def gif(panels: Sequence[Frames], scale: int = 4, context: int = 0) -> bytes:
-    """Panels of T frames each, side by side, as an endless GIF with one palette for all frames.
+    """Return an endless GIF of panels side by side, T frames each, with one palette for all frames.
 
-    A bar at the top is grey during the `context` frames and orange while the model predicts; the last frame is held.
+    A bar at the top is grey during the `context` frames and orange while the model predicts. The
+    last frame is held.
     """
     gap, bar = GAP * scale, 2 * scale
     count, height, width = panels[0].shape[:3]
@@ -85,7 +86,7 @@ def gif(panels: Sequence[Frames], scale: int = 4, context: int = 0) -> bytes:
 
 
 def png(picture: NDArray[np.uint8]) -> bytes:
-    """A picture (H, W, 3 or 4) as PNG."""
+    """Return a picture (H, W, 3 or 4) as PNG."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG", optimize=True)
     return file.getvalue()

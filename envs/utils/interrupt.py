@@ -1,4 +1,4 @@
-"""How a run is asked to stop: Ctrl+C in its own process, a file for workers elsewhere."""
+"""Stop requests: Ctrl+C in the own process, a file for workers elsewhere."""
 
 import signal
 import threading
@@ -11,10 +11,11 @@ from envs.utils.progress import console
 
 
 class GracefulInterrupt:
-    """While entered, the first Ctrl+C asks for a stop after the current step, and the second one stops at once.
+    """Context in which the first Ctrl+C requests a stop after the current step; the second stops at
+    once.
 
-    With `at_once` the first one does too, and is remembered: where it meets code that may not raise, a finaliser for
-    one, Python drops the exception, and only who asks afterwards hears of it.
+    With `at_once` the first Ctrl+C stops at once too and is remembered: Python drops a
+    KeyboardInterrupt raised inside a finaliser, so that only `asked` reports it.
     """
 
     def __init__(self, *, at_once: bool = False) -> None:
@@ -22,7 +23,7 @@ class GracefulInterrupt:
         self._before: Any = None
 
     def asked(self) -> bool:
-        """Whether Ctrl+C was pressed."""
+        """Return True after Ctrl+C was pressed."""
         return self._asked
 
     def __enter__(self) -> "GracefulInterrupt":
@@ -41,12 +42,14 @@ class GracefulInterrupt:
             self._asked = True
             raise KeyboardInterrupt
         self._asked = True
-        line = "stopping after this step, with a checkpoint; press Ctrl+C again to stop at once without one"
-        console.print(line, soft_wrap=True)
+        line = "stopping after this step with a checkpoint; press Ctrl+C again to stop at once"
+        console.print(f"{line} without one", soft_wrap=True)
 
 
 class StopFile:
-    """A file in the run's folder that asks workers, on whatever machine, to stop. Looked for twice a second at most."""
+    """A file in the run's folder that asks workers on any node to stop; read at most twice a
+    second.
+    """
 
     def __init__(self, run: Path) -> None:
         self._path = run / ".stop"
@@ -61,7 +64,7 @@ class StopFile:
         self._path.unlink(missing_ok=True)
 
     def asked(self) -> bool:
-        """Whether a stop is asked for."""
+        """Return True if a stop is requested."""
         now = time.monotonic()
         if now - self._looked < 0.5:
             return False

@@ -17,11 +17,11 @@ from rich.progress import (
 )
 
 EXIT_SIGPIPE = 128 + 13
-"""Exit code where stdout was closed, as by `| head`: a shell's for a process that SIGPIPE ended."""
+"""Exit code after stdout was closed, as by `| head`: the shell's code for SIGPIPE."""
 
 
 class _Console(Console):
-    """Rich's, which ends the program quietly where nobody reads it any more, with the usual exit code."""
+    """A rich console that ends the program quietly, with code 141, when stdout is closed."""
 
     def on_broken_pipe(self) -> None:
         try:
@@ -30,12 +30,12 @@ class _Console(Console):
             raise SystemExit(EXIT_SIGPIPE) from None
 
 
-# Lines are not broken where no terminal is: a path that is cut in two cannot be copied.
+# Lines are not broken without a terminal: a path that is cut in two cannot be copied.
 console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 class Bar:
-    """What `progress` yields: `advance` by some units, `note` the figures to show beside the bar."""
+    """The progress of `progress`: `advance` by some units, `note` the metrics next to the bar."""
 
     def __init__(self, bar: Progress, task: Any, description: str, total: int, shown: bool) -> None:
         self._bar, self._task, self._description = bar, task, description
@@ -51,7 +51,7 @@ class Bar:
         self._plain(note or "")
 
     def _plain(self, note: str) -> None:
-        """Where no terminal is attached (a log file, CI), one plain line every 15 seconds instead of a moving bar."""
+        """Print one plain line every 15 seconds if no terminal is attached (a log file, CI)."""
         now = time.monotonic()
         if not self._shown or console.is_terminal or now - self._printed < 15:
             return
@@ -62,9 +62,10 @@ class Bar:
 
 @contextmanager
 def progress(description: str, total: int, done: int = 0, *, shown: bool = True) -> Iterator[Bar]:
-    """A progress bar with the time left, shown on a terminal; plain lines elsewhere.
+    """Show a progress bar with the time left on a terminal, plain lines elsewhere, nothing unless
+    `shown`.
 
-    `total` and `done` count the same units; `done` is what an earlier run had finished.
+    `total` and `done` count the same units; `done` is the part that an earlier run had finished.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -80,7 +81,9 @@ def progress(description: str, total: int, done: int = 0, *, shown: bool = True)
 
 
 def format_duration(seconds: float) -> str:
-    """Write a duration in two units at most: 7.5 -> `7.5 s`, 95 -> `1 min 35 s`, 123456 -> `34.3 h`."""
+    """Return a duration in at most two units: 7.5 -> `7.5 s`, 95 -> `1 min 35 s`, 123456 -> `34.3
+    h`.
+    """
     if seconds < 59.5:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
     if seconds < 600:

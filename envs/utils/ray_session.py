@@ -1,4 +1,4 @@
-"""The Ray that everything runs on: one session, the environment that it starts with, and its kinds of machines."""
+"""The Ray session of a process: its start, its environment and its kinds of nodes."""
 
 import logging
 import os
@@ -15,28 +15,33 @@ from envs.utils.errors import InputError
 LOGICAL_CPUS = 8
 OBJECT_STORE_BYTES = 400_000_000
 KINDS = ("rollout", "serve", "train")
-"""Machines that play, that answer for the world model or train the agent, and that train the world model."""
+"""Nodes that play; that serve the world model or train the agent; that train the world model."""
 LABEL = "autoexplore/"
-"""The head's label LABEL + kind says that its cluster has, or can start, machines of a kind: "gpu" or "cpu"."""
+"""Prefix of the head's labels: LABEL + kind is "gpu" or "cpu" if the cluster has, or can start,
+such nodes.
+"""
 SHARE = 0.001
-"""Of the resource named like a kind that each of its processes asks for: it says where, CPUs and GPUs how many."""
+"""Amount of the resource named like a kind that each process requests; it only decides the
+placement.
+"""
 
 
 @dataclass(frozen=True)
 class NodeResources:
-    """What a process asks Ray for, beside its CPUs, to be put on machines of its kind."""
+    """Resources that place a process on nodes of its kind."""
 
     resources: dict[str, float] = field(default_factory=dict)
-    """Custom resources; none where any machine will do."""
+    """Custom resources; empty if any node will do."""
     gpus: float = 0.0
-    """1 where these machines have GPUs, which a process must ask for to be given one."""
+    """1 if these nodes have GPUs, which Ray gives only to processes that request them."""
 
 
 def node_resources(kind: str) -> NodeResources:
-    """The machines of one of KINDS in the cluster that this process is connected to; anywhere, where it has none.
+    """Return the resources for nodes of one of KINDS in the connected cluster; none if it has no
+    such kind.
 
-    A cluster that starts machines when they are asked for may have none of a kind yet: so its head is labelled with the
-    kinds, and each machine of a kind has a resource of that name, see cluster.yaml.
+    An autoscaling cluster may have no node of a kind yet. The head is therefore labelled with the
+    kinds, and each node of a kind has a resource of that name (see cluster.yaml).
     """
     import ray
 
@@ -46,13 +51,17 @@ def node_resources(kind: str) -> NodeResources:
 
 @contextmanager
 def ray_session(address: str | None = None, cpus: int = 0) -> Iterator[None]:
-    """One Ray session for as long as the block, or the function it decorates; the one that is there where there is one.
+    """Hold one Ray session for the block or decorated function; reuse the session that is
+    connected.
 
-    `address`: of a cluster, by default RAY_ADDRESS, otherwise a session of this machine alone; `cpus`: that it must
-    count at least. Raises InputError where no cluster answers.
+    `address` of a cluster defaults to RAY_ADDRESS, and without it to a local session, which counts
+    at least `cpus` CPUs.
 
-    A local session counts more logical CPUs than the machine may have: emulators, a learner and a scorer that wait for
-    each other share two cores well, and Ray would otherwise refuse to start them.
+    A local session counts more logical CPUs than the machine may have: emulators, a learner and a
+    scorer that wait for each other share two cores well, and Ray would otherwise refuse to start
+    them.
+
+    Raises: InputError if no cluster answers.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
@@ -78,11 +87,10 @@ def ray_session(address: str | None = None, cpus: int = 0) -> Iterator[None]:
     except Exception as error:
         if address != "local" and isinstance(error, ConnectionError | ValueError):
             raise InputError(
-                f"--ray-address {address}: no Ray cluster answers there ({error}); start one or leave it out"
+                f"--ray-address {address}: no Ray cluster answers there ({error}); start one or "
+                "leave it out"
             ) from None
-        if "timed out during startup" in str(
-            error
-        ):  # Ray's own limit, which cannot be set, and a bare Exception
+        if "timed out during startup" in str(error):  # Ray's fixed limit; a bare Exception
             raise InputError(
                 "Ray did not start within 30 s: too much else runs on this machine; try again"
             ) from error
@@ -90,25 +98,27 @@ def ray_session(address: str | None = None, cpus: int = 0) -> Iterator[None]:
     try:
         yield
     finally:
-        # Ray reports calls to Serve's controller that its own shutdown cuts off, as if something had failed.
+        # Ray reports calls to Serve's controller that its own shutdown cuts off as errors.
         with captured_output(drop="Task ServeController."):
             serve_shutdown()
             ray.shutdown()
 
 
 def prepare_ray_environment(*, local: bool) -> None:
-    """Environment that Ray reads when it is imported and when it starts; what the user has set stays.
+    """Set the environment that Ray reads on import and at its start; variables set by the user
+    stay.
 
-    Ray's core ports listen on all interfaces, so every session asks for a token (CVE-2023-48022). A local session
-    gets a fresh one, which lives in the environment of its processes: Ray would write one to the home folder, readable
-    by all.
+    Ray's core ports listen on all interfaces, so every session requires a token (CVE-2023-48022). A
+    local session gets a new one, which exists only in the environment of its processes: Ray would
+    write one to the home folder, readable by all.
     """
     values = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-        "RAY_memory_monitor_refresh_ms": "0",  # it counts what other programs use and kills workers for it
-        # Ray's C++ part calls RLlib's restartable actors an error, though RLlib keeps what they need. `info` shows all.
+        # The memory monitor would kill workers for the memory of other programs.
+        "RAY_memory_monitor_refresh_ms": "0",
+        # Ray's C++ part logs RLlib's restartable actors as errors. `info` shows everything.
         "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
     if (
@@ -123,7 +133,9 @@ def prepare_ray_environment(*, local: bool) -> None:
 
 @contextmanager
 def captured_output(drop: str) -> Iterator[None]:
-    """Hold back what Python and C++ write to stdout and stderr; show it on stderr at the end, less `drop` lines."""
+    """Hold back what Python and C++ write to stdout and stderr; print it on stderr at the end
+    without `drop` lines.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     own = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
@@ -145,7 +157,7 @@ def captured_output(drop: str) -> Iterator[None]:
 
 
 def serve_shutdown() -> None:
-    """Stop Ray Serve if something started it, so that its controller does not outlive the command."""
+    """Stop Ray Serve if it was started, so that its controller does not outlive the command."""
     if "ray.serve" in sys.modules:
         from ray import serve
 
@@ -153,7 +165,7 @@ def serve_shutdown() -> None:
 
 
 def quiet_ray() -> None:
-    """Ray's own messages only from errors on: the command says itself what it does."""
+    """Show only errors of Ray's own log messages."""
     for name in ("ray", "ray.serve", "ray.train", "ray.tune", "ray.rllib", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # RLlib hands torch tensors to Gymnasium's spaces, which take them as well.

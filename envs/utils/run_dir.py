@@ -1,8 +1,8 @@
-"""A run's folder, and what a person sees while the run goes on.
+"""The folder of a run and its logger.
 
-Every command that takes time writes the same things: `config.json` (what was asked), `metrics.jsonl` (one JSON object
-a logged step), `tensorboard/` (the same scalars) and progress on the terminal. The file of metrics is the truth; a
-resumed run cuts off what lies past the step it resumes from, so that no step is ever logged twice.
+Every long command writes the same files: `config.json` (its settings), `metrics.jsonl` (one JSON
+object per logged step) and `tensorboard/` (the same scalars). The metrics file is authoritative. A
+resumed run first removes the rows after the step it resumes from, so that no step is logged twice.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from envs.utils.errors import InputError
 
 
 class RunDir:
-    """Opens `path` for a new run, or with `resume` for the continuation of the one that is there.
+    """The folder `path` of a new run or, with `resume`, of the run to continue.
 
-    Raises InputError where the folder already holds a run and `resume` is false, or holds one of another configuration.
+    Raises: InputError if the folder already holds a run and `resume` is false.
     """
 
     def __init__(
@@ -47,11 +47,13 @@ class RunDir:
         )
         write_atomic(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         self._file = self.metrics_path.open("a", buffering=1)
-        # TensorBoard's own writer: torch's and tensorboardX's would load torch into every process that plays games.
+        # TensorBoard's own writer: torch's would load torch into every process that imports this.
         self._writer = EventFileWriter(str(self.path / "tensorboard"))
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Write one step's scalars to both places. Names use slashes: `train/loss`, `validation/psnr`."""
+        """Log scalars of a step to both files. Names contain slashes: `train/loss`,
+        `validation/psnr`.
+        """
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         scalars = Summary(
             value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
@@ -59,13 +61,13 @@ class RunDir:
         self._writer.add_event(Event(step=step, wall_time=time.time(), summary=scalars))
 
     def log_text(self, step: int, name: str, text: str) -> None:
-        """Write a line of words to TensorBoard's text page."""
+        """Log a line of text to TensorBoard's text page."""
         kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
         words = TensorProto(dtype=DataType.DT_STRING, string_val=[text.encode()])
         self._add(step, Summary.Value(tag=name, metadata=kind, tensor=words))
 
     def log_picture(self, step: int, name: str, data: bytes, height: int, width: int) -> None:
-        """Write a PNG, or a GIF, which moves, to TensorBoard's page of images."""
+        """Log a PNG or an animated GIF to TensorBoard's page of images."""
         picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
         self._add(step, Summary.Value(tag=name, image=picture))
 
@@ -86,7 +88,7 @@ class RunDir:
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`, without a last line that a crash cut short."""
+    """Return the rows of a run's `metrics.jsonl`, without a last line cut short by a crash."""
     file = Path(path) / "metrics.jsonl"
     if not file.exists():
         return []

@@ -1,4 +1,6 @@
-"""How many different screens a player has seen: the common yardstick of the report, the explorer and its baselines."""
+"""A count of distinct screens: the common measure of the reports, the explorers and their
+baselines.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,17 +12,20 @@ GREY_BITS = 4
 
 
 def distinct_screens(frames_THWC: NDArray[np.uint8]) -> set[bytes]:
-    """The different keys of `screen_keys`. Unite the sets of several episodes with `|`; `len` is the count."""
+    """Return the distinct `screen_keys`; unite the sets of several episodes with `|`."""
     return set(screen_keys(frames_THWC))
 
 
 def screen_keys(frames_THWC: NDArray[np.uint8]) -> list[bytes]:
-    """The key of the coarse screen of each of the frames uint8 (T, H, W, 3); H and W multiples of 8.
+    """Return the key of each frame's coarse screen; frames uint8 (T, H, W, 3), H and W multiples of
+    8.
 
-    Two frames have the same key where the mean grey of each of 8x8 cells falls into the same of 16 levels. That tells
-    places and positions of a sprite apart (a sprite that crosses into another cell), but not a blinking pixel, a score
-    that counts up by one digit, or a sprite that moves by a pixel. Raises InputError for frames of another shape or
-    type.
+    Two frames have the same key if the mean grey of each of 8x8 cells falls into the same of 16
+    levels. The key tells rooms and sprite positions apart (once a sprite crosses into another
+    cell), but not a blinking pixel, a score that changes by one digit, or a sprite that moves by a
+    pixel.
+
+    Raises: InputError for frames of another shape or type.
     """
     if frames_THWC.dtype != np.uint8 or frames_THWC.ndim != 4 or frames_THWC.shape[3] != 3:
         raise InputError(

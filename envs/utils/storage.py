@@ -1,4 +1,4 @@
-"""Storage of data sets: a local folder or a prefix of an object store, behind one set of operations.
+"""Storage of data sets: a local folder or a prefix of an object store, with common methods.
 
 A local path is a plain `pathlib.Path`. `s3://bucket/prefix` (and `gs://`, as pyarrow's file systems
 have them) is a `RemotePath`, which has the methods of a Path that data sets use. Options of the
@@ -46,8 +46,8 @@ class Stat:
 class RemotePath:
     """An object or a prefix, with the methods of `pathlib.Path` that data sets use.
 
-    Objects appear complete: a store shows an object only after its last byte has arrived. Like those
-    of Path, all methods raise OSError if the store refuses or does not answer.
+    Objects appear complete: a store shows an object only after its last byte has arrived. Like
+    those of Path, all methods raise OSError if the store refuses or does not answer.
     """
 
     scheme: str
@@ -128,7 +128,10 @@ StoragePath = Path | RemotePath
 
 
 def parse_uri(uri: "str | Path | RemotePath") -> StoragePath:
-    """Return the path that a URI names. Raises: InputError for an unknown scheme or a missing bucket."""
+    """Return the path that a URI names.
+
+    Raises: InputError for an unknown scheme or a missing bucket.
+    """
     if isinstance(uri, RemotePath):
         return uri
     scheme, separator, rest = str(uri).partition("://")
@@ -210,7 +213,7 @@ class FolderLock:
 
 
 class RemoteLock:
-    """Lock on an object store: an object that a thread renews every 10 s and that expires after 60 s.
+    """Lock on an object store: an object that a thread renews every 10 s and that expires in 60 s.
 
     A store has no lock of its own. Two writers that start within the same half second can both get
     in; the episodes of both are then complete, but the manifest is that of the last writer.
@@ -225,7 +228,8 @@ class RemoteLock:
             age = time.time() - float(held.get("time", 0))
             if age < STALE_SECONDS:
                 raise InputError(
-                    f"{root} is being written by {held.get('holder')}, last seen {max(age, 0):.0f} s "
+                    f"{root} is being written by {held.get('holder')}, last seen "
+                    f"{max(age, 0):.0f} s "
                     f"ago: wait for it (the lock of a dead writer expires after "
                     f"{STALE_SECONDS:.0f} s), or give another location"
                 )
@@ -247,7 +251,8 @@ class RemoteLock:
         """Raise InputError if the lock expired, so that another writer may have started."""
         if self._lost or time.time() - self._renewed > STALE_SECONDS:
             raise InputError(
-                f"the lock on {self._object.parent} was lost to another writer, or the store did not "
+                f"the lock on {self._object.parent} was lost to another writer, or the store did "
+                "not "
                 "answer: run again"
             )
 

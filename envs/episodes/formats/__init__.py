@@ -1,9 +1,10 @@
-"""Other software's formats: each module writes episodes in one, and reads them where that makes sense.
+"""Formats of other software: each module writes episodes in one, and reads them if it is lossless
+enough.
 
-    genieredux   the layout of the paper's published code: JPEG frames, lossy, without the first frame
-    minari       Minari 0.5 (Farama), one data set a game: lossless both ways
+    genieredux   the layout of the paper's published code: JPEG frames, without the first frame
+    minari       Minari 0.5 (Farama), one data set per game: lossless both ways
     lerobot      LeRobotDataset v3.0 (Hugging Face): PNG frames in Parquet, write only
 
-`envs.episodes.formats.convert` chooses among them. An export appears whole or not at all; an import that was stopped goes on
-where it was.
+`envs.episodes.formats.convert` selects among them. An export appears completely or not at all; an
+interrupted import resumes.
 """

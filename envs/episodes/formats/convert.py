@@ -1,4 +1,4 @@
-"""Writing a data set in another format, and taking one in."""
+"""Export of a data set to another format, and import from one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +16,21 @@ IMPORTS = ("genieredux", "minari")
 
 
 class Source(Protocol):
-    """Episodes in another format: what there is, and each of them when it is asked for."""
+    """A data set in another format; episodes are read on demand."""
 
     sessions: list[tuple[str, str]]
     """(game, session id) of each episode."""
 
     def episode(self, index: int) -> Episode:
-        """Episode `index`. Raises InputError that names the file for one that cannot be read."""
+        """Return episode `index`. Raises: InputError naming the file if it cannot be read."""
 
 
 def export_episodes(uri: str, to: Path, format: str) -> int:
-    """Write all episodes of a data set as `format` into the new folder `to`, and return how many.
+    """Write all episodes of a data set as `format` into the new folder `to` and return their
+    number.
 
-    Raises InputError for an unknown format, a target that exists, and episodes that the format cannot hold.
+    Raises: InputError for an unknown format, an existing target, or episodes that the format cannot
+    hold.
     """
     if format not in EXPORTS:
         raise InputError(f"format {format!r} cannot be written: known are {', '.join(EXPORTS)}")
@@ -41,21 +43,23 @@ def export_episodes(uri: str, to: Path, format: str) -> int:
     try:
         with progress(f"export {format}", total) as bar, new_folder(to) as folder:
             if format == "lerobot":
-                lerobot.write(folder, _told(readers, bar), validation_from=len(readers[0]))
+                lerobot.write(folder, _read_all(readers, bar), validation_from=len(readers[0]))
             elif format == "minari":
-                minari.write(folder, _told([EpisodeReader(uri)], bar))
+                minari.write(folder, _read_all([EpisodeReader(uri)], bar))
             else:
-                genieredux.write(folder, _told([EpisodeReader(uri)], bar))
+                genieredux.write(folder, _read_all([EpisodeReader(uri)], bar))
     except OSError as error:
         raise InputError(f"cannot write {to}: {error.strerror or error}") from error
     return total
 
 
 def import_episodes(source: Path, out: str, format: str | None = None) -> tuple[int, int]:
-    """Add the episodes that other software wrote in the folder `source` to the data set `out`.
+    """Add the episodes of other software in the folder `source` to the data set `out`.
 
-    `format` None finds it out. Returns how many were added, and how many the data set held already. Raises InputError
-    that names the file for content that is not of the format.
+    `format` None detects it. Returns the number of added episodes and of those that the data set
+    already held.
+
+    Raises: InputError naming the file for content that is not of the format.
     """
     kind = format or detect(source)
     if kind not in IMPORTS:
@@ -77,7 +81,9 @@ def import_episodes(source: Path, out: str, format: str | None = None) -> tuple[
 
 
 def detect(source: Path) -> str:
-    """The format of the files in `source`. Raises InputError where they are of none that can be read."""
+    """Return the format of the files in `source`. Raises: InputError if it is none that can be
+    read.
+    """
     if not source.is_dir():
         raise InputError(
             f"{source} is not a folder: give the folder of a published or a Minari data set"
@@ -87,7 +93,8 @@ def detect(source: Path) -> str:
     if minari.homes(source):
         return "minari"
     raise InputError(
-        f"{source} holds neither actions.json (genieredux) nor data/metadata.json (minari): give --format"
+        f"{source} holds neither actions.json (genieredux) nor data/metadata.json (minari): give "
+        "--format"
     )
 
 
@@ -97,8 +104,8 @@ def _open(source: Path, kind: str) -> Source:
     return genieredux.Source(source)
 
 
-def _told(readers: list[EpisodeReader], bar: Bar) -> Iterator[Episode]:
-    """All episodes, and the progress over them."""
+def _read_all(readers: list[EpisodeReader], bar: Bar) -> Iterator[Episode]:
+    """Yield all episodes and advance the progress bar."""
     for reader in readers:
         for index in range(len(reader)):
             episode = reader[index]

@@ -1,12 +1,13 @@
 """The layout of the paper's published data.
 
-    <folder>/retro_<game>_v0.0.0/info.json                        game, actions, what made the data
-    <folder>/retro_<game>_v0.0.0/000000/<session>/frames/<i>.jpg  or frames.mp4 beside actions.json
-    <folder>/retro_<game>_v0.0.0/000000/<session>/actions.json    src_id, tgt_id and one-hot action of each step
+    <folder>/retro_<game>_v0.0.0/info.json                        game, actions, generator settings
+    <folder>/retro_<game>_v0.0.0/000000/<session>/frames/<i>.jpg  or frames.mp4 next to actions.json
+    <folder>/retro_<game>_v0.0.0/000000/<session>/actions.json    src_id, tgt_id, one-hot action
 
-Frame i is the one *after* action i, so the frame before the first action is missing, and JPEG loses detail. An export
-leaves our first frame out; an import drops the first action, which has no frame before it. Imported episodes are new
-sessions, marked in `resize` and `info`; they begin at no savestate, so they cannot be replayed.
+Frame i is the one *after* action i, so the frame before the first action is missing, and JPEG is
+lossy. An export omits the first frame; an import drops the first action, which has no frame before
+it. Imported episodes get new session ids and are marked in `resize` and `info`. They start from no
+savestate, so they cannot be re-rendered.
 """
 
 import hashlib
@@ -25,13 +26,13 @@ from numpy.typing import NDArray
 from envs import COUNTING
 from envs.controls import ACTIONS
 from envs.episodes.episode import Episode
-from envs.episodes.formats.metadata import KEY, episode_metadata, recording_fields
+from envs.episodes.formats.metadata import KEY, episode_metadata, metadata_fields
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 
 VERSION = "0.0.0"
 CAPTIONS = ("RIGHT", "LEFT", "UP", "DOWN", "ACTION_JUMP")
-"""The published names of our actions, in the order of `ACTIONS`."""
+"""Published names of the actions, in the order of `ACTIONS`."""
 JPEG = (
     cv2.IMWRITE_JPEG_QUALITY,
     95,
@@ -41,7 +42,7 @@ JPEG = (
 
 
 def write(folder: Path, episodes: Iterable[Episode]) -> None:
-    """Write episodes, those of a game one after the other, into `folder`. Raises OSError where the disk fails."""
+    """Write episodes, grouped by game, into `folder`. Raises: OSError if the disk fails."""
     for game, group in groupby(episodes, key=lambda episode: episode.game):
         home = folder / f"retro_{game.lower()}_v{VERSION}"
         sessions = []
@@ -56,7 +57,9 @@ def write(folder: Path, episodes: Iterable[Episode]) -> None:
 def _info(
     game: str, sessions: list[dict[str, Any]], shape: tuple[int, ...], choices: int
 ) -> dict[str, Any]:
-    """What the published generator writes of a game, and our facts of each session under a key of their own."""
+    """Return the published generator's description of a game, plus the metadata of each episode
+    under `KEY`.
+    """
     captions = (
         [[name] for name in CAPTIONS]
         if choices == len(CAPTIONS)
@@ -88,12 +91,12 @@ def _info(
 
 
 def _choices(episode: Episode) -> int:
-    """Number of actions to choose from."""
+    """Return the number of actions to choose from."""
     return len(episode.buttons) or len(ACTIONS)
 
 
 def _write_session(folder: Path, episode: Episode) -> None:
-    """One session: T frames and T actions."""
+    """Write one session: T frames and T actions."""
     (folder / "frames").mkdir(parents=True)
     steps = []
     rewards = episode.rewards.tolist()
@@ -114,8 +117,10 @@ def _write_session(folder: Path, episode: Episode) -> None:
 
 
 def action_files(folder: Path) -> list[Path]:
-    """Every session's `actions.json`, where `folder` is a game's, a data set's or one of several data sets'."""
-    for depth in (2, 3, 4):  # no deeper search: there are millions of frames
+    """Return every session's `actions.json`; `folder` is a game, a data set or a folder of data
+    sets.
+    """
+    for depth in (2, 3, 4):  # no deeper search, which would visit millions of frames
         files = list(folder.glob("*/" * depth + "actions.json"))
         if files:
             return files
@@ -125,14 +130,15 @@ def action_files(folder: Path) -> list[Path]:
 class Source:
     """Data in the published layout: a folder of games, or one game's folder.
 
-    Raises InputError that names the file for one that is not of the layout.
+    Raises: InputError naming the file that does not fit the layout.
     """
 
     def __init__(self, folder: Path) -> None:
         homes = sorted({file.parents[2] for file in action_files(folder)})
         if not homes:
             raise InputError(
-                f"{folder} holds no <game>/<instance>/<session>/actions.json: is it the published layout?"
+                f"{folder} holds no <game>/<instance>/<session>/actions.json: give a folder in "
+                "the published layout"
             )
         found = []
         for home in homes:
@@ -142,29 +148,29 @@ class Source:
             ]
         for session in found:
             if session.length < 1:
-                console.print(
-                    f"{session.folder} is left out: it has no two frames, so no step leads from one to another"
-                )
+                console.print(f"{session.folder} is skipped: it has fewer than two frames")
         self._found = [session for session in found if session.length > 0]
         self.sessions = [(session.game, session.session_id) for session in self._found]
 
     def episode(self, index: int) -> Episode:
-        """Episode `index`, without its first action."""
+        """Return episode `index`, without its first action."""
         return self._found[index].read()
 
 
 class _Session:
-    """One session's folder."""
+    """The folder of one session."""
 
     def __init__(self, home: Path, info: dict[str, Any], folder: Path) -> None:
         self._home, self._info, self.folder = home, info, folder
-        self._facts = self._own_facts()
+        self._metadata = self._exported_metadata()
         published = self._info.get("info")
         published = published if isinstance(published, dict) else {}
         self._captions = published.get("action_captions")
         config = published.get("config")
         self._frame_skip = config.get("n_skip_frames", 4) if isinstance(config, dict) else 4
-        self.game = str(self._facts["game"]) if self._facts else _game(home, published.get("game"))
+        self.game = (
+            str(self._metadata["game"]) if self._metadata else _game(home, published.get("game"))
+        )
         content = _bytes(folder / "actions.json")
         identity = [self.game, folder.parent.name, folder.name, hashlib.sha256(content).hexdigest()]
         self.session_id = hashlib.sha256(
@@ -172,10 +178,10 @@ class _Session:
         ).hexdigest()[:16]
         first_source, actions, _, _ = self._steps()
         self.length = len(actions) - (first_source < 0)
-        """Steps from a frame to a frame."""
+        """Number of steps that lead from a frame to a frame."""
 
-    def _own_facts(self) -> dict[str, Any]:
-        """What our own export says of the session, or nothing."""
+    def _exported_metadata(self) -> dict[str, Any]:
+        """Return the metadata that our export stored for the session, or an empty dict."""
         own = self._info.get(KEY)
         if own is None:
             return {}
@@ -185,13 +191,13 @@ class _Session:
             raise InputError(
                 f"{self._home / 'info.json'} does not describe session {self.folder.name}"
             ) from error
-        return recording_fields(values, self._home / "info.json")
+        return metadata_fields(values, self._home / "info.json")
 
     @cached_property
     def _action_of(self) -> list[int]:
         """Our action for each published one."""
-        if self._facts or self._captions is None:
-            return list(range(len(self._facts.get("buttons", ())) or len(ACTIONS)))
+        if self._metadata or self._captions is None:
+            return list(range(len(self._metadata.get("buttons", ())) or len(ACTIONS)))
         names = [
             " ".join(caption) if isinstance(caption, list) else str(caption)
             for caption in self._captions
@@ -199,12 +205,13 @@ class _Session:
         unknown = [name for name in names if name.upper() not in CAPTIONS]
         if unknown:
             raise InputError(
-                f"{self._home / 'info.json'}: action {unknown[0]!r} is none of {', '.join(CAPTIONS)}: leave it out"
+                f"{self._home / 'info.json'}: action {unknown[0]!r} is none of "
+                f"{', '.join(CAPTIONS)}: remove it"
             )
         return [CAPTIONS.index(name.upper()) for name in names]
 
     def read(self) -> Episode:
-        """The episode: T - 1 of its T actions, and T frames."""
+        """Return the episode: T - 1 of its T actions, and T frames."""
         first_source, actions, rewards, ids = self._steps()
         dropped = None
         if first_source < 0:
@@ -215,9 +222,9 @@ class _Session:
         origin = {
             "format": "genieredux",
             "lossy": True,
-            "session": self._facts.get("session_id", self.folder.name),
+            "session": self._metadata.get("session_id", self.folder.name),
         }
-        fields = self._facts or {
+        fields = self._metadata or {
             "policy_id": "unknown",
             "seed": 0,
             "terminated": False,
@@ -247,7 +254,9 @@ class _Session:
         )
 
     def _steps(self) -> tuple[int, list[int], list[float], list[int]]:
-        """The frame before the first action (-1 for none), and each step's action, reward and frame after it."""
+        """Return the frame before the first action (-1: none), and the actions, rewards and next
+        frames.
+        """
         file = self.folder / "actions.json"
         try:
             content = json.loads(_bytes(file))
@@ -267,7 +276,7 @@ class _Session:
             raise InputError(f"{file}: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise InputError(
-                f"{file} is no list of steps with src_id, tgt_id and one-hot action ({error})"
+                f"{file} is not a list of steps with src_id, tgt_id and one-hot action ({error})"
             ) from error
         if (
             not ids
@@ -275,13 +284,13 @@ class _Session:
             or any(src != tgt - 1 for tgt, src, _ in steps)
         ):
             raise InputError(
-                f"{file} leaves frames out: each step must lead from frame i - 1 to frame i"
+                f"{file} misses frames: each step must lead from frame i - 1 to frame i"
             )
         return steps[0][1], actions, rewards, ids
 
 
 def _chosen(action: Any) -> int:
-    """The index of a one-hot vector, of a vector of one index, or of an index."""
+    """Return the index in a one-hot vector, in a vector of one index, or a plain index."""
     values = action if isinstance(action, list) else [action]
     if len(values) == 1:
         index = int(values[0])
@@ -289,7 +298,7 @@ def _chosen(action: Any) -> int:
         index = values.index(1)
     else:
         raise InputError(
-            f"action {values} holds several buttons: only one action a step can be read"
+            f"action {values} holds several buttons: only one action per step is supported"
         )
     if index < 0:
         raise InputError(f"action {index} is negative")
@@ -297,7 +306,7 @@ def _chosen(action: Any) -> int:
 
 
 def _read_frames(folder: Path, ids: list[int]) -> NDArray[np.uint8]:
-    """Frames uint8 (T, H, W, 3) of the given numbers, from JPEG files or a video."""
+    """Return frames uint8 (T, H, W, 3) of the given numbers, from JPEG files or a video."""
     video = folder / "frames.mp4"
     frames = (
         _video_frames(video, ids)
@@ -312,14 +321,14 @@ def _read_frames(folder: Path, ids: list[int]) -> NDArray[np.uint8]:
 
 def _image(file: Path) -> NDArray[np.uint8]:
     content = _bytes(file)
-    # OpenCV shows the missing rest of a file that was cut short as grey, without an error.
+    # OpenCV fills the missing part of a truncated file with grey, without an error.
     image = (
         cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
         if content[-2:] == b"\xff\xd9"
         else None
     )
     if image is None:
-        raise InputError(f"{file} is no whole JPEG image")
+        raise InputError(f"{file} is not a complete JPEG image")
     return _rgb(image)
 
 
@@ -344,21 +353,21 @@ def _rgb(image: Any) -> NDArray[np.uint8]:
 
 
 def _read_info(home: Path) -> dict[str, Any]:
-    """A game's `info.json`, or nothing where there is none (the published reader does without, too)."""
+    """Return a game's `info.json`, empty if missing; the published reader allows that, too."""
     file = home / "info.json"
     if not file.exists():
         return {}
     try:
         content = json.loads(_bytes(file))
     except ValueError as error:
-        raise InputError(f"{file} is no JSON ({error})") from error
+        raise InputError(f"{file} is not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise InputError(f"{file} is no JSON object")
+        raise InputError(f"{file} is not a JSON object")
     return content
 
 
 def _game(home: Path, told: Any) -> str:
-    """The catalogue's name of the game that `info.json` tells or, in lower case, the folder's name."""
+    """Return the catalogue's name of the game in `info.json` or, in lower case, the folder name."""
     from envs import catalog
 
     match = re.fullmatch(r"retro_(.+?)_v[\d.]+.*", home.name)
@@ -366,7 +375,7 @@ def _game(home: Path, told: Any) -> str:
     known = {game.casefold(): game for game in (COUNTING, *catalog.integrations())}
     if name.removesuffix("-v0").casefold() not in known:
         raise InputError(
-            f"{home} tells no game that is known ({name or 'info.json is missing'}): correct its info.json"
+            f"{home} names no known game ({name or 'info.json is missing'}): correct its info.json"
         )
     return known[name.removesuffix("-v0").casefold()]
 

@@ -1,14 +1,14 @@
-"""LeRobotDataset v3.0 (Hugging Face): episodes as rows of Parquet, with frames as PNG images inside them.
+"""LeRobotDataset v3.0 (Hugging Face): episodes as rows of Parquet with frames as PNG images.
 
-    <folder>/meta/info.json                                  version, features, frames a second, splits
-    <folder>/meta/stats.json                                 min, max, mean, std, count of every feature
-    <folder>/meta/tasks.parquet                              one task a game
-    <folder>/meta/episodes/chunk-000/file-000.parquet        one row an episode
-    <folder>/meta/autoexplore.json                           our session of each episode (no part of the format)
-    <folder>/data/chunk-000/file-000.parquet                 one row a step, one row group an episode
+    <folder>/meta/info.json                            version, features, frame rate, splits
+    <folder>/meta/stats.json                           min, max, mean, std, count of every feature
+    <folder>/meta/tasks.parquet                        one task per game
+    <folder>/meta/episodes/chunk-000/file-000.parquet  one row per episode
+    <folder>/meta/autoexplore.json                     episode metadata (not part of the format)
+    <folder>/data/chunk-000/file-000.parquet           one row per step, one row group per episode
 
-Row t holds frame t, the action that was taken on it, and the reward and the end that followed. The frame after the last
-action has no row. Training episodes come first, so that the splits are ranges.
+Row t holds frame t, the action taken on it, and the reward and end that followed. The frame after
+the last action has no row. Training episodes come first, so that the splits are ranges.
 """
 
 import json
@@ -46,7 +46,7 @@ SCALARS = {
 }
 """Every feature but the image, with its type."""
 DEFAULTS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-"""The features that every data set has; they have no names."""
+"""Features of every data set; they have no names."""
 PATH = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 Stats = dict[str, dict[str, NDArray[Any]]]
@@ -55,11 +55,11 @@ Stats = dict[str, dict[str, NDArray[Any]]]
 def write(folder: Path, episodes: Iterable[Episode], *, validation_from: int) -> None:
     """Write episodes into `folder`; those from number `validation_from` on are for validation.
 
-    Raises InputError where frames or frame rates of several kinds meet, which the format cannot hold.
+    Raises: InputError for different frame sizes or frame rates, which the format cannot hold.
     """
     data = _DataFiles(folder)
     rows: list[dict[str, Any]] = []
-    told: list[dict[str, Any]] = []
+    metadata: list[dict[str, Any]] = []
     tasks: dict[str, int] = {}
     total: list[Stats] = []
     kind: tuple[Any, ...] = ()
@@ -69,8 +69,9 @@ def write(folder: Path, episodes: Iterable[Episode], *, validation_from: int) ->
         kind = kind or found
         if found != kind:
             raise InputError(
-                f"session {episode.session_id} has (height, width, channels, frame skip) {found}, others {kind}: "
-                "LeRobot has one of each, export separate data sets"
+                f"episode {episode.session_id} has (height, width, channels, frame skip) "
+                f"{found}, others {kind}: "
+                "LeRobot needs the same for all, so export separate data sets"
             )
         task = tasks.setdefault(episode.game, len(tasks))
         columns = _columns(episode, number, step, task)
@@ -95,22 +96,22 @@ def write(folder: Path, episodes: Iterable[Episode], *, validation_from: int) ->
                 },
             }
         )
-        told.append(
+        metadata.append(
             {
                 "episode_index": number,
                 "validation": number >= validation_from,
                 **episode_metadata(episode),
             }
         )
-        total = [_united([*total, stats])]
+        total = [_merge_stats([*total, stats])]
         step += length
     data.close()
-    _write_meta(folder, rows, tasks, total[0], told)
+    _write_meta(folder, rows, tasks, total[0], metadata)
     write_json_atomic(folder / "meta" / "info.json", _info(kind, rows, len(tasks), validation_from))
 
 
 def features(height: int, width: int) -> dict[str, dict[str, Any]]:
-    """The format's description of every column."""
+    """Return the format's description of every column."""
     image = {
         "dtype": "image",
         "shape": [height, width, 3],
@@ -124,7 +125,9 @@ def features(height: int, width: int) -> dict[str, dict[str, Any]]:
 
 
 def schema() -> pa.Schema:
-    """The columns of a data file, with the note by which Hugging Face's readers know the image."""
+    """Return the columns of a data file, with the metadata by which Hugging Face's readers find the
+    image.
+    """
     image = pa.field(
         IMAGE, pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
     )
@@ -137,7 +140,7 @@ def schema() -> pa.Schema:
 
 
 class _DataFiles:
-    """The data files; a new one begins where one is full."""
+    """The data files; a new one begins when one is full."""
 
     def __init__(self, folder: Path) -> None:
         self._root = folder / "data"
@@ -146,7 +149,7 @@ class _DataFiles:
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, columns: dict[str, Any]) -> tuple[int, int]:
-        """Write an episode as one row group. Returns the indices of the chunk and the file it went to."""
+        """Write an episode as one row group and return the indices of its chunk and file."""
         if self._writer is None or self._bytes > FILE_MEGABYTES * 2**20:
             self.close()
             self._number += 1
@@ -194,7 +197,9 @@ def _png(frame_HWC: NDArray[np.uint8]) -> bytes:
 
 
 def _stats(columns: dict[str, Any], frames_THWC: NDArray[np.uint8]) -> Stats:
-    """Of each feature: min, max, mean, std, count; the image's are a channel's, shape (3, 1, 1), in [0, 1]."""
+    """Return min, max, mean, std, count of each feature; per channel (3, 1, 1) in [0, 1] for the
+    image.
+    """
     count = np.array([len(frames_THWC)])
     pixels = frames_THWC.reshape(-1, 3)
     image = {
@@ -219,9 +224,9 @@ def _stats(columns: dict[str, Any], frames_THWC: NDArray[np.uint8]) -> Stats:
     return stats
 
 
-def _united(parts: list[Stats]) -> Stats:
-    """The statistics of several episodes together."""
-    united: Stats = {}
+def _merge_stats(parts: list[Stats]) -> Stats:
+    """Return the joint statistics of several episodes."""
+    merged: Stats = {}
     for name in parts[0]:
         of = [part[name] for part in parts]
         counts = np.array([part["count"][0] for part in of], np.float64)
@@ -229,14 +234,14 @@ def _united(parts: list[Stats]) -> Stats:
         means = np.stack([part["mean"] for part in of])
         mean = (means * weights).sum(axis=0)
         variances = np.stack([part["std"] ** 2 for part in of]) + (means - mean) ** 2
-        united[name] = {
+        merged[name] = {
             "min": np.min([part["min"] for part in of], axis=0),
             "max": np.max([part["max"] for part in of], axis=0),
             "mean": mean,
             "std": np.sqrt((variances * weights).sum(axis=0)),
             "count": np.array([int(counts.sum())]),
         }
-    return united
+    return merged
 
 
 def _write_meta(
@@ -244,10 +249,10 @@ def _write_meta(
     rows: list[dict[str, Any]],
     tasks: dict[str, int],
     stats: Stats,
-    told: list[dict[str, Any]],
+    metadata: list[dict[str, Any]],
 ) -> None:
-    """Everything in `meta` but `info.json`."""
-    import pandas as pd  # the format's table of tasks is one of pandas, with the task as its index
+    """Write everything in `meta` except `info.json`."""
+    import pandas as pd  # the format stores a pandas table with the task as its index
 
     path = folder / "meta" / "episodes" / PATH.format(chunk_index=0, file_index=0)
     path.parent.mkdir(parents=True)
@@ -259,14 +264,14 @@ def _write_meta(
     lists = {name: {key: value.tolist() for key, value in of.items()} for name, of in stats.items()}
     write_json_atomic(folder / "meta" / "stats.json", lists)
     write_json_atomic(
-        folder / "meta" / "autoexplore.json", {"actions": list(ACTIONS), "episodes": told}
+        folder / "meta" / "autoexplore.json", {"actions": list(ACTIONS), "episodes": metadata}
     )
 
 
 def _info(
     kind: tuple[Any, ...], rows: list[dict[str, Any]], tasks: int, validation_from: int
 ) -> dict[str, Any]:
-    """`info.json`."""
+    """Return the content of `info.json`."""
     height, width, _, frame_skip = kind
     fps = EMULATOR_FPS / frame_skip
     splits = {"train": f"0:{validation_from}"}

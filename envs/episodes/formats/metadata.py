@@ -1,4 +1,4 @@
-"""What is known of an episode beside its frames, actions and rewards, as JSON beside another format's own fields."""
+"""An episode's metadata as JSON, stored next to another format's own fields."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ from envs.episodes.episode import EpisodeMetadata
 from envs.utils.errors import InputError
 
 KEY = "autoexplore"
-"""Under which other formats' JSON holds the facts."""
+"""Key of the metadata in other formats' JSON."""
 _FIELDS = tuple(
     item.name
     for item in dataclasses.fields(EpisodeMetadata)
@@ -17,15 +17,19 @@ _FIELDS = tuple(
 
 
 def episode_metadata(episode: EpisodeMetadata) -> dict[str, Any]:
-    """JSON values of an episode's fields, less its arrays."""
+    """Return an episode's fields without its arrays as JSON values."""
     return {name: getattr(episode, name) for name in _FIELDS} | {"buttons": list(episode.buttons)}
 
 
-def recording_fields(values: Any, where: Path) -> dict[str, Any]:
-    """The fields of a Recording from what `episode_metadata` gave. Raises InputError that names `where` if some are missing."""
+def metadata_fields(values: Any, where: Path) -> dict[str, Any]:
+    """Return the fields of an EpisodeMetadata from the result of `episode_metadata`.
+
+    Raises: InputError naming `where` for missing fields and wrong types.
+    """
     if not isinstance(values, dict) or not set(_FIELDS) <= set(values):
         raise InputError(
-            f"{where} does not describe its episodes: export it again, or delete its {KEY!r} entries"
+            f"{where} does not describe its episodes: export it again, or delete its {KEY!r} "
+            "entries"
         )
     numbers = ("seed", "frame_skip")
     texts = [
@@ -40,7 +44,5 @@ def recording_fields(values: Any, where: Path) -> dict[str, Any]:
         and isinstance(values["buttons"], list)
     )
     if not fits:
-        raise InputError(
-            f"{where} describes an episode in values of the wrong type: export it again"
-        )
+        raise InputError(f"{where} has values of the wrong type for an episode: export it again")
     return {name: values[name] for name in _FIELDS} | {"buttons": tuple(values["buttons"])}

@@ -156,7 +156,7 @@ def test_a_game_without_rom_is_skipped(
         (["Counting"], {"episodes": 0}, "must be at least 1"),
         (["Counting"], {"steps": 0}, "must be at least 1"),
         (["Counting"], {"policy": "clever"}, "policy 'clever' is not known"),
-        (["Counting"], {"policy": "checkpoint:/nowhere"}, "give random or sticky:P"),
+        (["Counting"], {"policy": "checkpoint:/nowhere"}, "is not known: give random or sticky:P"),
     ],
 )
 def test_bad_input(tmp_path: Path, games: list[str], options: dict[str, Any], message: str) -> None:
@@ -228,6 +228,8 @@ def test_an_agent_is_named_by_its_weights(tmp_path: Path) -> None:
     names = [policy_spec(f"checkpoint:{tmp_path / name}", epsilon=0.1).name for name in "abc"]
     assert names[0] == names[1] != names[2]
     assert policy_spec(f"checkpoint:{tmp_path / 'a'}", epsilon=0.2).name != names[0]
+    with pytest.raises(InputError, match="there is no folder /nowhere"):
+        policy_spec("checkpoint:/nowhere")
 
 
 def test_an_agent_plays_the_same_whatever_the_workers(

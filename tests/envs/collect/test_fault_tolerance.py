@@ -167,7 +167,7 @@ def test_a_killed_run_is_completed_by_the_next(undisturbed: Path, tmp_path: Path
     summary = run([GAME], folder, episodes=6, steps=200)
     assert (summary.episodes, summary.played_episodes) == (6, 6 - whole)
     reader = EpisodeReader(folder)
-    assert len(set(reader.key_ids)) == len(reader) == 6
+    assert len(set(reader.session_ids)) == len(reader) == 6
     assert tree(folder) == tree(undisturbed)
 
 
@@ -182,7 +182,7 @@ env = envs.make("Counting")
 with EpisodeWriter(sys.argv[1]) as writer:
     for number, steps in enumerate((10, 20, 3000)):
         key = EpisodeKey("Counting", "random", 0, number)
-        if key.id not in writer.keys:
+        if key.id not in writer.sessions:
             writer.add(play_episode(env, RandomPolicy(), key, steps=steps))
 """
 
@@ -205,7 +205,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) ->
 
 NODES = """
 import sys, threading, time
-from envs.utils.ray_key import prepare_ray_environment
+from envs.utils.ray_session import prepare_ray_environment
 prepare_ray_environment(local=True)
 import ray
 from ray.cluster_utils import Cluster

@@ -203,7 +203,7 @@ def test_what_cannot_be_merged(
     assert (data / manifest.NAME).read_bytes() == before
     assert len(files(data)) == 8
     file.write_bytes(whole[:-1])
-    with pytest.raises(InputError, match=f"{file.name} is damaged or gone"):
+    with pytest.raises(InputError, match=f"{file.name} is damaged or missing"):
         compact(str(data))
     assert (data / manifest.NAME).read_bytes() == before, "no session is forgotten"
 

@@ -176,7 +176,7 @@ def test_a_session_is_stored_once(tmp_path: Path) -> None:
     written(tmp_path, 1)
     with (
         EpisodeWriter(tmp_path) as writer,
-        pytest.raises(InputError, match="holds session s0 already"),
+        pytest.raises(InputError, match="already holds episode s0"),
     ):
         writer.add(episode("s0"))
     assert len(EpisodeReader(tmp_path)) == 1
@@ -307,7 +307,7 @@ def test_a_lost_manifest_is_rebuilt_from_the_shards(tmp_path: Path) -> None:
 def test_folders_that_hold_no_episodes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no episodes"):
         EpisodeReader(tmp_path / "nothing")
-    with pytest.raises(InputError, match="ftp://host/x: not a place for data"):
+    with pytest.raises(InputError, match="ftp://host/x: not a location for data"):
         EpisodeReader("ftp://host/x")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to"):

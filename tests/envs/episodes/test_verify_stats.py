@@ -121,7 +121,7 @@ def _bad_reward(data: Path) -> str:
         row["rewards"][3] = float("nan")
 
     _rewrite(data, change)
-    return "not a finite number"
+    return "that is not finite"
 
 
 def _rename_session(data: Path) -> str:
@@ -129,7 +129,7 @@ def _rename_session(data: Path) -> str:
         row["session_id"] = "another"
 
     _rewrite(data, change)
-    return "holds session another"
+    return "holds episode another"
 
 
 def _flip_page(data: Path) -> str:
@@ -185,8 +185,8 @@ def test_a_manifest_that_contradicts_itself(data: Path) -> None:
     )
     (data / manifest.NAME).write_text(json.dumps(raw))
     faults = verify(str(data)).faults
-    assert f"session {first}" in faults[raw["shards"][1]["path"]]
-    assert f"session {lost} is in no split" in faults[raw["shards"][2]["path"]]
+    assert f"episode {first}" in faults[raw["shards"][1]["path"]]
+    assert f"episode {lost} is in no split" in faults[raw["shards"][2]["path"]]
     assert "Kangaroo-Atari2600 has 4 sessions and none for validation" in faults[manifest.NAME]
 
 
@@ -205,10 +205,10 @@ def test_stray_files_are_told_apart(data: Path) -> None:
     shutil.copy(files(other)[0], new)
     faults = {Path(path).name: fault for path, fault in verify(str(data)).faults.items()}
     assert faults.keys() == {copy.name, broken.name, half.name, new.name}
-    assert "compact clears it away" in faults[copy.name]
+    assert "compact deletes it" in faults[copy.name]
     assert "damaged: delete it" in faults[broken.name]
-    assert "clears it away" in faults[half.name]
-    assert "takes it in" in faults[new.name]
+    assert "deletes it" in faults[half.name]
+    assert "adopts it" in faults[new.name]
 
 
 def test_figures_of_the_games(

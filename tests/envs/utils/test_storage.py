@@ -1,8 +1,6 @@
 """Data sets in an object store, against a real S3 server on loopback: the same bytes, one writer, named errors."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,33 +104,6 @@ def test_one_writer_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> N
         time.sleep(0.5)
         assert json.loads((root / storage.NAME).read_text())["time"] > told
     assert not (root / storage.NAME).exists()
-
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from envs.utils.storage import lock
-held = lock(Path(sys.argv[1]))
-print("locked", flush=True)
-time.sleep(100)
-"""
-
-
-def test_a_folder_is_locked_until_its_writer_dies(tmp_path: Path) -> None:
-    """Released by the system after SIGKILL; until then a second writer is refused at once."""
-    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(InputError, match=f"is being written by process {holder.pid} on "):
-            EpisodeWriter(tmp_path)
-    finally:
-        holder.kill()
-        holder.wait()
-    with EpisodeWriter(tmp_path), pytest.raises(InputError, match="is being written by process"):
-        EpisodeWriter(tmp_path)
-    EpisodeWriter(tmp_path).close()
 
 
 def test_a_writer_whose_lock_was_taken_over_writes_no_manifest(

@@ -174,7 +174,7 @@ def test_a_game_is_known_by_its_folder_alone(published: Path, tmp_path: Path) ->
     (tmp_path / "back2").mkdir()
     home.rename(tmp_path / "back2" / "retro_nothing_v0")
     with pytest.raises(
-        InputError, match=r"retro_nothing_v0 tells no game that is known \(nothing\)"
+        InputError, match=r"retro_nothing_v0 names no known game \(nothing\)"
     ):
         import_episodes(tmp_path / "back2", str(tmp_path / "back3"))
 
@@ -188,11 +188,11 @@ def _edit(file: Path, change: Callable[[Any], Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "harm", "reason"),
     [
-        ("000000/000001/actions.json", lambda file: file.write_text("{"), "is no list of steps"),
+        ("000000/000001/actions.json", lambda file: file.write_text("{"), "is not a list of steps"),
         (
             "000000/000001/actions.json",
             lambda file: _edit(file, lambda c: c["actions"].pop(3)),
-            "leaves frames out",
+            "misses frames",
         ),
         (
             "000000/000001/actions.json",
@@ -202,15 +202,15 @@ def _edit(file: Path, change: Callable[[Any], Any]) -> None:
         (
             "000000/000001/actions.json",
             lambda file: _edit(file, lambda c: c["actions"][3].update(action=[0, 0, 0, 0, 0, 1])),
-            "is no list of steps",
+            "is not a list of steps",
         ),
         ("000000/000001/frames/000004.jpg", lambda file: file.unlink(), "cannot be read"),
         (
             "000000/000001/frames/000004.jpg",
             lambda file: file.write_bytes(file.read_bytes()[:-40]),
-            "no whole JPEG",
+            "not a complete JPEG",
         ),
-        ("info.json", lambda file: file.write_text("[]"), "is no JSON object"),
+        ("info.json", lambda file: file.write_text("[]"), "is not a JSON object"),
         (
             "info.json",
             lambda file: _edit(file, lambda c: c["autoexplore"]["sessions"].pop()),
@@ -242,7 +242,7 @@ def test_a_session_of_one_frame_is_left_out(
         lambda content: content.update(actions=content["actions"][:1]),
     )
     assert import_episodes(spoiled, str(tmp_path / "back")) == (2, 0)
-    assert f"{spoiled}/000000/000001 is left out" in capsys.readouterr().out
+    assert f"{spoiled}/000000/000001 is skipped" in capsys.readouterr().out
 
 
 def test_unknown_actions_are_refused(spoiled: Path, tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_minari_data_of_others(data: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert np.array_equal(read.actions, original.actions)
     assert [read_frame(frame)[1] for frame in read.frames_THWC[1:]] == read.actions.tolist()
     minari.create_dataset_from_buffers("lab/unheardof-v0", [buffer], data_format="arrow", **space)
-    with pytest.raises(InputError, match=r"unheardof-v0: no game that is known"):
+    with pytest.raises(InputError, match=r"unheardof-v0: the name .* contains no known game"):
         import_episodes(tmp_path / "theirs", str(tmp_path / "back2"))
 
 
@@ -363,7 +363,7 @@ def test_a_damaged_minari_set_is_named(data: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data/2/metadata\.json is damaged or missing"):
         import_episodes(tmp_path / "minari", str(tmp_path / "back2"))
     (home / "data" / "metadata.json").write_text("{}")
-    with pytest.raises(InputError, match="Kangaroo-Atari2600-v0 is no readable Minari data set"):
+    with pytest.raises(InputError, match="Kangaroo-Atari2600-v0 is not a readable Minari data set"):
         import_episodes(tmp_path / "minari", str(tmp_path / "back2"))
 
 
