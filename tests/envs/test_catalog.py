@@ -1,4 +1,4 @@
-"""The catalogue: labels of every game, filters, frozen subsets, and what RetroAct's files say beside it."""
+"""The catalogue: labels of every game, filters, fixed subsets, comparison with RetroAct's files."""
 
 from collections import Counter
 from pathlib import Path
@@ -149,3 +149,62 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         retroact.read(tmp_path / "a.csv")
     with pytest.raises(InputError, match="cannot be read"):
         retroact.read(tmp_path / "none.csv")
+
+
+LABEL_WORDS = {
+    "view": {"side", "third person", "top", "first person", "several", "unknown"},
+    "axis": {"free", "horizontal", "vertical", "fixed", "tube", "unknown"},
+    "motion": {
+        "platformer",
+        "space_shooter",
+        "fight",
+        "shooter",
+        "action",
+        "sport",
+        "maze",
+        "race",
+        "grid",
+        "pong",
+        "simulation",
+        "pinball",
+        "flying_platformer",
+        "tetris",
+        "other",
+        "unknown",
+    },
+    "transition": {"yes", "no", "unknown"},
+    "scrolling": {"yes", "no", "unknown"},
+}
+
+
+def test_catalogue_lists_every_integration() -> None:
+    table = catalog.table()
+    assert len(table) == table["game"].nunique() == 1006
+    assert list(table.columns[:3]) == ["game", "console", "playable"]
+    assert "Airstriker-Genesis" in catalog.games(playable=True)
+    assert catalog.has_rom("Airstriker-Genesis-v0")
+    assert not catalog.has_rom("SonicTheHedgehog-Genesis")
+    assert catalog.games(console="Genesis", playable=True) == ["Airstriker-Genesis"]
+    assert len(catalog.games(console="Nes", limit=7)) == 7
+    with pytest.raises(InputError, match=r"known are .*Genesis"):
+        catalog.games(console="Playstation")
+
+
+def test_every_game_is_labelled_in_the_vocabulary() -> None:
+    table = catalog.table()
+    assert list(table["game"]) == list(catalog.integrations())
+    assert not table.isna().any().any()
+    for column, words in LABEL_WORDS.items():
+        assert set(table[column]) <= words, column
+    assert table["confidence"].between(0, 1).all()
+    assert (table.loc[table["motion"] == "unknown", "confidence"] == 0).all()
+    assert (table["motion"] != "unknown").sum() >= 974
+
+
+def test_games_answers_combinations_of_labels() -> None:
+    side_platformers = catalog.games(console="Nes", view="side", motion="platformer")
+    assert {"SuperMarioBros-Nes", "AdventureIslandII-Nes"} <= set(side_platformers)
+    assert "1942-Nes" not in side_platformers
+    assert catalog.games(motion="pong", playable=True) == ["Breakout-Atari2600", "Pong-Atari2600"]
+    with pytest.raises(InputError, match="no game has motion 'dancing'"):
+        catalog.games(motion="dancing")

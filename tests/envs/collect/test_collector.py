@@ -1,4 +1,4 @@
-"""Collecting with real actors on real games: the same frames whatever the workers, nothing lost when one is killed."""
+"""Collection with real actors on real games: equal frames for any number of workers."""
 
 import os
 import sys

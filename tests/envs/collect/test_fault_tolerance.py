@@ -1,4 +1,4 @@
-"""Collecting while things break: workers are killed or hang, games fail, the disk is full, nodes come and go."""
+"""Collection under faults: killed and hung workers, failing games, a full disk, lost nodes."""
 
 import os
 import resource
@@ -65,7 +65,7 @@ def test_a_killed_worker_is_replaced_and_its_episode_played_again(
 def test_a_hung_worker_is_killed_and_its_episode_played_again(
     undisturbed: Path, tmp_path: Path
 ) -> None:
-    """SIGSTOP to an actor while it plays: it answers nothing any more, not even a polite request to end."""
+    """SIGSTOP to an actor while it plays: it answers nothing, not even a request to end."""
     done = threading.Event()
     stopped: list[int] = []
 
@@ -145,7 +145,7 @@ if __name__ == "__main__":
 
 
 def test_a_killed_run_is_completed_by_the_next(undisturbed: Path, tmp_path: Path) -> None:
-    """SIGKILL to the driver while its actors play: at most the open episodes are played again, and none is doubled."""
+    """SIGKILL to the driver: at most the running episodes are played again, none is doubled."""
     folder = tmp_path / "set"
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
@@ -173,7 +173,8 @@ def test_a_killed_run_is_completed_by_the_next(undisturbed: Path, tmp_path: Path
 
 FULL = """
 import resource, signal, sys
-from envs.collect.policies import RandomPolicy; from envs.collect.worker import EpisodeKey, play_episode
+from envs.collect.policies import RandomPolicy
+from envs.collect.worker import EpisodeKey, play_episode
 from envs.episodes import EpisodeWriter
 import envs
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -210,11 +211,13 @@ prepare_ray_environment(local=True)
 import ray
 from ray.cluster_utils import Cluster
 from envs.collect import collect
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
+head = {"num_cpus": 1, "object_store_memory": 100_000_000}
+cluster = Cluster(initialize_head=True, head_node_args=head)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 done = []
 def work():
-    done.append(collect(["Airstriker-Genesis"], sys.argv[1], episodes=12, steps=300, workers=3, progress=False))
+    options = {"episodes": 12, "steps": 300, "workers": 3, "progress": False}
+    done.append(collect(["Airstriker-Genesis"], sys.argv[1], **options))
 thread = threading.Thread(target=work)
 thread.start()
 node = cluster.add_node(num_cpus=2, object_store_memory=100_000_000)
@@ -233,7 +236,7 @@ cluster.shutdown()
 
 
 def test_workers_join_with_a_node_and_go_with_it(tmp_path: Path) -> None:
-    """A cluster of its own, in a process of its own: a second node comes while one worker plays, and dies."""
+    """A second node joins a cluster while one worker plays, and dies."""
     ended = subprocess.run(
         [sys.executable, "-c", NODES, str(tmp_path)], capture_output=True, text=True, timeout=150
     )

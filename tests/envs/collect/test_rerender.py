@@ -33,7 +33,7 @@ def test_the_same_play_at_another_size(ray_cluster: None, recorded: Path, tmp_pa
         assert other.frames_THWC.shape == (one.num_frames, 256, 256, 3)
         assert np.array_equal(one.actions, other.actions)
         assert np.array_equal(one.rewards, other.rewards)
-        # Averaging 256x256 down is not quite averaging the screen, but it shows the same moment of the same game.
+        # Averaging 256x256 is not quite averaging the screen, but shows the same moment.
         again = np.stack([letterbox(frame, 64) for frame in other.frames_THWC]).astype(int)
         assert np.abs(again - one.frames_THWC).mean() < 4
         assert (

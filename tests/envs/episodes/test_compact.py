@@ -1,4 +1,4 @@
-"""Merging the files of a data set: no session and no split changes, wherever the process is killed."""
+"""Compaction: no episode and no split changes, wherever the process is killed."""
 
 import multiprocessing
 import os
@@ -131,8 +131,8 @@ def _kill(data: Path, calls: int) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-# Call 1 commits the writer's manifest; 2 and 3 put the first game's merged file and manifest in place, 4 to 7 delete
-# its four files; 8 and 9 are the second game's.
+# Call 1 commits the writer's manifest; 2 and 3 write the first game's merged file and manifest,
+# 4 to 7 delete its four files; 8 and 9 are the second game's.
 @pytest.mark.parametrize("calls", [2, 3, 4, 6, 8, 9, 13])
 def test_killed_at_any_point_the_set_is_whole_and_the_next_run_finishes(
     data: Path, calls: int

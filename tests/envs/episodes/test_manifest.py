@@ -1,4 +1,4 @@
-"""The validation split: one percent, frozen before anything is played, and steady while a set grows."""
+"""The validation split: one percent, decided in advance, stable while a data set grows."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""CoinRun: what is said without its extra, and with it the seven actions, levels, velocity squares and episodes.
+"""CoinRun: errors without its extra; with it actions, levels, velocity squares and episodes.
 
 The tests of the game itself need the extra `coinrun` and are skipped without it.
 """
@@ -47,7 +47,7 @@ LEVEL = {"levels": 1, "start_level": 5}
 
 
 def play(actions: list[int], **options: Any) -> NDArray[np.uint8]:
-    """Frames (len(actions) + 1, 64, 64, 3) of one level, which must not end before the actions do."""
+    """Return the frames (len(actions) + 1, 64, 64, 3) of a level that outlasts the actions."""
     env = envs.make("CoinRun", **{**LEVEL, **options})
     frames = [env.reset(seed=0)[0]]
     for action in actions:
@@ -60,7 +60,7 @@ def play(actions: list[int], **options: Any) -> NDArray[np.uint8]:
 
 
 def speeds(frames_THWC: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(across, up) of the painted squares, relative to standing still: grey levels, positive is right and up."""
+    """Return (across, up) of the painted squares relative to rest: positive is right and up."""
     grey = frames_THWC[:, 5].astype(np.int64)
     return grey[:, 5, 0] - grey[0, 5, 0], grey[:, 18, 0] - grey[0, 18, 0]
 
@@ -142,7 +142,7 @@ def test_a_seed_fixes_the_level_and_with_the_actions_every_frame() -> None:
 
 @needs_game
 def test_the_seven_actions_move_the_way_their_names_say() -> None:
-    """Read from the painted speeds after three steps right of the start, where there is room on both sides."""
+    """Read from the painted speeds three steps right of the start, with room on both sides."""
     away = [RIGHT] * 3 + [NONE] * 12
     signs = {}
     for action, name in enumerate(COINRUN_ACTIONS):
@@ -189,7 +189,7 @@ def test_frame_skip_repeats_an_action_and_the_end_is_final() -> None:
 
 @needs_game
 def test_the_last_frame_shows_the_end_and_not_the_next_level() -> None:
-    """Running right into the first danger or the coin: the last frame resembles the one before it."""
+    """The last frame before a danger or the coin resembles the one before it."""
     env = envs.make("CoinRun", levels=50)
     rewards, generator = [], np.random.default_rng(0)
     env.reset(seed=0)

@@ -1,4 +1,4 @@
-"""Placement on a simulated cluster: nodes of each kind, and kinds that only the head's labels promise."""
+"""Placement on a simulated cluster: nodes of each kind, and kinds promised by the head's labels."""
 
 import json
 import os
@@ -24,12 +24,13 @@ from envs.utils.ray_session import node_resources
 from envs.collect import collect
 from exploration.train import explore
 from worldmodel.config import preset
+from worldmodel.training.config import train_preset
 from worldmodel.training.ray_train import _scaling
-from worldmodel.training.train import train_preset, train
+from worldmodel.training.train import train
 
 model, data, out = sys.argv[1:]
 memory = {"object_store_memory": 100_000_000}
-# The head has more room than all others together: what does not say where it must run would run there.
+# The head has more CPUs than all other nodes, so anything without a placement would run there.
 head = {"num_cpus": 16, "include_dashboard": False, **memory}
 head["labels"] = {LABEL + "rollout": "cpu", LABEL + "serve": "cpu", LABEL + "train": "cpu"}
 cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
@@ -58,7 +59,8 @@ add("rollout")
 playing.join()
 add("train")
 settings = train_preset("tokenizer", "debug", iterations=1, batch_size=2, checkpoint_every=1)
-train("tokenizer", config=preset("debug"), recipe=settings, data=[data], out=out + "/tokenizer", workers=1)
+options = {"data": [data], "out": out + "/tokenizer", "workers": 1}
+train("tokenizer", config=preset("debug"), recipe=settings, **options)
 add("serve", labels={LABEL + "train": "gpu"})
 scaling = _scaling(99)
 told["with gpus"] = [node_resources("train").gpus, scaling.use_gpu, scaling.resources_per_worker]
@@ -75,7 +77,7 @@ cluster.shutdown()
 
 
 def test_processes_run_on_nodes_of_their_kind(tiny_world: Path, tmp_path: Path) -> None:
-    """Nothing that there is a kind of node for runs on the head, also while no such node is there yet."""
+    """Nothing with a kind of its own runs on the head, even before such a node exists."""
     data = record(tmp_path / "recorded", episodes=4, steps=40)
     command = [sys.executable, "-c", SCRIPT, str(tiny_world), data, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
@@ -105,7 +107,7 @@ print("mode", os.environ["RAY_AUTH_MODE"], "token", len(os.environ["RAY_AUTH_TOK
 
 
 def test_a_library_call_starts_ray_as_the_commands_do(tmp_path: Path) -> None:
-    """It asks for a token, which stands in no file: Ray's own would lie in the home folder, for all to read."""
+    """It requires a token that is in no file: Ray would write one to the home folder."""
     home, data = tmp_path / "home", tmp_path / "data"
     home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

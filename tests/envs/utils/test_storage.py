@@ -1,4 +1,4 @@
-"""Data sets in an object store, against a real S3 server on loopback: the same bytes, one writer, named errors."""
+"""Data sets in an object store, on a real S3 server: equal bytes, one writer, clear errors."""
 
 import json
 import time

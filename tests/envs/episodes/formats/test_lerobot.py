@@ -29,7 +29,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def check_lerobot(folder: Path) -> dict[str, Any]:
-    """Check a folder against the documented fields of LeRobotDataset v3.0; its own library needs torchvision."""
+    """Check a folder against the documentation of LeRobotDataset v3.0; its library needs
+    torchvision.
+    """
     info: dict[str, Any] = json.loads((folder / "meta" / "info.json").read_text())
     assert info["codebase_version"] == "v3.0"
     assert info["data_path"] == "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
