@@ -64,7 +64,7 @@ def _flip(data: Path) -> str:
 def _cut(data: Path) -> str:
     file = files(data)[1]
     file.write_bytes(file.read_bytes()[:-1])
-    return "cut short"
+    return "is truncated"
 
 
 def _delete(data: Path) -> str:
@@ -187,7 +187,7 @@ def test_a_manifest_that_contradicts_itself(data: Path) -> None:
     faults = verify(str(data)).faults
     assert f"episode {first}" in faults[raw["shards"][1]["path"]]
     assert f"episode {lost} is in no split" in faults[raw["shards"][2]["path"]]
-    assert "Kangaroo-Atari2600 has 4 sessions and none for validation" in faults[manifest.NAME]
+    assert "Kangaroo-Atari2600 has 4 episodes and none for validation" in faults[manifest.NAME]
 
 
 def test_stray_files_are_told_apart(data: Path) -> None:
