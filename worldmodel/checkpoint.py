@@ -26,7 +26,9 @@ from envs.utils.atomic_io import file_sha256, new_folder, write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 
-if TYPE_CHECKING:  # the functions below import them themselves: saving a whole model needs this module in turn
+if (
+    TYPE_CHECKING
+):  # the functions below import them themselves: saving a whole model needs this module in turn
     pass
 
 
@@ -124,10 +126,14 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         raise InputError(f"{path}: no such checkpoint folder")
     manifest = _read_json(path / "manifest.json")
     if manifest.get("format") != FORMAT:
-        raise InputError(f"{path}: not a training checkpoint of this version (format {manifest.get('format')!r})")
+        raise InputError(
+            f"{path}: not a training checkpoint of this version (format {manifest.get('format')!r})"
+        )
     hashes = manifest.get("sha256")
     if not isinstance(hashes, dict):
-        raise InputError(f"{path / 'manifest.json'} holds no hashes: the checkpoint is damaged; {_advice(path)}")
+        raise InputError(
+            f"{path / 'manifest.json'} holds no hashes: the checkpoint is damaged; {_advice(path)}"
+        )
     for name in sorted({*_FILES, *hashes}):
         file = path / name
         if not file.is_file() or file_sha256(file) != hashes.get(name):
@@ -142,7 +148,9 @@ def remove_partial_checkpoints(run: Path) -> None:
         shutil.rmtree(folder)
     for folder in (run / "checkpoints").glob("step-*"):
         if not (folder / "manifest.json").exists():
-            console.print(f"{folder} is incomplete (it has no manifest.json) and is left out", soft_wrap=True)
+            console.print(
+                f"{folder} is incomplete (it has no manifest.json) and is left out", soft_wrap=True
+            )
 
 
 def _name(step: int | None) -> str:
@@ -162,7 +170,10 @@ def _advice(path: Path) -> str:
                 open_checkpoint(other)
             except InputError:
                 continue
-            damaged = [f"{path.name}", *(folder.name for folder in reversed(older[len(older) - number :]))]
+            damaged = [
+                f"{path.name}",
+                *(folder.name for folder in reversed(older[len(older) - number :])),
+            ]
             these = "this folder" if number == 0 else f"the damaged {', '.join(sorted(damaged))}"
             return f"to go on from the one before it, {other.name}, delete {these}"
     return "there is no earlier one beside it"
@@ -179,7 +190,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: the checkpoint is incomplete; {_advice(path.parent)}") from error
+        raise InputError(
+            f"{path} is missing: the checkpoint is incomplete; {_advice(path.parent)}"
+        ) from error
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); {_advice(path.parent)}") from error
     if not isinstance(value, dict):

@@ -52,7 +52,9 @@ def load_upscaler(path: Path | str, device: torch.device | str = "cpu") -> Upsca
     """
     found = open_checkpoint(path)
     if found.component != "upscaler":
-        raise InputError(f"{found.path} holds a {found.component}, not an upscaler: give another path")
+        raise InputError(
+            f"{found.path} holds a {found.component}, not an upscaler: give another path"
+        )
     upscaler = Upscaler(upscaler_config(found.state["recipe"]["upscaler"]))
     load_weights(upscaler, found.exported(), found.path)
     return upscaler.to(device).eval()
@@ -75,7 +77,9 @@ def _load(kind: Any, component: str, path: Path | str, device: torch.device | st
     return module.to(device).eval()
 
 
-def _component(path: Path, component: str) -> tuple[dict[str, Tensor], WorldModelConfig, str | None]:
+def _component(
+    path: Path, component: str
+) -> tuple[dict[str, Tensor], WorldModelConfig, str | None]:
     """A component's weights and configuration, hashes checked, and the hash of the tokenizer that it was trained on."""
 
     if (path / f"{component}.safetensors").exists():
@@ -84,23 +88,37 @@ def _component(path: Path, component: str) -> tuple[dict[str, Tensor], WorldMode
     found = open_checkpoint(path)
     config = WorldModelConfig.from_dict(found.state["config"])
     if found.state.get("joint_lam") and component in ("lam", "dynamics"):
-        return _joint_part(found.exported(), component, config), config, found.state.get("tokenizer_sha256")
+        return (
+            _joint_part(found.exported(), component, config),
+            config,
+            found.state.get("tokenizer_sha256"),
+        )
     if found.component != component:
-        raise InputError(f"{found.path} holds a {found.component}, not a {component}: give another path")
+        raise InputError(
+            f"{found.path} holds a {found.component}, not a {component}: give another path"
+        )
     return found.exported(), config, found.state.get("tokenizer_sha256")
 
 
-def _joint_part(weights: dict[str, Tensor], component: str, config: WorldModelConfig) -> dict[str, Tensor]:
+def _joint_part(
+    weights: dict[str, Tensor], component: str, config: WorldModelConfig
+) -> dict[str, Tensor]:
     """The weights of one part of a joint run. Its LAM changed to the last step: the dynamics learns the hash here."""
 
     parts = {
-        part: {name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(f"{part}.")}
+        part: {
+            name.removeprefix(f"{part}."): value
+            for name, value in weights.items()
+            if name.startswith(f"{part}.")
+        }
         for part in ("lam", "dynamics")
     }
     if component == "dynamics":
         lam = LatentActionModel(config)
         load_weights(lam, parts["lam"], "lam")
-        parts["dynamics"]["lam_hash"] = torch.tensor(list(bytes.fromhex(encoder_sha256(lam))), dtype=torch.uint8)
+        parts["dynamics"]["lam_hash"] = torch.tensor(
+            list(bytes.fromhex(encoder_sha256(lam))), dtype=torch.uint8
+        )
     return parts[component]
 
 

@@ -36,7 +36,9 @@ class Generator(Protocol):
 
 def _check_pair(x: Tensor, y: Tensor) -> None:
     if x.shape != y.shape or x.ndim < 3:
-        raise InputError(f"frames of shape {tuple(x.shape)} and {tuple(y.shape)} cannot be compared: make them equal")
+        raise InputError(
+            f"frames of shape {tuple(x.shape)} and {tuple(y.shape)} cannot be compared: make them equal"
+        )
 
 
 def decibels(mse: Tensor) -> Tensor:
@@ -83,7 +85,9 @@ def frame_ssim(x: Tensor, y: Tensor) -> Tensor:
     """
     _check_pair(x, y)
     if min(x.shape[-2:]) < 11:
-        raise InputError(f"frames of {tuple(x.shape[-2:])} pixels are smaller than the SSIM window of 11x11")
+        raise InputError(
+            f"frames of {tuple(x.shape[-2:])} pixels are smaller than the SSIM window of 11x11"
+        )
     lead = x.shape[:-2]
     x, y = x.float().reshape(-1, 1, *x.shape[-2:]), y.float().reshape(-1, 1, *y.shape[-2:])
     offsets = torch.arange(11, dtype=x.dtype, device=x.device) - 5
@@ -93,7 +97,11 @@ def frame_ssim(x: Tensor, y: Tensor) -> Tensor:
     planes = F.conv2d(F.conv2d(planes, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = planes.chunk(5)
     c1, c2 = 0.01**2, 0.03**2
-    variance_x, variance_y, covariance = mean_xx - mean_x**2, mean_yy - mean_y**2, mean_xy - mean_x * mean_y
+    variance_x, variance_y, covariance = (
+        mean_xx - mean_x**2,
+        mean_yy - mean_y**2,
+        mean_xy - mean_x * mean_y,
+    )
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
     return similarity.mean((-3, -2, -1)).reshape(lead).mean(-1)
@@ -176,10 +184,14 @@ class GaussianFit:
 
     def _check(self) -> None:
         if self.count < 2:
-            raise InputError(f"a Frechet distance needs at least 2 frames on each side, here are {self.count}")
+            raise InputError(
+                f"a Frechet distance needs at least 2 frames on each side, here are {self.count}"
+            )
 
 
-def gaussian_distance(mean_x: Tensor, covariance_x: Tensor, mean_y: Tensor, covariance_y: Tensor) -> float:
+def gaussian_distance(
+    mean_x: Tensor, covariance_x: Tensor, mean_y: Tensor, covariance_y: Tensor
+) -> float:
     """Squared Frechet distance of two Gaussians: |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), in float64.
 
     The trace of the root is the sum of the roots of the eigenvalues of S_x^(1/2) S_y S_x^(1/2), which is symmetric, so
@@ -189,7 +201,9 @@ def gaussian_distance(mean_x: Tensor, covariance_x: Tensor, mean_y: Tensor, cova
     root_x = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     product = torch.linalg.eigvalsh(root_x @ covariance_y.double() @ root_x)
     trace = covariance_x.diagonal().double().sum() + covariance_y.diagonal().double().sum()
-    distance = (mean_x - mean_y).double().square().sum() + trace - 2 * product.clamp_min(0).sqrt().sum()
+    distance = (
+        (mean_x - mean_y).double().square().sum() + trace - 2 * product.clamp_min(0).sqrt().sum()
+    )
     return max(distance.item(), 0.0)
 
 
@@ -226,7 +240,9 @@ def delta_psnr(
     with these settings and a generator of this seed. `groups_B`: episode of each window, see `estimate`.
     """
     if frames_BTCHW.shape[1] < context + t or actions_BT.shape[1] < context + t - 1:
-        raise InputError(f"delta-PSNR at t={t} needs {context + t} frames a window, here are {frames_BTCHW.shape[1]}")
+        raise InputError(
+            f"delta-PSNR at t={t} needs {context + t} frames a window, here are {frames_BTCHW.shape[1]}"
+        )
     given, truth = frames_BTCHW[:, :context], frames_BTCHW[:, context + t - 1]
     count = t if predicted_BFCHW is None else predicted_BFCHW.shape[1]
     actions = actions_BT[:, : context + count - 1]
@@ -234,7 +250,9 @@ def delta_psnr(
 
     def predict(branch: Tensor) -> Tensor:
         generator = torch.Generator(actions.device).manual_seed(seed)
-        return model.generate(given, branch, steps=steps, mode=mode, temperature=temperature, generator=generator)
+        return model.generate(
+            given, branch, steps=steps, mode=mode, temperature=temperature, generator=generator
+        )
 
     true_branch = predict(actions) if predicted_BFCHW is None else predicted_BFCHW
     random_branch = predict(replaced)
@@ -244,5 +262,7 @@ def delta_psnr(
 
 def random_actions(actions_BT: Tensor, context: int, seed: int, action_count: int) -> Tensor:
     """The actions with those into predicted frames replaced by uniformly random ones, drawn from the seed. (B, T)."""
-    drawn = torch.randint(action_count, actions_BT.shape, generator=torch.Generator().manual_seed(seed)).to(actions_BT)
+    drawn = torch.randint(
+        action_count, actions_BT.shape, generator=torch.Generator().manual_seed(seed)
+    ).to(actions_BT)
     return torch.cat([actions_BT[:, : context - 1], drawn[:, context - 1 :]], dim=1)

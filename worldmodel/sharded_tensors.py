@@ -11,7 +11,9 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors on the CPU; all ranks that share them must ask."""
-    return {name: full_tensor(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+    return {
+        name: full_tensor(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()
+    }
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:

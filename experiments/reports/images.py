@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from worldmodel.data.batch import to_float_frames
 from numpy.typing import NDArray
 
 from envs.utils.images import GAP, Frames, enlarged, png
@@ -37,9 +38,7 @@ def predict(
 
 def load_float_frames(frames_THWC: Frames) -> torch.Tensor:
     """Convert uint8 THWC to the model's float32 1TCHW in [0, 1]."""
-    return (
-        torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2)[None].float() / 255
-    )
+    return to_float_frames(torch.from_numpy(np.ascontiguousarray(frames_THWC)))[None]
 
 
 def picture_frames(frames_1TCHW: torch.Tensor) -> Frames:

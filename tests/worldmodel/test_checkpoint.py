@@ -37,7 +37,12 @@ def trained_tokenizer() -> tuple[Tokenizer, torch.optim.Optimizer]:
 def save(run: Path, step: int, keep_last: int = 9) -> Path:
     tokenizer, optimizer = trained_tokenizer()
     tensors, groups = training_state(tokenizer, optimizer)
-    state = {"step": step, "component": "tokenizer", "config": preset("debug").to_dict(), "optimizer": groups}
+    state = {
+        "step": step,
+        "component": "tokenizer",
+        "config": preset("debug").to_dict(),
+        "optimizer": groups,
+    }
     return checkpoint.save_checkpoint(run, state, tensors, keep_last=keep_last)
 
 
@@ -63,14 +68,19 @@ def test_weights_and_optimizer_come_back_bit_for_bit(tmp_path: Path) -> None:
 def test_newest_complete_one_wins_and_only_the_last_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 200):
         save(tmp_path, step, keep_last=2)
-    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000010", "step-00000200"]
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
+        "step-00000010",
+        "step-00000200",
+    ]
     (tmp_path / "checkpoints/step-00000200/manifest.json").unlink()
     assert checkpoint.open_checkpoint(tmp_path).step == 10
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: Path, name: str, damage: str) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(
+    tmp_path: Path, name: str, damage: str
+) -> None:
     save(tmp_path, 10)
     file = save(tmp_path, 20) / name
     content = bytearray(file.read_bytes())
@@ -142,7 +152,9 @@ def test_a_pickle_in_place_of_weights_is_refused_unread(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["shape", "missing", "extra", "type"])
 def test_another_architecture_is_refused_and_nothing_is_copied(change: str) -> None:
-    weights = {name: value.clone() + 1 for name, value in Tokenizer(preset("debug")).state_dict().items()}
+    weights = {
+        name: value.clone() + 1 for name, value in Tokenizer(preset("debug")).state_dict().items()
+    }
     last = list(weights)[-1]
     if change == "shape":
         weights[last] = torch.zeros(*weights[last].shape, 2)
@@ -247,6 +259,8 @@ assert len(list((run / "checkpoints").iterdir())) == 2
 
 
 def test_a_save_killed_at_20_random_points_leaves_the_newest_complete_one(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED_SAVES, tmp_path], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_SAVES, tmp_path], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("survived") == 20

@@ -22,7 +22,9 @@ def test_psnr_is_the_mean_of_the_frames_values_not_of_their_errors() -> None:
 def test_identical_frames_have_the_capped_psnr() -> None:
     x = torch.rand(2, 3, 16, 16)
     assert metrics.psnr(x, x) == pytest.approx(metrics.PSNR_CAP, abs=1e-4)
-    assert metrics.psnr(torch.zeros(3, 8, 8), torch.full((3, 8, 8), 0.5 / 255)) == pytest.approx(54.15, abs=0.01)
+    assert metrics.psnr(torch.zeros(3, 8, 8), torch.full((3, 8, 8), 0.5 / 255)) == pytest.approx(
+        54.15, abs=0.01
+    )
 
 
 def test_frames_of_different_shape_are_refused() -> None:
@@ -42,7 +44,10 @@ def ssim_loop(x: np.ndarray, y: np.ndarray) -> float:
                 a = x[channel, row : row + 11, column : column + 11]
                 b = y[channel, row : row + 11, column : column + 11]
                 mean_a, mean_b = (window * a).sum(), (window * b).sum()
-                var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
+                var_a, var_b = (
+                    (window * (a - mean_a) ** 2).sum(),
+                    (window * (b - mean_b) ** 2).sum(),
+                )
                 covariance = (window * (a - mean_a) * (b - mean_b)).sum()
                 top = (2 * mean_a * mean_b + 1e-4) * (2 * covariance + 9e-4)
                 values.append(top / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4)))
@@ -54,7 +59,9 @@ def test_ssim_equals_a_plain_loop() -> None:
     x = noise.random((2, 3, 18, 20))
     y = np.clip(x + 0.2 * noise.standard_normal(x.shape), 0, 1)
     expected = np.mean([ssim_loop(a, b) for a, b in zip(x, y, strict=True)])
-    assert metrics.ssim(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(expected, abs=1e-4)
+    assert metrics.ssim(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(
+        expected, abs=1e-4
+    )
     assert metrics.ssim(torch.from_numpy(x), torch.from_numpy(x)) == pytest.approx(1, abs=1e-5)
 
 
@@ -77,7 +84,9 @@ def test_frechet_distance_of_gaussians_is_the_closed_form() -> None:
     """Diagonal covariances: sum of (m_x - m_y)^2 + (s_x - s_y)^2 over dimensions."""
     mean_x, mean_y = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 1.0, 0.0])
     scale_x, scale_y = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([3.0, 2.0, 0.25])
-    distance = metrics.gaussian_distance(mean_x, scale_x.square().diag(), mean_y, scale_y.square().diag())
+    distance = metrics.gaussian_distance(
+        mean_x, scale_x.square().diag(), mean_y, scale_y.square().diag()
+    )
     assert distance == pytest.approx(1 + 4 + 4 + 0.0625, rel=1e-9)
 
 
@@ -89,7 +98,9 @@ def test_frechet_distance_equals_scipys_matrix_root(count: int) -> None:
     y = torch.randn(count + 5, 24, dtype=torch.float64) * 2 + 0.3
     cov_x, cov_y = np.cov(x.numpy().T), np.cov(y.numpy().T)
     root = scipy.linalg.sqrtm(cov_x @ cov_y + (1e-12 if count < 24 else 0) * np.eye(24))
-    expected = ((x.mean(0) - y.mean(0)) ** 2).sum().item() + np.trace(cov_x + cov_y - 2 * np.real(root))
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum().item() + np.trace(
+        cov_x + cov_y - 2 * np.real(root)
+    )
     assert metrics.frechet_distance(x, y) == pytest.approx(expected, rel=1e-5)
     assert metrics.frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
 
@@ -106,7 +117,9 @@ def test_fits_of_parts_merge_into_the_fit_of_the_whole(cut: int, dimensions: int
     real.add(others)
     assert first.count == 40
     assert first.distance(real) == pytest.approx(whole.distance(real), rel=1e-9)
-    assert first.distance(real) == pytest.approx(metrics.gaussian_distance(*first.moments(), *real.moments()), rel=1e-6)
+    assert first.distance(real) == pytest.approx(
+        metrics.gaussian_distance(*first.moments(), *real.moments()), rel=1e-6
+    )
     for merged, expected in zip(first.moments(), whole.moments(), strict=True):
         torch.testing.assert_close(merged, expected)
 
@@ -128,9 +141,13 @@ class ActionPainter:
     def __init__(self) -> None:
         self.calls: list[dict] = []
 
-    def generate(self, frames, actions, *, steps=25, temperature=1.0, mode="one_pass", generator=None):
+    def generate(
+        self, frames, actions, *, steps=25, temperature=1.0, mode="one_pass", generator=None
+    ):
         noise = torch.rand(4, generator=generator)
-        self.calls.append({"steps": steps, "mode": mode, "noise": noise, "actions": actions, "frames": frames})
+        self.calls.append(
+            {"steps": steps, "mode": mode, "noise": noise, "actions": actions, "frames": frames}
+        )
         new = actions[:, frames.shape[1] - 1 :].float() / 10
         return new[:, :, None, None, None].expand(-1, -1, 3, 16, 16)
 
@@ -163,13 +180,17 @@ def test_delta_psnr_of_a_model_that_ignores_actions_is_zero() -> None:
         def generate(self, frames, actions, **options):
             return super().generate(frames, torch.zeros_like(actions), **options)
 
-    result = metrics.delta_psnr(Ignorant(), torch.rand(3, 6, 3, 16, 16), torch.randint(5, (3, 5)), t=4, steps=2)
+    result = metrics.delta_psnr(
+        Ignorant(), torch.rand(3, 6, 3, 16, 16), torch.randint(5, (3, 5)), t=4, steps=2
+    )
     assert result.mean == 0
 
 
 def test_delta_psnr_refuses_windows_that_are_too_short() -> None:
     with pytest.raises(InputError, match="needs 6 frames"):
-        metrics.delta_psnr(ActionPainter(), torch.rand(1, 5, 3, 16, 16), torch.zeros(1, 4, dtype=torch.long), t=4)
+        metrics.delta_psnr(
+            ActionPainter(), torch.rand(1, 5, 3, 16, 16), torch.zeros(1, 4, dtype=torch.long), t=4
+        )
 
 
 def test_features_are_named_after_their_network_and_tell_images_apart(tmp_path) -> None:

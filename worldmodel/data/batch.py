@@ -49,5 +49,6 @@ class Batch:
 
 
 def to_float_frames(frames_BTHWC: Tensor) -> Tensor:
-    """Convert stored uint8 frames to float32 frames_BTCHW in [0, 1], on the same device."""
-    return frames_BTHWC.movedim(-1, -3).float().div_(255)
+    """Convert stored uint8 frames (..., H, W, C) to float32 (..., C, H, W) in [0, 1]."""
+    # Rearranged as bytes, a quarter of what they are as floats.
+    return frames_BTHWC.movedim(-1, -3).contiguous().float().div_(255)

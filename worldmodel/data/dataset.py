@@ -14,7 +14,7 @@ class Dataset(ABC):
     manifest_hash: str
     """Names the samples and their order: a run resumes only on a dataset with the same one."""
     provides: frozenset[str]
-    """Fields of its batches: frames, actions, tokens, latent_actions, small_frames, large_frames."""
+    """Fields of its batches: frames, actions, tokens, latent_actions, small_ and large_frames."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -40,5 +40,5 @@ class Dataset(ABC):
             return np.arange(len(self))
         return np.arange(count) * len(self) // count
 
-    def close(self) -> None:
-        """Stop reading ahead. Most datasets have nothing to stop."""
+    def close(self) -> None:  # noqa: B027 - most datasets have nothing to stop
+        """Stop reading ahead."""

@@ -32,7 +32,9 @@ def count_codes(tokens_BThw: Tensor, frames_BTCHW: Tensor, codes: int) -> Tensor
     Counts of parts of a set add up, see `static_token_stats`.
     """
     moving, later = moving_patches(frames_BTCHW, tokens_BThw.shape[-1]), tokens_BThw[:, 1:]
-    return torch.stack([torch.bincount(later[where], minlength=codes) for where in (~moving, moving)])
+    return torch.stack(
+        [torch.bincount(later[where], minlength=codes) for where in (~moving, moving)]
+    )
 
 
 def static_token_stats(counts_2K: Tensor) -> dict[str, float]:

@@ -27,7 +27,13 @@ from worldmodel.evaluation.codebook_stats import static_token_stats
 from worldmodel.evaluation.external_predictions import ExternalPredictions, export_windows
 from worldmodel.evaluation.feature_networks import feature_network, network_name
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
-from worldmodel.evaluation.window_metrics import MODEL_AND_BASELINE, Scores, Settings, concat_scores, measure_windows
+from worldmodel.evaluation.window_metrics import (
+    MODEL_AND_BASELINE,
+    Scores,
+    Settings,
+    concat_scores,
+    measure_windows,
+)
 from worldmodel.models.genie import WorldModel
 from worldmodel.statistics import estimate
 
@@ -83,13 +89,20 @@ def evaluate(
     settings = Settings(**options)
     with tempfile.TemporaryDirectory() as temporary:
         length = settings.context + settings.horizon
-        clips = ClipDataset(data, cache_dir or temporary, length=length, stride=settings.stride, split=split)
+        clips = ClipDataset(
+            data, cache_dir or temporary, length=length, stride=settings.stride, split=split
+        )
         batches = plan_batches(clips, settings, limit)
         sources = ([str(uri) for uri in data], str(cache_dir or temporary), split)
         how = EvalWorker(model, settings, sources, str(inception) if inception else None, distance)
         games = _gather(how, clips, batches, workers)
     result = {
-        "settings": {**settings.__dict__, "split": split, "limit": limit, "data": [str(uri) for uri in data]},
+        "settings": {
+            **settings.__dict__,
+            "split": split,
+            "limit": limit,
+            "data": [str(uri) for uri in data],
+        },
         "distance_name": network_name(inception) if distance else None,
         "overall": summarise(concat_scores(list(games.values())), settings),
         "games": {game: summarise(scores, settings) for game, scores in games.items()},
@@ -120,17 +133,27 @@ class EvalWorker:
     inception: str | None
     distance: bool
 
-    def score(self, batches: Sequence[EvalBatch], clips: ClipDataset | None = None) -> Iterator[Scores]:
+    def score(
+        self, batches: Sequence[EvalBatch], clips: ClipDataset | None = None
+    ) -> Iterator[Scores]:
         """The scores of batches, in their order."""
         if clips is None:
             length = self.settings.context + self.settings.horizon
             uris, cache, split = self.sources
-            clips = ClipDataset(uris, cache, length=length, stride=self.settings.stride, split=split)
-        device = "cpu" if isinstance(self.model, ExternalPredictions) else str(next(self.model.parameters()).device)
+            clips = ClipDataset(
+                uris, cache, length=length, stride=self.settings.stride, split=split
+            )
+        device = (
+            "cpu"
+            if isinstance(self.model, ExternalPredictions)
+            else str(next(self.model.parameters()).device)
+        )
         network = feature_network(self.inception, device) if self.distance else None
         for batch in batches:
             yield measure_windows(
-                self.model if isinstance(self.model, ExternalPredictions) else self.model.for_game(batch.game),
+                self.model
+                if isinstance(self.model, ExternalPredictions)
+                else self.model.for_game(batch.game),
                 clips,
                 batch.window_ids,
                 self.settings,
@@ -143,11 +166,15 @@ class EvalWorker:
 def _score_elsewhere(scorer: EvalWorker, batches: Sequence[EvalBatch]) -> list[Scores]:
     """What a Ray worker does, on its GPU where it was given one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = scorer.model if isinstance(scorer.model, ExternalPredictions) else scorer.model.to(device)
+    model = (
+        scorer.model if isinstance(scorer.model, ExternalPredictions) else scorer.model.to(device)
+    )
     return list(dataclasses.replace(scorer, model=model).score(batches))
 
 
-def _gather(scorer: EvalWorker, clips: ClipDataset, batches: Sequence[EvalBatch], workers: int) -> dict[str, Scores]:
+def _gather(
+    scorer: EvalWorker, clips: ClipDataset, batches: Sequence[EvalBatch], workers: int
+) -> dict[str, Scores]:
     """The scores of each game, its batches joined in their order wherever they were scored.
 
     Statistics of the distance are summed up as they come, so that a large test set needs no more memory.
@@ -166,7 +193,10 @@ def _gather(scorer: EvalWorker, clips: ClipDataset, batches: Sequence[EvalBatch]
 
 def _spread(scorer: EvalWorker, batches: Sequence[EvalBatch], workers: int) -> Iterator[Scores]:
     """`EvalWorker.score` on Ray workers, a few batches a task, in the batches' order."""
-    gpu = not isinstance(scorer.model, ExternalPredictions) and next(scorer.model.parameters()).device.type == "cuda"
+    gpu = (
+        not isinstance(scorer.model, ExternalPredictions)
+        and next(scorer.model.parameters()).device.type == "cuda"
+    )
     model = scorer.model.to("cpu") if gpu else scorer.model  # type: ignore[union-attr]
     size = max(1, min(16, len(batches) // (4 * workers)))
     early: dict[int, list[Scores]] = {}
@@ -199,7 +229,12 @@ def plan_batches(clips: ClipDataset, settings: Settings, limit: int | None) -> l
 
 
 def export(
-    root: str | Path, data: Sequence[str | Path], *, split: str | None = None, limit: int | None = None, **options: Any
+    root: str | Path,
+    data: Sequence[str | Path],
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    **options: Any,
 ) -> int:
     """Write the windows that `evaluate` scores with these settings for a peer, see `worldmodel.evaluation.external_predictions`; their number.
 
@@ -233,7 +268,9 @@ def plan_windows(clips: ClipDataset, limit: int | None) -> dict[str, np.ndarray]
     short = [game for game, window_ids in of_game.items() if not window_ids]
     if short or not of_game:
         named = ", ".join(short) or "the data"
-        raise InputError(f"no episode of {named} has the {clips.length} frames of a window: give longer ones")
+        raise InputError(
+            f"no episode of {named} has the {clips.length} frames of a window: give longer ones"
+        )
     if limit is not None and limit < 1:
         raise InputError(f"limit = {limit}: must be 1 or more")
     plan = {}
@@ -255,14 +292,20 @@ def summarise(scores: Scores, settings: Settings) -> dict[str, Any]:
         by_step = {name: values.nanmean(0) for name, values in scores.frames[side].items()}
         sides[side] = {
             "one_step": {name: _number(values[0]) for name, values in by_step.items()},
-            "mean": {name: _number(values.nanmean()) for name, values in scores.frames[side].items()},
-            "by_step": {name: [_number(value) for value in values] for name, values in by_step.items()},
+            "mean": {
+                name: _number(values.nanmean()) for name, values in scores.frames[side].items()
+            },
+            "by_step": {
+                name: [_number(value) for value in values] for name, values in by_step.items()
+            },
             "distance": scores.fits[side].distance(scores.fits["real"]) if scores.fits else None,
         }
     return {
         "windows": len(scores.sessions),
         "episodes": len(numbers),
-        "reconstruction": {name: _number(values.nanmean()) for name, values in scores.reconstruction.items()},
+        "reconstruction": {
+            name: _number(values.nanmean()) for name, values in scores.reconstruction.items()
+        },
         "background": {name: _number(value) for name, value in background.items()},
         **sides,
         "delta_psnr": {

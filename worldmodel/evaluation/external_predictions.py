@@ -24,6 +24,7 @@ from torch import Tensor
 
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
+from worldmodel.data.batch import to_float_frames
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.metrics import frame_psnr, random_actions
 
@@ -54,12 +55,16 @@ class ExternalPredictions:
         shape, films, deltas = truth_BFCHW.shape, [], []
         for window_id, truth_FCHW in zip(window_ids.tolist(), truth_BFCHW, strict=True):
             folder = window_folder(self.root, clips, window_id)
-            film = torch.stack([read_frame(folder / f"frame-{k:03d}.png", shape[-2:]) for k in range(shape[1])])
+            film = torch.stack(
+                [read_frame(folder / f"frame-{k:03d}.png", shape[-2:]) for k in range(shape[1])]
+            )
             films.append(film)
             random, t = folder / f"random-{delta_t - 1:03d}.png", delta_t - 1
             delta = torch.tensor(torch.nan)
             if random.exists():
-                delta = frame_psnr(truth_FCHW[t], film[t]) - frame_psnr(truth_FCHW[t], read_frame(random, shape[-2:]))
+                delta = frame_psnr(truth_FCHW[t], film[t]) - frame_psnr(
+                    truth_FCHW[t], read_frame(random, shape[-2:])
+                )
             deltas.append(delta)
         return torch.stack(films), torch.stack(deltas)
 
@@ -69,16 +74,27 @@ def read_frame(file: Path, size: tuple[int, ...]) -> Tensor:
     try:
         pixels = np.asarray(Image.open(file).convert("RGB"))
     except FileNotFoundError as error:
-        raise InputError(f"{file} is missing: a peer's folder holds every predicted frame of every window") from error
+        raise InputError(
+            f"{file} is missing: a peer's folder holds every predicted frame of every window"
+        ) from error
     except OSError as error:
         raise InputError(f"{file}: no picture ({error})") from error
     if pixels.shape[:2] != tuple(size):
-        raise InputError(f"{file}: expected {size[1]}x{size[0]} pixels, got {pixels.shape[1]}x{pixels.shape[0]}")
-    return torch.from_numpy(pixels.copy()).movedim(-1, 0) / 255
+        raise InputError(
+            f"{file}: expected {size[1]}x{size[0]} pixels, got {pixels.shape[1]}x{pixels.shape[0]}"
+        )
+    return to_float_frames(torch.from_numpy(pixels.copy()))
 
 
 def export_windows(
-    root: Path, clips: ClipDataset, window_ids: np.ndarray, *, context: int, delta_t: int, seed: int, action_count: int
+    root: Path,
+    clips: ClipDataset,
+    window_ids: np.ndarray,
+    *,
+    context: int,
+    delta_t: int,
+    seed: int,
+    action_count: int,
 ) -> None:
     """Write windows as the layout above says."""
     batch = clips.batch(window_ids)
@@ -88,7 +104,9 @@ def export_windows(
         folder = window_folder(root, clips, window_id)
         folder.mkdir(parents=True, exist_ok=True)
         for place, pixels in enumerate(batch.frames_BTHWC[number].numpy()):
-            name = f"given-{place:03d}.png" if place < context else f"truth-{place - context:03d}.png"
+            name = (
+                f"given-{place:03d}.png" if place < context else f"truth-{place - context:03d}.png"
+            )
             Image.fromarray(pixels).save(folder / name)
         told: dict[str, Any] = {
             "game": clips.window_game(window_id),

@@ -38,7 +38,9 @@ class FeatureNetwork:
     extract: Callable[[Tensor], Tensor]
 
 
-def feature_network(inception: Path | str | None = None, device: str = "cpu") -> FeatureNetwork | None:
+def feature_network(
+    inception: Path | str | None = None, device: str = "cpu"
+) -> FeatureNetwork | None:
     """The network to use: Inception where its file is given, else EfficientNet-Lite0, else None (nothing to report).
 
     Raises InputError where `inception` is not a TorchScript file that maps images to 2,048 features.
@@ -48,7 +50,9 @@ def feature_network(inception: Path | str | None = None, device: str = "cpu") ->
     weights = efficientnet_weights()
     if weights is None:
         return None
-    return FeatureNetwork(str(network_name()), 1280, EfficientNetLite0.load(weights).to(device).eval())
+    return FeatureNetwork(
+        str(network_name()), 1280, EfficientNetLite0.load(weights).to(device).eval()
+    )
 
 
 def network_name(inception: Path | str | None = None) -> str | None:
@@ -71,7 +75,9 @@ def _inception(path: Path, device: str) -> FeatureNetwork:
     try:
         network = torch.jit.load(str(path), map_location=device).eval()
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: not a TorchScript file ({str(error).splitlines()[0]}): give Inception's") from error
+        raise InputError(
+            f"{path}: not a TorchScript file ({str(error).splitlines()[0]}): give Inception's"
+        ) from error
 
     @torch.no_grad()
     def extract(frames: Tensor) -> Tensor:
@@ -84,7 +90,9 @@ def _inception(path: Path, device: str) -> FeatureNetwork:
             f"{path}: must take uint8 images and return_features=True, as Inception's file does"
         ) from error
     if tuple(features.shape) != (1, 2048):
-        raise InputError(f"{path}: gives features of shape {tuple(features.shape)[1:]}, Inception's are (2048,)")
+        raise InputError(
+            f"{path}: gives features of shape {tuple(features.shape)[1:]}, Inception's are (2048,)"
+        )
     return FeatureNetwork("FID", 2048, extract)
 
 
@@ -93,7 +101,10 @@ class SamePad(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         size, stride = self.kernel_size[0], self.stride[0]
-        pads = [max((-(-length // stride) - 1) * stride + size - length, 0) for length in (x.shape[-1], x.shape[-2])]
+        pads = [
+            max((-(-length // stride) - 1) * stride + size - length, 0)
+            for length in (x.shape[-1], x.shape[-2])
+        ]
         edges = [side for pad in pads for side in (pad // 2, pad - pad // 2)]
         return super().forward(F.pad(x, edges))
 
@@ -139,7 +150,9 @@ class EfficientNetLite0(nn.Module):
         blocks, channels = [], 32
         for count, kernel, first_stride, expansion, out in _STAGES:
             for number in range(count):
-                blocks.append(Block(channels, out, kernel, first_stride if number == 0 else 1, expansion))
+                blocks.append(
+                    Block(channels, out, kernel, first_stride if number == 0 else 1, expansion)
+                )
                 channels = out
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = nn.Conv2d(channels, 1280, 1, bias=False)

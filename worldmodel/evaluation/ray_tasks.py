@@ -26,7 +26,9 @@ def map_ray_tasks(
     import ray
 
     on = on or NodeResources()
-    task = ray.remote(num_cpus=1, num_gpus=on.gpus, resources=on.resources, max_retries=retries)(_single_threaded)
+    task = ray.remote(num_cpus=1, num_gpus=on.gpus, resources=on.resources, max_retries=retries)(
+        _single_threaded
+    )
     waiting = list(enumerate(calls))[::-1]
     running: dict[Any, int] = {}
     try:

@@ -18,7 +18,14 @@ from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.codebook_stats import count_codes
 from worldmodel.evaluation.external_predictions import ExternalPredictions
 from worldmodel.evaluation.feature_networks import FeatureNetwork
-from worldmodel.metrics import GaussianFit, delta_psnr, frame_psnr, frame_ssim, moving_pixels, moving_psnr
+from worldmodel.metrics import (
+    GaussianFit,
+    delta_psnr,
+    frame_psnr,
+    frame_ssim,
+    moving_pixels,
+    moving_psnr,
+)
 from worldmodel.models.genie import WorldModel
 
 MODEL_AND_BASELINE = ("prediction", "copy")
@@ -112,13 +119,19 @@ def measure_windows(
     distance_share: float = 1.0,
 ) -> Scores:
     """Measure one batch of windows. `seed` decides its noise; `distance_share` of its frames enter the distance."""
-    device = torch.device("cpu") if isinstance(model, ExternalPredictions) else next(model.parameters()).device
+    device = (
+        torch.device("cpu")
+        if isinstance(model, ExternalPredictions)
+        else next(model.parameters()).device
+    )
     batch = clips.batch(window_ids).to(device)
     frames, context = to_float_frames(batch.frames_BTHWC), settings.context
     given, truth = frames[:, :context], frames[:, context:]
     reconstruction, codes_2K = {}, torch.zeros(2, 0, dtype=torch.int64)
     if isinstance(model, ExternalPredictions):
-        predicted, delta_B = model.predict(clips, window_ids, truth, min(settings.delta_t, settings.horizon))
+        predicted, delta_B = model.predict(
+            clips, window_ids, truth, min(settings.delta_t, settings.horizon)
+        )
     else:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             tokens = model.tokenizer.encode(frames)
@@ -128,7 +141,10 @@ def measure_windows(
     sides = {"prediction": predicted, "copy": given[:, -1:].expand_as(truth)}
     moving = moving_pixels(truth, given[:, -1:])
     return Scores(
-        [clips.episodes[clips.locate(window_id)[0]].session_id for window_id in window_ids.tolist()],
+        [
+            clips.episodes[clips.locate(window_id)[0]].session_id
+            for window_id in window_ids.tolist()
+        ],
         reconstruction,
         {
             side: {
@@ -164,7 +180,9 @@ def _predict(
         "mode": settings.mode,
         "temperature": settings.temperature,
     }
-    predicted = model.generate(frames_BTCHW[:, : settings.context], actions_BT, generator=generator, **sampling).float()
+    predicted = model.generate(
+        frames_BTCHW[:, : settings.context], actions_BT, generator=generator, **sampling
+    ).float()
     t = min(settings.delta_t, settings.horizon)
     delta = delta_psnr(
         model,
@@ -192,7 +210,12 @@ def _fits(network: FeatureNetwork, sets: dict[str, Tensor], share: float) -> dic
     """Features of the same frames of each set; the copied frame's are computed once a window."""
     fits = {}
     windows, horizon = sets["real"].shape[:2]
-    chosen = torch.arange(math.ceil(windows * horizon * share)).div(share).long().clamp_max(windows * horizon - 1)
+    chosen = (
+        torch.arange(math.ceil(windows * horizon * share))
+        .div(share)
+        .long()
+        .clamp_max(windows * horizon - 1)
+    )
     for name, frames_BFCHW in sets.items():
         fits[name] = GaussianFit(network.dimensions)
         if name == "copy":

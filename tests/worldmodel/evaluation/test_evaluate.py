@@ -56,7 +56,9 @@ class CountingModel(torch.nn.Module):
     def for_game(self, game):
         return self
 
-    def generate(self, frames, actions, *, steps=25, temperature=1.0, mode="one_pass", generator=None):
+    def generate(
+        self, frames, actions, *, steps=25, temperature=1.0, mode="one_pass", generator=None
+    ):
         self.asked.append({"steps": steps, "mode": mode, "frames": tuple(frames.shape)})
         films = []
         for given, taken in zip(frames, actions[:, frames.shape[1] - 1 :].tolist(), strict=True):
@@ -70,9 +72,20 @@ class CountingModel(torch.nn.Module):
 def test_a_model_that_knows_the_game_is_perfect_and_copying_is_not(data: str) -> None:
     """Proves the alignment of frames, actions and steps: a shift by one would cost every figure here."""
     model = CountingModel()
-    result = evaluate(model, [data], context=2, horizon=10, stride=20, steps=3, mode="autoregressive", distance=False)  # type: ignore[arg-type]
+    result = evaluate(
+        model,
+        [data],
+        context=2,
+        horizon=10,
+        stride=20,
+        steps=3,
+        mode="autoregressive",
+        distance=False,
+    )  # type: ignore[arg-type]
     overall = result["overall"]
-    assert overall["windows"] == sum((len(episode.frames_THWC) - 12) // 20 + 1 for episode in EpisodeReader(data))
+    assert overall["windows"] == sum(
+        (len(episode.frames_THWC) - 12) // 20 + 1 for episode in EpisodeReader(data)
+    )
     assert overall["episodes"] == 3
     perfect = {"psnr": PSNR_CAP, "ssim": 1, "moving_psnr": PSNR_CAP}
     assert overall["prediction"]["by_step"]["psnr"] == pytest.approx([PSNR_CAP] * 10)
@@ -98,11 +111,17 @@ def test_copying_is_scored_against_each_predicted_frame(data: str, tmp_path: Pat
     expected = []
     for number in range(len(clips)):
         place, start = clips.locate(number)
-        episode = next(e for e in EpisodeReader(data) if e.session_id == clips.episodes[place].session_id)
+        episode = next(
+            e for e in EpisodeReader(data) if e.session_id == clips.episodes[place].session_id
+        )
         frames = episode.frames_THWC[start : start + 12] / 255
-        expected.append([-10 * np.log10(((frames[2 + k] - frames[1]) ** 2).mean()) for k in range(10)])
+        expected.append(
+            [-10 * np.log10(((frames[2 + k] - frames[1]) ** 2).mean()) for k in range(10)]
+        )
     result = evaluate(CountingModel(), [data], distance=False)  # type: ignore[arg-type]
-    assert result["overall"]["copy"]["by_step"]["psnr"] == pytest.approx(np.mean(expected, 0).tolist(), abs=1e-3)
+    assert result["overall"]["copy"]["by_step"]["psnr"] == pytest.approx(
+        np.mean(expected, 0).tolist(), abs=1e-3
+    )
 
 
 def test_a_model_that_ignores_actions_has_no_control(data: str) -> None:
@@ -110,7 +129,9 @@ def test_a_model_that_ignores_actions_has_no_control(data: str) -> None:
     assert result["overall"]["delta_psnr"]["mean"] == 0
 
 
-def test_figures_do_not_depend_on_how_windows_are_batched_or_joined(data: str, tmp_path: Path) -> None:
+def test_figures_do_not_depend_on_how_windows_are_batched_or_joined(
+    data: str, tmp_path: Path
+) -> None:
     clips = ClipDataset([data], tmp_path, length=6, stride=5, split=None)
     network = feature_network()
     settings = Settings(horizon=4, stride=5)
@@ -118,9 +139,14 @@ def test_figures_do_not_depend_on_how_windows_are_batched_or_joined(data: str, t
     assert len(ids) == 7
     model: Any = CountingModel(blind=True)
     whole = summarise(measure_windows(model, clips, ids, settings, network), settings)
-    parts = [measure_windows(model, clips, part, settings, network) for part in (ids[:1], ids[1:5], ids[5:])]
+    parts = [
+        measure_windows(model, clips, part, settings, network)
+        for part in (ids[:1], ids[1:5], ids[5:])
+    ]
     split = summarise(concat_scores(parts), settings)
-    assert split["prediction"]["distance"] == pytest.approx(whole["prediction"]["distance"], rel=1e-4)
+    assert split["prediction"]["distance"] == pytest.approx(
+        whole["prediction"]["distance"], rel=1e-4
+    )
     for side in ("prediction", "copy"):
         assert split[side]["by_step"]["psnr"] == pytest.approx(whole[side]["by_step"]["psnr"])
         assert split[side]["distance"] > 0
@@ -136,10 +162,18 @@ def test_distance_takes_in_the_same_frames_of_each_side_and_is_named(data: str) 
     assert without["overall"]["prediction"]["distance"] is None
 
 
-def test_a_real_model_is_measured_the_same_twice_and_the_result_is_written_whole(data: str, tmp_path: Path) -> None:
+def test_a_real_model_is_measured_the_same_twice_and_the_result_is_written_whole(
+    data: str, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     model = GenieReduxG(Tokenizer(preset("debug")), Dynamics(preset("debug"))).eval()
-    options: dict[str, Any] = {"horizon": 4, "steps": 2, "limit": 2, "distance": False, "cache_dir": tmp_path / "cache"}
+    options: dict[str, Any] = {
+        "horizon": 4,
+        "steps": 2,
+        "limit": 2,
+        "distance": False,
+        "cache_dir": tmp_path / "cache",
+    }
     first = evaluate(model, [data], out=tmp_path / "result.json", **options)
     assert json.loads((tmp_path / "result.json").read_text()) == first
     assert evaluate(model, [data], **options) == first
@@ -151,7 +185,9 @@ def test_a_real_model_is_measured_the_same_twice_and_the_result_is_written_whole
     assert one_split["overall"]["delta_psnr"]["low"] is None  # one episode gives no interval
 
 
-def test_two_ray_workers_give_the_numbers_of_one_process(ray_cluster: None, data: str, tmp_path: Path) -> None:
+def test_two_ray_workers_give_the_numbers_of_one_process(
+    ray_cluster: None, data: str, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     model = GenieReduxG(Tokenizer(preset("debug")), Dynamics(preset("debug"))).eval()
     options: dict[str, Any] = {
@@ -195,7 +231,10 @@ def test_a_peer_is_scored_by_its_pictures(data: str, tmp_path: Path) -> None:
     for file in root.rglob("random-*.png"):
         file.unlink()
     assert (
-        evaluate(ExternalPredictions(root), [data], distance=False, **options)["overall"]["delta_psnr"]["mean"] is None
+        evaluate(ExternalPredictions(root), [data], distance=False, **options)["overall"][
+            "delta_psnr"
+        ]["mean"]
+        is None
     )
     last = sorted(root.rglob("frame-004.png"))[-1]
     Image.new("RGB", (32, 64)).save(last)
@@ -237,12 +276,20 @@ def test_delta_psnr_of_the_prediction_at_hand_is_that_of_two_whole_predictions(
     for random in (False, True):
         actions = batch.actions_BT.clone()
         if random:
-            whole = 5 if mode == "one_pass" else t + t % 2  # the shape that random actions are drawn in
+            whole = (
+                5 if mode == "one_pass" else t + t % 2
+            )  # the shape that random actions are drawn in
             drawn = torch.randint(5, (3, 1 + whole), generator=torch.Generator().manual_seed(7))
             actions[:, 1 : 1 + whole] = drawn[:, 1:]
-        options: dict[str, Any] = {"steps": 3, "mode": mode, "generator": torch.Generator().manual_seed(7)}
+        options: dict[str, Any] = {
+            "steps": 3,
+            "mode": mode,
+            "generator": torch.Generator().manual_seed(7),
+        }
         made = model.generate(frames[:, :2], actions, **options)
-        quality.append(-10 * (made[:, t - 1] - frames[:, 1 + t]).square().mean((-3, -2, -1)).log10())
+        quality.append(
+            -10 * (made[:, t - 1] - frames[:, 1 + t]).square().mean((-3, -2, -1)).log10()
+        )
     torch.testing.assert_close(scores.delta_B, quality[0] - quality[1], atol=1e-4, rtol=0)
 
 

@@ -276,7 +276,13 @@ def test_a_run_may_move_but_not_change_its_data_or_tokenizer(
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000008")
     other_data = record(tmp_path / "other", episodes=4, steps=40, seed=5)
     other = tmp_path / "other-tokenizer"
-    train("tokenizer", config=CONFIG, recipe=train_preset("tokenizer", "debug"), data=[data], out=other)
+    train(
+        "tokenizer",
+        config=CONFIG,
+        recipe=train_preset("tokenizer", "debug"),
+        data=[data],
+        out=other,
+    )
     options: dict[str, Any] = {
         "config": CONFIG,
         "recipe": DYNAMICS,
