@@ -1,4 +1,4 @@
-"""Training checkpoints: whole or absent, checked when read, and never a pickle.
+"""Training checkpoints: complete or absent, verified when read, and never a pickle.
 
     <run>/checkpoints/step-00001234/
         model.safetensors       weights and buffers of the component that is trained
@@ -7,8 +7,9 @@
         state.json              step, component, configuration, recipe, position in the data
         manifest.json           sha256 of the files above, written last
 
-The folder is written under a temporary name, fsynced and renamed, so that a crash leaves the previous one. The newest
-complete folder is the one that counts; a damaged one is named and never passed over in silence.
+The folder is written under a temporary name, fsynced and renamed, so that a crash leaves the
+previous one. The newest complete folder is the one that counts; a damaged one is named and never
+passed over in silence.
 """
 
 import json
@@ -53,32 +54,34 @@ class Checkpoint:
         return str(self.state["component"])
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors of `model.safetensors`, on the CPU: what training goes on from."""
+        """Read the tensors of `model.safetensors`, on the CPU, from which training resumes."""
         return _read_tensors(self.path / "model.safetensors")
 
     def average(self) -> dict[str, Tensor]:
-        """The moving average of the trained weights; empty where the run has none."""
+        """Read the EMA of the trained weights; empty where the run has none."""
         file = self.path / _AVERAGE
         return _read_tensors(file) if file.exists() else {}
 
     def exported(self) -> dict[str, Tensor]:
-        """The weights that everybody but training uses: with the moving average in place where there is one."""
+        """Return the weights for use outside training: the EMA where there is one."""
         return self.weights() | self.average()
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """The tensors of `optimizer.safetensors`, on the CPU."""
+        """Read the tensors of `optimizer.safetensors`, on the CPU."""
         return _read_tensors(self.path / "optimizer.safetensors")
 
 
 def save_checkpoint(
     run: Path, state: dict[str, Any], tensors: Mapping[str, dict[str, Tensor]], *, keep_last: int
 ) -> Path:
-    """Write `<run>/checkpoints/step-<state["step"]>` atomically, then delete all but the newest `keep_last`.
+    """Write `<run>/checkpoints/step-<state["step"]>` atomically, then delete all but the newest
+    `keep_last`.
 
-    `state` is plain JSON data with at least `step`, `component`, `config` and `optimizer`, its parameter groups; the
-    checkpoint of the step in its `best` is kept too. `tensors`, on the CPU, are those of each safetensors file: model,
-    optimizer and, where there is a moving average, ema. A complete checkpoint of the same step is left as it is: a
-    step's state is a function of the run, so it holds the same.
+    `state` is plain JSON data with at least `step`, `component`, `config` and `optimizer`, its
+    parameter groups; the checkpoint of the step in its `best` is kept too. `tensors`, on the CPU,
+    are those of each safetensors file: model, optimizer and, where there is a moving average, ema.
+    A complete checkpoint of the same step is left as it is: a step's state is a function of the
+    run, so it holds the same.
     """
     path = run / "checkpoints" / _name(state["step"])
     files = {f"{name}.safetensors": content for name, content in tensors.items()}
@@ -98,13 +101,13 @@ def save_checkpoint(
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The complete checkpoint of the highest step in a run's folder, its hashes not yet checked; None without one."""
+    """Find the newest complete checkpoint of a run's folder without checking it; None if absent."""
     complete = _complete(run)
     return complete[-1] if complete else None
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss, which a run keeps; None where nothing was validated."""
+    """Find the checkpoint with the lowest validation loss; None without validation."""
     newest = newest_checkpoint(run)
     best = None if newest is None else _read_json(newest / "state.json").get("best")
     path = run / "checkpoints" / _name(best["step"]) if best else None
@@ -114,7 +117,8 @@ def best_checkpoint(run: Path) -> Path | None:
 def open_checkpoint(path: Path | str) -> Checkpoint:
     """Check a checkpoint folder, or the newest one of a run's folder, and read its state.
 
-    Raises InputError that names the file where one is missing, cut short or changed, and the checkpoint before it.
+    Raises InputError that names the file where one is missing, cut short or changed, and the
+    checkpoint before it.
     """
     path = Path(path)
     if (path / "checkpoints").is_dir():
@@ -143,7 +147,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def remove_partial_checkpoints(run: Path) -> None:
-    """Delete temporary folders that a crash during a save left in a run, and name checkpoints without a manifest."""
+    """Delete temporary folders left by a crash, and report checkpoints without a manifest."""
     for folder in (run / "checkpoints").glob(".step-*.tmp"):
         shutil.rmtree(folder)
     for folder in (run / "checkpoints").glob("step-*"):
@@ -162,7 +166,7 @@ def _complete(run: Path) -> list[Path]:
 
 
 def _advice(path: Path) -> str:
-    """What to do about a damaged checkpoint: the newest whole one before it is offered, and never taken unasked."""
+    """Suggest how to recover from a damaged checkpoint: from the newest intact one before it."""
     older = [other for other in _complete(path.parent.parent) if other.name < path.name]
     if path.parent.name == "checkpoints":
         for number, other in enumerate(reversed(older)):

@@ -18,14 +18,16 @@ from worldmodel.models.weights import encoder_sha256, load_weights
 
 
 def load_component(module: nn.Module, component: str, path: Path | str) -> None:
-    """Give a tokenizer, lam or dynamics module the weights in a run's folder, a checkpoint or a saved world model."""
+    """Load the weights of a tokenizer, lam or dynamics from a run, a checkpoint or a saved world
+    model.
+    """
     weights, _, tokenizer = _component(Path(path), component)
     load_weights(module, weights, path)
     _note_tokenizer(module, tokenizer)
 
 
 def load_tokenizer(path: Path | str, device: torch.device | str = "cpu") -> Tokenizer:
-    """The trained tokenizer, in eval mode, from a run's folder, a checkpoint or a saved world model.
+    """Load a trained tokenizer, in eval mode, from a run, a checkpoint or a saved world model.
 
     Raises InputError where there is none, it is damaged, or it belongs to another version.
     """
@@ -34,19 +36,19 @@ def load_tokenizer(path: Path | str, device: torch.device | str = "cpu") -> Toke
 
 
 def load_lam(path: Path | str, device: torch.device | str = "cpu") -> LatentActionModel:
-    """As `load_tokenizer`, for the latent action model; also one that was trained with a dynamics model."""
+    """Load a latent action model, also one that was trained jointly; see `load_tokenizer`."""
 
     return _load(LatentActionModel, "lam", path, device)
 
 
 def load_dynamics(path: Path | str, device: torch.device | str = "cpu") -> Dynamics:
-    """As `load_tokenizer`, for the dynamics model."""
+    """Load a dynamics model; see `load_tokenizer`."""
 
     return _load(Dynamics, "dynamics", path, device)
 
 
 def load_upscaler(path: Path | str, device: torch.device | str = "cpu") -> Upscaler:
-    """The upscaler of a training run's folder, its newest checkpoint, or of one checkpoint, in evaluation mode.
+    """Load an upscaler, in eval mode, from a run's newest checkpoint or one checkpoint.
 
     Raises InputError where there is none, or a file is missing, changed or of another architecture.
     """
@@ -61,7 +63,8 @@ def load_upscaler(path: Path | str, device: torch.device | str = "cpu") -> Upsca
 
 
 def build_world_model(tokenizer: Path | str, dynamics: Path | str) -> GenieReduxG:
-    """The world model of a tokenizer and a dynamics model on real actions, each a run's folder or a checkpoint.
+    """Build a world model from the runs or checkpoints of a tokenizer and a dynamics on real
+    actions.
 
     Raises InputError as `load_tokenizer`, and where the two do not belong together.
     """
@@ -80,7 +83,7 @@ def _load(kind: Any, component: str, path: Path | str, device: torch.device | st
 def _component(
     path: Path, component: str
 ) -> tuple[dict[str, Tensor], WorldModelConfig, str | None]:
-    """A component's weights and configuration, hashes checked, and the hash of the tokenizer that it was trained on."""
+    """Read a component's verified weights, its configuration, and the hash of its tokenizer."""
 
     if (path / f"{component}.safetensors").exists():
         model = load_world_model(path)
@@ -103,7 +106,9 @@ def _component(
 def _joint_part(
     weights: dict[str, Tensor], component: str, config: WorldModelConfig
 ) -> dict[str, Tensor]:
-    """The weights of one part of a joint run. Its LAM changed to the last step: the dynamics learns the hash here."""
+    """Return the weights of one part of a joint run. The dynamics learns the hash of its LAM here,
+    since that changed up to the last step.
+    """
 
     parts = {
         part: {
@@ -123,5 +128,7 @@ def _joint_part(
 
 
 def _note_tokenizer(module: nn.Module, sha256: str | None) -> None:
-    """Let a loaded component remember which tokenizer made its tokens; kept beside the weights, not among them."""
+    """Attach the hash of the tokenizer that made a component's tokens; it is not part of the
+    weights.
+    """
     module.tokenizer_sha256 = sha256  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Numbers that say how good predicted frames are (spec: appendix A.2 of the paper).
+"""Image and prediction metrics (App. A.2).
 
 Frames are float in [0, 1]. Shapes: B windows, T frames, C=3, H, W; `...` any leading dimensions.
 """
@@ -13,14 +13,15 @@ from envs.utils.errors import InputError
 from worldmodel.statistics import Estimate, estimate
 
 ERROR_FLOOR = (0.5 / 255) ** 2
-"""Smallest mean squared error that counts: half a grey level, which 8-bit frames cannot show. Identical frames would
-have no finite PSNR, and a larger stand-in for it would let a few still frames decide every mean."""
+"""Smallest mean squared error that counts: half a grey level, which 8-bit frames cannot show.
+Identical frames would have no finite PSNR, and a larger stand-in for it would let a few still
+frames decide every mean."""
 PSNR_CAP = 54.1514
 """PSNR of identical frames, in dB: that of ERROR_FLOOR."""
 
 
 class Generator(Protocol):
-    """What the metrics ask of a world model: `worldmodel.models.genie.WorldModel.generate`."""
+    """The part of `worldmodel.models.genie.WorldModel` that the metrics call."""
 
     def generate(
         self,
@@ -37,28 +38,31 @@ class Generator(Protocol):
 def _check_pair(x: Tensor, y: Tensor) -> None:
     if x.shape != y.shape or x.ndim < 3:
         raise InputError(
-            f"frames of shape {tuple(x.shape)} and {tuple(y.shape)} cannot be compared: make them equal"
+            f"frames of shape {tuple(x.shape)} and {tuple(y.shape)} cannot be compared: "
+            "make them equal"
         )
 
 
 def decibels(mse: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of mean squared errors of frames in [0, 1], at most `PSNR_CAP` dB."""
+    """Convert mean squared errors of frames in [0, 1] to PSNR in dB, at most `PSNR_CAP`."""
     return -10 * torch.log10(mse.clamp_min(ERROR_FLOOR))
 
 
 def frame_psnr(x: Tensor, y: Tensor) -> Tensor:
-    """PSNR in dB of each frame, the error taken over its C, H, W. x, y (..., C, H, W) -> (...)."""
+    """Compute the PSNR in dB of each frame over its C, H, W. x, y (..., C, H, W) -> (...)."""
     _check_pair(x, y)
     return decibels((x.float() - y.float()).square().mean((-3, -2, -1)))
 
 
 def psnr(x: Tensor, y: Tensor) -> float:
-    """Mean over frames of each frame's PSNR in dB, range 1 (appendix A.2). Identical frames count `PSNR_CAP` dB."""
+    """Compute the mean over frames of PSNR in dB, range 1 (App. A.2). Identical frames count
+    `PSNR_CAP`.
+    """
     return frame_psnr(x, y).mean().item()
 
 
 def moving_pixels(frames: Tensor, reference: Tensor) -> Tensor:
-    """Where a frame differs from the reference in any channel by more than half a grey level.
+    """Mark pixels that differ from the reference in any channel by more than half a grey level.
 
     frames (..., C, H, W), reference broadcastable to it -> bool (..., H, W).
     """
@@ -66,10 +70,10 @@ def moving_pixels(frames: Tensor, reference: Tensor) -> Tensor:
 
 
 def moving_psnr(x: Tensor, y: Tensor, moving: Tensor) -> Tensor:
-    """PSNR in dB of each frame over its moving pixels only; NaN where nothing moved.
+    """Compute the PSNR in dB of each frame over its moving pixels; NaN where nothing moved.
 
-    x, y (..., C, H, W), moving bool (..., H, W) -> (...). Take the mean with `nanmean`: a frame in which nothing moved
-    says nothing about how motion is predicted.
+    x, y (..., C, H, W), moving bool (..., H, W) -> (...). Take the mean with `nanmean`: a frame in
+    which nothing moved says nothing about how motion is predicted.
     """
     _check_pair(x, y)
     error = (x.float() - y.float()).square().mean(-3) * moving
@@ -78,10 +82,12 @@ def moving_psnr(x: Tensor, y: Tensor, moving: Tensor) -> Tensor:
 
 
 def frame_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Structural similarity of each frame (Wang et al. 2004). x, y (..., C, H, W) in [0, 1] -> (...), at most 1.
+    """Compute the structural similarity of each frame (Wang et al. 2004). x, y (..., C, H, W) in
+    [0, 1] -> (...), at most 1.
 
-    Gaussian window of 11 with sigma 1.5, K1 = 0.01, K2 = 0.03, range 1, over the places where the window fits;
-    the mean over channels and places. The window is separable: two passes of 11 instead of one of 121.
+    Gaussian window of 11 with sigma 1.5, K1 = 0.01, K2 = 0.03, range 1, over the places where the
+    window fits; the mean over channels and places. The window is separable: two passes of 11
+    instead of one of 121.
     """
     _check_pair(x, y)
     if min(x.shape[-2:]) < 11:
@@ -108,15 +114,15 @@ def frame_ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def ssim(x: Tensor, y: Tensor) -> float:
-    """Mean over frames of `frame_ssim`."""
+    """Compute the mean over frames of `frame_ssim`."""
     return frame_ssim(x, y).mean().item()
 
 
 class GaussianFit:
-    """A set of feature vectors (N, D) as a Frechet distance needs it, gathered batch by batch.
+    """Feature vectors (N, D) for a Frechet distance, gathered batch by batch.
 
-    Up to D vectors are kept as they are, more are summed up in float64. Either way parts of a set that different
-    workers saw are merged exactly, before the distance and not after.
+    Up to D vectors are kept as they are, more are summed up in float64. Either way parts of a set
+    that different workers saw are merged exactly, before the distance and not after.
     """
 
     def __init__(self, dimensions: int) -> None:
@@ -128,11 +134,11 @@ class GaussianFit:
 
     @property
     def vectors_ND(self) -> Tensor | None:
-        """All vectors, float64, where there are few enough to be kept."""
+        """All vectors, float64, as long as there are few enough to be kept; else None."""
         return torch.cat(self._vectors).double() if self._vectors else None
 
     def add(self, features_ND: Tensor) -> None:
-        """Take in vectors."""
+        """Add vectors."""
         features = features_ND.detach().cpu()
         if self.count + len(features) <= self.dimensions:
             self._vectors.append(features)
@@ -143,7 +149,7 @@ class GaussianFit:
         self.count += len(features)
 
     def merge(self, other: "GaussianFit") -> None:
-        """Take in the vectors of another set."""
+        """Add the vectors of another set."""
         vectors = other.vectors_ND
         if vectors is not None:
             self.add(vectors)
@@ -164,20 +170,23 @@ class GaussianFit:
             self._vectors = []
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """(mean_D, covariance_DD) with the unbiased divisor."""
+        """Compute (mean_D, covariance_DD) with the unbiased divisor."""
         self._check()
         self._sum_up()
         mean = self._sum_D / self.count
         return mean, (self._outer_DD - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
     def distance(self, other: "GaussianFit") -> float:
-        """Squared Frechet distance to another set. Raises InputError with fewer than two vectors on a side."""
+        """Compute the squared Frechet distance to another set. Raise InputError with fewer than two
+        vectors on a side.
+        """
         x, y = self.vectors_ND, other.vectors_ND
         if x is None or y is None:
             return gaussian_distance(*self.moments(), *other.moments())
         self._check()
         other._check()
-        # With few vectors: S_x = A^T A, S_y = B^T B, and tr (S_x S_y)^(1/2) is the sum of singular values of A B^T.
+        # With few vectors: S_x = A^T A, S_y = B^T B, and tr (S_x S_y)^(1/2) is the sum of singular
+        # values of A B^T.
         a, b = ((v - v.mean(0)) / (len(v) - 1) ** 0.5 for v in (x, y))
         trace = a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
         return max(((x.mean(0) - y.mean(0)).square().sum() + trace).item(), 0.0)
@@ -192,10 +201,12 @@ class GaussianFit:
 def gaussian_distance(
     mean_x: Tensor, covariance_x: Tensor, mean_y: Tensor, covariance_y: Tensor
 ) -> float:
-    """Squared Frechet distance of two Gaussians: |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), in float64.
+    """Compute the squared Frechet distance of two Gaussians in float64: |m_x - m_y|^2 + tr(S_x +
+    S_y - 2 (S_x S_y)^(1/2)).
 
-    The trace of the root is the sum of the roots of the eigenvalues of S_x^(1/2) S_y S_x^(1/2), which is symmetric, so
-    nothing is approximated and singular covariances (fewer frames than features) are no special case.
+    The trace of the root is the sum of the roots of the eigenvalues of S_x^(1/2) S_y S_x^(1/2),
+    which is symmetric, so nothing is approximated and singular covariances (fewer frames than
+    features) are no special case.
     """
     values, vectors = torch.linalg.eigh(covariance_x.double())
     root_x = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
@@ -208,7 +219,9 @@ def gaussian_distance(
 
 
 def frechet_distance(features_x: Tensor, features_y: Tensor) -> float:
-    """Squared Frechet distance of Gaussians fitted to two sets of features, (N, D) and (M, D) (Heusel et al. 2017)."""
+    """Compute the squared Frechet distance of Gaussians fitted to features (N, D) and (M, D)
+    (Heusel et al. 2017).
+    """
     fits = []
     for features in (features_x, features_y):
         fits.append(GaussianFit(features.shape[1]))
@@ -231,17 +244,20 @@ def delta_psnr(
     groups_B: Tensor | None = None,
     action_count: int = 5,
 ) -> Estimate:
-    """Controllability: PSNR(x_t, x'_t) - PSNR(x_t, x''_t) in dB at the t-th predicted frame, averaged over windows.
+    """Compute controllability: PSNR(x_t, x'_t) - PSNR(x_t, x''_t) in dB at the t-th predicted
+    frame, averaged over windows.
 
-    x' is predicted with the true actions, x'' with the actions of the predicted frames replaced by uniformly random
-    ones (appendix A.2; Genie). Both branches predict as many frames, take the same `steps` and start from the same
-    `seed`, so that only the actions differ. frames_BTCHW (B, >= context + t, 3, H, W), actions_BT (B, >= context + t -
-    1); the action beside frame k is the one that made frame k + 1. `predicted_BFCHW`: x', where it was made before
-    with these settings and a generator of this seed. `groups_B`: episode of each window, see `estimate`.
+    x' is predicted with the true actions, x'' with the actions of the predicted frames replaced by
+    uniformly random ones (appendix A.2; Genie). Both branches predict as many frames, take the same
+    `steps` and start from the same `seed`, so that only the actions differ. frames_BTCHW (B, >=
+    context + t, 3, H, W), actions_BT (B, >= context + t - 1); the action beside frame k is the one
+    that made frame k + 1. `predicted_BFCHW`: x', where it was made before with these settings and a
+    generator of this seed. `groups_B`: episode of each window, see `estimate`.
     """
     if frames_BTCHW.shape[1] < context + t or actions_BT.shape[1] < context + t - 1:
         raise InputError(
-            f"delta-PSNR at t={t} needs {context + t} frames a window, here are {frames_BTCHW.shape[1]}"
+            f"delta-PSNR at t={t} needs {context + t} frames a window, here are "
+            f"{frames_BTCHW.shape[1]}"
         )
     given, truth = frames_BTCHW[:, :context], frames_BTCHW[:, context + t - 1]
     count = t if predicted_BFCHW is None else predicted_BFCHW.shape[1]
@@ -261,7 +277,9 @@ def delta_psnr(
 
 
 def random_actions(actions_BT: Tensor, context: int, seed: int, action_count: int) -> Tensor:
-    """The actions with those into predicted frames replaced by uniformly random ones, drawn from the seed. (B, T)."""
+    """Replace the actions into predicted frames by uniformly random ones, drawn from the seed. (B,
+    T).
+    """
     drawn = torch.randint(
         action_count, actions_BT.shape, generator=torch.Generator().manual_seed(seed)
     ).to(actions_BT)

@@ -106,7 +106,10 @@ def test_the_one_that_is_offered_is_whole_itself(tmp_path: Path) -> None:
     for step in (20, 30):
         file = tmp_path / f"checkpoints/step-000000{step}/model.safetensors"
         file.write_bytes(file.read_bytes()[:-1])
-    advice = "to go on from the one before it, step-00000010, delete the damaged step-00000020, step-00000030"
+    advice = (
+        "to go on from the one before it, step-00000010, "
+        "delete the damaged step-00000020, step-00000030"
+    )
     with pytest.raises(InputError, match=advice):
         checkpoint.open_checkpoint(tmp_path)
     (tmp_path / "checkpoints/step-00000010/state.json").write_text("{}")
@@ -115,7 +118,9 @@ def test_the_one_that_is_offered_is_whole_itself(tmp_path: Path) -> None:
 
 
 def test_a_manifest_with_a_flipped_bit_is_named(tmp_path: Path) -> None:
-    """Wherever the bit is, a line about this checkpoint and no traceback, or no change of what the file says."""
+    """Wherever the bit is, a line about this checkpoint and no traceback, or no change of what the
+    file says.
+    """
     file = save(tmp_path, 10) / "manifest.json"
     whole = file.read_bytes()
     for place in range(0, len(whole), 7):
@@ -247,12 +252,14 @@ for kill in range(20):
     assert found.step >= step - 1
     folders = list((run / "checkpoints").iterdir())
     assert all((folder / "manifest.json").exists() for folder in folders), folders
-    # Each save deletes old ones at its end: where one ended the next can have left one more, otherwise this one has.
+    # Each save deletes old ones at its end: where one ended the next can have left one more,
+    # otherwise this one has.
     assert len(folders) <= (3 if found.step > step else before + 1), folders
     before = len(folders)
     print("survived")
     step = found.step + 1
-# A save that is killed before it deletes old ones leaves them to the next: one that ends leaves none too many.
+# A save that is killed before it deletes old ones leaves them to the next: one that ends leaves
+# none too many.
 save(step)
 assert len(list((run / "checkpoints").iterdir())) == 2
 """

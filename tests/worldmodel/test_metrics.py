@@ -1,4 +1,6 @@
-"""Metrics against plain loops, closed forms and scipy; delta-PSNR against a model that records how it was asked."""
+"""Metrics against plain loops, closed forms and scipy; delta-PSNR against a model that records how
+it was asked.
+"""
 
 import math
 
@@ -136,7 +138,9 @@ def test_estimate_has_the_textbook_interval_and_counts_episodes_not_windows() ->
 
 
 class ActionPainter:
-    """A model that paints what it was asked: each predicted frame shows its action and the noise it drew."""
+    """A model that paints what it was asked: each predicted frame shows its action and the noise it
+    drew.
+    """
 
     def __init__(self) -> None:
         self.calls: list[dict] = []
@@ -168,7 +172,8 @@ def test_delta_psnr_gives_both_branches_equal_steps_and_equal_noise() -> None:
     assert torch.equal(random_branch["actions"][:, :1], actions[:, :1])
     drawn = random_branch["actions"][:, 1:]
     assert not torch.equal(drawn, actions[:, 1:5])
-    # By hand: the true branch is perfect at frame 5 (made by action 4), the random one is off by |a - a'| / 10.
+    # By hand: the true branch is perfect at frame 5 (made by action 4), the random one is off by |a
+    # - a'| / 10.
     error = ((drawn[:, 3] - actions[:, 4]) / 10.0).square().clamp_min(metrics.ERROR_FLOOR)
     expected = metrics.PSNR_CAP + 10 * error.log10()
     torch.testing.assert_close(result.values_B, expected, atol=1e-3, rtol=0)

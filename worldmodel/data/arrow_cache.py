@@ -1,11 +1,12 @@
-"""The local copy that training reads: a data set's compressed episodes in one file, mapped into memory.
+"""Local copy of a data set for training: compressed episodes in one memory-mapped Arrow file.
 
-Parquet has to be unpacked to be read; an Arrow IPC file is read where it lies, which is twice as fast. Frames stay
-compressed, so the copy is as small as the data set, and a window costs one or two decompressions.
+Parquet has to be unpacked to be read; an Arrow IPC file is read where it lies, which is twice as
+fast. Frames stay compressed, so the copy is as small as the data set, and a window costs one or two
+decompressions.
 
-Every blob is decoded once when it is copied, which checks the checksum over its frames. The copy then holds the blob
-without it, beside a CRC-32 of the compressed bytes: an eightieth as many bytes to check at every read, and a flipped
-bit in the copy is still always noticed.
+Every blob is decoded once when it is copied, which checks the checksum over its frames. The copy
+then holds the blob without it, beside a CRC-32 of the compressed bytes: an eightieth as many bytes
+to check at every read, and a flipped bit in the copy is still always noticed.
 """
 
 import hashlib
@@ -30,7 +31,8 @@ from envs.utils.progress import Bar, console, progress
 
 STAGED_VERSION = 2
 MAX_DAMAGED = 0.05
-"""Share of a data set's shards that may be damaged; with more, the data set is no more the one that was asked for."""
+"""Share of a data set's shards that may be damaged; with more, the data set is no more the one that
+was asked for."""
 SCHEMA = pa.schema(
     [
         ("session_id", pa.string()),
@@ -49,12 +51,13 @@ _BATCH_BYTES = 64 << 20
 
 
 def build_arrow_cache(uri: str | Path, cache_dir: Path | str) -> Path:
-    """Copy a data set's episodes, still compressed, into one Arrow IPC file on the local disk; return its path.
+    """Copy a data set's compressed episodes into one Arrow IPC file on the local disk; return its
+    path.
 
-    The file is named after the manifest's hash and written once: another call, or another process on the machine, finds
-    it there. Episodes of both splits are in it. Damaged shards, up to 5 % of all, are left out and named on the
-    console and in the file, whose name then says so; it is used until one of them is whole again. Raises InputError
-    where more are damaged or the disk is full.
+    The file is named after the manifest's hash and written once: another call, or another process
+    on the machine, finds it there. Episodes of both splits are in it. Damaged shards, up to 5 % of
+    all, are left out and named on the console and in the file, whose name then says so; it is used
+    until one of them is whole again. Raises InputError where more are damaged or the disk is full.
     """
     reader = EpisodeReader(uri)
     path = staged_path(cache_dir, reader.manifest_hash)
@@ -95,14 +98,16 @@ def build_arrow_cache(uri: str | Path, cache_dir: Path | str) -> Path:
 
 
 def staged_path(cache_dir: Path | str, manifest_hash: str) -> Path:
-    """Where the complete copy of a data set lies."""
+    """Return the path of the complete copy of a data set."""
     return Path(cache_dir) / f"episodes-v{STAGED_VERSION}-{manifest_hash[:32]}.arrow"
 
 
 def _copy(
     reader: EpisodeReader, shards: dict[str, list[int]], held_out: set[str], file: Any, bar: Bar
 ) -> dict[str, str]:
-    """Write the episodes of all whole shards; returns the others with the reason, which is also in the file."""
+    """Write the episodes of all intact shards. Return the others with the reason, which is also
+    stored in the file.
+    """
     skipped: dict[str, str] = {}
     with pa.ipc.new_file(file, SCHEMA) as writer:
         rows: list[dict[str, Any]] = []
@@ -132,7 +137,9 @@ def _copy(
 def _read(
     reader: EpisodeReader, indexes: list[int]
 ) -> list[tuple[EncodedEpisode, list[bytes]]] | str:
-    """The episodes of one shard, each with its blobs checked; in words what is wrong where the shard is damaged."""
+    """Read the episodes of one shard and check their blobs; return the error as text if it is
+    damaged.
+    """
     try:
         return [(episode, checked_blobs(episode)) for episode in map(reader.encoded, indexes)]
     except InputError as error:
@@ -140,7 +147,7 @@ def _read(
 
 
 def checked_blobs(episode: EncodedEpisode) -> list[bytes]:
-    """`without_checksum`, naming the session where a blob is damaged."""
+    """Return the blobs of an episode without checksums, after checking them."""
     try:
         return without_checksum(
             episode.chunks,
@@ -195,12 +202,12 @@ OFFSET_DTYPE = np.dtype(
         ("chunk", np.int32),  # frames in a blob
     ]
 )
-"""What is known of a staged episode without touching its frames."""
+"""Location and size of a copied episode; reading it touches no frames."""
 
 
 @dataclass(frozen=True)
 class StagedFile:
-    """One staged file, mapped into memory, and the episodes of one split in it. Blob j is bytes[start_j : stop_j]."""
+    """One memory-mapped copy, and its episodes of one split. Blob j is bytes[start_j : stop_j]."""
 
     bytes: memoryview
     boundaries: np.ndarray
@@ -208,14 +215,14 @@ class StagedFile:
     crcs: np.ndarray
     """uint32: of blob j."""
     places: np.ndarray
-    """(E,) of dtype PLACES."""
+    """(E,) of dtype OFFSET_DTYPE"""
     session_ids: list[pa.StringArray]
     """E names in all."""
     skipped: dict[str, str]
     """Shard that was left out -> why."""
 
     def blobs(self, first: int, count: int) -> list[memoryview]:
-        """Blobs first to first + count - 1. Raises InputError where the bytes are not those that were staged."""
+        """Return blobs first to first + count - 1. Raise InputError where the copy is damaged."""
         edges = self.boundaries[first : first + count + 1].tolist()
         found = [self.bytes[start:stop] for start, stop in itertools.pairwise(edges)]
         for blob, crc in zip(found, self.crcs[first : first + count].tolist(), strict=True):
@@ -227,10 +234,11 @@ class StagedFile:
 
 
 def open_staged(path: Path, file: int, split: str | None, games: dict[str, int]) -> StagedFile:
-    """Map a staged file and index the episodes of a split by byte offsets in the file; frames are not touched.
+    """Map a copy into memory and index the episodes of a split by byte offsets; frames are not
+    touched.
 
-    `file` becomes the episodes' file number. Games that `games` does not know yet are numbered in it. Raises InputError
-    where actions are not those that were staged.
+    `file` becomes the episodes' file number. Games that `games` does not know yet are numbered in
+    it. Raises InputError where actions are not those that were staged.
     """
     whole = pa.memory_map(str(path)).read_buffer()
     reader = pa.ipc.open_file(pa.BufferReader(whole))
@@ -253,7 +261,8 @@ def open_staged(path: Path, file: int, split: str | None, games: dict[str, int])
         found["first_blob"] = blobs_before + frames.offsets.to_numpy()[:-1]
         _check_actions(path, whole, actions, batch.column("actions_crc"))
         boundaries.append(_byte_offsets(frames.values, whole))
-        # A record batch has one boundary more than it has blobs, so one number of its blobs is not used.
+        # A record batch has one boundary more than it has blobs, so one number of its blobs is not
+        # used.
         crcs += [batch.column("frames_crc").values.to_numpy(), np.zeros(1, np.uint32)]
         blobs_before += len(frames.values) + 1
         wanted = np.ones(len(batch), bool)
@@ -272,7 +281,7 @@ def open_staged(path: Path, file: int, split: str | None, games: dict[str, int])
 
 
 def one_size(places: np.ndarray) -> tuple[int, int]:
-    """(height, width) of all frames. Raises InputError where there are several."""
+    """Return (height, width) of all frames. Raise InputError where there are several sizes."""
     sizes = np.unique(places[["height", "width"]]).tolist()
     if len(sizes) > 1:
         raise InputError(
@@ -282,7 +291,7 @@ def one_size(places: np.ndarray) -> tuple[int, int]:
 
 
 def read_skipped(path: Path) -> dict[str, str]:
-    """The shards that a staged file was made without, and why."""
+    """Return the shards that a copy lacks, and why."""
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
     _, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
     return dict(json.loads(metadata["skipped"]))
@@ -306,7 +315,9 @@ def _check_actions(path: Path, whole: pa.Buffer, edges: np.ndarray, crcs: pa.UIn
 
 
 def _byte_offsets(array: pa.LargeBinaryArray, whole: pa.Buffer) -> np.ndarray:
-    """(N + 1,): where each value of a binary array begins in the file it is mapped from, and where the last ends."""
+    """Return (N + 1,) byte offsets in the mapped file at which the values of a binary array begin,
+    and the end of the last.
+    """
     _, offsets, data = array.buffers()
     inside = np.frombuffer(offsets, np.int64, len(array) + 1, array.offset * 8)
     return inside + (data.address - whole.address)

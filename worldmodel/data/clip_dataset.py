@@ -1,7 +1,8 @@
-"""From episodes to batches: windows by number, and threads that decode them ahead of the training.
+"""Dataset of clips, decoded from the local copy of the episodes.
 
-An episode of T + 1 frames has a window at every `stride`-th frame; windows are numbered through all episodes, sessions
-and data sets, and never cross an episode's end. B clips, T frames, H, W pixels, C = 3.
+An episode of T + 1 frames has a window at every `stride`-th frame; windows are numbered through all
+episodes, sessions and data sets, and never cross an episode's end. B clips, T frames, H, W pixels,
+C = 3.
 """
 
 import hashlib
@@ -22,10 +23,10 @@ from worldmodel.data.window_index import WindowIndex
 
 
 class ClipDataset(WindowIndex):
-    """All windows of `length` frames, one at every `stride`-th frame, of the union of data sets, by number.
+    """All windows of `length` frames, one at every `stride`-th frame, of the union of data sets.
 
-    Opening costs memory for each episode, none for a window. `split`: "train", "val" or None for both. Damaged shards
-    are left out as `worldmodel.data.arrow_cache.build_arrow_cache` says.
+    Opening costs memory for each episode, none for a window. `split`: "train", "val" or None for
+    both. Damaged shards are left out as `worldmodel.data.arrow_cache.build_arrow_cache` says.
     """
 
     def __init__(
@@ -40,7 +41,8 @@ class ClipDataset(WindowIndex):
         if not uris:
             raise InputError("no data given: name one or more folders of episodes")
         paths = [build_arrow_cache(uri, cache_dir) for uri in uris]
-        # The hash names what window numbers mean: which data sets in which order, which split, which windows.
+        # The hash names what window numbers mean: which data sets in which order, which split,
+        # which windows.
         identity = [*(path.stem for path in paths), split, length, stride]
         self.manifest_hash = hashlib.sha256(repr(identity).encode()).hexdigest()
         numbers: dict[str, int] = {}
@@ -67,11 +69,11 @@ class ClipDataset(WindowIndex):
         super().__init__(*columns, length=length, stride=stride)
 
     def sampler(self, seed: int) -> Sampler:
-        """The order in which a `ClipLoader` draws."""
+        """Return the order in which a `ClipLoader` draws windows."""
         return self.with_labelled(ClipSampler(len(self), seed))
 
     def batch(self, window_ids: np.ndarray) -> Batch:
-        """Decode windows. Raises InputError that names the session where one is damaged."""
+        """Decode windows. Raise InputError that names the session of a damaged one."""
         places_B, starts_B = self.places(window_ids)
         rows_B = self._places[places_B]
         chunks_B = rows_B["chunk"]
@@ -84,7 +86,8 @@ class ClipDataset(WindowIndex):
             chunks_B,
         )
         height, width = self.size
-        # Filled in place: a list that is stacked afterwards touches twice the memory, which is what costs time here.
+        # Filled in place: a list that is stacked afterwards touches twice the memory, which is what
+        # costs time here.
         frames_BTHWC = np.empty((len(window_ids), self.length, height, width, 3), np.uint8)
         for number, (file, blob, blobs, start, chunk) in enumerate(
             zip(*(c.tolist() for c in where), strict=True)
@@ -111,7 +114,7 @@ class ClipDataset(WindowIndex):
         )
 
     def labels(self, window_ids: np.ndarray) -> tuple[Tensor, Tensor]:
-        """(actions_BT int64 (B, length - 1), games_B) of windows, without decoding frames."""
+        """Return (actions_BT int64 (B, length - 1), games_B) of windows without decoding frames."""
         places_B, starts_B = self.places(window_ids)
         rows_B = self._places[places_B]
         actions = np.empty((len(window_ids), self.length - 1), np.int64)

@@ -1,4 +1,4 @@
-"""Batches of clips, decoded ahead by threads, in an order that can be resumed."""
+"""Batches decoded in advance by threads, in an order that can be resumed."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -13,10 +13,11 @@ from worldmodel.data.dataset import Dataset
 
 
 class ClipLoader:
-    """The shuffled stream of batches of one rank, decoded ahead by threads, always in the same order.
+    """Shuffled, resumable stream of one rank's batches, decoded in advance by threads.
 
-    `batch_size` counts the clips of all ranks together. `state()` after a batch, given back as `state`, continues with
-    the next batch exactly, also with another number of ranks. The stream ends after `batches`, or never.
+    `batch_size` counts the clips of all ranks together. `state()` after a batch, given back as
+    `state`, continues with the next batch exactly, also with another number of ranks. The stream
+    ends after `batches`, or never.
     """
 
     def __init__(
@@ -37,13 +38,15 @@ class ClipLoader:
         if state is not None:
             if (state["manifest_hash"], state["seed"]) != (dataset.manifest_hash, seed):
                 raise InputError(
-                    "the run was trained on other data, clips or seed: continue it with the same ones"
+                    "the run was trained on other data, clips or seed: continue it with "
+                    "the same ones"
                 )
             self._consumed = int(state["samples_consumed"])
         self._asked = self._consumed
         self._end = None if batches is None else self._consumed + batches * batch_size
         self._pool = ThreadPoolExecutor(threads, "decode") if threads else None
-        # One batch more than there are threads waits, so that a thread is never idle while the training takes one.
+        # One batch more than there are threads waits, so that a thread is never idle while the
+        # training takes one.
         self._ahead = threads + 1
         self._pending: deque[Future[Batch]] = deque()
 
@@ -68,7 +71,7 @@ class ClipLoader:
         return ids
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands after the batches that were handed out, as JSON data."""
+        """Return the position after the batches handed out so far, as JSON data."""
         return {
             "seed": self._sampler.seed,
             "epoch": self._sampler.epoch(self._consumed),

@@ -1,7 +1,7 @@
-"""Frames and the same frames larger: two data sets of the same play, put together by session id.
+"""Pairs of small and large frames: two data sets of the same play, matched by session id.
 
-The larger one is made by `envs.collect.rerender`, which plays every episode again and keeps its session id and split. B pairs,
-h, w pixels of the small frames, H, W of the large ones, C = 3.
+The larger one is made by `envs.collect.rerender`, which plays every episode again and keeps its
+session id and split. B pairs, h, w pixels of the small frames, H, W of the large ones, C = 3.
 """
 
 import hashlib
@@ -17,10 +17,11 @@ from worldmodel.data.sampler import ClipSampler
 
 
 class PairDataset(Dataset):
-    """Every frame of `small` that `large` has too, by number. Both have windows of one frame, and the same stride.
+    """Every frame of `small` that `large` has too. Both have windows of one frame and the same
+    stride.
 
-    Sessions that `large` lacks (a game whose ROM was not there) are left out. Raises InputError where a session is not
-    the same play in both, or they share none.
+    Sessions that `large` lacks (a game whose ROM was not there) are left out. Raises InputError
+    where a session is not the same play in both, or they share none.
     """
 
     provides = frozenset({"small_frames", "large_frames"})
@@ -38,7 +39,10 @@ class PairDataset(Dataset):
                 continue
             again = large.episodes[other]
             if (again.game, again.num_frames) != (episode.game, episode.num_frames):
-                told = f"{again.num_frames} frames of {again.game}, not {episode.num_frames} of {episode.game}"
+                told = (
+                    f"{again.num_frames} frames of {again.game}, not {episode.num_frames} of "
+                    f"{episode.game}"
+                )
                 raise InputError(
                     f"session {episode.session_id} of the pairs has {told}: replay the data again"
                 )
@@ -52,18 +56,19 @@ class PairDataset(Dataset):
         self._small_ids, self._large_ids = (np.concatenate(side) for side in zip(*ids, strict=True))
         if len(small) and not len(self):
             raise InputError(
-                "the pairs hold no session of the data: make them of it with `autoexplore data replay`"
+                "the pairs hold no session of the data: make them of it with `autoexplore "
+                "data replay`"
             )
 
     def __len__(self) -> int:
         return len(self._small_ids)
 
     def sampler(self, seed: int) -> ClipSampler:
-        """The order in which a `ClipLoader` draws."""
+        """Return the order in which a `ClipLoader` draws pairs."""
         return ClipSampler(len(self), seed)
 
     def batch(self, window_ids: np.ndarray) -> Batch:
-        """Decode pairs. Raises InputError that names the session where one is damaged."""
+        """Decode pairs. Raise InputError that names the session of a damaged one."""
         small = self._small.batch(self._small_ids[window_ids])
         large = self._large.batch(self._large_ids[window_ids])
         return Batch(
@@ -73,20 +78,23 @@ class PairDataset(Dataset):
         )
 
     def describe(self, window_id: int) -> str:
-        """A pair in words, for messages."""
+        """Describe a pair in words, for messages."""
         return self._small.describe(int(self._small_ids[window_id]))
 
     def close(self) -> None:
-        """Give up what is being read ahead, where anything is."""
+        """Stop reading ahead."""
         self._small.close()
         self._large.close()
 
 
 def check_sizes(pairs: PairDataset, size: int, factor: int) -> None:
-    """Raise InputError unless the small frames have `size` pixels a side and the large ones `factor` times as many."""
+    """Raise InputError unless small frames have `size` pixels a side and large ones `factor` times
+    that.
+    """
     sizes = pairs._small.size, pairs._large.size
     wanted = (size, size), (size * factor, size * factor)
     if sizes != wanted:
         raise InputError(
-            f"pairs of frames of {sizes[0]} and {sizes[1]} pixels: expected {wanted[0]} and {wanted[1]}"
+            f"pairs of frames of {sizes[0]} and {sizes[1]} pixels: expected {wanted[0]} and "
+            f"{wanted[1]}"
         )

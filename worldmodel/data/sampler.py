@@ -1,8 +1,8 @@
-"""Which window stands at which place of an endless, shuffled stream: a permutation that needs no memory.
+"""Endless shuffled order of windows: a keyed permutation that is computed, not stored.
 
-The stream is epoch after epoch of a shuffled pass over all windows. The window at a place is computed, not stored, so
-that a run's data position is one number (samples consumed), resuming costs nothing, and ranks split a batch without
-talking to each other.
+The stream is epoch after epoch of a shuffled pass over all windows. The window at a place is
+computed, not stored, so that a run's data position is one number (samples consumed), resuming costs
+nothing, and ranks split a batch without talking to each other.
 """
 
 import hashlib
@@ -22,25 +22,27 @@ _ROUND_CONSTANTS = [np.uint64(int(_GOLDEN) * (number + 1) % 2**64) for number in
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: uint64 -> uint64, every input bit reaches every output bit."""
+    """Apply SplitMix64's finaliser: uint64 -> uint64, every input bit reaches every output bit."""
     values = (values ^ (values >> np.uint64(30))) * _MIX_1
     values = (values ^ (values >> np.uint64(27))) * _MIX_2
     return values ^ (values >> np.uint64(31))
 
 
 def mixed(key: np.uint64, numbers: np.ndarray) -> np.ndarray:
-    """A key for `feistel_permutation` of each number, from one for all. int64 (N,) -> uint64 (N,)."""
+    """Derive a key for `feistel_permutation` from each number. int64 (N,) -> uint64 (N,)."""
     return _mix(key + _GOLDEN * (numbers.astype(np.uint64) + np.uint64(1)))
 
 
 def feistel_permutation(places: np.ndarray, size: int | np.ndarray, key: np.ndarray) -> np.ndarray:
-    """The image of each place under a keyed permutation of 0..size-1. places, key: uint64 (N,) -> uint64 (N,).
+    """Map each position through a keyed permutation of 0..size-1. places, key: uint64 (N,) ->
+    uint64 (N,).
 
     `size`: one for all places, or int64 (N,).
 
-    A balanced Feistel network permutes 0..4^b-1, the smallest such range that holds `size`; a value that lands outside
-    is sent round again (cycle walking), which keeps it a permutation of 0..size-1 (Black and Rogaway 2002). The range
-    is less than four times `size`, so a place takes fewer than four rounds on average.
+    A balanced Feistel network permutes 0..4^b-1, the smallest such range that holds `size`; a value
+    that lands outside is sent round again (cycle walking), which keeps it a permutation of
+    0..size-1 (Black and Rogaway 2002). The range is less than four times `size`, so a place takes
+    fewer than four rounds on average.
     """
     sizes = np.broadcast_to(np.asarray(size, np.uint64), places.shape)
     bits = np.frexp((sizes - np.uint64(1)).astype(np.float64))[1]  # of the largest value
@@ -60,16 +62,18 @@ def feistel_permutation(places: np.ndarray, size: int | np.ndarray, key: np.ndar
 
 
 def key_of(*parts: object) -> np.uint64:
-    """A key for `feistel_permutation` from anything that names what is permuted."""
+    """Derive a key for `feistel_permutation` by hashing `parts`."""
     return np.uint64(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()))
 
 
 @dataclass(frozen=True)
 class ClipSampler:
-    """The shuffled stream of windows 0..windows-1 of one seed; every epoch holds each window exactly once.
+    """Shuffled stream of windows 0..windows-1 of one seed; every epoch holds each window exactly
+    once.
 
-    A global batch is `batch_size` consecutive places of the stream, and rank r of R takes the r-th of its R equal
-    parts. So the global batches do not depend on the number of ranks: 8 ranks of 14 see what 4 ranks of 28 see.
+    A global batch is `batch_size` consecutive places of the stream, and rank r of R takes the r-th
+    of its R equal parts. So the global batches do not depend on the number of ranks: 8 ranks of 14
+    see what 4 ranks of 28 see.
     """
 
     windows: int
@@ -82,7 +86,9 @@ class ClipSampler:
             )
 
     def window_ids(self, places: np.ndarray) -> np.ndarray:
-        """The window at each place of the stream, places counted over all epochs from 0. int64 (N,) -> int64 (N,)."""
+        """Return the window at each position of the stream, counted over all epochs from 0. int64
+        (N,) -> int64 (N,).
+        """
         epochs, inside = np.divmod(places.astype(np.uint64), np.uint64(self.windows))
         key = mixed(np.uint64(self.seed % 2**64), epochs)
         return feistel_permutation(inside, self.windows, key).astype(np.int64)
@@ -90,7 +96,9 @@ class ClipSampler:
     def batch(
         self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1
     ) -> np.ndarray:
-        """This rank's windows of the global batch that starts at `samples_consumed`, int64 (batch_size / ranks,)."""
+        """Return this rank's windows of the global batch at `samples_consumed`, int64 (batch_size /
+        ranks,).
+        """
         if batch_size % ranks:
             raise InputError(
                 f"a batch of {batch_size} does not split over {ranks} workers: make it a multiple"
@@ -99,12 +107,12 @@ class ClipSampler:
         return self.window_ids(samples_consumed + rank * share + np.arange(share))
 
     def epoch(self, samples_consumed: int) -> float:
-        """Passes over the data so far, in [0, inf)."""
+        """Return the passes over the data so far, in [0, inf)."""
         return samples_consumed / self.windows
 
 
 class Sampler(Protocol):
-    """An endless order of windows: `ClipSampler`, `worldmodel.data.streaming_dataset.StreamSampler`, or one with labels."""
+    """Endless order of windows."""
 
     @property
     def seed(self) -> int: ...
@@ -118,10 +126,12 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class LabelledSampler:
-    """Another order in which half of the windows, by chance, give way to labelled ones, drawn with replacement.
+    """Order in which half of the windows, at random, are replaced by labelled ones, drawn with
+    replacement.
 
-    A few labelled episodes among many would else be seen too seldom. What chance decides is a function of the seed, the
-    window and the samples consumed before its batch: the same after resuming and for any number of ranks.
+    A few labelled episodes among many would else be seen too seldom. What chance decides is a
+    function of the seed, the window and the samples consumed before its batch: the same after
+    resuming and for any number of ranks.
     """
 
     order: Sampler
@@ -130,18 +140,20 @@ class LabelledSampler:
 
     @property
     def seed(self) -> int:
-        """That of the order."""
+        """Seed of the order."""
         return self.order.seed
 
     def batch(
         self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1
     ) -> np.ndarray:
-        """This rank's windows of the global batch that starts at `samples_consumed`, int64 (batch_size / ranks,)."""
+        """Return this rank's windows of the global batch at `samples_consumed`, int64 (batch_size /
+        ranks,).
+        """
         window_ids = self.order.batch(samples_consumed, batch_size, rank, ranks)
         draws = mixed(key_of(self.seed, "labelled", samples_consumed), window_ids)
         others = self.labelled[(draws >> np.uint64(1)) % np.uint64(len(self.labelled))]
         return np.where(draws % np.uint64(2) == 0, others, window_ids)
 
     def epoch(self, samples_consumed: int) -> float:
-        """Passes over the data so far, in [0, inf), as if nothing gave way."""
+        """Return the passes over the data so far, in [0, inf), as if no window were replaced."""
         return self.order.epoch(samples_consumed)

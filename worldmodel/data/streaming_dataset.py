@@ -1,9 +1,9 @@
-"""Training from a data set that is larger than the local disk: sessions pass through memory instead of being staged.
+"""Dataset that streams sessions through memory, for data larger than the local disk.
 
-The sessions come in a shuffled order, cut into blocks that fill half of the memory granted (`worldmodel.data.streaming_order`).
-The windows of a block are drawn in a shuffled order, each once; meanwhile the next block takes the place of the one
-before, session by session. So every window is drawn once an epoch, and where a run stands is one number, as with
-`ClipSampler`.
+The sessions come in a shuffled order, cut into blocks that fill half of the memory granted
+(`worldmodel.data.streaming_order`). The windows of a block are drawn in a shuffled order, each
+once; meanwhile the next block takes the place of the one before, session by session. So every
+window is drawn once an epoch, and where a run stands is one number, as with `ClipSampler`.
 """
 
 import hashlib
@@ -41,14 +41,16 @@ class LoadedSession:
 
 
 class StreamingDataset(WindowIndex):
-    """The windows that `ClipDataset` has, read from the data sets as they are drawn, at most `sessions` sessions held.
+    """The windows of `ClipDataset`, read from the data sets as they are drawn; holds at most
+    `sessions` sessions.
 
-    `max_bytes` bounds the compressed bytes held. Both bounds decide the order of the windows, which is the same for any
-    number of ranks; R ranks hold and read an R-th of the sessions each where R divides the number of lanes
-    (`worldmodel.data.streaming_order.LANES`, or fewer where few sessions are held), else up to all of them. A damaged session
-    is replaced by the next one that is whole, named on the console and in `skipped`; InputError where more than 5 % of
-    the sessions are. Draw from it with a `ClipLoader`; `batch` also takes any other windows, and loads what it needs.
-    `readers`: threads that read and check sessions.
+    `max_bytes` bounds the compressed bytes held. Both bounds decide the order of the windows, which
+    is the same for any number of ranks; R ranks hold and read an R-th of the sessions each where R
+    divides the number of lanes (`worldmodel.data.streaming_order.LANES`, or fewer where few
+    sessions are held), else up to all of them. A damaged session is replaced by the next one that
+    is whole, named on the console and in `skipped`; InputError where more than 5 % of the sessions
+    are. Draw from it with a `ClipLoader`; `batch` also takes any other windows, and loads what it
+    needs. `readers`: threads that read and check sessions.
     """
 
     def __init__(
@@ -66,7 +68,8 @@ class StreamingDataset(WindowIndex):
             raise InputError("no data given: name one or more folders of episodes")
         if sessions < 2 or max_bytes < 1:
             raise InputError(
-                f"{sessions} sessions, {max_bytes} bytes in memory: streaming needs room for 2 or more"
+                f"{sessions} sessions, {max_bytes} bytes in memory: streaming needs room "
+                "for 2 or more"
             )
         sources = [EpisodeReader(uri, split) for uri in uris]
         self._sources = [(source, index) for source in sources for index in range(len(source))]
@@ -100,11 +103,13 @@ class StreamingDataset(WindowIndex):
         """Session that was left out -> what is wrong with it."""
 
     def sampler(self, seed: int) -> Sampler:
-        """The order in which a `ClipLoader` draws."""
+        """Return the order in which a `ClipLoader` draws windows."""
         return self.with_labelled(StreamSampler(self, seed))
 
     def batch(self, window_ids: np.ndarray) -> Batch:
-        """Decode windows; those of a damaged session are replaced, and the batch then has the numbers of others."""
+        """Decode windows. Those of a damaged session are replaced, and the batch has the
+        replacements' numbers.
+        """
         places_B, starts_B = self.places(window_ids)
         self.buffer.prefetch(places_B.tolist())
         window_ids = window_ids.copy()
@@ -119,7 +124,8 @@ class StreamingDataset(WindowIndex):
         sizes = {(session.height, session.width) for session in found}
         if len(sizes) > 1:
             raise InputError(
-                f"the data holds frames of several sizes, {sorted(sizes)}: train on one size at a time"
+                f"the data holds frames of several sizes, {sorted(sizes)}: train on one "
+                "size at a time"
             )
         height, width = sizes.pop()
         frames_BTHWC = np.empty((len(found), self.length, height, width, 3), np.uint8)
@@ -138,7 +144,7 @@ class StreamingDataset(WindowIndex):
         )
 
     def close(self) -> None:
-        """Give up what is waiting to be read."""
+        """Cancel pending reads."""
         self.buffer.cancel()
 
     def _load(self, place: int) -> LoadedSession:
@@ -149,7 +155,7 @@ class StreamingDataset(WindowIndex):
         )
 
     def _session(self, place: int) -> tuple[int, LoadedSession]:
-        """A session, or the next whole one that has windows, and its place."""
+        """Return a session and its index, or the next intact session that has windows."""
         while True:
             if self.windows_E[place]:
                 try:
@@ -173,7 +179,7 @@ class StreamingDataset(WindowIndex):
 
 @dataclass
 class Reading:
-    """What one slot of the sequence draws from, and what it will draw from next."""
+    """Sessions that one slot of the sequence draws from now and next."""
 
     block: tuple[int, int]
     """An epoch, and a block of it."""
@@ -185,8 +191,9 @@ class Reading:
 
 
 class StreamSampler:
-    """The shuffled stream of windows of `StreamingDataset`. Draw k of the sequence goes to rank k mod R, so that the global
-    batches do not depend on the number of ranks R. Drawing makes the buffer read ahead.
+    """The shuffled stream of windows of `StreamingDataset`. Draw k of the sequence goes to rank k
+    mod R, so that the global batches do not depend on the number of ranks R. Drawing makes the
+    buffer read ahead.
     """
 
     def __init__(self, clips: StreamingDataset, seed: int) -> None:
@@ -199,7 +206,9 @@ class StreamSampler:
     def batch(
         self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1
     ) -> np.ndarray:
-        """This rank's windows of the global batch that starts at `samples_consumed`, int64 (batch_size / ranks,)."""
+        """Return this rank's windows of the global batch at `samples_consumed`, int64 (batch_size /
+        ranks,).
+        """
         if batch_size % ranks:
             raise InputError(
                 f"a batch of {batch_size} does not split over {ranks} workers: make it a multiple"
@@ -213,11 +222,13 @@ class StreamSampler:
         return self._clips.first_windows(draws.sessions) + draws.offsets
 
     def epoch(self, samples_consumed: int) -> float:
-        """Passes over the data so far, in [0, inf)."""
+        """Return the passes over the data so far, in [0, inf)."""
         return samples_consumed / self._order.windows
 
     def _fill(self, number: int, rank: int, ranks: int) -> None:
-        """Read what this rank draws from at first, and wait for it; later nobody waits for what is read ahead."""
+        """Read the sessions that this rank draws from first, and wait for them; later ones are
+        prefetched.
+        """
         common = math.gcd(self._order.lanes, ranks)
         first = [
             self._order.first_draw(slot, number)
@@ -230,7 +241,7 @@ class StreamSampler:
                 bar.advance()
 
     def _read_ahead(self, numbers: np.ndarray, draws: Draws) -> None:
-        """Have as large a share of each following block read as is drawn of the one before it."""
+        """Prefetch as large a share of each following block as is drawn of the current one."""
         self._enter(numbers, draws)
         columns = (numbers % self._order.lanes, draws.epochs, draws.blocks, draws.done)
         for slot, *block, done in zip(*(column.tolist() for column in columns), strict=True):
@@ -241,7 +252,7 @@ class StreamSampler:
                 reading.ahead = wanted
 
     def _enter(self, numbers: np.ndarray, draws: Draws) -> list[Future[LoadedSession]]:
-        """Note the blocks that are drawn from for the first time, and have them read."""
+        """Register blocks that are drawn from for the first time, and prefetch their sessions."""
         places = zip(draws.epochs.tolist(), draws.blocks.tolist(), strict=True)
         new: list[int] = []
         for slot, place in zip((numbers % self._order.lanes).tolist(), places, strict=True):
@@ -260,7 +271,7 @@ class StreamSampler:
 
 
 class SessionBuffer:
-    """Sessions in memory or on their way there; those not asked for the longest are let go. For use by many threads."""
+    """Least-recently-used cache of sessions, loaded by threads; safe for use by many threads."""
 
     def __init__(
         self,
@@ -290,19 +301,19 @@ class SessionBuffer:
         return self._bytes
 
     def prefetch(self, places: Iterable[int]) -> list[Future[LoadedSession]]:
-        """Begin to load those that are not there; they are then the last to go, the last of them the very last."""
+        """Start loading missing sessions, and mark all of them as most recently used, in order."""
         with self._lock:
             return [self._prefetch_one(place) for place in places]
 
     def pin(self, places: Iterable[int]) -> None:
-        """Let those of them that are there be the last to go."""
+        """Mark sessions in the buffer as most recently used."""
         with self._lock:
             for place in places:
                 if place in self._held:
                     self._held.move_to_end(place)
 
     def get(self, place: int) -> LoadedSession:
-        """One session, waited for. Raises what loading it raised."""
+        """Return a session, waiting for it. Raise what loading it raised."""
         while True:
             with self._lock:
                 future = self._prefetch_one(place)
@@ -312,7 +323,7 @@ class SessionBuffer:
                 continue  # let go by another thread before it was read: ask again
 
     def cancel(self) -> None:
-        """Forget what has not begun to load."""
+        """Cancel sessions that have not begun to load."""
         with self._lock:
             for place in [place for place, future in self._held.items() if future.cancel()]:
                 self._bytes -= self._bytes_E[place]

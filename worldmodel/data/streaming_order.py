@@ -1,9 +1,10 @@
-"""In which order windows are drawn from sessions that pass through memory: one sequence, however many ranks draw it.
+"""Order in which windows of streamed sessions are drawn, the same for any number of ranks.
 
-An epoch is a pass over all windows, session after session in a shuffled order, cut into L lanes of equal length (but
-for one window). Draw i of the epoch comes from lane i mod L, so that ranks whose number divides L read sessions of
-their own, but for those that a cut divides. A lane is cut into blocks, few enough sessions that the blocks of all
-lanes fill half of the memory granted; the windows of a block are drawn in a shuffled order.
+An epoch is a pass over all windows, session after session in a shuffled order, cut into L lanes of
+equal length (but for one window). Draw i of the epoch comes from lane i mod L, so that ranks whose
+number divides L read sessions of their own, but for those that a cut divides. A lane is cut into
+blocks, few enough sessions that the blocks of all lanes fill half of the memory granted; the
+windows of a block are drawn in a shuffled order.
 """
 
 from dataclasses import dataclass
@@ -19,26 +20,27 @@ LANES = 240
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over all windows. A place is a number of a window when those of the sessions in order are counted."""
+    """One pass over all windows, sessions in order. A place is a window's number in that pass."""
 
     order_N: np.ndarray
-    """The sessions."""
+    """Sessions in their order."""
     ends_N: np.ndarray
     """Places at which they end."""
     lanes: np.ndarray
     """Places at which lanes begin, and the last ends; int64 (L + 1,)."""
     blocks: np.ndarray
-    """Places at which blocks begin, and the last ends; every lane begins with one. int64 (blocks + 1,)."""
+    """Places at which blocks begin, and the last ends; every lane begins with one. int64 (blocks +
+    1,)."""
 
     def sessions(self, block: int) -> list[int]:
-        """The sessions that a block holds windows of."""
+        """Return the sessions that a block holds windows of."""
         first, last = np.searchsorted(
             self.ends_N, [self.blocks[block], self.blocks[block + 1] - 1], side="right"
         )
         return [int(session) for session in self.order_N[first : last + 1]]
 
     def block_of(self, places: np.ndarray) -> np.ndarray:
-        """The block that holds each place."""
+        """Return the block of each place."""
         return np.searchsorted(self.blocks, places, side="right") - 1
 
 
@@ -56,8 +58,9 @@ class Draws:
 
 
 class StreamOrder:
-    """The endless sequence of draws from sessions with so many windows and bytes, at most `sessions` and `max_bytes`
-    of them in memory. Computed, not stored. Raises InputError where there is no window.
+    """The endless sequence of draws from sessions with so many windows and bytes, at most
+    `sessions` and `max_bytes` of them in memory. Computed, not stored. Raises InputError where
+    there is no window.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class StreamOrder:
         self._epochs: dict[int, Epoch] = {}
 
     def draw(self, numbers: np.ndarray) -> Draws:
-        """Draws by number, counted from 0 over all epochs. int64 (N,)"""
+        """Compute draws by number, counted from 0 over all epochs. int64 (N,)"""
         epochs = numbers // self.windows
         parts = [
             self._draw(int(epoch), numbers[epochs == epoch] % self.windows)
@@ -95,12 +98,13 @@ class StreamOrder:
         return Draws(sessions, offsets, epochs, blocks, done)
 
     def first_draw(self, slot: int, number: int) -> int:
-        """The first draw from `number` on whose number modulo L is `slot`: the draws of a slot pass through one lane
-        of an epoch, and then through one of the next."""
+        """Return the first draw from `number` on whose number modulo L is `slot`. The draws of a
+        slot pass through one lane of an epoch, and then through one of the next.
+        """
         return number + (slot - number) % self.lanes
 
     def following(self, slot: int, number: int, block: int) -> list[int]:
-        """The sessions of the block that a slot draws from after a block of epoch `number`."""
+        """Return the sessions of the block that a slot draws from after one of epoch `number`."""
         epoch = self.epoch(number)
         if epoch.blocks[block + 1] not in epoch.lanes:
             return epoch.sessions(block + 1)
@@ -109,7 +113,7 @@ class StreamOrder:
         return epoch.sessions(int(epoch.block_of(epoch.lanes[[lane]])[0]))
 
     def epoch(self, number: int) -> Epoch:
-        """How a pass over the data is cut."""
+        """Compute how a pass over the data is divided into lanes and blocks."""
         if number not in self._epochs:
             order = self._sessions[
                 shuffled(len(self._sessions), key_of(self.seed, "epoch", number))
@@ -133,7 +137,7 @@ class StreamOrder:
     def _draw(
         self, number: int, inside: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(sessions, offsets, blocks, share done) of draws of one epoch."""
+        """Compute (sessions, offsets, blocks, share done) of draws of one epoch."""
         epoch = self.epoch(number)
         places = epoch.lanes[inside % self.lanes] + inside // self.lanes
         blocks = epoch.block_of(places)
@@ -149,14 +153,16 @@ class StreamOrder:
 
 
 def shuffled(count: int, key: np.uint64) -> np.ndarray:
-    """0 to count - 1 in the order of a key, int64 (count,)."""
+    """Return 0 to count - 1 in the order of a key, int64 (count,)."""
     return feistel_permutation(
         np.arange(count, dtype=np.uint64), count, np.full(count, key)
     ).astype(np.int64)
 
 
 def cut(bytes_N: np.ndarray, sessions: int, max_bytes: float) -> list[int]:
-    """Where to cut a list so that every part has at most so many sessions and bytes, but one at least."""
+    """Cut a list into parts of at most `sessions` sessions and `max_bytes`, at least one session
+    each.
+    """
     cuts, size = [0], 0.0
     for place, more in enumerate(bytes_N.tolist()):
         if place > cuts[-1] and (place - cuts[-1] == sessions or size + more > max_bytes):

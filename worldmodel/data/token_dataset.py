@@ -1,8 +1,9 @@
-"""What frozen models make of a data set, computed once and read from the disk ever after: tokens, latent actions.
+"""Dataset of tokens and latent actions that frozen models computed once, stored on disk.
 
-A frame's tokens depend on the frames before it in its window, so whole windows are stored: one .npy file of shape
-(windows, T, h, w), uint16, mapped into memory, named after the tokenizer's encoding weights and the windows. The latent
-actions of a frozen latent action model have a file of their own, (windows, T - 1), named after that model's.
+A frame's tokens depend on the frames before it in its window, so whole windows are stored: one .npy
+file of shape (windows, T, h, w), uint16, mapped into memory, named after the tokenizer's encoding
+weights and the windows. The latent actions of a frozen latent action model have a file of their
+own, (windows, T - 1), named after that model's.
 """
 
 import hashlib
@@ -52,11 +53,11 @@ class TokenDataset(Dataset):
         return len(self._clips)
 
     def sampler(self, seed: int) -> Sampler:
-        """The order in which a `ClipLoader` draws: that of the clips."""
+        """Return the order in which a `ClipLoader` draws windows: that of the clips."""
         return self._clips.sampler(seed)
 
     def describe(self, window_id: int) -> str:
-        """A window in words, for messages."""
+        """Describe a window in words, for messages."""
         return self._clips.describe(window_id)
 
     def batch(self, window_ids: np.ndarray) -> Batch:
@@ -80,7 +81,7 @@ def _read_rows(stored: np.ndarray, window_ids: np.ndarray) -> Tensor:
 
 @dataclass(frozen=True)
 class CacheBarrier:
-    """How the processes of one machine share the encoding: this one does its `part` of `parts`."""
+    """Share of the encoding that a process does: `part` of the `parts` of a machine."""
 
     part: int = 0
     parts: int = 1
@@ -99,11 +100,13 @@ def cache_tokens(
     device: torch.device | str = "cpu",
     sharing: CacheBarrier | None = None,
 ) -> TokenDataset:
-    """Encode all windows of `clips` with frozen models, unless that was done before, and open the result.
+    """Encode all windows of `clips` with frozen models unless they are stored, and open the
+    dataset.
 
-    `lam`: store its latent actions too. `frames`: let batches hold the frames. Frames are encoded in float32 without
-    autocast, as when the model generates. With `sharing` all processes call. A file appears when it is complete.
-    Raises InputError where there are no windows or the disk is full.
+    `lam`: store its latent actions too. `frames`: let batches hold the frames. Frames are encoded
+    in float32 without autocast, as when the model generates. With `sharing` all processes call. A
+    file appears when it is complete. Raises InputError where there are no windows or the disk is
+    full.
     """
     if not len(clips):
         raise InputError(
@@ -122,7 +125,7 @@ def cache_tokens(
 
 
 _Frozen = tuple[str, Tokenizer | LatentActionModel, tuple[int, ...]]
-"""What a frozen model's output is called, the model, and the shape of its output for a window."""
+"""Name of the stored field, the frozen model, and the shape of its output for a window."""
 
 
 def _stored(
@@ -133,7 +136,7 @@ def _stored(
     device: torch.device | str,
     sharing: CacheBarrier,
 ) -> Path:
-    """The file of a model's output for all windows, made where it is not there."""
+    """Return the file of a model's output for all windows; compute it if it is missing."""
     name, model, shape = frozen
     identity = f"{encoder_sha256(model)} {clips.manifest_hash}"
     path = folder / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
@@ -171,7 +174,7 @@ def _encode(
     device: torch.device | str,
     sharing: CacheBarrier,
 ) -> None:
-    """Write what the model makes of this part's windows, a contiguous range, into the file."""
+    """Encode this process's contiguous range of windows into the file."""
     name, model, _ = frozen
     stored = np.lib.format.open_memmap(path, "r+")
     first, last = (len(clips) * end // sharing.parts for end in (sharing.part, sharing.part + 1))

@@ -1,4 +1,4 @@
-"""Numbering of windows: an episode of T + 1 frames has one at every `stride`-th frame, and none crosses its end."""
+"""Numbering of windows: one at every `stride`-th frame of an episode, none across its end."""
 
 import hashlib
 import math
@@ -15,7 +15,7 @@ from worldmodel.data.sampler import LabelledSampler, Sampler
 
 @dataclass(frozen=True)
 class EpisodeInfo:
-    """What is known of an episode without touching its frames."""
+    """Description of an episode; reading it touches no frames."""
 
     session_id: str
     game: str
@@ -23,10 +23,10 @@ class EpisodeInfo:
 
 
 class WindowIndex(Dataset):
-    """All windows of `length` frames of some episodes, numbered through. Costs memory for episodes, not for windows.
+    """All windows of `length` frames of some episodes. Takes memory per episode, not per window.
 
-    `frames_E`: frames of each episode. `game_E`: each episode's place in `games`. `session_ids`: their names, E of
-    anything that `str` turns into a name.
+    `frames_E`: frames of each episode. `game_E`: each episode's place in `games`. `session_ids`:
+    their names, E of anything that `str` turns into a name.
     """
 
     provides = frozenset({"frames", "actions"})
@@ -54,35 +54,35 @@ class WindowIndex(Dataset):
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def places(self, window_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(places in `episodes`, first frames) of windows, int64 (B,) each."""
+        """Return (indices in `episodes`, first frames) of windows, int64 (B,) each."""
         episodes_B = np.searchsorted(self._ends, window_ids, side="right")
         return episodes_B, (window_ids - self.first_windows(episodes_B)) * self.stride
 
     def first_windows(self, episodes: np.ndarray) -> np.ndarray:
-        """Number of the first window of each of some episodes, int64."""
+        """Return the number of the first window of each given episode, int64."""
         return self._ends[episodes] - self.windows_E[episodes]
 
     def locate(self, window_id: int) -> tuple[int, int]:
-        """(place in `episodes`, first frame) of a window."""
+        """Return (index in `episodes`, first frame) of a window."""
         episodes, starts = self.places(np.array([window_id]))
         return int(episodes[0]), int(starts[0])
 
     def window_game(self, window_id: int) -> str:
-        """The game that a window shows."""
+        """Return the game that a window shows."""
         return self.episodes[self.locate(window_id)[0]].game
 
     def describe(self, window_id: int) -> str:
-        """A window in words, for messages."""
+        """Describe a window in words, for messages."""
         place, start = self.locate(window_id)
         episode = self.episodes[place]
         return f"window {window_id} (session {episode.session_id} of {episode.game}, frame {start})"
 
     def reveal_actions(self, share: float) -> None:
-        """Let batches hold the recorded actions of this share of each game's episodes, rounded up, and else `MASKED_ACTION`;
-        and let samplers draw half of their windows from these episodes.
+        """Reveal the recorded actions of a share of each game's episodes, rounded up, and mask all
+        others. Samplers then draw half of their windows from these episodes.
 
-        `share`: in [0, 1]. Which episodes is decided by a hash of their session ids: the same ones wherever, whenever
-        and in whatever order the data is read.
+        `share`: in [0, 1]. Which episodes is decided by a hash of their session ids: the same ones
+        wherever, whenever and in whatever order the data is read.
         """
         games: dict[str, list[tuple[str, int]]] = {}
         for place in np.flatnonzero(self.windows_E).tolist():
@@ -96,16 +96,18 @@ class WindowIndex(Dataset):
         self._labelled = np.flatnonzero(np.repeat(self._labelled_E, self.windows_E))
 
     def with_labelled(self, order: Sampler) -> Sampler:
-        """The order, or where some actions are shown one that draws half of its windows from those."""
+        """Return the order; where actions are revealed, one that draws half of its windows from
+        those.
+        """
         return LabelledSampler(order, self._labelled) if len(self._labelled) else order
 
     def shown(self, episodes_B: np.ndarray, actions_BT: np.ndarray) -> np.ndarray:
-        """Recorded actions of windows of some episodes, or `MASKED_ACTION` in their place."""
+        """Return recorded actions of windows of some episodes, masked where hidden."""
         return np.where(self._labelled_E[episodes_B, None], actions_BT, MASKED_ACTION)
 
 
 class EpisodeTable(Sequence[EpisodeInfo]):
-    """Episodes as columns: a record is made when it is asked for, since there may be very many."""
+    """Episodes as columns. Records are built on demand, since there may be very many."""
 
     def __init__(
         self, frames_E: np.ndarray, game_E: np.ndarray, games: list[str], session_ids: Any

@@ -12,8 +12,8 @@ from torch import Tensor
 def reliability(confidence_M: Tensor, correct_M: Tensor, bins: int = 15) -> dict[str, Any]:
     """Compute the reliability curve and expected calibration error of the likeliest code.
 
-    See Guo et al. 2017. `bins` hold equally many tokens each: most tokens of a game are certain, and
-    equal widths would leave most bins empty. -> {"ece": mean over tokens of |mean confidence -
+    See Guo et al. 2017. `bins` hold equally many tokens each: most tokens of a game are certain,
+    and equal widths would leave most bins empty. -> {"ece": mean over tokens of |mean confidence -
     accuracy| of their bin, "bins": [{"confidence", "accuracy", "tokens"}]}, confidence ascending.
     """
     order = confidence_M.argsort()

@@ -5,10 +5,11 @@ from torch import Tensor
 
 
 def static_token_fraction(tokens_BThw: Tensor, frames_BTCHW: Tensor) -> dict[str, float]:
-    """How far the commonest code of later frames stands for "nothing changed here" (section 5 of the paper).
+    """Measure how far the commonest code of later frames stands for "nothing changed" (Sec. 5).
 
-    Share of the tokens after frame 0 that are the commonest code, on patches whose pixels equal the frame before
-    (`static`) and on the others (`moving`); NaN where there are none. The commonest code is that of the given tokens.
+    Share of the tokens after frame 0 that are the commonest code, on patches whose pixels equal the
+    frame before (`static`) and on the others (`moving`); NaN where there are none. The commonest
+    code is that of the given tokens.
     """
     later = tokens_BThw[:, 1:]
     moving = moving_patches(frames_BTCHW, tokens_BThw.shape[-1])
@@ -20,14 +21,17 @@ def static_token_fraction(tokens_BThw: Tensor, frames_BTCHW: Tensor) -> dict[str
 
 
 def moving_patches(frames_BTCHW: Tensor, grid: int) -> Tensor:
-    """Which patches differ from the same patch of the frame before, bool (B, T - 1, grid, grid)."""
+    """Mark patches that differ from the same patch of the frame before, bool (B, T - 1, grid,
+    grid).
+    """
     patch = frames_BTCHW.shape[-1] // grid
     changed = (frames_BTCHW[:, 1:] != frames_BTCHW[:, :-1]).any(2)
     return changed.unflatten(-1, (grid, patch)).unflatten(-3, (grid, patch)).any(-1).any(-2)
 
 
 def count_codes(tokens_BThw: Tensor, frames_BTCHW: Tensor, codes: int) -> Tensor:
-    """How often later frames have each code on static (row 0) and on moving patches (row 1), int64 (2, codes).
+    """Count each code of later frames on static (row 0) and moving patches (row 1), int64 (2,
+    codes).
 
     Counts of parts of a set add up, see `static_token_stats`.
     """
@@ -38,7 +42,9 @@ def count_codes(tokens_BThw: Tensor, frames_BTCHW: Tensor, codes: int) -> Tensor
 
 
 def static_token_stats(counts_2K: Tensor) -> dict[str, float]:
-    """`static_token_fraction` of a whole set, of its `count_codes`; besides the share of codes used and their perplexity."""
+    """Compute `static_token_fraction` from `count_codes`, the share of codes used and their
+    perplexity.
+    """
     total = counts_2K.sum(0)
     shares = counts_2K[:, total.argmax()] / counts_2K.sum(1)
     used = total[total > 0] / total.sum()

@@ -1,8 +1,9 @@
-"""How good a world model's predictions are on episodes that it has not seen (appendix A.2 of the paper).
+"""Evaluation of a world model's predictions on held-out episodes (App. A.2).
 
-Windows of context + horizon frames, one at every `stride`-th frame: the context is given, the rest predicted with the
-true actions. Everything stands beside copying the last given frame, and on moving pixels too, since most of a retro
-game's screen never moves. A batch of windows is scored with noise of its own, so that batches may be scored anywhere.
+Windows of context + horizon frames, one at every `stride`-th frame: the context is given, the rest
+predicted with the true actions. Everything stands beside copying the last given frame, and on
+moving pixels too, since most of a retro game's screen never moves. A batch of windows is scored
+with noise of its own, so that batches may be scored anywhere.
 """
 
 import dataclasses
@@ -65,26 +66,30 @@ def evaluate(
     workers: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
-    """Measure a model on episodes of `data` (of one `split`, or None for all); the result is JSON data.
+    """Measure a model on episodes of `data` (of one `split`, or None for all); the result is JSON
+    data.
 
-    `limit`: at most so many windows of each game, evenly spread. `inception`: TorchScript file for FID proper, see
-    `worldmodel.evaluation.feature_networks`; `distance` False leaves the Frechet distance out. `options` are fields of `Settings`.
-    `out`: write the result there too, atomically. `cache_dir` holds the staged episodes, by default for this call only.
-    `workers` Ray workers score the windows, each with one thread; 0 does it in this process. The numbers are the same.
-    A `ExternalPredictions` is scored by the pictures that it made.
+    `limit`: at most so many windows of each game, evenly spread. `inception`: TorchScript file for
+    FID proper, see `worldmodel.evaluation.feature_networks`; `distance` False leaves the Frechet
+    distance out. `options` are fields of `Settings`. `out`: write the result there too, atomically.
+    `cache_dir` holds the staged episodes, by default for this call only. `workers` Ray workers
+    score the windows, each with one thread; 0 does it in this process. The numbers are the same. A
+    `ExternalPredictions` is scored by the pictures that it made.
 
         {"settings": ..., "distance_name": "FID-EfficientNetLite0" or null,
          "overall": SET, "games": {game: SET}}
         SET = {"windows", "episodes",
-               "reconstruction": {"psnr", "ssim", "moving_psnr"}, "background": {"static", "moving", "codes_used",
-               "perplexity"}, both empty for a peer; see `worldmodel.evaluation.codebook_stats.static_token_fraction`,
+               "reconstruction": {"psnr", "ssim", "moving_psnr"},
+               "background": {"static", "moving", "codes_used", "perplexity"},
                "prediction": SIDE, "copy": SIDE,
                "delta_psnr": {"t", "mean", "low", "high"}}
-        SIDE = {"one_step": FIGURES, "mean": FIGURES, "by_step": {"psnr": [F values], ...}, "distance"}
+        SIDE = {"one_step": FIGURES, "mean": FIGURES, "by_step": {"psnr": [F values], ...},
+                "distance"}
         FIGURES = {"psnr", "ssim", "moving_psnr"}
 
-    PSNR in dB, at most `metrics.PSNR_CAP`. A figure that nothing says anything about (no pixel moved, one episode only)
-    is null. Raises InputError for bad settings, and where no episode is long enough for a window.
+    PSNR in dB, at most `metrics.PSNR_CAP`. A figure that nothing says anything about (no pixel
+    moved, one episode only) is null. Raises InputError for bad settings, and where no episode is
+    long enough for a window.
     """
     settings = Settings(**options)
     with tempfile.TemporaryDirectory() as temporary:
@@ -114,7 +119,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Windows of one game that are scored together, by the same noise wherever that happens."""
+    """Windows of one game that are scored together, with the same noise on any process."""
 
     game: str
     window_ids: np.ndarray
@@ -124,19 +129,19 @@ class EvalBatch:
 
 @dataclass(frozen=True)
 class EvalWorker:
-    """What a process needs to score batches."""
+    """Everything a process needs to score batches."""
 
     model: WorldModel | ExternalPredictions
     settings: Settings
     sources: tuple[list[str], str, str | None]
-    """Data sets, where their staged copies are, and the split."""
+    """Data sets, the folder of their local copies, and the split."""
     inception: str | None
     distance: bool
 
     def score(
         self, batches: Sequence[EvalBatch], clips: ClipDataset | None = None
     ) -> Iterator[Scores]:
-        """The scores of batches, in their order."""
+        """Yield the scores of batches, in order."""
         if clips is None:
             length = self.settings.context + self.settings.horizon
             uris, cache, split = self.sources
@@ -164,7 +169,7 @@ class EvalWorker:
 
 
 def _score_elsewhere(scorer: EvalWorker, batches: Sequence[EvalBatch]) -> list[Scores]:
-    """What a Ray worker does, on its GPU where it was given one."""
+    """Score batches on a Ray worker, on its GPU if it has one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = (
         scorer.model if isinstance(scorer.model, ExternalPredictions) else scorer.model.to(device)
@@ -175,9 +180,10 @@ def _score_elsewhere(scorer: EvalWorker, batches: Sequence[EvalBatch]) -> list[S
 def _gather(
     scorer: EvalWorker, clips: ClipDataset, batches: Sequence[EvalBatch], workers: int
 ) -> dict[str, Scores]:
-    """The scores of each game, its batches joined in their order wherever they were scored.
+    """Collect the scores of each game, batches concatenated in their order.
 
-    Statistics of the distance are summed up as they come, so that a large test set needs no more memory.
+    Statistics of the distance are summed up as they come, so that a large test set needs no more
+    memory.
     """
     games: dict[str, list[Scores]] = {}
     with progress("evaluating windows", sum(len(batch.window_ids) for batch in batches)) as bar:
@@ -192,7 +198,7 @@ def _gather(
 
 
 def _spread(scorer: EvalWorker, batches: Sequence[EvalBatch], workers: int) -> Iterator[Scores]:
-    """`EvalWorker.score` on Ray workers, a few batches a task, in the batches' order."""
+    """Score batches on Ray workers, a few batches per task, and yield them in order."""
     gpu = (
         not isinstance(scorer.model, ExternalPredictions)
         and next(scorer.model.parameters()).device.type == "cuda"
@@ -217,7 +223,7 @@ def _spread(scorer: EvalWorker, batches: Sequence[EvalBatch], workers: int) -> I
 
 
 def plan_batches(clips: ClipDataset, settings: Settings, limit: int | None) -> list[EvalBatch]:
-    """All windows to score, in batches of one game each."""
+    """List all windows to score, in batches of one game each."""
     batches = []
     for number, (game, window_ids) in enumerate(plan_windows(clips, limit).items()):
         frames = len(window_ids) * settings.horizon
@@ -236,7 +242,8 @@ def export(
     limit: int | None = None,
     **options: Any,
 ) -> int:
-    """Write the windows that `evaluate` scores with these settings for a peer, see `worldmodel.evaluation.external_predictions`; their number.
+    """Write the windows that `evaluate` scores with these settings for another model to predict;
+    return their number. See `worldmodel.evaluation.external_predictions`.
 
     Their random actions are those that a model of 5 actions gets with mode = one_pass.
     """
@@ -261,7 +268,7 @@ def export(
 
 
 def plan_windows(clips: ClipDataset, limit: int | None) -> dict[str, np.ndarray]:
-    """For each game the numbers of its windows, at most `limit`, evenly spread over them all."""
+    """Choose the windows of each game: at most `limit`, evenly spaced."""
     of_game: dict[str, list[int]] = {game: [] for game in clips.games}
     for window_id in range(len(clips)):
         of_game[clips.window_game(window_id)].append(window_id)
@@ -281,7 +288,7 @@ def plan_windows(clips: ClipDataset, limit: int | None) -> dict[str, np.ndarray]
 
 
 def summarise(scores: Scores, settings: Settings) -> dict[str, Any]:
-    """The figures of a set of windows, see `evaluate`."""
+    """Compute the metrics of a set of windows, see `evaluate`."""
     numbers = {session: number for number, session in enumerate(dict.fromkeys(scores.sessions))}
     known = ~scores.delta_B.isnan()
     groups_B = torch.tensor([numbers[session] for session in scores.sessions])

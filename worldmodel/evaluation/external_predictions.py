@@ -1,15 +1,18 @@
-"""Test windows as folders of pictures: written for any other model to predict, and its predictions read for scoring.
+"""Exchange of test windows with other models: windows and predictions as folders of PNG files.
 
     DIR/<session>/<first frame>/
-        window.json       {"game", "context", "horizon", "delta_t", "actions", "random_actions"}: the action at place k
-                          turned frame k into frame k + 1; those of the given frames come first
+        window.json       {"game", "context", "horizon", "delta_t", "actions", "random_actions"}:
+                          action k turned frame k into frame k + 1; those of the given frames
+                          come first
         given-000.png     the given frames, 64x64 RGB; the last one is the newest
         truth-000.png     the frames to predict
 
-A peer reads `window.json` and the given frames, and writes, into the same folders or into a tree of the same shape,
+A peer reads `window.json` and the given frames, and writes, into the same folders or into a tree of
+the same shape,
 
         frame-000.png     its prediction of truth-000.png, and so on: one for each truth
-        random-003.png    optional, for delta-PSNR: its prediction of frame `delta_t` (here 4) with `random_actions`
+        random-003.png    optional, for delta-PSNR: its prediction of frame `delta_t` (here 4)
+                          with `random_actions`
 """
 
 import json
@@ -30,14 +33,14 @@ from worldmodel.metrics import frame_psnr, random_actions
 
 
 def window_folder(root: Path, clips: ClipDataset, window_id: int) -> Path:
-    """Where a window lies."""
+    """Return the folder of a window."""
     place, start = clips.locate(window_id)
     return root / clips.episodes[place].session_id.replace("/", "_") / str(start)
 
 
 @dataclass(frozen=True)
 class ExternalPredictions:
-    """Predictions of another model, as pictures. Raises InputError for a folder that is not there."""
+    """Predictions of another model, as PNG files. Raise InputError for a missing folder."""
 
     root: Path
 
@@ -48,9 +51,11 @@ class ExternalPredictions:
     def predict(
         self, clips: ClipDataset, window_ids: np.ndarray, truth_BFCHW: Tensor, delta_t: int
     ) -> tuple[Tensor, Tensor]:
-        """The predicted frames (B, F, 3, H, W) and each window's delta-PSNR (B,), NaN without its random branch.
+        """Read predicted frames (B, F, 3, H, W) and compute delta-PSNR (B,), NaN without a random
+        branch.
 
-        Raises InputError that names the file where a frame is missing, no picture or of another size.
+        Raises InputError that names the file where a frame is missing, no picture or of another
+        size.
         """
         shape, films, deltas = truth_BFCHW.shape, [], []
         for window_id, truth_FCHW in zip(window_ids.tolist(), truth_BFCHW, strict=True):
@@ -70,7 +75,7 @@ class ExternalPredictions:
 
 
 def read_frame(file: Path, size: tuple[int, ...]) -> Tensor:
-    """A picture as (3, H, W) in [0, 1]."""
+    """Read an image as (3, H, W) in [0, 1]."""
     try:
         pixels = np.asarray(Image.open(file).convert("RGB"))
     except FileNotFoundError as error:
@@ -96,7 +101,7 @@ def export_windows(
     seed: int,
     action_count: int,
 ) -> None:
-    """Write windows as the layout above says."""
+    """Write windows in the layout above."""
     batch = clips.batch(window_ids)
     drawn = random_actions(batch.actions_BT, context, seed, action_count)
     horizon = clips.length - context

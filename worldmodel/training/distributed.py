@@ -1,8 +1,8 @@
-"""Training on several ranks: each holds a copy of the model (DDP) or a shard of every block (FSDP2).
+"""Training on several ranks, each with a copy (DDP) or a shard (FSDP2) of the model.
 
 Both average gradients over ranks, so that a step is the same but for the order of additions. Under
-FSDP weights, gradients and the optimizer's moments are DTensors. A checkpoint holds whole tensors in
-either case, so that a run may resume with another number of ranks or the other parallelism.
+FSDP weights, gradients and the optimizer's moments are DTensors. A checkpoint holds whole tensors
+in either case, so that a run may resume with another number of ranks or the other parallelism.
 """
 
 from collections.abc import Iterator
@@ -76,7 +76,8 @@ def wrap_model(objective: nn.Module, parallelism: str, worker: Worker) -> nn.Mod
     return DistributedDataParallel(
         objective,
         device_ids=[worker.device] if worker.device.type == "cuda" else None,
-        find_unused_parameters=True,  # a quantiser that is switched on late leaves some unused at first
+        # A quantizer that is switched on late leaves some unused at first.
+        find_unused_parameters=True,
     )
 
 
@@ -132,7 +133,8 @@ def load_optimizer(
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     if order != [name for group in groups for name in group["params"]]:
         raise InputError(
-            f"{checkpoint.path}: trains other parameters than this run: continue it with its own settings"
+            f"{checkpoint.path}: trains other parameters than this run: continue it with "
+            "its own settings"
         )
     places = {name: place for place, name in enumerate(order)}
     parameters = dict(module.named_parameters())

@@ -37,7 +37,7 @@ class EMA:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model compute with the average; afterwards its own weights are back, bit for bit."""
+        """Compute with the average; afterwards the model has its own weights again, bit for bit."""
         self._swap()
         try:
             yield

@@ -22,11 +22,11 @@ _BATCH = 8
 def fit_action_map(
     lam: LatentActionModel, clips: ClipDataset, *, actions: int = 5, count: int = 0
 ) -> ActionMap:
-    """Read the latent actions of labelled clips and count them. `actions`: A, real ones.
+    """Infer the latent actions of labelled clips and count them. `actions`: A, real ones.
 
-    `count`: so many clips, evenly spread over all; all for 0. A few hundred transitions of a game will do. Clips whose
-    stride is their length - 1 count each transition once. Raises InputError where there is no clip, or an action that
-    is none of 0..A-1.
+    `count`: so many clips, evenly spread over all; all for 0. A few hundred transitions of a game
+    will do. Clips whose stride is their length - 1 count each transition once. Raises InputError
+    where there is no clip, or an action that is none of 0..A-1.
     """
     return ActionMap(count_actions(lam, clips, actions=actions, count=count))
 
@@ -43,7 +43,9 @@ def measure_action_map(
 def count_actions(
     lam: LatentActionModel, clips: ClipDataset, *, actions: int, count: int = 0
 ) -> dict[str, Counts]:
-    """Game -> how often each latent action (K) is read where each real one (A) was taken, int64 (A, K)."""
+    """Count how often each latent action (K) is inferred where each real one (A) was taken -> game:
+    int64 (A, K).
+    """
     if not len(clips):
         raise InputError("no labelled clip: the episodes are shorter than a clip; give longer ones")
     device = next(lam.parameters()).device

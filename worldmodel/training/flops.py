@@ -1,7 +1,8 @@
-"""What training a component costs, by arithmetic: FLOPs, tokens and memory, before anything is run.
+"""Cost of training a component, computed in advance: FLOPs, tokens and memory.
 
-FLOPs count a multiply and an add as two, matrix products and convolutions alone, as `torch.utils.flop_counter` does;
-a backward pass costs twice its forward pass, and what is computed again to save memory is not counted.
+FLOPs count a multiply and an add as two, matrix products and convolutions alone, as
+`torch.utils.flop_counter` does; a backward pass costs twice its forward pass, and what is computed
+again to save memory is not counted.
 """
 
 from dataclasses import dataclass
@@ -20,21 +21,21 @@ from worldmodel.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class TrainCost:
-    """Of one clip in one optimizer step, and of the model itself."""
+    """Cost of one clip in one optimizer step, and the size of the model."""
 
     flops: float
-    """Forward and backward; with it what frozen models encode where that is not stored."""
+    """Forward and backward, and the encoding by frozen models where it is not stored."""
     tokens: int
-    """Tokens of a clip: frames x patches; 0 for what knows no tokens."""
+    """Tokens per clip: frames x patches; 0 for a model without tokens."""
     activations: float
-    """Bytes that are kept for the backward pass, roughly."""
+    """Bytes stored for the backward pass, roughly."""
     parameters: int
     trained: int
 
 
 @dataclass(frozen=True)
 class StackCost:
-    """A `worldmodel.models.transformer.STTransformer` by its sizes."""
+    """Sizes of a `worldmodel.models.transformer.STTransformer`."""
 
     dim: int
     heads: int
@@ -49,7 +50,7 @@ class StackCost:
         return int(4 * 2 / 3 * self.dim)
 
     def flops(self, frames: int) -> float:
-        """Of a forward pass over so many frames."""
+        """Compute the FLOPs of a forward pass."""
         d, width = self.dim, self.heads * self.head_dim
         part = (
             2 * 27 * d
@@ -64,12 +65,13 @@ class StackCost:
         return self.blocks * frames * self.patches * (spatial + temporal + condition)
 
     def activations(self, frames: int, *, half: bool, checkpointing: bool) -> float:
-        """Bytes that a forward pass keeps for the backward pass."""
+        """Compute the bytes that a forward pass stores for the backward pass."""
         d, width, narrow = self.dim, self.heads * self.head_dim, 2 if half else 4
         parts = 2 if self.temporal else 1
         if checkpointing:
             return self.blocks * parts * frames * self.patches * 4 * d
-        # PEG, inputs of both norms (fp32) and what they give, q and its directions, k, v, output, 2 x GEGLU.
+        # PEG, inputs of both norms (fp32) and what they give, q and its directions, k, v, output, 2
+        # x GEGLU.
         part = narrow * (d + 2 * d + 5 * width + 2 * self.inner) + 4 * 2 * d
         attention = narrow * self.heads * (self.patches + (frames if self.temporal else 0))
         condition = narrow * d if self.conditioned else 0
@@ -85,10 +87,10 @@ def cost_of(
     cached: bool = True,
     joint_lam: bool = False,
 ) -> TrainCost | None:
-    """The cost of training a component; None for one whose arithmetic is not written down here.
+    """Compute the cost of training a component; None for one that is not known here.
 
-    `cached`: the dynamics model reads stored tokens, and stored actions of a frozen latent action model. `joint_lam`:
-    that model is trained with it.
+    `cached`: the dynamics model reads stored tokens, and stored actions of a frozen latent action
+    model. `joint_lam`: that model is trained with it.
     """
     if component == "tokenizer":
         return _tokenizer_cost(config, recipe, decoder_only)
@@ -102,7 +104,7 @@ def cost_of(
 
 
 def count_parameters(module: type[nn.Module], config: WorldModelConfig) -> int:
-    """Parameters of a module of the given configuration, without any memory for them."""
+    """Count the parameters of a module without allocating them."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in module(config).parameters())
 
@@ -116,7 +118,7 @@ def _halves(c: AutoencoderConfig, patches: int) -> tuple[StackCost, StackCost]:
 
 
 def encoding_flops(config: WorldModelConfig, frames: int) -> float:
-    """FLOPs of turning a clip's frames into tokens."""
+    """Compute the FLOPs of encoding a clip's frames into tokens."""
     c, tokens = config.tokenizer, frames * config.grid**2
     ends = 2 * 3 * c.patch**2 * c.dim + 2 * c.dim * c.code_dim + 2 * c.code_dim * c.codes
     return _halves(c, config.grid**2)[0].flops(frames) + tokens * ends
@@ -141,7 +143,9 @@ def _tokenizer_cost(config: WorldModelConfig, recipe: TrainConfig, decoder_only:
 
 
 def _lam_flops(config: WorldModelConfig, frames: int) -> tuple[float, float]:
-    """FLOPs of reading the latent actions of a clip, and of finding the code of each, which has no backward pass."""
+    """Compute the FLOPs of inferring the latent actions of a clip, and of the nearest-code search,
+    which has no backward pass.
+    """
     c, pairs, patches = config.lam, frames - 1, (config.size // config.lam.patch) ** 2
     to_code = 2 * patches * c.dim**2 + 2 * c.dim * c.code_dim
     pixels = 2 * 3 * c.patch**2 * c.dim  # of a patch into its vector
@@ -188,7 +192,7 @@ def _dynamics_cost(
 
 
 def _upscaler_cost(recipe: TrainConfig) -> TrainCost:
-    """Counted by torch on tensors without memory: an upscaler is convolutions alone."""
+    """Count the cost of an upscaler with torch on tensors without memory."""
     kept: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:

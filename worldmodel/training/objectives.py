@@ -55,7 +55,7 @@ class Objective(nn.Module):
         }
 
     def encode(self, name: str, batch: Batch) -> Tensor:
-        """Encode the frames of a batch, without autocast: the result equals that of `cache_tokens`."""
+        """Encode the frames of a batch without autocast, to equal what `cache_tokens` stores."""
         with torch.no_grad(), torch.autocast(batch.frames_BTHWC.device.type, enabled=False):
             return self.encoders[name].encode(to_float_frames(batch.frames_BTHWC))
 
@@ -89,7 +89,7 @@ class LatentActionObjective(Objective):
     model: LatentActionModel
 
     def __init__(self, lam: LatentActionModel, *, label_fraction: float = 0.0) -> None:
-        """`label_fraction`: share of the episodes whose recorded actions it sees, see `lam_loss`."""
+        """`label_fraction`: share of episodes whose recorded actions it sees, see `lam_loss`."""
         super().__init__(lam)
         self.label_fraction = label_fraction
 
@@ -191,7 +191,8 @@ class DynamicsWithLam(nn.Module):
 
 
 class JointObjective(Objective):
-    """Genie's joint training: the dynamics' loss on actions that the LAM infers now, plus the LAM's.
+    """Genie's joint training: the dynamics' loss on actions that the LAM infers now, plus the
+    LAM's.
 
     The dynamics is conditioned on the one-hot of an action's id, through which no gradient flows
     (Genie stops it there too): a player chooses ids, so that training and playing agree; and the

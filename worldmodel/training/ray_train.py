@@ -1,4 +1,4 @@
-"""Run a training on Ray Train: in this process, or on workers that average gradients."""
+"""Training runs on Ray Train: in this process, or on data-parallel workers."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.setup import build_objective, build_trainer, open_data
 
 RESTARTS = 3
-"""How often workers that died are replaced, each time from the newest checkpoint."""
+"""How many times dead workers are replaced, each time from the newest checkpoint."""
 
 
 def run_worker(options: dict[str, Any]) -> bool:
@@ -54,7 +54,7 @@ def run_worker(options: dict[str, Any]) -> bool:
 
 
 def _fit(run: TrainingRun, workers: int, stop: GracefulInterrupt | None = None) -> bool:
-    """One run of Ray Train. Its own folder for bookkeeping holds nothing that a later run needs."""
+    """Run Ray Train once. Its own folder of bookkeeping is deleted afterwards."""
     from ray.train import RunConfig
     from ray.train.torch import TorchTrainer
 
@@ -73,7 +73,9 @@ def _fit(run: TrainingRun, workers: int, stop: GracefulInterrupt | None = None) 
 
 
 def _scaling(workers: int) -> Any:
-    """What each worker asks for: its kind of machine, and a GPU where those have some, or where there are enough."""
+    """Request the resources of each worker: a GPU where its kind of node has some, or enough are
+    free.
+    """
     import ray
     from ray.train import ScalingConfig
 
@@ -86,7 +88,7 @@ def _scaling(workers: int) -> Any:
 
 
 def fit_here(run: TrainingRun) -> bool:
-    """Train in this process, without starting Ray; what is set for the whole process is set back afterwards."""
+    """Train in this process without starting Ray; process-wide settings are restored afterwards."""
     logger, threads = logging.getLogger("ray.train"), torch.get_num_threads()
     level = logger.level
     logger.setLevel(logging.WARNING)  # below it, Ray Train says that this mode is one for debugging
@@ -100,7 +102,7 @@ def fit_here(run: TrainingRun) -> bool:
 
 @ray_session()
 def fit_on_workers(run: TrainingRun, workers: int) -> bool:
-    """Train on Ray workers; those that die are replaced, and go on from the newest checkpoint."""
+    """Train on Ray workers; dead ones are replaced, and resume from the newest checkpoint."""
     from ray.train import WorkerGroupError
 
     for restart in range(RESTARTS + 1):
@@ -115,13 +117,16 @@ def fit_on_workers(run: TrainingRun, workers: int) -> bool:
                 raise
             newest = checkpoint.newest_checkpoint(run.out)
             start = newest.name if newest else "the start"
-            line = f"a training worker died: going on from {start} with new ones ({restart + 1} of {RESTARTS})"
+            line = (
+                f"a training worker died: going on from {start} with new ones ({restart + 1} of "
+                f"{RESTARTS})"
+            )
             console.print(line, soft_wrap=True)
     raise AssertionError("unreachable")
 
 
 def _own_error(failure: BaseException | None) -> InputError | None:
-    """The InputError that a worker raised, out of what Ray wrapped it in."""
+    """Unwrap the InputError that a worker raised from Ray's exceptions."""
     while failure is not None:
         if isinstance(failure, InputError):
             return failure
@@ -130,7 +135,9 @@ def _own_error(failure: BaseException | None) -> InputError | None:
 
 
 def _fit_watched(run: TrainingRun, workers: int) -> bool:
-    """Run Ray Train in a thread; meanwhile show its progress here and pass Ctrl+C on to the workers as a stop file."""
+    """Run Ray Train in a thread while showing its progress; Ctrl+C becomes a stop file for the
+    workers.
+    """
     outcome: list[bool | BaseException] = []
 
     def fit() -> None:

@@ -1,4 +1,4 @@
-"""What one training run is: everything that its workers need to know, checked before any of them starts."""
+"""Specification of a training run, checked before its workers start."""
 
 import dataclasses
 import json
@@ -23,13 +23,15 @@ _RUNTIME_FIELDS = (
     "parallelism",
 )
 _PATH_FIELDS = ("data", "pairs", "tokenizer", "lam", "init")
-"""Paths: what lies there is compared by hash, or is in the checkpoint."""
+"""Paths: their content is compared by hash, or is in the checkpoint."""
 _MAY_CHANGE = {*_PATH_FIELDS, *(f"recipe.{name}" for name in _RUNTIME_FIELDS)}
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run of `worldmodel.training.train.train`. Paths are absolute, since workers have folders of their own."""
+    """Everything that the workers of a run need to know. Paths are absolute, since workers have
+    other working directories.
+    """
 
     component: str
     config: WorldModelConfig
@@ -42,7 +44,7 @@ class TrainingRun:
     tokenizer: Path | None = None
     """The frozen tokenizer of a dynamics run."""
     lam: Path | None = None
-    """The latent action model whose actions a dynamics run takes instead of the recorded ones."""
+    """Latent action model whose actions a dynamics run uses instead of the recorded ones."""
     joint_lam: bool = False
     """Train the latent action model with the dynamics: that in `lam`, or a new one."""
     decoder_only: bool = False
@@ -51,11 +53,11 @@ class TrainingRun:
 
     @property
     def trains_lam(self) -> bool:
-        """Whether a latent action model is trained, alone or with the dynamics."""
+        """True if a latent action model is trained, alone or with the dynamics."""
         return self.component == "lam" or self.joint_lam
 
     def identity(self) -> dict[str, Any]:
-        """What the run is, as JSON data: written to config.json and into every checkpoint."""
+        """Return the run's settings as JSON data, for config.json and every checkpoint."""
         identity = {
             "component": self.component,
             "config": self.config.to_dict(),
@@ -82,31 +84,36 @@ class TrainingRun:
         if not self.data:
             raise InputError("no data given: name one or more folders of episodes")
 
-        # The dynamics is trained on the output of a frozen tokenizer, and of a LAM where one is given.
+        # The dynamics is trained on the output of a frozen tokenizer, and of a LAM if given.
         if self.component == "dynamics":
             if self.tokenizer is None:
                 raise InputError(
-                    "training dynamics needs --tokenizer: the run or checkpoint of a trained tokenizer"
+                    "training dynamics needs --tokenizer: the run or checkpoint of a "
+                    "trained tokenizer"
                 )
         else:
             if self.tokenizer is not None:
                 raise InputError(
-                    f"--tokenizer is not for {self.component}; to continue from its weights give --init"
+                    f"--tokenizer is not for {self.component}; to continue from its weights "
+                    "give --init"
                 )
             if self.lam is not None or self.joint_lam:
                 raise InputError(
-                    f"--lam and --joint-lam are not for {self.component}: they are for dynamics on latent actions"
+                    f"--lam and --joint-lam are not for {self.component}: they are for "
+                    "dynamics on latent actions"
                 )
 
         # Labels teach a latent action model recorded actions, one code each.
         if self.recipe.label_fraction:
             if not self.trains_lam:
                 raise InputError(
-                    f"--label-fraction is for a latent action model: train {self.component} without, or with --joint-lam"
+                    f"--label-fraction is for a latent action model: train {self.component} "
+                    "without, or with --joint-lam"
                 )
             if real_actions > self.config.lam.codes:
                 raise InputError(
-                    f"--label-fraction: {real_actions} actions, {self.config.lam.codes} codes: lam.codes must be as many"
+                    f"--label-fraction: {real_actions} actions, {self.config.lam.codes} "
+                    "codes: lam.codes must be as many"
                 )
 
         if self.decoder_only and (self.component != "tokenizer" or self.init is None):
@@ -118,16 +125,17 @@ class TrainingRun:
         if self.component == "upscaler":
             if self.pairs is None or self.recipe.streaming_buffer:
                 raise InputError(
-                    "training upscaler needs --pairs, made of its data by `autoexplore data replay`, and cannot stream"
+                    "training upscaler needs --pairs, made of its data by `autoexplore "
+                    "data replay`, and cannot stream"
                 )
         elif self.pairs is not None:
             raise InputError(f"training {self.component} takes no --pairs")
 
     def check_resumable(self) -> None:
-        """Raise InputError where the run in `out` is another one than this, naming the first difference.
+        """Raise InputError if the run in `out` is not this one, naming the first difference.
 
-        How often to log, check and save, how work is spread and paths may change: that does not change what is learnt,
-        but for the order of additions.
+        How often to log, check and save, how work is spread and paths may change: that does not
+        change what is learnt, but for the order of additions.
         """
         path = self.out / "config.json"
         try:
@@ -139,7 +147,8 @@ class TrainingRun:
         for name, (there, here) in _differences(recorded, self.identity()):
             if name not in _MAY_CHANGE:
                 raise InputError(
-                    f"cannot resume {self.out}: its {name} is {there}, not {here}: give that or a new --out"
+                    f"cannot resume {self.out}: its {name} is {there}, not {here}: give "
+                    "that or a new --out"
                 )
 
 

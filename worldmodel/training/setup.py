@@ -69,7 +69,8 @@ def _build_dynamics(run: TrainingRun, device: torch.device) -> Objective:
     tokenizer = load_tokenizer(run.tokenizer, device)
     if (tokenizer.cfg.tokenizer, tokenizer.cfg.size) != (run.config.tokenizer, run.config.size):
         raise InputError(
-            f"{run.tokenizer}: not a tokenizer of the given configuration: train both with the same preset"
+            f"{run.tokenizer}: not a tokenizer of the given configuration: train both with "
+            "the same preset"
         )
     dynamics = Dynamics(run.config).to(device)
     if run.init is not None:
@@ -90,7 +91,8 @@ def _lam_of_dynamics(run: TrainingRun, dynamics: Dynamics) -> LatentActionModel:
     lam = LatentActionModel(run.config) if source is None else load_lam(source)
     if (lam.cfg.lam, lam.cfg.size) != (run.config.lam, run.config.size):
         raise InputError(
-            f"{source}: not a latent action model of the given configuration: train both with one preset"
+            f"{source}: not a latent action model of the given configuration: train both "
+            "with one preset"
         )
     if not run.joint_lam:
         check_lam(dynamics, lam)

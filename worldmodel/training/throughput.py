@@ -1,4 +1,4 @@
-"""How many multiply-adds a second hardware can do: from a table of cards, or measured here.
+"""Throughput of training, and the peak FLOP/s of hardware: from a table of GPUs, or measured.
 
 Peaks are dense bf16 matrix products with fp32 sums, as the makers' data sheets give them.
 """
@@ -28,26 +28,28 @@ PEAKS = {
     "rtx3090": (71e12, 24e9),
     "rtx4090": (165e12, 24e9),
 }
-"""Card -> (bf16 FLOP/s, bytes of memory)."""
+"""GPU -> (bf16 FLOP/s, bytes of memory)."""
 UTILISATION = 0.4
-"""Share of a card's peak that training is assumed to reach, for predictions."""
+"""Share of a GPU's peak that predictions assume training to reach."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a prediction is made for."""
+    """Hardware that a prediction is made for."""
 
     name: str
     cards: int
     peak: float
-    """FLOP/s of one card, or of this machine's measured matrix product."""
+    """FLOP/s of one GPU, or of this machine's measured matrix product."""
     memory: float | None
-    """Bytes of one card; None where it was not looked up."""
+    """Bytes of one GPU; None if unknown."""
     utilisation: float
 
 
 def hardware(name: str, *, precision: str = "bf16", utilisation: float = UTILISATION) -> Hardware:
-    """`here`, measured, or a card and how many of them: `a100x8`, `l4`. Raises InputError for an unknown card."""
+    """Look up a GPU and its count, `a100x8` or `l4`, or measure `here`. Raise InputError for an
+    unknown GPU.
+    """
     if name == "here":
         rate = measured_peak(
             torch.device("cuda" if torch.cuda.is_available() else "cpu"), precision
@@ -58,14 +60,15 @@ def hardware(name: str, *, precision: str = "bf16", utilisation: float = UTILISA
         card, count = name.lower(), "1"
     if card not in PEAKS or int(count) < 1:
         raise InputError(
-            f"--hardware {name}: choose here or one of {', '.join(PEAKS)}, with a count as in a100x8"
+            f"--hardware {name}: choose here or one of {', '.join(PEAKS)}, with a count as "
+            "in a100x8"
         )
     peak, memory = PEAKS[card]
     return Hardware(name.lower(), int(count), peak, memory, utilisation)
 
 
 def device_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s that utilisation is measured against: the table's where the card is in it and runs bf16, else measured."""
+    """Return the peak FLOP/s of a device: from the table for bf16 on a known GPU, else measured."""
     if device.type == "cuda" and precision == "bf16":
         name = torch.cuda.get_device_name(device).lower().replace(" ", "")
         for card in sorted(PEAKS, key=len, reverse=True):
@@ -76,7 +79,7 @@ def device_peak(device: torch.device, precision: str) -> float:
 
 @functools.cache
 def measured_peak(device: torch.device, precision: str, repeats: int = 4) -> float:
-    """FLOP/s of a matrix product (1024 x 512 on a CPU, 8192 x 8192 on a card, by a square one): the best of some."""
+    """Measure the FLOP/s of a matrix product, the best of several."""
     rows, width = (8192, 8192) if device.type == "cuda" else (1024, 512)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (
@@ -94,10 +97,10 @@ def measured_peak(device: torch.device, precision: str, repeats: int = 4) -> flo
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, where its C library is glibc.
+    """Let glibc keep the memory that this process frees; do nothing with another C library.
 
-    A training step frees gigabytes and asks for them again. Given back in between they come as fresh pages, each with
-    a fault: a tenth of a step on a virtual machine.
+    A training step frees gigabytes and asks for them again. Given back in between they come as
+    fresh pages, each with a fault: a tenth of a step on a virtual machine.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -114,9 +117,10 @@ def _wait(device: torch.device) -> None:
 
 
 class ThroughputMeter:
-    """Sums of what steps return, kept on the device until a line of metrics is due, and the time that steps took.
+    """Sums of the losses of steps, kept on the device until they are logged, and the time of steps.
 
-    `cost` of a clip, where it is known, and `peak`, the FLOP/s of one rank's hardware, make a speed of the time.
+    `cost` of a clip, where it is known, and `peak`, the FLOP/s of one rank's hardware, make a speed
+    of the time.
     """
 
     def __init__(self, cost: TrainCost | None = None, peak: float = 0.0) -> None:
@@ -124,7 +128,9 @@ class ThroughputMeter:
         self.clear()
 
     def speed(self, batch_size: int, ranks: int) -> dict[str, float]:
-        """Clips and tokens a second, achieved FLOP/s of all ranks and their share of the peak, time without data."""
+        """Return clips and tokens per second, FLOP/s of all ranks, utilisation, and the share of
+        waiting.
+        """
         clips = self.steps * batch_size / self.seconds
         metrics = {"clips_per_second": clips, "data_wait": self.waited / self.seconds}
         if self.cost is not None:
@@ -137,32 +143,32 @@ class ThroughputMeter:
         return metrics
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset sums and times."""
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
         self.waited = self.worked = 0.0
 
     @property
     def seconds(self) -> float:
-        """Waiting for data and working; validation and checkpoints are not in it."""
+        """Time of steps and of waiting for data, without validation and checkpoints."""
         return self.waited + self.worked
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time in which the next batch is waited for."""
+        """Measure the time of waiting for a batch."""
         started = time.perf_counter()
         yield
         self.waited += time.perf_counter() - started
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Time of a step."""
+        """Measure the time of a step."""
         started = time.perf_counter()
         yield
         self.worked += time.perf_counter() - started
 
     def add(self, parts: dict[str, Tensor]) -> None:
-        """Count a step and add up what it returned."""
+        """Count a step and add its losses."""
         for name, value in parts.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps += 1

@@ -1,10 +1,12 @@
-"""Training a component of the world model through Ray Train: in this process, or on workers that average gradients.
+"""Training of one component of the world model through Ray Train.
 
-    train("tokenizer", config=preset("cpu"), recipe=train_preset("tokenizer", "cpu"), data=["data"], out="runs/tokenizer")
+    recipe = train_preset("tokenizer", "cpu")
+    train("tokenizer", config=preset("cpu"), recipe=recipe, data=["data"], out="runs/tokenizer")
     train("dynamics", ..., tokenizer="runs/tokenizer", out="runs/dynamics")
     train("dynamics", ..., tokenizer="runs/tokenizer", joint_lam=True, out="runs/genie")
 
-The run's folder holds config.json, metrics.jsonl, tensorboard/ and checkpoints/. The loop is in `worldmodel.training.trainer`.
+The run's folder holds config.json, metrics.jsonl, tensorboard/ and checkpoints/. The loop is in
+`worldmodel.training.trainer`.
 """
 
 from collections.abc import Sequence
@@ -40,19 +42,22 @@ def train(
     pairs: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Train a component of `worldmodel.training.setup` on the train split of `data`; return the newest checkpoint.
+    """Train a component of `worldmodel.training.setup` on the train split of `data`; return the
+    newest checkpoint.
 
-    `workers`: Ray Train workers, on the Ray that is there or on a local one; 0 trains in this process without starting
-    Ray. `init`: weights to start from. `tokenizer`: for dynamics, the trained tokenizer that is frozen. `lam`: for
-    dynamics on latent actions, the latent action model that reads them, frozen too. All are a run's folder, a
-    checkpoint, or a saved world model. `joint_lam`: train the latent action model with the dynamics, that in `lam` or
-    `init`, or a new one where neither is given.
-    `decoder_only`: a tokenizer's decoder alone is trained, token ids stay the same.
-    `cache_dir` holds staged episodes and tokens, for all runs beside each other (default: `cache` beside `out`).
-    `resume` continues the run in `out` bit for bit; a run that is complete already is left as it is.
+    `workers`: Ray Train workers, on the Ray that is there or on a local one; 0 trains in this
+    process without starting Ray. `init`: weights to start from. `tokenizer`: for dynamics, the
+    trained tokenizer that is frozen. `lam`: for dynamics on latent actions, the latent action model
+    that reads them, frozen too. All are a run's folder, a checkpoint, or a saved world model.
+    `joint_lam`: train the latent action model with the dynamics, that in `lam` or `init`, or a new
+    one where neither is given. `decoder_only`: a tokenizer's decoder alone is trained, token ids
+    stay the same. `cache_dir` holds staged episodes and tokens, for all runs beside each other
+    (default: `cache` beside `out`). `resume` continues the run in `out` bit for bit; a run that is
+    complete already is left as it is.
 
-    Raises InputError for settings that do not fit together, data or weights that cannot be used, and a folder that
-    holds another run; NonFiniteLoss where training breaks down; KeyboardInterrupt after Ctrl+C, a checkpoint saved.
+    Raises InputError for settings that do not fit together, data or weights that cannot be used,
+    and a folder that holds another run; NonFiniteLoss where training breaks down; KeyboardInterrupt
+    after Ctrl+C, a checkpoint saved.
     """
     out = Path(out).absolute()
     run = TrainingRun(
@@ -88,7 +93,10 @@ def train(
         finished = fit_on_workers(run, workers) if workers else fit_here(run)
         newest = checkpoint.open_checkpoint(out).path
         if not finished:
-            line = f"stopped; {newest.name} of {recipe.iterations} is saved in {out}: go on with --resume"
+            line = (
+                f"stopped; {newest.name} of {recipe.iterations} is saved in {out}: go on with "
+                "--resume"
+            )
             console.print(line, soft_wrap=True)
             raise KeyboardInterrupt
     return newest

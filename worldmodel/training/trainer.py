@@ -41,7 +41,7 @@ PROGRESS_METRICS = {
 
 
 class NonFiniteLoss(InputError):
-    """A loss or gradient that is infinite or not a number. The weights are those before its step."""
+    """A loss or gradient is infinite or not a number; the weights are those before its step."""
 
 
 def seed_everything(*key: object) -> None:
@@ -65,7 +65,8 @@ def open_newest(out: Path, fingerprint: dict[str, str]) -> checkpoint.Checkpoint
         recorded = found.state.get(name)
         if recorded != value:
             raise InputError(
-                f"{found.path}: the run's {name} was another, {str(recorded)[:12]}, not {value[:12]}: "
+                f"{found.path}: the run's {name} was another, {str(recorded)[:12]}, not "
+                f"{value[:12]}: "
                 "resume it with what it was started with"
             )
     return found
@@ -290,7 +291,7 @@ class Trainer:
         self.saved(self.step)
 
     def _metrics(self) -> dict[str, float]:
-        """Compute means over ranks and steps since the last call, and the speed. Clear the meter."""
+        """Compute means over ranks and steps since the last call, and speed; clear the meter."""
         meter = self.meter
         sums = torch.stack(list(meter.sums.values())).double().cpu()
         means = self.worker.sum_over_ranks(sums) / self.worker.ranks / meter.steps
@@ -310,6 +311,12 @@ class Trainer:
         windows = "; ".join(
             self.loader.dataset.describe(number) for number in batch.window_ids_B.tolist()[:8]
         )
-        line = f"rank {self.worker.rank}: {named_losses}, gradient norm {norm.item():.4g}, batch: {windows}"
+        line = (
+            f"rank {self.worker.rank}: {named_losses}, gradient norm {norm.item():.4g}, batch: "
+            f"{windows}"
+        )
         lines = " | ".join(self.worker.gather_lines(None if finite else line))
-        return f"loss or gradient of step {self.step} not finite, weights unchanged: lower --lr or see the batch: {lines}"
+        return (
+            f"loss or gradient of step {self.step} not finite, weights unchanged: lower --lr or "
+            f"see the batch: {lines}"
+        )

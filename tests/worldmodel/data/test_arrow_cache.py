@@ -1,4 +1,6 @@
-"""The staged copy: damaged shards, which of them are left out and named, and when the copy is made again."""
+"""The staged copy: damaged shards, which of them are left out and named, and when the copy is made
+again.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""Windows, their order and their content: every join between what was played and what a model is given."""
+"""Windows, their order and their content: every join between what was played and what a model is
+given.
+"""
 
 import itertools
 from pathlib import Path
@@ -39,7 +41,9 @@ def test_feistel_is_a_permutation_that_depends_on_its_key(size: int) -> None:
 
 
 def test_feistel_puts_every_window_everywhere_equally_often() -> None:
-    """Chi-square over 4,000 keys: first place of 40 windows, and the pair of the first two places of 6 windows."""
+    """Chi-square over 4,000 keys: first place of 40 windows, and the pair of the first two places
+    of 6 windows.
+    """
     keys = np.arange(4000, dtype=np.uint64) * np.uint64(7919)
     first = feistel_permutation(np.zeros(4000, np.uint64), 40, keys)
     counts = np.bincount(first.astype(int), minlength=40)
@@ -98,7 +102,9 @@ def test_windows_hold_the_episodes_frames_and_never_cross_an_end(data: str, cach
 def test_the_action_beside_frame_t_is_the_one_that_frame_t_plus_1_shows(
     data: str, cache: Path
 ) -> None:
-    """Alignment through playing, storing, staging, cutting and batching; windows begin anywhere, also across blobs."""
+    """Alignment through playing, storing, staging, cutting and batching; windows begin anywhere,
+    also across blobs.
+    """
     clips = ClipDataset([data], cache, length=8)
     batch = next(ClipLoader(clips, 64, seed=2))
     assert batch.frames_BTHWC.dtype == torch.uint8

@@ -1,4 +1,6 @@
-"""Sessions that pass through memory: the order of their windows, what is held, and going on after a stop."""
+"""Sessions that pass through memory: the order of their windows, what is held, and going on after a
+stop.
+"""
 
 import json
 import shutil

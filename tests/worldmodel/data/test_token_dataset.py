@@ -1,4 +1,6 @@
-"""Stored output of frozen models: equal to what they make of the frames now, made once, used in training."""
+"""Stored output of frozen models: equal to what they make of the frames now, made once, used in
+training.
+"""
 
 import shutil
 import threading
@@ -41,7 +43,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def runs(data: str) -> Path:
-    """A folder with runs of a tokenizer and a lam, far enough that their codes differ from frame to frame."""
+    """A folder with runs of a tokenizer and a lam, far enough that their codes differ from frame to
+    frame.
+    """
     for component in ("tokenizer", "lam"):
         settings = train_preset(component, "debug", iterations=8, lr=1e-2, validate_every=0)
         train(
@@ -150,7 +154,9 @@ def test_processes_that_share_the_encoding_store_what_one_alone_does(
 def test_training_on_latent_actions_uses_what_is_stored_and_learns_the_same(
     joint: bool, data: str, runs: Path, tmp_path: Path
 ) -> None:
-    """Tokens and actions of a frozen LAM are stored; of one that is trained too, tokens alone. Resumes bit for bit."""
+    """Tokens and actions of a frozen LAM are stored; of one that is trained too, tokens alone.
+    Resumes bit for bit.
+    """
     options: dict[str, Any] = {
         "config": CONFIG,
         "data": [data],

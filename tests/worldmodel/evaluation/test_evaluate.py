@@ -1,4 +1,6 @@
-"""Evaluation on the counting env, where a perfect model can be written down, and with a real model once."""
+"""Evaluation on the counting env, where a perfect model can be written down, and with a real model
+once.
+"""
 
 import json
 from pathlib import Path
@@ -42,7 +44,9 @@ class PerfectTokenizer:
 
 
 class CountingModel(torch.nn.Module):
-    """Knows the counting env: reads the last given frame and plays the actions after it. `blind`: ignores them."""
+    """Knows the counting env: reads the last given frame and plays the actions after it. `blind`:
+    ignores them.
+    """
 
     def __init__(self, blind: bool = False) -> None:
         super().__init__()
@@ -70,7 +74,9 @@ class CountingModel(torch.nn.Module):
 
 
 def test_a_model_that_knows_the_game_is_perfect_and_copying_is_not(data: str) -> None:
-    """Proves the alignment of frames, actions and steps: a shift by one would cost every figure here."""
+    """Proves the alignment of frames, actions and steps: a shift by one would cost every figure
+    here.
+    """
     model = CountingModel()
     result = evaluate(
         model,
@@ -205,7 +211,9 @@ def test_two_ray_workers_give_the_numbers_of_one_process(
 
 
 def test_a_peer_is_scored_by_its_pictures(data: str, tmp_path: Path) -> None:
-    """A peer that plays the counting env gets the figures of the model that does, to the rounding of its pictures."""
+    """A peer that plays the counting env gets the figures of the model that does, to the rounding
+    of its pictures.
+    """
     root, options = tmp_path / "windows", {"horizon": 5, "stride": 20, "limit": 3, "steps": 1}
     assert export(root, [data], **options) == 3
     model = CountingModel()
@@ -263,7 +271,9 @@ def test_random_actions_replace_those_into_predicted_frames_alone() -> None:
 def test_delta_psnr_of_the_prediction_at_hand_is_that_of_two_whole_predictions(
     mode: str, t: int, data: str, tmp_path: Path
 ) -> None:
-    """Taking over the prediction that is there, and predicting no more frames than needed, changes no bit."""
+    """Taking over the prediction that is there, and predicting no more frames than needed, changes
+    no bit.
+    """
     torch.manual_seed(0)
     model = GenieReduxG(Tokenizer(preset("debug")), Dynamics(preset("debug"))).eval()
     clips = ClipDataset([data], tmp_path, length=7, stride=9)

@@ -1,4 +1,6 @@
-"""Ways to hold and run the model - shared among ranks, compiled, averaged - learn what the plain way learns."""
+"""Ways to hold and run the model - shared among ranks, compiled, averaged - learn what the plain
+way learns.
+"""
 
 import dataclasses
 import shutil
@@ -39,7 +41,8 @@ def with_codebooks(**changes: Any) -> WorldModelConfig:
 
 
 CONFIGS = {
-    # Codes that are re-seeded are drawn with a rank's own noise: left out where one and two ranks are compared.
+    # Codes that are re-seeded are drawn with a rank's own noise: left out where one and two ranks
+    # are compared.
     "steady": with_codebooks(reseed_below=0.0),
     # Half of the codes are re-seeded in every step.
     "moving": with_codebooks(reseed_below=0.9, reseed_error=0.0, ema_decay=0.5),
@@ -92,7 +95,8 @@ children = []
 for rank in range(ranks):
     child = os.fork()
     if child == 0:
-        dist.init_process_group("gloo", init_method=f"file://{{os.getcwd()}}/meet", rank=rank, world_size=ranks)
+        meet = f"file://{{os.getcwd()}}/meet"
+        dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=ranks)
         for name in sys.argv[2:]:
             rank_of_a_run(data, name, rank, ranks)
         dist.destroy_process_group()
@@ -103,7 +107,8 @@ sys.exit(max(bool(os.waitpid(child, 0)[1]) for child in children))
 
 
 def rank_of_a_run(data: str, name: str, rank: int, ranks: int) -> None:
-    """Train in the folder `name`, component-config-parallel, from what is in it to step 8, or 4 for a name with `4`.
+    """Train in the folder `name`, component-config-parallel, from what is in it to step 8, or 4 for
+    a name with `4`.
 
     Then write what this rank holds of the quantiser to `name.rank.safetensors`.
     """
@@ -155,7 +160,9 @@ def on_two_ranks(data: str, folder: Path, names: list[str]) -> None:
 
 
 def assert_close(run: Path, other: Path, step: int) -> None:
-    """Weights, moments and average of a step are the same but for the order of additions; the place in data exactly."""
+    """Weights, moments and average of a step are the same but for the order of additions; the place
+    in data exactly.
+    """
     a, b = (
         checkpoint.open_checkpoint(folder / f"checkpoints/step-{step:08d}")
         for folder in (run, other)
@@ -176,7 +183,9 @@ def assert_close(run: Path, other: Path, step: int) -> None:
 def test_two_ranks_that_share_or_copy_the_model_learn_what_one_learns_and_go_on_as_one(
     component: str, data: str, straight: Path, tmp_path: Path
 ) -> None:
-    """DDP and FSDP on gloo; then one rank goes on from step 4 of each, and two ranks from step 4 of one."""
+    """DDP and FSDP on gloo; then one rank goes on from step 4 of each, and two ranks from step 4 of
+    one.
+    """
     if component != "tokenizer":
         straight = straight_run(component, data)
     ddp4, fsdp4, fsdp = (
@@ -209,7 +218,7 @@ def test_two_ranks_that_share_or_copy_the_model_learn_what_one_learns_and_go_on_
 def test_codes_that_are_seeded_again_are_the_same_on_every_rank_however_the_model_is_held(
     data: str, tmp_path: Path
 ) -> None:
-    """Codebooks that are moving averages or parameters, of which a rank holds a share under FSDP."""
+    """Codebooks that are moving averages or parameters, sharded over ranks under FSDP."""
     kinds = [("tokenizer", "gradient"), ("lam", "gradient"), ("lam", "moving")]
     names = [
         f"{component}-{config}-{parallel}"
@@ -301,7 +310,9 @@ def test_moving_average_is_the_formula_and_gives_the_weights_back() -> None:
 def test_the_best_checkpoint_by_validation_is_kept_beside_the_last(
     data: str, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Losses of four validations are dictated: the second is the lowest, and its step falls on no regular save."""
+    """Losses of four validations are dictated: the second is the lowest, and its step falls on no
+    regular save.
+    """
     told = iter([0.5, 0.2, 0.4, 0.3])
     monkeypatch.setattr(Trainer, "validate", lambda self, clips: {"validation/loss": next(told)})
     settings = train_preset(

@@ -1,4 +1,6 @@
-"""What training costs by arithmetic, against what torch counts while it trains; the prediction of --dry-run."""
+"""What training costs by arithmetic, against what torch counts while it trains; the prediction of
+--dry-run.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,7 +32,9 @@ def masked(objective: str) -> WorldModelConfig:
 
 
 def flops_of(run: Callable[[], object]) -> float:
-    """What torch counts, but for convolutions backward: it counts a depthwise one as if it were a full one."""
+    """What torch counts, but for convolutions backward: it counts a depthwise one as if it were a
+    full one.
+    """
     with FlopCounterMode(display=False) as counter:
         run()
     counts = counter.get_flop_counts()["Global"]
@@ -135,7 +139,9 @@ def test_dry_run_predicts_the_published_run_and_says_what_does_not_fit(
 
 
 def test_cost_of_the_paper_is_what_the_arithmetic_of_its_layers_gives() -> None:
-    """Learning: a block 54 GFLOP, tokenizer 0.87 TFLOP forward, encoding 0.43, dynamics 0.65 without its conditions."""
+    """Learning: a block 54 GFLOP, tokenizer 0.87 TFLOP forward, encoding 0.43, dynamics 0.65
+    without its conditions.
+    """
     config = preset("paper")
     costs: list[TrainCost | None] = [
         cost_of(component, config, train_preset(component, "paper"))

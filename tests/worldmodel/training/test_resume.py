@@ -1,4 +1,6 @@
-"""Runs that stop and go on: killed, interrupted, moved, on one worker and on two, they reach the same weights."""
+"""Runs that stop and go on: killed, interrupted, moved, on one worker and on two, they reach the
+same weights.
+"""
 
 import dataclasses
 import os
@@ -25,7 +27,8 @@ from worldmodel.training.config import train_preset
 from worldmodel.training.train import train
 
 CONFIG = preset("debug")
-# Codes that are re-seeded are drawn with a rank's own noise: left out where one and two workers are compared.
+# Codes that are re-seeded are drawn with a rank's own noise: left out where one and two workers are
+# compared.
 STEADY = dataclasses.replace(
     CONFIG,
     tokenizer=dataclasses.replace(CONFIG.tokenizer, reseed_below=0.0),
@@ -45,7 +48,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def tokenizer_run(data: str) -> Path:
-    """A complete run of 8 steps, with checkpoints of steps 4 and 8; also what interrupted runs are compared with."""
+    """A complete run of 8 steps, with checkpoints of steps 4 and 8; also what interrupted runs are
+    compared with.
+    """
     out = Path(data).parent / "tokenizer"
     train("tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=out)
     return out
@@ -60,7 +65,9 @@ def dynamics_run(data: str, tokenizer_run: Path) -> Path:
 
 
 def assert_same_checkpoint(run: Path, other: Path) -> None:
-    """Weights, buffers, optimizer and position in the data of the newest checkpoints are equal bit for bit."""
+    """Weights, buffers, optimizer and position in the data of the newest checkpoints are equal bit
+    for bit.
+    """
     a, b = checkpoint.open_checkpoint(run), checkpoint.open_checkpoint(other)
     assert (a.step, a.state["data_state"]) == (b.step, b.state["data_state"])
     for mine, theirs in (
@@ -116,7 +123,9 @@ torch.set_num_threads(1)
 from worldmodel.config import preset
 from worldmodel.training.train import train_preset, train
 from worldmodel.training.trainer import Trainer
-settings = train_preset("tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2)
+settings = train_preset(
+    "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2
+)
 train_step = Trainer.train_step
 def interrupted_step(self, batch):
     if self.step == step:
@@ -138,7 +147,9 @@ for step, number, out in ((6, signal.SIGKILL, "killed"), (5, signal.SIGINT, "int
 def test_killed_and_interrupted_runs_go_on_to_what_an_undisturbed_one_reaches(
     data: str, tokenizer_run: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL in the 7th step loses the steps since the last checkpoint; Ctrl+C in the 6th saves that one."""
+    """SIGKILL in the 7th step loses the steps since the last checkpoint; Ctrl+C in the 6th saves
+    that one.
+    """
     command = [sys.executable, "-c", INTERRUPTED, data]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "killed -9" in done.stdout, done.stderr
@@ -174,9 +185,11 @@ def kill_a_worker_after(step: int, run: Path) -> None:
 def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
     ray_cluster: None, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Same batches, averaged gradients and code statistics: the same weights but for the order of additions.
+    """Same batches, averaged gradients and code statistics: the same weights but for the order of
+    additions.
 
-    The two continue what one process began, and after one of them is killed, two new ones go on from its checkpoint.
+    The two continue what one process began, and after one of them is killed, two new ones go on
+    from its checkpoint.
     """
     settings = train_preset(
         "tokenizer",
@@ -229,7 +242,9 @@ def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
 def test_a_latent_action_model_on_two_workers_is_that_of_one(
     ray_cluster: None, data: str, tmp_path: Path
 ) -> None:
-    """With a moving average: its weights, those of the steps, and the codebook, which both workers move alike."""
+    """With a moving average: its weights, those of the steps, and the codebook, which both workers
+    move alike.
+    """
     settings = train_preset("lam", "debug", iterations=4, batch_size=4, validate_every=4, ema=0.9)
     options: dict[str, Any] = {
         "config": STEADY,

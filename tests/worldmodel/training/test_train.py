@@ -1,4 +1,6 @@
-"""Training: the joins between data and models, what a step does, and refusals. Stopping and going on: test_resume."""
+"""Training: the joins between data and models, what a step does, and refusals. Stopping and going
+on: test_resume.
+"""
 
 import dataclasses
 import json
@@ -48,7 +50,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def tokenizer_run(data: str) -> Path:
-    """A complete run of 8 steps, with checkpoints of steps 4 and 8; also what interrupted runs are compared with."""
+    """A complete run of 8 steps, with checkpoints of steps 4 and 8; also what interrupted runs are
+    compared with.
+    """
     out = Path(data).parent / "tokenizer"
     train("tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=out)
     return out
@@ -86,8 +90,8 @@ def test_decoder_only_training_leaves_token_ids_bit_identical(
         assert torch.equal(old, new) != (id(new) in decoder), name
     # Without the option the same training does change ids: the test above can fail.
     free = train(
-        "tokenizer", config=CONFIG, recipe=settings, data=[data], out=tmp_path / "free", init=tokenizer_run,
-        cache_dir=tokenizer_run.parent / "cache",
+        "tokenizer", config=CONFIG, recipe=settings, data=[data], out=tmp_path / "free",
+        init=tokenizer_run, cache_dir=tokenizer_run.parent / "cache",
     )  # fmt: skip
     assert not torch.equal(before.encode(frames), load_tokenizer(free).encode(frames))
 
@@ -125,7 +129,9 @@ class SpyDynamics(torch.nn.Module):
 def test_actions_reach_the_dynamics_beside_the_frame_they_act_on(
     cached: bool, data: str, tmp_path: Path
 ) -> None:
-    """Episode -> staged clip -> (stored tokens) -> loader -> objective: frame t + 1 shows the action beside frame t."""
+    """Episode -> staged clip -> (stored tokens) -> loader -> objective: frame t + 1 shows the
+    action beside frame t.
+    """
     clips, tokenizer, dynamics = (
         ClipDataset([data], tmp_path, length=6),
         PatchTokenizer(),
@@ -151,7 +157,9 @@ def test_actions_reach_the_dynamics_beside_the_frame_they_act_on(
 
 
 def test_the_real_dynamics_applies_an_action_to_the_frame_after_it(dynamics_run: Path) -> None:
-    """The last part of the way: another action beside frame t changes the logits of the frames after it, no others."""
+    """The last part of the way: another action beside frame t changes the logits of the frames
+    after it, no others.
+    """
     dynamics = load_dynamics(dynamics_run)
     tokens = torch.randint(
         CONFIG.tokenizer.codes, (1, 6, 8, 8), generator=torch.Generator().manual_seed(0)
@@ -200,7 +208,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_the
 def test_ways_to_save_memory_give_the_same_weights(
     how: dict[str, Any], data: str, tmp_path: Path
 ) -> None:
-    """The tokenizer without a quantiser: its loss is a mean over clips, so that parts of a batch add up exactly."""
+    """The tokenizer without a quantiser: its loss is a mean over clips, so that parts of a batch
+    add up exactly.
+    """
     config = dataclasses.replace(
         CONFIG,
         tokenizer=dataclasses.replace(CONFIG.tokenizer, quantizer_start=1.0, reseed_below=0.0),
