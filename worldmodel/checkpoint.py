@@ -117,7 +117,7 @@ def best_checkpoint(run: Path) -> Path | None:
 def open_checkpoint(path: Path | str) -> Checkpoint:
     """Check a checkpoint folder, or the newest one of a run's folder, and read its state.
 
-    Raises InputError that names the file where one is missing, cut short or changed, and the
+    Raise InputError that names the file where one is missing, cut short or changed, and the
     checkpoint before it.
     """
     path = Path(path)

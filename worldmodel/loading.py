@@ -29,7 +29,7 @@ def load_component(module: nn.Module, component: str, path: Path | str) -> None:
 def load_tokenizer(path: Path | str, device: torch.device | str = "cpu") -> Tokenizer:
     """Load a trained tokenizer, in eval mode, from a run, a checkpoint or a saved world model.
 
-    Raises InputError where there is none, it is damaged, or it belongs to another version.
+    Raise InputError where there is none, it is damaged, or it belongs to another version.
     """
 
     return _load(Tokenizer, "tokenizer", path, device)
@@ -50,7 +50,7 @@ def load_dynamics(path: Path | str, device: torch.device | str = "cpu") -> Dynam
 def load_upscaler(path: Path | str, device: torch.device | str = "cpu") -> Upscaler:
     """Load an upscaler, in eval mode, from a run's newest checkpoint or one checkpoint.
 
-    Raises InputError where there is none, or a file is missing, changed or of another architecture.
+    Raise InputError where there is none, or a file is missing, changed or of another architecture.
     """
     found = open_checkpoint(path)
     if found.component != "upscaler":
@@ -66,7 +66,7 @@ def build_world_model(tokenizer: Path | str, dynamics: Path | str) -> GenieRedux
     """Build a world model from the runs or checkpoints of a tokenizer and a dynamics on real
     actions.
 
-    Raises InputError as `load_tokenizer`, and where the two do not belong together.
+    Raise InputError as `load_tokenizer`, and where the two do not belong together.
     """
 
     return GenieReduxG(load_tokenizer(tokenizer), load_dynamics(dynamics))

@@ -250,7 +250,7 @@ def delta_psnr(
     x' is predicted with the true actions, x'' with the actions of the predicted frames replaced by
     uniformly random ones (appendix A.2; Genie). Both branches predict as many frames, take the same
     `steps` and start from the same `seed`, so that only the actions differ. frames_BTCHW (B, >=
-    context + t, 3, H, W), actions_BT (B, >= context + t - 1); the action beside frame k is the one
+    context + t, 3, H, W), actions_BT (B, >= context + t - 1); action k is the one
     that made frame k + 1. `predicted_BFCHW`: x', where it was made before with these settings and a
     generator of this seed. `groups_B`: episode of each window, see `estimate`.
     """

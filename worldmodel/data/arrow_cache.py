@@ -5,7 +5,7 @@ fast. Frames stay compressed, so the copy is as small as the data set, and a win
 decompressions.
 
 Every blob is decoded once when it is copied, which checks the checksum over its frames. The copy
-then holds the blob without it, beside a CRC-32 of the compressed bytes: an eightieth as many bytes
+then holds the blob without it, with a CRC-32 of the compressed bytes: an eightieth as many bytes
 to check at every read, and a flipped bit in the copy is still always noticed.
 """
 
@@ -57,7 +57,7 @@ def build_arrow_cache(uri: str | Path, cache_dir: Path | str) -> Path:
     The file is named after the manifest's hash and written once: another call, or another process
     on the machine, finds it there. Episodes of both splits are in it. Damaged shards, up to 5 % of
     all, are left out and named on the console and in the file, whose name then says so; it is used
-    until one of them is whole again. Raises InputError where more are damaged or the disk is full.
+    until one of them is whole again. Raise InputError where more are damaged or the disk is full.
     """
     reader = EpisodeReader(uri)
     path = staged_path(cache_dir, reader.manifest_hash)
@@ -238,7 +238,7 @@ def open_staged(path: Path, file: int, split: str | None, games: dict[str, int])
     touched.
 
     `file` becomes the episodes' file number. Games that `games` does not know yet are numbered in
-    it. Raises InputError where actions are not those that were staged.
+    it. Raise InputError where actions are not those that were staged.
     """
     whole = pa.memory_map(str(path)).read_buffer()
     reader = pa.ipc.open_file(pa.BufferReader(whole))

@@ -20,7 +20,7 @@ class PairDataset(Dataset):
     """Every frame of `small` that `large` has too. Both have windows of one frame and the same
     stride.
 
-    Sessions that `large` lacks (a game whose ROM was not there) are left out. Raises InputError
+    Sessions that `large` lacks (a game whose ROM was not there) are left out. Raise InputError
     where a session is not the same play in both, or they share none.
     """
 

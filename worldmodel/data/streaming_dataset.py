@@ -41,8 +41,7 @@ class LoadedSession:
 
 
 class StreamingDataset(WindowIndex):
-    """The windows of `ClipDataset`, read from the data sets as they are drawn; holds at most
-    `sessions` sessions.
+    """The windows of `ClipDataset`, read as they are drawn; holds at most `sessions` sessions.
 
     `max_bytes` bounds the compressed bytes held. Both bounds decide the order of the windows, which
     is the same for any number of ranks; R ranks hold and read an R-th of the sessions each where R

@@ -59,7 +59,7 @@ class Draws:
 
 class StreamOrder:
     """The endless sequence of draws from sessions with so many windows and bytes, at most
-    `sessions` and `max_bytes` of them in memory. Computed, not stored. Raises InputError where
+    `sessions` and `max_bytes` of them in memory. Computed, not stored. Raise InputError where
     there is no window.
     """
 

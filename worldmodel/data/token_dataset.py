@@ -105,7 +105,7 @@ def cache_tokens(
 
     `lam`: store its latent actions too. `frames`: let batches hold the frames. Frames are encoded
     in float32 without autocast, as when the model generates. With `sharing` all processes call. A
-    file appears when it is complete. Raises InputError where there are no windows or the disk is
+    file appears when it is complete. Raise InputError where there are no windows or the disk is
     full.
     """
     if not len(clips):

@@ -1,7 +1,7 @@
 """Evaluation of a world model's predictions on held-out episodes (App. A.2).
 
 Windows of context + horizon frames, one at every `stride`-th frame: the context is given, the rest
-predicted with the true actions. Everything stands beside copying the last given frame, and on
+predicted with the true actions. Everything is compared with copying the last given frame, and on
 moving pixels too, since most of a retro game's screen never moves. A batch of windows is scored
 with noise of its own, so that batches may be scored anywhere.
 """
@@ -69,7 +69,7 @@ def evaluate(
     """Measure a model on episodes of `data` (of one `split`, or None for all); the result is JSON
     data.
 
-    `limit`: at most so many windows of each game, evenly spread. `inception`: TorchScript file for
+    `limit`: most windows per game, evenly spaced. `inception`: TorchScript file for
     FID proper, see `worldmodel.evaluation.feature_networks`; `distance` False leaves the Frechet
     distance out. `options` are fields of `Settings`. `out`: write the result there too, atomically.
     `cache_dir` holds the staged episodes, by default for this call only. `workers` Ray workers
@@ -88,7 +88,7 @@ def evaluate(
         FIGURES = {"psnr", "ssim", "moving_psnr"}
 
     PSNR in dB, at most `metrics.PSNR_CAP`. A figure that nothing says anything about (no pixel
-    moved, one episode only) is null. Raises InputError for bad settings, and where no episode is
+    moved, one episode only) is null. Raise InputError for bad settings, and where no episode is
     long enough for a window.
     """
     settings = Settings(**options)

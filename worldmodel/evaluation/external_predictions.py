@@ -54,7 +54,7 @@ class ExternalPredictions:
         """Read predicted frames (B, F, 3, H, W) and compute delta-PSNR (B,), NaN without a random
         branch.
 
-        Raises InputError that names the file where a frame is missing, no picture or of another
+        Raise InputError that names the file where a frame is missing, no picture or of another
         size.
         """
         shape, films, deltas = truth_BFCHW.shape, [], []

@@ -47,7 +47,7 @@ def feature_network(
 ) -> FeatureNetwork | None:
     """Load Inception if its file is given, else EfficientNet-Lite0; None if neither is installed.
 
-    Raises InputError where `inception` is not a TorchScript file that maps images to 2,048
+    Raise InputError where `inception` is not a TorchScript file that maps images to 2,048
     features.
     """
     if inception is not None:

@@ -24,8 +24,8 @@ def fit_action_map(
 ) -> ActionMap:
     """Infer the latent actions of labelled clips and count them. `actions`: A, real ones.
 
-    `count`: so many clips, evenly spread over all; all for 0. A few hundred transitions of a game
-    will do. Clips whose stride is their length - 1 count each transition once. Raises InputError
+    `count`: number of clips, evenly spaced; all for 0. A few hundred transitions of a game
+    will do. Clips whose stride is their length - 1 count each transition once. Raise InputError
     where there is no clip, or an action that is none of 0..A-1.
     """
     return ActionMap(count_actions(lam, clips, actions=actions, count=count))

@@ -171,7 +171,7 @@ def _dynamics_cost(
 ) -> TrainCost:
     c, clip = config.dynamics, recipe.clip_length
     patches = config.grid**2
-    # The clean past runs beside the masked frames.
+    # The clean past runs together with the masked frames.
     frames = 2 * clip - 2 if c.objective == "clean_past" else clip
     stack = StackCost(c.dim, c.heads, c.head_dim, c.blocks, patches, conditioned=True)
     head = 2 * c.dim * config.tokenizer.codes * (clip - 1) * patches

@@ -134,8 +134,8 @@ class TrainingRun:
     def check_resumable(self) -> None:
         """Raise InputError if the run in `out` is not this one, naming the first difference.
 
-        How often to log, check and save, how work is spread and paths may change: that does not
-        change what is learnt, but for the order of additions.
+        Intervals of logging, validation and checkpoints, parallelism and paths may change: they do
+        not change the result but for the order of additions.
         """
         path = self.out / "config.json"
         try:

@@ -42,8 +42,7 @@ def train(
     pairs: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Train a component of `worldmodel.training.setup` on the train split of `data`; return the
-    newest checkpoint.
+    """Train a component on the train split of `data`; return the newest checkpoint.
 
     `workers`: Ray Train workers, on the Ray that is there or on a local one; 0 trains in this
     process without starting Ray. `init`: weights to start from. `tokenizer`: for dynamics, the
@@ -51,11 +50,11 @@ def train(
     that reads them, frozen too. All are a run's folder, a checkpoint, or a saved world model.
     `joint_lam`: train the latent action model with the dynamics, that in `lam` or `init`, or a new
     one where neither is given. `decoder_only`: a tokenizer's decoder alone is trained, token ids
-    stay the same. `cache_dir` holds staged episodes and tokens, for all runs beside each other
-    (default: `cache` beside `out`). `resume` continues the run in `out` bit for bit; a run that is
+    stay the same. `cache_dir` holds local copies of episodes and tokens, shared by runs
+    (default: `cache` next to `out`). `resume` continues the run in `out` bit for bit; a run that is
     complete already is left as it is.
 
-    Raises InputError for settings that do not fit together, data or weights that cannot be used,
+    Raise InputError for settings that do not fit together, data or weights that cannot be used,
     and a folder that holds another run; NonFiniteLoss where training breaks down; KeyboardInterrupt
     after Ctrl+C, a checkpoint saved.
     """
