@@ -1,6 +1,6 @@
-"""AutoExplore as an RLlib `Algorithm`: collect with the reward of the world model, keep, learn from what was kept.
+"""AutoExplore as an RLlib `Algorithm`: collect, score, store, learn.
 
-One iteration is one epoch of appendix A.3. `exploration.train.explore` puts a whole run together from a recipe.
+One iteration is one epoch of App. A.3. `exploration.train.explore` makes a whole run.
 """
 
 import time
@@ -49,7 +49,7 @@ RUNNER_TIMEOUT_S = 120.0
 
 
 class AutoExploreConfig(AlgorithmConfig):
-    """Settings of AutoExplore: the fields of `ExploreConfig` as flat attributes, so that Tune can vary any."""
+    """Settings of AutoExplore: the fields of `ExploreConfig`, flat, so that Tune can vary any."""
 
     if TYPE_CHECKING:
 
@@ -84,11 +84,12 @@ class AutoExploreConfig(AlgorithmConfig):
         self.episode_lookback_horizon = LOOKBACK
         self.evaluation_duration_unit = "timesteps"
         self.evaluation_force_reset_envs_before_iteration = True
-        # What is compared between agents must not depend on what is tuned: the paper's fraction, no chance.
+        # Agents are compared by the paper's fraction and without random actions, whatever is tuned.
         self.evaluation_config = {"explore": False, "top_fraction": TOP_FRACTION}
         self.restart_failed_env_runners = self.restart_failed_sub_environments = True
         self.delay_between_env_runner_restarts_s = 1.0
-        # RLlib would throw away what a runner brings after a minute; an epoch with its rewards may take longer.
+        # RLlib would throw away what a runner brings after a minute; an epoch with its rewards may
+        # take longer.
         self.sample_timeout_s = self.evaluation_sample_timeout_s = SAMPLE_TIMEOUT_S
 
     def explore_settings(
@@ -101,8 +102,9 @@ class AutoExploreConfig(AlgorithmConfig):
     ) -> Self:
         """Set which games are explored and for which reward.
 
-        `games`: the envs get them in turn (or none, with `.environment(env)` for any env of uint8 HWC frames);
-        `scorer`: makes a runner's scorer, or None for the env's own reward; `max_steps`: after which an episode is cut.
+        `games`: the envs get them in turn (or none, with `.environment(env)` for any env of uint8
+        HWC frames); `scorer`: makes a runner's scorer, or None for the env's own reward;
+        `max_steps`: after which an episode is cut.
         """
         given: dict[str, Any] = {
             "games": games,
@@ -164,7 +166,10 @@ class AutoExploreConfig(AlgorithmConfig):
 
 
 class AutoExplore(Algorithm):
-    """Appendix A.3. `train()` is one epoch: every env plays `steps_per_epoch`, then `updates_per_epoch` updates."""
+    """Algorithm of App. A.3. One `train()` is one epoch.
+
+    Every env plays `steps_per_epoch` steps, then there are `updates_per_epoch` updates.
+    """
 
     config: AutoExploreConfig
     # RLlib declares these as None until setup() has run.
@@ -185,9 +190,10 @@ class AutoExplore(Algorithm):
         self.snapshots: SnapshotPair | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Go on with other values of the `MUTABLE_SETTINGS` settings, without building anything anew; Tune calls it.
+        """Change the `MUTABLE_SETTINGS` without rebuilding anything; Tune calls it.
 
-        False, and nothing is changed, where another setting of this class differs: that needs a new algorithm.
+        False, and nothing is changed, where another setting of this class differs: that needs a new
+        algorithm.
         """
         self.config = self.settings  # Tune puts its dict there, but everything reads the object
         fixed = OWN_SETTINGS - MUTABLE_SETTINGS.keys() - {"final_epsilon"}
@@ -206,7 +212,7 @@ class AutoExplore(Algorithm):
         return epsilon_at(self.iteration, c.epsilon, c.final_epsilon, c.epsilon_epochs)
 
     def training_step(self) -> None:
-        """Collect, keep, learn, hand the new weights to the runners."""
+        """Collect, learn, and send the new weights to the runners."""
         started = time.monotonic()
         self._collect()
         collected = time.monotonic()
@@ -224,8 +230,8 @@ class AutoExplore(Algorithm):
     def _collect(self) -> None:
         """Add one epoch's steps to the replay buffer, and take over the runners' snapshots.
 
-        Waits up to RUNNER_TIMEOUT_S for a runner to come back where none answers. Raises InputError with the message
-        of a runner that cannot go on.
+        Waits up to RUNNER_TIMEOUT_S for a runner to come back where none answers. Raises InputError
+        with the message of a runner that cannot go on.
         """
         deadline = time.monotonic() + RUNNER_TIMEOUT_S
         while not (episodes := self._sample_fragments()):
@@ -242,7 +248,7 @@ class AutoExplore(Algorithm):
         self.snapshots = joined(runners.foreach_env_runner(lambda runner: runner.snapshots))
 
     def _sample_fragments(self) -> list[Any]:
-        """Let every runner play its steps with the current exploration settings; return the scored fragments."""
+        """Let every runner play with the current exploration settings; return scored fragments."""
         # Pushed before every sampling, so that the settings reach runners that were restarted.
         self.env_runner_group.foreach_env_runner(
             partial(
@@ -265,7 +271,7 @@ class AutoExplore(Algorithm):
         return [episode for episode in episodes if len(episode)]
 
     def _raise_runner_fault(self) -> None:
-        """Raise InputError with the first runner's message that it cannot go on, if there is one."""
+        """Raise InputError with the message of the first runner that cannot go on, if any."""
         faults = self.env_runner_group.foreach_env_runner(lambda runner: runner.fault)
         if any(faults):
             raise InputError(next(filter(None, faults)))
@@ -297,7 +303,10 @@ class AutoExplore(Algorithm):
         )
 
     def _reward_scale(self) -> Scale:
-        """Rewards of mean 0 and deviation 1 - gamma, game by game: a return is then a weighted mean of normal ones."""
+        """Scale rewards to mean 0 and deviation 1 - gamma, game by game.
+
+        A return is then a weighted mean of rewards of deviation 1.
+        """
         horizon = 1 / max(1 - float(self.config.gamma), 1e-3)
         return {
             game: (middle, width * horizon)
@@ -349,7 +358,7 @@ class AutoExplore(Algorithm):
         return network
 
     def set_network(self, network: CnnLstm) -> None:
-        """Begin with the weights of a network of this shape; optimizer, replay and epoch stay what they are."""
+        """Set the weights of the network; optimizer, replay buffer and epoch stay the same."""
         weights = {
             f"network.{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()
         }
@@ -367,7 +376,7 @@ class AutoExplore(Algorithm):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from a `get_state`; the replay becomes the stored one, or stays empty where none was stored."""
+        """Restore a `get_state`; the replay buffer stays empty where none was stored."""
         super().set_state(state)
         self.screens = {game: set(keys) for game, keys in state.get("screens", {}).items()}
         if "replay" in state:

@@ -1,8 +1,9 @@
 """Settings of an exploration run, and presets of them.
 
-`paper` holds the values of appendix A.3 and, where it is silent, those of the published code; `cpu` is what a few
-minutes of two cores allow; `debug` finishes in seconds and learns nothing. `expert-*` are for agents that learn from a
-game's own reward (`reward="env"`) and record test sets (section 9 of the paper: Agent57, epsilon 0.15).
+`paper` holds the values of appendix A.3 and, where it is silent, those of the published code; `cpu`
+is what a few minutes of two cores allow; `debug` finishes in seconds and learns nothing. `expert-*`
+are for agents that learn from a game's own reward (`reward="env"`) and record test sets (section 9
+of the paper: Agent57, epsilon 0.15).
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -25,8 +26,8 @@ class ExploreConfig:
     envs_per_runner: int = 4
     """Games that each runner plays at a time."""
     learners: int = 0
-    """Learner processes, which share each batch; 0 learns in the process that leads the run or, where a cluster has
-    machines with GPUs for learners, in one there."""
+    """Learner processes, which share each batch; 0 learns in the process that leads the run or,
+    where a cluster has machines with GPUs for learners, in one there."""
     steps_per_epoch: int = 200
     """Steps that every env plays in an epoch."""
     max_steps: int = 1_000
@@ -48,15 +49,17 @@ class ExploreConfig:
     grad_clip: float = 10.0
     """Largest norm of a gradient."""
     normalize_rewards: bool = False
-    """Learn from rewards that have mean 0 and deviation 1 - gamma in the replay, game by game. A reward that is always
-    above 0 otherwise makes the value learn its level first: until then it says no more than how far a segment's end
-    is, and the end of an episode looks like a loss."""
+    """Learn from rewards that have mean 0 and deviation 1 - gamma in the replay, game by game. A
+    reward that is always above 0 otherwise makes the value learn its level first: until then it
+    says no more than how far a segment's end is, and the end of an episode looks like a loss."""
     reward_clipping: bool = False
-    """Learn from rewards clipped to [-1, 1]: for a game's own reward, which may be thousands of points."""
+    """Learn from rewards clipped to [-1, 1]: for a game's own reward, which may be thousands of
+    points."""
     loss: LossConfig = field(default_factory=LossConfig)
     network: PolicyConfig = field(default_factory=PolicyConfig)
     precision: str = "auto"
-    """Precision of the learner's forward pass: fp32, bf16 (autocast), or auto: bf16 where the hardware multiplies it."""
+    """Precision of the learner's forward pass: fp32, bf16 (autocast), or auto: bf16 where the
+    hardware multiplies it."""
     epsilon: float = 0.1
     """Share of uniform actions in the first epoch."""
     final_epsilon: float = 0.01
@@ -94,7 +97,8 @@ class ExploreConfig:
         check_top_fraction(self.top_fraction)
 
     def epsilon_at(self, epoch: int) -> float:
-        """Compute epsilon of an epoch, counted from 0: linear to `final_epsilon` over `epsilon_epochs`, then constant."""
+        """Compute epsilon of an epoch, counted from 0: linear to `final_epsilon` over
+        `epsilon_epochs`, then constant."""
         return epsilon_at(epoch, self.epsilon, self.final_epsilon, self.epsilon_epochs)
 
 
@@ -112,11 +116,13 @@ RUN_SETTINGS = frozenset(
         *("evaluate_every", "evaluation_steps", "evaluate_greedily"),
     )
 )
-"""Fields of `ExploreConfig` that describe a run around the algorithm, or that RLlib has under names of its own."""
+"""Fields of `ExploreConfig` that describe a run around the algorithm, or that RLlib has under names
+of its own."""
 
 
 def epsilon_at(epoch: int, start: float, end: float, epochs: int) -> float:
-    """Interpolate linearly from `start` in epoch 0 to `end` in epoch `epochs`, then constant (appendix A.3: 0.1 -> 0.01 over 150)."""
+    """Interpolate linearly from `start` in epoch 0 to `end` in epoch `epochs`, then constant
+    (appendix A.3: 0.1 -> 0.01 over 150)."""
     share = 1.0 if epochs == 0 else min(epoch / epochs, 1.0)
     return start + (end - start) * share
 
@@ -146,11 +152,12 @@ PRESETS: dict[str, ExploreConfig] = {
         batch_size=16,
         replay_capacity=20_000,
         lr=7e-4,
-        # The level of the reward, 0.2 or so, is many times its spread, 0.03 or so: unscaled, the value learns the level
-        # all run long and the policy hardly anything.
+        # The level of the reward, 0.2 or so, is many times its spread, 0.03 or so: unscaled, the
+        # value learns the level all run long and the policy hardly anything.
         normalize_rewards=True,
-        # Advantages of deviation 1 need a larger bonus than the published 0.001. With 0.2 the agent stays close to
-        # chance; with 0.05 it settles within sixty updates, and epsilon, which stays, shows it what else there is.
+        # Advantages of deviation 1 need a larger bonus than the published 0.001. With 0.2 the agent
+        # stays close to random; with 0.05 it settles within sixty updates, and epsilon, which
+        # stays, shows it what else there is.
         loss=LossConfig(gamma=0.95, entropy_coeff=0.05, normalize_advantages=True),
         final_epsilon=0.1,
         network=PolicyConfig(channels=(16, 16, 32, 32), lstm_dim=256),
@@ -163,7 +170,8 @@ PRESETS: dict[str, ExploreConfig] = {
 
 
 def _expert(preset: str, **changes: Any) -> ExploreConfig:
-    """Return a preset for learning from a game's own reward: cheap to collect, so it plays longer, and far-sighted."""
+    """Return a preset for learning from a game's own reward: cheap to collect, so it plays longer,
+    and far-sighted."""
     config = PRESETS[preset]
     loss = replace(config.loss, gamma=0.99, normalize_advantages=True, entropy_coeff=0.01)
     fixed: dict[str, Any] = {
@@ -191,14 +199,20 @@ PRESETS |= {
 
 
 def recipe(preset: str, **changes: Any) -> ExploreConfig:
-    """Return a preset with some fields replaced; None keeps the preset's value. Raises InputError for an unknown preset."""
+    """Return a preset with some fields replaced; None keeps the preset's value.
+
+    Raises InputError for an unknown preset.
+    """
     if preset not in PRESETS:
         raise InputError(f"preset {preset!r} is not known: choose one of {', '.join(PRESETS)}")
     return changed(PRESETS[preset], **changes)
 
 
 def changed(config: ExploreConfig, **changes: Any) -> ExploreConfig:
-    """Return a config with some fields replaced; None keeps the config's value. Raises InputError for invalid values."""
+    """Return a config with some fields replaced; None keeps the config's value.
+
+    Raises InputError for invalid values.
+    """
     unknown = changes.keys() - {field.name for field in fields(ExploreConfig)}
     if unknown:
         raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")

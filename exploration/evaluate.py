@@ -1,8 +1,9 @@
 """Comparison of trained explorers with random agents, over seeds and by the same measures.
 
-<out>/seed-<s>/agent/            the explorer's run          <out>/seed-<s>/explorer/, random/   episodes of either
-<out>/seed-<s>/measured-*.json   what was measured of one seed
-<out>/agents.json                what `evaluate_explorers` returns
+<out>/seed-<s>/agent/             the explorer's run
+<out>/seed-<s>/explorer/ random/  episodes of either agent
+<out>/seed-<s>/measured-*.json    measures of one seed
+<out>/agents.json                 what `evaluate_explorers` returns
 """
 
 import dataclasses
@@ -57,11 +58,13 @@ def evaluate_explorers(
 ) -> dict[str, Any]:
     """Train an explorer for each seed, let it and a random agent play, and measure both.
 
-    Returns {"seeds": {seed: {game: {agent: ExplorationStats}}}, "summary": {game: what `summary` gives}}.
+    Returns {"seeds": {seed: {game: {agent: ExplorationStats}}}, "summary": {game: what `summary`
+    gives}}.
 
-    `episodes` of at most `steps` steps a game, seed and agent; `windows` of each episode are scored by the world model,
-    spread evenly; `epsilon` is what the explorer collects with. `options` go to `exploration.explore`. What is there
-    already is not done again. Needs the Ray that the process is connected to. Raises InputError for bad input.
+    `episodes` of at most `steps` steps a game, seed and agent; `windows` of each episode are scored
+    by the world model, spread evenly; `epsilon` is what the explorer collects with. `options` go to
+    `exploration.explore`. What is there already is not done again. Needs the Ray that the process
+    is connected to. Raises InputError for bad input.
     """
     if not seeds or windows < 1:
         raise InputError(f"{len(seeds)} seeds and {windows} windows: give at least one of each")
@@ -138,7 +141,8 @@ def sample_rewards(episode: Any, scorer: LocalScorer, count: int) -> list[float]
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Compute means over seeds of each agent and of explorer minus random, with half widths of 95 % intervals.
+    """Compute means over seeds of each agent and of explorer minus random, with half widths of 95 %
+    intervals.
 
     Student's t over seeds; infinite for a single one.
     """

@@ -1,7 +1,9 @@
-"""Settings of an agent that may change while it learns: their limits, and their way to every process.
+"""Settings of an agent that may change while it learns: their limits, and their way to every
+process.
 
-A user changes them with `autoexplore tune set RUN name=value`: the request is a line of <run>/changes.jsonl, which
-the run reads before each epoch. Tune changes them through `AutoExplore.reset_config`. Both end in `apply`.
+A user changes them with `autoexplore tune set RUN name=value`: the request is a line of
+<run>/changes.jsonl, which the run reads before each epoch. Tune changes them through
+`AutoExplore.reset_config`. Both end in `apply`.
 """
 
 import json
@@ -43,12 +45,16 @@ MUTABLE_SETTINGS: dict[str, Limits] = {
 
 
 def check(values: dict[str, Any]) -> dict[str, float]:
-    """Convert the values to floats. Raises InputError for an immutable setting and for a value out of its limits."""
+    """Convert the values to floats.
+
+    Raises InputError for an immutable setting and for a value out of its limits.
+    """
     checked = {}
     for name, value in values.items():
         if name not in MUTABLE_SETTINGS:
             raise InputError(
-                f"{name!r} cannot be changed while a run learns: choose among {', '.join(MUTABLE_SETTINGS)}"
+                f"{name!r} cannot be changed while a run learns: "
+                f"choose among {', '.join(MUTABLE_SETTINGS)}"
             )
         limits = MUTABLE_SETTINGS[name]
         try:
@@ -64,9 +70,10 @@ def check(values: dict[str, Any]) -> dict[str, float]:
 
 
 def apply(algorithm: Any, values: dict[str, Any]) -> None:
-    """Set new values in a running algorithm: its config, every learner, every runner, every evaluation runner.
+    """Set new values in a running algorithm: its config, every learner, every runner, every
+    evaluation runner.
 
-    Nothing is built anew. Raises InputError as `check` does, before anything has changed.
+    Nothing is rebuilt. Raises InputError as `check` does, before anything has changed.
     """
     changes = check(values)
     if "epsilon" in changes:
@@ -103,7 +110,7 @@ def _learner_says(learner: Any) -> dict[str, float]:
 
 
 def _runner_says(runner: Any) -> dict[str, float]:
-    if runner.module is None:  # a local runner beside remote ones plays nothing
+    if runner.module is None:  # idle, where there are remote runners
         return {}
     acting = {
         "epsilon": float(runner.module.epsilon),
@@ -113,7 +120,8 @@ def _runner_says(runner: Any) -> dict[str, float]:
 
 
 def _write(config: Any, changes: dict[str, float]) -> None:
-    """Write into the same object, although it is frozen: everything that holds it must see the new values."""
+    """Write into the same object, although it is frozen: everything that holds it must see the new
+    values."""
     vars(config).update(changes)
 
 
@@ -123,7 +131,8 @@ def _tell_learner(learner: Any, changes: dict[str, float]) -> None:
     _write(learner.config, changes)
     if "lr" in changes:
         for optimizer in learner._named_optimizers.values():
-            # RLlib sets an optimizer's rate from its schedule after every update: the schedule is what must change.
+            # RLlib sets an optimizer's rate from its schedule after every update: the schedule is
+            # what must change.
             rate = Scheduler(
                 fixed_value_or_schedule=changes["lr"], framework="torch", device=learner._device
             )
@@ -136,10 +145,12 @@ def _tell_runner(runner: Any, changes: dict[str, float]) -> None:
 
 
 def request(run: Path, pairs: Sequence[str], *, epochs_done: int) -> dict[str, float]:
-    """Ask the exploration run in a folder to change settings, each given as `name=value`, at its next epoch.
+    """Ask the exploration run in a folder to change settings, each given as `name=value`, at its
+    next epoch.
 
-    `epochs_done`: of its newest checkpoint. The request is one line of <run>/changes.jsonl and stays there. Raises
-    InputError where the folder holds no exploration run or a finished one, and as `check` does; then nothing is asked.
+    `epochs_done`: of its newest checkpoint. The request is one line of <run>/changes.jsonl and
+    stays there. Raises InputError where the folder holds no exploration run or a finished one, and
+    as `check` does; then nothing is asked.
     """
     given = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     if not pairs or len(given) != len(pairs):
@@ -181,9 +192,11 @@ def _epochs(run: Path) -> int:
 
 
 def requests(run: Path, after: int) -> list[dict[str, Any]]:
-    """Read the requests of a run after its first `after` ones; a last line without its end is left for later.
+    """Read the requests of a run after its first `after` ones; a last line without its end is left
+    for later.
 
-    Each is {"time": seconds, "set": values}. A line that was damaged by hand sets nothing, but counts.
+    Each is {"time": seconds, "set": values}. A line that was damaged by hand sets nothing, but
+    counts.
     """
     file = run / CHANGES
     if not file.exists():

@@ -1,11 +1,13 @@
 """Training of an explorer: settings in, the folder of the best agent out, every epoch on disk.
 
-<out>/config.json  metrics.jsonl  tensorboard/   as every run
-<out>/checkpoints/step-*/                        `exploration.agent.checkpoint`, one an epoch
-<out>/reward/                                    networks of the reward (`exploration.reward.factory`)
-<out>/best/                                      the agent with the best evaluation return; `load_policy` plays it
-<out>/changes.jsonl  history.json                changes by `tune set`, and the epochs since when they hold
-<out>/snapshots/  videos/                        highest-reward screen of each epoch; the best agent and a random one
+<out>/config.json              settings; metrics.jsonl and tensorboard/ as in every run
+<out>/checkpoints/step-*/      one an epoch, see `exploration.agent.checkpoint`
+<out>/reward/                  networks of the reward, see `exploration.reward.factory`
+<out>/best/                    agent with the best evaluation return; `load_policy` loads it
+<out>/changes.jsonl            changes requested by `tune set`
+<out>/history.json             the same, with the epochs from which they hold
+<out>/snapshots/               screen of the highest reward in each epoch
+<out>/videos/                  the best agent and a random one
 """
 
 import dataclasses
@@ -58,15 +60,16 @@ def explore(
     seed: int = 0,
     **changes: Any,
 ) -> Path:
-    """Train an agent to go where the world model in the folder `model` is uncertain; return the best agent's folder.
+    """Train an agent on the uncertainty of the world model in `model`; return the best agent.
 
-    `config`: the settings, by default those of the `preset`; `changes` replace some of its fields, except by None.
-    The envs of all runners get the games in turn; where `changes` holds no `envs_per_runner` and there are too few
-    envs, there are as many as the games need. `reward`, `reward_data`, `scorer` and `app` are those of
-    `RewardConfig`; count, random and env need no model. `init`: the folder of a policy whose weights the agent begins
-    with. With `resume` the newest checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay
-    buffer; a finished run returns at once. Runs on the connected Ray, or on a local one. Raises InputError for
-    invalid settings.
+    `config`: the settings, by default those of the `preset`; `changes` replace some of its fields,
+    except by None. The envs of all runners get the games in turn; where `changes` holds no
+    `envs_per_runner` and there are too few envs, there are as many as the games need. `reward`,
+    `reward_data`, `scorer` and `app` are those of `RewardConfig`; count, random and env need no
+    model. `init`: the folder of a policy whose weights the agent begins with. With `resume` the
+    newest checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay buffer; a
+    finished run returns at once. Runs on the connected Ray, or on a local one. Raises InputError
+    for invalid settings.
     """
     names = [game_name(game) for game in games]
     config = changed(config or recipe(preset), **changes)
@@ -85,7 +88,8 @@ def explore(
     initial = None if init is None else load_network(init)
     if initial is not None and initial.config != config.network:
         raise InputError(
-            f"{init}: its network is {initial.config}, this run's {config.network}: give another policy"
+            f"{init}: its network is {initial.config}, this run's {config.network}: "
+            "give another policy"
         )
     reward_config.check(
         model
@@ -128,7 +132,10 @@ def explore(
 
 
 def game_name(game: str) -> str:
-    """Return the canonical name of a game. Raises InputError for an unknown one, or one with other actions."""
+    """Return the canonical name of a game.
+
+    Raises InputError for an unknown one, or one with other actions.
+    """
     if (name := builtin_name(game)) == COINRUN:
         raise InputError("CoinRun has seven actions, the explorer five: explore another game")
     return name or catalog.canonical(game)
@@ -141,7 +148,7 @@ def configure(
     *,
     seed: int = 0,
 ) -> AutoExploreConfig:
-    """Return the RLlib configuration of a run on the connected Ray: who runs on which machines, and all settings."""
+    """Return the RLlib configuration of a run, with its resources on the connected Ray."""
     settings = AutoExploreConfig()
     settings.explore_settings(games=games, scorer=scorer)
     settings.training(**algorithm_settings(config))
@@ -154,7 +161,7 @@ def configure(
     settings.resources(
         custom_resources_for_main_process=rollout.resources
     )  # Tune's trials, which play to be judged
-    # A leading process on a machine without a GPU must not learn itself where there are GPUs for it.
+    # The driver, on a machine without a GPU, must not learn itself where there are GPUs for it.
     settings.learners(
         num_learners=config.learners or int(serve.gpus),
         num_gpus_per_learner=serve.gpus,
@@ -180,7 +187,8 @@ def _start(
 ) -> tuple[int, dict[str, Any] | None, dict[str, Any]]:
     """Return (epochs done, state, about) of the newest checkpoint, or of a new run.
 
-    Raises InputError where the checkpoint is of other games or of another network: neither can go on.
+    Raises InputError where the checkpoint is of other games or of another network: neither can go
+    on.
     """
     complete = complete_checkpoints(out) if resume else []
     if not complete:
@@ -189,7 +197,8 @@ def _start(
     for name, asked in identity.items():
         if about.get(name, asked) != asked:
             raise InputError(
-                f"{out} was started with {name} {about[name]}, not {asked}: resume it as it was started"
+                f"{out} was started with {name} {about[name]}, not {asked}: "
+                "resume it as it was started"
             )
     return epoch, state, about
 
@@ -237,9 +246,8 @@ class ExploreLoop:
                 self.run.log(epoch, metrics)
                 self._save(epoch)
                 self._save_snapshot(epoch)
-                bar.advance(
-                    note=f"reward {metrics['explore/reward']:.3f}, entropy {metrics['explore/entropy']:.2f}"
-                )
+                reward, entropy = metrics["explore/reward"], metrics["explore/entropy"]
+                bar.advance(note=f"reward {reward:.3f}, entropy {entropy:.2f}")
         if not (
             self.run.path / "best"
         ).is_dir():  # no evaluation was whole: the last agent is all there is
@@ -261,7 +269,8 @@ class ExploreLoop:
     def _take_changes(self, epoch: int) -> None:
         """Apply the changes requested since the epoch before, and record when they took effect.
 
-        `about` goes into every checkpoint: a resumed run has the same settings, and takes each request only once.
+        `about` goes into every checkpoint: a resumed run has the same settings, and takes each
+        request only once.
         """
         history = self.about.setdefault("changes", [])
         for asked in requests(self.run.path, after=len(history)):
@@ -277,7 +286,7 @@ class ExploreLoop:
             write_json_atomic(self.run.path / "history.json", history)
 
     def _judge(self, evaluation: dict[str, Any], epoch: int) -> dict[str, float]:
-        """Return the metrics of an evaluation, and save the agent if its return is the best so far."""
+        """Return the metrics of an evaluation, and save the agent if it is the best so far."""
         metrics = evaluation_metrics(evaluation)
         value = metrics.get("evaluation/intrinsic_return")
         best = self.about["best_return"]
@@ -301,7 +310,7 @@ class ExploreLoop:
 
 
 def plain_state(algorithm: AutoExplore) -> dict[str, Any]:
-    """Return the state of an algorithm for a checkpoint: learner, optimizer, replay buffer, screens, epoch."""
+    """Return the state for a checkpoint: learner, optimizer, replay buffer, screens, epoch."""
     state = algorithm.get_state(components=["learner_group"])
     # Statistics of a process that ended mean nothing to the next one, and are not plain data.
     state.pop("metrics_logger", None)
@@ -310,7 +319,7 @@ def plain_state(algorithm: AutoExplore) -> dict[str, Any]:
 
 
 def training_metrics(result: dict[str, Any]) -> dict[str, float]:
-    """Convert RLlib's result of an epoch to metrics; `steps` is the number of steps that were collected."""
+    """Convert RLlib's result of an epoch to metrics; `steps` counts the collected steps."""
     runners = result["env_runners"]
     games = {
         game: {name: float(value) for name, value in sums.items()}
@@ -341,8 +350,9 @@ def training_metrics(result: dict[str, Any]) -> dict[str, float]:
 def evaluation_metrics(evaluation: dict[str, Any]) -> dict[str, float]:
     """Compute the intrinsic return of `evaluation_steps` steps by game, and its mean over games.
 
-    A game that ends early is played again within these steps, so that a short life earns no more and no less by itself.
-    Games of which a fragment had no score have no return, and then there is no mean either.
+    A game that ends early is played again within these steps, so that a short life earns no more
+    and no less by itself. Games of which a fragment had no score have no return, and then there is
+    no mean either.
     """
     games = evaluation.get("env_runners", {}).get("games", {})
     whole = {game: sums for game, sums in games.items() if not sums["dropped"]}

@@ -1,14 +1,14 @@
 """Population-based training of explorers (Jaderberg et al. 2017) with Ray Tune.
 
-Every `every` epochs the worst agents take over weights, optimizer and replay of the best ones and vary their settings.
-Agents learn from rewards of their own `top_fraction`, but are compared by the return of evaluations at the paper's
-fraction, without epsilon and at temperature 1: by their own, the smallest fraction would always look the best. They act
-there as the preset has it, by chance or not: at `cpu` the likeliest action alone is one button for ever, and very
-different agents have one return.
+Every `every` epochs the worst agents copy weights, optimizer and replay buffer of the best ones and
+perturb their settings. Agents learn from rewards of their own `top_fraction`, but are compared by
+evaluations at the paper's fraction, without epsilon and at temperature 1: otherwise the smallest
+fraction would always look the best. Evaluation at `cpu` samples actions, as the preset has it:
+there the most likely action alone is often one button for ever.
 
 <out>/config.json   as every run
 <out>/rows.jsonl    every epoch of every agent, as it was played
-<out>/trials/       Tune's own folder; RLlib does not write here, but Tune's state is a pickle: resume only your own
+<out>/trials/       Tune's own folder; its state is a pickle: resume only your own runs
 <out>/tune.json     what changed when, and the best agent; written last
 <out>/best/         that agent; `load_policy` plays it
 """
@@ -62,14 +62,15 @@ RESAMPLE = 0.25
 
 
 class TuneTrial(AutoExplore):
-    """AutoExplore as Tune runs it: its results are plain figures, its checkpoints those of `exploration.agent.checkpoint`."""
+    """AutoExplore as Tune runs it: its results are plain figures, its checkpoints those of
+    `exploration.agent.checkpoint`."""
 
     copied: str | None
     """Agent whose checkpoint this one took over, until its next epoch has been recorded."""
 
     @property
     def name(self) -> str:
-        """Name of the trial, as in every file of the run; RLlib drops Tune's id when it builds an actor."""
+        """Name of the trial in every file of the run; RLlib drops Tune's id in an actor."""
         storage: Any = self._storage
         return str(storage.trial_dir_name)
 
@@ -80,7 +81,7 @@ class TuneTrial(AutoExplore):
         self.judged, self.copied = 0.0, None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """As an agent that was just built with these settings; Tune loads a checkpoint afterwards, if it has one."""
+        """Reset to a new agent with these settings; Tune then loads a checkpoint, if it has one."""
         if not super().reset_config(new_config):
             return False
         self.set_state(self.fresh)
@@ -89,7 +90,8 @@ class TuneTrial(AutoExplore):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch -> its metrics, its settings, and the return of the newest evaluation (0 before the first)."""
+        """Train one epoch -> its metrics, its settings, and the return of the newest evaluation (0
+        before the first)."""
         epoch = self.iteration + 1
         result = super().step()
         if epoch % self.config.evaluation_interval == 0:
@@ -124,7 +126,8 @@ class TuneTrial(AutoExplore):
         )
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Load another agent's weights, optimizer and replay buffer; the settings stay this trial's own."""
+        """Load another agent's weights, optimizer and replay buffer; the settings stay this trial's
+        own."""
         _, state, about = load_checkpoint(complete_checkpoints(Path(checkpoint))[-1])
         self.set_state(state)
         self.judged = float(about[METRIC])
@@ -133,7 +136,8 @@ class TuneTrial(AutoExplore):
 
 
 class ProgressCallback(ray_tune.Callback):
-    """Moves the progress bar and keeps the figures of every epoch: Tune's own files lose some when an agent is paused.
+    """Moves the progress bar and keeps the figures of every epoch: Tune's own files lose some when
+    an agent is paused.
 
     Tune pickles callbacks, so bar and folder are the class's, not the object's.
     """
@@ -175,12 +179,13 @@ def tune(
     resume: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Train `trials` agents for `epochs` each; every `every` epochs the worse quarter copies the better and varies.
+    """Train `trials` agents for `epochs` each; each `every` epochs the worst copy the best.
 
-    The first agent starts with the preset's settings, the others with ones drawn from RANGES. With "serve" all share
-    one reward service. Returns what <out>/tune.json holds. With `resume` an interrupted run goes on from the newest
-    checkpoint of each agent. Runs on the Ray that is there, or on a local one; on a cluster `out` must be on storage
-    that all its machines share. Raises InputError for what cannot be meant.
+    The first agent starts with the preset's settings, the others with ones drawn from RANGES. With
+    "serve" all share one reward service. Returns what <out>/tune.json holds. With `resume` an
+    interrupted run goes on from the newest checkpoint of each agent. Runs on the Ray that is there,
+    or on a local one; on a cluster `out` must be on storage that all its machines share. Raises
+    InputError for invalid settings.
     """
     config = recipe(preset, runners=runners, envs_per_runner=envs_per_runner, epochs=epochs)
     every = config.evaluate_every if every is None else every
@@ -188,7 +193,8 @@ def tune(
         raise InputError(f"{trials} trials: a population needs 2 or more")
     if not 1 <= every < config.epochs:
         raise InputError(
-            f"every {every}: agents must be compared within the {config.epochs} epochs, give 1 or more"
+            f"every {every}: agents must be compared within the {config.epochs} epochs, "
+            "give 1 or more"
         )
     config = dataclasses.replace(config, evaluate_every=every)
     names = [game_name(game) for game in games]
@@ -273,7 +279,7 @@ def _tuner(
         quantile_fraction=QUANTILE,
         resample_probability=RESAMPLE,
         custom_explore_fn=within_ranges,
-        synch=True,  # agents are compared at the same age, also where fewer run at a time than there are
+        synch=True,  # agents are compared at the same age, also where they run in turn
     )
     first = {name: float(space[name]) for name in RANGES}
     return ray_tune.Tuner(
@@ -325,7 +331,8 @@ def read_rows(out: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def summary(out: Path) -> dict[str, Any]:
-    """Summarise a run: curves of every agent, and each change of settings with the agent that was copied."""
+    """Summarise a run: curves of every agent, and each change of settings with the agent that was
+    copied."""
     histories: dict[str, dict[str, Any]] = {}
     changes: list[dict[str, Any]] = []
     for name, rows in read_rows(out).items():

@@ -27,7 +27,8 @@ SCALE = 2
 def rollout_against_random(
     policy: Path, game: str, *, steps: int = STEPS, seed: int = 0
 ) -> tuple[Frames, Frames]:
-    """Play the agent of a policy folder and a uniformly random one -> frames (steps + 1, H, W, 3) of each."""
+    """Play the agent of a policy folder and a uniformly random one -> frames (steps + 1, H, W, 3)
+    of each."""
     agent, chance = load_policy(policy), np.random.default_rng(seed)
     agent.reset(seed)
     env = vector_env([game, game], None)
@@ -47,7 +48,8 @@ def rollout_against_random(
 
 
 def record_videos(run: RunDir, epoch: int, games: Sequence[str], *, seed: int = 0) -> None:
-    """Record videos of up to GAMES games of the run's best agent, in its folder and for TensorBoard."""
+    """Record videos of up to GAMES games of the run's best agent, in its folder and for
+    TensorBoard."""
     counts = {}
     for game in games[:GAMES]:
         agent, random = rollout_against_random(run.path / "best", game, seed=seed)

@@ -1,8 +1,9 @@
 """World model as a Ray Serve app, which answers with the token entropies of windows.
 
-The windows of several requests form a batch on the replica. New weights are swapped in while it answers: `swap` tells
-every replica, and one that starts later reads which weights are the newest. Where more is asked than can be answered,
-callers get Serve's BackPressureError instead of a longer queue.
+The windows of several requests form a batch on the replica. New weights are swapped in while it
+answers: `swap` tells every replica, and one that starts later reads which weights are the newest.
+Where more is asked than can be answered, callers get Serve's BackPressureError instead of a longer
+queue.
 """
 
 import asyncio
@@ -36,18 +37,20 @@ ONGOING = 16
 QUEUED = 64
 """Requests that may wait at one caller; more are refused (back-pressure)."""
 STUCK_S = 600.0
-"""Seconds after which a forward pass that has not come back makes a replica unhealthy, so that Serve replaces it."""
+"""Seconds after which a forward pass that has not come back makes a replica unhealthy, so that
+Serve replaces it."""
 FAILURES = 3
 """Batches in a row that fail before a replica says that it is unhealthy."""
 TARGET_ONGOING = 4.0
 """Requests, waiting ones included, that autoscaling wants there to be for each replica."""
 LOOK_BACK_S = 12.0
-"""Seconds that autoscaling averages the queue over, more than the 10 between callers' reports of it to Serve: an
-epoch's requests come all at once, and then none for a while."""
+"""Seconds that autoscaling averages the queue over, more than the 10 between callers' reports of it
+to Serve: an epoch's requests come all at once, and then none for a while."""
 UPSCALE_DELAY_S = 5.0
 """Seconds that the queue must be too long before there are more replicas."""
 DOWNSCALE_DELAY_S = 120.0
-"""Seconds that it must be short before there are fewer: longer than an agent learns between two epochs' play."""
+"""Seconds that it must be short before there are fewer: longer than an agent learns between two
+epochs' play."""
 RECENT_S = 10.0
 """Seconds that a rate is taken over."""
 KEPT = 4096
@@ -90,8 +93,8 @@ class UncertaintyService:
     ) -> NDArray[np.float32]:
         """Return the token entropies (B, N) in [0, 1] of windows.
 
-        `frames` are windows (B, 5, H, W, C), or consecutive frames (B + 4, H, W, C) that hold B of them, uint8. Raises
-        InputError for what this model cannot score.
+        `frames` are windows (B, 5, H, W, C), or consecutive frames (B + 4, H, W, C) that hold B of
+        them, uint8. Raises InputError for what this model cannot score.
         """
         came = time.monotonic()
         request = _Windows(validate_windows(self._model, frames, actions_B4), actions_B4)
@@ -124,7 +127,8 @@ class UncertaintyService:
             actions_B4 = np.concatenate([request.actions_B4 for request in requests])
             self._busy_since = time.monotonic()
             try:
-                # In a thread, so that the replica goes on answering health checks and taking requests.
+                # In a thread, so that the replica goes on answering health checks and taking
+                # requests.
                 entropy_BN = await asyncio.to_thread(
                     window_entropies, self._model, given_BPHWC, actions_B4, **self._options
                 )
@@ -139,14 +143,14 @@ class UncertaintyService:
         return entropy_BN
 
     async def load(self, path: str) -> str:
-        """Swap in the weights of another folder; requests that are being answered keep the old ones."""
+        """Swap in the weights of another folder; a batch in progress keeps the old ones."""
         self._model, self._weights = await asyncio.to_thread(load_model, path, self._device), path
         return path
 
     async def check_health(self) -> None:
-        """Asked by Serve every few seconds. Raises RuntimeError where a new replica would do better than this one.
+        """Raise RuntimeError where Serve, which asks regularly, should replace this replica.
 
-        Also takes over weights that were swapped in just while this replica started, too early to be told of them.
+        Also takes over weights that were swapped in while this replica started.
         """
         busy = time.monotonic() - self._busy_since if self._busy_since is not None else 0.0
         if busy > STUCK_S:
@@ -188,7 +192,10 @@ def newest_weights(app_name: str) -> str:
 
 
 def _set_newest_weights(app_name: str, path: Path | str) -> str:
-    """Note a folder, after a look whether it is one, as that of all replicas that start from now on."""
+    """Store the folder of the weights for all replicas that start from now on.
+
+    Raises InputError where it holds no world model.
+    """
     folder = Path(path).absolute()
     if not (folder / "manifest.json").is_file():
         raise InputError(f"{path}: no world model here: give a saved one")
@@ -210,13 +217,14 @@ def run(
     batch: int = 0,
     max_queued_requests: int = QUEUED,
 ) -> str:
-    """Start the app, without any HTTP port, on the Ray that this process is connected to, and return its name.
+    """Start the app on the connected Ray, without any HTTP port, and return its name.
 
-    `replicas` with `num_cpus`, `num_gpus` (a share of one is possible; None for a whole one where the cluster has
-    machines with GPUs for this, otherwise none) and `threads` (torch's) each; up to `max_replicas` where they have more
-    than TARGET_ONGOING requests each to answer. `steps`: MaskGIT passes of an answer;
-    `batch`: windows in a forward pass, 0 for what suits the device; `max_queued_requests`: requests that may wait at one caller.
-    Raises InputError for a folder that is no world model, and for numbers that cannot be meant.
+    `replicas` with `num_cpus`, `num_gpus` (a share of one is possible; None for a whole one where
+    the cluster has machines with GPUs for this, otherwise none) and `threads` (torch's) each; up to
+    `max_replicas` where they have more than TARGET_ONGOING requests each to answer. `steps`:
+    MaskGIT passes of an answer; `batch`: windows in a forward pass, 0 for what suits the device;
+    `max_queued_requests`: requests that may wait at one caller. Raises InputError for a folder that
+    is no world model, and for invalid numbers.
     """
     if (
         replicas < 1
@@ -225,8 +233,8 @@ def run(
         or max_queued_requests < 1
     ):
         raise InputError(
-            f"replicas {replicas}, steps {steps} and queued {max_queued_requests} must be 1 or more, max_replicas {max_replicas} "
-            "no fewer than replicas"
+            f"replicas {replicas}, steps {steps} and max_queued_requests {max_queued_requests} "
+            f"must be 1 or more, and max_replicas {max_replicas} at least replicas"
         )
     _set_newest_weights(app_name, model_path)
     place = node_resources("serve")
@@ -258,7 +266,7 @@ def run(
 
 
 def _scale(replicas: int, max_replicas: int | None) -> dict[str, Any]:
-    """Serve's settings for a fixed number of replicas, or for one that follows the queue."""
+    """Return Serve's settings for a fixed number of replicas, or for one that follows the queue."""
     if max_replicas is None or max_replicas == replicas:
         return {"num_replicas": replicas, "graceful_shutdown_timeout_s": 2}
     autoscaling = AutoscalingConfig(
@@ -274,9 +282,11 @@ def _scale(replicas: int, max_replicas: int | None) -> dict[str, Any]:
 
 
 def swap(app_name: str, model_path: Path | str) -> int:
-    """Put other weights behind a running app, without dropping a request -> the number of replicas that took them.
+    """Put other weights behind a running app, without dropping a request -> the number of replicas
+    that took them.
 
-    Raises InputError for a folder that is no world model, or a damaged one; then the old weights stay.
+    Raises InputError for a folder that is no world model, or a damaged one; then the old weights
+    stay.
     """
     old = newest_weights(app_name)
     folder = _set_newest_weights(
@@ -306,7 +316,10 @@ def stop(app_name: str = APP_NAME) -> None:
 
 
 class ServiceMetrics:
-    """Counts requests, windows and batches. To be made inside a replica, on whose event loop alone it is used."""
+    """Counts requests, windows and batches.
+
+    To be made inside a replica, on whose event loop alone it is used.
+    """
 
     def __init__(self) -> None:
         self._counts = {
@@ -353,7 +366,7 @@ class ServiceMetrics:
         self._count("failures", 1)
 
     def summary(self) -> dict[str, Any]:
-        """Totals; windows/s of the last 10 s; mean windows in a batch; median, 95th, 99th percentile of latency, ms."""
+        """Return totals, windows/s of the last 10 s, mean batch size, latency percentiles in ms."""
         now = time.monotonic()
         recent = sum(windows for when, windows, _ in self._answers if now - when <= RECENT_S)
         latencies = [1_000 * seconds for _, _, seconds in self._answers]

@@ -31,7 +31,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def split_arrays(value: Any, arrays: Arrays, path: str = "state") -> Any:
-    """Convert a nested state to plain JSON data; its arrays go into `arrays`, by their path in it."""
+    """Convert a nested state to plain JSON data; its arrays go into `arrays`, by path."""
     if isinstance(value, np.ndarray):
         arrays[path] = value
         return {"array": path}
@@ -67,7 +67,8 @@ def join_arrays(value: Any, arrays: Arrays) -> Any:
 
 
 def _compress(arrays: Arrays) -> tuple[Arrays, dict[str, list[int]]]:
-    """Compress large uint8 arrays (frames); return all arrays, and the shapes of the compressed ones."""
+    """Compress large uint8 arrays (frames); return all arrays, and the shapes of the compressed
+    ones."""
     compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True)
     packed, shapes = {}, {}
     for name, array in arrays.items():
@@ -99,7 +100,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `<run>/checkpoints/step-<step>` atomically, then delete all but the newest `keep_last`.
 
-    `state`: any nesting of dicts, lists, arrays and plain values; `about`: plain values for people and for resuming.
+    `state`: any nesting of dicts, lists, arrays and plain values; `about`: plain values for people
+    and for resuming.
     """
     path = run / "checkpoints" / f"step-{step:08d}"
     arrays: Arrays = {}
@@ -132,13 +134,17 @@ def complete_checkpoints(run: Path) -> list[Path]:
 
 
 def load_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """Load (step, state, about) of a checkpoint. Raises InputError that names a missing or damaged file."""
+    """Load (step, state, about) of a checkpoint.
+
+    Raises InputError that names a missing or damaged file.
+    """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         for name, expected in manifest["sha256"].items():
             if file_sha256(path / name) != expected:
                 raise InputError(
-                    f"{path / name} differs from its sha256: damaged; delete {path} to use the one before"
+                    f"{path / name} differs from its sha256: damaged; "
+                    f"delete {path} to use the one before"
                 )
         record = json.loads((path / "state.json").read_text())
         arrays = _decompress(load_file(path / "arrays.safetensors"), record["compressed"])

@@ -1,7 +1,8 @@
-"""Frames of consecutive steps, compressed in memory in blocks, of which a few that were read last stay open.
+"""Frames of consecutive steps, compressed in memory in blocks, of which a few that were read last
+stay open.
 
-Neighbouring frames of a game share nearly everything: a block takes a few per cent of its pixels' bytes, and is opened
-in a fraction of a millisecond.
+Neighbouring frames of a game share nearly everything: a block takes a few per cent of its pixels'
+bytes, and is opened in a fraction of a millisecond.
 """
 
 from collections import OrderedDict
@@ -73,7 +74,10 @@ class CompressedFrames:
         return np.concatenate(parts) if parts else np.empty((0, *self.shape), np.uint8)
 
     def joined(self, later: "CompressedFrames") -> "CompressedFrames":
-        """Append later frames. Short blocks at the seam are merged, so that many short pieces do not stay short."""
+        """Append later frames.
+
+        Short blocks at the seam are merged, so that many short pieces do not stay short.
+        """
         if (
             not self.blocks
             or not later.blocks

@@ -39,10 +39,11 @@ class ExploreLearner(TorchLearner):
     """
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take over a state as a whole, also where RLlib would keep weights that have seen as many updates.
+        """Take over a state as a whole, also where RLlib would keep weights that have seen as many
+        updates.
 
-        The arrays are copied: the optimizer writes into the arrays that it is given, and those in Ray's object store
-        are shared by all learners of a machine.
+        The arrays are copied: the optimizer writes into the arrays that it is given, and those in
+        Ray's object store are shared by all learners of a machine.
         """
         before, self._weights_seq_no = self._weights_seq_no, 0
         super().set_state(deep_copy_arrays(state))
@@ -52,7 +53,10 @@ class ExploreLearner(TorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
-        """Compute the loss of one batch. Raises FloatingPointError, before any weight changes, if it is not finite."""
+        """Compute the loss of one batch.
+
+        Raises FloatingPointError, before any weight changes, if it is not finite.
+        """
         parts = actor_critic_loss(
             fwd_out[Columns.ACTION_DIST_INPUTS], fwd_out[Columns.VF_PREDS], batch, config.loss
         )
@@ -87,7 +91,8 @@ def quiet_actor_errors() -> Iterator[None]:
 
 
 def learner_is_gone(algorithm: Any) -> bool:
-    """Return True if the process of a learner has ended; the other learners report only a broken connection."""
+    """Return True if the process of a learner has ended; the other learners report only a broken
+    connection."""
     if not algorithm.config.num_learners:
         return False
     answers = algorithm.learner_group.foreach_learner(

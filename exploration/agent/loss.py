@@ -1,8 +1,11 @@
-"""Actor-critic loss: returns (lambda, V-trace), policy gradient, value and entropy terms. Needs torch only.
+"""Actor-critic loss: returns (lambda, V-trace), policy gradient, value and entropy terms.
 
-The actions in the loss are the stored ones (the published loss draws new ones and learns nothing). Segments of the
-replay buffer are older than the weights: `rho_clip` weighs each step's policy gradient by min(rho_clip, pi(a) / mu(a)),
-mu being the policy that acted, and returns="vtrace" corrects the returns as well.
+Needs torch only.
+
+The actions in the loss are the stored ones (the published loss draws new ones and learns nothing).
+Segments of the replay buffer are older than the weights: `rho_clip` weighs each step's policy
+gradient by min(rho_clip, pi(a) / mu(a)), mu being the policy that acted, and returns="vtrace"
+corrects the returns as well.
 
 Shapes: B segments, T steps, T1 = T + 1 observations, A actions.
 """
@@ -37,8 +40,9 @@ def lambda_returns(
 ) -> Tensor:
     """Compute G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}), (B, T).
 
-    What follows a termination is worth 0. A segment that stops without a termination is worth V of its last observation, wherever in the row it stops: on rows
-    past the end (not `valid`) G is V itself.
+    What follows a termination is worth 0. A segment that stops without a termination is worth V of
+    its last observation, wherever in the row it stops: on rows past the end (not `valid`) G is V
+    itself.
     """
     returns_BT = torch.zeros_like(rewards_BT)
     following_B = values_BT1[:, -1]
@@ -64,8 +68,8 @@ def vtrace_returns(
 
     Returns value targets and advantages, (B, T) each.
 
-    The advantages do not hold rho yet. Ends of segments are treated as in `lambda_returns`; with every ratio 1 the
-    targets are those of `lambda_returns`.
+    The advantages do not hold rho yet. Ends of segments are treated as in `lambda_returns`; with
+    every ratio 1 the targets are those of `lambda_returns`.
     """
     targets_BT, advantages_BT = torch.zeros_like(rewards_BT), torch.zeros_like(rewards_BT)
     following_B = values_BT1[:, -1]
@@ -84,7 +88,10 @@ def vtrace_returns(
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Coefficients of the loss. The defaults are those of the paper (App. A.3) and its published code."""
+    """Coefficients of the loss.
+
+    The defaults are those of the paper (App. A.3) and its published code.
+    """
 
     gamma: float = 0.995
     lambda_: float = 0.95
@@ -93,7 +100,8 @@ class LossConfig:
     returns: str = "lambda"
     """lambda, or vtrace (off-policy corrected)."""
     rho_clip: float = 1.0
-    """Largest weight of a step's policy gradient, pi / mu below it. 0 weighs every step 1, as published."""
+    """Largest weight of a step's policy gradient, pi / mu below it. 0 weighs every step 1, as
+    published."""
     normalize_advantages: bool = False
     """Give the advantages of a batch mean 0 and deviation 1."""
 
@@ -113,11 +121,13 @@ class LossConfig:
 def actor_critic_loss(
     logits_BT1A: Tensor, values_BT1: Tensor, batch: dict[str, Tensor], config: LossConfig
 ) -> dict[str, Tensor]:
-    """Compute the terms of the loss, means over the steps to `learn` from; `loss` is what is optimised.
+    """Compute the terms of the loss, means over the steps to `learn` from; `loss` is what is
+    optimised.
 
-    `batch` holds the arrays of `ReplayBuffer.sample`. Without any step to learn from the loss is 0. Where several
-    learners share a batch, `count` (B,) is the mean number of steps to learn from of a part: the mean of the parts'
-    losses is then the loss of the whole batch. Advantages are normalised within a part.
+    `batch` holds the arrays of `ReplayBuffer.sample`. Without any step to learn from the loss is 0.
+    Where several learners share a batch, `count` (B,) is the mean number of steps to learn from of
+    a part: the mean of the parts' losses is then the loss of the whole batch. Advantages are
+    normalised within a part.
     """
     learn_BT = batch["learn"]
     num_steps = learn_BT.sum().clamp(min=1)

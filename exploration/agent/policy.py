@@ -1,7 +1,9 @@
-"""Network of the agent, its folder on disk, and the policy that plays with it. Torch only: collectors load no RLlib.
+"""Network of the agent, its folder on disk, and the policy that plays with it.
+
+Torch only: collectors load no RLlib.
 
     <policy>/module.safetensors   weights
-    <policy>/config.json          action set, architecture, and the schedule position that the weights came from
+    <policy>/config.json          action set, architecture, and the origin of the weights
 
 Shapes: B sequences, T steps, H x W pixels, C colours, A actions, D units of the LSTM.
 """
@@ -34,7 +36,10 @@ State = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Architecture of the agent. The defaults are the paper's (App. A.3): 3.22 M parameters with 5 actions."""
+    """Architecture of the agent.
+
+    The defaults are the paper's (App. A.3): 3.22 M parameters with 5 actions.
+    """
 
     actions: int = len(ACTIONS)
     """Actions to choose from."""
@@ -48,7 +53,8 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if self.actions < 2 or self.lstm_dim < 1 or not self.channels or min(self.channels) < 1:
             raise InputError(
-                f"policy with {self.actions} actions, {self.channels} channels, {self.lstm_dim} units: too few"
+                f"policy with {self.actions} actions, {self.channels} channels, {self.lstm_dim} "
+                "units: too few"
             )
         if self.size % 2 ** len(self.channels):
             raise InputError(
@@ -57,12 +63,13 @@ class PolicyConfig:
 
     @property
     def features(self) -> int:
-        """Numbers that the convolutions make of a frame: 1,024 in the paper."""
+        """Size of the convolutions' output for a frame: 1,024 in the paper."""
         return self.channels[-1] * (self.size >> len(self.channels)) ** 2
 
 
 class CnnLstm(nn.Module):
-    """Appendix A.3: 4 x [conv 3x3 stride 1, max-pool 2, ReLU] -> LSTM -> policy head and value head."""
+    """Appendix A.3: 4 x [conv 3x3 stride 1, max-pool 2, ReLU] -> LSTM -> policy head and value
+    head."""
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
@@ -86,9 +93,10 @@ class CnnLstm(nn.Module):
             nn.init.zeros_(head.bias)
 
     def forward(self, frames_BTHWC: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """Frames uint8 and the state before them -> (logits_BTA, values_BT, state after them); state = (h_BD, c_BD)."""
+        """Compute (logits_BTA, values_BT, next state) of frames uint8; state = (h_BD, c_BD)."""
         batch, steps = frames_BTHWC.shape[:2]
-        # uint8 HWC read as CHW is torch's channels-last layout, so that nothing is copied before the scaling.
+        # uint8 HWC read as CHW is torch's channels-last layout, so that nothing is copied before
+        # the scaling.
         pixels = frames_BTHWC.flatten(0, 1).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
         features_BTF = self.convolutions(pixels).reshape(batch, steps, -1)
         hidden_BTD, (h_1BD, c_1BD) = self.lstm(
@@ -105,10 +113,11 @@ class CnnLstm(nn.Module):
 
 
 def behaviour_log_probabilities(logits: Tensor, epsilon: float, temperature: float) -> Tensor:
-    """log((1 - epsilon) softmax(logits / temperature) + epsilon / A): what the agent acts by. (..., A) -> (..., A).
+    """Compute log((1 - epsilon) softmax(logits / temperature) + epsilon / A), (..., A) -> (..., A).
 
-    Epsilon is part of the distribution, not a draw beside it, so that the log-probability stored with an action is the
-    one it was chosen with (appendix A.3: epsilon-greedy, temperature 1). Temperature 0 is the most likely action.
+    Epsilon is part of the distribution, not a separate draw, so the stored log-probability of an
+    action is the one it was chosen with (App. A.3: epsilon-greedy, temperature 1). Temperature 0 is
+    the most likely action.
     """
     if temperature > 0:
         probabilities = torch.softmax(logits / temperature, dim=-1)
@@ -118,7 +127,7 @@ def behaviour_log_probabilities(logits: Tensor, epsilon: float, temperature: flo
 
 
 def check_exploration(epsilon: float, temperature: float) -> None:
-    """Raises InputError for an epsilon outside [0, 1] or a negative temperature."""
+    """Raise InputError for an epsilon outside [0, 1] or a negative temperature."""
     if not 0 <= epsilon <= 1:
         raise InputError(f"epsilon {epsilon}: must lie between 0 and 1")
     if not 0 <= temperature < float("inf"):
@@ -136,7 +145,7 @@ class Agent:
         self._generator = torch.Generator()
 
     def reset(self, seed: int) -> None:
-        """Begin an episode: empty memory, and chance that depends on the seed alone."""
+        """Begin an episode, with an empty LSTM state and random numbers of the seed."""
         self._state = self.network.start_state(1)
         self._generator.manual_seed(seed)
 
@@ -152,7 +161,10 @@ class Agent:
 
 
 def save_policy(path: Path | str, network: CnnLstm, about: dict[str, Any] | None = None) -> Path:
-    """Write a policy folder, whole or not at all. `about`: plain JSON values to keep beside the weights."""
+    """Write a policy folder, whole or not at all.
+
+    `about`: plain JSON values to keep with the weights.
+    """
     with new_folder(Path(path)) as folder:
         write_policy(folder, network.config, network.state_dict(), about)
     return Path(path)
@@ -186,7 +198,8 @@ def write_policy(
 def load_network(path: Path | str) -> CnnLstm:
     """Load the network of a policy folder, all weights checked by name and shape.
 
-    Raises InputError for a folder that is none, another version, or weights of another architecture.
+    Raises InputError for a folder that is none, another version, or weights of another
+    architecture.
     """
     path = Path(path)
     try:
@@ -215,23 +228,27 @@ def load_network(path: Path | str) -> CnnLstm:
     if own != stored:
         name = min(key for key in own.keys() | stored.keys() if own.get(key) != stored.get(key))
         raise InputError(
-            f"{path}: weights of another architecture: {name} is {stored.get(name)}, not {own.get(name)}"
+            f"{path}: weights of another architecture: "
+            f"{name} is {stored.get(name)}, not {own.get(name)}"
         )
     network.load_state_dict(weights)
     return network
 
 
 def load_policy(path: Path | str, epsilon: float = 0.0, temperature: float = 1.0) -> Agent:
-    """Load the agent of a policy folder to play games: `reset(seed)`, then `act(frame)` for every frame.
+    """Load the agent of a policy folder to play games: `reset(seed)`, then `act(frame)` for every
+    frame.
 
-    Acts by (1 - epsilon) softmax(logits / temperature) + epsilon / 5. Raises InputError for a folder that is no policy,
-    for one of another action set or architecture, and for an epsilon or temperature out of range.
+    Acts by (1 - epsilon) softmax(logits / temperature) + epsilon / 5. Raises InputError for a
+    folder that is no policy, for one of another action set or architecture, and for an epsilon or
+    temperature out of range.
     """
     network = load_network(path)
     actions = json.loads((Path(path) / "config.json").read_text())["actions"]
     if actions != list(ACTIONS):
         raise InputError(
-            f"{path}: policy for the actions {actions}, not for {list(ACTIONS)}: train one on these games"
+            f"{path}: policy for the actions {actions}, not for {list(ACTIONS)}: "
+            "train one on these games"
         )
     return Agent(network, epsilon, temperature)
 
@@ -239,9 +256,10 @@ def load_policy(path: Path | str, epsilon: float = 0.0, temperature: float = 1.0
 def policy_spec(name: str, *, epsilon: float | None = None, temperature: float = 1.0) -> PolicySpec:
     """Return what `envs.collect.collect` plays by, from the name of a policy.
 
-    random, sticky:P: see `builtin_policy`. checkpoint:FOLDER, expert:FOLDER: an agent that acts with `epsilon` (by
-    default 0, and 0.15 for an expert) and `temperature`; its name in episodes depends on its weights, not on where they
-    lie. Raises InputError for another name and for a folder that is not there.
+    random, sticky:P: see `builtin_policy`. checkpoint:FOLDER, expert:FOLDER: an agent that acts
+    with `epsilon` (by default 0, and 0.15 for an expert) and `temperature`; its name in episodes
+    depends on its weights, not on where they lie. Raises InputError for another name and for a
+    folder that is not there.
     """
     kind, _, path = name.partition(":")
     if kind not in ("checkpoint", "expert"):
@@ -249,7 +267,8 @@ def policy_spec(name: str, *, epsilon: float | None = None, temperature: float =
     folder = Path(path)
     if not path or not folder.is_dir():
         raise InputError(
-            f"policy {name!r}: there is no folder {path!r}: give one that `autoexplore explore` wrote"
+            f"policy {name!r}: there is no folder {path!r}: "
+            "give one that `autoexplore explore` wrote"
         )
     if epsilon is None:
         epsilon = EXPERT_EPSILON if kind == "expert" else 0.0

@@ -1,7 +1,8 @@
-"""Replay buffer of the agent's observations, actions and rewards, from which segments are sampled uniformly.
+"""Replay buffer of the agent's observations, actions and rewards, from which segments are sampled
+uniformly.
 
-A reward is written once, when its step was collected; the buffer never changes what it holds. Pixels are
-compressed without loss, so that the pixels in a batch are those of the env.
+A reward is written once, when its step was collected; the buffer never changes what it holds.
+Pixels are compressed without loss, so that the pixels in a batch are those of the env.
 
 Shapes: T steps of a stretch or segment, B segments, D units of the LSTM.
 """
@@ -33,7 +34,8 @@ class Fragment:
     first_step: int
     """Place of step 0 within its episode."""
     terminated: bool
-    """True if the game ended with the last step; otherwise the value of the last frame is bootstrapped."""
+    """True if the game ended with the last step; otherwise the value of the last frame is
+    bootstrapped."""
     film: CompressedFrames
     """T + 1 frames."""
     actions_T: NDArray[np.int64]
@@ -80,7 +82,8 @@ Batch = dict[str, NDArray[Any]]
 
 
 class ReplayBuffer:
-    """Keeps the newest `capacity` steps, in stretches of consecutive ones; evicts the oldest stretch first."""
+    """Keeps the newest `capacity` steps, in stretches of consecutive ones; evicts the oldest
+    stretch first."""
 
     def __init__(self, capacity: int, seed: int = 0) -> None:
         if capacity < 1:
@@ -91,7 +94,7 @@ class ReplayBuffer:
         self._generator = np.random.default_rng(seed)
 
     def __len__(self) -> int:
-        """Steps that are kept."""
+        """Count the steps that are kept."""
         return sum(map(len, self._stretches))
 
     @property
@@ -100,7 +103,10 @@ class ReplayBuffer:
         return sum(stretch.bytes for stretch in self._stretches)
 
     def add(self, fragment: Fragment) -> None:
-        """Keep a fragment; it prolongs a stretch if it follows one. A dropped fragment in between leaves a gap."""
+        """Keep a fragment; it prolongs a stretch if it follows one.
+
+        A dropped fragment in between leaves a gap.
+        """
         if not len(fragment):
             return
         for place in range(len(self._stretches) - 1, -1, -1):
@@ -114,7 +120,7 @@ class ReplayBuffer:
             steps -= len(self._stretches.popleft())
 
     def reward_scale(self) -> Scale:
-        """Mean and deviation of each game's rewards, over the steps that have one; the deviation is at least 1e-3."""
+        """Compute mean and standard deviation, at least 1e-3, of each game's rewards."""
         by_game: dict[str, list[NDArray[np.float32]]] = {}
         for stretch in self._stretches:
             by_game.setdefault(stretch.game, []).append(stretch.rewards_T[stretch.scored_T])
@@ -128,13 +134,16 @@ class ReplayBuffer:
     def sample(
         self, batch_size: int, length: int, burn_in: int = 0, scale: Scale | None = None
     ) -> Batch:
-        """Segments of `length` steps whose first step is drawn uniformly from all steps that are kept.
+        """Segments of `length` steps whose first step is drawn uniformly from all steps that are
+        kept.
 
-        obs uint8 (B, T + 1, H, W, 3); actions int64, rewards and logp float32, terminated, valid and learn bool, all
-        (B, T); h and c float32 (B, D), the state before the first step. Where a stretch ends before the segment does,
-        `valid` is false and everything is zero. `learn` marks the steps of the loss: valid, scored, and past the first
-        `burn_in` ones, which only warm the LSTM up, unless the segment starts its episode and needs no warming. With
-        `scale` the rewards of scored steps are scaled by their game's. Raises InputError while the buffer is empty.
+        obs uint8 (B, T + 1, H, W, 3); actions int64, rewards and logp float32, terminated, valid
+        and learn bool, all (B, T); h and c float32 (B, D), the state before the first step. Where a
+        stretch ends before the segment does, `valid` is false and everything is zero. `learn` marks
+        the steps of the loss: valid, scored, and past the first `burn_in` ones, which only warm the
+        LSTM up, unless the segment starts its episode and needs no warming. With `scale` the
+        rewards of scored steps are scaled by their game's. Raises InputError while the buffer is
+        empty.
         """
         if not self._stretches:
             raise InputError("the replay is empty: collect steps before drawing from it")
@@ -168,7 +177,7 @@ class ReplayBuffer:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """Everything needed to go on exactly: arrays of all stretches one after another, and plain JSON values."""
+        """Return all state: concatenated arrays of all stretches, and plain JSON values."""
         stretches = list(self._stretches)
         arrays: dict[str, NDArray[Any]] = {}
         if stretches:
@@ -195,7 +204,7 @@ class ReplayBuffer:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Become the buffer whose `get_state` this is; what was here before is gone."""
+        """Replace everything by the state of a `get_state`."""
         self._stretches.clear()
         step = at = 0
         for about in state["stretches"]:
@@ -214,8 +223,8 @@ class ReplayBuffer:
 
 
 def _fill(batch: Batch, row: int, stretch: Fragment, start: int, length: int, burn_in: int) -> int:
-    """Write the segment of `stretch` that begins at its step `start`, less its frames, into one row of a batch of
-    zeros -> its steps."""
+    """Write the segment of `stretch` that begins at its step `start`, less its frames, into one row
+    of a batch of zeros -> its steps."""
     steps = min(length, len(stretch) - start)
     span = slice(start, start + steps)
     batch["actions"][row, :steps] = stretch.actions_T[span]
@@ -233,11 +242,15 @@ def _fill(batch: Batch, row: int, stretch: Fragment, start: int, length: int, bu
 
 
 def to_fragment(episode: SingleAgentEpisode) -> Fragment:
-    """Convert a scored fragment (numpy) for the replay buffer. Raises ValueError for one without lookback."""
+    """Convert a scored fragment (numpy) for the replay buffer.
+
+    Raises ValueError for one without lookback.
+    """
     steps, past = len(episode), episode.rewards.lookback
     if episode.t_started > 0 and past == 0:
         raise ValueError(
-            "a fragment in mid-episode needs the step before it for the LSTM state: lookback of 1 or more"
+            "a fragment in mid-episode needs the step before it for the LSTM state: "
+            "lookback of 1 or more"
         )
     outputs: dict[str, Any] = {
         name: buffer.data for name, buffer in episode.extra_model_outputs.items()

@@ -19,20 +19,26 @@ from exploration.agent.policy import (
 
 
 def use_half(precision: str, device: torch.device) -> bool:
-    """Return True to train under bf16 autocast. Raises InputError for a precision that is none of fp32, bf16, auto."""
+    """Return True to train under bf16 autocast.
+
+    Raises InputError for a precision that is none of fp32, bf16, auto.
+    """
     if precision not in ("fp32", "bf16", "auto"):
         raise InputError(f"precision {precision!r}: choose fp32, bf16 or auto")
     if precision != "auto":
         return precision == "bf16"
-    # Emulated, bf16 is slower than fp32; with matrix instructions for it an update takes half the time.
+    # Emulated, bf16 is slower than fp32; with matrix instructions for it an update takes half the
+    # time.
     return device.type == "cuda" or bool(torch.cpu._is_amx_tile_supported())
 
 
 class AgentModule(TorchRLModule, ValueFunctionAPI):
-    """Recurrent policy and value. `model_config` holds `channels` and `units` of `PolicyConfig`, and `precision`.
+    """Recurrent policy and value.
 
-    Observations uint8 BTHWC; state {"h": (B, D), "c": (B, D)}. Acting for exploration goes by the mixture of
-    `behaviour_log_probabilities`, evaluation by the most likely action.
+    `model_config` holds `channels` and `units` of `PolicyConfig`, and `precision`.
+
+    Observations uint8 BTHWC; state {"h": (B, D), "c": (B, D)}. Acting for exploration goes by the
+    mixture of `behaviour_log_probabilities`, evaluation by the most likely action.
     """
 
     model_config: Any

@@ -1,16 +1,20 @@
 """Baseline rewards of Table 6, and two controls.
 
-A baseline answers rewards (B,) where a scorer of `exploration.reward.scorers` answers entropies (B, N); the connector takes
-either. B windows of five frames o_{t-4}..o_t and the four actions between them; phi is a network of 512 features.
+A baseline answers rewards (B,) where a scorer of `exploration.reward.scorers` answers entropies
+(B, N); the connector takes either. B windows of five frames o_{t-4}..o_t and the four actions
+between them; phi is a network of 512 features.
 
-| name     | reward of a window                                                                         | needs       |
-|----------|--------------------------------------------------------------------------------------------|-------------|
-| rf       | sum_i (phi_i(o_t) - phi_i(x_t))^2, x_t the world model's prediction, phi random and fixed  | model       |
-| vae      | the same, phi the posterior means of a variational autoencoder trained on `data`           | model, data |
-| count    | 1 / sqrt(n), n: how often this runner has seen o_t's screen, this time included            |             |
-| random   | uniform in [0, 1), whatever the window shows                                               |             |
+| name   | reward of a window                                                        | needs       |
+|--------|---------------------------------------------------------------------------|-------------|
+| rf     | sum_i (phi_i(o_t) - phi_i(x_t))^2, x_t the world model's prediction, phi  | model       |
+|        | random and fixed                                                          |             |
+| vae    | the same, phi the posterior means of a variational autoencoder trained on | model, data |
+|        | `data`                                                                    |             |
+| count  | 1 / sqrt(n), n: how often this runner has seen o_t's screen, including    |             |
+|        | this time                                                                 |             |
+| random | uniform in [0, 1), whatever the window shows                              |             |
 
-`disagreement`, the reward that noise does not draw, is in `exploration.reward.disagreement`.
+`disagreement`, the reward that is robust to noise, is in `exploration.reward.disagreement`.
 """
 
 from collections import Counter
@@ -44,7 +48,7 @@ FEATURE_SEED = 6
 
 
 def checked_rewards(rewards_B: Any, windows: int) -> Rewards:
-    """Rewards of `windows` windows as float32; ScoringError if they are another number, or not finite."""
+    """Return rewards as float32. Raises ScoringError unless `windows` of them, all finite."""
     array = np.asarray(rewards_B, np.float32)
     if array.shape != (windows,) or not np.isfinite(array).all():
         raise ScoringError(
@@ -54,7 +58,8 @@ def checked_rewards(rewards_B: Any, windows: int) -> Rewards:
 
 
 class FeatureNetwork(nn.Module):
-    """32 filters 8x8 stride 4, 64 4x4 stride 2, 64 3x3 stride 1, then 512 features (Burda et al. 2019).
+    """32 filters 8x8 stride 4, 64 4x4 stride 2, 64 3x3 stride 1, then 512 features (Burda et al.
+    2019).
 
     frames (B, 3, 64, 64) in [0, 1] -> (B, 512).
     """
@@ -72,7 +77,7 @@ class FeatureNetwork(nn.Module):
 
 
 def random_features() -> FeatureNetwork:
-    """Build the network of the RF baseline, with orthogonal weights, the same one in every process."""
+    """Build the network of the RF baseline: orthogonal weights, the same in every process."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(FEATURE_SEED)
         network = FeatureNetwork()
@@ -84,7 +89,8 @@ def random_features() -> FeatureNetwork:
 
 
 class Autoencoder(nn.Module):
-    """Small variational autoencoder: the posterior means of `encoder` are the features of the VAE baseline."""
+    """Small variational autoencoder: the posterior means of `encoder` are the features of the VAE
+    baseline."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +105,7 @@ class Autoencoder(nn.Module):
         self.pixels = nn.ConvTranspose2d(32, 3, 8, 4)
 
     def loss(self, frames_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Compute the negative ELBO of a frame, with Gaussian pixels of variance 0.1 (mean over B)."""
+        """Compute the negative ELBO of a frame, Gaussian pixels of variance 0.1 (mean over B)."""
         hidden_BF = self.encoder.trunk(frames_BCHW - 0.5)
         mean_BD, log_variance_BD = (
             self.encoder.features(hidden_BF),
@@ -123,7 +129,8 @@ def train_autoencoder(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> tuple[Autoencoder, float]:
-    """Train the VAE on frames uint8 (N, 64, 64, 3) -> it, and the mean loss of the last tenth of the updates.
+    """Train the VAE on frames uint8 (N, 64, 64, 3) -> it, and the mean loss of the last tenth of
+    the updates.
 
     Raises FloatingPointError, before any weight changes, if the loss is not finite.
     """
@@ -162,7 +169,10 @@ def save_weights(path: Path, network: nn.Module) -> None:
 
 
 def load_weights(path: Path, network: nn.Module) -> nn.Module:
-    """Fill a network from `save_weights`' file, strictly. Raises InputError for one that does not fit."""
+    """Fill a network from `save_weights`' file, strictly.
+
+    Raises InputError for one that does not fit.
+    """
     try:
         network.load_state_dict(load_file(path))
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -174,7 +184,8 @@ def load_weights(path: Path, network: nn.Module) -> nn.Module:
 
 
 class PredictionError:
-    """RF and VAE of table 6: how far the world model's prediction of o_t lies from o_t in a network's features."""
+    """RF and VAE of table 6: how far the world model's prediction of o_t lies from o_t in a
+    network's features."""
 
     def __init__(self, model_path: Path | str, features: Path | None = None) -> None:
         """`features`: file of the trained encoder; None for random features."""
@@ -183,7 +194,10 @@ class PredictionError:
         self._features: nn.Module
 
     def load(self) -> None:
-        """Load model and features, if that was not done yet. Raises InputError for what cannot be used."""
+        """Load model and features, if that was not done yet.
+
+        Raises InputError for what cannot be used.
+        """
         if self._model is None:
             from worldmodel.uncertainty import load_model
 
@@ -195,7 +209,7 @@ class PredictionError:
 
     @torch.inference_mode()
     def rewards(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Rewards:
-        """Windows uint8 and their actions -> squared errors (B,), 0 or more."""
+        """Compute squared errors (B,), 0 or more, of windows uint8 and their actions."""
         self.load()
         parts = []
         for at in range(0, len(frames_B5HWC), BATCH):
@@ -223,13 +237,15 @@ class PredictionError:
 
 
 class CountBonus:
-    """1 / sqrt(n) of the newest frame's screen (Bellemare et al. 2016, with `envs.utils.screen_hash`'s screens for counts)."""
+    """1 / sqrt(n) of the newest frame's screen (Bellemare et al. 2016, with
+    `envs.utils.screen_hash`'s screens for counts)."""
 
     def __init__(self) -> None:
         self._seen: Counter[bytes] = Counter()
 
     def reset_counts(self) -> None:
-        """Reset the counts, as an evaluation does, so that agents of different age are judged alike."""
+        """Reset the counts, as an evaluation does, so that agents of different age are judged
+        alike."""
         self._seen.clear()
 
     def submit(
@@ -258,7 +274,8 @@ class RandomReward:
 
 
 def sample_frames(data: Sequence[Path | str], count: int, seed: int = 0) -> NDArray[np.uint8]:
-    """`count` frames uint8 (count, 64, 64, 3) or all, drawn from folders of episodes, as many from each episode.
+    """`count` frames uint8 (count, 64, 64, 3) or all, drawn from folders of episodes, as many from
+    each episode.
 
     Raises InputError where there is no folder, or it holds no episode.
     """

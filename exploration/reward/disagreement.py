@@ -1,16 +1,18 @@
 """Ensemble disagreement of prediction heads on the frozen world model: a reward robust to noise.
 
-Entropy cannot tell what could still be learnt from noise (the noisy-TV problem): even a perfect model has high entropy
-about irreducible noise. M heads trained on the same play from different random weights agree about the
-snow, because all of them learn its distribution, and differ where nothing has told them what to say.
+Entropy cannot tell what could still be learnt from noise (the noisy-TV problem): even a perfect
+model has high entropy about irreducible noise. M heads trained on the same play from different
+random weights agree about the snow, because all of them learn its distribution, and differ where
+nothing has told them what to say.
 
 For token i of o_t head m gives the distribution p_im over the K codes. The reward's tokens are
 
     u_i = ( H(1/M sum_m p_im) - 1/M sum_m H(p_im) ) / ln M      in [0, 1],
 
-the mutual information between the token and the choice of the head (Shyam et al. 2019; Pathak et al. 2019), and the
-reward is the mean of the largest `top_fraction` of them, as of the entropies in eq. 4. Each head adds a fixed random
-network to what it learns (Osband et al. 2018), so that heads stay apart where no data pulls them together.
+the mutual information between the token and the choice of the head (Shyam et al. 2019; Pathak et
+al. 2019), and the reward is the mean of the largest `top_fraction` of them, as of the entropies in
+eq. 4. Each head adds a fixed random network to what it learns (Osband et al. 2018), so that heads
+stay apart where no data pulls them together.
 
 Shapes: B windows, N tokens, D width of the dynamics, M heads, K codes.
 """
@@ -36,8 +38,9 @@ if TYPE_CHECKING:
 HEADS = 5
 HIDDEN_DIM = 128
 PRIOR_SCALE = 1.0
-"""Weight of a head's fixed random part. What the learnt part has not made up for where there is data is doubt about
-what is known: with 2.5 heads doubted a television more than the unfamiliar room opposite, and some agents stayed."""
+"""Weight of a head's fixed random part. Where there is data, the learnt part must make up for it:
+with a weight of 2.5 heads disagreed more about a noisy television than about an unfamiliar room,
+and some agents stayed in front of it."""
 
 
 class Perceptrons(nn.Module):
@@ -53,7 +56,8 @@ class Perceptrons(nn.Module):
 
 
 class PriorEnsemble(nn.Module):
-    """M heads on the hidden states of a dynamics model, each the sum of a part that learns and one that never does."""
+    """M heads on the hidden states of a dynamics model, each the sum of a part that learns and one
+    that never does."""
 
     def __init__(self, width: int, codes: int, heads: int = HEADS) -> None:
         super().__init__()
@@ -62,13 +66,13 @@ class PriorEnsemble(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states (X, D), or (M, X, D) with some for each head -> log-probabilities (M, X, K)."""
+        """Compute log-probabilities (M, X, K) of hidden states (X, D), or (M, X, D) by head."""
         x = self.norm(hidden)
         return torch.log_softmax(self.learnt(x) + PRIOR_SCALE * self.prior(x), dim=-1)
 
 
 def disagreement(log_p_MXK: Tensor) -> Tensor:
-    """Mutual information of outcome and head, divided by its largest value ln M. (M, X, K) -> (X,) in [0, 1]."""
+    """Compute the mutual information of token and head over ln M, (M, X, K) -> (X,) in [0, 1]."""
     heads = len(log_p_MXK)
     mean_XK = torch.logsumexp(log_p_MXK, 0) - np.log(heads)
     entropy_X = -(mean_XK.exp() * mean_XK).sum(-1)
@@ -79,7 +83,8 @@ def disagreement(log_p_MXK: Tensor) -> Tensor:
 def hidden_states(
     model: "WorldModel", frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
 ) -> Tensor:
-    """Return `WorldModel.query_hidden` (B, N, D) of o_t, which the reward's entropies are read from."""
+    """Return `WorldModel.query_hidden` (B, N, D) of o_t, which the reward's entropies are read
+    from."""
     device = _device(model)
     given = np.ascontiguousarray(frames_B5HWC[:, :CONTEXT])
     frames = to_pixels(given.reshape(-1, *given.shape[2:])).unflatten(0, (len(given), CONTEXT))
@@ -95,7 +100,8 @@ def _device(model: "WorldModel") -> torch.device:
 def examples(
     model: "WorldModel", windows: Sequence[tuple[NDArray[np.uint8], NDArray[np.integer]]]
 ) -> tuple[Tensor, Tensor]:
-    """Compute the training set of the heads: hidden states (B * N, D) and tokens of o_t (B * N,) of batches of windows."""
+    """Compute the training set of the heads: hidden states (B * N, D) and tokens of o_t (B * N,) of
+    batches of windows."""
     hidden, tokens = [], []
     for frames_B5HWC, actions_B4 in windows:
         hidden.append(hidden_states(model, frames_B5HWC, actions_B4).flatten(0, 1))
@@ -114,7 +120,8 @@ def train_heads(
     lr: float = 5e-3,
     seed: int = 0,
 ) -> tuple[PriorEnsemble, float]:
-    """Train the heads, each on random batches of its own -> them, and their mean cross-entropy in the last tenth.
+    """Train the heads, each on random batches of its own -> them, and their mean cross-entropy in
+    the last tenth.
 
     Raises FloatingPointError, before any weight changes, if the loss is not finite.
     """
@@ -143,7 +150,8 @@ def train_heads(
 def sample_windows(
     data: Sequence[Path | str], count: int, seed: int = 0
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.integer]]]:
-    """Batches of about `count` windows in all, drawn from folders of episodes, as many from each episode.
+    """Batches of about `count` windows in all, drawn from folders of episodes, as many from each
+    episode.
 
     Raises InputError where there is no folder, or it holds no episode.
     """
@@ -170,7 +178,10 @@ class Disagreement:
         self._heads: nn.Module
 
     def load(self) -> None:
-        """Load model and heads, if that was not done yet. Raises InputError for what cannot be used."""
+        """Load model and heads, if that was not done yet.
+
+        Raises InputError for what cannot be used.
+        """
         if self._model is None:
             from worldmodel.uncertainty import load_model
 

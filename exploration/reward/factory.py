@@ -1,7 +1,7 @@
 """Rewards by name, from which `explore --reward` chooses.
 
-Rewards with networks of their own are trained once, at the start of a run, on recorded play, and kept in the run's
-folder: <out>/reward/*.safetensors.
+Rewards with networks of their own are trained once, at the start of a run, on recorded play, and
+kept in the run's folder: <out>/reward/*.safetensors.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,15 +29,16 @@ class RewardConfig:
     """Reward of the agent, and the place where it is computed."""
 
     name: str = "autoexplore"
-    """autoexplore: the world model's token entropy (the paper's); disagreement: of heads on it, robust to noise; rf,
-    vae: error of its prediction in random or learnt features (table 6); count: rare screens; random: nothing; env:
-    the game's own reward."""
+    """autoexplore: the world model's token entropy (the paper's); disagreement: of heads on it,
+    robust to noise; rf, vae: error of its prediction in random or learnt features (table 6); count:
+    rare screens; random: nothing; env: the game's own reward."""
     scorer: str = "local"
     """local: the model in each runner computes autoexplore; serve: replicas of a Ray Serve app."""
     data: tuple[str, ...] = field(default=())
     """Folders of episodes, which disagreement and vae learn from."""
     app: str | None = None
-    """With "serve": the name of an app that is running, which is asked and left running; None starts one."""
+    """With "serve": the name of an app that is running, which is asked and left running; None
+    starts one."""
 
     def check(self, model_path: Path | str | None) -> None:
         """Raise InputError for invalid settings, before anything is started."""
@@ -55,7 +56,8 @@ class RewardConfig:
             )
         if self.name in TRAINED and not self.data:
             raise InputError(
-                f"reward {self.name!r} learns from recorded play first: name folders with --reward-data"
+                f"reward {self.name!r} learns from recorded play first: "
+                "name folders with --reward-data"
             )
         if self.name not in WITHOUT_MODEL:
             if model_path is None:
@@ -66,7 +68,8 @@ class RewardConfig:
     def open(
         self, model_path: Path | str | None, folder: Path, *, steps: int, replicas: int, seed: int
     ) -> Iterator[Callable[[], Any] | None]:
-        """Yield a factory of scorers, None for the game's own reward; with "serve" the app runs as long as the block.
+        """Yield a factory of scorers, None for the game's own reward; with "serve" the app runs as
+        long as the block.
 
         `folder` keeps what a reward learns; `steps`: MaskGIT passes.
         """
@@ -130,5 +133,6 @@ class RewardConfig:
         heads, loss = disagreement.train_heads(*pairs, world.cfg.tokenizer.codes, seed=seed)
         baselines.save_weights(weights, heads)
         console.print(
-            f"{len(heads.prior.inner)} heads trained on {len(pairs[1]):,} tokens: cross-entropy {loss:.3f}"
+            f"{len(heads.prior.inner)} heads trained on {len(pairs[1]):,} tokens: "
+            f"cross-entropy {loss:.3f}"
         )

@@ -1,6 +1,7 @@
 """Scorers of token entropies: a world model in the process, or the replicas of a Ray Serve app.
 
-Both have one method and give the same numbers. This is the only place where the agent meets the world model.
+Both have one method and give the same numbers. This is the only place where the agent meets the
+world model.
 """
 
 import time
@@ -23,7 +24,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
 
 
 class ScoringError(RuntimeError):
-    """Windows that could not be scored, after all retries. Their fragment must not be learnt from."""
+    """Windows that could not be scored, after all retries.
+
+    Their fragment must not be learnt from.
+    """
 
 
 class Scorer(Protocol):
@@ -32,14 +36,18 @@ class Scorer(Protocol):
     def submit(
         self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
     ) -> Callable[[], Entropies]:
-        """Begin to score windows; calling what is returned waits for the entropies (B, N) in [0, 1].
+        """Begin to score windows; calling what is returned waits for the entropies (B, N) in [0,
+        1].
 
         That call raises ScoringError where no score can be had.
         """
 
 
 def checked(entropy_BN: Any, windows: int) -> Entropies:
-    """Return the entropies of `windows` windows as float32 in [0, 1]. Raises ScoringError for anything else."""
+    """Return the entropies of `windows` windows as float32 in [0, 1].
+
+    Raises ScoringError for anything else.
+    """
     array = np.asarray(entropy_BN, np.float32)
     if array.ndim != 2 or len(array) != windows or array.shape[1] == 0:
         raise ScoringError(f"the reward service answered shape {array.shape} for {windows} windows")
@@ -47,7 +55,8 @@ def checked(entropy_BN: Any, windows: int) -> Entropies:
         raise ScoringError("the reward service answered entropies that are not finite")
     if array.min() < -TOLERANCE or array.max() > 1 + TOLERANCE:
         raise ScoringError(
-            f"the reward service answered entropies from {array.min()} to {array.max()}, not in [0, 1]"
+            f"the reward service answered entropies from {array.min()} to {array.max()}, "
+            "not in [0, 1]"
         )
     return array.clip(0.0, 1.0)
 
@@ -58,12 +67,16 @@ class LocalScorer:
     def __init__(
         self, model_path: Path | str, *, steps: int = 1, batch: int = 0, device: str = "cpu"
     ) -> None:
-        """`steps`: MaskGIT passes (1 as published); `batch`: windows in a forward pass, 0 for what suits the device."""
+        """`steps`: MaskGIT passes (1 as published); `batch`: windows in a forward pass, 0 for what
+        suits the device."""
         self._path, self._steps, self._batch, self._device = model_path, steps, batch, device
         self._model: Any = None
 
     def load(self) -> Any:
-        """Return the model, loaded at the first call. Raises InputError for a folder that holds none, or a damaged one."""
+        """Return the model, loaded at the first call.
+
+        Raises InputError for a folder that holds none, or a damaged one.
+        """
         from worldmodel.uncertainty import load_model
 
         if self._model is None:
@@ -105,11 +118,13 @@ class ServeScorer:
         retries: int = 1,
         ahead: int = 64,
     ) -> None:
-        """`windows`: in one request; `timeout_s`: for one answer; `retries`: of a request that failed.
+        """`windows`: in one request; `timeout_s`: for one answer; `retries`: of a request that
+        failed.
 
-        `ahead`: windows of an env that are sent off while it plays on, 0 to send everything at the end. All requests of all runners wait
-        for their turn, so the time-out is that of a queue, not of a calculation. A replica that dies is noticed at
-        once, whatever the time-out; a full service is asked again within the time-out, and that is no retry.
+        `ahead`: windows of an env that are sent off while it plays on, 0 to send everything at the
+        end. All requests of all runners wait for their turn, so the time-out is that of a queue,
+        not of a calculation. A replica that dies is noticed at once, whatever the time-out; a full
+        service is asked again within the time-out, and that is no retry.
         """
         from worldmodel.serve import BATCH_WINDOWS
 
@@ -127,7 +142,10 @@ class ServeScorer:
     def entropies(
         self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
     ) -> Entropies:
-        """Windows uint8 and their actions -> entropies (B, N) in [0, 1]. Raises ScoringError after the last retry."""
+        """Windows uint8 and their actions -> entropies (B, N) in [0, 1].
+
+        Raises ScoringError after the last retry.
+        """
         return self.submit(frames_B5HWC, actions_B4)()
 
     def submit(
@@ -143,7 +161,8 @@ class ServeScorer:
         )
 
     def _send(self, request: Request) -> Any:
-        """Send a request; return its future response, or the exception that kept it from being sent."""
+        """Send a request; return its future response, or the exception that kept it from being
+        sent."""
         from ray import serve
         from ray.serve.exceptions import RayServeException
 
@@ -157,7 +176,8 @@ class ServeScorer:
     def _wait(self, response: Any, request: Request, deadline: float) -> Entropies:
         """Await the answer to a request, which is sent again if the replica died or was too late.
 
-        Raises ScoringError after the last retry, and InputError for what the service says it can never score.
+        Raises ScoringError after the last retry, and InputError for what the service says it can
+        never score.
         """
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
@@ -171,14 +191,16 @@ class ServeScorer:
                 error: Exception = ScoringError(
                     f"no answer from app {self._app_name!r} in {self._timeout_s} s"
                 )
-            except InputError as refused:  # Ray's error is one of the class of its cause, with a traceback as its text
+            except InputError as refused:
+                # Ray raises a subclass of the cause's class, with a traceback as its message.
                 raise InputError(str(getattr(refused, "cause", refused))) from refused
             except (RayError, RayServeException) as failure:
                 error = failure
         raise ScoringError(f"{len(request[1])} windows without a score: {error}") from error
 
     def _answer(self, response: Any, request: Request, deadline: float) -> Any:
-        """Await one response; the request is sent again, after a pause, as long as the service is full.
+        """Await one response; the request is sent again, after a pause, as long as the service is
+        full.
 
         Raises TimeoutError after the deadline, and the request is called off.
         """

@@ -1,8 +1,10 @@
-"""AutoExplore reward (Eq. 2-4): uncertainty of the world model about the newest frame. Pure functions on arrays.
+"""AutoExplore reward (Eq. 2-4): uncertainty of the world model about the newest frame.
 
-Shapes: B windows, N tokens of a frame, T steps of a fragment, L frames that a fragment looks back to.
-A window is five frames o_{t-4}..o_t and the four actions between them; the model sees the first two frames and all four
-actions, and predicts three. Its reward belongs to the step that led to o_t.
+Pure functions on arrays.
+
+Shapes: B windows, N tokens of a frame, T steps of a fragment, L frames that a fragment looks back
+to. A window is five frames o_{t-4}..o_t and the four actions between them; the model sees the first
+two frames and all four actions, and predicts three. Its reward belongs to the step that led to o_t.
 """
 
 from dataclasses import dataclass
@@ -40,10 +42,12 @@ def check_top_fraction(top_fraction: float) -> None:
 def uncertainty_reward(
     entropy_BN: NDArray[np.floating], top_fraction: float = TOP_FRACTION
 ) -> NDArray[np.float32]:
-    """Compute Eq. 3-4: the mean of the `top_fraction` largest normalised token entropies of each window.
+    """Compute Eq. 3-4: the mean of the `top_fraction` largest normalised token entropies of each
+    window.
 
-    (B, N) in [0, 1] -> (B,) in [0, 1]. At least one token counts; 64 of the paper's 256. Not rounded, and not doubled
-    (the published code does both). Raises InputError for a fraction outside (0, 1].
+    (B, N) in [0, 1] -> (B,) in [0, 1]. At least one token counts; 64 of the paper's 256. Not
+    rounded, and not doubled (the published code does both). Raises InputError for a fraction
+    outside (0, 1].
     """
     check_top_fraction(top_fraction)
     num_tokens = entropy_BN.shape[1]
@@ -65,16 +69,18 @@ class RewardWindows:
 def cut_windows(
     frames_LHWC: NDArray[np.uint8], actions_L: NDArray[np.integer], steps: int
 ) -> RewardWindows:
-    """Cut all windows that end in one of the last `steps` frames of a piece of one episode, without copying frames.
+    """Cut all windows that end in one of the last `steps` frames of a piece of one episode, without
+    copying frames.
 
-    `frames_LHWC` holds what is known of the episode before the fragment, then the fragment: its first frame and `steps`
-    more; `actions_L` is one shorter, and action i turned frame i into frame i + 1. Frames that do not have four before
-    them, at the start of an episode, have no window.
+    `frames_LHWC` holds what is known of the episode before the fragment, then the fragment: its
+    first frame and `steps` more; `actions_L` is one shorter, and action i turned frame i into frame
+    i + 1. Frames that do not have four before them, at the start of an episode, have no window.
     """
     known = len(frames_LHWC)
     if len(actions_L) != known - 1 or not 0 <= steps < known:
         raise ValueError(
-            f"{known} frames need {known - 1} actions, not {len(actions_L)}, and fewer steps than {steps}"
+            f"{known} frames need {known - 1} actions, not {len(actions_L)}, "
+            f"and fewer steps than {steps}"
         )
     newest = np.arange(known - steps, known)
     scored_T = newest >= WINDOW - 1

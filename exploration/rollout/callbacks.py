@@ -1,4 +1,4 @@
-"""RLlib callbacks: score fragments before they leave the env runner, and log metrics of each game."""
+"""RLlib callbacks: score fragments in the env runner, and log metrics of each game."""
 
 from typing import Any
 
@@ -52,7 +52,8 @@ class ExploreCallbacks(RLlibCallback):
                 dropped = [episode for episode, _ in self._connector.dropped]
                 env_runner.snapshots = self._connector.snapshots
             except InputError as error:
-                # A new runner would meet the same: hand the message over instead of being restarted for ever.
+                # A new runner would meet the same: hand the message over instead of being restarted
+                # for ever.
                 env_runner.fault = str(error)
                 dropped, samples[:] = list(samples), []
             self._incomplete |= {episode.id_ for episode in dropped}
@@ -61,7 +62,8 @@ class ExploreCallbacks(RLlibCallback):
 
 
 def exclude_from_returns(env_runner: Any, incomplete: set[str]) -> set[str]:
-    """Keep episodes that lost a fragment out of RLlib's returns, where the fragment would count as 0.
+    """Keep episodes that lost a fragment out of RLlib's returns, where the fragment would count as
+    0.
 
     Returns the ids of the episodes that are over.
     """
@@ -76,7 +78,8 @@ def exclude_from_returns(env_runner: Any, incomplete: set[str]) -> set[str]:
 def log_games(
     metrics_logger: Any, samples: list[Any], dropped: list[Any], games: list[str]
 ) -> None:
-    """Log sums of each game, which add up over runners: reward, scored, steps, envs, dropped fragments."""
+    """Log sums of each game, which add up over runners: reward, scored, steps, envs, dropped
+    fragments."""
     for game in dict.fromkeys(games):
         own = [episode for episode in samples if episode.custom_data.get(GAME) == game]
         scored = [

@@ -14,14 +14,15 @@ from exploration.rollout.vector_env import close_vector_env, games_of_runner, ve
 class GameRunner(SingleAgentEnvRunner):
     """Plays `config.games`, or any env of `config.environment` where no games are set.
 
-    A game's process that dies is noticed at the next step, one that hangs after `config.step_timeout_s`: RLlib's loop
-    calls `make_env` again, throws away what it had collected since the last `sample()`, and goes on.
+    A game's process that dies is noticed at the next step, one that hangs after
+    `config.step_timeout_s`: RLlib's loop calls `make_env` again, throws away what it had collected
+    since the last `sample()`, and goes on.
     """
 
     games: list[str]
     """Game of each env of this runner."""
     fault: str = ""
-    """Message of an error that every new runner would meet too, e.g. a model that cannot be loaded."""
+    """Message of an error that a new runner would meet too, e.g. a model that cannot be loaded."""
     snapshots: SnapshotPair | None = None
     """Screens of the last sampled fragments."""
     config: Any

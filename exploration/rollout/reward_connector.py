@@ -1,8 +1,8 @@
 """Reward connector: scores the fragments of an env runner and writes the rewards into its episodes.
 
-The policy does not see the reward, so whole fragments are scored at the end of `sample()`, with many windows in a
-request and all requests in flight: a call at every step would halve the rate. A fragment that could not be scored is
-removed and counted; it never carries a made-up reward.
+The policy does not see the reward, so whole fragments are scored at the end of `sample()`, with
+many windows in a request and all requests in flight: a call at every step would halve the rate. A
+fragment that could not be scored is removed and counted; it never carries a made-up reward.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,8 @@ class RewardConnector(ConnectorV2):
     def submit_early(self, episode: SingleAgentEpisode) -> None:
         """Submit the new steps of a fragment that is still being played, once they fill a request.
 
-        A service then scores while the games play on. A scorer without `ahead` computes in this process, at the end.
+        A service then scores while the games play on. A scorer without `ahead` computes in this
+        process, at the end.
         """
         ahead = getattr(self.scorer, "ahead", 0)
         if ahead and len(episode) - self._steps_sent(episode) >= ahead:
@@ -81,7 +82,8 @@ class RewardConnector(ConnectorV2):
     def _receive(
         self, episode: SingleAgentEpisode
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32] | None]:
-        """Wait for the scores of a fragment; return its rewards, which steps have one, and the scorer's answers.
+        """Wait for the scores of a fragment; return its rewards, which steps have one, and the
+        scorer's answers.
 
         Raises ScoringError where a part of the fragment could not be scored.
         """
@@ -89,7 +91,8 @@ class RewardConnector(ConnectorV2):
         for scored_T, score in self._sent[_key(episode)]:
             rewards_T = np.zeros(len(scored_T), np.float32)
             if score is not None:
-                # Entropies (B, N) of a world model, or rewards (B,) of `exploration.reward.baselines`.
+                # Entropies (B, N) of a world model, or rewards (B,) of
+                # `exploration.reward.baselines`.
                 answer = score()
                 is_reward = answer.ndim == 1
                 rewards_T[scored_T] = (
@@ -104,7 +107,8 @@ class RewardConnector(ConnectorV2):
     def _record_snapshot(
         self, episode: SingleAgentEpisode, answer: NDArray[Any], rewards_B: NDArray[np.floating]
     ) -> None:
-        """Keep the newest screen of a fragment, and the one with the highest reward of all fragments."""
+        """Keep the newest screen of a fragment, and the one with the highest reward of all
+        fragments."""
         frames, game = episode.observations.data, episode.custom_data.get(GAME, "")
 
         def snapshot(window: int) -> Snapshot:

@@ -1,7 +1,8 @@
-"""Snapshots: single screens from an agent's play, with the model's uncertainty about each part of them.
+"""Snapshots: single screens from an agent's play, with the model's uncertainty about each part of
+them.
 
-They are by-products of the scoring, and leave a runner once an epoch, so sampling does not wait for them. The screen
-with the highest reward of each epoch is kept in <run>/snapshots/.
+They are by-products of the scoring, and leave a runner once an epoch, so sampling does not wait for
+them. The screen with the highest reward of each epoch is kept in <run>/snapshots/.
 """
 
 import io
@@ -23,7 +24,8 @@ HEAT_HIGH = 0.8
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Frame uint8 (H, W, 3), the entropies (N,) of its tokens in [0, 1], and the reward for reaching it.
+    """Frame uint8 (H, W, 3), the entropies (N,) of its tokens in [0, 1], and the reward for
+    reaching it.
 
     `entropy_N` is empty where the reward does not come from token entropies.
     """
@@ -34,7 +36,8 @@ class Snapshot:
     reward: float
 
     def map(self) -> Frames | None:
-        """Draw the entropies in colour over the grey frame, uint8 (H, W, 3); None if the tokens form no square."""
+        """Draw the entropies in colour over the grey frame, uint8 (H, W, 3); None if the tokens
+        form no square."""
         side = math.isqrt(len(self.entropy_N))
         if side < 2 or side**2 != len(self.entropy_N) or self.frame_HWC.shape[0] % side:
             return None
@@ -55,7 +58,8 @@ class SnapshotPair:
 
 
 def joined(of_runners: Iterable[SnapshotPair | None]) -> SnapshotPair | None:
-    """Return the first runner's newest screen and the highest-reward one of all runners; None if there is none."""
+    """Return the first runner's newest screen and the highest-reward one of all runners; None if
+    there is none."""
     seen = [one for one in of_runners if one is not None]
     if not seen:
         return None

@@ -1,6 +1,9 @@
-"""Vectorised games, one process each, because an emulator core keeps global state. Loads neither torch nor Ray.
+"""Vectorised games, one process each, because an emulator core keeps global state.
 
-The processes come from a fork server that has loaded the emulator once, so that another one costs a fork.
+Loads neither torch nor Ray.
+
+The processes come from a fork server that has loaded the emulator once, so that another one costs a
+fork.
 """
 
 import multiprocessing
@@ -38,7 +41,8 @@ def spaces() -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
 
 
 def games_of_runner(games: Sequence[str], runner: int, envs_per_runner: int) -> list[str]:
-    """Assign games to the envs of one runner, counted from 0: all envs of all runners get them in turn."""
+    """Assign games to the envs of one runner, counted from 0: all envs of all runners get them in
+    turn."""
     first = runner * envs_per_runner
     return [games[(first + place) % len(games)] for place in range(envs_per_runner)]
 
@@ -50,7 +54,8 @@ def check_env_slots(games: Sequence[str], runners: int, envs_per_runner: int) ->
         raise InputError("no game to explore: name one or more")
     if places < len(games):
         raise InputError(
-            f"{len(games)} games need as many envs, not {places}: raise --runners or --envs-per-runner"
+            f"{len(games)} games need as many envs, not {places}: "
+            "raise --runners or --envs-per-runner"
         )
 
 
@@ -68,14 +73,18 @@ class GameFactory:
         self.game, self.max_steps, self._parent = game, max_steps, os.getpid()
 
     def __call__(self) -> gymnasium.Env[Any, Any]:
-        """Make the env. The emulator is opened by the process that will step it, never by the parent."""
+        """Make the env.
+
+        The emulator is opened by the process that will step it, never by the parent.
+        """
         if os.getpid() == self._parent:
             return _Spaces()
         return envs.make(self.game, max_steps=self.max_steps)
 
 
 class TimedVectorEnv(AsyncVectorEnv):
-    """AsyncVectorEnv that raises multiprocessing.TimeoutError instead of waiting for a hung game for ever."""
+    """AsyncVectorEnv that raises multiprocessing.TimeoutError instead of waiting for a hung game
+    for ever."""
 
     seconds: float = STEP_SECONDS
 
@@ -88,7 +97,8 @@ class TimedVectorEnv(AsyncVectorEnv):
 
 @contextmanager
 def _without_main_file() -> Iterator[None]:
-    """Keep children from running the parent's main module again, which in a Ray worker loads all of Ray."""
+    """Keep children from running the parent's main module again, which in a Ray worker loads all of
+    Ray."""
     main: ModuleType = sys.modules["__main__"]
     hidden: dict[str, Any] = {
         name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)
@@ -105,7 +115,8 @@ def vector_env(
 ) -> AsyncVectorEnv:
     """Start one env process for each entry of `games`. An episode is truncated after `max_steps`.
 
-    A game that has not answered a step after `step_seconds` is an error, after which the processes must be closed.
+    A game that has not answered a step after `step_seconds` is an error, after which the processes
+    must be closed.
     """
     multiprocessing.set_forkserver_preload(PRELOADED)
     with _without_main_file():
@@ -115,7 +126,8 @@ def vector_env(
 
 
 def close_vector_env(env: Any) -> None:
-    """End the processes of a vector env, also one whose processes were killed in the middle of a step."""
+    """End the processes of a vector env, also one whose processes were killed in the middle of a
+    step."""
     vector = env.unwrapped
     if not isinstance(vector, AsyncVectorEnv):
         vector.close()

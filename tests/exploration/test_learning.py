@@ -1,4 +1,5 @@
-"""Learning, shown: a corridor that is walked to its end, both kinds of returns, and two learners that are one."""
+"""Learning, shown: a corridor that is walked to its end, both kinds of returns, and two learners
+that are one."""
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ class ShortCorridor(CorridorEnv):
 
 
 class FarAwayScorer:
-    """Knows the rooms on the left, and is the less sure the farther to the right the newest frame is."""
+    """Knows the rooms on the left, and is the less sure the farther to the right the newest frame
+    is."""
 
     def submit(self, frames_B5HWC, actions_B4):
         places = np.array([read_cell(frames[-1]) for frames in frames_B5HWC], np.float32)
@@ -73,7 +75,8 @@ def test_the_agent_walks_the_corridor_to_its_end_over_five_seeds(ray_cluster, re
 
 
 def test_two_learners_make_the_update_of_one(ray_cluster):
-    """The same segments, shared out, give the same weights, also where one part has fewer steps to learn from."""
+    """The same segments, shared out, give the same weights, also where one part has fewer steps to
+    learn from."""
     config = AutoExploreConfig().explore_settings(games=["Corridor"], max_steps=30)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
     config.training(

@@ -27,7 +27,10 @@ from exploration.train import evaluation_metrics
 
 
 class TwoArmedWorld(gymnasium.Env):
-    """Two actions, noise to look at, episodes of 20 steps. Nothing in it pays: the reward is the scorer's."""
+    """Two actions, noise to look at, episodes of 20 steps.
+
+    It has no reward of its own: the reward is the scorer's.
+    """
 
     def __init__(self, config=None):
         self.observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
@@ -61,7 +64,8 @@ class ArmScorer:
 
 
 def two_armed(seed: int, epochs: int, **settings):
-    """Train the real algorithm, with its runner, connector, replay and learner -> P(rewarded arm), metrics."""
+    """Train the real algorithm, with its runner, connector, replay and learner -> P(rewarded arm),
+    metrics."""
     arm = seed % 2
     config = AutoExploreConfig().environment(TwoArmedWorld).explore_settings(scorer=ArmScorer(arm))
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=4)
@@ -125,7 +129,8 @@ def test_learning_goes_on_exactly_from_a_state(ray_cluster):
 
 
 def test_stored_log_probabilities_are_exact(ray_cluster):
-    """What the replay says an action was chosen with is what the network of that time gives, epsilon included."""
+    """What the replay says an action was chosen with is what the network of that time gives,
+    epsilon included."""
     config = AutoExploreConfig().environment(TwoArmedWorld).explore_settings(scorer=ArmScorer(1))
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
     config.training(
@@ -350,7 +355,8 @@ def test_killed_game_and_killed_runner_do_not_stop_training(ray_cluster):
 
 
 def test_ctrl_c_that_something_swallows_still_ends_the_run(ray_cluster, tmp_path, monkeypatch):
-    """As Python drops what a finaliser raises: the epoch is played to its end and saved, and no other begins."""
+    """As Python drops what a finaliser raises: the epoch is played to its end and saved, and no
+    other begins."""
     train = AutoExplore.train
 
     def interrupted(algorithm):

@@ -1,4 +1,5 @@
-"""Settings that change while an agent learns: they reach every process, by hand and by a population, and stay."""
+"""Settings that change while an agent learns: they reach every process, by hand and by a
+population, and stay."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""The reward service: the numbers of the in-process scorer, live weights, a killed replica, answers that never come."""
+"""The reward service: the numbers of the in-process scorer, live weights, a killed replica, answers
+that never come."""
 
 import os
 import re
@@ -56,7 +57,8 @@ def test_serve_and_in_process_give_the_same_numbers(app, tiny_world):
     assert local.dtype == np.float32
     assert local.min() >= 0
     assert local.max() <= 1
-    # One request, several requests that end in the middle of a batch, and windows that are views of one film.
+    # One request, several requests that end in the middle of a batch, and windows that are views of
+    # one film.
     for size in (256, 7):
         served = ServeScorer(app, windows=size).entropies(frames_B5HWC, actions_B4)
         np.testing.assert_allclose(served, local, atol=1e-5)
@@ -200,7 +202,8 @@ class Served:
 
 
 def test_training_goes_on_when_the_replica_is_killed(app, other_world, tiny_world):
-    """Its requests are asked again, of a replica that starts with the newest weights; every reward is the true one."""
+    """Its requests are asked again, of a replica that starts with the newest weights; every reward
+    is the true one."""
     from worldmodel import serve
 
     config = AutoExploreConfig().explore_settings(
@@ -253,7 +256,8 @@ def _kill_when_busy(pid: int) -> None:
 
 
 def test_replicas_follow_the_queue(ray_cluster, tiny_world, monkeypatch):
-    """One replica while nobody asks, two while several askers wait, one again afterwards; every answer is true."""
+    """One replica while nobody asks, two while several askers wait, one again afterwards; every
+    answer is true."""
     from worldmodel import serve
 
     monkeypatch.setattr(serve, "UPSCALE_DELAY_S", 0.5)
@@ -310,7 +314,8 @@ def test_the_command_says_what_the_service_does(ray_cluster, tiny_world):
         r"told: 1 replica can be asked; [\d,]+ windows a second from one client", started
     )
     assert ends == "it ends in 2 s"
-    figures = r"1 replica: [\d,]+ windows/s, 0 waiting, 3[23] a batch, 0 batches failed"  # 1 window, then 64
+    # One window, then 64.
+    figures = r"1 replica: [\d,]+ windows/s, 0 waiting, 3[23] a batch, 0 batches failed"
     assert re.fullmatch(figures + r"; latency [\d,]+ / [\d,]+ / [\d,]+ ms \(50, 95, 99 %\)", told)
     with pytest.raises(InputError, match="told"):
         newest_weights("told")

@@ -42,7 +42,8 @@ def test_lambda_returns_are_the_plain_loops():
 
 
 def test_a_cut_segment_is_worth_its_last_value():
-    # r = 1, gamma = 0.9, V = 10 = 1 / (1 - 0.9): every return is 10, also when only a part of the row is valid.
+    # r = 1, gamma = 0.9, V = 10 = 1 / (1 - 0.9): every return is 10, also when only a part of the
+    # row is valid.
     for length in (1, 2, 3):
         valid = torch.arange(3)[None] < length
         ends = (
@@ -167,7 +168,8 @@ def test_the_stored_actions_are_learnt_from():
 def fragment(
     name: str, steps: int, first: int = 0, terminated: bool = False, start: int = 0
 ) -> Fragment:
-    """Frames and everything else count on from `start`, so that each row of a batch says where it comes from."""
+    """Frames and everything else count on from `start`, so that each row of a batch says where it
+    comes from."""
     number = np.arange(start, start + steps + 1)
     return Fragment(
         episode_id=name,
@@ -267,7 +269,8 @@ def test_replay_state_goes_on_exactly():
 
 
 def test_parts_of_a_batch_have_the_whole_ones_gradient():
-    """What two learners average is what one would have computed, though their parts differ in steps to learn from."""
+    """What two learners average is what one would have computed, though their parts differ in steps
+    to learn from."""
     logits, values, batch = loss_batch()
     batch["logp"] = batch["logp"].clone()
     config = LossConfig(gamma=GAMMA, lambda_=LAMBDA, entropy_coeff=0.01)

@@ -78,7 +78,8 @@ def test_one_step_at_a_time_is_the_whole_sequence():
         torch.testing.assert_close(logits[:, 0], logits_BTA[:, t], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(values[:, 0], values_BT[:, t], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(state[0], last[0], atol=1e-5, rtol=1e-4)
-    # Every pixel level counts: a buffer that turns pixels into {0, 1} / 255 would not tell these apart.
+    # Every pixel level counts: a buffer that turns pixels into {0, 1} / 255 would not tell these
+    # apart.
     assert not torch.allclose(
         network(frames_BTHWC // 2, network.start_state(2))[0], logits_BTA, atol=1e-3
     )

@@ -1,4 +1,5 @@
-"""Noise that nobody can predict, beside rooms that could be learnt: what two rewards pay there, and where agents go.
+"""Unpredictable noise next to rooms that could be learnt: what two rewards pay there, and
+where agents go.
 
 `pytest tests/test_television.py -s` prints where they are.
 """
@@ -34,7 +35,7 @@ EPISODES = 4
 
 @dataclass(frozen=True)
 class World:
-    """What a person has before exploring: a world model, and the random play that it learnt from."""
+    """A world model, and the random play that it learnt from."""
 
     model: Path
     data: str
@@ -42,7 +43,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def television(tmp_path_factory) -> World:
-    """Random play beside the television, and a small world model of it."""
+    """Random play in front of the television, and a small world model of it."""
     folder = tmp_path_factory.mktemp("television")
     data = record(folder / "data", games=("NoisyTV",), episodes=32, steps=40)
     reader = EpisodeReader(data)
@@ -54,11 +55,13 @@ def television(tmp_path_factory) -> World:
     config = WorldModelConfig(
         frames=6,
         tokenizer=TokenizerConfig(
-            **sizes, patch=16, encoder_blocks=0, decoder_blocks=0, patch_norm=False, temporal=False, codes=32,
+            **sizes, patch=16, encoder_blocks=0, decoder_blocks=0, patch_norm=False,
+            temporal=False, codes=32,
             code_dim=8, codebook="ema", quantizer_start=0.5,
         ),
         dynamics=DynamicsConfig(
-            **sizes, blocks=2, objective="clean_past", chunk_lengths=(0,), all_masked=1.0, tdce_weight=0.0
+            **sizes, blocks=2, objective="clean_past", chunk_lengths=(0,),
+            all_masked=1.0, tdce_weight=0.0
         ),
     )  # fmt: skip
     torch.manual_seed(0)
@@ -95,7 +98,8 @@ def pixels(frames_BTHWC: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def test_noise_draws_entropy_and_not_disagreement(television, tmp_path):
-    """Walking at home, watching the television, and walking into rooms that the data hardly has or lacks."""
+    """Walking at home, watching the television, and walking into rooms that the data hardly has or
+    lacks."""
     plays = {
         "home": [RIGHT, RIGHT, LEFT, LEFT] * 6,
         "television": [LEFT] * 5 + [UP] * 20,
@@ -121,7 +125,8 @@ def test_noise_draws_entropy_and_not_disagreement(television, tmp_path):
     # Nothing beats the television, though it can teach nothing: entropy has an agent stay there.
     assert entropy["television"] > 1.5 * entropy["home"], paid
     assert entropy["television"] > entropy["far"], paid
-    # The heads agree about the snow as they do about home, and differ about what they have not seen.
+    # The heads agree about the snow as they do about home, and differ about what they have not
+    # seen.
     assert doubt["far"] > 4 * doubt["television"], paid
     assert doubt["television"] < 1.3 * doubt["home"], paid
 
@@ -141,8 +146,10 @@ def walk(act, seed: int) -> NDArray[np.int64]:
 def learnt(world: World, reward: str, seed: int, folder: Path) -> NDArray[np.int64]:
     """Where an agent goes that `explore` has trained."""
     config = ExploreConfig(
-        epochs=6, runners=0, envs_per_runner=4, steps_per_epoch=40, max_steps=40, updates_per_epoch=16, batch_size=8, seq_len=10, lr=5e-3,
-        normalize_rewards=True, network=PolicyConfig(channels=(4, 4, 8, 8), lstm_dim=16), precision="fp32",
+        epochs=6, runners=0, envs_per_runner=4, steps_per_epoch=40, max_steps=40,
+        updates_per_epoch=16, batch_size=8, seq_len=10, lr=5e-3,
+        normalize_rewards=True, network=PolicyConfig(channels=(4, 4, 8, 8), lstm_dim=16),
+        precision="fp32",
         evaluate_every=6, evaluation_steps=40, evaluate_greedily=False,
     )  # fmt: skip
     config = dataclasses.replace(
@@ -173,7 +180,8 @@ def told(places: NDArray[np.int64]) -> str:
 def test_an_agent_paid_by_entropy_stays_at_the_television_and_one_paid_by_disagreement_goes_on(
     television, ray_cluster, tmp_path
 ):
-    """As `explore NoisyTV --reward disagreement` trains it, and as it does without: the same in everything else."""
+    """As `explore NoisyTV --reward disagreement` trains it, and as it does without: the same in
+    everything else."""
     generator = np.random.default_rng(0)
     said, at_television, farthest = ["share of steps by room, the television's first"], {}, {}
     for seed in SEEDS:
@@ -188,7 +196,8 @@ def test_an_agent_paid_by_entropy_stays_at_the_television_and_one_paid_by_disagr
     print("\n" + shown)
     share = {name: np.array(own) for name, own in at_television.items()}
     reach = {name: np.array(own) for name, own in farthest.items()}
-    # All five do so here. One seed may, on another machine, know the far rooms before it meets the television.
+    # All five do so here. One seed may, on another machine, know the far rooms before it meets the
+    # television.
     assert (share["entropy"] > 0.5).sum() >= len(SEEDS) - 1, shown
     assert (share["disagreement"] < 0.2).all(), shown
     assert share["disagreement"].mean() < share["chance"].mean(), shown

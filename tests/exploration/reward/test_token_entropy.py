@@ -1,4 +1,5 @@
-"""The reward: eq. 2-4 by hand, which steps have one, which action stands beside which frame, and faults of a scorer."""
+"""The reward: eq. 2-4 by hand, which steps have one, which action belongs to which frame, and
+faults of a scorer."""
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ GREY = 128
 
 
 class ActionScorer:
-    """Reads the counting frames of every window it gets, checks them, and answers the newest action as an entropy."""
+    """Reads the counting frames of every window it gets, checks them, and answers the newest action
+    as an entropy."""
 
     def __init__(self, fail_at_step: int = -1, answer_nan: bool = False) -> None:
         self.fail_at_step, self.answer_nan = fail_at_step, answer_nan
@@ -47,7 +49,8 @@ class ActionScorer:
 
 
 def counting_episode(steps: int, seed: int = 0) -> SingleAgentEpisode:
-    """An episode of the counting env with random actions, as an environment runner would have collected it."""
+    """An episode of the counting env with random actions, as an environment runner would have
+    collected it."""
     env = CountingEnv()
     generator = np.random.default_rng(seed)
     episode = SingleAgentEpisode(
@@ -86,7 +89,8 @@ def test_reward_by_hand():
 def test_reward_from_distributions_by_hand():
     from worldmodel.models.genie import normalised_entropy
 
-    # K = 4: certain -> 0, one of two -> ln 2 / ln 4 = 1/2, uniform -> 1; the top half of four tokens is (1 + 1/2) / 2.
+    # K = 4: certain -> 0, one of two -> ln 2 / ln 4 = 1/2, uniform -> 1; the top half of four
+    # tokens is (1 + 1/2) / 2.
     probabilities_NK = torch.tensor([[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25] * 4, [1, 0, 0, 0]])
     entropy_N = normalised_entropy((probabilities_NK + 1e-30).log()).numpy()
     np.testing.assert_allclose(entropy_N, [0, 0.5, 1, 0], atol=1e-6)
@@ -110,7 +114,8 @@ def test_first_four_observations_have_no_reward():
     episode = counting_episode(9).to_numpy()
     scorer = ActionScorer()
     RewardConnector(scorer, 0.25)(episodes=[episode])
-    # Step i leads to observation i + 1: observations 0 to 3 have no score, observation 4 is the first with one.
+    # Step i leads to observation i + 1: observations 0 to 3 have no score, observation 4 is the
+    # first with one.
     assert scorer.newest_steps == [4, 5, 6, 7, 8, 9]
     fragment = to_fragment(episode)
     assert fragment.scored_T.tolist() == [False] * 3 + [True] * 6
@@ -243,7 +248,8 @@ class ActionScorers:
 
 
 def test_actions_stay_beside_their_frames_through_rllib(ray_cluster):
-    """Counting envs in processes of their own -> RLlib's runner -> connector, which asserts it -> replay."""
+    """Counting envs in processes of their own -> RLlib's runner -> connector, which asserts it ->
+    replay."""
     config = AutoExploreConfig().explore_settings(
         games=["Counting"], scorer=ActionScorers(), max_steps=13
     )

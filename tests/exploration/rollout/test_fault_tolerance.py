@@ -1,4 +1,5 @@
-"""Exploring while things break: the service is overloaded, hangs, dies, answers nonsense; a game hangs."""
+"""Exploring while things break: the service is overloaded, hangs, dies, answers nonsense; a game
+hangs."""
 
 import os
 import signal
@@ -62,7 +63,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def train_once(games: list[str], scorer: Any, **settings: Any) -> tuple[Any, Any]:
-    """One epoch of the real algorithm in this process -> its result, and the steps in its replay."""
+    """Run one epoch of the real algorithm here -> its result, and the steps in its replay."""
     config = AutoExploreConfig().explore_settings(games=games, scorer=scorer, max_steps=100)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
     algorithm = (
@@ -77,7 +78,8 @@ def train_once(games: list[str], scorer: Any, **settings: Any) -> tuple[Any, Any
 
 
 def test_ten_times_what_it_can_queue_is_refused_and_takes_no_memory(app: str, figure: Any) -> None:
-    """A burst of ten times what the replica and the caller's queue hold: answers or BackPressureError, nothing else."""
+    """A burst of ten times what the replica and the caller's queue hold: answers or
+    BackPressureError, nothing else."""
     from ray import serve as ray_serve
     from ray.serve.exceptions import BackPressureError
 
@@ -118,7 +120,8 @@ def test_ten_times_what_it_can_queue_is_refused_and_takes_no_memory(app: str, fi
 
 
 def test_a_service_that_hangs_costs_fragments_and_is_asked_again(app: str, figure: Any) -> None:
-    """SIGSTOP to the replica: what it does not answer in time is dropped and counted; afterwards all is well."""
+    """SIGSTOP to the replica: what it does not answer in time is dropped and counted; afterwards
+    all is well."""
     from worldmodel import serve
 
     (replica,) = serve.describe(app)
@@ -170,7 +173,8 @@ def test_answers_that_are_not_numbers_are_refused(
 
 
 def test_requests_survive_a_killed_replica(app: str, figure: Any) -> None:
-    """SIGKILL while four clients ask: with one retry at least 95 % are answered, and it is whole within 45 s."""
+    """SIGKILL while four clients ask: with one retry at least 95 % are answered, and it is whole
+    within 45 s."""
     from worldmodel import serve
 
     (replica,) = serve.describe(app)
@@ -214,7 +218,8 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
 
 
 def test_a_hung_game_is_replaced(ray_cluster: None, figure: Any) -> None:
-    """SIGSTOP to a game's process: after the time-out all of the runner's games are opened anew, and it plays on."""
+    """SIGSTOP to a game's process: after the time-out all of the runner's games are opened again,
+    and it plays on."""
     config = AutoExploreConfig().explore_settings(games=["Counting"], max_steps=100)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
     config.training(steps_per_epoch=10, step_timeout_s=2.0, **SMALL)
@@ -236,7 +241,8 @@ def test_a_hung_game_is_replaced(ray_cluster: None, figure: Any) -> None:
 
 
 def test_a_killed_learner_is_an_error_that_explore_can_name(ray_cluster: None) -> None:
-    """SIGKILL to the one learner's process: the next epoch raises what `explore` turns into one line with --resume."""
+    """SIGKILL to the one learner's process: the next epoch raises what `explore` turns into one
+    line with --resume."""
     config = AutoExploreConfig().explore_settings(games=["Counting"], max_steps=100)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2).learners(num_learners=1)
     algorithm: Any = (

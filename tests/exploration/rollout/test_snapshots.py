@@ -1,4 +1,5 @@
-"""Screens and films of an agent that learns: the right ones, on disk, in TensorBoard and on the report page."""
+"""Screens and films of an agent that learns: the right ones, on disk, in TensorBoard and on the
+report page."""
 
 from pathlib import Path
 
