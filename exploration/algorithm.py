@@ -223,9 +223,8 @@ class AutoExplore(Algorithm):
         )
         self.metrics.log_dict({"epsilon": self.epsilon, "replay_steps": len(self.replay)}, window=1)
         seconds = {"sample": collected - started, "learn": learned - collected}
-        self.metrics.log_dict(
-            seconds, key="seconds", window=1
-        )  # RLlib's own timers are running averages
+        # RLlib's own timers are running averages.
+        self.metrics.log_dict(seconds, key="seconds", window=1)
 
     def _collect(self) -> None:
         """Add one epoch's steps to the replay buffer, and take over the runners' snapshots.

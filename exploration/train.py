@@ -91,9 +91,7 @@ def explore(
             f"{init}: its network is {initial.config}, this run's {config.network}: "
             "give another policy"
         )
-    reward_config.check(
-        model
-    )  # a model that cannot be used is named here, before anything is started
+    reward_config.check(model)  # before anything is started
     written: dict[str, Any] = {
         "games": names,
         "model": None if model is None else str(model),
@@ -113,14 +111,11 @@ def explore(
                 algorithm.set_network(initial)
             if state is not None:
                 algorithm.set_state(state)
-                apply(
-                    algorithm, about.get("settings", {})
-                )  # set by `tune set`; the optimizer's rate with it
+                apply(algorithm, about.get("settings", {}))  # those of `tune set`
             ExploreLoop(run, algorithm, config, names, about).train(epoch)
             record_videos(run, config.epochs, names, seed=seed)
-        except (
-            RayError
-        ) as error:  # runners and replicas come back by themselves: what is gone is a learner
+        except RayError as error:
+            # Runners and replicas are restarted by themselves; only a lost learner ends the run.
             if not (isinstance(error, RayActorError) or learner_is_gone(algorithm)):
                 raise
             raise InputError(
@@ -158,9 +153,8 @@ def configure(
         num_envs_per_env_runner=config.envs_per_runner,
         custom_resources_per_env_runner=rollout.resources,
     )
-    settings.resources(
-        custom_resources_for_main_process=rollout.resources
-    )  # Tune's trials, which play to be judged
+    # Tune's trials, which play to be judged.
+    settings.resources(custom_resources_for_main_process=rollout.resources)
     # The driver, on a machine without a GPU, must not learn itself where there are GPUs for it.
     settings.learners(
         num_learners=config.learners or int(serve.gpus),

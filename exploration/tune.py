@@ -213,9 +213,8 @@ def tune(
         if (out / "tune.json").exists():
             return dict(json.loads((out / "tune.json").read_text()))
     source = RewardConfig(scorer=scorer)
-    source.check(
-        model_path
-    )  # a model that cannot be used is named here, before anything is started
+    # A model that cannot be used is named here, before anything is started.
+    source.check(model_path)
     opened = source.open(
         model_path, out / "reward", steps=config.maskgit_steps, replicas=config.replicas, seed=seed
     )
@@ -261,9 +260,8 @@ def _tuner(
     out: Path, config: ExploreConfig, trials: int, space: dict[str, Any], *, resume: bool, seed: int
 ) -> ray_tune.Tuner:
     """Build the Tuner of a new run, or restore that of an interrupted one."""
-    os.environ.setdefault(
-        "RAY_AIR_NEW_OUTPUT", "0"
-    )  # its boxes of settings, which `verbose` does not silence
+    # Its boxes of settings, which `verbose` does not silence.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     random.seed(seed)  # PBT draws from the global generators
     np.random.seed(seed)
     folder = out.absolute() / "trials"

@@ -289,9 +289,8 @@ def swap(app_name: str, model_path: Path | str) -> int:
     stay.
     """
     old = newest_weights(app_name)
-    folder = _set_newest_weights(
-        app_name, model_path
-    )  # first, so that a replica that starts meanwhile has them too
+    # First, so that a replica that starts meanwhile has them too.
+    folder = _set_newest_weights(app_name, model_path)
     handle = serve.get_app_handle(app_name)
     try:
         return len(handle.broadcast("load", folder).results())

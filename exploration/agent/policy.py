@@ -85,10 +85,11 @@ class CnnLstm(nn.Module):
         self.lstm = nn.LSTM(config.features, config.lstm_dim, batch_first=True)
         self.policy = nn.Linear(config.lstm_dim, config.actions)
         self.value = nn.Linear(config.lstm_dim, 1)
+        # The untrained agent is uniform and promises nothing.
         for head in (
             self.policy,
             self.value,
-        ):  # the untrained agent is uniform and promises nothing
+        ):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 

@@ -81,9 +81,8 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         with torch.no_grad():
             output = self._forward(batch)
         logits_BTA = output.pop(Columns.ACTION_DIST_INPUTS)
-        del output[
-            Columns.VF_PREDS
-        ]  # every output is kept with its step, and the old values are not needed
+        # Every output is kept with its step, and the old values are not needed.
+        del output[Columns.VF_PREDS]
         # Categorical(logits=log p) is p, so that RLlib's ACTION_LOGP is the mixture's own.
         output[Columns.ACTION_DIST_INPUTS] = behaviour_log_probabilities(
             logits_BTA, self.epsilon, self.temperature

@@ -7,6 +7,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from envs.utils.errors import InputError
 from exploration.agent.replay_buffer import GAME, SCORED
 from exploration.rollout.reward_connector import RewardConnector
+from exploration.rollout.snapshots import take_snapshots
 
 
 class ExploreCallbacks(RLlibCallback):
@@ -45,12 +46,11 @@ class ExploreCallbacks(RLlibCallback):
             try:
                 if self._connector is None:
                     self._connector = RewardConnector(config.scorer(), config.top_fraction)
-                self._connector.top_fraction = (
-                    config.top_fraction
-                )  # it may change while the agent learns
+                # It may change while the agent learns.
+                self._connector.top_fraction = config.top_fraction
                 self._connector(episodes=samples)
                 dropped = [episode for episode, _ in self._connector.dropped]
-                env_runner.snapshots = self._connector.snapshots
+                env_runner.snapshots = take_snapshots(self._connector.answers)
             except InputError as error:
                 # A new runner would meet the same: hand the message over instead of being restarted
                 # for ever.

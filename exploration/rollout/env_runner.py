@@ -31,9 +31,8 @@ class GameRunner(SingleAgentEnvRunner):
 
     def make_env(self) -> None:
         """Open the envs, closing those that are open, dead or alive."""
-        if (
-            self.worker_index
-        ):  # a runner in the learner's own process leaves the learner's threads alone
+        # A runner in the learner's own process leaves the learner's threads alone.
+        if self.worker_index:
             torch.set_num_threads(max(1, int(self.config.runner_threads)))
         if not self.config.games:
             super().make_env()

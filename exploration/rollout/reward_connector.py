@@ -14,10 +14,9 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
-from exploration.agent.replay_buffer import GAME, SCORED
+from exploration.agent.replay_buffer import SCORED
 from exploration.reward.scorers import Scorer, ScoringError
 from exploration.reward.token_entropy import check_top_fraction, cut_windows, uncertainty_reward
-from exploration.rollout.snapshots import Snapshot, SnapshotPair
 from worldmodel.uncertainty import WINDOW
 
 LOOKBACK = WINDOW - 1
@@ -29,7 +28,8 @@ Pending = tuple[NDArray[np.bool_], Callable[[], NDArray[np.float32]] | None]
 class RewardConnector(ConnectorV2):
     """Writes the rewards and the `scored` column of finished fragments (numpy).
 
-    Fragments without a score are removed from the list and kept in `dropped` until the next call.
+    Fragments without a score are removed from the list. Until the next call they are kept in
+    `dropped`, and the scorer's answers about the others in `answers`.
     """
 
     def __init__(self, scorer: Scorer, top_fraction: float) -> None:
@@ -37,7 +37,7 @@ class RewardConnector(ConnectorV2):
         check_top_fraction(top_fraction)
         self.scorer, self.top_fraction = scorer, top_fraction
         self.dropped: list[tuple[SingleAgentEpisode, str]] = []
-        self.snapshots: SnapshotPair | None = None
+        self.answers: list[tuple[SingleAgentEpisode, NDArray[np.float32]]] = []
         self._sent: dict[tuple[str, int], list[Pending]] = {}
 
     def submit_early(self, episode: SingleAgentEpisode) -> None:
@@ -61,7 +61,7 @@ class RewardConnector(ConnectorV2):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Score all fragments; every request is sent before the first answer is awaited."""
-        self.dropped, self.snapshots = [], None
+        self.dropped, self.answers = [], []
         for episode in episodes:
             self._send(episode)
         kept = []
@@ -73,7 +73,7 @@ class RewardConnector(ConnectorV2):
                 continue
             write_rewards(episode, rewards_T, scored_T)
             if answer is not None:
-                self._record_snapshot(episode, answer, rewards_T[scored_T])
+                self.answers.append((episode, answer))
             kept.append(episode)
         episodes[:] = kept
         self._sent.clear()  # also what was sent of fragments that a fault has ended
@@ -82,8 +82,7 @@ class RewardConnector(ConnectorV2):
     def _receive(
         self, episode: SingleAgentEpisode
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32] | None]:
-        """Wait for the scores of a fragment; return its rewards, which steps have one, and the
-        scorer's answers.
+        """Await the scores of a fragment; return its rewards, the steps that have one, the answers.
 
         Raises ScoringError where a part of the fragment could not be scored.
         """
@@ -91,8 +90,7 @@ class RewardConnector(ConnectorV2):
         for scored_T, score in self._sent[_key(episode)]:
             rewards_T = np.zeros(len(scored_T), np.float32)
             if score is not None:
-                # Entropies (B, N) of a world model, or rewards (B,) of
-                # `exploration.reward.baselines`.
+                # Entropies (B, N) of a world model, or rewards (B,) of a baseline.
                 answer = score()
                 is_reward = answer.ndim == 1
                 rewards_T[scored_T] = (
@@ -103,23 +101,6 @@ class RewardConnector(ConnectorV2):
             scored.append(scored_T)
         joined_answers = np.concatenate(answers) if answers else None
         return np.concatenate(rewards), np.concatenate(scored), joined_answers
-
-    def _record_snapshot(
-        self, episode: SingleAgentEpisode, answer: NDArray[Any], rewards_B: NDArray[np.floating]
-    ) -> None:
-        """Keep the newest screen of a fragment, and the one with the highest reward of all
-        fragments."""
-        frames, game = episode.observations.data, episode.custom_data.get(GAME, "")
-
-        def snapshot(window: int) -> Snapshot:
-            frame_HWC = np.asarray(frames[len(frames) - len(rewards_B) + window])
-            entropy_N = answer[window] if answer.ndim == 2 else np.empty(0, np.float32)
-            return Snapshot(game, frame_HWC, entropy_N, float(rewards_B[window]))
-
-        newest, peak = snapshot(len(rewards_B) - 1), snapshot(int(np.argmax(rewards_B)))
-        if self.snapshots is not None and self.snapshots.peak.reward >= peak.reward:
-            peak = self.snapshots.peak
-        self.snapshots = SnapshotPair(newest, peak)
 
     def _steps_sent(self, episode: SingleAgentEpisode) -> int:
         return sum(len(scored_T) for scored_T, _ in self._sent.get(_key(episode), ()))

@@ -7,15 +7,17 @@ them. The screen with the highest reward of each epoch is kept in <run>/snapshot
 
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.utils.atomic_io import write_atomic
 from envs.utils.images import Frames, heat_map
+from exploration.agent.replay_buffer import GAME
 
 FOLDER = "snapshots"
 HEAT_HIGH = 0.8
@@ -55,6 +57,32 @@ class SnapshotPair:
 
     newest: Snapshot
     peak: Snapshot
+
+
+def take_snapshots(answers: Sequence[tuple[Any, NDArray[np.float32]]]) -> SnapshotPair | None:
+    """Return the newest screen of the last fragment and the highest-reward one of all fragments.
+
+    `answers`: fragments (numpy) that have their rewards, each with its scorer's answer about its
+    last B steps: entropies (B, N) or rewards (B,).
+    """
+    newest, peak = None, None
+    for episode, answer in answers:
+        rewards_B = np.asarray(episode.rewards.data[-len(answer) :])
+        newest = _snapshot(episode, answer, rewards_B, len(answer) - 1)
+        best = _snapshot(episode, answer, rewards_B, int(np.argmax(rewards_B)))
+        if peak is None or best.reward > peak.reward:
+            peak = best
+    return None if newest is None or peak is None else SnapshotPair(newest, peak)
+
+
+def _snapshot(
+    episode: Any, answer: NDArray[np.float32], rewards_B: NDArray[np.floating], step: int
+) -> Snapshot:
+    """Return the screen that one of the last B steps of a fragment led to."""
+    frames = episode.observations.data
+    frame_HWC = np.asarray(frames[len(frames) - len(answer) + step])
+    entropy_N = answer[step] if answer.ndim == 2 else np.empty(0, np.float32)
+    return Snapshot(episode.custom_data.get(GAME, ""), frame_HWC, entropy_N, float(rewards_B[step]))
 
 
 def joined(of_runners: Iterable[SnapshotPair | None]) -> SnapshotPair | None:

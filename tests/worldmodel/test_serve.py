@@ -283,9 +283,8 @@ def test_replicas_follow_the_queue(ray_cluster, tiny_world, monkeypatch):
 
     try:
         wait_for_replicas(1)
-        askers = [
-            threading.Thread(target=ask) for _ in range(12)
-        ]  # three times what one replica is meant to hold
+        # Three times what one replica is meant to hold.
+        askers = [threading.Thread(target=ask) for _ in range(12)]
         for asker in askers:
             asker.start()
         try:

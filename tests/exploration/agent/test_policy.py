@@ -43,9 +43,8 @@ def frames(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_paper_size():
     network = CnnLstm(PolicyConfig())
     assert network.config.features == 1024
-    assert (
-        sum(parameter.numel() for parameter in network.parameters()) == 3_218_470
-    )  # the paper's 3.22 M
+    # The paper's 3.22 M.
+    assert sum(parameter.numel() for parameter in network.parameters()) == 3_218_470
     kinds = [type(layer).__name__ for layer in network.convolutions]
     assert kinds == ["Conv2d", "MaxPool2d", "ReLU"] * 4
     assert [layer.out_channels for layer in network.convolutions[::3]] == [32, 32, 64, 64]

@@ -78,9 +78,8 @@ def test_vae_learns_to_draw_frames_and_is_kept_for_the_run(tiny_world, tmp_path,
         weights, baselines.train_autoencoder(frames_NHWC, updates=5, batch=8)[0].encoder
     )
     source = RewardConfig("vae", data=(data,))
-    with source.open(
-        tiny_world, tmp_path / "run", steps=1, replicas=1, seed=0
-    ) as make:  # trains nothing again
+    # Trains nothing again.
+    with source.open(tiny_world, tmp_path / "run", steps=1, replicas=1, seed=0) as make:
         assert make is not None
         rewards_B = make().submit(*windows())()
     assert rewards_B.shape == (6,)
@@ -129,9 +128,8 @@ def test_disagreement_by_hand():
     torch.testing.assert_close(
         disagreement.disagreement(sure.log()), torch.ones(1), atol=1e-6, rtol=0
     )
-    half = (
-        torch.tensor([[[1, 0.0]], [[0.5, 0.5]]]) + 1e-30
-    )  # H(3/4, 1/4) - H(1/2, 1/2) / 2, in units of ln 2
+    # H(3/4, 1/4) - H(1/2, 1/2) / 2, in units of ln 2.
+    half = torch.tensor([[[1, 0.0]], [[0.5, 0.5]]]) + 1e-30
     expected = (-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)) - np.log(2) / 2) / np.log(2)
     assert float(disagreement.disagreement(half.log())) == pytest.approx(expected, abs=1e-5)
 

@@ -16,6 +16,7 @@ from exploration.rollout.snapshots import (
     joined,
     load_snapshots,
     save_snapshot,
+    take_snapshots,
 )
 from tests.exploration.reward.test_token_entropy import ActionScorer, counting_episode
 
@@ -29,7 +30,7 @@ def test_snapshots_are_the_newest_screen_and_the_one_that_paid_most() -> None:
     long, short = counting_episode(20).to_numpy(), counting_episode(9, seed=1).to_numpy()
     connector = RewardConnector(ActionScorer(), 0.25)
     connector(episodes=[long, short])
-    seen = connector.snapshots
+    seen = take_snapshots(connector.answers)
     assert seen is not None
     assert read_frame(seen.newest.frame_HWC) == (9, int(short.actions.data[-1]))
     rewards = {len(episode): np.asarray(episode.rewards.data) for episode in (long, short)}
