@@ -35,7 +35,7 @@ def use_half(precision: str, device: torch.device) -> bool:
 class AgentModule(TorchRLModule, ValueFunctionAPI):
     """Recurrent policy and value.
 
-    `model_config` holds `channels` and `units` of `PolicyConfig`, and `precision`.
+    `model_config` holds `channels` and `lstm_dim` of `PolicyConfig`, and `precision`.
 
     Observations uint8 BTHWC; state {"h": (B, D), "c": (B, D)}. Acting for exploration goes by the
     mixture of `behaviour_log_probabilities`, evaluation by the most likely action.
