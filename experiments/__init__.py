@@ -1,1 +1,5 @@
-"""One file for each thing a person runs, `autoexplore <command>`; no logic that belongs to the other three."""
+"""Command line, pipeline, studies, benchmarks and reports on top of the other packages."""
+
+from importlib.metadata import version
+
+__version__ = version("autoexplore")

@@ -1,8 +1,9 @@
 """The command line: `autoexplore <command>`, the same as `python -m experiments <command>`.
 
-Each command is a module of `experiments.commands` with a dataclass `Args`, whose field docstrings are the help, and
-`run(args)`; only the chosen one is imported. Exit codes: 0 done, 2 bad input
-(one line on stderr), 130 stopped with Ctrl+C, 141 nobody reads stdout any more.
+Each command is a module of `experiments.commands` with a dataclass `Args`, whose field docstrings
+are the help, and `run(args)`. One with a preset has `defaults(argv)` as well. Only the chosen
+module is imported. Exit codes: 0 done, 2 bad input (one line on stderr), 130 stopped with Ctrl+C,
+141 stdout was closed.
 """
 
 import contextlib
@@ -20,6 +21,9 @@ from typing import Any
 import tyro
 
 from envs.utils.errors import InputError
+from envs.utils.progress import EXIT_SIGPIPE
+from envs.utils.ray_session import prepare_ray_environment
+from experiments import __version__
 
 COMMANDS = {
     "catalog": "List games, their labels and which ROMs are installed.",
@@ -59,22 +63,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         if not _stdout_closed():
             raise
-        from envs.utils.progress import EXIT_SIGPIPE
-
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        # Python flushes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_SIGPIPE
     sys.exit(code)
 
 
 def _stdout_closed() -> bool:
-    """Whether the other end of stdout is closed, as by `| head`; an emulator's pipe may break as well."""
+    """Return True if the reader of stdout is gone, as after `| head`; other pipes may break as
+    well."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # errors are always told
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def execute(argv: list[str]) -> int:
-    """Run one command. argv: what stands after `autoexplore`. Returns the exit code."""
+    """Run one command and return its exit code. argv: the words after `autoexplore`."""
     try:
         command, args = parse(argv)
         command.run(args)
@@ -91,11 +95,14 @@ def execute(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> tuple[ModuleType, Any]:
-    """Import the command that argv begins with and parse its flags -> (the command's module, its Args).
+    """Import the command that argv begins with; return its module and its parsed Args.
 
-    Raises InputError for an unknown command and for flags that do not fit, SystemExit(0) after `--help`.
+    Raises InputError for an unknown command or a bad flag, SystemExit(0) after --help or --version.
     """
     name = argv[0] if argv else "--help"
+    if name == "--version":
+        print(f"autoexplore {__version__}")
+        raise SystemExit(0)
     if name in ("-h", "--help"):
         print(overview())
         raise SystemExit(0)
@@ -103,7 +110,10 @@ def parse(argv: list[str]) -> tuple[ModuleType, Any]:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else "see autoexplore --help"
         raise InputError(f"unknown command {name!r}: {hint}")
+    prepare_ray_environment(local=False)  # Ray reads it when a command imports Ray
     command = importlib.import_module(f"experiments.commands.{name}")
+    # A command with a preset takes it, and the file of --config, as the defaults of its flags.
+    default = {"default": command.defaults(argv[1:])} if hasattr(command, "defaults") else {}
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -113,6 +123,7 @@ def parse(argv: list[str]) -> tuple[ModuleType, Any]:
                 description=_first_paragraph(command.__doc__ or ""),
                 args=argv[1:],
                 config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+                **default,
             )
     except SystemExit as stop:
         if not stop.code:
@@ -133,13 +144,13 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "`autoexplore COMMAND --help` explains every flag.",
+            "`autoexplore COMMAND --help` explains every flag; --version prints the version.",
         ]
     )
 
 
 def _usage_line(box: str) -> str:
-    """Tyro explains a usage error in a box of many lines, titled and ruled off: its first part, as one line.
+    """Return the first part of tyro's box around a usage error, as one line.
 
     Where the terminal has no box characters the title is a part of its own.
     """
@@ -155,7 +166,8 @@ def _usage_line(box: str) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what caused it, through Ray's wrappers, which keep the cause in `cause` or per worker."""
+    """Yield the error and its causes, through Ray's wrappers, which keep them in their
+    attributes."""
     waiting, seen = [error], set()
     while waiting:
         link = waiting.pop(0)
@@ -165,7 +177,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         inner = getattr(link, "cause", None)
         workers = getattr(link, "worker_failures", None)
         causes = [inner, link.__cause__, *(workers.values() if isinstance(workers, dict) else ())]
-        # A RayTaskError is an instance of its cause's class, but its text is a whole traceback: take the cause first.
+        # A RayTaskError is an instance of its cause's class, but its text is a whole traceback:
+        # take the cause first.
         if isinstance(inner, BaseException):
             waiting.extend(causes)
             continue
@@ -182,7 +195,7 @@ def _first_paragraph(text: str) -> str:
 
 
 def _resume_hint(argv: list[str]) -> str:
-    """What to type to continue after Ctrl+C: pipeline always continues, other long commands with --resume."""
+    """Return the command that continues after Ctrl+C: pipeline as it is, others with --resume."""
     command = shlex.join(["autoexplore", *argv])
     if argv[:1] == ["pipeline"] or argv[:2] == ["study", "ablation"]:
         return f"Finished stages are kept; go on with: {command}"

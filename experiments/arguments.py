@@ -1,4 +1,4 @@
-"""What the commands share: their common flags, and checks of what a person typed."""
+"""Flags and checks that the commands share."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
+from envs import builtin_name, catalog
 from envs.utils.errors import InputError
 
 Preset = Literal["debug", "cpu", "paper"]
@@ -19,46 +20,73 @@ class RayArgs:
     """The flag of every command that starts Ray."""
 
     ray_address: str | None = None
-    """Cluster to run on, e.g. ray://head:10001 or auto. Default: RAY_ADDRESS if set (as under `ray job submit`),
-    otherwise a local session of this machine alone."""
+    """Ray cluster, e.g. ray://head:10001 or auto. Default: RAY_ADDRESS if set (as under `ray job
+    submit`), otherwise a local session."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunArgs(RayArgs):
-    """The flags of every command that takes long and can be continued."""
+    """The flags of every long command that can be resumed."""
 
     resume: bool = False
-    """Continue the run that is in --out."""
+    """Continue the run in --out."""
     seed: int = 0
-    """The same seed gives the same run."""
+    """Random seed of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationArgs:
+    """The flags of a command that generates frames after those of a recorded episode."""
+
+    model: tyro.conf.Positional[Path]
+    """World model: the `model` folder of `train dynamics`, `export` or `pipeline`."""
+    data: Path
+    """Episode folder."""
+    start: int = 0
+    """First given frame of the episode."""
+    temperature: float = 1.0
+    """Sampling temperature; it has an effect with two MaskGIT steps or more."""
+    upscaler: Path | None = None
+    """Run folder of `train upscaler`, to show frames four times as large."""
+    seed: int = 0
+    """Random seed of the sampling."""
+
+    def check_folders(self) -> None:
+        """Raise InputError for a folder that does not exist."""
+        check_folder(self.model, "world model", "pipeline")
+        check_folder(self.data, "data folder", "collect")
+        if self.upscaler is not None:
+            check_folder(self.upscaler, "upscaler", "train upscaler")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GameArgs:
-    """The games of a command that plays many: by name, by subset, or asked of the catalogue."""
+    """The games of a command that plays many: by name, by subset, or by a query of the
+    catalogue."""
 
     games: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names, e.g. Airstriker-Genesis; a subset's name, e.g. platformers-50; or Counting, Corridor, NoisyTV, which need
-    no ROM. With none, the flags below choose among the games whose ROM is here."""
+    """Names, e.g. Airstriker-Genesis; a subset, e.g. platformers-50; or Counting, Corridor,
+    NoisyTV, which need no ROM. Without names, the flags below choose among the games whose ROM is
+    installed."""
     console: tuple[str, ...] = ()
     """Only games of these consoles, e.g. Atari2600."""
     view: tuple[str, ...] = ()
-    """Only games seen this way, e.g. side."""
+    """Only games with this view, e.g. side."""
     axis: tuple[str, ...] = ()
     """Only games controlled along this axis, e.g. free."""
     motion: tuple[str, ...] = ()
     """Only games of this motion style, e.g. platformer."""
     limit: int | None = None
-    """At most this many games."""
+    """Maximum number of games."""
 
     def chosen(self) -> list[str]:
-        """The games, checked: `check_games` of the named ones that match, or of all that match and can be played.
+        """Return the checked games: the named ones that match, or all that match and can be played.
 
         Raises InputError where none is left.
         """
-        from envs import catalog
-
-        query: dict[str, Any] = {name: getattr(self, name) or None for name in ("console", "view", "axis", "motion")}
+        query: dict[str, Any] = {
+            name: getattr(self, name) or None for name in ("console", "view", "axis", "motion")
+        }
         if not any(query.values()) and (self.games or self.limit is None):
             return check_games(self.games)[: self.limit]
         found = catalog.games(**query, playable=None if self.games else True)
@@ -66,51 +94,62 @@ class GameArgs:
             named = catalog.expand(self.games)
             found = [game for game in check_games(named) if game in found]
         if not found[: self.limit]:
-            raise InputError("no game that can be played here matches: see `autoexplore catalog --playable`")
+            raise InputError(
+                "no game that can be played here matches: see `autoexplore catalog --playable`"
+            )
         return found[: self.limit]
 
 
-def check_games(games: Sequence[str]) -> list[str]:
-    """The games' canonical names, in order, each once; a subset's name stands for its games.
+def check_games(games: Sequence[str], *, partial: bool = False) -> list[str]:
+    """Return the canonical names of the games, in order, each once; a subset stands for its games.
 
-    Raises InputError for an unknown game or a missing ROM.
-
-    Asked before anything starts, so that a run does not stop at its third game after an hour.
+    partial: accept games without a ROM as long as one game can be played. Raises InputError for an
+    unknown game or a missing ROM, before anything starts: a run must not stop at its third game.
     """
-    from envs import builtin_name, catalog
-
     if not games:
-        raise InputError("no game given: name one or more, e.g. Airstriker-Genesis (autoexplore catalog lists them)")
-    checked = []
-    for game in catalog.expand(games):
-        name = builtin_name(game)
-        if name is None:
-            name = catalog.canonical(game)
-            if not catalog.has_rom(name):
-                raise InputError(
-                    f"no ROM for {name}: import it with `python -m envs.roms FOLDER`, 32 Atari games without a FOLDER"
-                )
-        checked.append(name)
+        raise InputError(
+            "no game given: name one or more, e.g. Airstriker-Genesis "
+            "(autoexplore catalog lists them)"
+        )
+    checked = [builtin_name(game) or catalog.canonical(game) for game in catalog.expand(games)]
+    missing = [game for game in checked if not builtin_name(game) and not catalog.has_rom(game)]
+    if missing and not (partial and len(missing) < len(checked)):
+        raise InputError(
+            f"no ROM for {missing[0]}: import it with `python -m envs.roms FOLDER`, "
+            "32 Atari games without a FOLDER"
+        )
     return list(dict.fromkeys(checked))
 
 
 def check_folder(path: Path, what: str, made_by: str) -> Path:
-    """`path` if it exists. Raises InputError that says which command makes it."""
+    """Return `path` if it exists. Raises InputError that names the command which makes it."""
     if not path.exists():
-        raise InputError(f"{what} {path} does not exist: make it with `autoexplore {made_by}`, or give another path")
+        raise InputError(
+            f"{what} {path} does not exist: make it with `autoexplore {made_by}`, "
+            "or give another path"
+        )
     return path
 
 
+def check_at_least(least: float, **values: float | None) -> None:
+    """Raise InputError for the first flag below `least`; None is not checked."""
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise InputError(f"--{name.replace('_', '-')} {value}: give {least:g} or more")
+
+
 def default_threads() -> int:
-    """Threads for torch in this process: OMP_NUM_THREADS where it is set, otherwise the cores that it may use."""
+    """Return OMP_NUM_THREADS if set, otherwise the number of cores this process may use."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    )
 
 
 def free_bytes(path: Path) -> int:
-    """Free space of the file system that `path`, or its nearest existing parent, is on."""
+    """Return the free bytes of the file system of `path` or its nearest existing parent."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

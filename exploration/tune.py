@@ -169,6 +169,7 @@ def tune(
     model_path: Path | str,
     out: Path | str,
     *,
+    config: ExploreConfig | None = None,
     preset: str = "cpu",
     scorer: str = "serve",
     trials: int = 4,

@@ -61,8 +61,9 @@ def finished_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) ->
     """A whole pipeline of preset debug: its folder, and what it printed. Nobody may change the folder."""
     from envs.utils.progress import console
     from experiments.commands import pipeline
+    from experiments.pipeline.config import PRESETS
 
     folder = tmp_path_factory.mktemp("pipeline") / "run"
     with console.capture() as printed:
-        pipeline.run(pipeline.Args(out=folder, preset="debug"))
+        pipeline.run(pipeline.Args(out=folder, pipeline=PRESETS["debug"]))
     return folder, printed.get()

@@ -1,26 +1,25 @@
-"""Measure how fast the parts are, each against the plain thing it should not be much slower than, in the same run."""
+"""Benchmark data loading, the model and the reward against simple baselines."""
 
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.table import Table
+
+from envs.utils.atomic_io import write_json_atomic
+from envs.utils.errors import InputError
+from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import check_games
 from experiments.benchmarks.common import Args, Row
+from experiments.benchmarks.data import collecting, windows
+from experiments.benchmarks.model import generation, training
+from experiments.benchmarks.reward import reward
 
 
 def run(args: Args) -> None:
     """Measure, print the table, and write benchmark.json."""
-    from rich.table import Table
-
-    from envs.utils.atomic_io import write_json_atomic
-    from envs.utils.errors import InputError
-    from envs.utils.progress import console
-    from experiments.benchmarks.data import collecting, windows
-    from experiments.benchmarks.model import generation, training
-    from experiments.benchmarks.reward import reward
-
     groups: dict[str, Callable[[Args, Path], Iterator[Row]]] = {
         "collect": collecting,
         "windows": windows,
@@ -38,7 +37,9 @@ def run(args: Args) -> None:
             if not args.only or name in args.only:
                 console.print(f"measuring {name} ...")
                 rows += measure(args, Path(scratch))
-    table = Table("", "rate", "baseline", "its rate", "ratio", "target", box=None, header_style="bold")
+    table = Table(
+        "", "rate", "baseline", "its rate", "ratio", "target", box=None, header_style="bold"
+    )
     for row in rows:
         compared = row.baseline != ""
         table.add_row(

@@ -1,11 +1,15 @@
-"""Play games and record the episodes: seeded, resumable, one emulator a process."""
+"""Record episodes of games with a random, sticky or trained policy."""
 
 from dataclasses import dataclass
 
 import tyro
 
+from envs.episodes import manifest
+from envs.utils.errors import InputError
+from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import RunArgs
+from envs.utils.storage import parse_uri
+from experiments.arguments import RunArgs, check_at_least, check_games
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,44 +17,46 @@ class Args(RunArgs):
     """Play games with a random or a trained agent and record the episodes."""
 
     games: tyro.conf.Positional[tuple[str, ...]]
-    """Games to play, e.g. Airstriker-Genesis Kangaroo-Atari2600; a list of them, platformers-50; or Counting and
-    CoinRun, which need no ROM."""
+    """Games to play, e.g. Airstriker-Genesis Kangaroo-Atari2600; a subset, e.g. platformers-50; or
+    Counting and CoinRun, which need no ROM."""
     out: str
-    """Folder of the episodes, or a place like s3://bucket/prefix."""
+    """Episode folder or URI (s3://bucket/prefix)."""
     policy: str = "random"
-    """Who plays: random; sticky:P, which repeats an action with probability P; checkpoint:FOLDER with what
-    `autoexplore explore` wrote; expert:FOLDER, the same for test sets."""
+    """random; sticky:P, which repeats an action with probability P; checkpoint:FOLDER with an agent
+    that `autoexplore explore` wrote; expert:FOLDER, the same for test sets."""
     episodes: int = 4
     """Episodes of each game."""
     steps: int = 500
-    """Longest episode in steps; a step is four emulator frames."""
+    """Maximum episode length in steps; one step is four emulator frames."""
     workers: int = 2
-    """Emulator processes at a time; those that a cluster has no core for yet join when it has."""
+    """Parallel emulator processes; on a cluster, more join as cores become free."""
     epsilon: float | None = None
-    """Share of random actions mixed into an agent's own; by default 0, and 0.15 for an expert."""
+    """Probability of a random action for a trained agent. Default: 0, and 0.15 for an expert."""
     temperature: float = 1.0
-    """Above 1 an agent chooses more evenly, below 1 more surely."""
+    """Sampling temperature of a trained agent."""
     timeout: float | None = None
-    """Seconds an episode may take before its emulator counts as hung and is killed; by default 60 + steps / 10."""
+    """Seconds after which an episode's emulator counts as hung and is killed. Default: 60 + steps /
+    10."""
 
 
 def run(args: Args) -> None:
-    """Collect, then say what was stored and how fast. Episodes that are already there are kept with --resume."""
-    from envs.collect.collector import collect
-    from envs.episodes import manifest
-    from envs.utils.errors import InputError
-    from envs.utils.progress import console
-    from envs.utils.storage import parse_uri
-    from exploration.agent.policy import policy_spec
-
+    """Collect, then print what was stored and how fast. --resume keeps the episodes in --out."""
+    check_at_least(1, episodes=args.episodes, steps=args.steps, workers=args.workers)
+    games = check_games(args.games, partial=True)
     if (parse_uri(args.out) / manifest.NAME).exists() and not args.resume:
         raise InputError(
-            f"{args.out} already holds episodes: --resume completes the set, another --out begins a new one"
+            f"{args.out} already holds episodes: --resume completes the set, "
+            "another --out begins a new one"
         )
+
+    # These load Ray and torch: wrong arguments are reported before.
+    from envs.collect.collector import collect
+    from exploration.agent.policy import policy_spec
+
     policy = policy_spec(args.policy, epsilon=args.epsilon, temperature=args.temperature)
     with ray_session(args.ray_address):
         done = collect(
-            args.games,
+            games,
             args.out,
             episodes=args.episodes,
             steps=args.steps,

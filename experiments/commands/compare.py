@@ -1,65 +1,78 @@
-"""Compare trained explorers with random play over several seeds: how unsure is the model of what they see, and how much
-is it."""
+"""Compare trained explorers with random play over several seeds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.table import Table
+
+from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import GameArgs, Preset, RayArgs, check_folder
+from experiments.arguments import GameArgs, Preset, RayArgs, check_at_least, check_folder
+from experiments.commands.explore import agent_of_run
+from experiments.configuration import default_args, flag_value
+from exploration.config import ExploreConfig, recipe
+from exploration.evaluate import AGENTS, evaluate_explorers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(GameArgs, RayArgs):
-    """Train an explorer for each seed and compare its play with random play. Goes on where it stopped."""
+    """Train an explorer for each seed and compare it with random play: mean reward and number of
+    distinct screens. A second run in the same folder continues the first."""
 
     model: Path
-    """World model that the explorers are paid by and that both are judged by."""
+    """World model that rewards the explorers and measures both agents."""
     out: Path
     """Folder of the runs, the episodes and agents.json."""
     preset: Preset = "cpu"
-    """Sizes of the explorer and its schedule."""
-    epochs: int | None = None
-    """Epochs of an explorer's training, where the preset's number does not fit."""
+    """Sizes of the explorer and its schedule: debug, cpu (two cores), paper."""
+    config: Path | None = None
+    """YAML or JSON file of settings over the preset's, e.g. the config.json of an explorer."""
     seeds: int = 3
-    """How many explorers of each."""
+    """Number of explorers, each with a seed of its own."""
     episodes: int = 4
     """Episodes of each game, seed and agent."""
     steps: int = 400
-    """Longest episode in steps."""
+    """Maximum episode length in steps."""
     epsilon: float = 0.1
-    """Share of random actions in the explorer's play."""
+    """Probability of a random action in the explorer's episodes."""
     windows: int = 60
-    """Windows of each episode that the model judges."""
+    """Windows of each episode that the model scores."""
+    explorer: ExploreConfig
+
+
+def defaults(argv: Sequence[str]) -> Args:
+    """Return the arguments of the preset and the --config file in argv."""
+    preset = recipe(flag_value(argv, "--preset", "cpu"))
+    return default_args(Args, argv, translate=agent_of_run, explorer=preset)
 
 
 def run(args: Args) -> None:
     """Compare, and print means over seeds with their 95 % intervals."""
     games = args.chosen()
     check_folder(args.model, "world model", "pipeline")
-
-    from rich.table import Table
-
-    from envs.utils.progress import console
-    from exploration.evaluate import AGENTS, evaluate_explorers
-
+    check_at_least(1, seeds=args.seeds, episodes=args.episodes, steps=args.steps)
+    check_at_least(1, windows=args.windows)
     with ray_session(args.ray_address):
         result = evaluate_explorers(
             games,
             args.model,
             args.out,
-            preset=args.preset,
+            config=args.explorer,
             seeds=range(args.seeds),
             episodes=args.episodes,
             steps=args.steps,
             epsilon=args.epsilon,
             windows=args.windows,
-            epochs=args.epochs,
         )
     table = Table("game", "", *AGENTS, "difference", box=None, header_style="bold")
     for game, quantities in result["summary"].items():
         for quantity, values in quantities.items():
             digits = 0 if quantity == "screens" else 4
-            cells = (f"{value['mean']:.{digits}f} ± {value['half_width']:.{digits}f}" for value in values.values())
+            cells = (
+                f"{value['mean']:.{digits}f} ± {value['half_width']:.{digits}f}"
+                for value in values.values()
+            )
             table.add_row(game, quantity, *cells)
     console.print(table)
     console.print(f"{args.seeds} seeds, 95 % intervals; written to {args.out / 'agents.json'}")

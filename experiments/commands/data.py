@@ -1,15 +1,22 @@
-"""Look after recorded episodes: check them, sum them up, merge their files, convert them, play them again larger."""
+"""Verify, summarise, compact, convert and re-render recorded episodes."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from rich.table import Table
+
+from envs.controls import ACTIONS
+from envs.utils.atomic_io import write_json_atomic
+from envs.utils.errors import InputError
+from envs.utils.progress import console
+from envs.utils.ray_session import ray_session
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Check every byte, frame and claim of a data set, and name the files that are bad."""
+    """Verify every byte, frame and manifest entry of a data set; name damaged files."""
 
     uri: tyro.conf.Positional[str]
     """The data set."""
@@ -31,14 +38,15 @@ class Stats:
 
 @dataclass(frozen=True, kw_only=True)
 class Compact:
-    """Merge the small files of each game into few large ones; no session and no split changes."""
+    """Merge the small files of each game into few large ones. Sessions and splits stay the same."""
 
     uri: tyro.conf.Positional[str]
-    """The data set. Nobody else may write to it meanwhile."""
+    """The data set. No other process may write to it meanwhile."""
     megabytes: int = 128
-    """Largest file; 64 to 256 suits most disks."""
+    """Maximum file size; 64 to 256 suits most disks."""
     recompress: bool = False
-    """Compress the merged files again, as small as they go: an eighth less, read as fast, at a millisecond a frame."""
+    """Compress the merged files again at the highest level: an eighth smaller, read as fast, at a
+    millisecond a frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,25 +58,25 @@ class Export:
     to: Path
     """New folder."""
     format: Literal["genieredux", "minari", "lerobot"]
-    """genieredux: the paper's published layout (JPEG, lossy); minari: Minari 0.5, one data set a game, lossless;
-    lerobot: LeRobotDataset v3.0 with PNG frames."""
+    """genieredux: the paper's published layout (JPEG, lossy); minari: Minari 0.5, one data set a
+    game, lossless; lerobot: LeRobotDataset v3.0 with PNG frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Take in episodes that other software wrote."""
+    """Import episodes of other software."""
 
     source: tyro.conf.Positional[Path]
     """Folder of the published layout or of Minari data sets."""
     out: str
-    """The data set to add them to; those that it holds already are skipped."""
+    """Data set to add them to; episodes that it already holds are skipped."""
     format: Literal["genieredux", "minari"] | None = None
-    """Default: found out from the files."""
+    """Default: detected from the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replay:
-    """Play recorded episodes again, action by action, and record their frames at another size."""
+class Rerender:
+    """Re-render recorded episodes, action by action, at another frame size."""
 
     source: tyro.conf.Positional[str]
     """The data set."""
@@ -82,7 +90,7 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Check, count, merge, convert or replay recorded episodes."""
+    """Verify, summarise, compact, convert or re-render recorded episodes."""
 
     what: (
         Annotated[Verify, tyro.conf.subcommand(name="verify")]
@@ -90,12 +98,12 @@ class Args:
         | Annotated[Compact, tyro.conf.subcommand(name="compact")]
         | Annotated[Export, tyro.conf.subcommand(name="export")]
         | Annotated[Import, tyro.conf.subcommand(name="import")]
-        | Annotated[Replay, tyro.conf.subcommand(name="replay")]
+        | Annotated[Rerender, tyro.conf.subcommand(name="rerender")]
     )
 
 
 def run(args: Args) -> None:
-    """Do it and say what came out. Raises InputError where a data set is damaged or cannot be used."""
+    """Run the action. Raises InputError for a data set that is damaged or cannot be used."""
     match args.what:
         case Verify():
             _verify(args.what)
@@ -107,14 +115,15 @@ def run(args: Args) -> None:
             _export(args.what)
         case Import():
             _import(args.what)
-        case Replay():
-            _replay(args.what)
+        case Rerender():
+            _rerender(args.what)
+
+
+# The functions below load pyarrow or Ray only where they are run.
 
 
 def _verify(args: Verify) -> None:
     from envs.episodes.verify import verify
-    from envs.utils.errors import InputError
-    from envs.utils.progress import console
 
     found = verify(args.uri, workers=args.workers)
     console.print(
@@ -124,23 +133,31 @@ def _verify(args: Verify) -> None:
     for path, fault in found.faults.items():
         console.print(f"bad: {path}: {fault}", markup=False)
     if found.faults:
-        raise InputError(f"{args.uri} has {len(found.faults)} bad files, the first of them {next(iter(found.faults))}")
+        raise InputError(
+            f"{args.uri} has {len(found.faults)} bad files, "
+            f"the first of them {next(iter(found.faults))}"
+        )
     console.print("every file is whole")
 
 
 def _stats(args: Stats) -> None:
-    from rich.table import Table
-
-    from envs.controls import ACTIONS
     from envs.episodes.stats import GameStats, compute_stats
-    from envs.utils.atomic_io import write_json_atomic
-    from envs.utils.progress import console
 
     games = compute_stats(args.uri, workers=args.workers)
     total = GameStats()
     for figures in games.values():
         total.add(figures)
-    columns = ("game", "episodes", "frames", "bytes/frame", "mean length", *ACTIONS, "reward", "ended", "screens")
+    columns = (
+        "game",
+        "episodes",
+        "frames",
+        "bytes/frame",
+        "mean length",
+        *ACTIONS,
+        "reward",
+        "ended",
+        "screens",
+    )
     shown = Table(*columns, box=None, header_style="bold")
     rows = {**games, **({"all": total} if len(games) > 1 else {})}
     for game, figures in rows.items():
@@ -161,13 +178,14 @@ def _stats(args: Stats) -> None:
     console.print(shown)
     console.print(f"{total.file_bytes:,} bytes in all")
     if args.out is not None:
-        write_json_atomic(args.out, {"all": total.to_json(), "games": {g: f.to_json() for g, f in games.items()}})
+        write_json_atomic(
+            args.out, {"all": total.to_json(), "games": {g: f.to_json() for g, f in games.items()}}
+        )
         console.print(f"figures: {args.out}")
 
 
 def _compact(args: Compact) -> None:
     from envs.episodes.compact import compact
-    from envs.utils.progress import console
 
     done = compact(args.uri, megabytes=args.megabytes, recompress=args.recompress)
     leftovers = f"; {done.leftovers} files of a stopped run were deleted" if done.leftovers else ""
@@ -179,7 +197,6 @@ def _compact(args: Compact) -> None:
 
 def _export(args: Export) -> None:
     from envs.episodes.formats.convert import export_episodes
-    from envs.utils.progress import console
 
     written = export_episodes(args.uri, args.to, args.format)
     console.print(f"{args.to}: {written:,} episodes as {args.format}")
@@ -187,17 +204,14 @@ def _export(args: Export) -> None:
 
 def _import(args: Import) -> None:
     from envs.episodes.formats.convert import import_episodes
-    from envs.utils.progress import console
 
     added, held = import_episodes(args.source, args.out, args.format)
     known = f"; {held:,} were there already" if held else ""
     console.print(f"{args.out}: {added:,} episodes added from {args.source}{known}")
 
 
-def _replay(args: Replay) -> None:
+def _rerender(args: Rerender) -> None:
     from envs.collect.rerender import rerender
-    from envs.utils.progress import console
-    from envs.utils.ray_session import ray_session
 
     with ray_session():
         rerender(args.source, args.out, size=args.size, workers=args.workers, progress=True)

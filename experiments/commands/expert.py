@@ -1,65 +1,81 @@
-"""From a game to a test set of deep play: train an agent on the game's own reward, and record it."""
+"""Train an agent on a game's own reward and record a test set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
+import exploration
+from envs.collect.collector import collect
+from envs.episodes import manifest
+from envs.episodes.dataset import EpisodeReader
+from envs.utils.errors import InputError
+from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import Preset, RunArgs, check_games
+from experiments.arguments import Preset, RunArgs, check_at_least, check_games
+from experiments.commands.explore import agent_of_run
+from experiments.configuration import default_args, flag_value
+from exploration.agent.policy import check_exploration, policy_spec
+from exploration.config import ExploreConfig, recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(RunArgs):
-    """Train an expert and let it play a test set, with random actions mixed in."""
+    """Train an expert and record a test set of its play, mixed with random actions."""
 
     game: tyro.conf.Positional[str]
     """Game to play, e.g. Airstriker-Genesis."""
     out: Path
-    """Folder: the run of the training in agent/, the episodes in data/."""
+    """Folder: the training run in agent/, the episodes in data/."""
     preset: Preset = "cpu"
-    """Sizes of network, batches and schedule."""
-    epochs: int | None = None
-    """Epochs of training, where the preset's number does not fit."""
-    runners: int | None = None
-    """Processes that play for the training, where the preset's number does not fit."""
+    """Sizes of network, batches and schedule: debug, cpu (two cores), paper."""
+    config: Path | None = None
+    """YAML or JSON file of settings over the preset's, e.g. the config.json of an agent."""
     episodes: int = 10
     """Episodes to record; the paper's test sets have 1,000."""
     steps: int = 700
-    """Longest episode in steps."""
+    """Maximum episode length in steps."""
     epsilon: float = 0.15
-    """Share of random actions mixed into the expert's own when it is recorded."""
+    """Probability of a random action in the recorded episodes."""
     workers: int = 2
-    """Emulator processes that record."""
+    """Parallel emulator processes that record."""
+    explorer: ExploreConfig
+
+
+def defaults(argv: Sequence[str]) -> Args:
+    """Return the arguments of the preset and the --config file in argv."""
+    preset = recipe(f"expert-{flag_value(argv, '--preset', 'cpu')}")
+    return default_args(Args, argv, translate=from_run, explorer=preset)
+
+
+def from_run(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return the config.json of an expert's training as fields of `Args`."""
+    values = agent_of_run(recorded)
+    if values is recorded:
+        return recorded
+    return {"game": values["games"][0], "seed": recorded["seed"], "explorer": values["explorer"]}
 
 
 def run(args: Args) -> None:
-    """Train, record, and say where both lie and what the episodes earned. --resume goes on with either."""
+    """Train, record, and print where both lie and the mean return. --resume continues either."""
     (game,) = check_games([args.game])
-
-    from envs.collect.collector import collect
-    from envs.episodes import manifest
-    from envs.episodes.dataset import EpisodeReader
-    from envs.utils.errors import InputError
-    from envs.utils.progress import console
-    from exploration.agent.policy import check_exploration, policy_spec
-    from exploration.train import explore
-
     check_exploration(args.epsilon, 1.0)
+    check_at_least(1, episodes=args.episodes, steps=args.steps, workers=args.workers)
     agent, data = args.out / "agent", args.out / "data"
     if (data / manifest.NAME).exists() and not args.resume:
         raise InputError(
-            f"{data} already holds episodes: --resume completes the set, another --out begins a new one"
+            f"{data} already holds episodes: --resume completes the set, "
+            "another --out begins a new one"
         )
     with ray_session(args.ray_address):
-        best = explore(
+        best = exploration.explore(
             [game],
             None,
             agent,
-            preset=f"expert-{args.preset}",
-            reward="env",
-            epochs=args.epochs,
-            runners=args.runners,
+            config=args.explorer,
+            reward="extrinsic",
             resume=args.resume,
             seed=args.seed,
         )
@@ -74,7 +90,8 @@ def run(args: Args) -> None:
         )
     reader = EpisodeReader(data)
     returns = [float(reader[index].rewards.sum()) for index in range(len(reader))]
+    mean = sum(returns) / max(len(returns), 1)
     console.print(
-        f"{data}: {len(reader)} episodes of {game}, which earned {sum(returns) / max(len(returns), 1):.1f} each; "
+        f"{data}: {len(reader)} episodes of {game} with a mean return of {mean:.1f}; "
         f"the expert is {best}"
     )

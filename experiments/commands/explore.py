@@ -1,80 +1,107 @@
-"""Train an agent that seeks what the world model is unsure of."""
+"""Train an exploration agent on the world model's uncertainty."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import exploration
+from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import GameArgs, Preset, RunArgs, check_folder
+from experiments.configuration import Flat, default_args, flag_value
+from exploration.config import ExploreConfig, recipe
+
+Reward = Literal[
+    "token-entropy",
+    "disagreement",
+    "random-features",
+    "vae",
+    "count-bonus",
+    "random",
+    "extrinsic",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(GameArgs, RunArgs):
-    """Train an AutoExplore agent: its only reward is the world model's uncertainty, or one to compare it with."""
+    """Train an AutoExplore agent. Its only reward is the world model's uncertainty, or a
+    baseline."""
 
     model: Path | None = None
-    """World model that scores what the agent sees: the `model` folder of `train dynamics`, or one that `export` or the
-    pipeline made. The rewards count, random and env need none."""
+    """World model that scores the agent's frames: the `model` folder of `train dynamics`, `export`
+    or `pipeline`. The rewards count-bonus, random and extrinsic need none."""
     out: Path
     """Folder of the run."""
     preset: Literal[Preset, "expert-debug", "expert-cpu", "expert-paper"] = "cpu"
-    """Sizes of replay, batches and schedule; expert-*: for --reward env, the game's own reward."""
-    reward: Literal["autoexplore", "disagreement", "rf", "vae", "count", "random", "env"] = (
-        "autoexplore"
-    )
-    """What pays: autoexplore, the model's token entropy; disagreement of several heads on the model, which noise does
-    not draw; rf or vae, the error of its prediction in random or learnt features (table 6); count of screens; random;
-    or env, the game's own reward."""
+    """Sizes of network, replay buffer, batches and schedule: debug, cpu (two cores), paper;
+    expert-* are for the reward extrinsic."""
+    config: Path | None = None
+    """YAML or JSON file of settings over the preset's, e.g. the config.json of a run."""
+    reward: Reward = "token-entropy"
+    """Intrinsic reward. token-entropy: the paper's; disagreement: ensemble disagreement, robust to
+    noise; random-features, vae: prediction error in feature space (Table 6); count-bonus; random;
+    extrinsic: the game's own."""
     reward_data: tuple[str, ...] = ()
-    """Folders of episodes that disagreement and vae learn from before the agent begins."""
-    scorer: Literal["local", "serve"] = "local"
-    """Who computes autoexplore's reward: the model in the process, or replicas of a Ray Serve app; both give the same
-    numbers."""
-    runners: int | None = None
-    """Processes that play, where the preset's number does not fit."""
-    envs_per_runner: int | None = None
-    """Games that each of them plays at a time; by default as many as the games need."""
-    learners: int | None = None
-    """Processes that learn and share each batch; 0 learns in this process or, where a cluster has machines with GPUs
-    for learners, in one there."""
-    epochs: int | None = None
-    """Epochs, where the preset's number does not fit."""
-    top_fraction: float | None = None
-    """Share of a frame's tokens, the most uncertain, whose mean is the reward; the paper's is 0.25."""
+    """Episode folders that disagreement and vae learn from before the agent starts."""
+    reward_backend: Literal["local", "serve"] = "local"
+    """Compute token-entropy in each process (local) or in replicas of a Ray Serve app (serve); both
+    give the same numbers."""
+    explorer: Flat[ExploreConfig]
 
 
-SETTINGS = ("runners", "envs_per_runner", "learners", "epochs", "top_fraction")
-"""The flags that change a setting of the preset."""
+def defaults(argv: Sequence[str]) -> Args:
+    """Return the arguments of the preset and the --config file in argv."""
+    preset = recipe(flag_value(argv, "--preset", "cpu"))
+    return default_args(Args, argv, translate=from_run, explorer=preset)
+
+
+def from_run(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return the config.json of an exploration run as fields of `Args`."""
+    values = dict(recorded)
+    if isinstance(reward := values.get("reward"), dict):
+        values |= {"reward": reward["name"], "reward_data": reward["data"]}
+        values["reward_backend"] = reward["scorer"]
+    return values
 
 
 def run(args: Args) -> None:
-    """Train and say where the best checkpoint lies."""
-    from exploration.config import recipe
-
-    changes = {name: getattr(args, name) for name in SETTINGS}
-    recipe(args.preset, **changes)
+    """Train and print where the best checkpoint lies."""
     games = args.chosen()
     for folder in args.reward_data:
         check_folder(Path(folder), "data folder", "collect")
     if args.model is not None:
         check_folder(args.model, "world model", "pipeline")
-
-    import exploration
-    from envs.utils.progress import console
-
     with ray_session(args.ray_address):
         best = exploration.explore(
             games,
             args.model,
             args.out,
-            preset=args.preset,
+            config=args.explorer,
             reward=args.reward,
             reward_data=args.reward_data,
-            scorer=args.scorer,
+            scorer=args.reward_backend,
+            envs_per_runner=chosen_envs(args),
             resume=args.resume,
             seed=args.seed,
-            **changes,
         )
     console.print(
         f"best checkpoint: {best}; play it with `autoexplore collect --policy checkpoint:{best}`"
     )
+
+
+def chosen_envs(args: Args) -> int | None:
+    """Return --envs-per-runner, None where it is the preset's: then many games get more."""
+    envs = args.explorer.envs_per_runner
+    return None if envs == recipe(args.preset).envs_per_runner else envs
+
+
+def agent_of_run(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return games, model and explorer of an exploration run's config.json; other files
+    unchanged."""
+    if not isinstance(recorded.get("reward"), dict):
+        return recorded
+    settings = {field.name for field in dataclasses.fields(ExploreConfig)}
+    explorer = {name: value for name, value in recorded.items() if name in settings}
+    return {"games": recorded["games"], "model": recorded["model"], "explorer": explorer}

@@ -1,4 +1,4 @@
-"""Studies of a world model or of how it is trained, each with its figures as JSON and its pictures as PNG in --out."""
+"""Ablations and analyses of the world model (JSON and PNG in --out)."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -12,19 +12,26 @@ STUDIES = (ablation, representation, uncertainty, horizon, sampling_steps)
 
 @dataclass(frozen=True)
 class Args:
-    """Take parts of the method away, or look closely at one model."""
+    """Run an ablation of the method, or analyse one model."""
 
     which: (
         Annotated[ablation.Args, tyro.conf.subcommand("ablation", description=ablation.__doc__)]
-        | Annotated[representation.Args, tyro.conf.subcommand("representation", description=representation.__doc__)]
-        | Annotated[uncertainty.Args, tyro.conf.subcommand("uncertainty", description=uncertainty.__doc__)]
+        | Annotated[
+            representation.Args,
+            tyro.conf.subcommand("representation", description=representation.__doc__),
+        ]
+        | Annotated[
+            uncertainty.Args, tyro.conf.subcommand("uncertainty", description=uncertainty.__doc__)
+        ]
         | Annotated[horizon.Args, tyro.conf.subcommand("horizon", description=horizon.__doc__)]
-        | Annotated[sampling_steps.Args, tyro.conf.subcommand("steps", description=sampling_steps.__doc__)]
+        | Annotated[
+            sampling_steps.Args, tyro.conf.subcommand("steps", description=sampling_steps.__doc__)
+        ]
     )
 
 
 def run(args: Args) -> None:
-    """Do the study."""
+    """Run the study."""
     for module in STUDIES:
         if isinstance(args.which, module.Args):
             module.run(args.which)

@@ -1,4 +1,4 @@
-"""What `play` plays in: a learned world that goes on from recorded frames, its doubts, and the film of it.
+"""Learned world of `play`: it continues recorded frames and records its uncertainty and GIFs.
 
 Frames are uint8 HWC, actions those of `envs.controls`.
 """
@@ -24,18 +24,19 @@ from worldmodel.uncertainty import WINDOW, window_entropies
 CONTEXT = 2
 """Frames given at the start, as in the paper."""
 FOREVER = 2**62
-"""Steps after which the env would end a film: a person decides that."""
+"""Maximum steps of the env: the player decides when to stop."""
 GIF_WIDTH = 256
 LONGEST = 1000
 """Frames of a GIF; about a minute. A recording that reaches it is written then."""
-_SCRIPT = re.compile(r"([rludj])([1-9]\d{0,3})?")
+_LETTERS = re.compile(r"([rludj])([1-9]\d{0,3})?")
 
 
 class World:
-    """A film in `model` that begins with given_PHWC uint8 and the actions (P-1,) between them, and grows step by step.
+    """Frames generated step by step by `model`, after given_PHWC uint8 and the actions (P-1,)
+    between them.
 
-    `name`: of the GIFs, without a number. `temperature` and `steps` as `WorldModelEnv`. Raises InputError where frames
-    or actions do not fit the model.
+    `name`: path of the GIFs, without a number. `temperature` and `steps` as `WorldModelEnv`. Raises
+    InputError where frames or actions do not fit the model.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class World:
         seed: int = 0,
     ) -> None:
         if model.actions != len(ACTIONS):
-            raise InputError(f"the model has {model.actions} actions: play knows {', '.join(ACTIONS)}")
+            raise InputError(
+                f"the model has {model.actions} actions: play knows {', '.join(ACTIONS)}"
+            )
         self.game, self.uncertainty = game, uncertainty
         self._model, self._name, self._upscaler = model, name, upscaler
         self._given, self._given_actions = given_PHWC, actions.astype(np.int64)
@@ -70,7 +73,8 @@ class World:
         self.start_again(seed)
 
     def start_again(self, seed: int | None = None) -> None:
-        """Back to the given frames. Without a seed the noise goes on, so that the same keys may lead elsewhere."""
+        """Return to the given frames. Without a seed the noise continues, so the same keys may lead
+        elsewhere."""
         self.frame, _ = self._env.reset(seed=seed)
         self.steps, self.action = 0, ""
         self.entropy_N: NDArray[np.float32] | None = None
@@ -78,7 +82,8 @@ class World:
         self._show()
 
     def step(self, action: int) -> None:
-        """One frame. Its uncertainty is the reward query of the paper: two frames known, three foreseen (eq. 2)."""
+        """Generate one frame and its uncertainty: the paper's reward query on the newest window
+        (Eq. 2)."""
         self.frame, *_ = self._env.step(np.int64(action))
         self.steps, self.action = self.steps + 1, ACTIONS[action]
         length = min(WINDOW, self._model.cfg.frames)
@@ -89,19 +94,19 @@ class World:
         self._show()
 
     def picture(self) -> Frames:
-        """The newest frame as it is to be shown: enlarged by the upscaler, under the map of uncertainty."""
+        """Return the newest frame to show: upscaled, under the uncertainty map if that is on."""
         if not self.uncertainty or self.entropy_N is None:
             return self._shown
-        doubts = Snapshot(self.game, self._shown, self.entropy_N, 0.0).map()
-        return self._shown if doubts is None else doubts
+        uncertainty = Snapshot(self.game, self._shown, self.entropy_N, 0.0).map()
+        return self._shown if uncertainty is None else uncertainty
 
     @property
     def recording(self) -> bool:
-        """Whether a GIF is being recorded."""
+        """Return True while a GIF is being recorded."""
         return self._film is not None
 
     def start_recording(self) -> None:
-        """A film that begins with the frame now shown."""
+        """Start a recording with the frame now shown."""
         self._film, self._film_given = [], int(self.steps == 0)
         self._record()
 
@@ -128,19 +133,28 @@ class World:
             console.print(f"{self.end_recording()}: {LONGEST} frames, the most that a GIF takes")
 
 
-def parse_script(script: str) -> list[int]:
-    """The actions of a script such as `r8jr4`. Raises InputError for anything else and for more than a GIF takes."""
-    text = "".join(script.split()).lower()
-    if not re.fullmatch(f"(?:{_SCRIPT.pattern})+", text):
-        letters = ", ".join(f"{name[0]} ({name})" for name in ACTIONS)
-        raise InputError(f"--script {script!r}: expected letters, each with a number or none: {letters}, e.g. r8jr4")
+def parse_actions(text: str) -> list[int]:
+    """Return the actions of a text such as `r8jr4`.
+
+    Raises InputError for anything else, and for more actions than a GIF has frames.
+    """
+    letters = "".join(text.split()).lower()
+    if not re.fullmatch(f"(?:{_LETTERS.pattern})+", letters):
+        known = ", ".join(f"{name[0]} ({name})" for name in ACTIONS)
+        raise InputError(
+            f"--actions {text!r}: expected letters, each with a number or none: {known}, e.g. r8jr4"
+        )
     letters_of = [name[0] for name in ACTIONS]
-    actions = [letters_of.index(key) for key, times in _SCRIPT.findall(text) for _ in range(int(times or 1))]
+    actions = [
+        letters_of.index(key)
+        for key, times in _LETTERS.findall(letters)
+        for _ in range(int(times or 1))
+    ]
     if len(actions) >= LONGEST:
-        raise InputError(f"--script: {len(actions)} actions, a GIF takes at most {LONGEST - 1}")
+        raise InputError(f"--actions: {len(actions)} actions, a GIF takes at most {LONGEST - 1}")
     return actions
 
 
-def idle_action(idle: str) -> int | None:
-    """The action of `--idle`, None for `wait`."""
-    return None if idle == "wait" else ACTIONS.index(idle)
+def parse_default_action(name: str) -> int | None:
+    """Return the action of `--default-action`, None for `wait`."""
+    return None if name == "wait" else ACTIONS.index(name)

@@ -1,4 +1,5 @@
-"""The window of `play`: keys in, frames out. pygame is the extra `play` and is imported when the window opens."""
+"""The window of `play`: keys in, frames out. pygame is the extra `play` and is imported when the
+window opens."""
 
 import os
 import time
@@ -21,20 +22,23 @@ PACE_FRAMES = 15
 
 @contextmanager
 def display() -> Iterator[Any]:
-    """pygame with its display started, for the length of the block.
+    """Yield pygame with its display started.
 
-    Raises InputError without pygame, and on a machine without a screen: SDL then falls back to a driver that shows
-    nothing. SDL_VIDEODRIVER=dummy, as the tests set it, asks for one.
+    Raises InputError without pygame, and on a machine without a screen: SDL then falls back to a
+    driver that shows nothing. SDL_VIDEODRIVER=dummy, as the tests set it, asks for one.
     """
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     try:
         import pygame
     except ImportError as error:
         raise InputError(
-            'playing needs pygame: pip install "autoexplore[play]"; --script plays without a window'
+            'playing needs pygame: pip install "autoexplore[play]"; '
+            "--actions plays without a window"
         ) from error
     try:
-        with captured_output(drop="XDG_RUNTIME_DIR"):  # Wayland's library says so where there is no screen
+        with captured_output(
+            drop="XDG_RUNTIME_DIR"
+        ):  # Wayland's library says so where there is no screen
             pygame.display.init()
         if pygame.display.get_driver() == "offscreen" and "SDL_VIDEODRIVER" not in os.environ:
             raise pygame.error("no screen was found")
@@ -42,17 +46,19 @@ def display() -> Iterator[Any]:
         yield pygame
     except pygame.error as error:
         raise InputError(
-            f"no display to open a window on ({error}): play on a machine with a screen, or give --script"
+            f"no display to open a window on ({error}): "
+            "play on a machine with a screen, or give --actions"
         ) from error
     finally:
         pygame.quit()
 
 
-def play(pygame: Any, world: World, *, scale: int, fps: int, idle: int | None) -> None:
-    """Open the window and play until Escape, or until it is closed. A recording that still runs is written then.
+def play(pygame: Any, world: World, *, scale: int, fps: int, default_action: int | None) -> None:
+    """Open the window and play until Escape, or until it is closed. A recording that still runs is
+    written then.
 
-    `scale`: window pixels of a frame's pixel. `fps`: the most frames a second. `idle`: the action while no key is down,
-    None to wait for one.
+    `scale`: window pixels of a frame's pixel. `fps`: the most frames a second. `default_action`:
+    the action while no key is down, None to wait for one.
     """
     window = _Window(pygame, world, scale)
     clock = pygame.time.Clock()
@@ -66,7 +72,7 @@ def play(pygame: Any, world: World, *, scale: int, fps: int, idle: int | None) -
                 return
             if event.type == pygame.KEYUP:
                 held.pop(event.key, None)
-            action = next(reversed(held.values()), idle) if nothing else None
+            action = next(reversed(held.values()), default_action) if nothing else None
             if pressed and event.key in keys:
                 action = held[event.key] = keys[event.key]
             elif pressed:
@@ -82,8 +88,13 @@ def play(pygame: Any, world: World, *, scale: int, fps: int, idle: int | None) -
 
 
 def _keys(pygame: Any) -> dict[int, int]:
-    """Key -> action."""
-    names = {"right": pygame.K_RIGHT, "left": pygame.K_LEFT, "up": pygame.K_UP, "down": pygame.K_DOWN}
+    """Return the action of each key."""
+    names = {
+        "right": pygame.K_RIGHT,
+        "left": pygame.K_LEFT,
+        "up": pygame.K_UP,
+        "down": pygame.K_DOWN,
+    }
     keys = {names.get(name, pygame.K_SPACE): action for action, name in enumerate(ACTIONS)}
     return {**keys, pygame.K_x: ACTIONS.index("jump")}
 
@@ -114,7 +125,7 @@ class _Window:
         line = max(12, min(24, self._side // 20))
         self._font, self._line = pygame.font.Font(None, line), line
         self._surface = pygame.display.set_mode((self._side, self._side + 2 * line + 4))
-        pygame.display.set_caption(f"AutoExplore: {world.game}, dreamt")
+        pygame.display.set_caption(f"AutoExplore: {world.game}, generated")
         self._times: deque[float] = deque(maxlen=PACE_FRAMES)
 
     def step(self, action: int) -> None:
@@ -134,13 +145,19 @@ class _Window:
         self._surface.blit(frame, (0, 0))
         for row, text in enumerate(self.lines()):
             ink = RED if row and self._world.recording else INK
-            self._surface.blit(self._font.render(text, True, ink), (4, self._side + 2 + row * self._line))
+            self._surface.blit(
+                self._font.render(text, True, ink), (4, self._side + 2 + row * self._line)
+            )
         self._pygame.display.flip()
 
     def lines(self) -> tuple[str, str]:
-        """Game, step and action; frames a second and the mean of the tokens' uncertainty."""
+        """Return game, step and action; frames per second and mean token uncertainty."""
         world, times = self._world, self._times
         pace = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
-        unsure = "-" if world.entropy_N is None else f"{world.entropy_N.mean():.3f}"
+        uncertainty = "-" if world.entropy_N is None else f"{world.entropy_N.mean():.3f}"
         first = f"{world.game}   step {world.steps}   {world.action or 'press a key'}"
-        return first, f"{pace:.1f} frames/s   uncertainty {unsure}{'   recording' if world.recording else ''}"
+        return (
+            first,
+            f"{pace:.1f} frames/s   uncertainty {uncertainty}"
+            + ("   recording" if world.recording else ""),
+        )

@@ -1,7 +1,8 @@
-"""Runs the stages of a pipeline: skips what is finished, continues what was cut off, says how long the rest takes.
+"""Runner of the stages of a pipeline: it skips finished stages and resumes interrupted ones.
 
-A stage's record `stages/<name>.json` is written last. It holds a hash of what the stage read (its settings and the
-outputs of the stages before it) and of what it wrote: when either no longer fits, the stage is done again.
+A stage's record `stages/<name>.json` is written last. It holds a hash of what the stage read (its
+settings and the outputs of the stages before it) and of what it wrote: when either no longer fits,
+the stage is done again.
 """
 
 import hashlib
@@ -23,9 +24,9 @@ FINISHED, STARTED = "finished", "started"
 class Stage:
     """One step of a pipeline.
 
-    name: its key, and its record's file name. says: what it does, for the person who waits. run: does it, and returns
-    figures to keep. inputs: the stages it reads. output: what it writes, relative to the run's folder. weight: its
-    share of the run's time, in any unit. settings: what decides its result, for the hash.
+    name: its key, and its record's file name. says: its description on the terminal. run: does it
+    and returns results to keep. inputs: the stages it reads. output: the path it writes, relative
+    to the run's folder. settings: whatever decides its result, for the hash.
     """
 
     name: str
@@ -33,83 +34,81 @@ class Stage:
     run: Callable[["StageContext"], dict[str, Any]]
     inputs: tuple[str, ...]
     output: str
-    weight: float
     settings: Any = None
 
 
 @dataclass
 class Context:
-    """A pipeline's run: its folder, its plan, and the records of the stages that are finished."""
+    """A pipeline's run: its folder, its configuration, and the records of its finished stages."""
 
     root: Path
-    plan: Any
+    config: Any
     stages: Mapping[str, Stage] = field(default_factory=dict)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def path(self, stage: str) -> Path:
-        """Where a stage's output lies."""
+        """Return the path of a stage's output."""
         return self.root / self.stages[stage].output
 
     def result(self, stage: str) -> dict[str, Any]:
-        """What a finished stage's function returned."""
+        """Return the result of a finished stage."""
         return dict(self.records[stage]["result"])
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage's function gets. out: where to write. resume: whether a run that was cut off is there."""
+    """Arguments of a stage's function. out: path to write. resume: an interrupted run is there."""
 
     context: Context
     out: Path
     resume: bool
 
     @property
-    def plan(self) -> Any:
-        return self.context.plan
+    def config(self) -> Any:
+        return self.context.config
 
     def path(self, stage: str) -> Path:
-        """Where the output of a stage lies."""
+        """Return the path of a stage's output."""
         return self.context.path(stage)
 
     def result(self, stage: str) -> dict[str, Any]:
-        """What the function of a finished stage returned."""
+        """Return the result of a finished stage."""
         return self.context.result(stage)
 
 
-def run_stages(stages: Sequence[Stage], context: Context, expected_seconds: float | None) -> list[str]:
-    """Run all stages in order; returns the names of those that were run, not skipped.
-
-    expected_seconds: what the whole takes by experience, None where nobody knows yet. After each stage the estimate of
-    the rest is corrected by how long the finished ones took.
-    """
+def run_stages(stages: Sequence[Stage], context: Context) -> list[str]:
+    """Run all stages in order; return the names of those that were run, not skipped."""
     context.stages = {stage.name: stage for stage in stages}
     (context.root / "stages").mkdir(parents=True, exist_ok=True)
-    clock = Clock(stages, expected_seconds)
+    started = time.monotonic()
     done = []
     for number, stage in enumerate(stages, 1):
         label = f"[{number:2}/{len(stages)}] {stage.name}"
         reads = inputs_hash(stage, context)
         record = read_record(context, stage)
+        # A stage whose inputs and output are what they were is skipped.
         if is_complete(record, reads, context.path(stage.name)):
             console.print(f"[dim]{label}: already there ({record['seconds']:.0f} s then)[/]")
             context.records[stage.name] = record
-            clock.finish(stage, record["seconds"], now=False)
             continue
-        console.print(f"[bold]{label}[/]: {stage.says} [dim]({clock.estimate()})[/]")
+        elapsed = format_duration(time.monotonic() - started)
+        console.print(f"[bold]{label}[/]: {stage.says} [dim]({elapsed} elapsed)[/]")
+        # One that was interrupted is resumed if it still reads the same.
         resume = record.get("state") == STARTED and record["inputs"] == reads
         if not resume:
             remove(context.path(stage.name))
         earlier = record["seconds"] if resume else 0.0
         context.records[stage.name] = _run(stage, context, reads, resume, earlier)
-        clock.finish(stage, context.records[stage.name]["seconds"], now=True)
         done.append(stage.name)
         write_timings(context)
     write_timings(context)
     return done
 
 
-def _run(stage: Stage, context: Context, reads: str, resume: bool, earlier: float) -> dict[str, Any]:
-    """Run one stage; its record says `started` until it has ended well, with the time spent so far."""
+def _run(
+    stage: Stage, context: Context, reads: str, resume: bool, earlier: float
+) -> dict[str, Any]:
+    """Run one stage. Until it has ended its record says `started`, with the time spent so far."""
     record = {"state": STARTED, "inputs": reads, "output": stage.output, "seconds": earlier}
     write_json_atomic(record_path(context, stage.name), record)
     started = time.monotonic()
@@ -129,41 +128,8 @@ def _run(stage: Stage, context: Context, reads: str, resume: bool, earlier: floa
     return record
 
 
-class Clock:
-    """Estimates how long the remaining stages take, from their weights and the stages that were timed."""
-
-    def __init__(self, stages: Sequence[Stage], expected_seconds: float | None) -> None:
-        self.left = {stage.name: stage.weight for stage in stages}
-        self.total = sum(self.left.values()) or 1.0
-        self.expected = expected_seconds
-        self.timed_weight = self.timed_seconds = 0.0
-
-    def finish(self, stage: Stage, seconds: float, *, now: bool) -> None:
-        """A stage has ended. now: it was timed by this run, on this machine."""
-        weight = self.left.pop(stage.name, 0.0)
-        if now:
-            self.timed_weight += weight
-            self.timed_seconds += seconds
-
-    def seconds_left(self) -> float | None:
-        """Weights of the rest at the expected speed, which counts as a quarter of the run that was already seen."""
-        prior_weight = self.total / 4 if self.expected is not None else 0.0
-        prior_seconds = (self.expected or 0.0) / 4
-        weight = self.timed_weight + prior_weight
-        if weight <= 0:
-            return None
-        return sum(self.left.values()) * (self.timed_seconds + prior_seconds) / weight
-
-    def estimate(self) -> str:
-        """The same as a person says it."""
-        left = self.seconds_left()
-        if left is None:
-            return "no experience yet how long it takes"
-        return f"about {format_duration(left)} left in all"
-
-
 def is_complete(record: Mapping[str, Any], reads: str, output: Path) -> bool:
-    """Whether the stage ended, read the same as it would read now, and its output is still what it wrote."""
+    """Return True if the stage ended, with the inputs of now, and its output is unchanged."""
     return (
         record.get("state") == FINISHED
         and record["inputs"] == reads
@@ -173,16 +139,19 @@ def is_complete(record: Mapping[str, Any], reads: str, output: Path) -> bool:
 
 
 def inputs_hash(stage: Stage, context: Context) -> str:
-    """Hash of the stage's settings and of the outputs of the stages that it reads."""
+    """Return a hash of the stage's settings and of the outputs of the stages it reads."""
     read = {name: context.records[name]["output_hash"] for name in stage.inputs}
-    return _sha256(json.dumps([stage.name, stage.settings, read], sort_keys=True, default=str).encode())
+    return _sha256(
+        json.dumps([stage.name, stage.settings, read], sort_keys=True, default=str).encode()
+    )
 
 
 def output_hash(path: Path) -> str:
-    """Hash of what a stage wrote. The manifests that data sets and checkpoints carry hold hashes of all their files.
+    """Return a hash of a stage's output. Manifests of data sets and checkpoints hash all their
+    files.
 
-    A folder without a manifest counts by its files' names and contents; checkpoints and logs of a run count by the
-    newest checkpoint's manifest.
+    A folder without a manifest counts by its files' names and contents; checkpoints and logs of a
+    run count by the newest checkpoint's manifest.
     """
     if path.is_file():
         return _sha256(path.read_bytes())
@@ -190,7 +159,11 @@ def output_hash(path: Path) -> str:
         return _sha256((path / "manifest.json").read_bytes())
     manifests = sorted(path.glob("checkpoints/*/manifest.json"))
     files = manifests[-1:] or sorted(file for file in path.rglob("*") if file.is_file())
-    return _sha256(json.dumps([[str(file.relative_to(path)), _sha256(file.read_bytes())] for file in files]).encode())
+    return _sha256(
+        json.dumps(
+            [[str(file.relative_to(path)), _sha256(file.read_bytes())] for file in files]
+        ).encode()
+    )
 
 
 def record_path(context: Context, stage: str) -> Path:
@@ -198,7 +171,7 @@ def record_path(context: Context, stage: str) -> Path:
 
 
 def read_record(context: Context, stage: Stage) -> dict[str, Any]:
-    """The stage's record, empty where it was never started."""
+    """Return the stage's record, empty where it was never started."""
     path = record_path(context, stage.name)
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
@@ -212,9 +185,12 @@ def remove(path: Path) -> None:
 
 
 def write_timings(context: Context) -> None:
-    """`timings.json`: seconds of each finished stage, and their sum."""
+    """Write `timings.json`: seconds of each finished stage, and their sum."""
     seconds = {name: round(record["seconds"], 1) for name, record in context.records.items()}
-    write_json_atomic(context.root / "timings.json", {"seconds": seconds, "total": round(sum(seconds.values()), 1)})
+    write_json_atomic(
+        context.root / "timings.json",
+        {"seconds": seconds, "total": round(sum(seconds.values()), 1)},
+    )
 
 
 def _sha256(data: bytes) -> str:

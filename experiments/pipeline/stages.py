@@ -1,64 +1,86 @@
-"""The stages of the loop: what each calls in envs, worldmodel and exploration, and in what order they run."""
+"""Stages of the pipeline in their order, and the functions that run them."""
 
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import ray
+import torch
+
+import exploration
+from envs.collect.collector import collect
+from envs.episodes.dataset import EpisodeReader
+from envs.utils.progress import progress
+from envs.utils.ray_session import node_resources
 from experiments.arguments import default_threads
+from experiments.configuration import override
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.runner import Stage, StageContext
-from worldmodel import loading
+from experiments.reports.build import build
+from exploration.agent.policy import policy_spec
+from exploration.config import PRESETS
+from worldmodel import GenieReduxG, loading, preset
+from worldmodel.evaluation.evaluate import evaluate
+from worldmodel.training.config import train_preset
+from worldmodel.training.train import train
 
-SEEDS = {"random": 0, "explored": 1, "more-random": 2, "test-random": 3, "test-explored": 4, "explore": 5}
+SEEDS = {
+    "random": 0,
+    "explored": 1,
+    "more-random": 2,
+    "test-random": 3,
+    "test-explored": 4,
+    "explore": 5,
+}
 """Added to 1,000 times the run's seed: no two parts play the same episodes."""
 
 MODELS = ("base", "random", "explored")
 """The models compared; `models/<name>` holds each."""
 TEST_SETS = ("random", "explored")
-"""Whose held-out episodes; `data/test-<name>` holds each."""
+"""Agents of the held-out episodes; `data/test-<name>` holds each."""
 
 
 def stage_table(c: PipelineConfig) -> list[Stage]:
-    """The stages of a plan, in order. Weights are seconds on two cores at preset cpu."""
+    """Return the stages of a pipeline, in order."""
     games = f"{len(c.games)} game{'s' if len(c.games) > 1 else ''}"
     play = [c.games, c.seed]
     whole, long = c.random_episodes, c.explored_steps
+    base = ("collect-random",)
     return [
-        played(c, "random", f"a random agent plays {games}, {whole} episodes each", whole, c.random_steps, weight=20),
-        Stage(
+        played(
+            c,
+            "random",
+            f"a random agent plays {games}, {whole} episodes each",
+            whole,
+            c.random_steps,
+        ),
+        train_stage(
+            c,
             "tokenizer",
             "learns to turn frames into tokens and back",
-            partial(train_component, component="tokenizer", data=("collect-random",), changes=c.tokenizer),
-            inputs=("collect-random",),
+            component="tokenizer",
+            changes=c.tokenizer,
+            data=base,
             output="tokenizer",
-            weight=220,
-            settings=[c.preset, c.seed, c.tokenizer],
         ),
-        Stage(
+        train_stage(
+            c,
             "dynamics",
             "learns to predict the tokens of the next frame from the past and the action",
-            partial(
-                train_component,
-                component="dynamics",
-                data=("collect-random",),
-                changes=c.dynamics,
-                tokenizer="tokenizer",
-            ),
-            inputs=("collect-random", "tokenizer"),
+            component="dynamics",
+            changes=c.dynamics,
+            data=base,
             output="dynamics",
-            weight=280,
-            settings=[c.preset, c.seed, c.dynamics],
         ),
         joined("base", "tokenizer", "dynamics"),
         Stage(
             "explore",
-            "an agent learns to go where the base model is unsure",
+            "an agent learns to go where the base model is uncertain",
             explore,
             inputs=("model-base",),
             output="explore",
-            weight=200,
-            settings=[*play, c.preset, c.explore, c.scorer],
+            settings=[*play, c.preset, c.explore, c.reward_backend],
         ),
         played(
             c,
@@ -66,7 +88,6 @@ def stage_table(c: PipelineConfig) -> list[Stage]:
             f"the explorer plays {games}, {c.explored_episodes} episodes each",
             c.explored_episodes,
             long,
-            weight=20,
         ),
         Stage(
             "collect-more-random",
@@ -74,28 +95,41 @@ def stage_table(c: PipelineConfig) -> list[Stage]:
             collect_as_much,
             inputs=("collect-explored",),
             output="data/more-random",
-            weight=15,
             settings=[*play, long],
         ),
-        played(c, "test-random", "held-out episodes of the random agent", c.test_episodes, long, weight=8),
-        played(c, "test-explored", "held-out episodes of the explorer", c.test_episodes, long, weight=10),
-        *finetuned(c, "explored", "collect-explored", "what the explorer saw"),
-        *finetuned(c, "random", "collect-more-random", "as much random play"),
+        played(c, "test-random", "held-out episodes of the random agent", c.test_episodes, long),
+        played(c, "test-explored", "held-out episodes of the explorer", c.test_episodes, long),
+        *compared(c, "explored", "collect-explored", "the explorer's data"),
+        *compared(c, "random", "collect-more-random", "as much random play"),
         Stage(
             "evaluate",
-            "measures the three models on the held-out episodes",
+            "evaluates the three models on the held-out episodes",
             evaluate_models,
-            inputs=(*(f"model-{name}" for name in MODELS), *(f"collect-test-{name}" for name in TEST_SETS)),
+            inputs=(
+                *(f"model-{name}" for name in MODELS),
+                *(f"collect-test-{name}" for name in TEST_SETS),
+            ),
             output="evaluation",
-            weight=110,
             settings=[c.evaluate, c.seed],
         ),
-        Stage("report", "draws the report", draw_report, inputs=("evaluate",), output="report", weight=30),
+        Stage("report", "draws the report", draw_report, inputs=("evaluate",), output="report"),
     ]
 
 
-def played(c: PipelineConfig, part: str, says: str, episodes: int, steps: int, *, weight: float) -> Stage:
-    """The stage that records `part` of the data: by the explorer where the name ends so, else by the random agent."""
+def check_settings(c: PipelineConfig) -> None:
+    """Raise InputError for an unknown setting of a stage, before the first one starts."""
+    for name, base in (
+        ("tokenizer", train_preset("tokenizer", c.preset)),
+        ("dynamics", train_preset("dynamics", c.preset)),
+        ("decoder_finetune", train_preset("tokenizer", c.preset, "finetune")),
+        ("dynamics_finetune", train_preset("dynamics", c.preset, "finetune")),
+        ("explore", PRESETS[c.preset]),
+    ):
+        override(base, getattr(c, name), "settings", f"{name}.")
+
+
+def played(c: PipelineConfig, part: str, says: str, episodes: int, steps: int) -> Stage:
+    """Return the stage that records `part` of the data, by the explorer if the name ends so."""
     explorer = part.endswith("explored")
     return Stage(
         f"collect-{part}",
@@ -103,73 +137,124 @@ def played(c: PipelineConfig, part: str, says: str, episodes: int, steps: int, *
         partial(collect_play, part=part, episodes=episodes, steps=steps),
         inputs=("explore",) if explorer else (),
         output=f"data/{part}",
-        weight=weight,
         settings=[c.games, c.seed, episodes, steps, *([c.explored_epsilon] if explorer else [])],
     )
 
 
-def finetuned(c: PipelineConfig, side: str, data: str, words: str) -> list[Stage]:
-    """The base model fine-tuned for one side of the comparison: both sides get the same settings and seed."""
-    decoder, dynamics = f"decoder-{side}", f"dynamics-{side}"
-    both = ("collect-random", data)
-    return [
-        Stage(
-            decoder,
-            f"fine-tunes the tokenizer's decoder alone, with {words}",
-            partial(train_component, component="tokenizer", data=both, changes=c.decoder_finetune, init="tokenizer"),
-            inputs=("tokenizer", *both),
-            output=f"finetune/{side}/decoder",
-            weight=30,
-            settings=[c.preset, c.seed, c.decoder_finetune],
+def train_stage(
+    c: PipelineConfig,
+    name: str,
+    says: str,
+    *,
+    component: Literal["tokenizer", "dynamics"],
+    changes: dict[str, Any],
+    data: tuple[str, ...],
+    output: str,
+    init: str | None = None,
+) -> Stage:
+    """Return the stage that trains, or with `init` fine-tunes, a component on the data of
+    others."""
+    tokenizer = "tokenizer" if component == "dynamics" else None
+    weights = [stage for stage in (tokenizer, init) if stage is not None]
+    return Stage(
+        name,
+        says,
+        partial(
+            train_component,
+            component=component,
+            data=data,
+            changes=changes,
+            tokenizer=tokenizer,
+            init=init,
         ),
-        Stage(
+        inputs=(*weights, *data),
+        output=output,
+        settings=[c.preset, c.seed, changes],
+    )
+
+
+def finetuned(
+    c: PipelineConfig,
+    side: str,
+    says: tuple[str, str],
+    *,
+    data: tuple[str, ...],
+    bases: tuple[str, str],
+    folder: str,
+) -> list[Stage]:
+    """Return the stages that fine-tune the decoder and the dynamics of `bases`, and join them."""
+    decoder, dynamics = f"decoder-{side}", f"dynamics-{side}"
+    return [
+        train_stage(
+            c,
+            decoder,
+            says[0],
+            component="tokenizer",
+            changes=c.decoder_finetune,
+            data=data,
+            output=f"{folder}/decoder",
+            init=bases[0],
+        ),
+        train_stage(
+            c,
             dynamics,
-            f"fine-tunes the dynamics model, with {words}",
-            partial(
-                train_component,
-                component="dynamics",
-                data=both,
-                changes=c.dynamics_finetune,
-                tokenizer="tokenizer",
-                init="dynamics",
-            ),
-            inputs=("tokenizer", "dynamics", *both),
-            output=f"finetune/{side}/dynamics",
-            weight=60,
-            settings=[c.preset, c.seed, c.dynamics_finetune],
+            says[1],
+            component="dynamics",
+            changes=c.dynamics_finetune,
+            data=data,
+            output=f"{folder}/dynamics",
+            init=bases[1],
         ),
         joined(side, decoder, dynamics),
     ]
 
 
+def compared(c: PipelineConfig, side: str, data: str, words: str) -> list[Stage]:
+    """Return the stages of one side of the comparison; both sides have the same settings and
+    seed."""
+    return finetuned(
+        c,
+        side,
+        (
+            f"fine-tunes the tokenizer's decoder alone, with {words}",
+            f"fine-tunes the dynamics model, with {words}",
+        ),
+        data=("collect-random", data),
+        bases=("tokenizer", "dynamics"),
+        folder=f"finetune/{side}",
+    )
+
+
 def joined(name: str, tokenizer: str, dynamics: str) -> Stage:
-    """The stage that puts a tokenizer and a dynamics model together as `models/<name>`."""
+    """Return the stage that joins a tokenizer and a dynamics model as `models/<name>`."""
     return Stage(
         f"model-{name}",
         "puts tokenizer and dynamics model together",
         partial(join, tokenizer=tokenizer, dynamics=dynamics),
         inputs=(tokenizer, dynamics),
         output=f"models/{name}",
-        weight=1,
     )
 
 
 def part_seed(c: PipelineConfig, part: str, place: int = 0) -> int:
-    """The seed of a part, in the round `place` where there are several."""
+    """Return the seed of a part, in round `place` where there are several."""
     return 1_000 * c.seed + 10 * place + SEEDS[part]
 
 
 def collect_play(
-    job: StageContext, *, part: str, episodes: int, steps: int, agent: str = "explore", place: int = 0
+    job: StageContext,
+    *,
+    part: str,
+    episodes: int,
+    steps: int,
+    agent: str = "explore",
+    place: int = 0,
 ) -> dict[str, Any]:
-    """Episodes of one agent, as many of each game; `agent`: the stage that made the explorer, where it plays.
+    """Collect episodes of one agent, equally many of each game. agent: the explorer's stage.
 
-    Collecting completes a set that is there by itself.
+    `collect` completes a set that an interrupted run has begun.
     """
-    from envs.collect.collector import collect
-    from exploration.agent.policy import policy_spec
-
-    c: PipelineConfig = job.plan
+    c: PipelineConfig = job.config
     explorer = part.endswith("explored")
     best = f"checkpoint:{job.path(agent) / 'best'}"
     policy = policy_spec(best, epsilon=c.explored_epsilon) if explorer else "random"
@@ -186,10 +271,9 @@ def collect_play(
 
 
 def collect_as_much(job: StageContext) -> dict[str, Any]:
-    """Random play until each game has as many frames as the explorer's data has of it, to within one episode."""
-    from envs.collect.collector import collect
-
-    c: PipelineConfig = job.plan
+    """Collect random play until each game has as many frames as in the explorer's data, to within
+    one episode."""
+    c: PipelineConfig = job.config
     wanted = frames_by_game(job.path("collect-explored"))
     for game in c.games:
         episodes = 0
@@ -209,9 +293,7 @@ def collect_as_much(job: StageContext) -> dict[str, Any]:
 
 
 def frames_by_game(folder: Path) -> Counter[str]:
-    """Frames of each game in a folder of episodes; empty where there is no folder yet."""
-    from envs.episodes.dataset import EpisodeReader
-
+    """Return the frames of each game in a folder of episodes; empty where there is none yet."""
     if not (folder / "manifest.json").exists():
         return Counter()
     counts: Counter[str] = Counter()
@@ -229,20 +311,23 @@ def train_component(
     tokenizer: str | None = None,
     init: str | None = None,
 ) -> dict[str, Any]:
-    """Train, or with `init` fine-tune, one component in this process. A tokenizer is fine-tuned in its decoder alone.
+    """Train, or with `init` fine-tune, one component; of a tokenizer the decoder alone.
 
-    The dynamics model is fine-tuned with the base tokenizer: a fine-tuned decoder leaves the tokens as they were.
+    The dynamics model keeps the base tokenizer: fine-tuned decoders do not change the tokens.
     """
-    from worldmodel import preset
-    from worldmodel.training.config import train_preset
-    from worldmodel.training.train import train
-
-    c: PipelineConfig = job.plan
+    c: PipelineConfig = job.config
     threads = max(1, (c.threads or default_threads()) // max(1, c.train_workers))
     checkpoint = train(
         component,
         config=preset(c.preset),
-        recipe=train_preset(component, c.preset, "finetune" if init else None, seed=c.seed, num_threads=threads, **changes),
+        recipe=train_preset(
+            component,
+            c.preset,
+            "finetune" if init else None,
+            seed=c.seed,
+            num_threads=threads,
+            **changes,
+        ),
         data=[str(job.path(name)) for name in data],
         out=job.out,
         workers=c.train_workers,
@@ -263,17 +348,18 @@ def join(job: StageContext, *, tokenizer: str, dynamics: str) -> dict[str, Any]:
     return {"parameters": sum(p.numel() for p in model.parameters())}
 
 
-def explore(job: StageContext, *, model: str = "model-base", place: int = 0, **options: Any) -> dict[str, Any]:
-    """Train the explorer on the uncertainty of the model that a stage made; options: of `exploration.explore`."""
-    import exploration
-
-    c: PipelineConfig = job.plan
+def explore(
+    job: StageContext, *, model: str = "model-base", place: int = 0, **options: Any
+) -> dict[str, Any]:
+    """Train the explorer on the uncertainty of a stage's model. options: of
+    `exploration.explore`."""
+    c: PipelineConfig = job.config
     exploration.explore(
         list(c.games),
         job.path(model),
         job.out,
         preset=c.preset,
-        scorer=c.scorer,
+        scorer=c.reward_backend,
         resume=job.resume,
         seed=part_seed(c, "explore", place),
         **{**c.explore, **options},
@@ -282,28 +368,32 @@ def explore(job: StageContext, *, model: str = "model-base", place: int = 0, **o
 
 
 def evaluate_models(job: StageContext) -> dict[str, Any]:
-    """`evaluation/<model>-<test set>.json` for the three models on both halves of the test set.
+    """Write `evaluation/<model>-<test set>.json` for the three models on both test sets.
 
-    Each of the six is a Ray task with one torch thread, as many at a time as there are cores, or GPUs for this: that is
-    faster than one after the other with all cores. What an interrupted run has written is kept.
+    Each of the six is a Ray task with one torch thread, one on each core or GPU: that is faster
+    than one after the other with all cores. Results of an interrupted run are kept.
     """
-    import ray
-
-    from envs.utils.progress import progress
-    from envs.utils.ray_session import node_resources
-
-    c: PipelineConfig = job.plan
-    parts = [(name, test, (job.out / f"{name}-{test}.json").resolve()) for name in MODELS for test in TEST_SETS]
+    c: PipelineConfig = job.config
+    parts = [
+        (name, test, (job.out / f"{name}-{test}.json").resolve())
+        for name in MODELS
+        for test in TEST_SETS
+    ]
     todo = [part for part in parts if not part[2].exists()]
     at_a_time = c.threads or default_threads()
     place = node_resources("train")
     cpus = 1 if place.resources else max(1, int(ray.cluster_resources()["CPU"]) // at_a_time)
     device = "cuda" if place.gpus else "cpu"
-    task = ray.remote(num_cpus=cpus, num_gpus=place.gpus, resources=place.resources, max_retries=1)(evaluate_part)
+    task = ray.remote(num_cpus=cpus, num_gpus=place.gpus, resources=place.resources, max_retries=1)(
+        evaluate_part
+    )
     cache = str((job.context.root / "cache").resolve())
     running = {}
     for name, test, path in todo:
-        model, data = job.path(f"model-{name}").resolve(), job.path(f"collect-test-{test}").resolve()
+        model, data = (
+            job.path(f"model-{name}").resolve(),
+            job.path(f"collect-test-{test}").resolve(),
+        )
         settings = {"seed": c.seed, **c.evaluate}
         running[task.remote(str(model), str(data), cache, str(path), device, settings)] = path.stem
     try:
@@ -318,19 +408,14 @@ def evaluate_models(job: StageContext) -> dict[str, Any]:
     return {}
 
 
-def evaluate_part(model: str, data: str, cache: str, out: str, device: str, options: dict[str, Any]) -> None:
-    """Evaluate one model on one test set; runs in a process of its own."""
-    import torch
-
-    from worldmodel import GenieReduxG
-    from worldmodel.evaluation.evaluate import evaluate
-
+def evaluate_part(
+    model: str, data: str, cache: str, out: str, device: str, options: dict[str, Any]
+) -> None:
+    """Evaluate one model on one test set, in its own process."""
     torch.set_num_threads(1)
     evaluate(GenieReduxG.load(model, device), [data], cache_dir=cache, out=out, **options)
 
 
 def draw_report(job: StageContext) -> dict[str, Any]:
-    """The report, and its main figures as lines of text."""
-    from experiments.reports.build import build
-
+    """Draw the report; return its main figures as lines of text."""
     return {"lines": build(job.context.root, job.out)}

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from worldmodel.data.batch import to_float_frames
 from numpy.typing import NDArray
 
 from envs.utils.images import GAP, Frames, enlarged, png
+from worldmodel.data.batch import to_float_frames
 
 if TYPE_CHECKING:
     from worldmodel import WorldModel

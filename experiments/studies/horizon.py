@@ -1,9 +1,14 @@
-"""How long predictions stay good and controllable: PSNR, SSIM and delta-PSNR at each frame, past the window (F.2)."""
+"""Quality and controllability over time: PSNR, SSIM and delta-PSNR of each frame (App. F.2)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from envs.utils.progress import console
 from experiments.studies.common import (
     COLOURS,
     Mode,
@@ -12,43 +17,37 @@ from experiments.studies.common import (
     figure_png,
     new_figure,
     open_model,
-    plain_axes,
-    settings_of,
     windows_of,
     write_result,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from worldmodel.metrics import frame_psnr, frame_ssim, random_actions
+from worldmodel.statistics import estimate
 
 MEASURES = ("psnr", "ssim", "copy_psnr", "copy_ssim", "delta_psnr")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(ModelArgs):
-    """Writes horizon.json and horizon.png to --out."""
+    """Write horizon.json and horizon.png to --out."""
 
     horizon: int = 30
-    """Frames predicted; more than the model's window slides it."""
+    """Number of predicted frames; beyond the model's window, it slides."""
     context: int = 2
-    """Frames given."""
+    """Number of given frames."""
     stride: int = 40
     """Frames between the starts of two windows."""
     modes: tuple[Mode, ...] = ("one_pass", "autoregressive")
-    """How predictions are sampled."""
+    """Sampling modes."""
     sampling_steps: int = 25
-    """MaskGIT passes."""
+    """MaskGIT steps."""
 
 
 def run(args: Args) -> None:
     """Predict with true and with random actions in each mode, and compare frame by frame."""
-    from envs.utils.progress import console
-
     model = open_model(args)
     modes = {mode: measure(args, model, mode) for mode in args.modes}
-    figures = {"settings": settings_of(args), "window": model.cfg.frames, "modes": modes}
-    write_result(args.out, "horizon", figures, {"": plot(figures)})
+    results = {"window": model.cfg.frames, "modes": modes}
+    write_result(args, "horizon", results, {"": plot(results, args.context)})
     for mode, of in modes.items():
         for t in sorted({1, min(10, args.horizon), args.horizon}):
             value = {name: of["overall"][name][t - 1]["mean"] for name in MEASURES}
@@ -59,16 +58,18 @@ def run(args: Args) -> None:
 
 
 def measure(args: Args, model: Any, mode: str) -> dict[str, Any]:
-    """{"overall": SET, "games": {game: SET}}; SET holds, of each measure and frame, mean and 95 % interval."""
-    import torch
-
+    """Return {"overall": SET, "games": {game: SET}}; a SET holds, for each measure and frame, the
+    mean and its 95 % interval."""
     found: dict[str, list[dict[str, Tensor]]] = {}
     sessions: dict[str, list[str]] = {}
-    for number, windows in enumerate(windows_of(args, model, args.context + args.horizon, args.stride)):
+    for number, windows in enumerate(
+        windows_of(args, model, args.context + args.horizon, args.stride)
+    ):
         found.setdefault(windows.game, []).append(score(args, windows, mode, args.seed + number))
         sessions.setdefault(windows.game, []).extend(windows.sessions)
     games = {
-        game: {name: torch.cat([part[name] for part in parts]) for name in MEASURES} for game, parts in found.items()
+        game: {name: torch.cat([part[name] for part in parts]) for name in MEASURES}
+        for game, parts in found.items()
     }
     together = {name: torch.cat([values[name] for values in games.values()]) for name in MEASURES}
     return {
@@ -77,18 +78,19 @@ def measure(args: Args, model: Any, mode: str) -> dict[str, Any]:
     }
 
 
-def score(args: Args, windows: StudyWindows, mode: str, seed: int) -> "dict[str, Tensor]":
-    """Each measure of each window and predicted frame, (B, F). Both branches start from the same noise."""
-    import torch
-
-    from worldmodel.metrics import frame_psnr, frame_ssim, random_actions
-
+def score(args: Args, windows: StudyWindows, mode: str, seed: int) -> dict[str, Tensor]:
+    """Return each measure of each window and predicted frame, (B, F). Both branches start from the
+    same noise."""
     frames, context, model = windows.frames_BTCHW, args.context, windows.model
     given, truth = frames[:, :context], frames[:, context:]
     drawn = random_actions(windows.actions_BT, context, seed, model.actions)
     made, random = (
         model.generate(
-            given, actions, steps=args.sampling_steps, mode=mode, generator=torch.Generator().manual_seed(seed)
+            given,
+            actions,
+            steps=args.sampling_steps,
+            mode=mode,
+            generator=torch.Generator().manual_seed(seed),
         )
         for actions in (windows.actions_BT, drawn)
     )
@@ -103,13 +105,9 @@ def score(args: Args, windows: StudyWindows, mode: str, seed: int) -> "dict[str,
     }
 
 
-def _summary(values: "Mapping[str, Tensor]", sessions: list[str]) -> dict[str, list[dict[str, float | None]]]:
-    import math
-
-    import torch
-
-    from worldmodel.statistics import estimate
-
+def _summary(
+    values: Mapping[str, Tensor], sessions: list[str]
+) -> dict[str, list[dict[str, float | None]]]:
     numbers = {session: number for number, session in enumerate(dict.fromkeys(sessions))}
     groups_B = torch.tensor([numbers[session] for session in sessions])
     made: dict[str, list[dict[str, float | None]]] = {}
@@ -118,31 +116,44 @@ def _summary(values: "Mapping[str, Tensor]", sessions: list[str]) -> dict[str, l
         for values_B in values_BF.T:
             of = estimate(values_B, groups_B)
             bounds = {
-                end: value if math.isfinite(value) else None for end, value in (("low", of.low), ("high", of.high))
+                end: value if math.isfinite(value) else None
+                for end, value in (("low", of.low), ("high", of.high))
             }
             made[name].append({"mean": of.mean, **bounds})
     return made
 
 
-def plot(figures: Mapping[str, Any]) -> bytes:
-    """PSNR, SSIM and delta-PSNR against the predicted frame; grey where the window has begun to slide. PNG."""
+def plot(results: Mapping[str, Any], context: int) -> bytes:
+    """Return a PNG of PSNR, SSIM and delta-PSNR over predicted frames, grey past the window."""
     figure = new_figure(13, 4)
     titles = {"psnr": "PSNR, dB", "ssim": "SSIM", "delta_psnr": "delta-PSNR, dB"}
-    inside = figures["window"] - figures["settings"]["context"]
+    inside = results["window"] - context
     for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        for number, (mode, of) in enumerate(figures["modes"].items()):
+        for number, (mode, of) in enumerate(results["modes"].items()):
             values = of["overall"][name]
             x = range(1, len(values) + 1)
-            axes.plot(x, [value["mean"] for value in values], color=COLOURS[number], label=mode.replace("_", " "))
+            axes.plot(
+                x,
+                [value["mean"] for value in values],
+                color=COLOURS[number],
+                label=mode.replace("_", " "),
+            )
             if values[0]["low"] is not None:
                 low, high = ([value[end] for value in values] for end in ("low", "high"))
                 axes.fill_between(x, low, high, color=COLOURS[number], alpha=0.15, linewidth=0)
-        of = next(iter(figures["modes"].values()))["overall"]
+        of = next(iter(results["modes"].values()))["overall"]
         if f"copy_{name}" in of:
-            axes.plot(x, [value["mean"] for value in of[f"copy_{name}"]], "--", color="0.4", label="copying")
+            axes.plot(
+                x,
+                [value["mean"] for value in of[f"copy_{name}"]],
+                "--",
+                color="0.4",
+                label="copying",
+            )
         if len(x) > inside:
-            axes.axvspan(inside + 0.5, len(x) + 0.5, color="0.93", zorder=0, label="past the window")
+            axes.axvspan(
+                inside + 0.5, len(x) + 0.5, color="0.93", zorder=0, label="past the window"
+            )
         axes.set(xlabel="predicted frame", title=title)
         axes.legend(fontsize=7, frameon=False)
-    plain_axes(figure)
     return figure_png(figure)

@@ -1,20 +1,26 @@
-"""What the codes stand for: every token but the background one replaced by its nearest or farthest code (fig. 5).
+"""Meaning of the codes: replace all but background tokens by their nearest or farthest code (Fig.
+5).
 
-If near codes look alike, the first leaves a picture that can be read and the second destroys it; if the commonest code
-of later frames stands for "nothing changed here", it is common on static patches and rare on moving ones (section 5).
+If near codes look alike, the first leaves a recognisable picture and the second destroys it. If the
+most common code of later frames means "no change", it is common on static patches and rare on
+moving ones (Section 5).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from experiments.studies.common import ModelArgs, open_model, settings_of, windows_of, write_result
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from worldmodel import Tokenizer
-
+from envs.utils.images import png
+from envs.utils.progress import console
+from experiments.reports.images import code_colours, film_strip, token_map
+from experiments.studies.common import ModelArgs, open_model, windows_of, write_result
+from worldmodel import Tokenizer
+from worldmodel.data.batch import to_float_frames
+from worldmodel.evaluation.codebook_stats import count_codes, static_token_stats
+from worldmodel.metrics import psnr, ssim
 
 KINDS = ("reconstruction", "nearest", "farthest")
 SHOWN = 2
@@ -23,9 +29,10 @@ SHOWN = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Args(ModelArgs):
-    """Writes representation.json and representation-GAME.png to --out.
+    """Write representation.json and representation-GAME.png to --out.
 
-    Rows of a picture: what happened, its reconstruction, with nearest codes, with farthest codes, tokens as colours.
+    Rows of a picture: ground truth, reconstruction, nearest codes, farthest codes, tokens as
+    colours.
     """
 
     length: int = 4
@@ -35,44 +42,39 @@ class Args(ModelArgs):
 
 
 def run(args: Args) -> None:
-    """Replace, decode, compare."""
-    from envs.utils.progress import console
-    from worldmodel.data.batch import to_float_frames
-
+    """Replace codes, decode, compare with the ground truth."""
     model = open_model(args)
     tokenizer = model.tokenizer
     games: dict[str, Any] = {}
     pictures: dict[str, bytes] = {}
     for game, pixels_BTHWC in _clips(args, model).items():
         games[game], made, tokens = study(tokenizer, to_float_frames(pixels_BTHWC))
-        pictures[game] = draw(tokenizer, pixels_BTHWC[:SHOWN], {name: of[:SHOWN] for name, of in made.items()}, tokens)
-    write_result(args.out, "representation", {"settings": settings_of(args), "games": games}, pictures)
+        pictures[game] = draw(
+            tokenizer, pixels_BTHWC[:SHOWN], {name: of[:SHOWN] for name, of in made.items()}, tokens
+        )
+    write_result(args, "representation", {"games": games}, pictures)
     for game, of in games.items():
         psnr = ", ".join(f"{name} {of['psnr'][name]:.1f} dB" for name in KINDS)
         background = of["background"]
         console.print(
-            f"{game}: {psnr}; code {of['background_code']} is {background['static']:.0%} of static patches, "
+            f"{game}: {psnr}; code {of['background_code']} is "
+            f"{background['static']:.0%} of static patches, "
             f"{background['moving']:.0%} of moving ones"
         )
 
 
-def _clips(args: Args, model: Any) -> "dict[str, Tensor]":
-    """The windows of each game, uint8 BTHWC."""
-    import torch
-
+def _clips(args: Args, model: Any) -> dict[str, Tensor]:
+    """Return the windows of each game, uint8 BTHWC."""
     found: dict[str, list[Tensor]] = {}
     for windows in windows_of(args, model, args.length, args.stride):
         found.setdefault(windows.game, []).append(windows.frames_BTHWC)
     return {game: torch.cat(parts) for game, parts in found.items()}
 
 
-def study(tokenizer: "Tokenizer", frames_BTCHW: "Tensor") -> "tuple[dict[str, Any], dict[str, Tensor], Tensor]":
-    """(figures as JSON data, decoded frames of each kind, tokens) of windows of one game."""
-    import torch
-
-    from worldmodel.evaluation.codebook_stats import count_codes, static_token_stats
-    from worldmodel.metrics import psnr, ssim
-
+def study(
+    tokenizer: Tokenizer, frames_BTCHW: Tensor
+) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
+    """Return results as JSON data, decoded frames of each kind, and tokens, of one game."""
     with torch.inference_mode():
         tokens = torch.cat([tokenizer.encode(part) for part in frames_BTCHW.split(4)])
         counts = count_codes(tokens, frames_BTCHW, tokenizer.cfg.tokenizer.codes)
@@ -93,10 +95,8 @@ def study(tokenizer: "Tokenizer", frames_BTCHW: "Tensor") -> "tuple[dict[str, An
     return figures, made, tokens
 
 
-def replaced(tokens_BThw: "Tensor", codebook_KD: "Tensor", background: int) -> "dict[str, Tensor]":
-    """Tokens with every one but `background` replaced by its nearest other and by its farthest code."""
-    import torch
-
+def replaced(tokens_BThw: Tensor, codebook_KD: Tensor, background: int) -> dict[str, Tensor]:
+    """Return tokens with all but `background` replaced by the nearest and by the farthest code."""
     likeness_KK = codebook_KD @ codebook_KD.T
     farthest = likeness_KK.argmin(1)
     nearest_code = likeness_KK.fill_diagonal_(-torch.inf).argmax(1)
@@ -107,11 +107,10 @@ def replaced(tokens_BThw: "Tensor", codebook_KD: "Tensor", background: int) -> "
     }
 
 
-def draw(tokenizer: "Tokenizer", pixels_BTHWC: "Tensor", made: "Mapping[str, Tensor]", tokens_BThw: "Tensor") -> bytes:
-    """Windows beside each other; rows as `Args` says. PNG."""
-    from envs.utils.images import png
-    from experiments.reports.images import code_colours, film_strip, token_map
-
+def draw(
+    tokenizer: Tokenizer, pixels_BTHWC: Tensor, made: Mapping[str, Tensor], tokens_BThw: Tensor
+) -> bytes:
+    """Return a PNG of windows side by side; rows as `Args` says."""
     colours = code_colours(tokenizer.codebook.detach().float().numpy())
     rows = [pixels_BTHWC.flatten(0, 1).numpy()]
     for name in KINDS:

@@ -15,8 +15,16 @@ from envs.utils.errors import InputError
 from exploration.reward.scorers import LocalScorer, ServeScorer
 
 SCORERS = ("local", "serve")
-REWARDS = ("autoexplore", "disagreement", "rf", "vae", "count", "random", "env")
-WITHOUT_MODEL = ("count", "random", "env")
+REWARDS = (
+    "token-entropy",
+    "disagreement",
+    "random-features",
+    "vae",
+    "count-bonus",
+    "random",
+    "extrinsic",
+)
+WITHOUT_MODEL = ("count-bonus", "random", "extrinsic")
 TRAINED = ("disagreement", "vae")
 """Rewards that learn from recorded play first."""
 TRAINING_FRAMES = 4_000
@@ -28,12 +36,12 @@ TRAINING_TOKENS = 150_000
 class RewardConfig:
     """Reward of the agent, and the place where it is computed."""
 
-    name: str = "autoexplore"
-    """autoexplore: the world model's token entropy (the paper's); disagreement: of heads on it,
-    robust to noise; rf, vae: error of its prediction in random or learnt features (table 6); count:
-    rare screens; random: nothing; env: the game's own reward."""
+    name: str = "token-entropy"
+    """token-entropy: the world model's token entropy (the paper's); disagreement: of heads on it,
+    robust to noise; random-features, vae: error of its prediction in random or learnt features (Table 6); count-bonus:
+    rare screens; random: nothing; extrinsic: the game's own reward."""
     scorer: str = "local"
-    """local: the model in each runner computes autoexplore; serve: replicas of a Ray Serve app."""
+    """local: the model in each runner computes token-entropy; serve: replicas of a Ray Serve app."""
     data: tuple[str, ...] = field(default=())
     """Folders of episodes, which disagreement and vae learn from."""
     app: str | None = None
@@ -50,7 +58,7 @@ class RewardConfig:
             raise InputError(
                 f"scorer {self.scorer!r} is not known: choose one of {', '.join(SCORERS)}"
             )
-        if self.scorer == "serve" and self.name != "autoexplore":
+        if self.scorer == "serve" and self.name != "token-entropy":
             raise InputError(
                 f"reward {self.name!r} is computed in the runners: leave the scorer 'serve' out"
             )
@@ -92,20 +100,20 @@ class RewardConfig:
     def _local(
         self, model: Path | None, folder: Path, steps: int, seed: int
     ) -> Callable[[], Any] | None:
-        if self.name == "env":
+        if self.name == "extrinsic":
             return None
-        if self.name == "autoexplore":
+        if self.name == "token-entropy":
             assert model is not None
             return partial(LocalScorer, model, steps=steps)
         from exploration.reward.baselines import CountBonus, PredictionError, RandomReward
         from exploration.reward.disagreement import Disagreement
 
-        if self.name == "count":
+        if self.name == "count-bonus":
             return CountBonus
         if self.name == "random":
             return partial(RandomReward, seed)
         assert model is not None
-        if self.name == "rf":
+        if self.name == "random-features":
             return partial(PredictionError, model)
         weights = folder / f"{self.name}.safetensors"
         if not weights.exists():

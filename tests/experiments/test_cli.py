@@ -1,10 +1,12 @@
-"""What a person meets: help that answers at once, and one line with exit code 2 for whatever they got wrong."""
+"""What a person meets: help that answers at once, and one line with exit code 2 for whatever they
+got wrong."""
 
 import json
 import os
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -27,17 +29,24 @@ def complaint(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 def test_help_answers_at_once_and_names_every_command() -> None:
     started = time.monotonic()
-    shown = subprocess.run([sys.executable, "-m", "experiments", "--help"], capture_output=True, text=True, timeout=60)
+    shown = subprocess.run(
+        [sys.executable, "-m", "experiments", "--help"], capture_output=True, text=True, timeout=60
+    )
     seconds = time.monotonic() - started
     assert shown.returncode == 0
     assert all(command in shown.stdout for command in COMMANDS)
-    script = "import sys, experiments.__main__ as m; m.parse(['doctor']); print({'torch', 'ray'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "set()\n"
+    heavy = "print({'torch', 'ray', 'pandas', 'matplotlib'} & set(sys.modules))"
+    light = "[['doctor'], ['catalog'], ['data', 'verify', 'x']]"
+    script = f"import sys, experiments.__main__ as m; [m.parse(argv) for argv in {light}]; {heavy}"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert loaded.stdout == "set()\n"
     assert seconds < 5  # 0.4 s on a quiet machine; what it must not do is load torch or Ray
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_each_command_explains_every_flag(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_each_command_explains_every_flag(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         execute([command, "--help"])
     assert stop.value.code == 0
@@ -45,14 +54,35 @@ def test_help_of_each_command_explains_every_flag(command: str, capsys: pytest.C
 
 
 def test_a_closed_stdout_ends_any_command_quietly(tmp_path: Path) -> None:
-    """As `| head` does: by print and by rich, from the first line on; what a command has done by then stays."""
+    """As `| head` does: by print and by rich, from the first line on; what a command has done by
+    then stays."""
     data = tmp_path / "data"
-    play = ["collect", "Counting", "--episodes", "1", "--steps", "20", "--workers", "1", "--out", str(data)]
-    for argv in (["--help"], ["catalog", "--help"], ["catalog"], ["catalog", "--names"], ["doctor"], play):
+    play = [
+        "collect",
+        "Counting",
+        "--episodes",
+        "1",
+        "--steps",
+        "20",
+        "--workers",
+        "1",
+        "--out",
+        str(data),
+    ]
+    for argv in (
+        ["--help"],
+        ["catalog", "--help"],
+        ["catalog"],
+        ["catalog", "--names"],
+        ["doctor"],
+        play,
+    ):
         reader, writer = os.pipe()
         os.close(reader)
         command = [sys.executable, "-m", "experiments", *argv]
-        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=200)
+        ended = subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=200
+        )
         os.close(writer)
         assert (ended.returncode, ended.stderr) == (141, ""), argv
     assert len(EpisodeReader(data)) == 1
@@ -68,7 +98,15 @@ def test_unknown_game(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_missing_rom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for argv in (
         ["collect", ROM_IS_MISSING, "--out", str(tmp_path / "data")],
-        ["pipeline", "--preset", "debug", "--games", ROM_IS_MISSING, "--out", str(tmp_path / "run")],
+        [
+            "pipeline",
+            "--preset",
+            "debug",
+            "--games",
+            ROM_IS_MISSING,
+            "--out",
+            str(tmp_path / "run"),
+        ],
         ["explore", ROM_IS_MISSING, "--model", str(tmp_path), "--out", str(tmp_path / "run")],
     ):
         line = complaint(capsys, *argv)
@@ -97,23 +135,32 @@ def test_missing_checkpoint_and_data(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_flags_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = str(tmp_path), str(tmp_path / "out")
     assert "--tokenizer" in complaint(capsys, "train", "dynamics", "--data", data, "--out", out)
-    assert "--init" in complaint(capsys, "train", "tokenizer", "--recipe", "finetune", "--data", data, "--out", out)
-    assert "g50" in complaint(capsys, "train", "dynamics", "--recipe", "g51", "--data", data, "--out", out)
-    assert "--data" in complaint(capsys, "train", "tokenizer", "--out", out)
-    assert "--objective" in complaint(
-        capsys, "train", "tokenizer", "--objective", "masked", "--data", data, "--out", out
+    assert "--init" in complaint(
+        capsys, "train", "tokenizer", "--recipe", "finetune", "--data", data, "--out", out
     )
+    assert "g50" in complaint(
+        capsys, "train", "dynamics", "--recipe", "g51", "--data", data, "--out", out
+    )
+    assert "--data" in complaint(capsys, "train", "tokenizer", "--out", out)
+    objective = ["--model.dynamics.objective", "masked", "--data", data, "--out", out]
+    assert "dynamics.objective" in complaint(capsys, "train", "tokenizer", *objective)
     assert "episodes" in complaint(capsys, "collect", "Counting", "--episodes", "0", "--out", out)
     assert "--only" in complaint(capsys, "benchmark", "--only", "nothing")
     assert "console" in complaint(capsys, "catalog", "--console", "Vectrex")
-    assert "scorer" in complaint(capsys, "pipeline", "--scorer", "remote", "--preset", "debug", "--out", out)
+    assert "reward-backend" in complaint(
+        capsys, "pipeline", "--reward-backend", "remote", "--preset", "debug", "--out", out
+    )
 
 
 def test_usage_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "'huge'" in complaint(capsys, "pipeline", "--preset", "huge", "--out", str(tmp_path / "run"))
+    assert "'huge'" in complaint(
+        capsys, "pipeline", "--preset", "huge", "--out", str(tmp_path / "run")
+    )
     assert "--out" in complaint(capsys, "pipeline")
     assert "nonsense" in complaint(capsys, "nonsense")
-    assert "--seed" in complaint(capsys, "pipeline", "--seed", "many", "--out", str(tmp_path / "run"))
+    assert "--seed" in complaint(
+        capsys, "pipeline", "--seed", "many", "--out", str(tmp_path / "run")
+    )
     assert "did you mean collect?" in complaint(capsys, "colect")
 
 
@@ -124,9 +171,61 @@ def test_no_command_shows_the_overview(capsys: pytest.CaptureFixture[str]) -> No
     assert "usage: autoexplore COMMAND" in capsys.readouterr().out
 
 
-def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        execute(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"autoexplore {metadata.version('autoexplore')}\n"
+
+
+BAD_INPUT = """
+import sys
+from experiments.__main__ import execute
+out, gone = sys.argv[1:]
+data, model = ["--data", gone, "--out", out], ["--model", gone, "--out", out]
+# Games are checked before torch and Ray are loaded.
+codes = [execute(["collect", "Kangaro-Atari2600", "--out", out])]
+codes.append(execute(["pipeline", "--games", "Pong", "--out", out]))
+assert not {"torch", "ray"} & set(sys.modules), "loaded for nothing"
+import ray
+def refuse(*args, **options): raise AssertionError("Ray was started")
+ray.init = refuse
+for argv in (
+    ["train", "tokenizer", *data, "--workers", "2"],
+    ["explore", "Counting", *model],
+    ["explore", "Kangaro-Atari2600", "--reward", "random", "--out", out],
+    ["tune", "Counting", *model],
+    ["compare", "Counting", *model],
+    ["expert", "Kangaro-Atari2600", "--out", out],
+    ["evaluate", gone, "--data", gone, "--workers", "2"],
+    ["generate", gone, *data],
+    ["serve", gone],
+    ["benchmark", "--games", "Kangaro-Atari2600"],
+    ["study", "ablation", *data, "--parallel", "2"],
+    ["export", "--tokenizer", gone, "--dynamics", gone, "--out", out],
+): codes.append(execute(argv))
+print(*codes)
+"""
+
+
+def test_bad_input_is_one_line_before_ray_starts(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", BAD_INPUT, str(tmp_path / "out"), str(tmp_path / "gone")]
+    ended = subprocess.run(argv, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    codes, lines = ended.stdout.split(), ended.stderr.splitlines()
+    assert codes == ["2"] * 14
+    assert len(lines) == 14
+    assert all(line.startswith("autoexplore: ") for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    assert str(tmp_path) in complaint(capsys, "pipeline", "--preset", "debug", "--out", str(tmp_path))
+    assert str(tmp_path) in complaint(
+        capsys, "pipeline", "--preset", "debug", "--out", str(tmp_path)
+    )
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -147,10 +246,15 @@ def test_an_input_error_inside_a_ray_task_is_still_one_line(
         raise InputError("the disk of the worker is full: free some space")
 
     monkeypatch.setattr(doctor, "run", lambda args: ray.get(fails.remote()))
-    assert complaint(capsys, "doctor") == "autoexplore: the disk of the worker is full: free some space"
+    assert (
+        complaint(capsys, "doctor")
+        == "autoexplore: the disk of the worker is full: free some space"
+    )
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from experiments.commands import collect
 
     def interrupted(args: collect.Args) -> None:
@@ -165,11 +269,22 @@ def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str], tmp_p
     assert execute(["doctor", "--no-start-ray", "--out", str(tmp_path / "new")]) == 0
     shown = capsys.readouterr().out
     assert "ROMs" in shown
-    assert "everything that the commands need is here" in shown
+    assert "all checks passed" in shown
 
 
 def test_benchmark_writes_ratios(ray_cluster: None, tmp_path: Path) -> None:
-    argv = ["benchmark", "--only", "collect", "windows", "--games", "Counting", "--steps", "60", "--repeats", "1"]
+    argv = [
+        "benchmark",
+        "--only",
+        "collect",
+        "windows",
+        "--games",
+        "Counting",
+        "--steps",
+        "60",
+        "--repeats",
+        "1",
+    ]
     assert execute([*argv, "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "benchmark.json").read_text())
     assert list(dict.fromkeys(row["group"] for row in rows)) == ["collect", "windows"]

@@ -373,7 +373,7 @@ def test_ctrl_c_that_something_swallows_still_ends_the_run(ray_cluster, tmp_path
             None,
             tmp_path / "run",
             preset="debug",
-            reward="count",
+            reward="count-bonus",
             runners=0,
             epochs=50,
         )

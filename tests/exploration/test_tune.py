@@ -107,13 +107,13 @@ def test_a_population_copies_its_best_and_varies_it_also_after_ctrl_c(
     argv += [
         "--epochs",
         "3",
-        "--every",
+        "--perturbation-interval",
         "1",
         "--runners",
         "0",
         "--envs-per-runner",
         "2",
-        "--scorer",
+        "--reward-backend",
         "serve",
     ]
     person = threading.Thread(target=interrupt_after_the_first_epoch, args=(out,))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.pipeline.config import PLANS
+from experiments.pipeline.config import PRESETS
 from experiments.pipeline.stages import stage_table
 
 ROOT = Path(__file__).parents[2]
@@ -102,5 +102,5 @@ def test_a_whole_pipeline_runs_as_a_job(head: Head, tmp_path: Path) -> None:
     assert "Report: " in done.stdout
     assert (run / "report/index.html").is_file()
     timings = json.loads((run / "timings.json").read_text())
-    assert list(timings["seconds"]) == [stage.name for stage in stage_table(PLANS["debug"])]
+    assert list(timings["seconds"]) == [stage.name for stage in stage_table(PRESETS["debug"])]
     assert "Job 'whole' succeeded" in done.stdout

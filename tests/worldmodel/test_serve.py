@@ -307,7 +307,7 @@ def test_replicas_follow_the_queue(ray_cluster, tiny_world, monkeypatch):
 
 def test_the_command_says_what_the_service_does(ray_cluster, tiny_world):
     with console.capture() as printed:
-        assert execute(["serve", str(tiny_world), "--name", "told", "--seconds", "2"]) == 0
+        assert execute(["serve", str(tiny_world), "--name", "told", "--duration", "2"]) == 0
     started, ends, told = printed.get().splitlines()
     assert re.fullmatch(
         r"told: 1 replica can be asked; [\d,]+ windows a second from one client", started

@@ -57,7 +57,7 @@ class PairDataset(Dataset):
         if len(small) and not len(self):
             raise InputError(
                 "the pairs hold no session of the data: make them of it with `autoexplore "
-                "data replay`"
+                "data rerender`"
             )
 
     def __len__(self) -> int:

@@ -125,11 +125,11 @@ class TrainingRun:
         if self.component == "upscaler":
             if self.pairs is None or self.recipe.streaming_buffer:
                 raise InputError(
-                    "training upscaler needs --pairs, made of its data by `autoexplore "
-                    "data replay`, and cannot stream"
+                    "training upscaler needs --high-res-data, made of its data by `autoexplore "
+                    "data rerender`, and cannot stream"
                 )
         elif self.pairs is not None:
-            raise InputError(f"training {self.component} takes no --pairs")
+            raise InputError(f"training {self.component} takes no --high-res-data")
 
     def check_resumable(self) -> None:
         """Raise InputError if the run in `out` is not this one, naming the first difference.

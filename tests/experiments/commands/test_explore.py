@@ -1,4 +1,5 @@
-"""What a person types to explore, to make an expert and to compare agents; and one line for what they got wrong."""
+"""What a person types to explore, to make an expert and to compare agents; and one line for what
+they got wrong."""
 
 import dataclasses
 import json
@@ -34,6 +35,17 @@ def test_bad_input_is_one_line(ray_cluster, tiny_world, tmp_path, capsys):
     assert "--model" in complaint(capsys, "explore", "Counting", *out)
     assert "--reward-data" in complaint(capsys, *game, "--reward", "vae")
     assert "money" in complaint(capsys, *game, "--reward", "money")
+    assert "need as many envs" in complaint(
+        capsys,
+        *game[:2],
+        "Corridor",
+        "NoisyTV",
+        *game[2:],
+        "--runners",
+        "0",
+        "--envs-per-runner",
+        "1",
+    )
     assert "no game" in complaint(capsys, "explore", "--model", str(tiny_world), *out)
     assert "epsilon" in complaint(capsys, "expert", "Counting", "--epsilon", "2", *out)
     assert not (tmp_path / "run").exists()
@@ -64,7 +76,7 @@ def test_games_by_query():
 
 def test_many_games_get_an_env_each_and_a_return_each(ray_cluster, tmp_path):
     games = ["Counting", "Corridor", "NoisyTV"]
-    explore(games, None, tmp_path, preset="debug", reward="count", runners=1, epochs=1)
+    explore(games, None, tmp_path, preset="debug", reward="count-bonus", runners=1, epochs=1)
     (row,) = read_metrics(tmp_path)
     for game in games:
         assert row[f"explore/intrinsic_return/{game}"] > 0
@@ -77,14 +89,29 @@ def test_many_games_get_an_env_each_and_a_return_each(ray_cluster, tmp_path):
 
 
 def test_from_a_game_to_a_test_set_of_deep_play(ray_cluster, tmp_path, monkeypatch, capsys):
-    """The expert of the corridor, which pays more from room to room, plays farther than chance gets."""
+    """The expert of the corridor, which pays more from room to room, plays farther than chance
+    gets."""
     plan = PRESETS["expert-debug"]
     loss = dataclasses.replace(plan.loss, gamma=0.9)
     plan = dataclasses.replace(
-        plan, loss=loss, epochs=8, runners=0, envs_per_runner=4, steps_per_epoch=60, max_steps=60, updates_per_epoch=16, batch_size=8,
-        epsilon=0.3, final_epsilon=0.1, epsilon_epochs=8, lr=5e-3, evaluate_every=4, evaluation_steps=60,
-        precision="fp32", normalize_rewards=True,
-    )  # fmt: skip
+        plan,
+        loss=loss,
+        epochs=8,
+        runners=0,
+        envs_per_runner=4,
+        steps_per_epoch=60,
+        max_steps=60,
+        updates_per_epoch=16,
+        batch_size=8,
+        epsilon=0.3,
+        final_epsilon=0.1,
+        epsilon_epochs=8,
+        lr=5e-3,
+        evaluate_every=4,
+        evaluation_steps=60,
+        precision="fp32",
+        normalize_rewards=True,
+    )
     monkeypatch.setitem(PRESETS, "expert-debug", plan)
     argv = [
         "expert",

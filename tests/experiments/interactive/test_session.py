@@ -1,4 +1,4 @@
-"""Playing in a learned world: keys through the real window and loop, the GIFs, scripts, and bad input.
+"""Playing in a learned world: keys through the real window and loop, GIFs, actions, bad input.
 
 SDL's driver `dummy` stands for a screen: events and pictures are real, nobody sees them.
 """
@@ -18,7 +18,7 @@ from envs.controls import ACTIONS
 from envs.episodes.dataset import EpisodeReader
 from envs.utils.errors import InputError
 from experiments.__main__ import execute
-from experiments.interactive.session import World, parse_script
+from experiments.interactive.session import World, parse_actions
 from experiments.interactive.window import display
 from experiments.interactive.window import play as show
 from experiments.reports.images import at_scale
@@ -74,7 +74,7 @@ def press(*keys: int, release: bool = True) -> None:
 
 
 def when(monkeypatch: pytest.MonkeyPatch, frames: dict[int, Any]) -> list[NDArray[np.uint8]]:
-    """Call frames[n] when the window has been drawn n times. Returns what the window shows, (H, W, 3), each time."""
+    """Call frames[n] when the window has been drawn n times; return its pictures, (H, W, 3)."""
     flip, shown = pygame.display.flip, []
 
     def drawn() -> None:
@@ -87,14 +87,36 @@ def when(monkeypatch: pytest.MonkeyPatch, frames: dict[int, Any]) -> list[NDArra
 
 
 def play(model: Path, data: str, out: Path, *flags: str) -> int:
-    return execute(["play", str(model), "--data", data, "--out", str(out), "--fps", "240", "--scale", "4", *flags])
+    return execute(
+        [
+            "play",
+            str(model),
+            "--data",
+            data,
+            "--out",
+            str(out),
+            "--fps",
+            "240",
+            "--scale",
+            "4",
+            *flags,
+        ]
+    )
 
 
 def test_each_key_is_an_action_and_backspace_starts_again(
     tiny_world: Path, data: str, tmp_path: Path, seen: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def keys() -> None:
-        press(pygame.K_RIGHT, pygame.K_LEFT, pygame.K_UP, pygame.K_DOWN, pygame.K_SPACE, pygame.K_x, pygame.K_q)
+        press(
+            pygame.K_RIGHT,
+            pygame.K_LEFT,
+            pygame.K_UP,
+            pygame.K_DOWN,
+            pygame.K_SPACE,
+            pygame.K_x,
+            pygame.K_q,
+        )
         press(pygame.K_BACKSPACE, pygame.K_LEFT, pygame.K_ESCAPE, pygame.K_UP)
 
     shown = when(monkeypatch, {1: keys})
@@ -102,7 +124,9 @@ def test_each_key_is_an_action_and_backspace_starts_again(
     assert seen == ["reset", RIGHT, LEFT, UP, DOWN, JUMP, JUMP, "reset", LEFT]
     given = EpisodeReader(data)[1].frames_THWC[6].repeat(4, 0).repeat(4, 1)
     assert np.array_equal(shown[0][:256], given)  # squares, nothing smoothed
-    again = seen.index("reset", 1)  # a picture before the keys, one after each, one after the key that means nothing
+    again = seen.index(
+        "reset", 1
+    )  # a picture before the keys, one after each, one after the key that means nothing
     assert np.array_equal(shown[again + 1][:256], given)
     assert not np.array_equal(shown[again + 2][:256], given)
     assert not (tmp_path / "out").exists()
@@ -133,7 +157,7 @@ def test_idle_goes_on_without_a_key(
     tiny_world: Path, data: str, tmp_path: Path, seen: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     when(monkeypatch, {3: lambda: press(pygame.K_ESCAPE)})
-    assert play(tiny_world, data, tmp_path, "--idle", "up") == 0
+    assert play(tiny_world, data, tmp_path, "--default-action", "up") == 0
     assert seen == ["reset", UP, UP, UP]
 
 
@@ -158,11 +182,11 @@ def test_a_script_needs_no_window(
     tiny_world: Path, data: str, tmp_path: Path, seen: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pygame", None)
-    assert play(tiny_world, data, tmp_path, "--script", "r3 jl", "--uncertainty") == 0
+    assert play(tiny_world, data, tmp_path, "--actions", "r3 jl", "--uncertainty") == 0
     assert seen == ["reset", RIGHT, RIGHT, RIGHT, JUMP, LEFT]
     (film,) = tmp_path.glob("*.gif")
     assert Image.open(film).n_frames == 6  # type: ignore[attr-defined]
-    assert play(tiny_world, data, tmp_path, "--script", "u") == 0
+    assert play(tiny_world, data, tmp_path, "--actions", "u") == 0
     assert len(list(tmp_path.glob("*.gif"))) == 2  # no film is written over
 
 
@@ -172,11 +196,11 @@ def test_a_genie_redux_is_played_through_its_action_map(
     cfg = preset("debug").with_latent_actions()
     model = GenieRedux(Tokenizer(cfg), LatentActionModel(cfg), Dynamics(cfg))
     model.save(tmp_path / "unmapped")
-    assert play(tmp_path / "unmapped", data, tmp_path / "out", "--script", "r") == 2
+    assert play(tmp_path / "unmapped", data, tmp_path / "out", "--actions", "r") == 2
     assert "learn one with `autoexplore export`" in capsys.readouterr().err
     model.action_map = ActionMap({"Counting": np.eye(5, cfg.actions, dtype=np.int64)})
     model.save(tmp_path / "mapped")
-    assert play(tmp_path / "mapped", data, tmp_path / "out", "--script", "rj") == 0
+    assert play(tmp_path / "mapped", data, tmp_path / "out", "--actions", "rj") == 0
     assert seen == ["reset", RIGHT, JUMP]
 
 
@@ -187,11 +211,18 @@ def test_an_upscaler_draws_frames_four_times_as_large(
     torch.manual_seed(0)
     upscaler = Upscaler(upscaler_config("debug")).eval()
     world = World(
-        load_world_model(tiny_world), given, np.array([RIGHT]), game="A", name=tmp_path / "a", upscaler=upscaler
+        load_world_model(tiny_world),
+        given,
+        np.array([RIGHT]),
+        game="A",
+        name=tmp_path / "a",
+        upscaler=upscaler,
     )
-    shown = when(monkeypatch, {1: lambda: press(pygame.K_r, pygame.K_UP, pygame.K_u, pygame.K_ESCAPE)})
+    shown = when(
+        monkeypatch, {1: lambda: press(pygame.K_r, pygame.K_UP, pygame.K_u, pygame.K_ESCAPE)}
+    )
     with display() as opened:
-        show(opened, world, scale=4, fps=240, idle=None)
+        show(opened, world, scale=4, fps=240, default_action=None)
     assert world.picture().shape == (256, 256, 3)
     (first,) = at_scale(given[1:], upscaler, 4)[0]
     assert np.array_equal(shown[0][:256], first)
@@ -200,10 +231,16 @@ def test_an_upscaler_draws_frames_four_times_as_large(
 
 
 def test_scripts() -> None:
-    assert [ACTIONS[action] for action in parse_script("R2 u dJ")] == ["right", "right", "up", "down", "jump"]
+    assert [ACTIONS[action] for action in parse_actions("R2 u dJ")] == [
+        "right",
+        "right",
+        "up",
+        "down",
+        "jump",
+    ]
     for bad in ("", "r0", "3r", "x", "r1000"):
-        with pytest.raises(InputError, match="--script"):
-            parse_script(bad)
+        with pytest.raises(InputError, match="--actions"):
+            parse_actions(bad)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +252,7 @@ def test_scripts() -> None:
         (["--fps", "0"], "--fps 0: expected 1 to 240"),
         (["--temperature", "-1"], "--temperature"),
         (["--upscaler", "gone"], "upscaler gone does not exist"),
-        (["--script", "r r z"], "e.g. r8jr4"),
+        (["--actions", "r r z"], "e.g. r8jr4"),
     ],
 )
 def test_bad_flags_are_one_line(
@@ -234,7 +271,11 @@ def test_bad_flags_are_one_line(
 
 
 def test_no_model_no_pygame_no_screen_are_one_line(
-    tiny_world: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_world: Path,
+    data: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def complaint(model: Path) -> str:
         assert play(model, data, tmp_path) == 2

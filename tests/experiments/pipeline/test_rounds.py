@@ -1,4 +1,5 @@
-"""Rounds of exploring and learning: one command that swaps served weights, skips what is done and adds rounds."""
+"""Rounds of exploring and learning: one command that swaps served weights, skips what is done and
+adds rounds."""
 
 import json
 from pathlib import Path
@@ -32,7 +33,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def test_two_rounds_as_one_command_and_again_only_what_is_missing(
-    ray_cluster: None, served: list[tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None,
+    served: list[tuple[str, str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "run"
     argv = ["pipeline", "--out", str(out), "--preset", "debug", "--rounds", "2"]
@@ -42,7 +46,9 @@ def test_two_rounds_as_one_command_and_again_only_what_is_missing(
     assert record["swap_seconds"] > 0
     assert "Round 2:" in capsys.readouterr().out
     found = json.loads((out / "report/rounds.json").read_text())
-    assert {(model, play) for model, play, _ in found["entropy"]} == {(m, p) for m in range(3) for p in range(3)}
+    assert {(model, play) for model, play, _ in found["entropy"]} == {
+        (m, p) for m in range(3) for p in range(3)
+    }
     assert all(0 <= value <= 1 for _, _, value in found["entropy"])
     assert len(found["new"]) == 3
     page = (out / "report/index.html").read_text()
@@ -55,12 +61,16 @@ def test_two_rounds_as_one_command_and_again_only_what_is_missing(
     before = (out / "rounds/2/explore/metrics.jsonl").stat().st_mtime_ns
     (out / "stages/measure-2.json").unlink()
     assert execute(argv) == 0
-    assert (out / "rounds/2/explore/metrics.jsonl").stat().st_mtime_ns == before, "only what was missing was done"
+    assert (out / "rounds/2/explore/metrics.jsonl").stat().st_mtime_ns == before, (
+        "only what was missing was done"
+    )
     assert execute([*argv[:-1], "0"]) == 2
     assert [row["step"] for row in read_metrics(out / "rounds/2/explore")] == [1, 2]
 
 
-def test_windows_are_the_same_ones_each_time_and_the_words_follow_the_figures(tmp_path: Path) -> None:
+def test_windows_are_the_same_ones_each_time_and_the_words_follow_the_figures(
+    tmp_path: Path,
+) -> None:
     record(tmp_path / "data", episodes=2, steps=40)
     frames, actions = rounds.fixed_windows(tmp_path / "data")
     assert frames.shape == (rounds.WINDOWS, 5, 64, 64, 3)

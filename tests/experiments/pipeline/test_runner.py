@@ -1,4 +1,5 @@
-"""The pipeline: whole, once; then that it skips, resumes and redoes what it should, with stages that write one file."""
+"""The pipeline: whole, once; then that it skips, resumes and redoes what it should, with stages
+that write one file."""
 
 import dataclasses
 import json
@@ -15,8 +16,8 @@ from envs.utils.progress import console, format_duration
 from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
 from experiments.commands import pipeline
-from experiments.pipeline.config import PLANS, plan
-from experiments.pipeline.runner import Clock, Context, Stage, StageContext, output_hash, run_stages
+from experiments.pipeline.config import PRESETS, preset
+from experiments.pipeline.runner import Context, Stage, StageContext, output_hash, run_stages
 from experiments.pipeline.stages import frames_by_game, stage_table
 from exploration.agent.policy import load_policy
 from worldmodel.models.genie import load_world_model
@@ -25,18 +26,25 @@ from worldmodel.models.genie import load_world_model
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     """Time of change and size of every file."""
     files = (file for file in folder.rglob("*") if file.is_file())
-    return {str(file.relative_to(folder)): (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
+    return {
+        str(file.relative_to(folder)): (file.stat().st_mtime_ns, file.stat().st_size)
+        for file in files
+    }
 
 
 def test_runs_from_games_to_report(finished_run: tuple[Path, str]) -> None:
     run, printed = finished_run
-    stages = [stage.name for stage in stage_table(PLANS["debug"])]
+    stages = [stage.name for stage in stage_table(PRESETS["debug"])]
     timings = json.loads((run / "timings.json").read_text())
     assert list(timings["seconds"]) == stages
     assert all(f"{stage}: " in printed for stage in stages)
-    assert "left in all" in printed
+    assert " elapsed)" in printed
     lines = printed.strip().splitlines()
-    assert "".join(lines).replace(" ", "").endswith(str((run / "report" / "index.html").resolve()).replace(" ", ""))
+    assert (
+        "".join(lines)
+        .replace(" ", "")
+        .endswith(str((run / "report" / "index.html").resolve()).replace(" ", ""))
+    )
     assert {file.name for file in (run / "models").iterdir()} == {"base", "explored", "random"}
     assert read_metrics(run / "tokenizer")[-1]["step"] == 20
     assert any((run / "tokenizer" / "tensorboard").iterdir())
@@ -46,9 +54,9 @@ def test_second_run_skips_every_stage(finished_run: tuple[Path, str], ray_cluste
     run, _ = finished_run
     before = snapshot(run)
     with console.capture() as printed:
-        pipeline.run(pipeline.Args(out=run, preset="debug"))
+        pipeline.run(pipeline.Args(out=run, pipeline=PRESETS["debug"]))
     after = snapshot(run)
-    assert printed.get().count("already there") == len(stage_table(PLANS["debug"]))
+    assert printed.get().count("already there") == len(stage_table(PRESETS["debug"]))
     assert "Nothing was left to do." in printed.get()
     changed = {name for name in before | after if before.get(name) != after.get(name)}
     assert changed <= {"config.json", "timings.json"}
@@ -59,21 +67,29 @@ def test_test_episodes_are_in_no_training_data(finished_run: tuple[Path, str]) -
     sessions = {folder.name: set(EpisodeReader(folder).session_ids) for folder in data.iterdir()}
     assert set(sessions) == {"random", "explored", "more-random", "test-random", "test-explored"}
     assert sum(map(len, sessions.values())) == len(set().union(*sessions.values()))
-    players = {name: {r.policy_id.split("-")[0] for r in EpisodeReader(data / name).records} for name in sessions}
+    players = {
+        name: {r.policy_id.split("-")[0] for r in EpisodeReader(data / name).records}
+        for name in sessions
+    }
     assert players["test-random"] == players["random"] == players["more-random"] == {"random"}
     assert players["test-explored"] == players["explored"] == {"checkpoint"}
 
 
 def test_the_comparison_is_fair(finished_run: tuple[Path, str]) -> None:
-    """Both sides: the same base, settings and seed, and equally many frames; only what the frames show differs."""
+    """Both sides: the same base, settings and seed, and equally many frames; only what the frames
+    show differs."""
     run, _ = finished_run
-    explored, random = frames_by_game(run / "data/explored"), frames_by_game(run / "data/more-random")
-    longest = PLANS["debug"].explored_steps + 1
+    explored, random = (
+        frames_by_game(run / "data/explored"),
+        frames_by_game(run / "data/more-random"),
+    )
+    longest = PRESETS["debug"].explored_steps + 1
     for game, frames in explored.items():
         assert frames <= random[game] < frames + longest
     for part in ("decoder", "dynamics"):
         sides = [
-            json.loads((run / "finetune" / side / part / "config.json").read_text()) for side in ("explored", "random")
+            json.loads((run / "finetune" / side / part / "config.json").read_text())
+            for side in ("explored", "random")
         ]
         data = [side.pop("data") for side in sides]
         assert sides[0] == sides[1]
@@ -104,13 +120,22 @@ class Toy:
         self.root, self.calls, self.text = root, [], "one"
         self.fail: Exception | KeyboardInterrupt | None = None
 
-    def stage(self, name: str, inputs: tuple[str, ...], act: Callable[[StageContext], None]) -> Stage:
+    def stage(
+        self, name: str, inputs: tuple[str, ...], act: Callable[[StageContext], None]
+    ) -> Stage:
         def run(job: StageContext) -> dict[str, Any]:
             self.calls.append((name, job.resume))
             act(job)
             return {"from": name}
 
-        return Stage(name, "writes", run, inputs, f"{name}.txt", 1.0, settings=self.text if name == "first" else None)
+        return Stage(
+            name,
+            "writes",
+            run,
+            inputs,
+            f"{name}.txt",
+            settings=self.text if name == "first" else None,
+        )
 
     def run(self) -> list[str]:
         def first(job: StageContext) -> None:
@@ -123,7 +148,8 @@ class Toy:
             assert job.result("first") == {"from": "first"}
 
         return run_stages(
-            [self.stage("first", (), first), self.stage("second", ("first",), second)], Context(self.root, None), 10.0
+            [self.stage("first", (), first), self.stage("second", ("first",), second)],
+            Context(self.root, None),
         )
 
 
@@ -163,19 +189,13 @@ def test_a_stage_that_was_cut_off_is_resumed(toy: Toy) -> None:
     assert toy.calls == [("first", False), ("second", False), ("second", True)]
 
 
-def test_an_estimate_learns_from_the_stages_that_ran() -> None:
-    stages = [
-        Stage(name, "", lambda job: {}, (), name, weight) for name, weight in (("a", 1.0), ("b", 1.0), ("c", 2.0))
+def test_durations_are_said_in_one_unit_or_two() -> None:
+    assert [format_duration(s) for s in (9, 95, 700, 5400)] == [
+        "9 s",
+        "1 min 35 s",
+        "12 min",
+        "1.5 h",
     ]
-    clock = Clock(stages, 40.0)
-    assert clock.seconds_left() == pytest.approx(40.0)
-    clock.finish(stages[0], 30.0, now=True)  # three times slower than expected
-    assert clock.seconds_left() == pytest.approx(3 * (30 + 10) / (1 + 1))
-    unknown = Clock(stages, None)
-    assert unknown.seconds_left() is None
-    unknown.finish(stages[0], 5.0, now=True)
-    assert unknown.seconds_left() == pytest.approx(15.0)
-    assert [format_duration(s) for s in (9, 95, 700, 5400)] == ["9 s", "1 min 35 s", "12 min", "1.5 h"]
 
 
 def test_output_hash_sees_every_byte(tmp_path: Path) -> None:
@@ -186,33 +206,58 @@ def test_output_hash_sees_every_byte(tmp_path: Path) -> None:
     assert output_hash(tmp_path) != before
 
 
-def test_plans_are_checked_and_complete() -> None:
+def test_presets_are_checked_and_complete() -> None:
     with pytest.raises(InputError, match="preset"):
-        plan("huge")
+        preset("huge")
     with pytest.raises(InputError, match="workers 0"):
-        plan("debug", workers=0)
-    assert plan("cpu", seed=None) == PLANS["cpu"]
-    for made in PLANS.values():
+        dataclasses.replace(preset("debug"), workers=0)
+    assert preset("cpu") == PRESETS["cpu"]
+    for made in PRESETS.values():
         names = [stage.name for stage in stage_table(made)]
         assert len(set(names)) == len(names)
         for place, stage in enumerate(stage_table(made)):
-            assert set(stage.inputs) <= set(names[:place])  # a stage reads only what is made before it
-    assert len({stage.output for stage in stage_table(PLANS["cpu"])}) == len(names)
-    assert dataclasses.replace(PLANS["cpu"], seed=1) != PLANS["cpu"]
+            assert set(stage.inputs) <= set(
+                names[:place]
+            )  # a stage reads only what is made before it
+    assert len({stage.output for stage in stage_table(PRESETS["cpu"])}) == len(names)
+    assert dataclasses.replace(PRESETS["cpu"], seed=1) != PRESETS["cpu"]
 
 
 def test_the_steps_of_the_readme_one_by_one(ray_cluster: None, tmp_path: Path) -> None:
     data, test = str(tmp_path / "random"), str(tmp_path / "test")
-    tokenizer, dynamics, agent = (str(tmp_path / name) for name in ("tokenizer", "dynamics", "agent"))
+    tokenizer, dynamics, agent = (
+        str(tmp_path / name) for name in ("tokenizer", "dynamics", "agent")
+    )
     small = ["--preset", "debug"]
     for argv in (
         ["collect", "Airstriker-Genesis", "--episodes", "4", "--steps", "40", "--out", data],
         ["train", "tokenizer", *small, "--data", data, "--iterations", "2", "--out", tokenizer],
         [
-            *("train", "dynamics", *small, "--data", data, "--tokenizer", tokenizer, "--iterations", "2"),
-            *("--objective", "masked_frames", "--out", dynamics),
+            *(
+                "train",
+                "dynamics",
+                *small,
+                "--data",
+                data,
+                "--tokenizer",
+                tokenizer,
+                "--iterations",
+                "2",
+            ),
+            *("--model.dynamics.objective", "masked_frames", "--out", dynamics),
         ],
-        ["collect", "Airstriker-Genesis", "--episodes", "1", "--steps", "40", "--seed", "1", "--out", test],
+        [
+            "collect",
+            "Airstriker-Genesis",
+            "--episodes",
+            "1",
+            "--steps",
+            "40",
+            "--seed",
+            "1",
+            "--out",
+            test,
+        ],
         [
             "evaluate",
             f"{dynamics}/model",
@@ -225,7 +270,17 @@ def test_the_steps_of_the_readme_one_by_one(ray_cluster: None, tmp_path: Path) -
             "--out",
             str(tmp_path / "e.json"),
         ],
-        ["explore", "Airstriker-Genesis", *small, "--model", f"{dynamics}/model", "--epochs", "1", "--out", agent],
+        [
+            "explore",
+            "Airstriker-Genesis",
+            *small,
+            "--model",
+            f"{dynamics}/model",
+            "--epochs",
+            "1",
+            "--out",
+            agent,
+        ],
     ):
         assert execute(argv) == 0, argv
     assert "Airstriker-Genesis" in (tmp_path / "e.json").read_text()

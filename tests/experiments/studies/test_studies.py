@@ -1,4 +1,5 @@
-"""Studies: whose cells a row takes, what continues, that tables add up, and each study of one model end to end."""
+"""Studies: whose cells a row takes, what continues, that tables add up, and each study of one model
+end to end."""
 
 import json
 from pathlib import Path
@@ -30,8 +31,30 @@ def figures(out: Path, name: str) -> dict[str, Any]:
 
 
 def ablation(data: str, out: Path, *more: str) -> int:
-    argv = ["study", "ablation", "--data", data, "--out", str(out), "--preset", "debug", "--seeds", "0", "1"]
-    argv += ["--variants", "base", "masked", "--iterations", "2", "--tokenizer-iterations", "2", "--horizon", "4"]
+    argv = [
+        "study",
+        "ablation",
+        "--data",
+        data,
+        "--out",
+        str(out),
+        "--preset",
+        "debug",
+        "--seeds",
+        "0",
+        "1",
+    ]
+    argv += [
+        "--variants",
+        "base",
+        "masked",
+        "--iterations",
+        "2",
+        "--tokenizer-iterations",
+        "2",
+        "--horizon",
+        "4",
+    ]
     return execute([*argv, "--sampling-steps", "1", "--limit", "2", *more])
 
 
@@ -68,7 +91,9 @@ def test_an_ablation_on_ray_gives_the_same(ray_cluster: None, data: str, tmp_pat
     assert figures(tmp_path / "one", "ablation") == figures(tmp_path / "two", "ablation")
 
 
-def test_another_ablation_or_folder_is_refused(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_ablation_or_folder_is_refused(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"data": ["elsewhere"]}))
     assert ablation(data, tmp_path) == 2
     assert "whose data is ['elsewhere']" in capsys.readouterr().err
@@ -103,7 +128,12 @@ def test_an_empty_ablation_has_no_table() -> None:
     evaluated = {"horizon": 10, "steps": 25, "limit": None}
     settings = {"preset": "cpu", "test_data": [], "evaluate": evaluated}
     budget = {"iterations": None, "cpu_seconds": 600.0}
-    shown = markdown({"settings": {**settings, "tokenizer": budget, "dynamics": budget}, "modes": {"one_pass": {}}})
+    shown = markdown(
+        {
+            "settings": {**settings, "tokenizer": budget, "dynamics": budget},
+            "modes": {"one_pass": {}},
+        }
+    )
     assert "600 CPU-seconds" in shown
     assert "|" not in shown
 
@@ -117,7 +147,9 @@ def test_calibration_error_is_nought_for_honest_and_the_gap_for_boastful_confide
     honest = torch.rand(60_000, generator=generator) < confidence
     found = reliability(confidence, honest)
     assert found["ece"] < 0.01
-    assert [part["confidence"] for part in found["bins"]] == sorted(part["confidence"] for part in found["bins"])
+    assert [part["confidence"] for part in found["bins"]] == sorted(
+        part["confidence"] for part in found["bins"]
+    )
     assert sum(part["tokens"] for part in found["bins"]) == 60_000
     boastful = reliability(torch.full((1000,), 0.9), torch.arange(1000) % 2 == 0)
     assert boastful["ece"] == pytest.approx(0.4, abs=0.01)
@@ -128,7 +160,9 @@ def test_auc_counts_pairs() -> None:
     scores = torch.randint(6, (40,), generator=generator).float()
     positive = torch.rand(40, generator=generator) < 0.4
     pairs = scores[positive][:, None] - scores[~positive][None]
-    assert auc(scores, positive) == pytest.approx(((pairs > 0).float() + (pairs == 0) / 2).mean().item())
+    assert auc(scores, positive) == pytest.approx(
+        ((pairs > 0).float() + (pairs == 0) / 2).mean().item()
+    )
     assert auc(scores, torch.ones(40, dtype=torch.bool)) is None
 
 
@@ -148,13 +182,20 @@ def test_every_token_but_the_background_takes_its_nearest_or_farthest_code() -> 
         ("representation", ["--limit", "3"], {"representation-Counting.png"}),
         ("uncertainty", ["--limit", "8"], {"uncertainty.png", "uncertainty-Counting.png"}),
         ("horizon", ["--limit", "2", "--horizon", "8", "--sampling-steps", "1"], {"horizon.png"}),
-        ("steps", ["--limit", "2", "--horizon", "4", "--steps", "1", "2", "--repeats", "1"], {"steps.png"}),
+        (
+            "steps",
+            ["--limit", "2", "--horizon", "4", "--steps", "1", "2", "--repeats", "1"],
+            {"steps.png"},
+        ),
     ],
 )
 def test_each_study_writes_figures_and_pictures(
     name: str, flags: list[str], pictures: set[str], tiny_world: Path, data: str, tmp_path: Path
 ) -> None:
-    assert execute(["study", name, str(tiny_world), "--data", data, "--out", str(tmp_path), *flags]) == 0
+    assert (
+        execute(["study", name, str(tiny_world), "--data", data, "--out", str(tmp_path), *flags])
+        == 0
+    )
     assert {file.name for file in tmp_path.glob("*.png")} == pictures
     for picture in pictures:
         assert min(Image.open(tmp_path / picture).size) > 100

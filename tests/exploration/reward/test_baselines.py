@@ -203,8 +203,8 @@ def test_the_corridor_is_what_it_says(tmp_path: Path):
     [
         ({"name": "money"}, "money"),
         ({"name": "vae"}, "--reward-data"),
-        ({"name": "count", "scorer": "serve"}, "serve"),
-        ({"name": "rf"}, "--model"),
+        ({"name": "count-bonus", "scorer": "serve"}, "serve"),
+        ({"name": "random-features"}, "--model"),
     ],
 )
 def test_rewards_that_cannot_be_meant(change, message):

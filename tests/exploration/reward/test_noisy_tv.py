@@ -26,7 +26,7 @@ from worldmodel import Dynamics, GenieReduxG, Tokenizer
 from worldmodel.config import DynamicsConfig, TokenizerConfig, WorldModelConfig
 
 RIGHT, LEFT, UP = 0, 1, 2
-REWARDS = {"entropy": "autoexplore", "disagreement": "disagreement"}
+REWARDS = {"entropy": "token-entropy", "disagreement": "disagreement"}
 SEEDS = range(5)
 STEPS = 60
 EPISODES = 4

@@ -194,11 +194,11 @@ def test_bad_input_is_refused(sides: tuple[str, str], run: Path, tmp_path: Path)
         with pytest.raises(InputError, match=told):
             upscaler.upscale(frames)
     options: dict[str, Any] = {"config": CONFIG, "recipe": SHORT, "data": [sides[0]], "out": tmp_path / "out"}
-    with pytest.raises(InputError, match="needs --pairs"):
+    with pytest.raises(InputError, match="needs --high-res-data"):
         train("upscaler", **options)
     with pytest.raises(InputError, match=r"expected \(64, 64\) and \(256, 256\)"):
         train("upscaler", pairs=sides[0], **options)
-    with pytest.raises(InputError, match="takes no --pairs"):
+    with pytest.raises(InputError, match="takes no --high-res-data"):
         train("tokenizer", pairs=sides[1], **{**options, "recipe": train_preset("tokenizer", "debug")})
     with pytest.raises(InputError, match="cannot be halved"):
         UpscalerConfig(fold=4, widths=(4,) * 7)

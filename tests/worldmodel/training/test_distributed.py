@@ -342,9 +342,9 @@ def test_every_component_has_recipes_for_every_preset() -> None:
     for (component, name), (iterations, batch) in rows.items():
         paper = train_preset(component, "paper", name)
         assert (paper.iterations, paper.batch_size) == (iterations, batch)
-        assert (paper.lr, paper.min_lr, paper.warmup, paper.betas) == (
+        assert (paper.lr, paper.min_lr_factor, paper.warmup, paper.betas) == (
             1e-4,
-            5e-5,
+            0.5,
             5_000,
             (0.9, 0.99),
         )

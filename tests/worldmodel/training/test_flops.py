@@ -158,8 +158,8 @@ def test_dry_run_counts_the_objective_that_is_asked_for(capsys: pytest.CaptureFi
         assert execute(["train", "dynamics", "--dry-run", "--hardware", "a100x8", *more]) == 0
         return capsys.readouterr().out
 
-    assert shown("--objective", "clean_past") == shown()  # the preset's
+    assert shown("--model.dynamics.objective", "clean_past") == shown()  # the preset's
     assert "9.513 GFLOP" in shown()
-    assert "6.537 GFLOP" in shown("--objective", "masked"), "no clean frames beside the masked ones"
+    assert "6.537 GFLOP" in shown("--model.dynamics.objective", "masked"), "no clean frames beside the masked ones"
     assert "GFLOP" in shown("--joint-lam")
     assert shown("--joint-lam") != shown()
