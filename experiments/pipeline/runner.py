@@ -91,7 +91,7 @@ def run_stages(stages: Sequence[Stage], context: Context) -> list[str]:
             console.print(f"[dim]{label}: already there ({record['seconds']:.0f} s then)[/]")
             context.records[stage.name] = record
             continue
-        elapsed = format_duration(time.monotonic() - started)
+        elapsed = format_duration(round(time.monotonic() - started))
         console.print(f"[bold]{label}[/]: {stage.says} [dim]({elapsed} elapsed)[/]")
         # One that was interrupted is resumed if it still reads the same.
         resume = record.get("state") == STARTED and record["inputs"] == reads
