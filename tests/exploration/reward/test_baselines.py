@@ -157,7 +157,7 @@ def test_disagreement_of_a_genie_redux_takes_each_button_for_its_latent_action(
     unmapped_BND = disagreement.hidden_states(model, frames_B5HWC, buttons_B4)
     assert not torch.allclose(expected_BND, unmapped_BND, atol=0.1)
 
-    heads = disagreement.Heads(config.dynamics.dim, config.tokenizer.codes)
+    heads = disagreement.PriorEnsemble(config.dynamics.dim, config.tokenizer.codes)
     baselines.save_weights(tmp_path / "heads.safetensors", heads)
     scorer = disagreement.Disagreement(tmp_path / "model", tmp_path / "heads.safetensors")
     with torch.no_grad():
