@@ -1,6 +1,12 @@
-"""Learns to predict games: frames to tokens, tokens and actions to the next tokens, and how unsure that is."""
+"""World models of games: frames to tokens, tokens and actions to the next tokens, and the uncertainty of those."""
 
-from worldmodel.config import DynamicsConfig, LatentActionConfig, TokenizerConfig, WorldModelConfig, preset
+from worldmodel.config import (
+    DynamicsConfig,
+    LatentActionConfig,
+    TokenizerConfig,
+    WorldModelConfig,
+    preset,
+)
 from worldmodel.env import WorldModelEnv, WorldModelVectorEnv
 from worldmodel.models.action_map import ActionMap
 from worldmodel.models.dynamics import Dynamics

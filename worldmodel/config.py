@@ -5,7 +5,7 @@ Shapes: B clips, T frames, C=3, H=W=size pixels, h=w=size/patch patches, K codes
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from torch import Tensor
 from envs.utils.errors import InputError
 
 MASKED_ACTION = -1
-"""What batches hold in place of a recorded action that is not to be seen."""
+"""Value in batches of a recorded action that the model may not see."""
+GenerationMode = Literal["one_pass", "autoregressive"]
+"""Way to generate: all frames together, or `DynamicsConfig.chunk_size` frames at a time."""
 
 
 @dataclass(frozen=True)
@@ -128,19 +130,31 @@ class WorldModelConfig:
         choices = (
             ("tokenizer.codebook", self.tokenizer.codebook, ("gradient", "ema")),
             ("lam.codebook", self.lam.codebook, ("gradient", "ema")),
-            ("dynamics.objective", self.dynamics.objective, ("masked", "masked_frames", "clean_past")),
+            (
+                "dynamics.objective",
+                self.dynamics.objective,
+                ("masked", "masked_frames", "clean_past"),
+            ),
         )
         for name, value, allowed in choices:
             if value not in allowed:
                 raise InputError(f"{name} = {value!r}: choose {' or '.join(allowed)}")
         if self.frames < 2:
-            raise InputError(f"frames = {self.frames}: a window needs 2 frames or more to hold an action")
+            raise InputError(
+                f"frames = {self.frames}: a window needs 2 frames or more to hold an action"
+            )
         if not 1 <= self.dynamics.chunk_size < self.frames:
-            raise InputError(f"dynamics.chunk_size = {self.dynamics.chunk_size}: expected 1 to {self.frames - 1}")
+            raise InputError(
+                f"dynamics.chunk_size = {self.dynamics.chunk_size}: expected 1 to {self.frames - 1}"
+            )
         if not self.dynamics.chunk_lengths or min(self.dynamics.chunk_lengths) < 0:
-            raise InputError(f"dynamics.chunk_lengths = {self.dynamics.chunk_lengths}: give lengths of 0 (all) or more")
+            raise InputError(
+                f"dynamics.chunk_lengths = {self.dynamics.chunk_lengths}: give lengths of 0 (all) or more"
+            )
         if self.dynamics.latent_actions and self.actions != self.lam.codes:
-            raise InputError(f"actions = {self.actions}: a dynamics on latent actions has lam.codes = {self.lam.codes}")
+            raise InputError(
+                f"actions = {self.actions}: a dynamics on latent actions has lam.codes = {self.lam.codes}"
+            )
 
     @property
     def grid(self) -> int:
@@ -166,7 +180,11 @@ class WorldModelConfig:
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "WorldModelConfig":
         """The configuration that `to_dict` wrote. Raises InputError for unknown or missing keys and for wrong types."""
-        parts = {"tokenizer": TokenizerConfig, "lam": LatentActionConfig, "dynamics": DynamicsConfig}
+        parts = {
+            "tokenizer": TokenizerConfig,
+            "lam": LatentActionConfig,
+            "dynamics": DynamicsConfig,
+        }
         values = _checked(cls, plain, "")
         for name, part in parts.items():
             if not isinstance(values[name], dict):
@@ -181,9 +199,13 @@ class WorldModelConfig:
         """Raises InputError unless frames are floats in [0, 1] of shape (B, T, 3, size, size), T >= 1."""
         shape = tuple(frames_BTCHW.shape)
         if len(shape) != 5 or shape[2:] != (3, self.size, self.size) or 0 in shape:
-            raise InputError(f"frames: expected shape (B, T, 3, {self.size}, {self.size}), got {shape}")
+            raise InputError(
+                f"frames: expected shape (B, T, 3, {self.size}, {self.size}), got {shape}"
+            )
         if not frames_BTCHW.is_floating_point():
-            raise InputError(f"frames: expected floats in [0, 1], got {frames_BTCHW.dtype}: divide uint8 by 255")
+            raise InputError(
+                f"frames: expected floats in [0, 1], got {frames_BTCHW.dtype}: divide uint8 by 255"
+            )
         low, high = (bound.item() for bound in frames_BTCHW.detach().aminmax())
         if not (low >= -1e-4 and high <= 1 + 1e-4):
             raise InputError(f"frames: expected values in [0, 1], got {low:.4g} to {high:.4g}")
@@ -192,7 +214,9 @@ class WorldModelConfig:
         """Raises InputError unless tokens are integers in [0, K), with `masked` [0, K], of shape (B, T, h, w)."""
         shape, top = tuple(tokens_BThw.shape), self.tokenizer.codes - (not masked)
         if len(shape) != 4 or shape[2:] != (self.grid, self.grid) or 0 in shape:
-            raise InputError(f"tokens: expected shape (B, T, {self.grid}, {self.grid}), got {shape}")
+            raise InputError(
+                f"tokens: expected shape (B, T, {self.grid}, {self.grid}), got {shape}"
+            )
         _check_integers(tokens_BThw, "tokens", top)
 
     def check_actions(self, actions_BT: Tensor, batch: int, count: int) -> None:
@@ -203,7 +227,9 @@ class WorldModelConfig:
 def check_action_ids(actions_BT: Tensor, batch: int, count: int, actions: int) -> None:
     """Raises InputError unless actions are integers in [0, actions) of shape (batch, count)."""
     if tuple(actions_BT.shape) != (batch, count):
-        raise InputError(f"actions: expected shape ({batch}, {count}), got {tuple(actions_BT.shape)}")
+        raise InputError(
+            f"actions: expected shape ({batch}, {count}), got {tuple(actions_BT.shape)}"
+        )
     _check_integers(actions_BT, "actions", actions - 1)
 
 
@@ -220,7 +246,9 @@ def _checked(cls: Any, plain: dict[str, Any], prefix: str) -> dict[str, Any]:
     names = {item.name for item in dataclasses.fields(cls)}
     for name in sorted(plain.keys() ^ names):
         problem = "is unknown" if name in plain else "is missing"
-        raise InputError(f"configuration: {prefix}{name} {problem}: it belongs to another version of the model")
+        raise InputError(
+            f"configuration: {prefix}{name} {problem}: it belongs to another version of the model"
+        )
     return dict(plain)
 
 
@@ -251,7 +279,9 @@ PRESETS: dict[str, WorldModelConfig] = {
             commitment=0.01,
             residual=True,
         ),
-        dynamics=DynamicsConfig(dim=32, heads=2, head_dim=16, blocks=2, objective="clean_past", all_masked=0.5),
+        dynamics=DynamicsConfig(
+            dim=32, heads=2, head_dim=16, blocks=2, objective="clean_past", all_masked=0.5
+        ),
     ),
     "cpu": WorldModelConfig(
         tokenizer=TokenizerConfig(

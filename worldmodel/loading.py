@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from envs.utils.errors import InputError
 from worldmodel.checkpoint import open_checkpoint
 from worldmodel.config import WorldModelConfig
+from worldmodel.models.cpu_kernels import use_cpu_kernels
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.genie import GenieReduxG, load_world_model
 from worldmodel.models.latent_action import LatentActionModel
@@ -77,6 +78,8 @@ def _load(kind: Any, component: str, path: Path | str, device: torch.device | st
     module = kind(config)
     load_weights(module, weights, path)
     _note_tokenizer(module, tokenizer)
+    if torch.device(device).type == "cpu":
+        use_cpu_kernels(module)
     return module.to(device).eval()
 
 

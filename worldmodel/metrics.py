@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from envs.utils.errors import InputError
+from worldmodel.config import GenerationMode
 from worldmodel.statistics import Estimate, estimate
 
 ERROR_FLOOR = (0.5 / 255) ** 2
@@ -30,7 +31,7 @@ class Generator(Protocol):
         *,
         steps: int = 25,
         temperature: float = 1.0,
-        mode: str = "one_pass",
+        mode: GenerationMode = "one_pass",
         generator: torch.Generator | None = None,
     ) -> Tensor: ...
 
@@ -237,7 +238,7 @@ def delta_psnr(
     t: int = 4,
     context: int = 2,
     steps: int = 25,
-    mode: str = "one_pass",
+    mode: GenerationMode = "one_pass",
     temperature: float = 1.0,
     seed: int = 0,
     predicted_BFCHW: Tensor | None = None,

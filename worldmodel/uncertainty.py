@@ -89,7 +89,11 @@ def validate_windows(
         )
     windows = to_windows(frames)
     if actions_B4.shape != (len(windows), WINDOW - 1):
-        raise InputError(f"windows to score: {len(windows)} need as many rows of 4 actions, got {actions_B4.shape}")
+        raise InputError(
+            f"windows to score: {len(windows)} need as many rows of 4 actions, got {actions_B4.shape}"
+        )
     if actions_B4.size and not 0 <= actions_B4.min() <= actions_B4.max() < actions:
-        raise InputError(f"windows to score: actions {actions_B4.min()} to {actions_B4.max()}, the model has {actions}")
+        raise InputError(
+            f"windows to score: actions {actions_B4.min()} to {actions_B4.max()}, the model has {actions}"
+        )
     return windows

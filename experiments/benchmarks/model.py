@@ -23,10 +23,11 @@ from torch import Tensor
 
 from experiments.benchmarks.common import Args, Row, median_of
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
-from worldmodel.config import WorldModelConfig
+from worldmodel.config import GenerationMode, WorldModelConfig
 from worldmodel.data.batch import Batch
 from worldmodel.data.dataset import Dataset
 from worldmodel.data.sampler import ClipSampler
+from worldmodel.models.cpu_kernels import use_cpu_kernels
 from worldmodel.models.maskgit import sample
 from worldmodel.training.config import TrainConfig, train_preset
 from worldmodel.training.distributed import Worker
@@ -198,10 +199,11 @@ def cached_tokens(repeats: int) -> Row:
 def generation(args: Args, scratch: Path) -> Iterator[Row]:
     """Measure generation with the KV cache against recomputation, and the reward."""
     model = GenieReduxG(Tokenizer(fewer_blocks(1, 4)), Dynamics(fewer_blocks(1, 4))).eval()
+    use_cpu_kernels(model)  # as of every model that is loaded for a CPU
     frames, actions = torch.rand(1, 2, 3, 64, 64), torch.zeros(1, 11, dtype=torch.int64)
     for mode, together, target in (("autoregressive", 2, 3.5), ("one_pass", 10, 1.15)):
 
-        def kept(mode: str = mode) -> Tensor:
+        def kept(mode: GenerationMode = mode) -> Tensor:
             return model.generate_tokens(frames, actions, mode=mode)
 
         def plain(together: int = together) -> Tensor:
@@ -242,6 +244,7 @@ def recomputed(
 def reward_query(repeats: int) -> Row:
     """Measure the reward against encoding 2 frames and running the dynamics model on 5."""
     model = GenieReduxG(Tokenizer(fewer_blocks(2, 3)), Dynamics(fewer_blocks(2, 3))).eval()
+    use_cpu_kernels(model)  # as of every model that is loaded for a CPU
     windows = 4
     frames, actions = torch.rand(windows, 5, 3, 64, 64), torch.zeros(windows, 4, dtype=torch.int64)
     tokens = torch.randint(model.cfg.mask_id, (windows, 5, 16, 16))

@@ -20,6 +20,7 @@ from experiments.studies.common import (
     windows_of,
     write_result,
 )
+from worldmodel.config import GenerationMode
 from worldmodel.metrics import frame_psnr, frame_ssim, random_actions
 from worldmodel.statistics import estimate
 
@@ -57,7 +58,7 @@ def run(args: Args) -> None:
             )
 
 
-def measure(args: Args, model: Any, mode: str) -> dict[str, Any]:
+def measure(args: Args, model: Any, mode: GenerationMode) -> dict[str, Any]:
     """Return {"overall": SET, "games": {game: SET}}; a SET holds, for each measure and frame, the
     mean and its 95 % interval."""
     found: dict[str, list[dict[str, Tensor]]] = {}
@@ -78,7 +79,7 @@ def measure(args: Args, model: Any, mode: str) -> dict[str, Any]:
     }
 
 
-def score(args: Args, windows: StudyWindows, mode: str, seed: int) -> dict[str, Tensor]:
+def score(args: Args, windows: StudyWindows, mode: GenerationMode, seed: int) -> dict[str, Tensor]:
     """Return each measure of each window and predicted frame, (B, F). Both branches start from the
     same noise."""
     frames, context, model = windows.frames_BTCHW, args.context, windows.model

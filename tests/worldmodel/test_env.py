@@ -80,7 +80,10 @@ def test_actions_decide_what_is_seen(model: GenieReduxG) -> None:
 
 def test_an_explorer_plays_in_it(model: GenieReduxG) -> None:
     torch.manual_seed(0)
-    env, agent = WorldModelEnv(model, clips(), max_steps=4), Agent(CnnLstm(PolicyConfig()), 0.1, 1.0)
+    env, agent = (
+        WorldModelEnv(model, clips(), max_steps=4),
+        Agent(CnnLstm(PolicyConfig()), 0.1, 1.0),
+    )
     screen, _ = env.reset(seed=0)
     agent.reset(0)
     truncated, steps = False, 0
@@ -91,7 +94,9 @@ def test_an_explorer_plays_in_it(model: GenieReduxG) -> None:
 
 
 def test_bad_input_is_named(model: GenieReduxG) -> None:
-    with pytest.raises(InputError, match=r"start frames: expected uint8 \(N, P, 64, 64, 3\), got float64"):
+    with pytest.raises(
+        InputError, match=r"start frames: expected uint8 \(N, P, 64, 64, 3\), got float64"
+    ):
         WorldModelEnv(model, clips().astype(float))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="start actions: expected shape"):
         WorldModelEnv(model, clips(), start_actions=np.zeros((3, 2), np.int64))

@@ -10,12 +10,16 @@ from envs.utils.errors import InputError
 from worldmodel.losses import token_distance_cross_entropy, token_distances
 
 
-def plain_tdce(logits: np.ndarray, targets: np.ndarray, distances: np.ndarray, weight: float) -> float:
+def plain_tdce(
+    logits: np.ndarray, targets: np.ndarray, distances: np.ndarray, weight: float
+) -> float:
     total = 0.0
     for row, target in zip(logits, targets, strict=True):
         powers = [math.exp(z - max(row)) for z in row]
         p = [power / sum(powers) for power in powers]
-        total += -math.log(p[target]) + weight * sum(p[k] * distances[target][k] for k in range(len(p)))
+        total += -math.log(p[target]) + weight * sum(
+            p[k] * distances[target][k] for k in range(len(p))
+        )
     return total / len(logits)
 
 
@@ -26,14 +30,18 @@ def test_equals_a_plain_loop(weight: float) -> None:
     targets = torch.randint(11, (20,), generator=generator)
     distances = token_distances(torch.randn(11, 6, generator=generator))
     made = token_distance_cross_entropy(logits, targets, distances, weight).item()
-    wanted = plain_tdce(logits.double().numpy(), targets.numpy(), distances.double().numpy(), weight)
+    wanted = plain_tdce(
+        logits.double().numpy(), targets.numpy(), distances.double().numpy(), weight
+    )
     assert made == pytest.approx(wanted, rel=1e-5)
 
 
 def test_weight_zero_is_cross_entropy() -> None:
     logits, targets = torch.randn(8, 5), torch.randint(5, (8,))
     plain = torch.nn.functional.cross_entropy(logits, targets)
-    torch.testing.assert_close(token_distance_cross_entropy(logits, targets, torch.rand(5, 5), 0.0), plain)
+    torch.testing.assert_close(
+        token_distance_cross_entropy(logits, targets, torch.rand(5, 5), 0.0), plain
+    )
 
 
 def test_a_far_code_costs_more_than_a_near_one() -> None:
@@ -42,8 +50,13 @@ def test_a_far_code_costs_more_than_a_near_one() -> None:
     target = torch.tensor([0])
     near = torch.tensor([[0.6, 0.4, 0.0]]).clamp_min(1e-9).log()
     far = torch.tensor([[0.6, 0.0, 0.4]]).clamp_min(1e-9).log()
-    losses = [token_distance_cross_entropy(logits, target, distances, 3.0).item() for logits in (near, far)]
-    assert losses[1] - losses[0] == pytest.approx(3 * 0.4 * (distances[0, 2] - distances[0, 1]).item(), rel=1e-5)
+    losses = [
+        token_distance_cross_entropy(logits, target, distances, 3.0).item()
+        for logits in (near, far)
+    ]
+    assert losses[1] - losses[0] == pytest.approx(
+        3 * 0.4 * (distances[0, 2] - distances[0, 1]).item(), rel=1e-5
+    )
 
 
 def test_distances_are_one_minus_cosine() -> None:
@@ -58,4 +71,6 @@ def test_distances_are_one_minus_cosine() -> None:
 
 def test_shapes_that_disagree_are_refused() -> None:
     with pytest.raises(InputError, match=r"expected \(N, K\), \(N,\) and \(K, K\)"):
-        token_distance_cross_entropy(torch.zeros(4, 5), torch.zeros(4, dtype=torch.long), torch.zeros(4, 4), 1.0)
+        token_distance_cross_entropy(
+            torch.zeros(4, 5), torch.zeros(4, dtype=torch.long), torch.zeros(4, 4), 1.0
+        )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from envs.utils.errors import InputError
+from worldmodel.config import GenerationMode
 from worldmodel.data.batch import to_float_frames
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.codebook_stats import count_codes
@@ -43,7 +44,7 @@ class Settings:
     """Frames predicted."""
     stride: int = 20
     """Frames between the starts of neighbouring windows."""
-    mode: str = "one_pass"
+    mode: GenerationMode = "one_pass"
     """one_pass or autoregressive, see `WorldModel.generate`."""
     steps: int = 25
     """MaskGIT passes."""

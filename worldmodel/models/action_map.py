@@ -26,8 +26,14 @@ class ActionMap:
 
     def __post_init__(self) -> None:
         shapes = {table.shape for table in self.counts.values()}
-        if len(shapes) != 1 or min(next(iter(shapes))) < 1 or any((table < 0).any() for table in self.counts.values()):
-            raise InputError(f"action map: expected counts (A, K) of one or more games, got shapes {sorted(shapes)}")
+        if (
+            len(shapes) != 1
+            or min(next(iter(shapes))) < 1
+            or any((table < 0).any() for table in self.counts.values())
+        ):
+            raise InputError(
+                f"action map: expected counts (A, K) of one or more games, got shapes {sorted(shapes)}"
+            )
 
     def table(self, game: str | None = None) -> Counts:
         """counts_AK of a game; of all together for None, or where the map was not learnt from that game."""
@@ -52,16 +58,25 @@ class ActionMap:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, which `from_dict` turns back."""
         counts = {game: table.tolist() for game, table in self.counts.items()}
-        return {"counts": counts, "measured": {game: dict(values) for game, values in self.measured.items()}}
+        return {
+            "counts": counts,
+            "measured": {game: dict(values) for game, values in self.measured.items()},
+        }
 
     @classmethod
     def from_dict(cls, plain: Any) -> "ActionMap":
         """The map that `to_dict` wrote. Raises InputError for anything else."""
         try:
-            counts = {str(game): np.array(table, np.int64) for game, table in plain["counts"].items()}
-            return cls(counts, {str(game): dict(values) for game, values in plain["measured"].items()})
+            counts = {
+                str(game): np.array(table, np.int64) for game, table in plain["counts"].items()
+            }
+            return cls(
+                counts, {str(game): dict(values) for game, values in plain["measured"].items()}
+            )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"action map: expected the counts of each game, got something else ({error})") from None
+            raise InputError(
+                f"action map: expected the counts of each game, got something else ({error})"
+            ) from None
 
 
 def scores(counts_AK: Counts) -> NDArray[np.float64]:
@@ -91,7 +106,11 @@ def agreement(counts_AK: Counts, latents_A: list[int]) -> dict[str, float]:
     chance = float((real_A * latent_K[latents_A]).sum())
     independent_AK = real_A[:, None] * latent_K[None, :]
     seen = joint_AK > 0
-    mutual = float((joint_AK[seen] * np.log(joint_AK[seen] / independent_AK[seen])).sum()) if total else np.nan
+    mutual = (
+        float((joint_AK[seen] * np.log(joint_AK[seen] / independent_AK[seen])).sum())
+        if total
+        else np.nan
+    )
     entropy = float(-(real_A[real_A > 0] * np.log(real_A[real_A > 0])).sum()) if total else np.nan
     return {
         "transitions": float(total),

@@ -1,6 +1,6 @@
-"""Order of the frames in one pass: attention masks and taps of the temporal convolution.
+"""Order of the frames in one pass: attention masks, and the frames that the positional encoding generator reads.
 
-Shapes: F frames, S = P + F frames that can be seen, with P frames of the past, H heads.
+Shapes: F frames, P cached frames, S = P + F, H heads.
 """
 
 from dataclasses import dataclass
@@ -9,84 +9,115 @@ import torch
 from torch import Tensor
 
 PEG_FRAMES = 2
-"""Frames before its own that a positional encoding generator reads."""
-
+"""Earlier frames that a positional encoding generator (PEG) reads, besides its own."""
 
 FrameIndex = slice | Tensor
-"""Which frames: those of a slice or those of an index."""
+"""Frames of a slice, or those of an index."""
 TemporalTaps = tuple[tuple[FrameIndex, FrameIndex], ...]
-"""For each tap in time that reads an earlier frame, the oldest first: (frames that are read, frames that read them)."""
+"""For each tap of the PEG on an earlier frame, the oldest first: (frames that are read, frames that read them)."""
 
 
 class FrameOrder:
-    """Order of frames: `times_S` when each happens, `sees_FS` what each attends to, `before_2F` which two precede it.
+    """Time of each frame, the frames that it attends to, and the two frames before it.
 
-    S counts the frames of the past, then the frames themselves. `before_2F`, row 0 two frames earlier and row 1 one,
-    counts in the frames themselves, -1 for none. It is None where the frames are a film, each after the one before
-    it; only a film can go on from a past.
+    `frame_idx_S` is the time of each frame, cached ones first; `attend_FS` is true where a frame attends to another.
+    `previous_2F` holds the index of the frame two before (row 0) and one before (row 1), -1 for none. It is None where
+    each frame follows the one before it; only such frames can follow a cache.
     """
 
-    def __init__(self, times_S: Tensor, sees_FS: Tensor, before_2F: Tensor | None = None) -> None:
-        self.times_S, self.sees_FS, self.before_2F = times_S, sees_FS, before_2F
-        self._links: dict[int, TemporalTaps] = {}
+    def __init__(
+        self, frame_idx_S: Tensor, attend_FS: Tensor, previous_2F: Tensor | None = None
+    ) -> None:
+        self.frame_idx_S, self.attend_FS, self.previous_2F = frame_idx_S, attend_FS, previous_2F
+        self._taps: dict[int, TemporalTaps] = {}
 
     @classmethod
-    def consecutive(cls, frames: int, past: int = 0, device: torch.device | None = None) -> "FrameOrder":
-        """`frames` frames of a film that go on from `past` finished ones."""
-        times = torch.arange(past + frames, device=device)
-        return cls(times, times[None, :] <= times[past:, None])
+    def consecutive(
+        cls, frames: int, cached: int = 0, device: torch.device | None = None
+    ) -> "FrameOrder":
+        """Return the order of `frames` frames of a clip that follow `cached` finished ones."""
+        frame_idx = torch.arange(cached + frames, device=device)
+        return cls(frame_idx, frame_idx[None, :] <= frame_idx[cached:, None])
 
-    def temporal_taps(self, known: int) -> TemporalTaps:
-        """What the PEG reads of `known` frames: the last of the past, where there is one, and the timeline's own."""
-        if known not in self._links:
-            self._links[known] = self._find_links(known)
-        return self._links[known]
+    def peg_frames(self, cached: int) -> Tensor:
+        """Return the frames that the PEG reads at each frame, (3, F): two before, one before, itself; -1 for none.
 
-    def _find_links(self, known: int) -> TemporalTaps:
-        if self.before_2F is None:
-            return tuple((slice(0, max(known - late, 0)), slice(late, known)) for late in (2, 1))
-        targets = [(row >= 0).nonzero().flatten() for row in self.before_2F]
-        return tuple((row[target], target) for row, target in zip(self.before_2F, targets, strict=True))
+        They count from the first of `cached` PEG inputs, which come before the frames.
+        """
+        own = torch.arange(len(self.attend_FS), device=self.attend_FS.device) + cached
+        if self.previous_2F is None:
+            return torch.stack([own - 2, own - 1, own]).clamp_min(-1)
+        return torch.cat([self.previous_2F, own[None]])
 
-    def distance_bias(self, slopes_H: Tensor) -> Tensor:
-        """ALiBi with the mask in it: -slope * frames of distance, -inf where a frame is not seen. -> (H, F, S)."""
-        times = self.times_S
-        distance = times[len(times) - len(self.sees_FS) :, None] - times[None, :]
+    def temporal_taps(self, frames: int) -> TemporalTaps:
+        """Return the same as pairs of frames, for the CPU kernels; `frames` counts the cached PEG inputs too."""
+        if frames not in self._taps:
+            self._taps[frames] = self._find_taps(frames)
+        return self._taps[frames]
+
+    def _find_taps(self, frames: int) -> TemporalTaps:
+        if self.previous_2F is None:
+            return tuple((slice(0, max(frames - lag, 0)), slice(lag, frames)) for lag in (2, 1))
+        targets = [(row >= 0).nonzero().flatten() for row in self.previous_2F]
+        return tuple(
+            (row[target], target) for row, target in zip(self.previous_2F, targets, strict=True)
+        )
+
+    def alibi_bias(self, slopes_H: Tensor) -> Tensor:
+        """Compute the bias of temporal attention, (H, F, S): -slope * distance in frames, -inf for hidden frames."""
+        frame_idx = self.frame_idx_S
+        query_idx = frame_idx[len(frame_idx) - len(self.attend_FS) :]
+        distance = query_idx[:, None] - frame_idx[None, :]
         bias = -slopes_H[:, None, None] * distance
-        return bias.masked_fill(~self.sees_FS, -torch.inf)
+        return bias.masked_fill(~self.attend_FS, -torch.inf)
 
 
 @dataclass(frozen=True)
 class CleanNoisyLayout:
-    """Clean frames 0..T-2 and masked copies of frames 1..T-1 in one pass, cut into chunks that are predicted together.
+    """Clean frames 0..T-2 and masked ("noisy") copies of frames 1..T-1 in one pass, cut into chunks.
 
-    A masked frame sees the clean frames before its chunk and the masked frames of its chunk up to itself, which is
-    what sampling a chunk after finished frames computes. Nothing sees clean frame T-1, so it is left out.
+    A noisy frame attends to the clean frames before its chunk and to the noisy frames of its chunk up to itself, which
+    is what sampling a chunk after finished frames computes. Nothing attends to clean frame T-1, so it is left out.
     """
 
-    timeline: FrameOrder
-    frames_F: Tensor
-    """Which frame of the clip each of the 2T-2 frames of the pass is."""
+    order: FrameOrder
+    frame_idx_F: Tensor
+    """Frame of the clip that each of the 2T-2 frames of the pass is."""
 
     @classmethod
     def of(cls, starts: list[int], frames: int, device: torch.device) -> "CleanNoisyLayout":
-        """`starts`: the first frame of each chunk, ascending, from 1 on; frames before the first are not predicted."""
-        clean = torch.arange(frames - 1, device=device)
-        masked = torch.arange(starts[0], frames, device=device)
-        bounds = torch.tensor(starts, device=device)
-        start = bounds[torch.searchsorted(bounds, masked, right=True) - 1]
-        times = torch.cat([clean, masked])
-        # First frame that is seen masked, and so the end of what is seen clean, of each frame; a clean one sees none.
-        sees_masked = torch.cat([torch.full_like(clean, frames), start])
-        is_masked = torch.arange(len(times), device=device) >= len(clean)
-        earlier = times[None, :] <= times[:, None]
-        inside = times[None, :] >= sees_masked[:, None]
-        sees = earlier & (inside == is_masked[None, :])
-        before = [cls._place(times - late, sees_masked, len(clean), starts[0]) for late in (2, 1)]
-        return cls(FrameOrder(times, sees, torch.stack(before)), times)
+        """Lay out a clip of T = `frames` frames. `starts`: first frame of each chunk, ascending, from 1 on.
 
-    @staticmethod
-    def _place(wanted: Tensor, sees_masked: Tensor, clean: int, first: int) -> Tensor:
-        """Where in the pass frame `wanted` is: masked inside the chunk, else clean; -1 before frame 0."""
-        frame = torch.where(wanted >= sees_masked, clean + wanted - first, wanted)
-        return frame.clamp_min(-1)
+        Frames before the first start are not predicted.
+        """
+        # Four frames in chunks [1, 2] and [3] (starts = [1, 3]), clean c and noisy n; x: the row attends to the column.
+        #
+        #        c0 c1 c2  n1 n2 n3
+        #    c0   x  .  .   .  .  .     clean frames attend to clean ones, causally
+        #    c1   x  x  .   .  .  .
+        #    c2   x  x  x   .  .  .
+        #    n1   x  .  .   x  .  .     the first chunk sees clean frame 0
+        #    n2   x  .  .   x  x  .     and, causally, its own noisy frames
+        #    n3   x  x  x   .  .  x     the second chunk sees clean frames 0 to 2
+        clean = torch.arange(frames - 1, device=device)
+        noisy = torch.arange(starts[0], frames, device=device)
+        frame_idx = torch.cat([clean, noisy])
+        is_noisy = torch.arange(len(frame_idx), device=device) >= len(clean)
+
+        # First frame that each frame sees noisy and no longer clean: its chunk's start; a clean frame sees none.
+        chunk_starts = torch.tensor(starts, device=device)
+        own_start = chunk_starts[torch.searchsorted(chunk_starts, noisy, right=True) - 1]
+        noisy_start = torch.cat([torch.full_like(clean, frames), own_start])
+
+        causal = frame_idx[None, :] <= frame_idx[:, None]
+        seen_noisy = frame_idx[None, :] >= noisy_start[:, None]
+        attend = causal & (seen_noisy == is_noisy[None, :])
+
+        # Place in the pass of the frames one and two before: noisy inside the chunk, else clean, -1 before frame 0.
+        previous = []
+        for lag in (2, 1):
+            earlier = frame_idx - lag
+            noisy_place = len(clean) + earlier - starts[0]
+            place = torch.where(earlier >= noisy_start, noisy_place, earlier)
+            previous.append(place.clamp_min(-1))
+        return cls(FrameOrder(frame_idx, attend, torch.stack(previous)), frame_idx)

@@ -1,4 +1,4 @@
-"""MaskGIT: which tokens are masked in training, and how masked tokens are filled in when sampling (spec: section 4).
+"""MaskGIT: random masks for training, and sampling of masked tokens.
 
 Shapes: B clips, M tokens of the part being generated, K codes.
 """
@@ -11,18 +11,20 @@ from torch import Tensor
 
 
 def num_masked(step: int, steps: int, tokens: Tensor) -> Tensor:
-    """Of so many, the tokens that stay masked after step 1..steps: floor(cos(pi/2 * step/steps) * tokens)."""
+    """Return how many of `tokens` stay masked after step 1..steps: floor(cos(pi/2 * step/steps) * tokens)."""
     share = math.cos(math.pi / 2 * step / steps) if step < steps else 0.0
     return (share * tokens.double()).floor().long()
 
 
-def mask_ratios(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Mask ratios of training, by the cosine schedule: cos(pi/2 * u), u uniform in [0, 1). In (0, 1]."""
+def mask_ratios(
+    shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device
+) -> Tensor:
+    """Draw mask ratios for training by the cosine schedule: cos(pi/2 * u), u uniform in [0, 1). In (0, 1]."""
     return torch.cos(math.pi / 2 * torch.rand(shape, generator=generator, device=device))
 
 
 def random_mask(ratios: Tensor, tokens: int, generator: torch.Generator | None) -> Tensor:
-    """Mask a share of `tokens` tokens, at least one, at random places. ratios (...) -> bool (..., tokens)."""
+    """Mask a share of `tokens` tokens, at least one, at random positions. ratios (...) -> bool (..., tokens)."""
     noise = torch.rand(*ratios.shape, tokens, generator=generator, device=ratios.device)
     count = (ratios * tokens).ceil().clamp(1, tokens).long()
     threshold = noise.sort(-1).values.gather(-1, count[..., None] - 1)
@@ -30,7 +32,7 @@ def random_mask(ratios: Tensor, tokens: int, generator: torch.Generator | None) 
 
 
 def sample(
-    logits_of: Callable[[Tensor], Tensor],
+    predict_logits: Callable[[Tensor], Tensor],
     start_BM: Tensor,
     mask_id: int,
     *,
@@ -39,26 +41,31 @@ def sample(
     generator: torch.Generator | None = None,
     on_step: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """Fill in the tokens that are `mask_id` in `steps` passes. tokens int64 (B, M) -> (B, M) without masks.
+    """Sample the tokens that are `mask_id` in `steps` passes. tokens int64 (B, M) -> (B, M) without masks.
 
-    In each pass `logits_of(tokens_BM) -> (B, M, K)` predicts all tokens; Gumbel noise, annealed from `temperature` to 0
+    In each pass `predict_logits(tokens_BM) -> (B, M, K)` predicts all tokens; Gumbel noise, annealed from `temperature` to 0
     over the passes, draws a candidate for each masked one; the most confident are kept and never change again, so that
-    `num_masked` stay masked. The last pass, and so the only one where steps = 1, takes the likeliest code. `on_step`
-    sees the logits and the tokens after each pass.
+    `num_masked` stay masked. The last pass, which is the only one for steps = 1, takes the likeliest code. `on_step` is
+    called with the logits and the tokens after each pass.
     """
     tokens = start_BM.clone()
     unknown = tokens == mask_id
     masked_B = unknown.sum(-1)
     for step in range(1, steps + 1):
-        logits = logits_of(tokens).float()
+        # Draw a candidate for every token, with noise that anneals to 0.
+        logits = predict_logits(tokens).float()
         noise = temperature * (1 - step / steps)
         drawn = logits + noise * gumbel(logits, generator) if noise else logits
         candidates = drawn.argmax(-1)
+
+        # Rank the candidates by their log-probability, noisy too.
         confidence = logits.gather(-1, candidates[..., None]).squeeze(-1) - logits.logsumexp(-1)
         if noise:
             confidence = confidence + noise * gumbel(confidence, generator)
         # Known tokens rank above all others: what was kept once is never masked again.
         rank = confidence.masked_fill(~unknown, torch.inf).argsort(-1).argsort(-1)
+
+        # Keep the most confident ones and mask the rest again.
         filled = torch.where(unknown, candidates, tokens)
         unknown = rank < num_masked(step, steps, masked_B)[:, None]
         tokens = filled.masked_fill(unknown, mask_id)
@@ -68,6 +75,6 @@ def sample(
 
 
 def gumbel(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard Gumbel noise of a tensor's shape, from a uniform draw."""
+    """Draw standard Gumbel noise of a tensor's shape."""
     uniform = torch.rand(like.shape, generator=generator, device=like.device).clamp(1e-20, 1 - 1e-7)
     return -(-uniform.log()).log()

@@ -1,22 +1,23 @@
-"""Where and when a patch is: order of frames, positional encoding generator, position bias, ALiBi (spec: section 1).
+"""Position of a patch: positional encoding generator (PEG) and continuous position bias.
 
-Shapes: B clips, F frames, P frames of the past, S = P + F frames that can be seen, N = h*w patches, D width, H heads.
+Shapes: B clips, F frames, P cached frames, N = h*w patches, D width, H heads, O offsets between patches.
 """
 
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from worldmodel.models.cpu_kernels import _TemporalConv
 from worldmodel.models.frame_order import PEG_FRAMES, FrameOrder
 
 
 class PEG(nn.Module):
-    """PEG: depthwise 3x3x3 convolution, zeros around a frame, causal in time. It tells a patch where it is.
+    """Positional encoding generator: a depthwise 3x3x3 convolution, causal in time, zeros around the clip.
 
-    The same as `conv3d` with padding (2 past, 1, 1), computed as a 2-D convolution for each of the three frames that
-    it reads: CPUs have fast kernels for those (10 times faster in bf16), and the frames need not be neighbours.
+    It is computed as one 2-D convolution for each of the three frames that it reads, since these need not be
+    neighbours: `FrameOrder` names them. For frames in order it equals `conv3d` with padding (2 past, 1, 1).
     """
 
     def __init__(self, dim: int) -> None:
@@ -24,18 +25,26 @@ class PEG(nn.Module):
         self.weight = nn.Parameter(torch.empty(dim, 1, PEG_FRAMES + 1, 3, 3))
         nn.init.uniform_(self.weight, -1 / math.sqrt(27), 1 / math.sqrt(27))
 
-    def forward(self, x_BFhwD: Tensor, timeline: FrameOrder, tail_BPhwD: Tensor | None) -> Tensor:
-        known = x_BFhwD if tail_BPhwD is None else torch.cat([tail_BPhwD, x_BFhwD], 1)
-        temporal_taps = timeline.temporal_taps(known.shape[1])
-        dtype = compute_dtype(known)
-        made: Tensor = _TemporalConv.apply(known.to(dtype), self.weight.to(dtype), temporal_taps)
-        return made if tail_BPhwD is None else made[:, PEG_FRAMES:]
+    def forward(
+        self, x_BFhwD: Tensor, order: FrameOrder, cached_BPhwD: Tensor | None = None
+    ) -> Tensor:
+        """Encode frames, which follow the PEG_FRAMES cached inputs where those are given -> BFhwD."""
+        cached = 0 if cached_BPhwD is None else cached_BPhwD.shape[1]
+        frames = x_BFhwD if cached_BPhwD is None else torch.cat([cached_BPhwD, x_BFhwD], dim=1)
 
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type that autocast computes in where it is on, else that of x: for functions that autocast does not know."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        # A frame of zeros comes first: it is read where there is no frame, index -1.
+        frames = F.pad(frames, (0, 0, 0, 0, 0, 0, 1, 0))
+        two_before, one_before, own = (
+            F.conv2d(
+                rearrange(frames.index_select(1, index_F + 1), "b f h w d -> (b f) d h w"),
+                weight,
+                padding=1,
+                groups=len(weight),
+            )
+            for index_F, weight in zip(order.peg_frames(cached), self.weight.unbind(2), strict=True)
+        )
+        encoded = two_before + one_before + own
+        return rearrange(encoded, "(b f) d h w -> b f h w d", b=len(x_BFhwD))
 
 
 class PositionBias(nn.Module):
@@ -51,16 +60,23 @@ class PositionBias(nn.Module):
     def __init__(self, grid: int, dim: int, heads: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(2, dim), nn.LeakyReLU(0.1), nn.Linear(dim, dim), nn.LeakyReLU(0.1), nn.Linear(dim, heads)
+            nn.Linear(2, dim),
+            nn.LeakyReLU(0.1),
+            nn.Linear(dim, dim),
+            nn.LeakyReLU(0.1),
+            nn.Linear(dim, heads),
         )
         steps = torch.arange(-(grid - 1), grid)
         offsets = torch.cartesian_prod(steps, steps).float()
         self.register_buffer("offsets", offsets.sign() * offsets.abs().log1p(), persistent=False)
-        place = torch.cartesian_prod(torch.arange(grid), torch.arange(grid))
-        relative = place[:, None] - place[None, :] + grid - 1
-        self.register_buffer("index", relative[..., 0] * (2 * grid - 1) + relative[..., 1], persistent=False)
+
+        # Row of `offsets` for each pair of patches.
+        position = torch.cartesian_prod(torch.arange(grid), torch.arange(grid))
+        relative = position[:, None] - position[None, :] + grid - 1
+        index = relative[..., 0] * (2 * grid - 1) + relative[..., 1]
+        self.register_buffer("index", index, persistent=False)
 
     def forward(self) -> Tensor:
-        """-> (H, N, N)."""
+        """Compute the bias of every pair of patches, (H, N, N)."""
         bias_OH = self.layers(self.offsets)
         return bias_OH.T.index_select(1, self.index.flatten()).unflatten(1, self.index.shape)

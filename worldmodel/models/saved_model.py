@@ -7,8 +7,9 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,38 +17,72 @@ from torch import nn
 from envs.utils.atomic_io import file_sha256, new_folder, read_json, write_json_atomic
 from envs.utils.errors import InputError
 from worldmodel.config import WorldModelConfig
+from worldmodel.models.action_map import ActionMap
+from worldmodel.models.cpu_kernels import use_cpu_kernels
 from worldmodel.models.weights import load_weights
+
+if TYPE_CHECKING:
+    from worldmodel.models.genie import WorldModel
 
 FORMAT = "autoexplore-model-2"
 ACTION_MAP = "action_map.json"
 
+Model = TypeVar("Model", bound="WorldModel")
 
-def save_model(
-    path: Path,
-    kind: str,
-    cfg: WorldModelConfig,
-    parts: Mapping[str, nn.Module],
-    more: Callable[[Path], None],
-) -> None:
-    """Write the folder under a temporary name and rename it. `more` adds files of the model's own."""
+
+def save_model(model: "WorldModel", path: Path) -> None:
+    """Write a folder: `<part>.safetensors` of each part, an action map where there is one and, last, the manifest.
+
+    Whole or absent: it is written under a temporary name and renamed. An existing folder is replaced.
+    """
     with new_folder(path) as folder:
-        for name, module in parts.items():
-            state = {key: value.cpu().contiguous() for key, value in module.state_dict().items()}
-            save_file(state, folder / f"{name}.safetensors")
-        more(folder)
-        hashes = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
-        write_json_atomic(
-            folder / "manifest.json", {"format": FORMAT, "model": kind, "config": cfg.to_dict(), "sha256": hashes}
+        for name in model.PARTS:
+            state = getattr(model, name).state_dict()
+            tensors = {key: value.cpu().contiguous() for key, value in state.items()}
+            save_file(tensors, folder / f"{name}.safetensors")
+        action_map = getattr(model, "action_map", None)
+        if action_map is not None:
+            write_json_atomic(folder / ACTION_MAP, action_map.to_dict())
+        manifest = {
+            "format": FORMAT,
+            "model": type(model).__name__,
+            "config": model.cfg.to_dict(),
+            "sha256": {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
+        }
+        write_json_atomic(folder / "manifest.json", manifest)
+
+
+def read_model(kind: type[Model], path: Path, device: torch.device) -> Model:
+    """Load the model that `save_model` wrote, in evaluation mode; on a CPU with the CPU kernels. Nothing is unpickled.
+
+    Raises InputError where a file is missing, changed or of another architecture, and for another kind of model; a
+    model is never partly loaded.
+    """
+    manifest = read_manifest(path)
+    if manifest["model"] != kind.__name__:
+        raise InputError(
+            f"{path} holds a {manifest['model']}, not a {kind.__name__}: give another folder"
         )
+    cfg = WorldModelConfig.from_dict(manifest["config"])
+    parts: dict[str, Any] = {name: part(cfg) for name, part in kind.PARTS.items()}
+    _read_parts(path, manifest, parts)
+    if ACTION_MAP in manifest["sha256"]:
+        parts["action_map"] = ActionMap.from_dict(read_json(path / ACTION_MAP))
+    model = kind(**parts)
+    if device.type == "cpu":
+        use_cpu_kernels(model)
+    return model.to(device).eval()
 
 
-def read_model(path: Path, manifest: dict[str, Any], parts: Mapping[str, nn.Module]) -> None:
-    """Give each part its weights. Raises InputError where a file is missing, changed or of another architecture."""
+def _read_parts(path: Path, manifest: dict[str, Any], parts: Mapping[str, nn.Module]) -> None:
+    """Copy weights into the parts. Raises InputError where a file is missing, changed or of another architecture."""
     for name in sorted(manifest["sha256"].keys() | {f"{part}.safetensors" for part in parts}):
         file = path / name
         if not file.is_file() or file_sha256(file) != manifest["sha256"].get(name):
-            what = "differs from its sha256 in manifest.json" if file.is_file() else "is missing"
-            raise InputError(f"{file} {what}: the model is damaged; save it again from its checkpoints")
+            problem = "differs from its sha256 in manifest.json" if file.is_file() else "is missing"
+            raise InputError(
+                f"{file} {problem}: the model is damaged; save it again from its checkpoints"
+            )
     for name, module in parts.items():
         file = path / f"{name}.safetensors"
         try:
@@ -58,13 +93,17 @@ def read_model(path: Path, manifest: dict[str, Any], parts: Mapping[str, nn.Modu
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """`manifest.json` of a saved model. Raises InputError where it is missing, no JSON or of another format."""
+    """Read `manifest.json` of a saved model. Raises InputError where it is missing, no JSON or of another format."""
     file = path / "manifest.json"
     try:
         manifest = read_json(file)
     except OSError as error:
         raise InputError(f"{path} holds no saved model ({file.name}: {error.strerror})") from error
     expected = {"format", "model", "config", "sha256"}
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not expected <= manifest.keys():
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("format") != FORMAT
+        or not expected <= manifest.keys()
+    ):
         raise InputError(f"{file}: not a saved model of this version: expected format {FORMAT!r}")
     return manifest

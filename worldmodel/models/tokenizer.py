@@ -1,4 +1,4 @@
-"""Tokenizer: frames to a grid of tokens and back (ST-ViViT VQ-VAE; spec: section 2, table 7 of the paper).
+"""Tokenizer: frames to a grid of tokens and back (ST-ViViT VQ-VAE, Table 7).
 
 Shapes: B clips, T frames, C=3, H=W pixels, h=w patches, D width, K codes.
 """
@@ -26,18 +26,21 @@ from worldmodel.models.vector_quantizer import VectorQuantizer
 
 @dataclass(frozen=True)
 class TokenizerOutput:
-    """A training pass: reconstructed frames BTCHW, not clamped; tokens int64 BThw; named losses, among them `loss`."""
+    """Result of a training pass."""
 
     frames: Tensor
+    """Reconstructed frames BTCHW, not clamped."""
     tokens: Tensor
+    """Tokens, int64 BThw."""
     losses: dict[str, Tensor]
+    """Named losses; `loss` is the one to minimise."""
 
 
 class Tokenizer(nn.Module):
-    """Each patch of each frame becomes one of K codes, which knows the frames before it and none after it.
+    """VQ-VAE that is causal in time: each patch of each frame becomes one of K codes, which sees no later frame.
 
-    The first frame of a clip and later frames have patch embeddings and output heads of their own, so that a later
-    patch in which nothing happens can become one and the same token.
+    The first frame of a clip and later frames have separate patch embeddings and output heads, so that a later patch
+    in which nothing happens can always become the same token.
     """
 
     component = "tokenizer"
@@ -47,14 +50,18 @@ class Tokenizer(nn.Module):
         self.cfg = cfg
         c = cfg.tokenizer
         pixels = 3 * c.patch**2
-        self.embed_first, self.embed_later = (embedding(pixels, c.dim, c.patch_norm) for _ in range(2))
+        self.embed_first, self.embed_later = (
+            embedding(pixels, c.dim, c.patch_norm) for _ in range(2)
+        )
         self.bias = PositionBias(cfg.grid, c.dim, c.heads)
         shape = (c.dim, c.heads, c.head_dim)
         self.encoder = STTransformer(*shape, c.encoder_blocks, temporal=c.temporal)
         self.to_code = nn.Linear(c.dim, c.code_dim)
         self.quantizer = VectorQuantizer(c)
         self.from_code = nn.Linear(c.code_dim, c.dim)
-        self.decoder = STTransformer(*shape, c.decoder_blocks, temporal=c.temporal, temporal_first=True)
+        self.decoder = STTransformer(
+            *shape, c.decoder_blocks, temporal=c.temporal, temporal_first=True
+        )
         self.head_first, self.head_later = nn.Linear(c.dim, pixels), nn.Linear(c.dim, pixels)
         # Grey at the start: the network learns differences from it.
         for head in (self.head_first, self.head_later):
@@ -62,15 +69,15 @@ class Tokenizer(nn.Module):
 
     @property
     def codebook(self) -> Tensor:
-        """(K, code_dim), rows of length 1."""
+        """Codes, (K, code_dim), rows of length 1."""
         return self.quantizer.codebook
 
     def set_progress(self, fraction_of_run: float) -> None:
-        """Tell how much of the training run is done, in [0, 1], before a step: it decides when codes are quantised."""
+        """Set the fraction of the training run that is done, in [0, 1]: it decides when features are quantised."""
         self.quantizer.progress.fill_(fraction_of_run)
 
     def decoder_parameters(self) -> list[nn.Parameter]:
-        """What decoder-only fine-tuning trains: all that comes after the token ids.
+        """Return the parameters of decoder-only fine-tuning: everything after the token ids.
 
         The position bias is shared with the encoder and stays out. Call `freeze_encoder` too: it stops the moving
         averages of the codebook.
@@ -79,75 +86,88 @@ class Tokenizer(nn.Module):
         return list(chain.from_iterable(part.parameters() for part in parts))
 
     def freeze_encoder(self) -> None:
-        """For decoder-only fine-tuning: from now on nothing that decides a token id changes, in training neither."""
+        """Freeze everything that decides a token id, in training too: for decoder-only fine-tuning."""
         self.requires_grad_(False)
         for parameter in self.decoder_parameters():
             parameter.requires_grad_(True)
         self.quantizer.learns = False
 
     def encode(self, frames_BTCHW: Tensor) -> Tensor:
-        """Frames in [0, 1] -> tokens int64 BThw. Clips longer than cfg.frames are read with a sliding window.
+        """Encode frames in [0, 1] as tokens, int64 BThw. Clips longer than cfg.frames pass through a sliding window.
 
         Raises InputError for another shape, type or range.
         """
         self.cfg.check_frames(frames_BTCHW)
+        return self._encode(frames_BTCHW)
+
+    def _encode(self, frames_BTCHW: Tensor) -> Tensor:
+        """Encode frames that were checked: a check waits for the device."""
         tokens = []
-        past: KVCache | None = None
-        stretch = self._stretch(frames_BTCHW.shape[1])
-        for part in frames_BTCHW.split(stretch, 1):
-            features, past = self.encode_features(part, past)
+        cache: KVCache | None = None
+        length = self._pass_length(frames_BTCHW.shape[1])
+        for frames in frames_BTCHW.split(length, 1):
+            features, cache = self.encode_features(frames, cache)
             tokens.append(self.quantizer.ids(features))
-            past = past.last_frames(self.cfg.frames - stretch)
+            cache = cache.last_frames(self.cfg.frames - length)
         return torch.cat(tokens, 1)
 
     def decode(self, tokens_BThw: Tensor) -> Tensor:
-        """Tokens of a clip, from its first frame on -> frames in [0, 1]. Raises InputError for other shapes or ids."""
+        """Decode the tokens of a clip, from its first frame on, to frames in [0, 1]. Raises InputError for others."""
         self.cfg.check_tokens(tokens_BThw)
-        return self.show(tokens_BThw)[0]
+        return self.decode_after(tokens_BThw)[0]
 
-    def show(self, tokens_BThw: Tensor, past: KVCache | None = None) -> tuple[Tensor, KVCache]:
-        """`decode` of tokens that follow those of `past` -> (frames in [0, 1], the past with them). Not checked."""
+    def decode_after(
+        self, tokens_BThw: Tensor, cache: KVCache | None = None
+    ) -> tuple[Tensor, KVCache]:
+        """Decode tokens that follow the cached frames -> (frames in [0, 1], the cache with them). Not checked."""
         frames = []
         codebook = self.codebook
-        stretch = self._stretch(tokens_BThw.shape[1])
-        for part in tokens_BThw.split(stretch, 1):
-            kept = past.last_frames(self.cfg.frames - stretch) if past else None
-            made, past = self.decode_features(F.embedding(part, codebook), kept)
-            frames.append(made.float().clamp(0, 1))
-        assert past is not None
-        return torch.cat(frames, 1), past
+        length = self._pass_length(tokens_BThw.shape[1])
+        for tokens in tokens_BThw.split(length, 1):
+            seen = cache.last_frames(self.cfg.frames - length) if cache else None
+            decoded, cache = self.decode_features(F.embedding(tokens, codebook), seen)
+            frames.append(decoded.float().clamp(0, 1))
+        assert cache is not None
+        return torch.cat(frames, 1), cache
 
     def forward(self, frames_BTCHW: Tensor) -> TokenizerOutput:
-        """A training pass over clips: reconstruction, tokens and losses (`reconstruction`, `commitment`, `codebook`).
+        """Run a training pass over clips -> reconstruction, tokens, losses `reconstruction`, `commitment`, `codebook`.
 
         loss = reconstruction MSE + codebook MSE + 0.25 commitment MSE, without the codebook term where codes are moving
         averages, and without both before the quantiser is switched on.
         """
         self.cfg.check_frames(frames_BTCHW)
-        features, _ = self.encode_features(frames_BTCHW, None)
-        codes, tokens, losses = self.quantizer(features)
-        made, _ = self.decode_features(codes, None)
-        made = made.float()
-        changed = F.pad(changed_pixels(frames_BTCHW), (0, 0, 0, 0, 0, 0, 1, 0))  # nothing is before frame 0
-        losses["reconstruction"] = reconstruction_loss(
-            made, frames_BTCHW, changed, self.cfg.tokenizer.changed_pixel_weight
-        )
-        return TokenizerOutput(made, tokens, {"loss": self.quantizer.total_loss(losses), **losses})
 
-    def _stretch(self, frames: int) -> int:
-        """Frames in a pass: all where they fit into the window, else half a window after half a window."""
+        # Encode, quantise, decode.
+        features, _ = self.encode_features(frames_BTCHW)
+        codes, tokens, losses = self.quantizer(features)
+        decoded, _ = self.decode_features(codes)
+        reconstructed = decoded.float()
+
+        # No pixel of frame 0 counts as changed: nothing comes before it.
+        changed = F.pad(changed_pixels(frames_BTCHW), (0, 0, 0, 0, 0, 0, 1, 0))
+        weight = self.cfg.tokenizer.changed_pixel_weight
+        losses["reconstruction"] = reconstruction_loss(reconstructed, frames_BTCHW, changed, weight)
+        losses = {"loss": self.quantizer.total_loss(losses), **losses}
+        return TokenizerOutput(reconstructed, tokens, losses)
+
+    def _pass_length(self, frames: int) -> int:
+        """Return the number of frames in a pass: all where they fit into the window, else half a window."""
         return frames if frames <= self.cfg.frames else self.cfg.frames // 2
 
-    def encode_features(self, frames_BTCHW: Tensor, past: KVCache | None = None) -> tuple[Tensor, KVCache]:
-        """What the encoder makes of frames, unquantised, (B, T, h, w, code_dim), and the past with them."""
+    def encode_features(
+        self, frames_BTCHW: Tensor, cache: KVCache | None = None
+    ) -> tuple[Tensor, KVCache]:
+        """Encode frames -> (features before quantisation (B, T, h, w, code_dim), the cache with them)."""
         patches = to_patches(frames_BTCHW, self.cfg.tokenizer.patch)
-        x = first_and_later(patches, self.embed_first, self.embed_later, first=past is None)
-        x, past = self.encoder(x, self.bias(), past=past)
-        return self.to_code(x), past
+        x = first_and_later(patches, self.embed_first, self.embed_later, first=cache is None)
+        x, new_cache = self.encoder(x, self.bias(), cache=cache)
+        return self.to_code(x), new_cache
 
-    def decode_features(self, codes_BThwD: Tensor, past: KVCache | None = None) -> tuple[Tensor, KVCache]:
-        """What the decoder makes of codes, BTCHW and not clamped, and the past with them."""
-        first = past is None
-        x, past = self.decoder(self.from_code(codes_BThwD), self.bias(), past=past)
-        patches = first_and_later(x, self.head_first, self.head_later, first=first)
-        return to_frames(patches, self.cfg.tokenizer.patch), past
+    def decode_features(
+        self, codes_BThwD: Tensor, cache: KVCache | None = None
+    ) -> tuple[Tensor, KVCache]:
+        """Decode codes -> (frames BTCHW, not clamped, the cache with them)."""
+        x, new_cache = self.decoder(self.from_code(codes_BThwD), self.bias(), cache=cache)
+        patches = first_and_later(x, self.head_first, self.head_later, first=cache is None)
+        return to_frames(patches, self.cfg.tokenizer.patch), new_cache

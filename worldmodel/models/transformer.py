@@ -1,63 +1,68 @@
-"""Causal space-time transformer (spec: section 1; ST-ViViT of the paper), with an exact past.
+"""Causal space-time transformer (the paper's ST-ViViT), with a KV cache.
 
-A stack runs over frames that need not be one film in order. A `FrameOrder` says when each frame happens, which frames it
-sees and which two come before it: a film, a film that continues an earlier one (`KVCache`), or clean and masked frames
-side by side are the same code, which is why what training computes is what generation computes.
+Frames need not follow one another: a `FrameOrder` says which frames each frame attends to and which two come before it.
+A clip, a clip that goes on from a `KVCache`, and clean frames with masked ones in one pass are the same code, so
+training computes exactly what generation computes.
 
-Shapes: B clips, F frames, P frames of the past, S = P + F frames that can be seen, N = h*w patches, D width, H heads,
-E width of a head, A width of the condition.
+Shapes: B clips, F frames, P cached frames, S = P + F, N = h*w patches, D width, H heads, E width of a head, A width of
+the encoded actions, G groups of L tokens that attend to M tokens.
 """
 
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from worldmodel.models.cpu_kernels import add_normed, attention, gated_feed_forward, split_heads
 from worldmodel.models.frame_order import PEG_FRAMES, FrameOrder
-from worldmodel.models.position_encoding import PEG, compute_dtype
+from worldmodel.models.position_encoding import PEG
+
+QK_NORM_EPS = 1e-6
+"""Smallest length that a query or key is divided by."""
+LOGIT_SCALE = 8.0
+"""Factor on the dot products of queries and keys, which are unit vectors with learnt scales."""
 
 
 @dataclass
 class LayerCache:
-    """What one part of a block keeps of finished frames: inputs of its PEG and, of a temporal part, keys and values."""
+    """Cache of one sub-block: the last inputs of its PEG and, in a temporal one, keys and values of all frames."""
 
-    tail_BPhwD: Tensor
-    """Inputs of the PEG at the last PEG_FRAMES frames, zeros where there were none."""
+    peg_inputs_BPhwD: Tensor
+    """Inputs of the PEG at the last PEG_FRAMES frames, zeros before the first frame."""
     keys_BHPE: Tensor | None = None
-    """Temporal part: (B*N, H, P, E)."""
+    """Keys of a temporal sub-block, (B*N, H, P, E)."""
     values_BHPE: Tensor | None = None
+    """Values of a temporal sub-block, (B*N, H, P, E)."""
 
 
 @dataclass
 class KVCache:
-    """What a stack keeps of `frames` finished frames. Made by `STTransformer.forward`, handed to the next call."""
+    """Cache of the finished frames of a clip, returned by `STTransformer.forward` and passed to its next call."""
 
     frames: int
-    parts: list[LayerCache]
+    """Number of frames whose keys and values are held."""
+    layers: list[LayerCache]
+    """One entry for each sub-block, in their order."""
 
     def last_frames(self, frames: int) -> "KVCache":
-        """The same with keys and values of the last `frames` frames only: the window slides on."""
+        """Return the cache with keys and values of only the last `frames` frames: the attention window slides."""
         if self.frames <= frames:
             return self
-        parts = [
+        layers = [
             LayerCache(
-                part.tail_BPhwD,
-                None if part.keys_BHPE is None else part.keys_BHPE[:, :, -frames:],
-                None if part.values_BHPE is None else part.values_BHPE[:, :, -frames:],
+                layer.peg_inputs_BPhwD,
+                None if layer.keys_BHPE is None else layer.keys_BHPE[:, :, -frames:],
+                None if layer.values_BHPE is None else layer.values_BHPE[:, :, -frames:],
             )
-            for part in self.parts
+            for layer in self.layers
         ]
-        return KVCache(frames, parts)
+        return KVCache(frames, layers)
 
 
 class Attention(nn.Module):
-    """Heads with L2-normalised queries and keys, learnt scales for each dimension, logits times 8.
-
-    Its `norm`, as that of the feed-forward layer, is applied by the part, together with the sum that it normalises.
-    """
+    """Multi-head attention over a normalised input, with normalised queries and keys. Without biases."""
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -65,21 +70,35 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(dim, bias=False)
         self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
         self.out = nn.Linear(heads * head_dim, dim, bias=False)
-        nn.init.zeros_(self.out.weight)  # a part starts as its PEG alone
+        nn.init.zeros_(self.out.weight)  # a sub-block starts as its PEG alone
         self.q_scale = nn.Parameter(torch.ones(head_dim))
         self.k_scale = nn.Parameter(torch.ones(head_dim))
 
-    def project(self, x: Tensor) -> Tensor:
-        """Normalised (..., D) -> queries, keys and values side by side, (..., 3, H, E)."""
-        return self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
+    def forward(
+        self, x_GLD: Tensor, bias_HLM: Tensor, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend within each group, and to the cached tokens -> (output GLD, keys GHME, values GHME).
 
-    def split(self, qkv_3GHNE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A projection in the order in which patches attend -> q, k, v (..., H, N, E), whose products are logits."""
-        return split_heads(qkv_3GHNE, 8 * self.q_scale * self.k_scale)
+        `bias_HLM` is added to the logits; -inf hides a token.
+        """
+        qkv = self.qkv(self.norm(x_GLD))
+        q, k, v = rearrange(qkv, "g l (three h e) -> three g h l e", three=3, h=self.heads)
+
+        # Queries and keys are unit vectors with a learnt scale for each dimension.
+        q = (F.normalize(q, dim=-1, eps=QK_NORM_EPS) * self.q_scale).to(v.dtype)
+        k = (F.normalize(k, dim=-1, eps=QK_NORM_EPS) * self.k_scale).to(v.dtype)
+
+        if cache is not None and cache.keys_BHPE is not None and cache.values_BHPE is not None:
+            k = torch.cat([cache.keys_BHPE.to(k.dtype), k], dim=2)
+            v = torch.cat([cache.values_BHPE.to(v.dtype), v], dim=2)
+
+        mask = bias_HLM[None].to(v.dtype)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=LOGIT_SCALE)
+        return self.out(rearrange(attended, "g h l e -> g l (h e)")), k, v
 
 
 class FeedForward(nn.Module):
-    """GEGLU, inner width int(4 * 2/3 * dim), no biases."""
+    """GEGLU over a normalised input, inner width int(4 * 2/3 * dim), without biases."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -90,12 +109,13 @@ class FeedForward(nn.Module):
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised (..., D) -> (..., D)."""
-        return gated_feed_forward(x, self.up.weight, self.down.weight)
+        """Apply to the last dimension, (..., D) -> (..., D)."""
+        value, gate = self.up(self.norm(x)).chunk(2, dim=-1)
+        return self.down(value * F.gelu(gate))
 
 
 class TransformerSubBlock(nn.Module):
-    """x += PEG(x); x += attention(LN(x)); x += FF(LN(x)): one half of a block, in space or in time."""
+    """One half of a block, in space or in time: position encoding, attention and feed-forward layer."""
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -104,24 +124,29 @@ class TransformerSubBlock(nn.Module):
         self.feed_forward = FeedForward(dim)
 
     def forward(
-        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: FrameOrder, past: LayerCache | None
+        self,
+        x_BFhwD: Tensor,
+        attn_bias_HNN: Tensor,
+        order: FrameOrder,
+        cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerCache]:
-        """-> (frames of the same shape, what this part keeps of them)."""
-        tail = None if past is None else past.tail_BPhwD
-        kept = LayerCache(_last_peg_inputs(x_BFhwD, tail))
-        dtype = compute_dtype(x_BFhwD)
-        x, normed = add_normed(x_BFhwD, self.peg(x_BFhwD, timeline, tail), self.attention.norm.weight, dtype)
-        mixed = self.attention.out(self.attend(normed, bias_HNN, timeline, past, kept))
-        x, normed = add_normed(x, mixed, self.feed_forward.norm.weight, dtype)
-        return x + self.feed_forward(normed), kept
+        """Run frames that follow those of `cache` -> (frames of the same shape, the cache with them)."""
+        peg_inputs = None if cache is None else cache.peg_inputs_BPhwD
+        new_cache = LayerCache(last_peg_inputs(x_BFhwD, peg_inputs))
+        x_BFhwD = x_BFhwD + self.peg(x_BFhwD, order, peg_inputs)
+        x_BFhwD = x_BFhwD + self.attend(x_BFhwD, attn_bias_HNN, order, cache, new_cache)
+        x_BFhwD = x_BFhwD + self.feed_forward(x_BFhwD)
+        return x_BFhwD, new_cache
 
     def attend(
-        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: FrameOrder, past: LayerCache | None, kept: LayerCache
+        self,
+        x_BFhwD: Tensor,
+        attn_bias_HNN: Tensor,
+        order: FrameOrder,
+        cache: LayerCache | None,
+        new_cache: LayerCache,
     ) -> Tensor:
-        """What the heads make of normalised x, (B, F, h, w, H*E).
-
-        Keys and values that a later frame needs go into `kept`.
-        """
+        """Return the output of the attention layer; keys and values that later frames need go into `new_cache`."""
         raise NotImplementedError
 
 
@@ -129,11 +154,17 @@ class SpatialBlock(TransformerSubBlock):
     """Patches of a frame attend to each other, with the continuous position bias."""
 
     def attend(
-        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: FrameOrder, past: LayerCache | None, kept: LayerCache
+        self,
+        x_BFhwD: Tensor,
+        attn_bias_HNN: Tensor,
+        order: FrameOrder,
+        cache: LayerCache | None,
+        new_cache: LayerCache,
     ) -> Tensor:
-        qkv = self.attention.project(x_BFhwD).flatten(2, 3).flatten(0, 1)  # (B*F, N, 3, H, E)
-        q, k, v = self.attention.split(qkv.permute(2, 0, 3, 1, 4))
-        return attention(q, k, v, bias_HNN).transpose(1, 2).reshape(*x_BFhwD.shape[:4], -1)
+        batch, _, height, _, _ = x_BFhwD.shape
+        x = rearrange(x_BFhwD, "b f h w d -> (b f) (h w) d")
+        x, _, _ = self.attention(x, attn_bias_HNN)
+        return rearrange(x, "(b f) (h w) d -> b f h w d", b=batch, h=height)
 
 
 class TemporalBlock(TransformerSubBlock):
@@ -143,51 +174,55 @@ class TemporalBlock(TransformerSubBlock):
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__(dim, heads, head_dim)
-        # 2^-1 .. 2^-8 for 8 heads (ALiBi); the same range in equal ratios for other counts.
+        # 2^-1 .. 2^-8 for 8 heads (ALiBi); the same range in equal ratios for other numbers of heads.
         self.register_buffer("slopes_H", 2.0 ** -torch.linspace(1, 8, heads), persistent=False)
 
     def attend(
-        self, x_BFhwD: Tensor, bias_HNN: Tensor, timeline: FrameOrder, past: LayerCache | None, kept: LayerCache
+        self,
+        x_BFhwD: Tensor,
+        attn_bias_HNN: Tensor,
+        order: FrameOrder,
+        cache: LayerCache | None,
+        new_cache: LayerCache,
     ) -> Tensor:
-        # (B, F, h, w, 3, H, E) -> (3, B, h, w, H, F, E) -> each (B*N, H, F, E)
-        qkv = self.attention.project(x_BFhwD).permute(4, 0, 2, 3, 5, 1, 6)
-        q, k, v = (part.flatten(0, 2) for part in self.attention.split(qkv))
-        if past is not None and past.keys_BHPE is not None and past.values_BHPE is not None:
-            k, v = torch.cat([past.keys_BHPE.to(k.dtype), k], 2), torch.cat([past.values_BHPE.to(v.dtype), v], 2)
-        kept.keys_BHPE, kept.values_BHPE = k, v
-        mixed = attention(q, k, v, timeline.distance_bias(self.slopes_H))
         batch, _, height, width, _ = x_BFhwD.shape
-        return mixed.unflatten(0, (batch, height, width)).permute(0, 4, 1, 2, 3, 5).flatten(4)
+        x = rearrange(x_BFhwD, "b f h w d -> (b h w) f d")
+        alibi_HFS = order.alibi_bias(self.slopes_H)
+        x, new_cache.keys_BHPE, new_cache.values_BHPE = self.attention(x, alibi_HFS, cache)
+        return rearrange(x, "(b h w) f d -> b f h w d", b=batch, h=height, w=width)
 
 
 class ActionConditioning(nn.Module):
-    """Concatenate a condition to every patch of a frame and project back to `dim`.
+    """Concatenate the encoded action to every patch of its frame and project back to `dim`.
 
-    Starts as the identity on the patch and small on the condition, and is written as a step away from the identity.
-    The columns of the weight are used apart, since the condition is the same for all patches of a frame.
+    Starts as the identity on the patch and small on the action, and is stored as a step away from the identity. The
+    columns of the weight are applied apart, since the action is the same for all patches of a frame.
     """
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
         self.width = width
-        self.weight = nn.Parameter(torch.cat([torch.randn(dim, width) * 0.02, torch.zeros(dim, dim)], 1))
+        weight = [torch.randn(dim, width) * 0.02, torch.zeros(dim, dim)]
+        self.weight = nn.Parameter(torch.cat(weight, dim=1))
 
-    def forward(self, x_BFhwD: Tensor, condition_BFA: Tensor) -> Tensor:
-        from_condition = F.linear(condition_BFA, self.weight[:, : self.width])
-        return x_BFhwD + from_condition[:, :, None, None] + F.linear(x_BFhwD, self.weight[:, self.width :])
+    def forward(self, x_BFhwD: Tensor, actions_BFA: Tensor) -> Tensor:
+        from_action = F.linear(actions_BFA, self.weight[:, : self.width])
+        from_patch = F.linear(x_BFhwD, self.weight[:, self.width :])
+        return x_BFhwD + from_action[:, :, None, None] + from_patch
 
 
-def _last_peg_inputs(x_BFhwD: Tensor, before: Tensor | None) -> Tensor:
-    if before is None:
-        before = x_BFhwD.new_zeros(len(x_BFhwD), PEG_FRAMES, *x_BFhwD.shape[2:])
-    return torch.cat([before, x_BFhwD[:, -PEG_FRAMES:]], 1)[:, -PEG_FRAMES:]
+def last_peg_inputs(x_BFhwD: Tensor, cached_BPhwD: Tensor | None) -> Tensor:
+    """Return the last PEG_FRAMES frames, cached ones among them, padded with zeros where there are too few."""
+    if cached_BPhwD is None:
+        cached_BPhwD = x_BFhwD.new_zeros(len(x_BFhwD), PEG_FRAMES, *x_BFhwD.shape[2:])
+    return torch.cat([cached_BPhwD, x_BFhwD[:, -PEG_FRAMES:]], dim=1)[:, -PEG_FRAMES:]
 
 
 class STTransformer(nn.Module):
-    """Blocks of a spatial and a temporal part, and a last LayerNorm.
+    """Blocks of a spatial and a temporal sub-block, and a last LayerNorm.
 
-    `temporal_first` turns the parts of each block round (the decoder). With `condition` > 0 each block begins with a
-    `ActionConditioning` of that width.
+    `temporal_first` swaps the two (the decoder). With `action_width` > 0 each block begins with an
+    `ActionConditioning` on actions of that width.
     """
 
     def __init__(
@@ -199,47 +234,53 @@ class STTransformer(nn.Module):
         *,
         temporal: bool = True,
         temporal_first: bool = False,
-        condition: int = 0,
+        action_width: int = 0,
     ) -> None:
         super().__init__()
-        kinds: dict[str, type[TransformerSubBlock]] = {"spatial": SpatialBlock}
-        if temporal:
-            kinds = {"temporal": TemporalBlock, **kinds} if temporal_first else {**kinds, "temporal": TemporalBlock}
         # The names are part of the weights' names in checkpoints.
+        kinds: dict[str, type[TransformerSubBlock]] = {"spatial": SpatialBlock}
+        if temporal and temporal_first:
+            kinds = {"temporal": TemporalBlock, "spatial": SpatialBlock}
+        elif temporal:
+            kinds = {"spatial": SpatialBlock, "temporal": TemporalBlock}
         self.blocks = nn.ModuleList(
-            nn.ModuleDict({name: kind(dim, heads, head_dim) for name, kind in kinds.items()}) for _ in range(blocks)
+            nn.ModuleDict({name: kind(dim, heads, head_dim) for name, kind in kinds.items()})
+            for _ in range(blocks)
         )
-        self.conditions = nn.ModuleList(ActionConditioning(dim, condition) for _ in range(blocks if condition else 0))
+        self.conditions = nn.ModuleList(
+            ActionConditioning(dim, action_width) for _ in range(blocks if action_width else 0)
+        )
         self.norm = nn.LayerNorm(dim, bias=False)
         self.activation_checkpointing = False
-        """Whether training keeps only the input of each part and computes the rest again backward: less memory."""
+        """Keep only the inputs of each sub-block in training and recompute the rest backward: less memory."""
 
     def forward(
         self,
         x_BFhwD: Tensor,
-        bias_HNN: Tensor,
+        attn_bias_HNN: Tensor,
         *,
-        condition_BFA: Tensor | None = None,
-        timeline: FrameOrder | None = None,
-        past: KVCache | None = None,
+        actions_BFA: Tensor | None = None,
+        order: FrameOrder | None = None,
+        cache: KVCache | None = None,
     ) -> tuple[Tensor, KVCache]:
-        """Run the frames, after those of `past` where it is given -> (frames of the same shape, the past with them).
+        """Run frames, after those of `cache` where it is given -> (frames of the same shape, the cache with them).
 
-        Without a `timeline` the frames are a film that goes on from the past.
+        Without an `order` the frames follow one another, and the cached ones.
         """
-        seen = past.frames if past else 0
-        timeline = timeline or FrameOrder.consecutive(x_BFhwD.shape[1], seen, x_BFhwD.device)
-        parts = [part for block in self.blocks for part in block.values()]  # type: ignore[operator]
-        before: list[LayerCache | None] = list(past.parts) if past else [None] * len(parts)
-        per_block = len(parts) // max(len(self.blocks), 1)
-        kept: list[LayerCache] = []
+        cached_frames = cache.frames if cache else 0
+        order = order or FrameOrder.consecutive(x_BFhwD.shape[1], cached_frames, x_BFhwD.device)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        new_cache = KVCache(cached_frames + x_BFhwD.shape[1], [])
         x = x_BFhwD
-        for place, part in enumerate(parts):
-            if condition_BFA is not None and place % per_block == 0:
-                x = self.conditions[place // per_block](x, condition_BFA)
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x, new = checkpoint(part, x, bias_HNN, timeline, before[place], use_reentrant=False)
-            else:
-                x, new = part(x, bias_HNN, timeline, before[place])
-            kept.append(new)
-        return self.norm(x), KVCache(seen + x.shape[1], kept)
+        for index, block in enumerate(self.blocks):
+            if actions_BFA is not None:
+                x = self.conditions[index](x, actions_BFA)
+            for sub_block in block.values():  # type: ignore[operator]
+                layer_cache = cache.layers[len(new_cache.layers)] if cache else None
+                inputs = (x, attn_bias_HNN, order, layer_cache)
+                if recompute:
+                    x, new_layer_cache = checkpoint(sub_block, *inputs, use_reentrant=False)
+                else:
+                    x, new_layer_cache = sub_block(*inputs)
+                new_cache.layers.append(new_layer_cache)
+        return self.norm(x), new_cache

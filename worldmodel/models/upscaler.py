@@ -33,10 +33,14 @@ class UpscalerConfig:
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
-            raise InputError(f"upscaler widths = {self.widths}: give one or more channel numbers of 1 or more")
+            raise InputError(
+                f"upscaler widths = {self.widths}: give one or more channel numbers of 1 or more"
+            )
         deepest = self.fold * 2 ** len(self.widths)
         if min(self.size, self.factor, self.fold) < 1 or self.large % deepest:
-            raise InputError(f"upscaler: {self.large} pixels cannot be halved {len(self.widths)} times and folded")
+            raise InputError(
+                f"upscaler: {self.large} pixels cannot be halved {len(self.widths)} times and folded"
+            )
 
     @property
     def large(self) -> int:
@@ -54,7 +58,12 @@ SHAPES: dict[str, UpscalerConfig] = {
 
 
 def _twice(channels: int, width: int) -> nn.Sequential:
-    layers = (nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
+    layers = (
+        nn.Conv2d(channels, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.ReLU(),
+    )
     return nn.Sequential(*layers)
 
 
@@ -68,7 +77,9 @@ class Upscaler(nn.Module):
         above = (channels, *widths[:-1])
         self.down = nn.ModuleList(_twice(a, b) for a, b in zip(above, widths, strict=True))
         self.bottom = _twice(widths[-1], 2 * widths[-1])
-        self.rise = nn.ModuleList(nn.ConvTranspose2d(2 * width, width, 2, stride=2) for width in reversed(widths))
+        self.rise = nn.ModuleList(
+            nn.ConvTranspose2d(2 * width, width, 2, stride=2) for width in reversed(widths)
+        )
         self.up = nn.ModuleList(_twice(2 * width, width) for width in reversed(widths))
         self.out = nn.Conv2d(widths[0], channels, 1)
         if cfg.residual:  # it begins as bicubic, and can only become better than that
@@ -79,7 +90,9 @@ class Upscaler(nn.Module):
         """float frames in [0, 1] -> (B, 3, large, large), about in [0, 1]. Raises InputError for another size."""
         if tuple(frames_BCHW.shape[1:]) != (3, self.cfg.size, self.cfg.size):
             wanted = f"(B, 3, {self.cfg.size}, {self.cfg.size})"
-            raise InputError(f"upscaler: expected frames of shape {wanted}, got {tuple(frames_BCHW.shape)}")
+            raise InputError(
+                f"upscaler: expected frames of shape {wanted}, got {tuple(frames_BCHW.shape)}"
+            )
         start = bicubic(frames_BCHW, self.cfg.factor)
         x = F.pixel_unshuffle(start, self.cfg.fold)
         kept = []
@@ -101,18 +114,27 @@ class Upscaler(nn.Module):
         """
         if frames.ndim < 4 or not frames.is_floating_point():
             kind = f"{tuple(frames.shape)} of {frames.dtype}"
-            raise InputError(f"upscaler: expected float frames (..., 3, {self.cfg.size}, {self.cfg.size}), got {kind}")
+            raise InputError(
+                f"upscaler: expected float frames (..., 3, {self.cfg.size}, {self.cfg.size}), got {kind}"
+            )
         low, high = (bound.item() for bound in frames.aminmax()) if frames.numel() else (0.0, 0.0)
         if not (low >= -1e-4 and high <= 1 + 1e-4):
-            raise InputError(f"upscaler: expected values in [0, 1], got {low:.4g} to {high:.4g}: divide uint8 by 255")
+            raise InputError(
+                f"upscaler: expected values in [0, 1], got {low:.4g} to {high:.4g}: divide uint8 by 255"
+            )
         device = next(self.parameters()).device
-        parts = [self(part.to(device)).clamp(0, 1).to(frames.device) for part in frames.flatten(0, -4).split(_BATCH)]
+        parts = [
+            self(part.to(device)).clamp(0, 1).to(frames.device)
+            for part in frames.flatten(0, -4).split(_BATCH)
+        ]
         return torch.cat(parts).unflatten(0, frames.shape[:-3])
 
 
 def bicubic(frames_BCHW: Tensor, factor: int) -> Tensor:
     """Frames enlarged by bicubic interpolation, in [0, 1]: what an upscaler has to beat, and starts from."""
-    return F.interpolate(frames_BCHW, scale_factor=factor, mode="bicubic", align_corners=False).clamp(0, 1)
+    return F.interpolate(
+        frames_BCHW, scale_factor=factor, mode="bicubic", align_corners=False
+    ).clamp(0, 1)
 
 
 def upscaler_config(name: str) -> UpscalerConfig:

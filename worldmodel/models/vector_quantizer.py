@@ -56,15 +56,19 @@ class VectorQuantizer(nn.Module):
     @property
     def active(self) -> bool:
         """Whether features are quantised at this point of the run."""
-        return not (self.training and self.learns) or float(self.progress) >= self.cfg.quantizer_start
+        return (
+            not (self.training and self.learns) or float(self.progress) >= self.cfg.quantizer_start
+        )
 
     def ids(self, features: Tensor) -> Tensor:
         """Index of the nearest code. (..., D) -> int64 (...)."""
-        return nearest_code(F.normalize(features.float(), dim=-1).flatten(0, -2), self.codebook).view(
-            features.shape[:-1]
-        )
+        return nearest_code(
+            F.normalize(features.float(), dim=-1).flatten(0, -2), self.codebook
+        ).view(features.shape[:-1])
 
-    def forward(self, features: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def forward(
+        self, features: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(..., D) -> (unit vectors of the same shape, ids (...), losses `codebook` and `commitment`).
 
         In training it also learns: moving averages, and codes that died are re-seeded with the global random state, a
@@ -102,7 +106,11 @@ class VectorQuantizer(nn.Module):
         shares = (self.use_K / self.use_K.sum()).double()
         entropy = -(shares * shares.clamp_min(1e-12).log()).sum().item()
         used = int((shares > 0.01 / len(shares)).sum().item())
-        return {"perplexity": math.exp(entropy), "codes_used": used, "share_used": used / len(shares)}
+        return {
+            "perplexity": math.exp(entropy),
+            "codes_used": used,
+            "share_used": used / len(shares),
+        }
 
     @torch.no_grad()
     def reseed_dead_codes(self) -> None:
@@ -119,7 +127,9 @@ class VectorQuantizer(nn.Module):
 
     def _label_loss(self, unit: Tensor, labels: Tensor) -> Tensor:
         logits = unit.flatten(0, -2) @ self.codebook.T / LABEL_TEMPERATURE
-        total = F.cross_entropy(logits, labels.flatten(), ignore_index=MASKED_ACTION, reduction="sum")
+        total = F.cross_entropy(
+            logits, labels.flatten(), ignore_index=MASKED_ACTION, reduction="sum"
+        )
         return total / labels.numel()
 
     @torch.no_grad()

@@ -21,7 +21,9 @@ def tensors_sha256(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -33,11 +35,18 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path | s
     own = module.state_dict()
     for name in sorted(own.keys() ^ weights.keys()):
         where = "only in the file" if name in weights else "missing in the file"
-        raise InputError(f"{source}: weights of another architecture: {name} is {where}; use its own configuration")
+        raise InputError(
+            f"{source}: weights of another architecture: {name} is {where}; use its own configuration"
+        )
     for name, tensor in own.items():
-        here, there = (tuple(tensor.shape), tensor.dtype), (tuple(weights[name].shape), weights[name].dtype)
+        here, there = (
+            (tuple(tensor.shape), tensor.dtype),
+            (tuple(weights[name].shape), weights[name].dtype),
+        )
         if here != there:
-            raise InputError(f"{source}: weights of another architecture: {name} is {there[0]}, the model's {here[0]}")
+            raise InputError(
+                f"{source}: weights of another architecture: {name} is {there[0]}, the model's {here[0]}"
+            )
     module.load_state_dict(weights, strict=True)
 
 
@@ -49,20 +58,26 @@ def encoder_sha256(model: "Tokenizer | LatentActionModel") -> str:
     decoder = {id(parameter) for parameter in model.decoder_parameters()}
     weights = {name: value for name, value in model.named_parameters() if id(value) not in decoder}
     config = model.cfg.to_dict()
-    sizes = hashlib.sha256(json.dumps({name: config[name] for name in ("size", "frames", model.component)}).encode())
+    sizes = hashlib.sha256(
+        json.dumps({name: config[name] for name in ("size", "frames", model.component)}).encode()
+    )
     codebook = model.codebook.detach()
     if not codebook.is_cpu:  # the last bit of a norm is another one there
         codebook = nn.functional.normalize(model.quantizer.rows.detach().cpu().float(), dim=-1)
     return tensors_sha256({**weights, f"codebook of {sizes.hexdigest()}": codebook})
 
 
-def check_tokenizer(tokenizer: "Tokenizer", dynamics: "Dynamics", source: Path | str = "tokenizer") -> None:
+def check_tokenizer(
+    tokenizer: "Tokenizer", dynamics: "Dynamics", source: Path | str = "tokenizer"
+) -> None:
     """Raises InputError, with both hashes, unless the tokenizer makes the tokens that the dynamics was trained on.
 
     A dynamics model that was not loaded from a run knows only the codes: then these must be the same.
     """
     wanted = getattr(dynamics, "tokenizer_sha256", None)
-    same_codes = torch.allclose(dynamics.codebook.cpu(), tokenizer.codebook.detach().cpu(), atol=1e-6)
+    same_codes = torch.allclose(
+        dynamics.codebook.cpu(), tokenizer.codebook.detach().cpu(), atol=1e-6
+    )
     got = encoder_sha256(tokenizer) if wanted else tensors_sha256({"codebook": tokenizer.codebook})
     if same_codes and wanted in (None, got):
         return

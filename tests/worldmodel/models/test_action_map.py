@@ -35,13 +35,17 @@ def test_agreement_is_kappa_and_mutual_information() -> None:
     assert nothing["chance"] == pytest.approx((1 * 3 + 2 * 2 + 3 * 1) / 36)
 
 
-@pytest.mark.parametrize("plain", [[], {}, {"counts": {}, "measured": {}}, {"counts": {"a": "x"}, "measured": {}}])
+@pytest.mark.parametrize(
+    "plain", [[], {}, {"counts": {}, "measured": {}}, {"counts": {"a": "x"}, "measured": {}}]
+)
 def test_other_files_are_no_map(plain: Any) -> None:
     with pytest.raises(InputError, match="action map: expected"):
         ActionMap.from_dict(plain)
 
 
-def test_map_joins_parts_that_were_trained_on_real_actions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_map_joins_parts_that_were_trained_on_real_actions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = record(tmp_path / "data", episodes=4, steps=40)
     for component, given in (("tokenizer", {}), ("dynamics", {"tokenizer": tmp_path / "tokenizer"})):
         short = train_preset(component, "debug", iterations=2, checkpoint_every=2)

@@ -1,6 +1,8 @@
-"""Hand-written forward and backward passes: equal to plain ones, in all orders of memory, compiled or not."""
+"""Hand-written forward and backward passes: equal to plain ones, in all memory orders, compiled or not."""
 
+import copy
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,25 +10,37 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from envs.utils.errors import InputError
+from worldmodel import Dynamics, LatentActionModel, Tokenizer, preset
 from worldmodel.models import cpu_kernels
 from worldmodel.models.cpu_kernels import (
+    COMPILABLE,
     add_normed,
     attention,
     cached_weights,
+    compiled,
     gated_feed_forward,
     set_compile,
     split_heads,
+    use_cpu_kernels,
 )
+from worldmodel.models.frame_order import CleanNoisyLayout
+from worldmodel.models.transformer import STTransformer
 
 CPU = torch.device("cpu")
 
 
-def alike(one: Callable[..., Tensor], other: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+def alike(
+    one: Callable[..., Tensor], other: Callable[..., Tensor], inputs: tuple[Tensor, ...]
+) -> None:
     """Both give the same, and the same gradients of a random projection of it."""
     made, wanted = one(*inputs), other(*inputs)
     torch.testing.assert_close(made, wanted)
     pull = torch.randn_like(wanted)
-    pairs = zip(torch.autograd.grad(made, inputs, pull), torch.autograd.grad(wanted, inputs, pull), strict=True)
+    pairs = zip(
+        torch.autograd.grad(made, inputs, pull),
+        torch.autograd.grad(wanted, inputs, pull),
+        strict=True,
+    )
     for ours, plain in pairs:
         torch.testing.assert_close(ours, plain)
 
@@ -37,7 +51,9 @@ def leaves(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape, dtype=torch.double, requires_grad=True) for shape in shapes)
 
 
-def heads_of(qkv: Tensor, scale: Tensor, split: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> Tensor:
+def heads_of(
+    qkv: Tensor, scale: Tensor, split: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+) -> Tensor:
     """Everything that a split of (B, F, N, 3, H, E) in the order of time gives, in one tensor."""
     return torch.stack(split(qkv.permute(3, 0, 2, 4, 1, 5), scale))
 
@@ -56,7 +72,7 @@ def plain_feed_forward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def normed(x: Tensor, part: Tensor, weight: Tensor) -> Tensor:
-    return torch.stack(add_normed(x, part, weight, x.dtype))
+    return torch.stack(compiled(add_normed)(x, part, weight, x.dtype))
 
 
 def plain_normed(x: Tensor, part: Tensor, weight: Tensor) -> Tensor:
@@ -65,7 +81,11 @@ def plain_normed(x: Tensor, part: Tensor, weight: Tensor) -> Tensor:
 
 def every_kernel() -> None:
     """Compare each with its plain form."""
-    alike(lambda *x: heads_of(*x, split_heads), lambda *x: heads_of(*x, plain_split), leaves((2, 3, 4, 3, 2, 8), (8,)))
+    alike(
+        lambda *x: heads_of(*x, split_heads),
+        lambda *x: heads_of(*x, plain_split),
+        leaves((2, 3, 4, 3, 2, 8), (8,)),
+    )
     alike(attention, plain_attention, leaves((3, 2, 5, 8), (3, 2, 6, 8), (3, 2, 6, 8), (2, 5, 6)))
     alike(gated_feed_forward, plain_feed_forward, leaves((2, 3, 8), (42, 8), (8, 21)))
     alike(normed, plain_normed, leaves((2, 3, 8), (2, 3, 8), (8,)))
@@ -79,17 +99,21 @@ def test_compiled_kernels_have_the_gradients_of_plain_ones() -> None:
     set_compile(True, CPU)
     try:
         every_kernel()
-        assert all(kernel.now is not kernel.plain for kernel in cpu_kernels.Compilable.every)
+        assert all(compiled(kernel) is not kernel for kernel in COMPILABLE)
     finally:
         set_compile(False, CPU)
-    assert all(kernel.now is kernel.plain for kernel in cpu_kernels.Compilable.every)
+    assert all(compiled(kernel) is kernel for kernel in COMPILABLE)
 
 
-def test_a_missing_compiler_is_named_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named_before_anything_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(InputError, match="needs a C\\+\\+ compiler, and there is no no-such-compiler"):
+    with pytest.raises(
+        InputError, match="needs a C\\+\\+ compiler, and there is no no-such-compiler"
+    ):
         set_compile(True, CPU)
-    assert all(kernel.now is kernel.plain for kernel in cpu_kernels.Compilable.every)
+    assert all(compiled(kernel) is kernel for kernel in COMPILABLE)
 
 
 def test_what_a_query_does_not_see_is_left_out() -> None:
@@ -100,8 +124,12 @@ def test_what_a_query_does_not_see_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("inner", [21, 32, 64])
-def test_filling_up_the_inner_width_changes_nothing(inner: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, up, down = (value.detach().bfloat16() for value in leaves((5, 8), (2 * inner, 8), (8, inner)))
+def test_filling_up_the_inner_width_changes_nothing(
+    inner: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, up, down = (
+        value.detach().bfloat16() for value in leaves((5, 8), (2 * inner, 8), (8, inner))
+    )
     given = [value.requires_grad_() for value in (x, up.float(), down.float())]
     results = []
     for lanes in (1, 32):
@@ -124,3 +152,115 @@ def test_weights_are_kept_while_that_is_wished_and_no_longer() -> None:
         down.mul_(2)
         assert torch.equal(gated_feed_forward(x, up, down), plain)
     assert torch.equal(gated_feed_forward(x, up, down), 2 * plain)
+
+
+# Whole models
+
+
+def randomise(module: torch.nn.Module) -> None:
+    """Make the output depend on all weights: a new model is close to the identity."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+
+
+def compare_gradients(plain: torch.nn.Module, fast: torch.nn.Module) -> None:
+    """Check that both have the same gradients, none of them missing."""
+    expected = dict(plain.named_parameters())
+    assert sum(parameter.grad is not None for parameter in expected.values()) > 10
+    for name, parameter in fast.named_parameters():
+        if expected[name].grad is None:
+            assert parameter.grad is None, name
+            continue
+        torch.testing.assert_close(
+            parameter.grad, expected[name].grad, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("temporal_first", [False, True])
+@pytest.mark.parametrize("layout", ["consecutive", "clean and noisy"])
+def test_the_transformer_with_kernels_equals_the_plain_one(
+    temporal_first: bool, layout: str
+) -> None:
+    plain = STTransformer(24, 3, 8, 2, temporal_first=temporal_first, action_width=5).double()
+    randomise(plain)
+    fast = copy.deepcopy(plain)
+    use_cpu_kernels(fast)
+    order = None if layout == "consecutive" else CleanNoisyLayout.of([1, 2, 4], 6, CPU).order
+    frames = 6 if order is None else 10
+    x, bias, actions = leaves((2, frames, 4, 3, 24), (3, 12, 12), (2, frames, 5))
+    outputs = [stack(x, bias, actions_BFA=actions, order=order)[0] for stack in (plain, fast)]
+    torch.testing.assert_close(outputs[1], outputs[0])
+    pull = torch.randn_like(outputs[0])
+    gradients = [
+        torch.autograd.grad(output, (x, bias, actions), pull, retain_graph=True)
+        for output in outputs
+    ]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    for output in outputs:
+        output.backward(pull)
+    compare_gradients(plain, fast)
+
+
+def test_kernels_fill_and_read_the_cache_as_the_plain_transformer_does() -> None:
+    plain = STTransformer(24, 3, 8, 2, action_width=5).double()
+    randomise(plain)
+    fast = copy.deepcopy(plain)
+    use_cpu_kernels(fast)
+    x, bias, actions = (
+        value.detach() for value in leaves((2, 7, 4, 3, 24), (3, 12, 12), (2, 7, 5))
+    )
+    caches = [None, None]
+    for start, end in pairwise((0, 1, 3, 7)):
+        outputs = []
+        for index, stack in enumerate((plain, fast)):
+            seen = caches[index].last_frames(2) if caches[index] else None
+            output, caches[index] = stack(
+                x[:, start:end], bias, actions_BFA=actions[:, start:end], cache=seen
+            )
+            outputs.append(output)
+        torch.testing.assert_close(*outputs)
+
+
+@pytest.mark.parametrize("component", [Tokenizer, LatentActionModel, Dynamics])
+def test_training_with_kernels_has_the_losses_and_gradients_of_training_without(
+    component: type,
+) -> None:
+    plain = component(preset("debug"))
+    randomise(plain)
+    if component is Dynamics:
+        plain.set_codebook(F.normalize(torch.randn(64, 8), dim=-1))
+    else:
+        plain.quantizer.learns = False
+    fast = copy.deepcopy(plain)
+    use_cpu_kernels(fast)
+    frames, tokens, actions = (
+        torch.rand(2, 5, 3, 64, 64),
+        torch.randint(64, (2, 5, 8, 8)),
+        torch.randint(5, (2, 4)),
+    )
+    losses = []
+    for model in (plain, fast):
+        if component is Dynamics:
+            loss = model.loss(tokens, actions, generator=torch.Generator().manual_seed(1))["loss"]
+        else:
+            loss = model(frames).losses["reconstruction"]
+        loss.backward()
+        losses.append(loss.detach())
+    torch.testing.assert_close(*losses)
+    for one, other in zip(plain.parameters(), fast.parameters(), strict=True):
+        if one.grad is None:
+            assert other.grad is None
+        else:
+            tolerance = 1e-5 + 1e-4 * float(one.grad.abs().max())
+            torch.testing.assert_close(other.grad, one.grad, atol=tolerance, rtol=1e-3)
+
+
+def test_kernels_leave_names_and_weights_as_they_are() -> None:
+    plain = Dynamics(preset("debug"))
+    fast = copy.deepcopy(plain)
+    use_cpu_kernels(fast)
+    one, other = plain.state_dict(), fast.state_dict()
+    assert list(one) == list(other)
+    assert all(torch.equal(one[name], other[name]) for name in one)

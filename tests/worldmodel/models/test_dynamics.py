@@ -29,7 +29,9 @@ def random_dynamics(cfg: WorldModelConfig = DEBUG, seed: int = 0) -> Dynamics:
     """One whose outputs depend on everything: fresh weights are too small to show what reaches them."""
     torch.manual_seed(seed)
     dynamics = Dynamics(cfg).eval()
-    dynamics.set_codebook(F.normalize(torch.randn(cfg.tokenizer.codes, cfg.tokenizer.code_dim), dim=-1))
+    dynamics.set_codebook(
+        F.normalize(torch.randn(cfg.tokenizer.codes, cfg.tokenizer.code_dim), dim=-1)
+    )
     for parameter in dynamics.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return dynamics
@@ -37,7 +39,9 @@ def random_dynamics(cfg: WorldModelConfig = DEBUG, seed: int = 0) -> Dynamics:
 
 def random_tokens(cfg: WorldModelConfig, batch: int, frames: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(cfg.tokenizer.codes, (batch, frames, cfg.grid, cfg.grid), generator=generator)
+    return torch.randint(
+        cfg.tokenizer.codes, (batch, frames, cfg.grid, cfg.grid), generator=generator
+    )
 
 
 def random_actions(batch: int, count: int, seed: int = 0) -> Tensor:
@@ -80,7 +84,9 @@ def test_position_generator_is_a_causal_convolution(past: int) -> None:
     wanted = F.conv3d(volume, peg.weight, groups=6).permute(0, 2, 3, 4, 1)
     if past:
         tail = F.pad(x[:, :past], (0, 0, 0, 0, 0, 0, 2 - past, 0))
-        torch.testing.assert_close(peg(x[:, past:], FrameOrder.consecutive(5 - past, past), tail), wanted[:, past:])
+        torch.testing.assert_close(
+            peg(x[:, past:], FrameOrder.consecutive(5 - past, past), tail), wanted[:, past:]
+        )
         return
     made = peg(x, FrameOrder.consecutive(5), None)
     torch.testing.assert_close(made, wanted)
@@ -106,7 +112,7 @@ def test_position_bias_is_the_mlp_at_each_offset() -> None:
 
 def test_alibi_and_mask_of_a_film() -> None:
     slopes = 2.0 ** -torch.arange(1, 9)
-    bias = FrameOrder.consecutive(3, past=2).distance_bias(slopes)
+    bias = FrameOrder.consecutive(3, cached=2).alibi_bias(slopes)
     assert bias.shape == (8, 3, 5)
     assert bias[0, 0].tolist() == [-1.0, -0.5, 0.0, -torch.inf, -torch.inf]
     assert bias[7, 2].tolist() == [-4 / 256, -3 / 256, -2 / 256, -1 / 256, 0.0]
@@ -134,7 +140,11 @@ def test_a_stack_sees_no_later_frame(temporal_first: bool, precision: torch.dtyp
 def test_no_part_of_the_model_sees_a_later_frame() -> None:
     torch.manual_seed(2)
     tokenizer, dynamics = Tokenizer(DEBUG).eval(), random_dynamics()
-    frames, tokens, actions = torch.rand(2, 6, 3, 64, 64), random_tokens(DEBUG, 2, 6), random_actions(2, 5)
+    frames, tokens, actions = (
+        torch.rand(2, 6, 3, 64, 64),
+        random_tokens(DEBUG, 2, 6),
+        random_actions(2, 5),
+    )
     later = frames.clone()
     later[:, 3] = torch.rand(2, 3, 64, 64)
     other = tokens.clone()
@@ -192,23 +202,32 @@ def test_dynamics_learns_which_action_made_a_frame() -> None:
 
 def loud_stack(cfg: tuple[int, int, int, int], seed: int = 0) -> STTransformer:
     torch.manual_seed(seed)
-    stack = STTransformer(*cfg, condition=5).eval()
+    stack = STTransformer(*cfg, action_width=5).eval()
     for parameter in stack.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return stack
 
 
 @pytest.mark.parametrize(
-    ("shape", "cuts"), [((32, 2, 16, 2), (1, 2, 5)), ((64, 4, 16, 3), (3, 4, 9)), ((24, 3, 8, 1), (2,))]
+    ("shape", "cuts"),
+    [((32, 2, 16, 2), (1, 2, 5)), ((64, 4, 16, 3), (3, 4, 9)), ((24, 3, 8, 1), (2,))],
 )
-def test_frames_after_a_past_equal_the_whole_film(shape: tuple[int, int, int, int], cuts: tuple[int, ...]) -> None:
+def test_frames_after_a_past_equal_the_whole_film(
+    shape: tuple[int, int, int, int], cuts: tuple[int, ...]
+) -> None:
     stack = loud_stack(shape)
-    x, bias, condition = torch.randn(2, 11, 4, 4, shape[0]), torch.randn(shape[1], 16, 16), torch.randn(2, 11, 5)
+    x, bias, condition = (
+        torch.randn(2, 11, 4, 4, shape[0]),
+        torch.randn(shape[1], 16, 16),
+        torch.randn(2, 11, 5),
+    )
     with torch.no_grad():
-        whole, _ = stack(x, bias, condition_BFA=condition)
+        whole, _ = stack(x, bias, actions_BFA=condition)
         past, parts = None, []
         for start, end in pairwise((0, *cuts, 11)):
-            part, past = stack(x[:, start:end], bias, condition_BFA=condition[:, start:end], past=past)
+            part, past = stack(
+                x[:, start:end], bias, actions_BFA=condition[:, start:end], cache=past
+            )
             parts.append(part)
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-4, rtol=1e-4)
 
@@ -223,14 +242,23 @@ def test_two_streams_compute_what_sampling_computes(starts: list[int]) -> None:
     streams = CleanNoisyLayout.of(starts, 6, tokens.device)
     with torch.no_grad():
         both, _ = dynamics.forward_with_cache(
-            torch.cat([tokens[:, :-1], masked], 1), conditions[:, streams.frames_F], None, streams.timeline
+            torch.cat([tokens[:, :-1], masked], 1),
+            conditions[:, streams.frame_idx_F],
+            None,
+            streams.order,
         )
         trained, done, past = dynamics.head(both[:, 5:]), 0, None
         for start, end in pairwise([*starts, 6]):
-            _, past = dynamics.forward_with_cache(tokens[:, done:start], conditions[:, done:start], past)
+            _, past = dynamics.forward_with_cache(
+                tokens[:, done:start], conditions[:, done:start], past
+            )
             done = start
-            sampled, _ = dynamics.forward_with_cache(masked[:, start - 1 : end - 1], conditions[:, start:end], past)
-            torch.testing.assert_close(trained[:, start - 1 : end - 1], dynamics.head(sampled), atol=1e-4, rtol=1e-4)
+            sampled, _ = dynamics.forward_with_cache(
+                masked[:, start - 1 : end - 1], conditions[:, start:end], past
+            )
+            torch.testing.assert_close(
+                trained[:, start - 1 : end - 1], dynamics.head(sampled), atol=1e-4, rtol=1e-4
+            )
 
 
 def test_long_films_are_tokenised_through_a_window() -> None:
@@ -283,7 +311,9 @@ def test_masks_follow_the_cosine_schedule_and_chunks_cover_all_later_frames() ->
         assert starts == sorted(set(starts))
         lengths |= {end - start for start, end in pairwise([*starts, 7])}
         assert mask.shape == later.shape
-        shares += mask[:, : (starts[1] if len(starts) > 1 else 7) - 1].flatten(1).float().mean(1).tolist()
+        shares += (
+            mask[:, : (starts[1] if len(starts) > 1 else 7) - 1].flatten(1).float().mean(1).tolist()
+        )
     assert {1, 2, 6} <= lengths
     assert min(shares) > 0
     # The mean of cos(pi/2 u) is 2/pi; 0.3 of the chunks are masked altogether.
@@ -302,9 +332,15 @@ def test_masks_follow_the_cosine_schedule_and_chunks_cover_all_later_frames() ->
             r"expected shape \(B, T, 3, 64, 64\), got \(1, 2, 3, 32, 64\)",
         ),
         (lambda t, d: t.encode(torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8)), "got torch.uint8"),
-        (lambda t, d: t(torch.full((1, 2, 3, 64, 64), 200.0)), r"expected values in \[0, 1\], got 200 to 200"),
+        (
+            lambda t, d: t(torch.full((1, 2, 3, 64, 64), 200.0)),
+            r"expected values in \[0, 1\], got 200 to 200",
+        ),
         (lambda t, d: t(torch.full((1, 2, 3, 64, 64), torch.nan)), r"expected values in \[0, 1\]"),
-        (lambda t, d: t.decode(torch.full((1, 2, 8, 8), 64)), r"expected integers in \[0, 63\], got 64 to 64"),
+        (
+            lambda t, d: t.decode(torch.full((1, 2, 8, 8), 64)),
+            r"expected integers in \[0, 63\], got 64 to 64",
+        ),
         (
             lambda t, d: d(torch.zeros(1, 3, 8, 8).long(), torch.zeros(1, 3).long()),
             r"expected shape \(1, 2\), got \(1, 3\)",
@@ -313,9 +349,18 @@ def test_masks_follow_the_cosine_schedule_and_chunks_cover_all_later_frames() ->
             lambda t, d: d(torch.zeros(1, 2, 8, 8).long(), torch.tensor([[5]])),
             r"actions: expected integers in \[0, 4\], got 5",
         ),
-        (lambda t, d: d(torch.zeros(1, 2, 8, 8), torch.tensor([[1]])), r"tokens: expected integers in \[0, 64\]"),
-        (lambda t, d: d.loss(torch.zeros(1, 1, 8, 8).long(), torch.zeros(1, 0).long()), "2 frames or more"),
-        (lambda t, d: Dynamics(DEBUG).loss(torch.zeros(1, 2, 8, 8).long(), torch.tensor([[1]])), "no codebook"),
+        (
+            lambda t, d: d(torch.zeros(1, 2, 8, 8), torch.tensor([[1]])),
+            r"tokens: expected integers in \[0, 64\]",
+        ),
+        (
+            lambda t, d: d.loss(torch.zeros(1, 1, 8, 8).long(), torch.zeros(1, 0).long()),
+            "2 frames or more",
+        ),
+        (
+            lambda t, d: Dynamics(DEBUG).loss(torch.zeros(1, 2, 8, 8).long(), torch.tensor([[1]])),
+            "no codebook",
+        ),
         (lambda t, d: d.set_codebook(torch.zeros(3, 3)), r"expected shape \(64, 8\), got \(3, 3\)"),
     ],
 )

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from envs.utils.errors import InputError
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, WorldModelConfig, preset
+from worldmodel.models.cpu_kernels import use_cpu_kernels
 from worldmodel.models.genie import normalised_entropy
 from worldmodel.models.maskgit import random_mask, sample
 
@@ -69,7 +70,14 @@ def test_the_most_confident_are_kept_and_the_last_pass_is_argmax() -> None:
     logits = torch.randn(1, 40, 6, generator=seeded(3)) * 3
     seen: list[Tensor] = []
     start = torch.full((1, 40), 6)
-    made = sample(lambda now: logits, start, 6, steps=4, temperature=0.0, on_step=lambda _, now: seen.append(now))
+    made = sample(
+        lambda now: logits,
+        start,
+        6,
+        steps=4,
+        temperature=0.0,
+        on_step=lambda _, now: seen.append(now),
+    )
     assert torch.equal(made, logits.argmax(-1))
     confidence = logits.log_softmax(-1).max(-1).values[0]
     kept = seen[0][0] != 6
@@ -102,7 +110,14 @@ def test_later_passes_refine_what_earlier_ones_began() -> None:
     with torch.no_grad():
         past = model.prefill(tokens, conditions[:, :2], None)
         seen: list[Tensor] = []
-        model.sample_frames(past, conditions[:, 2:], 4, 1.0, seeded(), lambda logits, now: seen.append(logits))
+        model.sample_frames(
+            past,
+            conditions[:, 2:],
+            steps=4,
+            temperature=1.0,
+            generator=seeded(),
+            on_step=lambda logits, now: seen.append(logits),
+        )
     for before, after in pairwise(seen):
         assert not torch.allclose(before, after)
 
@@ -120,13 +135,19 @@ def test_the_past_gives_what_plain_recomputation_gives(mode: str, steps: int) ->
             ahead = min(together, 7 - given)
             blank = torch.full((2, ahead, *tokens.shape[2:]), DEBUG.mask_id)
 
-            def logits_of(now: Tensor, tokens: Tensor = tokens, ahead: int = ahead, given: int = given) -> Tensor:
+            def logits_of(
+                now: Tensor, tokens: Tensor = tokens, ahead: int = ahead, given: int = given
+            ) -> Tensor:
                 whole = torch.cat([tokens, now.view(2, ahead, *tokens.shape[2:])], 1)
-                return model.dynamics(whole, actions[:, : given + ahead - 1])[:, given:].flatten(1, 3)
+                return model.dynamics(whole, actions[:, : given + ahead - 1])[:, given:].flatten(
+                    1, 3
+                )
 
             made = sample(logits_of, blank.flatten(1), DEBUG.mask_id, steps=steps, generator=noise)
             tokens = torch.cat([tokens, made.view_as(blank)], 1)
-    sampled = model.generate_tokens(frames[:, :2], actions, steps=steps, mode=mode, generator=seeded(4))
+    sampled = model.generate_tokens(
+        frames[:, :2], actions, steps=steps, mode=mode, generator=seeded(4)
+    )
     assert torch.equal(sampled, tokens)
     pictures = model.generate(frames[:, :2], actions, steps=steps, mode=mode, generator=seeded(4))
     torch.testing.assert_close(pictures, model.tokenizer.decode(tokens)[:, 2:])
@@ -153,13 +174,17 @@ def test_logits_with_the_past_are_those_of_recomputation(
         for t in range(given):
             one_by_one = model.prefill(tokens[:, t : t + 1], conditions[:, t : t + 1], one_by_one)
         for past in (at_once, one_by_one):
-            hidden, _ = model.dynamics.forward_with_cache(tokens[:, given:], conditions[:, given:], past)
+            hidden, _ = model.dynamics.forward_with_cache(
+                tokens[:, given:], conditions[:, given:], past
+            )
             torch.testing.assert_close(model.dynamics.head(hidden), wanted, atol=1e-4, rtol=0)
 
 
 def test_generation_follows_its_seed() -> None:
     model, (frames, actions) = build(), clips(1, 6)
-    one, two, other = (model.generate(frames[:, :2], actions, steps=4, generator=seeded(s)) for s in (1, 1, 2))
+    one, two, other = (
+        model.generate(frames[:, :2], actions, steps=4, generator=seeded(s)) for s in (1, 1, 2)
+    )
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert one.shape == (1, 4, 3, 64, 64)
@@ -219,7 +244,9 @@ def test_entropy_is_in_range_batched_and_refined() -> None:
         assert made.min() >= 0
         assert made.max() <= 1
     assert not torch.allclose(once, thrice)
-    torch.testing.assert_close(model.token_entropy(frames[33:], actions[33:]), once[33:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.token_entropy(frames[33:], actions[33:]), once[33:], atol=1e-5, rtol=1e-5
+    )
 
 
 def test_entropy_is_one_for_a_flat_and_zero_for_a_certain_prediction() -> None:
@@ -234,6 +261,7 @@ def test_entropy_is_one_for_a_flat_and_zero_for_a_certain_prediction() -> None:
 
 def test_a_saved_model_is_the_same_model(tmp_path: Path) -> None:
     model, (frames, actions) = build(), clips(1, 5)
+    use_cpu_kernels(model)  # as loading does
     model.save(tmp_path / "model")
     loaded = GenieReduxG.load(tmp_path / "model")
     assert sorted(file.name for file in (tmp_path / "model").iterdir()) == [
@@ -242,7 +270,9 @@ def test_a_saved_model_is_the_same_model(tmp_path: Path) -> None:
         "tokenizer.safetensors",
     ]
     assert torch.equal(loaded.token_entropy(frames, actions), model.token_entropy(frames, actions))
-    made = [m.generate(frames[:, :2], actions, steps=2, generator=seeded()) for m in (model, loaded)]
+    made = [
+        m.generate(frames[:, :2], actions, steps=2, generator=seeded()) for m in (model, loaded)
+    ]
     assert torch.equal(*made)
     assert not loaded.training
 
@@ -282,7 +312,9 @@ def test_a_tokenizer_that_the_dynamics_was_not_trained_with_is_refused() -> None
     one, other, dynamics = Tokenizer(DEBUG), Tokenizer(DEBUG), Dynamics(DEBUG)
     dynamics.set_codebook(one.codebook)
     GenieReduxG(one, dynamics)
-    with pytest.raises(InputError, match="not the tokenizer that the dynamics was trained with: expected"):
+    with pytest.raises(
+        InputError, match="not the tokenizer that the dynamics was trained with: expected"
+    ):
         GenieReduxG(other, dynamics)
     wider = Tokenizer(replace(DEBUG, tokenizer=replace(DEBUG.tokenizer, dim=64)))
     with pytest.raises(InputError, match="different configurations"):
@@ -301,15 +333,25 @@ def test_a_tokenizer_that_the_dynamics_was_not_trained_with_is_refused() -> None
             {"frames_BPCHW": torch.zeros(1, 2, 3, 64, 32)},
             r"expected shape \(B, T, 3, 64, 64\), got \(1, 2, 3, 64, 32\)",
         ),
-        ({"frames_BPCHW": torch.full((1, 2, 3, 64, 64), 255.0)}, r"expected values in \[0, 1\], got 255 to 255"),
-        ({"frames_BPCHW": torch.full((1, 2, 3, 64, 64), torch.nan)}, r"expected values in \[0, 1\], got nan"),
+        (
+            {"frames_BPCHW": torch.full((1, 2, 3, 64, 64), 255.0)},
+            r"expected values in \[0, 1\], got 255 to 255",
+        ),
+        (
+            {"frames_BPCHW": torch.full((1, 2, 3, 64, 64), torch.nan)},
+            r"expected values in \[0, 1\], got nan",
+        ),
         ({"mode": "diffusion"}, "one_pass or autoregressive"),
         ({"steps": 0}, "1 pass or more"),
         ({"temperature": -1.0}, "expected 0 or more"),
     ],
 )
 def test_bad_input_of_generate_is_named(changes: dict[str, object], message: str) -> None:
-    arguments = {"frames_BPCHW": torch.zeros(1, 2, 3, 64, 64), "actions_BA": torch.zeros(1, 4).long(), **changes}
+    arguments = {
+        "frames_BPCHW": torch.zeros(1, 2, 3, 64, 64),
+        "actions_BA": torch.zeros(1, 4).long(),
+        **changes,
+    }
     with pytest.raises(InputError, match=message):
         build().generate(**arguments)  # type: ignore[arg-type]
 
@@ -328,11 +370,13 @@ def test_bad_input_of_the_reward_query_is_named() -> None:
 def test_a_mask_has_no_code_and_codes_reach_the_input() -> None:
     """Token input skip: the projection of the code's vector is added, and zero where masked."""
     dynamics = build().dynamics
-    assert dynamics.from_code is not None
+    assert dynamics.code_proj is not None
     tokens = torch.arange(64).view(1, 1, 8, 8)
     with torch.no_grad():
         made = dynamics.embed(tokens).flatten(0, 3)
-        wanted = dynamics.embedding.weight[:64] + F.linear(dynamics.codebook, dynamics.from_code.weight)
+        wanted = dynamics.embedding.weight[:64] + F.linear(
+            dynamics.codebook, dynamics.code_proj.weight
+        )
         torch.testing.assert_close(made, wanted)
         masked = dynamics.embed(torch.full((1, 1, 1, 1), 64)).flatten()
     torch.testing.assert_close(masked, dynamics.embedding.weight[64])

@@ -33,7 +33,12 @@ SHORT: dict[str, Any] = {"iterations": 6, "checkpoint_every": 3, "log_every": 3,
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return record(tmp_path_factory.mktemp("labels") / "data", games=("Counting", "NoisyTV"), episodes=9, steps=30)
+    return record(
+        tmp_path_factory.mktemp("labels") / "data",
+        games=("Counting", "NoisyTV"),
+        episodes=9,
+        steps=30,
+    )
 
 
 def shown_sessions(clips: ClipDataset | StreamingDataset, share: float) -> set[str]:
@@ -42,7 +47,9 @@ def shown_sessions(clips: ClipDataset | StreamingDataset, share: float) -> set[s
     sessions: dict[str, set[bool]] = {}
     for window in range(len(clips)):
         hidden = (clips.batch(np.array([window])).actions_BT == MASKED_ACTION).flatten().tolist()
-        sessions.setdefault(clips.episodes[clips.locate(window)[0]].session_id, set()).update(hidden)
+        sessions.setdefault(clips.episodes[clips.locate(window)[0]].session_id, set()).update(
+            hidden
+        )
     assert all(len(hidden) == 1 for hidden in sessions.values())
     return {session for session, hidden in sessions.items() if hidden == {False}}
 
@@ -70,17 +77,29 @@ def trained(data: str, out: Path, **options: Any) -> dict[str, torch.Tensor]:
 # Which actions are shown
 
 
-def test_the_same_share_of_each_games_episodes_is_labelled_however_they_are_read(data: str, tmp_path: Path) -> None:
+def test_the_same_share_of_each_games_episodes_is_labelled_however_they_are_read(
+    data: str, tmp_path: Path
+) -> None:
     clips = ClipDataset([data], tmp_path, length=6)
     games = {episode.session_id: episode.game for episode in clips.episodes}
-    for share, count in ((0.0, 0), (0.01, 1), (SHARE, 3), (1.0, 8)):  # of 8, since one is for validation
+    for share, count in (
+        (0.0, 0),
+        (0.01, 1),
+        (SHARE, 3),
+        (1.0, 8),
+    ):  # of 8, since one is for validation
         shown = shown_sessions(clips, share)
-        assert [sum(games[session] == game for session in shown) for game in clips.games] == [count, count]
+        assert [sum(games[session] == game for session in shown) for game in clips.games] == [
+            count,
+            count,
+        ]
     assert shown_sessions(clips, 0.01) < shown_sessions(clips, SHARE)
     assert shown_sessions(StreamingDataset([data], length=6), SHARE) == shown_sessions(clips, SHARE)
 
 
-def test_half_of_the_draws_are_labelled_and_do_not_depend_on_ranks(data: str, tmp_path: Path) -> None:
+def test_half_of_the_draws_are_labelled_and_do_not_depend_on_ranks(
+    data: str, tmp_path: Path
+) -> None:
     clips = ClipDataset([data], tmp_path, length=6)
     plain = clips.sampler(seed=1).batch(0, 400)
     clips.reveal_actions(0.1)
@@ -108,7 +127,9 @@ def test_what_is_hidden_changes_no_weight_and_what_is_shown_does(data: str, tmp_
             "shown": with_other_actions(data, tmp_path / "shown", shown),
         }.items()
     }
-    assert all(torch.equal(value, weights["hidden"][name]) for name, value in weights["plain"].items())
+    assert all(
+        torch.equal(value, weights["hidden"][name]) for name, value in weights["plain"].items()
+    )
     assert not torch.equal(weights["plain"]["to_code.weight"], weights["shown"]["to_code.weight"])
 
 
@@ -123,7 +144,10 @@ def test_the_loss_equals_an_independent_calculation() -> None:
         torch.tensor([[0, MASKED_ACTION, 4], [MASKED_ACTION, 6, MASKED_ACTION]]),
     )
     with torch.no_grad():
-        losses, features = lam(frames, labels).losses, lam.to_code(lam.actions(lam.encode_features(frames)[0]))
+        losses, features = (
+            lam(frames, labels).losses,
+            lam.to_code(lam.actions(lam.encode_features(frames)[0])),
+        )
         alone = lam(frames).losses
     total = 0.0
     for clip, t in ((0, 0), (0, 2), (1, 1)):
@@ -144,7 +168,9 @@ def test_codes_that_are_kept_for_labels_stay_where_they_are_however_seldom_they_
     features = [common + 0.02 * torch.randn(4, 8) for _ in range(600)]
     for feature in features:
         quantizer(feature, torch.full((4,), MASKED_ACTION))
-    assert float(quantizer.use_K.min()) < DEBUG.lam.reseed_below / 7  # dead, so that without labels it is re-seeded
+    assert (
+        float(quantizer.use_K.min()) < DEBUG.lam.reseed_below / 7
+    )  # dead, so that without labels it is re-seeded
     assert torch.equal(quantizer.codebook, before)
     quantizer(features[0])
     assert not torch.equal(quantizer.codebook, before)
@@ -165,7 +191,9 @@ def test_with_labels_codes_stand_for_the_buttons_of_held_out_episodes(tmp_path: 
         lam = load_lam(tmp_path / str(share))
         counts = count_actions(lam, held_out, actions=5)["Counting"]
         own[share] = agreement(counts, list(range(5)))["kappa"]
-        mapped[share] = agreement(counts, fit_action_map(lam, known).latent_actions("Counting"))["kappa"]
+        mapped[share] = agreement(counts, fit_action_map(lam, known).latent_actions("Counting"))[
+            "kappa"
+        ]
     assert own[0.1] > 0.9  # code a is button a, without a map
     assert own[0.0] < 0.5
     assert mapped[0.1] > max(0.9, mapped[0.0])
@@ -178,7 +206,9 @@ def test_with_labels_codes_stand_for_the_buttons_of_held_out_episodes(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["lam", "joint"])
-def test_a_resumed_run_with_labels_equals_one_that_never_stopped(name: str, data: str, tmp_path: Path) -> None:
+def test_a_resumed_run_with_labels_equals_one_that_never_stopped(
+    name: str, data: str, tmp_path: Path
+) -> None:
     options: dict[str, Any] = {}
     if name == "joint":
         train("tokenizer", config=DEBUG, recipe=train_preset("tokenizer", "debug", iterations=2), data=[data],
@@ -186,7 +216,11 @@ def test_a_resumed_run_with_labels_equals_one_that_never_stopped(name: str, data
         options = {"tokenizer": tmp_path / "tokenizer", "joint_lam": True}
     whole = trained(data, tmp_path / "run", **options)
     prefix = "lam_" if name == "joint" else ""
-    losses = [row[f"train/{prefix}labels"] for row in read_metrics(tmp_path / "run") if "train/loss" in row]
+    losses = [
+        row[f"train/{prefix}labels"]
+        for row in read_metrics(tmp_path / "run")
+        if "train/loss" in row
+    ]
     assert losses
     assert min(losses) > 0
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
@@ -200,7 +234,9 @@ def test_a_resumed_run_with_labels_equals_one_that_never_stopped(name: str, data
         train(component, config=DEBUG, data=[data], resume=True, **other, **options)
 
 
-def test_settings_that_do_not_fit_are_refused(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_do_not_fit_are_refused(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = ["train", "lam", f"--data={data}", f"--out={tmp_path / 'out'}", "--preset=debug"]
     for share in ("1.5", "-0.1", "nan"):
         assert execute([*asked, f"--label-fraction={share}"]) == 2

@@ -30,6 +30,7 @@ from worldmodel.checkpoint import open_checkpoint
 from worldmodel.env import Rollout
 from worldmodel.loading import load_component, load_dynamics, load_lam
 from worldmodel.models.action_map import agreement
+from worldmodel.models.cpu_kernels import use_cpu_kernels
 from worldmodel.models.weights import encoder_sha256
 from worldmodel.training.config import train_preset
 from worldmodel.training.flops import cost_of
@@ -95,12 +96,27 @@ def test_paper_has_the_papers_size() -> None:
     assert sum(parameter.numel() for parameter in lam.parameters()) == 168_667_288  # 168.7 M
     assert lam.codebook.shape == (7, 32)
     assert lam.to_action.weight.shape == (512, 16 * 16 * 512)
-    assert sum(parameter.numel() for parameter in Dynamics(preset("debug").with_latent_actions()).parameters()) > 0
+    assert (
+        sum(
+            parameter.numel()
+            for parameter in Dynamics(preset("debug").with_latent_actions()).parameters()
+        )
+        > 0
+    )
 
 
-@pytest.mark.parametrize(("codebook", "weight", "residual"), [("gradient", 1.0, False), ("ema", 5.0, True)])
-def test_losses_equal_an_independent_calculation(codebook: str, weight: float, residual: bool) -> None:
-    changes = {"codebook": codebook, "commitment": 0.25, "changed_pixel_weight": weight, "residual": residual}
+@pytest.mark.parametrize(
+    ("codebook", "weight", "residual"), [("gradient", 1.0, False), ("ema", 5.0, True)]
+)
+def test_losses_equal_an_independent_calculation(
+    codebook: str, weight: float, residual: bool
+) -> None:
+    changes = {
+        "codebook": codebook,
+        "commitment": 0.25,
+        "changed_pixel_weight": weight,
+        "residual": residual,
+    }
     cfg = dataclasses.replace(DEBUG, lam=dataclasses.replace(DEBUG.lam, **changes))
     lam = loud(LatentActionModel(cfg))
     frames = torch.rand(2, 4, 3, 64, 64)
@@ -110,7 +126,9 @@ def test_losses_equal_an_independent_calculation(codebook: str, weight: float, r
         features = lam.encode_features(frames)[0]
         squares, weights, commitment = [], [], []
         for clip in range(2):
-            made = lam.decode_features(frames[clip : clip + 1, :-1], lam.codebook[output.actions[clip : clip + 1]])
+            made = lam.decode_features(
+                frames[clip : clip + 1, :-1], lam.codebook[output.actions[clip : clip + 1]]
+            )
             for t in range(3):
                 code = lam.to_code.weight @ (lam.to_action.weight @ features[clip, t + 1])
                 direction = code / code.norm()
@@ -151,7 +169,10 @@ def test_no_latent_action_and_no_frame_knows_a_later_frame(difference: bool) -> 
     lam = loud(LatentActionModel(cfg))
     frames, codes = torch.rand(2, 6, 3, 64, 64), torch.randn(2, 6, 8)
     with torch.no_grad():
-        between, made = lam.actions(lam.encode_features(frames)[0]), lam.decode_features(frames, codes)
+        between, made = (
+            lam.actions(lam.encode_features(frames)[0]),
+            lam.decode_features(frames, codes),
+        )
         for t in range(6):
             changed, other = frames.clone(), codes.clone()
             changed[:, t] = torch.rand(2, 3, 64, 64)
@@ -177,7 +198,9 @@ def test_long_clips_are_read_through_a_window() -> None:
 
 def test_it_finds_the_actions_of_the_counting_env_beside_the_frame_they_act_on() -> None:
     """Told no action, only frames. Where actions are paired with a neighbour's frame instead, nothing is left."""
-    torch.manual_seed(1)  # of five starts one or two put two actions into one code, however long they learn
+    torch.manual_seed(
+        1
+    )  # of five starts one or two put two actions into one code, however long they learn
     lam = LatentActionModel(SMALL)
     optimizer = torch.optim.AdamW(lam.parameters(), lr=1e-2)
     for step in range(250):
@@ -206,7 +229,9 @@ def test_it_finds_the_actions_of_the_counting_env_beside_the_frame_they_act_on()
     with torch.no_grad():
         wanted = torch.tensor(action_map.latent_actions())[actions]
         made = lam.predict(frames[:, :-1], wanted)
-        others = lam.predict(frames[:, :-1], torch.tensor(action_map.latent_actions())[(actions + 1) % 5])
+        others = lam.predict(
+            frames[:, :-1], torch.tensor(action_map.latent_actions())[(actions + 1) % 5]
+        )
     assert F.mse_loss(made, frames[:, 1:]) < 0.5 * F.mse_loss(others, frames[:, 1:])
 
 
@@ -225,16 +250,27 @@ def test_each_way_of_training_leaves_parts_that_belong_together(runs: dict[str, 
     GenieRedux(tokenizer, lam, frozen)
     GenieRedux(tokenizer, together, joint)
     expected, got = encoder_sha256(together)[:12], encoder_sha256(lam)[:12]
-    with pytest.raises(InputError, match=f"trained on the actions of LAM {expected}, this one is {got}"):
+    with pytest.raises(
+        InputError, match=f"trained on the actions of LAM {expected}, this one is {got}"
+    ):
         GenieRedux(tokenizer, lam, joint)
 
 
 def test_joint_training_trains_both_and_logs_both(runs: dict[str, Path]) -> None:
-    first, last = (open_checkpoint(runs["joint"] / f"checkpoints/step-{step:08d}").weights() for step in (3, 6))
-    for name in ("dynamics.head.weight", "lam.to_action.weight", "lam.head.weight", "lam.encoder.norm.weight"):
+    first, last = (
+        open_checkpoint(runs["joint"] / f"checkpoints/step-{step:08d}").weights() for step in (3, 6)
+    )
+    for name in (
+        "dynamics.head.weight",
+        "lam.to_action.weight",
+        "lam.head.weight",
+        "lam.encoder.norm.weight",
+    ):
         assert not torch.equal(first[name], last[name]), name
     row = [row for row in read_metrics(runs["joint"]) if "train/loss" in row][-1]
-    assert row["train/loss"] == pytest.approx(row["train/dynamics_loss"] + row["train/lam_loss"], rel=1e-5)
+    assert row["train/loss"] == pytest.approx(
+        row["train/dynamics_loss"] + row["train/lam_loss"], rel=1e-5
+    )
     assert any("validation/lam_reconstruction" in row for row in read_metrics(runs["joint"]))
 
 
@@ -251,7 +287,15 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     options |= {"frozen": {"lam": runs["lam"]}, "joint": {"joint_lam": True}}.get(name, {})
     settings = train_preset(component, "debug", iterations=6, checkpoint_every=3, log_every=3, validate_every=3)
     torch.manual_seed(99)  # what else the process drew must not matter
-    train(component, config=DEBUG, recipe=settings, data=[data], out=tmp_path / name, resume=True, **options)
+    train(
+        component,
+        config=DEBUG,
+        recipe=settings,
+        data=[data],
+        out=tmp_path / name,
+        resume=True,
+        **options,
+    )
     mine, theirs = open_checkpoint(tmp_path / name).weights(), open_checkpoint(runs[name]).weights()
     assert mine.keys() == theirs.keys()
     for key, value in mine.items():
@@ -271,13 +315,31 @@ def test_settings_that_do_not_fit_are_refused(data: str, runs: dict[str, Path], 
     def refused(message: str, component: str, **options: Any) -> None:
         config = options.pop("config", DEBUG)
         with pytest.raises(InputError, match=message):
-            train(component, config=config, recipe=settings, data=[data], out=tmp_path / "out", **options)
+            train(
+                component,
+                config=config,
+                recipe=settings,
+                data=[data],
+                out=tmp_path / "out",
+                **options,
+            )
 
     refused("are not for", "lam", lam=runs["lam"])
     refused("are not for", "tokenizer", joint_lam=True)
-    refused("holds a tokenizer, not a lam", "dynamics", tokenizer=runs["tokenizer"], lam=runs["tokenizer"])
+    refused(
+        "holds a tokenizer, not a lam",
+        "dynamics",
+        tokenizer=runs["tokenizer"],
+        lam=runs["tokenizer"],
+    )
     wider = dataclasses.replace(DEBUG, lam=dataclasses.replace(DEBUG.lam, codes=4))
-    refused("not a latent action model", "dynamics", config=wider, tokenizer=runs["tokenizer"], lam=runs["lam"])
+    refused(
+        "not a latent action model",
+        "dynamics",
+        config=wider,
+        tokenizer=runs["tokenizer"],
+        lam=runs["lam"],
+    )
     options = {"tokenizer": runs["tokenizer"], "lam": runs["lam"], "init": runs["joint"]}
     refused("trained on the actions of LAM", "dynamics", **options)
     lam = LatentActionModel(DEBUG)
@@ -295,12 +357,18 @@ def test_what_does_not_belong_together_is_refused() -> None:
         GenieReduxG(model.tokenizer, model.dynamics)
     with pytest.raises(InputError, match="real actions: build a GenieReduxG"):
         GenieRedux(model.tokenizer, model.lam, real)
-    other = LatentActionModel(dataclasses.replace(DEBUG, lam=dataclasses.replace(DEBUG.lam, dim=16)))
+    other = LatentActionModel(
+        dataclasses.replace(DEBUG, lam=dataclasses.replace(DEBUG.lam, dim=16))
+    )
     with pytest.raises(InputError, match="different configurations"):
         GenieRedux(model.tokenizer, other, model.dynamics)
-    with pytest.raises(InputError, match=r"not the tokenizer that the dynamics was trained with: expected"):
+    with pytest.raises(
+        InputError, match=r"not the tokenizer that the dynamics was trained with: expected"
+    ):
         GenieRedux(Tokenizer(DEBUG), model.lam, model.dynamics)
-    with pytest.raises(InputError, match=r"actions = 5: a dynamics on latent actions has lam\.codes = 7"):
+    with pytest.raises(
+        InputError, match=r"actions = 5: a dynamics on latent actions has lam\.codes = 7"
+    ):
         dataclasses.replace(DEBUG, dynamics=LATENT.dynamics)
     assert WorldModelConfig.from_dict(LATENT.to_dict()) == LATENT
 
@@ -315,6 +383,7 @@ def test_it_is_driven_by_latent_actions_and_through_the_map_by_buttons(tmp_path:
     counts[range(5), latents] = 9
     swapped = np.roll(counts, 1, 1)
     model.action_map = ActionMap({"Pong": counts, "Breakout": swapped}, {"Pong": {"kappa": 0.5}})
+    use_cpu_kernels(model)  # as loading does
     model.save(tmp_path / "model")
     loaded = load_world_model(tmp_path / "model")
     assert isinstance(loaded, GenieRedux)
@@ -333,7 +402,9 @@ def test_it_is_driven_by_latent_actions_and_through_the_map_by_buttons(tmp_path:
     wanted = model.token_entropy(window, torch.tensor(latents)[buttons])
     assert torch.equal(driven.token_entropy(window, buttons), wanted)
     rollout = Rollout(driven, frames, buttons[:, :1])
-    expected = model.generate(frames, torch.tensor(latents)[buttons[:, :2]], steps=1, temperature=0.0)
+    expected = model.generate(
+        frames, torch.tensor(latents)[buttons[:, :2]], steps=1, temperature=0.0
+    )
     torch.testing.assert_close(rollout.step(buttons[:, 1]), expected[:, 0])
     with pytest.raises(InputError, match=r"integers in \[0, 4\], got 0 to 6"):
         driven.generate(frames, torch.tensor([[0, 6], [0, 0]]))
@@ -358,7 +429,13 @@ def test_map_makes_a_model_that_evaluate_drives_by_buttons(
     stored = json.loads((tmp_path / "model/action_map.json").read_text())
     assert stored["measured"]["Counting"]["transitions"] > 0
     figures = tmp_path / "figures.json"
-    asked = ["evaluate", str(tmp_path / "model"), f"--data={data}", "--limit=1", "--sampling-steps=1"]
+    asked = [
+        "evaluate",
+        str(tmp_path / "model"),
+        f"--data={data}",
+        "--limit=1",
+        "--sampling-steps=1",
+    ]
     assert execute([*asked, f"--out={figures}", "--horizon=2"]) == 0
     assert json.loads(figures.read_text())["overall"]["windows"] == 1
 

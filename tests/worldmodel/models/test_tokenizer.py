@@ -24,10 +24,15 @@ def test_a_clip_does_not_depend_on_its_neighbours() -> None:
     tokenizer = Tokenizer(DEBUG).eval()
     frames = torch.rand(3, 4, 3, 64, 64)
     with torch.no_grad():
-        together, alone = tokenizer.encode_features(frames)[0], tokenizer.encode_features(frames[1:2])[0]
+        together, alone = (
+            tokenizer.encode_features(frames)[0],
+            tokenizer.encode_features(frames[1:2])[0],
+        )
         torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-5)
         tokens = tokenizer.encode(frames)
-        torch.testing.assert_close(tokenizer.decode(tokens)[1:2], tokenizer.decode(tokens[1:2]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            tokenizer.decode(tokens)[1:2], tokenizer.decode(tokens[1:2]), atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
@@ -51,15 +56,17 @@ def test_decoder_only_training_leaves_tokens_bit_identical(codebook: str) -> Non
     assert torch.equal(tokenizer.encode(frames), tokens)
     assert torch.equal(tokenizer.encode_features(frames)[0], features)
     trained = {id(parameter) for parameter in tokenizer.decoder_parameters()}
-    names = {name for name, parameter in tokenizer.named_parameters() if id(parameter) in trained} | {
-        "quantizer.progress"
-    }
+    names = {
+        name for name, parameter in tokenizer.named_parameters() if id(parameter) in trained
+    } | {"quantizer.progress"}
     for name, value in tokenizer.state_dict().items():
         assert torch.equal(value, frozen[name]) == (name not in names), name
 
 
 def test_changed_pixels_weigh_more() -> None:
-    tokenizer = Tokenizer(replace(DEBUG, tokenizer=replace(DEBUG.tokenizer, changed_pixel_weight=4.0)))
+    tokenizer = Tokenizer(
+        replace(DEBUG, tokenizer=replace(DEBUG.tokenizer, changed_pixel_weight=4.0))
+    )
     frames = torch.zeros(1, 2, 3, 64, 64)
     frames[:, 1, :, :32] = 1.0
     output = tokenizer(frames)
@@ -67,7 +74,9 @@ def test_changed_pixels_weigh_more() -> None:
     weights[:, 1, :, :32] = 4.0
     expected = ((output.frames - frames).square() * weights).mean() / weights.mean()
     assert output.losses["reconstruction"].item() == pytest.approx(expected.item())
-    assert output.losses["reconstruction"].item() != pytest.approx(F.mse_loss(output.frames, frames).item(), rel=1e-3)
+    assert output.losses["reconstruction"].item() != pytest.approx(
+        F.mse_loss(output.frames, frames).item(), rel=1e-3
+    )
 
 
 # Quantiser
@@ -90,10 +99,17 @@ def test_dead_codes_are_seeded_again_and_come_into_use(codebook: str) -> None:
     for reseed_below, few in ((0.0, True), (0.2, False)):
         torch.manual_seed(0)
         cfg = dataclasses.replace(
-            DEBUG.tokenizer, codes=16, code_dim=8, codebook=codebook, ema_decay=0.9, reseed_below=reseed_below
+            DEBUG.tokenizer,
+            codes=16,
+            code_dim=8,
+            codebook=codebook,
+            ema_decay=0.9,
+            reseed_below=reseed_below,
         )
         quantizer = VectorQuantizer(cfg)
-        quantizer.rows.data.copy_(F.normalize(torch.ones(16, 8) + 0.001 * torch.randn(16, 8), dim=-1))
+        quantizer.rows.data.copy_(
+            F.normalize(torch.ones(16, 8) + 0.001 * torch.randn(16, 8), dim=-1)
+        )
         if codebook == "ema":
             quantizer.sums_KD.copy_(quantizer.rows / 16)
         for step in range(120):
@@ -107,7 +123,9 @@ def test_dead_codes_are_seeded_again_and_come_into_use(codebook: str) -> None:
 def test_what_is_represented_well_gets_no_more_codes() -> None:
     """Noise below reseed_error must not win the background a second code: tokens of a still scene would flicker."""
     torch.manual_seed(0)
-    cfg = dataclasses.replace(DEBUG.tokenizer, codes=16, code_dim=8, ema_decay=0.9, reseed_below=0.2, reseed_error=0.05)
+    cfg = dataclasses.replace(
+        DEBUG.tokenizer, codes=16, code_dim=8, ema_decay=0.9, reseed_below=0.2, reseed_error=0.05
+    )
     quantizer, draw = VectorQuantizer(cfg), clusters(3, 8)
     for step in range(120):
         quantizer.progress.fill_(step / 120)

@@ -45,7 +45,11 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     with EpisodeWriter(folder / "small") as writer:
         env = envs.make(GAME)
         for episode in range(4):
-            writer.add(play_episode(env, RandomPolicy(), EpisodeKey(GAME, "random", 0, episode), steps=40 + episode))
+            writer.add(
+                play_episode(
+                    env, RandomPolicy(), EpisodeKey(GAME, "random", 0, episode), steps=40 + episode
+                )
+            )
         env.close()
     small = EpisodeReader(folder / "small")
     with EpisodeWriter(folder / "large") as writer:
@@ -72,7 +76,9 @@ def pairs_of(sides: tuple[str, str], split: str | None) -> PairDataset:
 
 def test_the_papers_sizes() -> None:
     with torch.device("meta"):
-        counts = {name: sum(p.numel() for p in Upscaler(cfg).parameters()) for name, cfg in SHAPES.items()}
+        counts = {
+            name: sum(p.numel() for p in Upscaler(cfg).parameters()) for name, cfg in SHAPES.items()
+        }
     assert counts["small"] == pytest.approx(31e6, rel=0.01)
     assert counts["large"] == pytest.approx(124e6, rel=0.01)
     assert counts["debug"] < counts["cpu"] < 1e6
@@ -93,7 +99,9 @@ def test_the_papers_training() -> None:
     assert train_preset("upscaler", "paper", "large-50k").upscaler == "large"
 
 
-@pytest.mark.parametrize("cfg", [SHAPES["debug"], UpscalerConfig(widths=(4, 8))], ids=["folded", "plain"])
+@pytest.mark.parametrize(
+    "cfg", [SHAPES["debug"], UpscalerConfig(widths=(4, 8))], ids=["folded", "plain"]
+)
 def test_frames_come_out_four_times_as_large(cfg: UpscalerConfig) -> None:
     torch.manual_seed(0)
     frames = torch.rand(2, 3, 3, 64, 64)
@@ -114,8 +122,14 @@ def test_pairs_show_the_same_moment(sides: tuple[str, str]) -> None:
     ids = np.arange(len(train_pairs))
     batch = train_pairs.batch(ids)
     assert batch.large_BHWC.shape == (len(ids), 256, 256, 3)
-    own = [episode for episode in there if episode.session_id not in set(EpisodeReader(sides[0], "val").session_ids)]
-    assert np.array_equal(batch.small_BhwC, np.concatenate([episode.frames_THWC for episode in own]))
+    own = [
+        episode
+        for episode in there
+        if episode.session_id not in set(EpisodeReader(sides[0], "val").session_ids)
+    ]
+    assert np.array_equal(
+        batch.small_BhwC, np.concatenate([episode.frames_THWC for episode in own])
+    )
     # The screen is 320 x 224: both are areas of it, so that the mean over 4 x 4 of the one is the other but for edges.
     shrunk = np.stack([letterbox(frame, 64) for frame in batch.large_BHWC.numpy()]).astype(int)
     apart = np.abs(shrunk - batch.small_BhwC.numpy()).mean((1, 2, 3))
@@ -125,10 +139,17 @@ def test_pairs_show_the_same_moment(sides: tuple[str, str]) -> None:
     assert GAME in train_pairs.describe(0)
 
 
-def test_a_resumed_run_equals_one_that_never_stopped(sides: tuple[str, str], run: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_one_that_never_stopped(
+    sides: tuple[str, str], run: Path, tmp_path: Path
+) -> None:
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000008")
-    options: dict[str, Any] = {"config": CONFIG, "data": [sides[0]], "pairs": sides[1], "out": tmp_path / "run"}
+    options: dict[str, Any] = {
+        "config": CONFIG,
+        "data": [sides[0]],
+        "pairs": sides[1],
+        "out": tmp_path / "run",
+    }
     train("upscaler", recipe=SHORT, resume=True, cache_dir=run.parent / "cache", **options)
     one, other = open_checkpoint(run), open_checkpoint(tmp_path / "run")
     assert one.state["data_state"] == other.state["data_state"]
@@ -143,13 +164,20 @@ def test_a_resumed_run_equals_one_that_never_stopped(sides: tuple[str, str], run
 def test_a_short_training_beats_bicubic_on_frames_it_never_saw(sides: tuple[str, str], tmp_path: Path) -> None:
     settings = train_preset("upscaler", "debug", iterations=80, batch_size=4, lr=3e-3, validate_every=80)
     cache = Path(sides[0]).parent / "cache"
-    options: dict[str, Any] = {"config": CONFIG, "data": [sides[0]], "pairs": sides[1], "cache_dir": cache}
+    options: dict[str, Any] = {
+        "config": CONFIG,
+        "data": [sides[0]],
+        "pairs": sides[1],
+        "cache_dir": cache,
+    }
     train("upscaler", recipe=settings, out=tmp_path / "run", **options)
     held_out = pairs_of(sides, "val")
     batch = held_out.batch(held_out.evenly_spaced(8))
     small, large = (to_float_frames(side) for side in (batch.small_BhwC, batch.large_BHWC))
     upscaler = load_upscaler(tmp_path / "run")
-    made, plain = (frame_psnr(frames, large).mean() for frames in (upscaler.upscale(small), bicubic(small, 4)))
+    made, plain = (
+        frame_psnr(frames, large).mean() for frames in (upscaler.upscale(small), bicubic(small, 4))
+    )
     assert made > plain + 0.5
     last = [row for row in read_metrics(tmp_path / "run") if "validation/psnr" in row][-1]
     assert last["validation/psnr"] > last["validation/psnr_bicubic"] + 0.5
@@ -162,8 +190,15 @@ def test_pictures_are_drawn_as_large_as_before(run: Path) -> None:
     assert at_scale(frames, None, 4) == (frames, 4)
 
 
-def test_generate_draws_by_an_upscaler(sides: tuple[str, str], run: Path, tiny_world: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"model": tiny_world, "data": Path(sides[0]), "horizon": 2, "sampling_steps": 1}
+def test_generate_draws_by_an_upscaler(
+    sides: tuple[str, str], run: Path, tiny_world: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {
+        "model": tiny_world,
+        "data": Path(sides[0]),
+        "horizon": 2,
+        "sampling_steps": 1,
+    }
     sizes = {}
     for name, upscaler in (("plain", None), ("upscaled", run)):
         generate.run(generate.Args(out=tmp_path / name, upscaler=upscaler, **options))
@@ -174,12 +209,16 @@ def test_generate_draws_by_an_upscaler(sides: tuple[str, str], run: Path, tiny_w
     assert not np.array_equal(sizes["plain"][:256, :256], sizes["upscaled"][:256, :256])
 
 
-def test_the_report_draws_by_the_upscaler_of_its_run(finished_run: tuple[Path, str], run: Path, tmp_path: Path) -> None:
+def test_the_report_draws_by_the_upscaler_of_its_run(
+    finished_run: tuple[Path, str], run: Path, tmp_path: Path
+) -> None:
     shutil.copytree(finished_run[0], tmp_path / "run")
     build(tmp_path / "run", tmp_path / "plain")
     shutil.copytree(run, tmp_path / "run/upscaler")
     build(tmp_path / "run", tmp_path / "upscaled")
-    plain, upscaled = ((tmp_path / name / "index.html").read_text() for name in ("plain", "upscaled"))
+    plain, upscaled = (
+        (tmp_path / name / "index.html").read_text() for name in ("plain", "upscaled")
+    )
     assert "enlarged by the upscaler" in upscaled
     assert "enlarged by the upscaler" not in plain
 
@@ -187,7 +226,10 @@ def test_the_report_draws_by_the_upscaler_of_its_run(finished_run: tuple[Path, s
 def test_bad_input_is_refused(sides: tuple[str, str], run: Path, tmp_path: Path) -> None:
     upscaler = load_upscaler(run)
     for frames, told in (
-        (torch.rand(2, 3, 32, 32), r"expected frames of shape \(B, 3, 64, 64\), got \(2, 3, 32, 32\)"),
+        (
+            torch.rand(2, 3, 32, 32),
+            r"expected frames of shape \(B, 3, 64, 64\), got \(2, 3, 32, 32\)",
+        ),
         (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), "expected float frames"),
         (torch.rand(2, 3, 64, 64) * 255, "divide uint8 by 255"),
     ):
