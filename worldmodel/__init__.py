@@ -1,4 +1,6 @@
-"""World models of games: frames to tokens, tokens and actions to the next tokens, and the uncertainty of those."""
+"""World models of games: frames to tokens, tokens and actions to the next tokens, and the
+uncertainty of those.
+"""
 
 from worldmodel.config import (
     DynamicsConfig,

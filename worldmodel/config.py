@@ -1,6 +1,7 @@
-"""What a world model is built from: frozen dataclasses, named presets, and the checks of what goes in.
+"""Configuration of world models: frozen dataclasses, named presets, and checks of their inputs.
 
-Shapes: B clips, T frames, C=3, H=W=size pixels, h=w=size/patch patches, K codes (id K is the mask), A actions.
+Shapes: B clips, T frames, C=3, H=W=size pixels, h=w=size/patch patches, K codes (id K is the mask),
+A actions.
 """
 
 import dataclasses
@@ -20,7 +21,9 @@ GenerationMode = Literal["one_pass", "autoregressive"]
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """What the tokenizer and the latent action model have in common: an ST-ViViT encoder and decoder and a codebook."""
+    """Common part of tokenizer and latent action model: an ST-ViViT encoder and decoder and a
+    codebook.
+    """
 
     patch: int = 4
     """Pixels of a patch's side: one token a patch."""
@@ -35,53 +38,59 @@ class AutoencoderConfig:
     decoder_blocks: int = 8
     """Time-space blocks after it."""
     patch_norm: bool = True
-    """LayerNorm of a patch's pixels before they are embedded (the paper's). It makes plain patches of different
-    brightness equal: without it they can be told apart."""
+    """LayerNorm of a patch's pixels before they are embedded (the paper's). It makes plain patches
+    of different brightness equal: without it they can be told apart."""
     temporal: bool = True
-    """Whether blocks have a temporal part; without it a frame sees only the two before it, through PEG."""
+    """Give blocks a temporal half; without it a frame sees only the two before it, through the
+    PEG."""
     codes: int = 1024
     """K, the codebook's size."""
     code_dim: int = 32
     """Width of a code."""
     codebook: str = "gradient"
-    """How codes are learnt: gradient (the paper: codebook MSE) or ema (moving average of what they stand for)."""
+    """Way to learn codes: gradient (the paper: codebook MSE) or ema (moving average of their
+    features)."""
     ema_decay: float = 0.99
     """Decay of the moving averages of code use and, with codebook = ema, of the codes."""
     commitment: float = 0.25
     """Weight of the commitment MSE."""
     quantizer_start: float = 0.0
-    """Share of the run after which features are quantised; before it they pass as they are."""
+    """Share of the run after which features are quantised; before it they pass unquantised."""
     reseed_below: float = 0.02
-    """A code whose use falls below this share of the mean use is dead and re-seeded from the batch; 0 for never."""
+    """A code whose use falls below this share of the mean use is dead and re-seeded from the batch;
+    0 for never."""
     reseed_error: float = 0.02
-    """Dead codes move only to features whose 1 - cosine to their code is at least this: else what hardly ever changes,
-    the background, gets hundreds of codes that noise tells apart, and tokens of a still scene flicker."""
+    """Dead codes move only to features whose 1 - cosine to their code is at least this. Otherwise
+    the background, which hardly ever changes, gets hundreds of codes that differ by noise, and
+    tokens of a still scene flicker."""
     reseed_until: float = 0.8
-    """Share of the run after which no code is re-seeded, so that the end of the run refines a settled codebook."""
+    """Share of the run after which no code is re-seeded, so that the end of the run refines a fixed
+    set of codes."""
     changed_pixel_weight: float = 1.0
     """Weight, in the reconstruction loss, of pixels that differ from the frame before."""
 
 
 @dataclass(frozen=True)
 class TokenizerConfig(AutoencoderConfig):
-    """ST-ViViT VQ-VAE. The defaults are table 7 of the paper."""
+    """ST-ViViT VQ-VAE. The defaults are those of Table 7."""
 
 
 @dataclass(frozen=True)
 class LatentActionConfig(AutoencoderConfig):
-    """Latent action model. The defaults are table 9 of the paper."""
+    """Latent action model. The defaults are those of Table 9."""
 
     codes: int = 7
-    """K, how many latent actions there are."""
+    """K, the number of latent actions."""
     residual: bool = False
-    """Whether the decoder makes the change from frame t to frame t+1 instead of frame t+1 itself (the paper's)."""
+    """Let the decoder predict the change from frame t to t+1 instead of frame t+1 itself (the
+    paper)."""
     difference: bool = False
-    """Whether an action is read from the difference of two frames' features instead of those of frame t+1."""
+    """Infer an action from the difference of two frames' features instead of those of frame t+1."""
 
 
 @dataclass(frozen=True)
 class DynamicsConfig:
-    """MaskGIT dynamics. The defaults are table 8 of the paper."""
+    """MaskGIT dynamics. The defaults are those of Table 8."""
 
     dim: int = 512
     """Width."""
@@ -94,30 +103,36 @@ class DynamicsConfig:
     token_input: bool = True
     """Token input skip: add a projection of the tokenizer's code vector to the learnt embedding."""
     objective: str = "masked"
-    """masked (the paper: later frames masked by one ratio a clip), masked_frames (by a ratio of each frame's own, as
-    autoregressive sampling meets them) or clean_past (own tokens masked, earlier frames clean)."""
+    """Training objective: masked (the paper: one mask ratio for all later frames of a clip),
+    masked_frames (one for each frame, as in autoregressive sampling) or clean_past (own tokens
+    masked, earlier frames clean)."""
     chunk_lengths: tuple[int, ...] = (1, 2, 0)
-    """clean_past: frames that are predicted together, drawn from these for each batch; 0 is the whole clip."""
+    """clean_past: frames that are predicted together, drawn from these for each batch; 0 is the
+    whole clip."""
     all_masked: float = 0.0
-    """clean_past: share of chunks whose tokens are all masked, as the first sampling step meets them."""
+    """clean_past: share of chunks whose tokens are all masked, as in the first sampling step."""
     tdce_weight: float = 3.0
-    """Lambda of the token distance cross-entropy (eq. 1); 0 is plain cross-entropy."""
+    """Lambda of the token distance cross-entropy (Eq. 1); 0 is plain cross-entropy."""
     chunk_size: int = 2
     """Frames that autoregressive generation predicts at a time."""
     latent_actions: bool = False
-    """Whether its actions are the codes of a latent action model (GenieRedux) and not a person's (GenieRedux-G)."""
+    """Condition on the codes of a latent action model (GenieRedux) instead of real actions
+    (GenieRedux-G)."""
 
 
 @dataclass(frozen=True)
 class WorldModelConfig:
-    """Tokenizer, latent action model and dynamics for frames of one size. The defaults are the paper's."""
+    """Tokenizer, latent action model and dynamics for frames of one size. The defaults are the
+    paper's.
+    """
 
     size: int = 64
     """Pixels of a frame's side."""
     frames: int = 16
-    """Longest stretch of time that attention spans, and the window that slides in long generation."""
+    """Frames that attention spans at most, and the length of the window that slides in long
+    generation."""
     actions: int = 5
-    """A, actions that the dynamics knows: those a person can take, or as many as lam.codes."""
+    """A, number of actions of the dynamics: the real ones, or lam.codes latent ones."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     lam: LatentActionConfig = field(default_factory=LatentActionConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
@@ -126,7 +141,7 @@ class WorldModelConfig:
         for part in ("tokenizer", "lam"):
             patch = getattr(self, part).patch
             if self.size % patch:
-                raise InputError(f"size = {self.size} is no multiple of {part}.patch = {patch}")
+                raise InputError(f"size = {self.size} is not a multiple of {part}.patch = {patch}")
         choices = (
             ("tokenizer.codebook", self.tokenizer.codebook, ("gradient", "ema")),
             ("lam.codebook", self.lam.codebook, ("gradient", "ema")),
@@ -149,11 +164,13 @@ class WorldModelConfig:
             )
         if not self.dynamics.chunk_lengths or min(self.dynamics.chunk_lengths) < 0:
             raise InputError(
-                f"dynamics.chunk_lengths = {self.dynamics.chunk_lengths}: give lengths of 0 (all) or more"
+                f"dynamics.chunk_lengths = {self.dynamics.chunk_lengths}: "
+                "give lengths of 0 (all) or more"
             )
         if self.dynamics.latent_actions and self.actions != self.lam.codes:
             raise InputError(
-                f"actions = {self.actions}: a dynamics on latent actions has lam.codes = {self.lam.codes}"
+                f"actions = {self.actions}: "
+                f"a dynamics on latent actions has lam.codes = {self.lam.codes}"
             )
 
     @property
@@ -167,19 +184,23 @@ class WorldModelConfig:
         return self.tokenizer.codes
 
     def with_latent_actions(self) -> "WorldModelConfig":
-        """The same with a dynamics model whose actions are the codes of the latent action model."""
+        """Return the same with a dynamics model whose actions are the codes of the latent action
+        model.
+        """
         dynamics = dataclasses.replace(self.dynamics, latent_actions=True)
         return dataclasses.replace(self, actions=self.lam.codes, dynamics=dynamics)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, which `from_dict` turns back."""
+        """Return plain JSON data, which `from_dict` reads."""
         plain = dataclasses.asdict(self)
         plain["dynamics"]["chunk_lengths"] = list(self.dynamics.chunk_lengths)
         return plain
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "WorldModelConfig":
-        """The configuration that `to_dict` wrote. Raises InputError for unknown or missing keys and for wrong types."""
+        """Build the configuration from the data of `to_dict`. Raises InputError for unknown,
+        missing or mistyped keys.
+        """
         parts = {
             "tokenizer": TokenizerConfig,
             "lam": LatentActionConfig,
@@ -196,7 +217,9 @@ class WorldModelConfig:
         return cls(**values)
 
     def check_frames(self, frames_BTCHW: Tensor) -> None:
-        """Raises InputError unless frames are floats in [0, 1] of shape (B, T, 3, size, size), T >= 1."""
+        """Raise InputError unless frames are floats in [0, 1] of shape (B, T, 3, size, size), T >=
+        1.
+        """
         shape = tuple(frames_BTCHW.shape)
         if len(shape) != 5 or shape[2:] != (3, self.size, self.size) or 0 in shape:
             raise InputError(
@@ -211,7 +234,9 @@ class WorldModelConfig:
             raise InputError(f"frames: expected values in [0, 1], got {low:.4g} to {high:.4g}")
 
     def check_tokens(self, tokens_BThw: Tensor, *, masked: bool = False) -> None:
-        """Raises InputError unless tokens are integers in [0, K), with `masked` [0, K], of shape (B, T, h, w)."""
+        """Raise InputError unless tokens are integers in [0, K), with `masked` [0, K], of shape (B,
+        T, h, w).
+        """
         shape, top = tuple(tokens_BThw.shape), self.tokenizer.codes - (not masked)
         if len(shape) != 4 or shape[2:] != (self.grid, self.grid) or 0 in shape:
             raise InputError(
@@ -220,12 +245,12 @@ class WorldModelConfig:
         _check_integers(tokens_BThw, "tokens", top)
 
     def check_actions(self, actions_BT: Tensor, batch: int, count: int) -> None:
-        """Raises InputError unless actions are integers in [0, A) of shape (batch, count)."""
+        """Raise InputError unless actions are integers in [0, A) of shape (batch, count)."""
         check_action_ids(actions_BT, batch, count, self.actions)
 
 
 def check_action_ids(actions_BT: Tensor, batch: int, count: int, actions: int) -> None:
-    """Raises InputError unless actions are integers in [0, actions) of shape (batch, count)."""
+    """Raise InputError unless actions are integers in [0, actions) of shape (batch, count)."""
     if tuple(actions_BT.shape) != (batch, count):
         raise InputError(
             f"actions: expected shape ({batch}, {count}), got {tuple(actions_BT.shape)}"
@@ -321,11 +346,12 @@ PRESETS: dict[str, WorldModelConfig] = {
     ),
     "paper": WorldModelConfig(),
 }
-"""debug: steps in milliseconds, learns little. cpu: learns most in minutes on two cores. paper: tables 7, 8 and 9."""
+"""debug: steps take milliseconds, learns little. cpu: learns most in minutes on two cores. paper:
+Tables 7-9."""
 
 
 def preset(name: str) -> WorldModelConfig:
-    """The configuration called debug, cpu or paper. Raises InputError for another name."""
+    """Return the preset debug, cpu or paper. Raises InputError for another name."""
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -22,12 +22,14 @@ Info = dict[str, Any]
 class WorldModelVectorEnv(
     gymnasium.vector.VectorEnv[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_]]
 ):
-    """`num_envs` environments in one model, each of which begins with a start clip drawn at the reset.
+    """`num_envs` environments in one model, each of which begins with a start clip drawn at the
+    reset.
 
-    Observations are uint8 (B, H, W, 3), the newest frame of each; rewards are 0, nothing terminates, and all are
-    truncated together after `max_steps`, when `reset` has to be called. `start_frames` uint8 (N, P, H, W, 3) and
-    `start_actions` int (N, P-1), by default all 0, come from recorded episodes. `steps` and `temperature` are those of
-    `WorldModel.generate`; the seed of `reset` decides start clips and noise.
+    Observations are uint8 (B, H, W, 3), the newest frame of each; rewards are 0, nothing
+    terminates, and all are truncated together after `max_steps`, when `reset` has to be called.
+    `start_frames` uint8 (N, P, H, W, 3) and `start_actions` int (N, P-1), by default all 0, come
+    from recorded episodes. `steps` and `temperature` are those of `WorldModel.generate`; the seed
+    of `reset` decides start clips and noise.
     """
 
     def __init__(
@@ -92,7 +94,9 @@ class WorldModelVectorEnv(
     def step(
         self, actions: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Info]:
-        """Generate one frame of each. Raises InputError before a reset, after the last step, and for unknown actions."""
+        """Generate one frame of each. Raises InputError before a reset, after the last step, and
+        for unknown actions.
+        """
         if self._rollout is None or self._done >= self.max_steps:
             raise InputError("call reset() first: no episode has begun, or all are at their end")
         frames = self._rollout.step(
@@ -110,7 +114,9 @@ class WorldModelVectorEnv(
 
 
 class WorldModelEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
-    """One environment: `WorldModelVectorEnv` with `num_envs` = 1 and the interface of the real games."""
+    """One environment: `WorldModelVectorEnv` with `num_envs` = 1 and the interface of the real
+    games.
+    """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012  # Gymnasium declares it so
 
@@ -140,10 +146,12 @@ class WorldModelEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
 
 class Rollout:
-    """Generation one frame at a time, as `WorldModel.generate` with chunks of one frame computes it.
+    """Generation one frame at a time, as `WorldModel.generate` with chunks of one frame computes
+    it.
 
-    frames (B, P, 3, H, W) in [0, 1] and the actions (B, P-1) between them. `steps`, `temperature` and `generator` are
-    those of `generate`. Beyond cfg.frames the attention window slides. Raises InputError for bad input.
+    frames (B, P, 3, H, W) in [0, 1] and the actions (B, P-1) between them. `steps`, `temperature`
+    and `generator` are those of `generate`. Beyond cfg.frames the attention window slides. Raises
+    InputError for bad input.
     """
 
     def __init__(

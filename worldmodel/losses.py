@@ -11,7 +11,9 @@ from envs.utils.errors import InputError
 
 
 def token_distances(codebook_KD: Tensor) -> Tensor:
-    """Compute d(i, j) = 1 - cos(e_i, e_j) of all codes, (K, K) in [0, 2], zero on the diagonal (Eq. 1)."""
+    """Compute d(i, j) = 1 - cos(e_i, e_j) of all codes, (K, K) in [0, 2], zero on the diagonal (Eq.
+    1).
+    """
     unit = F.normalize(codebook_KD.float(), dim=-1)
     return (1 - unit @ unit.T).clamp(0, 2).fill_diagonal_(0)
 
@@ -19,9 +21,11 @@ def token_distances(codebook_KD: Tensor) -> Tensor:
 def token_distance_cross_entropy(
     logits_NK: Tensor, targets_N: Tensor, distances_KK: Tensor, weight: float
 ) -> Tensor:
-    """Compute TDCE (Eq. 1): the mean over tokens of CE(z, y) + weight * sum_k softmax(z)_k * d(y, k), in fp32.
+    """Compute TDCE (Eq. 1): the mean over tokens of CE(z, y) + weight * sum_k softmax(z)_k * d(y,
+    k), in fp32.
 
-    `distances_KK` from `token_distances`. weight = 0 is plain cross-entropy. Raises InputError where shapes disagree.
+    `distances_KK` from `token_distances`. weight = 0 is plain cross-entropy. Raises InputError
+    where shapes disagree.
     """
     if (
         logits_NK.ndim != 2

@@ -1,4 +1,6 @@
-"""The world model as an env: Gymnasium's checker, the same frames as generation, seeds, an agent that plays in it."""
+"""The world model as an env: Gymnasium's checker, the same frames as generation, seeds, an agent
+that plays in it.
+"""
 
 import dataclasses
 
@@ -44,7 +46,8 @@ def test_a_rollout_is_generation_frame_by_frame(model: GenieReduxG, frames: int)
     whole = model.generate(given, actions, steps=2, temperature=0.0, mode="autoregressive")
     rollout = Rollout(model, given, actions[:, :1], steps=2)
     made = torch.stack([rollout.step(actions[:, 1 + step]) for step in range(frames)], 1)
-    # The decoder's window slides frame by frame here and by halves there: until it is full both are the same.
+    # The decoder's window slides frame by frame here and by halves there: until it is full both are
+    # the same.
     full = model.cfg.frames - 2
     assert torch.allclose(made[:, :full], whole[:, :full], atol=1e-5)
     assert made.shape == whole.shape

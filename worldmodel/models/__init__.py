@@ -1,1 +1,3 @@
-"""Neural networks: tokenizer, latent action model, dynamics, upscaler, and the world models made of them."""
+"""Neural networks: tokenizer, latent action model, dynamics, upscaler, and the world models built
+of them.
+"""

@@ -1,6 +1,8 @@
-"""From real actions to latent ones: learnt by counting which latent action is read where a real one was recorded.
+"""Map from real actions to latent ones, fitted by counting which latent action is inferred for each
+recorded one.
 
-Shapes: A real actions, K latent actions. counts_AK[a, k]: how often k was read where a was taken.
+Shapes: A real actions, K latent actions. counts_AK[a, k]: how often k was inferred where a was
+taken.
 """
 
 from collections.abc import Mapping
@@ -17,12 +19,13 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ActionMap:
-    """For each game the latent action that stands for each real one, and how well it does."""
+    """Latent action that stands for each real one in each game, and how well it does."""
 
     counts: Mapping[str, Counts]
     """Game -> counts_AK, all of one shape."""
     measured: Mapping[str, dict[str, float]] = field(default_factory=dict)
-    """Game -> `agreement` on clips that the map was not learnt from, where `measure_action_map` was called."""
+    """Game -> `agreement` on clips that the map was not learnt from, where `measure_action_map` was
+    called."""
 
     def __post_init__(self) -> None:
         shapes = {table.shape for table in self.counts.values()}
@@ -32,31 +35,35 @@ class ActionMap:
             or any((table < 0).any() for table in self.counts.values())
         ):
             raise InputError(
-                f"action map: expected counts (A, K) of one or more games, got shapes {sorted(shapes)}"
+                "action map: expected counts (A, K) of one or more games, "
+                f"got shapes {sorted(shapes)}"
             )
 
     def table(self, game: str | None = None) -> Counts:
-        """counts_AK of a game; of all together for None, or where the map was not learnt from that game."""
+        """Return counts_AK of a game, or of all games for None and for a game that the map was not
+        fitted on.
+        """
         if game is not None and game in self.counts:
             return self.counts[game]
         return np.sum(list(self.counts.values()), 0)
 
     def latent_actions(self, game: str | None = None) -> list[int]:
-        """The latent action to take for each real one, (A,): the one with the highest `scores`."""
+        """Return the latent action for each real one, (A,): the one with the highest `scores`."""
         best: list[int] = scores(self.table(game)).argmax(1).tolist()
         return best
 
     def confidence(self, game: str | None = None) -> list[float]:
-        """`scores` of the chosen latent actions, (A,) in [0, 1].
+        """Return the `scores` of the chosen latent actions, (A,) in [0, 1].
 
-        1: that latent action is read where this real one is taken, always and nowhere else. Real actions that do the
-        same as others, or nothing, share a latent action, and none of them can come near 1.
+        1: that latent action is inferred where this real one is taken, always and nowhere else.
+        Real actions that do the same as others, or nothing, share a latent action, and none of them
+        can come near 1.
         """
         best: list[float] = scores(self.table(game)).max(1).tolist()
         return best
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, which `from_dict` turns back."""
+        """Return plain JSON data, which `from_dict` reads."""
         counts = {game: table.tolist() for game, table in self.counts.items()}
         return {
             "counts": counts,
@@ -65,7 +72,7 @@ class ActionMap:
 
     @classmethod
     def from_dict(cls, plain: Any) -> "ActionMap":
-        """The map that `to_dict` wrote. Raises InputError for anything else."""
+        """Build the map from the data of `to_dict`. Raises InputError for anything else."""
         try:
             counts = {
                 str(game): np.array(table, np.int64) for game, table in plain["counts"].items()
@@ -80,10 +87,12 @@ class ActionMap:
 
 
 def scores(counts_AK: Counts) -> NDArray[np.float64]:
-    """How well each latent action stands for each real one, (A, K) in [0, 1]: sqrt(P(k|a) P(a|k)).
+    """Score how well each latent action stands for each real one, (A, K) in [0, 1]: sqrt(P(k|a)
+    P(a|k)).
 
-    The share of a that reads as k alone would map every action to a latent one that only says "the background moved";
-    the share of k that was a alone would map it to one that was read twice. 0 where neither was seen.
+    The share of a that is inferred as k alone would map every action to a latent one that only says
+    "the background moved"; the share of k that was a alone would map it to one that was read twice.
+    0 where neither was seen.
     """
     counts = counts_AK.astype(np.float64)
     of_real = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -92,12 +101,12 @@ def scores(counts_AK: Counts) -> NDArray[np.float64]:
 
 
 def agreement(counts_AK: Counts, latents_A: list[int]) -> dict[str, float]:
-    """How far latent actions tell real ones on clips that a map was not learnt from.
+    """Measure how well latent actions tell real ones on clips that a map was not fitted on.
 
-    `agreement`: share of transitions that read as the latent action which the map gives for what was done; `chance`:
-    what it would be if reading and doing had nothing to do with each other; `kappa`: (agreement - chance) / (1 -
-    chance); `information`: mutual information of both over the entropy of the real actions, in [0, 1]. NaN without
-    transitions.
+    `agreement`: share of transitions whose inferred latent action is the one that the map gives for
+    the real action; `chance`: its value if both were independent; `kappa`: (agreement - chance) /
+    (1 - chance); `information`: mutual information of both over the entropy of the real actions, in
+    [0, 1]. NaN without transitions.
     """
     total = counts_AK.sum()
     joint_AK = counts_AK / total if total else np.full(counts_AK.shape, np.nan)

@@ -1,11 +1,14 @@
-"""Faster forward passes for CPUs, which `use_cpu_kernels` puts in place of the plain ones of `transformer`.
+"""Faster forward passes for CPUs, which `use_cpu_kernels` puts in place of the plain ones of
+`transformer`.
 
-A CPU's matrix unit multiplies so fast that a training step is bound by everything else: casts, copies into another
-memory order, elementwise operations. Here forward and backward passes are written by hand: memory orders change while
-something is computed anyway, what is no longer needed is overwritten, and `set_compile` lets torch compile the
-elementwise parts. The numbers are those of the plain passes, up to the order of additions.
+A CPU's matrix unit multiplies so fast that a training step is bound by everything else: casts,
+copies into another memory order, elementwise operations. Here forward and backward passes are
+written by hand: memory orders change while something is computed anyway, what is no longer needed
+is overwritten, and `set_compile` lets torch compile the elementwise parts. The numbers are those of
+the plain passes, up to the order of additions.
 
-Shapes: as in `transformer`; also I inner width of a feed-forward layer, Q queries, K keys; `...` any leading dimensions.
+Shapes: as in `transformer`; also I inner width of a feed-forward layer, Q queries, K keys; `...`
+any leading dimensions.
 """
 
 import functools
@@ -35,12 +38,13 @@ from worldmodel.models.transformer import (
 
 aten = torch.ops.aten
 LANES = 32
-"""Multiple that the inner width is padded to with zeros where products are computed in half precision: on rows of
-1,365 numbers, the paper's, matrix units are a quarter slower."""
+"""Multiple that the inner width is padded to with zeros where products are computed in half
+precision: on rows of 1,365 numbers, the paper's, matrix units are a quarter slower."""
 
 
 def optimize_model(model: nn.Module, device: torch.device, *, compile: bool = False) -> None:
-    """Prepare a model for its device: CPU kernels on a CPU; elsewhere sub-blocks are compiled where `compile` asks.
+    """Prepare a model for its device: CPU kernels on a CPU; elsewhere sub-blocks are compiled where
+    `compile` asks.
 
     Raises InputError where it is to be compiled for a CPU and there is no C++ compiler.
     """
@@ -54,7 +58,9 @@ def optimize_model(model: nn.Module, device: torch.device, *, compile: bool = Fa
 
 
 def use_cpu_kernels(model: nn.Module) -> None:
-    """Replace the forward passes of all sub-blocks and position encodings in `model`; weights stay as they are."""
+    """Replace the forward passes of all sub-blocks and position encodings in `model`; weights stay
+    as they are.
+    """
     for module in model.modules():
         if isinstance(module, TransformerSubBlock):
             module.forward = functools.partial(_sub_block, module)  # type: ignore[method-assign]
@@ -66,10 +72,11 @@ _compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 def set_compile(on: bool, device: torch.device) -> None:
-    """Let torch compile the functions of `COMPILABLE` in this process when they are next called, or stop that.
+    """Let torch compile the functions of `COMPILABLE` in this process when they are next called, or
+    stop that.
 
-    Takes a few seconds for each. Matrix products, which are most of the work, are left to their libraries. Raises
-    InputError where the device is a CPU and there is no C++ compiler.
+    Takes a few seconds for each. Matrix products, which are most of the work, are left to their
+    libraries. Raises InputError where the device is a CPU and there is no C++ compiler.
     """
     compiler = os.environ.get("CXX", "g++")
     if on and device.type == "cpu" and shutil.which(compiler) is None:
@@ -82,12 +89,16 @@ def set_compile(on: bool, device: torch.device) -> None:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the compiled form of a function where `set_compile` is on, else the function itself."""
+    """Return the compiled form of a function where `set_compile` is on, else the function
+    itself.
+    """
     return _compiled.get(function, function)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the type that autocast computes in where it is on, else that of x: autocast knows no custom functions."""
+    """Return the type that autocast computes in where it is on, else that of x: autocast knows no
+    custom functions.
+    """
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -144,7 +155,8 @@ def _attend_in_time(
     """Compute what the heads of a `TemporalBlock` attend to, (B, F, h, w, H*E)."""
     layer, (_, _, height, width, _) = block.attention, normed_BFhwD.shape
     qkv = layer.qkv(normed_BFhwD)
-    # Groups are merged after the split, which writes q, k and v in this order; before it that would be a copy.
+    # Groups are merged after the split, which writes q, k and v in this order; before it that would
+    # be a copy.
     qkv = rearrange(
         qkv, "b f h w (three heads e) -> three b h w heads f e", three=3, heads=layer.heads
     )
@@ -181,7 +193,8 @@ def add_normed(
 
 
 def split_heads(qkv: Tensor, scale_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split a projection (3, ..., H, N, E), in any memory order, into q, k, v (..., H, N, E), contiguous.
+    """Split a projection (3, ..., H, N, E), in any memory order, into q, k, v (..., H, N, E),
+    contiguous.
 
     q is a unit vector times `scale`, k a unit vector: only the product of both scales matters.
     """
@@ -190,7 +203,9 @@ def split_heads(qkv: Tensor, scale_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _SplitHeads(torch.autograd.Function):
-    """Normalise q and k, and write q, k and v, and backward their gradients, in the memory order that is needed."""
+    """Normalise q and k, and write q, k and v, and backward their gradients, in the memory order
+    that is needed.
+    """
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,7 +224,9 @@ class _SplitHeads(torch.autograd.Function):
 
 
 def _split(qkv: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return scaled queries, their directions, directions of the keys, values, one over the lengths of both."""
+    """Return scaled queries, their directions, directions of the keys, values, one over the lengths
+    of both.
+    """
     inverse = (
         torch.linalg.vector_norm(qkv[:2], dim=-1, keepdim=True).clamp_min(QK_NORM_EPS).reciprocal()
     )
@@ -222,7 +239,8 @@ def _split(qkv: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, 
 def _across(
     to_q: Tensor, to_k: Tensor, direction: Tensor, k: Tensor, inverse: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn gradients of scaled queries and of keys into those of their projections; and of the scale.
+    """Turn gradients of scaled queries and of keys into those of their projections; and of the
+    scale.
 
     A projection has no gradient along its own direction, since its length is divided out.
     """
@@ -235,16 +253,20 @@ def _across(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Compute softmax attention with an additive bias. q, k, v (G, H, ., E), bias (H, Q, K) -> (G, H, Q, E).
+    """Compute softmax attention with an additive bias. q, k, v (G, H, ., E), bias (H, Q, K) -> (G,
+    H, Q, E).
 
-    Not torch's fused kernel for CPUs, which has no gradient for the bias and did not use the matrix unit in bf16.
+    Not torch's fused kernel for CPUs, which has no gradient for the bias and did not use the matrix
+    unit in bf16.
     """
     attended: Tensor = _Attention.apply(q, k, v, bias.to(v.dtype))
     return attended
 
 
 class _Attention(torch.autograd.Function):
-    """Attention that overwrites logits by weights, and gradients of weights by gradients of logits."""
+    """Attention that overwrites logits by weights, and gradients of weights by gradients of
+    logits.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -266,15 +288,18 @@ class _Attention(torch.autograd.Function):
 def gated_feed_forward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """Compute GEGLU, (value * gelu(gate)) @ down.T of value, gate = x @ up.T, in the type of x.
 
-    x (..., D), up (2I, D), down (D, I) -> (..., D). Only x, value and gate are kept for the backward pass: at paper
-    size a step keeps a seventh less than autograd's, and recomputing the rest takes 2 % longer.
+    x (..., D), up (2I, D), down (D, I) -> (..., D). Only x, value and gate are kept for the
+    backward pass: at paper size a step keeps a seventh less than autograd's, and recomputing the
+    rest takes 2 % longer.
     """
     output: Tensor = _GatedFeedForward.apply(x, up, down)
     return output
 
 
 class _GatedFeedForward(torch.autograd.Function):
-    """GEGLU whose value and gate are two products: on the strided halves of one, a CPU's gelu is 10 times slower."""
+    """GEGLU whose value and gate are two products: on the strided halves of one, a CPU's gelu is 10
+    times slower.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -312,10 +337,11 @@ def _gate_backward(
 
 
 COMPILABLE = (add_normed, _split, _across, _gate_backward)
-"""Functions of elementwise operations and small sums, which `set_compile` makes one pass over memory of.
+"""Functions of elementwise operations and small sums, which `set_compile` makes one pass over
+memory of.
 
-They are written for the case that they are not compiled: in place and into memory of the right order where that saves
-a pass."""
+They are written for the case that they are not compiled: in place and into memory of the right
+order where that saves a pass."""
 
 
 _weight_cache: ContextVar[dict[tuple[int, torch.dtype], Tensor] | None] = ContextVar(
@@ -325,9 +351,11 @@ _weight_cache: ContextVar[dict[tuple[int, torch.dtype], Tensor] | None] = Contex
 
 @contextmanager
 def cached_weights() -> Iterator[None]:
-    """Cache the weights that `gated_feed_forward` casts and pads, while entered: for passes with the same weights.
+    """Cache the weights that `gated_feed_forward` casts and pads, while entered: for passes with
+    the same weights.
 
-    Sampling takes 25 passes over a few frames, and casting the weights in each costs a seventh of the time.
+    Sampling takes 25 passes over a few frames, and casting the weights in each costs a seventh of
+    the time.
     """
     outer = _weight_cache.get()
     token = _weight_cache.set({} if outer is None else outer)
@@ -338,7 +366,9 @@ def cached_weights() -> Iterator[None]:
 
 
 def _padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast a weight (., I, ...) to the type of the products; in half precision pad I with zeros to `LANES`."""
+    """Cast a weight (., I, ...) to the type of the products; in half precision pad I with zeros to
+    `LANES`.
+    """
     if dtype.itemsize > 2:
         return weight.to(dtype)
     cache, key = _weight_cache.get(), (weight.data_ptr(), dtype)
@@ -356,10 +386,12 @@ def _padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _TemporalConv(torch.autograd.Function):
-    """Sum of 2-D depthwise convolutions of each frame and of the frames that `temporal_taps` names for it.
+    """Sum of 2-D depthwise convolutions of each frame and of the frames that `temporal_taps` names
+    for it.
 
-    Written by hand because slices, pads and sums of single frames cost more than the convolutions themselves, and
-    because on a CPU a convolution with the flipped kernel is twice as fast as torch's gradient of the input.
+    Written by hand because slices, pads and sums of single frames cost more than the convolutions
+    themselves, and because on a CPU a convolution with the flipped kernel is twice as fast as
+    torch's gradient of the input.
     """
 
     @staticmethod
@@ -376,8 +408,8 @@ class _TemporalConv(torch.autograd.Function):
             grad, x = _images(_frames(grad_BShwD, target)), _images(_frames(x_BShwD, source))
             if len(x):
                 to_weight[:, :, tap] = torch.ops.aten.convolution_backward(
-                    grad, x, weight[:, :, tap], None, (1, 1), (1, 1), (1, 1), False, (0, 0), len(weight),
-                    (False, True, False),
+                    grad, x, weight[:, :, tap], None, (1, 1), (1, 1), (1, 1), False, (0, 0),
+                    len(weight), (False, True, False),
                 )[1]  # fmt: skip
         back = tuple((target, source) for source, target in ctx.temporal_taps)
         return _temporal_conv(grad_BShwD, weight.flip(3, 4), back), to_weight, None

@@ -1,7 +1,7 @@
 """Dynamics: predicts masked tokens from earlier frames and the actions between them (Table 8).
 
-Shapes: B clips, T frames, h=w patches, N=h*w, D width, K codes (id K is the mask), A actions. Action a_t led from
-frame t to frame t+1: it conditions frame t+1 and those after it, never frame t.
+Shapes: B clips, T frames, h=w patches, N=h*w, D width, K codes (id K is the mask), A actions.
+Action a_t led from frame t to frame t+1: it conditions frame t+1 and those after it, never frame t.
 """
 
 import torch
@@ -18,11 +18,14 @@ from worldmodel.models.transformer import KVCache, STTransformer
 
 
 class Dynamics(nn.Module):
-    """MaskGIT dynamics: embedding (+ token input skip), blocks conditioned on the actions, head over the K codes."""
+    """MaskGIT dynamics: embedding (+ token input skip), blocks conditioned on the actions, head
+    over the K codes.
+    """
 
     codebook: Tensor
     lam_hash: Tensor
-    """With cfg.dynamics.latent_actions: sha256 of the latent action model that it was trained with; zeros for none."""
+    """With cfg.dynamics.latent_actions: sha256 of the latent action model that it was trained with;
+    zeros for none."""
 
     def __init__(self, cfg: WorldModelConfig) -> None:
         super().__init__()
@@ -45,7 +48,8 @@ class Dynamics(nn.Module):
         if codebook_KD.shape != self.codebook.shape:
             expected, got = tuple(self.codebook.shape), tuple(codebook_KD.shape)
             raise InputError(
-                f"codebook: expected shape {expected}, got {got}: the tokenizer is of another configuration"
+                f"codebook: expected shape {expected}, got {got}: "
+                "the tokenizer is of another configuration"
             )
         # Detached: a codebook learnt by gradient would tie every loss to the tokenizer's graph.
         self.codebook.copy_(codebook_KD.detach())
@@ -56,7 +60,9 @@ class Dynamics(nn.Module):
         return bool(self.codebook.any())
 
     def set_lam(self, sha256: str) -> None:
-        """Record the latent action model whose codes its actions are, by its `weights.encoder_sha256`."""
+        """Record the latent action model whose codes its actions are, by its
+        `weights.encoder_sha256`.
+        """
         self.lam_hash.copy_(torch.frombuffer(bytearray.fromhex(sha256), dtype=torch.uint8))
 
     @property
@@ -65,9 +71,11 @@ class Dynamics(nn.Module):
         return bytes(self.lam_hash.tolist()).hex() if self.lam_hash.any() else None
 
     def forward(self, tokens_BThw: Tensor, actions_BT: Tensor) -> Tensor:
-        """Compute the logits of each token of each frame, from that frame and those before it, without masking.
+        """Compute the logits of each token of each frame, from that frame and those before it,
+        without masking.
 
-        tokens BThw in [0, K] (K is the mask), actions (B, T-1) -> logits BThwK. Raises InputError for other input.
+        tokens BThw in [0, K] (K is the mask), actions (B, T-1) -> logits BThwK. Raises InputError
+        for other input.
         """
         self.cfg.check_tokens(tokens_BThw, masked=True)
         self.cfg.check_actions(actions_BT, len(tokens_BThw), tokens_BThw.shape[1] - 1)
@@ -90,9 +98,11 @@ class Dynamics(nn.Module):
         order: FrameOrder | None = None,
         bias_HNN: Tensor | None = None,
     ) -> tuple[Tensor, KVCache]:
-        """Run frames after the cached ones -> (hidden states BFhwD before the head, the cache with these frames).
+        """Run frames after the cached ones -> (hidden states BFhwD before the head, the cache with
+        these frames).
 
-        `bias_HNN` is the result of `bias()`, for callers that run many passes with the same weights.
+        `bias_HNN` is the result of `bias()`, for callers that run many passes with the same
+        weights.
         """
         bias = self.bias() if bias_HNN is None else bias_HNN
         x_BFhwD = self.embed(tokens_BFhw)
@@ -108,9 +118,9 @@ class Dynamics(nn.Module):
     ) -> dict[str, Tensor]:
         """Compute the training losses of whole clips, tokens BThw in [0, K), actions (B, T-1).
 
-        Returns `loss` (TDCE on masked tokens), `accuracy` on them, and `masked`, their share of the tokens of predicted
-        frames. `progress` in [0, 1] is the share of the run that is done. Raises InputError for other input or without
-        codes.
+        Returns `loss` (TDCE on masked tokens), `accuracy` on them, and `masked`, their share of the
+        tokens of predicted frames. `progress` in [0, 1] is the share of the run that is done.
+        Raises InputError for other input or without codes.
         """
         self.cfg.check_tokens(tokens_BThw)
         self.cfg.check_actions(actions_BT, len(tokens_BThw), tokens_BThw.shape[1] - 1)
@@ -129,8 +139,9 @@ class Dynamics(nn.Module):
         else:
             hidden, targets, mask = self._masked_pass(tokens_BThw, actions_BT, generator)
 
-        # The head runs on all tokens, then the masked ones are selected: their number differs from step to step, and
-        # for each new shape a CPU's matrix kernels are compiled and kept (5 MB a step).
+        # The head runs on all tokens, then the masked ones are selected: their number differs from
+        # step to step, and for each new shape a CPU's matrix kernels are compiled and kept (5 MB a
+        # step).
         logits_MK, targets_M = self.head(hidden)[mask], targets[mask]
         distances = token_distances(self.codebook)
         return {
@@ -166,7 +177,9 @@ class Dynamics(nn.Module):
     def _clean_past_pass(
         self, tokens_BThw: Tensor, actions_BT: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mask the tokens of each chunk, with clean frames before it -> (hidden, targets, mask) of frames 1..T-1."""
+        """Mask the tokens of each chunk, with clean frames before it -> (hidden, targets, mask) of
+        frames 1..T-1.
+        """
         # Draw chunks and their masks.
         num_frames = tokens_BThw.shape[1]
         later = tokens_BThw[:, 1:]
@@ -183,11 +196,14 @@ class Dynamics(nn.Module):
     def sample_chunks(
         self, later_BThw: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, list[int]]:
-        """Draw chunks of frames 1..T-1 and a mask for each -> (mask like later_BThw, first frame of each chunk)."""
+        """Draw chunks of frames 1..T-1 and a mask for each -> (mask like later_BThw, first frame of
+        each chunk).
+        """
         batch, num_later = later_BThw.shape[:2]
         device, lengths = later_BThw.device, self.cfg.dynamics.chunk_lengths
 
-        # Draw a chunk length (0 stands for the whole clip) and the phase of the first cut; the first chunk may be cut.
+        # Draw a chunk length (0 stands for the whole clip) and the phase of the first cut; the
+        # first chunk may be cut.
         length_draw, phase_draw = torch.rand(2, generator=generator, device=device).tolist()
         length = lengths[int(length_draw * len(lengths))]
         if length == 0 or length > num_later:
@@ -213,7 +229,9 @@ class Dynamics(nn.Module):
         return torch.cat(masks, 1), starts
 
     def embed(self, tokens_BFhw: Tensor) -> Tensor:
-        """Embed each token, BFhwD: its learnt embedding and, unless it is the mask, its projected code vector."""
+        """Embed each token, BFhwD: its learnt embedding and, unless it is the mask, its projected
+        code vector.
+        """
         x = self.embedding(tokens_BFhw)
         if self.code_proj is None:
             return x

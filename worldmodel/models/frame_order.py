@@ -1,4 +1,5 @@
-"""Order of the frames in one pass: attention masks, and the frames that the positional encoding generator reads.
+"""Order of the frames in one pass: attention masks, and the frames that the positional encoding
+generator reads.
 
 Shapes: F frames, P cached frames, S = P + F, H heads.
 """
@@ -14,15 +15,17 @@ PEG_FRAMES = 2
 FrameIndex = slice | Tensor
 """Frames of a slice, or those of an index."""
 TemporalTaps = tuple[tuple[FrameIndex, FrameIndex], ...]
-"""For each tap of the PEG on an earlier frame, the oldest first: (frames that are read, frames that read them)."""
+"""For each tap of the PEG on an earlier frame, the oldest first: (frames that are read, frames that
+read them)."""
 
 
 class FrameOrder:
     """Time of each frame, the frames that it attends to, and the two frames before it.
 
-    `frame_idx_S` is the time of each frame, cached ones first; `attend_FS` is true where a frame attends to another.
-    `previous_2F` holds the index of the frame two before (row 0) and one before (row 1), -1 for none. It is None where
-    each frame follows the one before it; only such frames can follow a cache.
+    `frame_idx_S` is the time of each frame, cached ones first; `attend_FS` is true where a frame
+    attends to another. `previous_2F` holds the index of the frame two before (row 0) and one before
+    (row 1), -1 for none. It is None where each frame follows the one before it; only such frames
+    can follow a cache.
     """
 
     def __init__(
@@ -40,7 +43,8 @@ class FrameOrder:
         return cls(frame_idx, frame_idx[None, :] <= frame_idx[cached:, None])
 
     def peg_frames(self, cached: int) -> Tensor:
-        """Return the frames that the PEG reads at each frame, (3, F): two before, one before, itself; -1 for none.
+        """Return the frames that the PEG reads at each frame, (3, F): two before, one before,
+        itself; -1 for none.
 
         They count from the first of `cached` PEG inputs, which come before the frames.
         """
@@ -50,7 +54,9 @@ class FrameOrder:
         return torch.cat([self.previous_2F, own[None]])
 
     def temporal_taps(self, frames: int) -> TemporalTaps:
-        """Return the same as pairs of frames, for the CPU kernels; `frames` counts the cached PEG inputs too."""
+        """Return the same as pairs of frames, for the CPU kernels; `frames` counts the cached PEG
+        inputs too.
+        """
         if frames not in self._taps:
             self._taps[frames] = self._find_taps(frames)
         return self._taps[frames]
@@ -64,7 +70,9 @@ class FrameOrder:
         )
 
     def alibi_bias(self, slopes_H: Tensor) -> Tensor:
-        """Compute the bias of temporal attention, (H, F, S): -slope * distance in frames, -inf for hidden frames."""
+        """Compute the bias of temporal attention, (H, F, S): -slope * distance in frames, -inf for
+        hidden frames.
+        """
         frame_idx = self.frame_idx_S
         query_idx = frame_idx[len(frame_idx) - len(self.attend_FS) :]
         distance = query_idx[:, None] - frame_idx[None, :]
@@ -74,10 +82,12 @@ class FrameOrder:
 
 @dataclass(frozen=True)
 class CleanNoisyLayout:
-    """Clean frames 0..T-2 and masked ("noisy") copies of frames 1..T-1 in one pass, cut into chunks.
+    """Clean frames 0..T-2 and masked ("noisy") copies of frames 1..T-1 in one pass, cut into
+    chunks.
 
-    A noisy frame attends to the clean frames before its chunk and to the noisy frames of its chunk up to itself, which
-    is what sampling a chunk after finished frames computes. Nothing attends to clean frame T-1, so it is left out.
+    A noisy frame attends to the clean frames before its chunk and to the noisy frames of its chunk
+    up to itself, which is what sampling a chunk after finished frames computes. Nothing attends to
+    clean frame T-1, so it is left out.
     """
 
     order: FrameOrder
@@ -86,11 +96,13 @@ class CleanNoisyLayout:
 
     @classmethod
     def of(cls, starts: list[int], frames: int, device: torch.device) -> "CleanNoisyLayout":
-        """Lay out a clip of T = `frames` frames. `starts`: first frame of each chunk, ascending, from 1 on.
+        """Lay out a clip of T = `frames` frames. `starts`: first frame of each chunk, ascending,
+        from 1 on.
 
         Frames before the first start are not predicted.
         """
-        # Four frames in chunks [1, 2] and [3] (starts = [1, 3]), clean c and noisy n; x: the row attends to the column.
+        # Four frames in chunks [1, 2] and [3] (starts = [1, 3]), clean c and noisy n; x: the row
+        # attends to the column.
         #
         #        c0 c1 c2  n1 n2 n3
         #    c0   x  .  .   .  .  .     clean frames attend to clean ones, causally
@@ -104,7 +116,8 @@ class CleanNoisyLayout:
         frame_idx = torch.cat([clean, noisy])
         is_noisy = torch.arange(len(frame_idx), device=device) >= len(clean)
 
-        # First frame that each frame sees noisy and no longer clean: its chunk's start; a clean frame sees none.
+        # First frame that each frame sees noisy and no longer clean: its chunk's start; a clean
+        # frame sees none.
         chunk_starts = torch.tensor(starts, device=device)
         own_start = chunk_starts[torch.searchsorted(chunk_starts, noisy, right=True) - 1]
         noisy_start = torch.cat([torch.full_like(clean, frames), own_start])
@@ -113,7 +126,8 @@ class CleanNoisyLayout:
         seen_noisy = frame_idx[None, :] >= noisy_start[:, None]
         attend = causal & (seen_noisy == is_noisy[None, :])
 
-        # Place in the pass of the frames one and two before: noisy inside the chunk, else clean, -1 before frame 0.
+        # Place in the pass of the frames one and two before: noisy inside the chunk, else clean, -1
+        # before frame 0.
         previous = []
         for lag in (2, 1):
             earlier = frame_idx - lag

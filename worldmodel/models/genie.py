@@ -1,7 +1,7 @@
-"""World models whole: GenieRedux-G and GenieRedux generate clips, measure their uncertainty, and are saved and loaded.
+"""World models: GenieRedux-G and GenieRedux generate clips and measure their uncertainty.
 
-Shapes: B clips, P given frames, F generated frames, T = P + F frames, C=3, H=W pixels, h=w patches, N=h*w, K codes,
-A actions of a clip or, last, width of an encoded action.
+Shapes: B clips, P given frames, F generated frames, T = P + F frames, C=3, H=W pixels, h=w patches,
+N=h*w, K codes, A actions of a clip or, last, width of an encoded action.
 """
 
 import copy
@@ -32,8 +32,8 @@ QUERY_BATCH = 32
 class WorldModel(nn.Module):
     """Base class of GenieRedux-G and GenieRedux: everything but the kind of action.
 
-    Raises InputError where the dynamics was trained with another tokenizer. A dynamics that has no codes yet takes over
-    the tokenizer's.
+    Raises InputError where the dynamics was trained with another tokenizer. A dynamics that has no
+    codes yet takes over the tokenizer's.
     """
 
     PARTS: ClassVar[dict[str, Any]]
@@ -44,7 +44,8 @@ class WorldModel(nn.Module):
         same_tokenizer = tokenizer.cfg.tokenizer == dynamics.cfg.tokenizer
         if not same_tokenizer or tokenizer.cfg.size != dynamics.cfg.size:
             raise InputError(
-                "tokenizer and dynamics are of different configurations: use the tokenizer it was trained with"
+                "tokenizer and dynamics are of different configurations: "
+                "use the tokenizer it was trained with"
             )
         if not dynamics.has_codebook:
             dynamics.set_codebook(tokenizer.codebook.detach())
@@ -67,7 +68,8 @@ class WorldModel(nn.Module):
         return self.dynamics.encode_actions(actions_BA, first)
 
     def for_game(self, game: str | None) -> Self:
-        """Return the same model, driven by the buttons of a game, which is what recorded episodes hold.
+        """Return the same model, driven by the buttons of a game, which is what recorded episodes
+        hold.
 
         None stands for the buttons of most games.
         """
@@ -84,12 +86,13 @@ class WorldModel(nn.Module):
         mode: GenerationMode = "one_pass",
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Generate the F frames that follow given ones. (B, P, 3, H, W) and (B, P+F-1) -> (B, F, 3, H, W) in [0, 1].
+        """Generate the F frames (B, F, 3, H, W) in [0, 1] that follow given ones.
 
-        Frames are floats in [0, 1], actions those between all frames. `one_pass` predicts as many frames together as
-        the window holds, `autoregressive` cfg.dynamics.chunk_size at a time; each chunk takes `steps` MaskGIT passes,
-        which compute only the frames of the chunk: finished frames are in a KV cache. Beyond cfg.frames the attention
-        window slides. Noise comes from `generator`. Raises InputError for bad input.
+        frames (B, P, 3, H, W) in [0, 1], actions (B, P+F-1) between all frames. `one_pass` predicts
+        as many frames together as the window holds, `autoregressive` cfg.dynamics.chunk_size at a
+        time; each chunk takes `steps` MaskGIT passes, which compute only the frames of the chunk:
+        finished frames are in a KV cache. Beyond cfg.frames the attention window slides. Noise
+        comes from `generator`. Raises InputError for bad input.
         """
         tokens_BThw = self.generate_tokens(
             frames_BPCHW,
@@ -113,7 +116,9 @@ class WorldModel(nn.Module):
         mode: GenerationMode = "one_pass",
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Generate as `generate` does -> tokens of the given and of the generated frames, int64 (B, P+F, h, w)."""
+        """Generate as `generate` does -> tokens of the given and of the generated frames, int64 (B,
+        P+F, h, w).
+        """
         self.cfg.check_frames(frames_BPCHW)
         num_given = frames_BPCHW.shape[1]
         num_frames = actions_BA.shape[1] + 1 if actions_BA.ndim == 2 else 0
@@ -150,7 +155,8 @@ class WorldModel(nn.Module):
             )
             tokens_BThw = torch.cat([tokens_BThw, new_tokens], dim=1)
 
-            # The chunk's own pass saw masks: run it again, finished, into the cache of the next chunk.
+            # The chunk's own pass saw masks: run it again, finished, into the cache of the next
+            # chunk.
             if end < num_frames:
                 cache = self.prefill(new_tokens, future_actions, cache)
         return tokens_BThw
@@ -159,18 +165,21 @@ class WorldModel(nn.Module):
     def token_entropy(
         self, frames_BTCHW: Tensor, actions_BA: Tensor, *, context: int = 2, steps: int = 1
     ) -> Tensor:
-        """Compute the uncertainty of each token of a window's last frame (Eq. 2), (B, N) in [0, 1], fp32.
+        """Compute the uncertainty of each token of a window's last frame (Eq. 2), (B, N) in [0, 1],
+        fp32.
 
-        frames (B, T, 3, H, W) in [0, 1] and the actions (B, T-1) between them; T is 5 for the paper's reward. The first
-        `context` frames are given and tokenised once; the T - context others are predicted in `steps` MaskGIT passes
-        without noise, and nothing is decoded. u_i = -sum_k p_k ln p_k / ln K of the pass in which token i was decided.
-        Raises InputError for bad input.
+        frames (B, T, 3, H, W) in [0, 1] and the actions (B, T-1) between them; T is 5 for the
+        paper's reward. The first `context` frames are given and tokenised once; the T - context
+        others are predicted in `steps` MaskGIT passes without noise, and nothing is decoded. u_i =
+        -sum_k p_k ln p_k / ln K of the pass in which token i was decided. Raises InputError for bad
+        input.
         """
         self.cfg.check_frames(frames_BTCHW)
         num_frames = frames_BTCHW.shape[1]
         if not 1 <= context < num_frames <= self.cfg.frames:
             raise InputError(
-                f"token entropy: expected 1 <= context < frames <= {self.cfg.frames}, got {context} and {num_frames}"
+                f"token entropy: expected 1 <= context < frames <= {self.cfg.frames}, "
+                f"got {context} and {num_frames}"
             )
         self.check_actions(actions_BA, len(frames_BTCHW), num_frames - 1)
         _check_sampling(steps, 0.0, "one_pass")
@@ -180,10 +189,11 @@ class WorldModel(nn.Module):
     def future_token_entropy(
         self, frames_BPCHW: Tensor, actions_BA: Tensor, *, steps: int = 1
     ) -> Tensor:
-        """Compute `token_entropy` of the frame that the last action leads to, from the given frames alone.
+        """Compute `token_entropy` of the frame that the last action leads to, from the given frames
+        alone.
 
-        frames (B, P, 3, H, W) in [0, 1], actions (B, A) from the first of them on, P <= A < cfg.frames. Returns (B, N)
-        in [0, 1], fp32. Raises InputError for bad input.
+        frames (B, P, 3, H, W) in [0, 1], actions (B, A) from the first of them on, P <= A <
+        cfg.frames. Returns (B, N) in [0, 1], fp32. Raises InputError for bad input.
         """
         self._check_query(frames_BPCHW, actions_BA)
         _check_sampling(steps, 0.0, "one_pass")
@@ -193,9 +203,9 @@ class WorldModel(nn.Module):
     def query_hidden(self, frames_BPCHW: Tensor, actions_BA: Tensor) -> Tensor:
         """Return the hidden states (B, N, D) of the frame that the last action leads to.
 
-        This is the query of the reward: all frames after the given ones are masked and predicted in one pass.
-        `dynamics.head` turns the hidden states into logits of the tokens. Inputs are those of `future_token_entropy`,
-        on the model's device. Raises InputError for bad input.
+        This is the query of the reward: all frames after the given ones are masked and predicted in
+        one pass. `dynamics.head` turns the hidden states into logits of the tokens. Inputs are
+        those of `future_token_entropy`, on the model's device. Raises InputError for bad input.
         """
         self._check_query(frames_BPCHW, actions_BA)
         return self._query_hidden(frames_BPCHW, actions_BA)
@@ -229,7 +239,9 @@ class WorldModel(nn.Module):
         return torch.cat(entropies)
 
     def _refined_entropy(self, frames_BPCHW: Tensor, actions_BA: Tensor, steps: int) -> Tensor:
-        """Sample the last frame in several passes -> the entropy of each token in the pass that decides it."""
+        """Sample the last frame in several passes -> the entropy of each token in the pass that
+        decides it.
+        """
         cache, future_actions = self._prefill_given(frames_BPCHW, actions_BA)
         patches = self.cfg.grid**2
         entropy_BN = torch.zeros(len(future_actions), patches, device=future_actions.device)
@@ -247,7 +259,9 @@ class WorldModel(nn.Module):
         return entropy_BN
 
     def _prefill_given(self, frames_BPCHW: Tensor, actions_BA: Tensor) -> tuple[KVCache, Tensor]:
-        """Return the KV cache of the given frames and the encoded actions (B, F, A) of the frames after them."""
+        """Return the KV cache of the given frames and the encoded actions (B, F, A) of the frames
+        after them.
+        """
         num_given = frames_BPCHW.shape[1]
         encoded_BTA = self.encode_actions(actions_BA)
         tokens_BPhw = self.tokenizer._encode(frames_BPCHW)
@@ -256,7 +270,9 @@ class WorldModel(nn.Module):
     def prefill(
         self, tokens_BFhw: Tensor, actions_BFA: Tensor, cache: KVCache | None = None
     ) -> KVCache:
-        """Run finished frames, whose actions are encoded, into the KV cache: half a window at a time if they are many."""
+        """Run finished frames, whose actions are encoded, into the KV cache: half a window at a
+        time if they are many.
+        """
         window = self.cfg.frames
         length = tokens_BFhw.shape[1] if tokens_BFhw.shape[1] < window else window // 2
         stretches = zip(tokens_BFhw.split(length, 1), actions_BFA.split(length, 1), strict=True)
@@ -277,7 +293,8 @@ class WorldModel(nn.Module):
         generator: torch.Generator | None = None,
         on_step: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """Sample the tokens BFhw of the frames that follow the cached ones under encoded actions, all together.
+        """Sample the tokens BFhw of the frames that follow the cached ones under encoded actions,
+        all together.
 
         `on_step` is called with the logits and the tokens after each pass.
         """
@@ -319,7 +336,8 @@ class WorldModel(nn.Module):
 class GenieReduxG(WorldModel):
     """World model that is driven by real actions.
 
-    Raises InputError where tokenizer and dynamics do not belong together, and for a dynamics on latent actions.
+    Raises InputError where tokenizer and dynamics do not belong together, and for a dynamics on
+    latent actions.
     """
 
     PARTS: ClassVar[dict[str, Any]] = {"tokenizer": Tokenizer, "dynamics": Dynamics}
@@ -333,11 +351,12 @@ class GenieReduxG(WorldModel):
 
 
 class GenieRedux(WorldModel):
-    """World model that is driven by the latent actions of `lam`, or through `action_map` by real ones.
+    """World model that is driven by the latent actions of `lam`, or through `action_map` by real
+    ones.
 
-    It takes latent actions, such as `infer` reads from frames; `for_game` returns the same model driven by buttons.
-    Raises InputError where the three do not belong together, and for a dynamics on real actions. A dynamics that knows
-    no latent action model yet takes over this one.
+    It takes latent actions, such as `infer` reads from frames; `for_game` returns the same model
+    driven by buttons. Raises InputError where the three do not belong together, and for a dynamics
+    on real actions. A dynamics that knows no latent action model yet takes over this one.
     """
 
     PARTS: ClassVar[dict[str, Any]] = {
@@ -380,14 +399,17 @@ class GenieRedux(WorldModel):
         return self.dynamics.encode_actions(actions_BA, first)
 
     def infer(self, frames_BTCHW: Tensor) -> Tensor:
-        """Infer the latent action between each frame and the next, (B, T-1), by which the paper drives GenieRedux."""
+        """Infer the latent action between each frame and the next, (B, T-1), by which the paper
+        drives GenieRedux.
+        """
         return self.lam.encode(frames_BTCHW)
 
     def for_game(self, game: str | None) -> Self:
-        """Return the same model, driven by real actions: each becomes the latent one that does the same in that game.
+        """Return the same model, driven by real actions: each becomes the latent one that does the
+        same in that game.
 
-        For None, or a game that the map was not fitted on, it is the one that does the same in most games. Raises
-        InputError without a map.
+        For None, or a game that the map was not fitted on, it is the one that does the same in most
+        games. Raises InputError without a map.
         """
         if self.action_map is None:
             raise InputError("this GenieRedux has no action map: fit one with `autoexplore export`")
@@ -397,7 +419,9 @@ class GenieRedux(WorldModel):
 
 
 def load_world_model(path: str | Path, device: str | torch.device = "cpu") -> WorldModel:
-    """Load the GenieRedux or GenieReduxG that a folder holds. Raises InputError as `WorldModel.load` does."""
+    """Load the GenieRedux or GenieReduxG that a folder holds. Raises InputError as
+    `WorldModel.load` does.
+    """
     kinds: dict[str, type[WorldModel]] = {"GenieReduxG": GenieReduxG, "GenieRedux": GenieRedux}
     kind = saved_model.read_manifest(Path(path))["model"]
     if kind not in kinds:
@@ -408,7 +432,9 @@ def load_world_model(path: str | Path, device: str | torch.device = "cpu") -> Wo
 
 
 def normalised_entropy(logits: Tensor) -> Tensor:
-    """Compute the entropy of softmax(logits) over its largest value, ln K. (..., K) -> (...) in [0, 1], fp32."""
+    """Compute the entropy of softmax(logits) over its largest value, ln K. (..., K) -> (...) in [0,
+    1], fp32.
+    """
     log_p = logits.float().log_softmax(-1)
     return (-(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])).clamp(0, 1)
 

@@ -43,10 +43,12 @@ class LatentActionOutput:
 
 
 class LatentActionModel(nn.Module):
-    """VQ-VAE whose codes are latent actions: the action at frame t leads to frame t+1, and sees no later frame.
+    """VQ-VAE whose codes are latent actions: the action at frame t leads to frame t+1, and sees no
+    later frame.
 
-    All features of a frame are flattened and projected to the width D, then to a code of the cosine codebook. The
-    decoder adds the code of action t to every patch of frame t, and predicts frame t+1 in its place.
+    All features of a frame are flattened and projected to the width D, then to a code of the cosine
+    codebook. The decoder adds the code of action t to every patch of frame t, and predicts frame
+    t+1 in its place.
     """
 
     component = "lam"
@@ -82,19 +84,24 @@ class LatentActionModel(nn.Module):
         return self.quantizer.codebook
 
     def set_progress(self, fraction_of_run: float) -> None:
-        """Set the fraction of the training run that is done, in [0, 1]: it decides when features are quantised."""
+        """Set the fraction of the training run that is done, in [0, 1]: it decides when features
+        are quantised.
+        """
         self.quantizer.progress.fill_(fraction_of_run)
 
     def decoder_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that no latent action depends on: all after the code, but the shared position bias."""
+        """Return the parameters that no latent action depends on: all after the code, but the
+        shared position bias.
+        """
         parts = (self.from_code, self.given_first, self.given_later, self.decoder, self.head)
         return list(chain.from_iterable(part.parameters() for part in parts))
 
     def encode(self, frames_BTCHW: Tensor) -> Tensor:
-        """Infer the latent action between each frame in [0, 1] and the next, int64 (B, T-1) in [0, K).
+        """Infer the latent action between each frame in [0, 1] and the next, int64 (B, T-1) in [0,
+        K).
 
-        Clips longer than cfg.frames pass through a sliding window. Raises InputError for another shape, type or range,
-        and for a single frame.
+        Clips longer than cfg.frames pass through a sliding window. Raises InputError for another
+        shape, type or range, and for a single frame.
         """
         self._check(frames_BTCHW)
         num_frames = frames_BTCHW.shape[1]
@@ -127,14 +134,16 @@ class LatentActionModel(nn.Module):
     def forward(self, frames_BTCHW: Tensor, labels_BT: Tensor | None = None) -> LatentActionOutput:
         """Run a training pass over clips -> predicted frames 1..T-1, latent actions, named losses.
 
-        loss = reconstruction MSE + codebook MSE + 0.25 commitment MSE, see `VectorQuantizer.total_loss`. `labels_BT`:
-        recorded actions, int64 (B, T-1), -1 where not known. Action a shall get code a; the loss `labels`, which is not
-        part of `loss`, measures it (`VectorQuantizer.forward`). Raises InputError for other actions.
+        loss = reconstruction MSE + codebook MSE + 0.25 commitment MSE, see
+        `VectorQuantizer.total_loss`. `labels_BT`: recorded actions, int64 (B, T-1), -1 where not
+        known. Action a shall get code a; the loss `labels`, which is not part of `loss`, measures
+        it (`VectorQuantizer.forward`). Raises InputError for other actions.
         """
         self._check(frames_BTCHW)
         if labels_BT is not None and int(labels_BT.max()) >= self.cfg.lam.codes:
             raise InputError(
-                f"labels: action {int(labels_BT.max())} has no code, lam.codes = {self.cfg.lam.codes}"
+                f"labels: action {int(labels_BT.max())} has no code, "
+                f"lam.codes = {self.cfg.lam.codes}"
             )
 
         # Infer the actions, then predict each next frame from them.
@@ -153,7 +162,9 @@ class LatentActionModel(nn.Module):
     def encode_features(
         self, frames_BTCHW: Tensor, cache: KVCache | None = None
     ) -> tuple[Tensor, KVCache]:
-        """Encode frames that follow the cached ones -> (features (B, T, h*w*D), the cache with them)."""
+        """Encode frames that follow the cached ones -> (features (B, T, h*w*D), the cache with
+        them).
+        """
         patches = to_patches(frames_BTCHW, self.cfg.lam.patch)
         x = first_and_later(patches, self.embed_first, self.embed_later, first=cache is None)
         x, new_cache = self.encoder(x, self.bias(), cache=cache)
@@ -165,7 +176,9 @@ class LatentActionModel(nn.Module):
         return self.to_action(later - features_BTX[:, :-1] if self.cfg.lam.difference else later)
 
     def decode_features(self, frames_BTCHW: Tensor, codes_BTD: Tensor) -> Tensor:
-        """Predict the frame after each frame from it, those before and the codes: BTCHW, not clamped."""
+        """Predict the frame after each frame from it, those before and the codes: BTCHW, not
+        clamped.
+        """
         patches = to_patches(frames_BTCHW, self.cfg.lam.patch)
         x = first_and_later(patches, self.given_first, self.given_later, first=True)
         x, _ = self.decoder(x + self.from_code(codes_BTD)[:, :, None, None], self.bias())
@@ -178,5 +191,6 @@ class LatentActionModel(nn.Module):
         self.cfg.check_frames(frames_BTCHW)
         if frames_BTCHW.shape[1] < 2:
             raise InputError(
-                "latent actions: expected clips of 2 frames or more, got 1: there is no action in it"
+                "latent actions: expected clips of 2 frames or more, got 1: "
+                "there is no action in it"
             )

@@ -11,7 +11,9 @@ from torch import Tensor
 
 
 def num_masked(step: int, steps: int, tokens: Tensor) -> Tensor:
-    """Return how many of `tokens` stay masked after step 1..steps: floor(cos(pi/2 * step/steps) * tokens)."""
+    """Return how many of `tokens` stay masked after step 1..steps: floor(cos(pi/2 * step/steps) *
+    tokens).
+    """
     share = math.cos(math.pi / 2 * step / steps) if step < steps else 0.0
     return (share * tokens.double()).floor().long()
 
@@ -19,12 +21,16 @@ def num_masked(step: int, steps: int, tokens: Tensor) -> Tensor:
 def mask_ratios(
     shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device
 ) -> Tensor:
-    """Draw mask ratios for training by the cosine schedule: cos(pi/2 * u), u uniform in [0, 1). In (0, 1]."""
+    """Draw mask ratios for training by the cosine schedule: cos(pi/2 * u), u uniform in [0, 1). In
+    (0, 1].
+    """
     return torch.cos(math.pi / 2 * torch.rand(shape, generator=generator, device=device))
 
 
 def random_mask(ratios: Tensor, tokens: int, generator: torch.Generator | None) -> Tensor:
-    """Mask a share of `tokens` tokens, at least one, at random positions. ratios (...) -> bool (..., tokens)."""
+    """Mask a share of `tokens` tokens, at least one, at random positions. ratios (...) -> bool
+    (..., tokens).
+    """
     noise = torch.rand(*ratios.shape, tokens, generator=generator, device=ratios.device)
     count = (ratios * tokens).ceil().clamp(1, tokens).long()
     threshold = noise.sort(-1).values.gather(-1, count[..., None] - 1)
@@ -41,12 +47,14 @@ def sample(
     generator: torch.Generator | None = None,
     on_step: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """Sample the tokens that are `mask_id` in `steps` passes. tokens int64 (B, M) -> (B, M) without masks.
+    """Sample the tokens that are `mask_id` in `steps` passes. tokens int64 (B, M) -> (B, M) without
+    masks.
 
-    In each pass `predict_logits(tokens_BM) -> (B, M, K)` predicts all tokens; Gumbel noise, annealed from `temperature` to 0
-    over the passes, draws a candidate for each masked one; the most confident are kept and never change again, so that
-    `num_masked` stay masked. The last pass, which is the only one for steps = 1, takes the likeliest code. `on_step` is
-    called with the logits and the tokens after each pass.
+    In each pass `predict_logits(tokens_BM) -> (B, M, K)` predicts all tokens; Gumbel noise,
+    annealed from `temperature` to 0 over the passes, draws a candidate for each masked one; the
+    most confident are kept and never change again, so that `num_masked` stay masked. The last pass,
+    which is the only one for steps = 1, takes the likeliest code. `on_step` is called with the
+    logits and the tokens after each pass.
     """
     tokens = start_BM.clone()
     unknown = tokens == mask_id

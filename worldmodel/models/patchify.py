@@ -41,7 +41,9 @@ def first_and_later(x: Tensor, on_first: nn.Module, on_later: nn.Module, *, firs
 
 
 def changed_pixels(frames_BTCHW: Tensor) -> Tensor:
-    """Mark the pixels of frames 1..T-1 that differ from the frame before, bool (B, T-1, 1, H, W)."""
+    """Mark the pixels of frames 1..T-1 that differ from the frame before, bool (B, T-1, 1, H,
+    W).
+    """
     return (frames_BTCHW[:, 1:] != frames_BTCHW[:, :-1]).any(2, keepdim=True)
 
 

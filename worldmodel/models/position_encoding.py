@@ -1,6 +1,7 @@
 """Position of a patch: positional encoding generator (PEG) and continuous position bias.
 
-Shapes: B clips, F frames, P cached frames, N = h*w patches, D width, H heads, O offsets between patches.
+Shapes: B clips, F frames, P cached frames, N = h*w patches, D width, H heads, O offsets between
+patches.
 """
 
 import math
@@ -14,10 +15,12 @@ from worldmodel.models.frame_order import PEG_FRAMES, FrameOrder
 
 
 class PEG(nn.Module):
-    """Positional encoding generator: a depthwise 3x3x3 convolution, causal in time, zeros around the clip.
+    """Positional encoding generator: a depthwise 3x3x3 convolution, causal in time, zeros around
+    the clip.
 
-    It is computed as one 2-D convolution for each of the three frames that it reads, since these need not be
-    neighbours: `FrameOrder` names them. For frames in order it equals `conv3d` with padding (2 past, 1, 1).
+    It is computed as one 2-D convolution for each of the three frames that it reads, since these
+    need not be neighbours: `FrameOrder` names them. For frames in order it equals `conv3d` with
+    padding (2 past, 1, 1).
     """
 
     def __init__(self, dim: int) -> None:
@@ -28,7 +31,9 @@ class PEG(nn.Module):
     def forward(
         self, x_BFhwD: Tensor, order: FrameOrder, cached_BPhwD: Tensor | None = None
     ) -> Tensor:
-        """Encode frames, which follow the PEG_FRAMES cached inputs where those are given -> BFhwD."""
+        """Encode frames, which follow the PEG_FRAMES cached inputs where those are given ->
+        BFhwD.
+        """
         cached = 0 if cached_BPhwD is None else cached_BPhwD.shape[1]
         frames = x_BFhwD if cached_BPhwD is None else torch.cat([cached_BPhwD, x_BFhwD], dim=1)
 
@@ -50,8 +55,9 @@ class PEG(nn.Module):
 class PositionBias(nn.Module):
     """Continuous position bias: an MLP from the offset between two patches to a bias for each head.
 
-    A grid of n x n patches has only (2n-1)^2 distinct offsets (961 for 16x16): the MLP runs on those and its results
-    are gathered. Offsets enter as sign(x) log(1 + |x|), as in Swin v2 and the published code.
+    A grid of n x n patches has only (2n-1)^2 distinct offsets (961 for 16x16): the MLP runs on
+    those and its results are gathered. Offsets enter as sign(x) log(1 + |x|), as in Swin v2 and the
+    published code.
     """
 
     offsets: Tensor

@@ -1,4 +1,5 @@
-"""The folder of a saved world model: a safetensors file for each part, and a manifest with their hashes.
+"""The folder of a saved world model: a safetensors file for each part, and a manifest with their
+hashes.
 
 <model>/
     tokenizer.safetensors  dynamics.safetensors  (lam.safetensors  action_map.json)
@@ -7,7 +8,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,19 +22,16 @@ from worldmodel.models.action_map import ActionMap
 from worldmodel.models.cpu_kernels import use_cpu_kernels
 from worldmodel.models.weights import load_weights
 
-if TYPE_CHECKING:
-    from worldmodel.models.genie import WorldModel
-
 FORMAT = "autoexplore-model-2"
 ACTION_MAP = "action_map.json"
 
-Model = TypeVar("Model", bound="WorldModel")
 
+def save_model(model: Any, path: Path) -> None:
+    """Write a `WorldModel` to a folder: `<part>.safetensors` of each part, an action map where
+    there is one and, last, the manifest.
 
-def save_model(model: "WorldModel", path: Path) -> None:
-    """Write a folder: `<part>.safetensors` of each part, an action map where there is one and, last, the manifest.
-
-    Whole or absent: it is written under a temporary name and renamed. An existing folder is replaced.
+    Whole or absent: it is written under a temporary name and renamed. An existing folder is
+    replaced.
     """
     with new_folder(path) as folder:
         for name in model.PARTS:
@@ -52,11 +50,12 @@ def save_model(model: "WorldModel", path: Path) -> None:
         write_json_atomic(folder / "manifest.json", manifest)
 
 
-def read_model(kind: type[Model], path: Path, device: torch.device) -> Model:
-    """Load the model that `save_model` wrote, in evaluation mode; on a CPU with the CPU kernels. Nothing is unpickled.
+def read_model(kind: Any, path: Path, device: torch.device) -> Any:
+    """Load the model of class `kind` that `save_model` wrote, in evaluation mode; on a CPU with the
+    CPU kernels. Nothing is unpickled.
 
-    Raises InputError where a file is missing, changed or of another architecture, and for another kind of model; a
-    model is never partly loaded.
+    Raises InputError where a file is missing, changed or of another architecture, and for another
+    kind of model; a model is never partly loaded.
     """
     manifest = read_manifest(path)
     if manifest["model"] != kind.__name__:
@@ -75,7 +74,9 @@ def read_model(kind: type[Model], path: Path, device: torch.device) -> Model:
 
 
 def _read_parts(path: Path, manifest: dict[str, Any], parts: Mapping[str, nn.Module]) -> None:
-    """Copy weights into the parts. Raises InputError where a file is missing, changed or of another architecture."""
+    """Copy weights into the parts. Raises InputError where a file is missing, changed or of another
+    architecture.
+    """
     for name in sorted(manifest["sha256"].keys() | {f"{part}.safetensors" for part in parts}):
         file = path / name
         if not file.is_file() or file_sha256(file) != manifest["sha256"].get(name):
@@ -93,7 +94,9 @@ def _read_parts(path: Path, manifest: dict[str, Any], parts: Mapping[str, nn.Mod
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Read `manifest.json` of a saved model. Raises InputError where it is missing, no JSON or of another format."""
+    """Read `manifest.json` of a saved model. Raises InputError where it is missing, no JSON or of
+    another format.
+    """
     file = path / "manifest.json"
     try:
         manifest = read_json(file)

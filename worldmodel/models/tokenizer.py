@@ -37,10 +37,11 @@ class TokenizerOutput:
 
 
 class Tokenizer(nn.Module):
-    """VQ-VAE that is causal in time: each patch of each frame becomes one of K codes, which sees no later frame.
+    """VQ-VAE that is causal in time: each patch of each frame becomes one of K codes, which sees no
+    later frame.
 
-    The first frame of a clip and later frames have separate patch embeddings and output heads, so that a later patch
-    in which nothing happens can always become the same token.
+    The first frame of a clip and later frames have separate patch embeddings and output heads, so
+    that a later patch in which nothing happens can always become the same token.
     """
 
     component = "tokenizer"
@@ -73,27 +74,32 @@ class Tokenizer(nn.Module):
         return self.quantizer.codebook
 
     def set_progress(self, fraction_of_run: float) -> None:
-        """Set the fraction of the training run that is done, in [0, 1]: it decides when features are quantised."""
+        """Set the fraction of the training run that is done, in [0, 1]: it decides when features
+        are quantised.
+        """
         self.quantizer.progress.fill_(fraction_of_run)
 
     def decoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of decoder-only fine-tuning: everything after the token ids.
 
-        The position bias is shared with the encoder and stays out. Call `freeze_encoder` too: it stops the moving
-        averages of the codebook.
+        The position bias is shared with the encoder and stays out. Call `freeze_encoder` too: it
+        stops the moving averages of the codebook.
         """
         parts = (self.from_code, self.decoder, self.head_first, self.head_later)
         return list(chain.from_iterable(part.parameters() for part in parts))
 
     def freeze_encoder(self) -> None:
-        """Freeze everything that decides a token id, in training too: for decoder-only fine-tuning."""
+        """Freeze everything that decides a token id, in training too: for decoder-only
+        fine-tuning.
+        """
         self.requires_grad_(False)
         for parameter in self.decoder_parameters():
             parameter.requires_grad_(True)
         self.quantizer.learns = False
 
     def encode(self, frames_BTCHW: Tensor) -> Tensor:
-        """Encode frames in [0, 1] as tokens, int64 BThw. Clips longer than cfg.frames pass through a sliding window.
+        """Encode frames in [0, 1] as tokens, int64 BThw. Clips longer than cfg.frames pass through
+        a sliding window.
 
         Raises InputError for another shape, type or range.
         """
@@ -112,14 +118,18 @@ class Tokenizer(nn.Module):
         return torch.cat(tokens, 1)
 
     def decode(self, tokens_BThw: Tensor) -> Tensor:
-        """Decode the tokens of a clip, from its first frame on, to frames in [0, 1]. Raises InputError for others."""
+        """Decode the tokens of a clip, from its first frame on, to frames in [0, 1]. Raises
+        InputError for others.
+        """
         self.cfg.check_tokens(tokens_BThw)
         return self.decode_after(tokens_BThw)[0]
 
     def decode_after(
         self, tokens_BThw: Tensor, cache: KVCache | None = None
     ) -> tuple[Tensor, KVCache]:
-        """Decode tokens that follow the cached frames -> (frames in [0, 1], the cache with them). Not checked."""
+        """Decode tokens that follow the cached frames -> (frames in [0, 1], the cache with them).
+        Not checked.
+        """
         frames = []
         codebook = self.codebook
         length = self._pass_length(tokens_BThw.shape[1])
@@ -131,10 +141,11 @@ class Tokenizer(nn.Module):
         return torch.cat(frames, 1), cache
 
     def forward(self, frames_BTCHW: Tensor) -> TokenizerOutput:
-        """Run a training pass over clips -> reconstruction, tokens, losses `reconstruction`, `commitment`, `codebook`.
+        """Run a training pass over clips -> reconstruction, tokens, losses `reconstruction`,
+        `commitment`, `codebook`.
 
-        loss = reconstruction MSE + codebook MSE + 0.25 commitment MSE, without the codebook term where codes are moving
-        averages, and without both before the quantiser is switched on.
+        loss = reconstruction MSE + codebook MSE + 0.25 commitment MSE, without the codebook term
+        where codes are moving averages, and without both before the quantiser is switched on.
         """
         self.cfg.check_frames(frames_BTCHW)
 
@@ -152,13 +163,17 @@ class Tokenizer(nn.Module):
         return TokenizerOutput(reconstructed, tokens, losses)
 
     def _pass_length(self, frames: int) -> int:
-        """Return the number of frames in a pass: all where they fit into the window, else half a window."""
+        """Return the number of frames in a pass: all where they fit into the window, else half a
+        window.
+        """
         return frames if frames <= self.cfg.frames else self.cfg.frames // 2
 
     def encode_features(
         self, frames_BTCHW: Tensor, cache: KVCache | None = None
     ) -> tuple[Tensor, KVCache]:
-        """Encode frames -> (features before quantisation (B, T, h, w, code_dim), the cache with them)."""
+        """Encode frames -> (features before quantisation (B, T, h, w, code_dim), the cache with
+        them).
+        """
         patches = to_patches(frames_BTCHW, self.cfg.tokenizer.patch)
         x = first_and_later(patches, self.embed_first, self.embed_later, first=cache is None)
         x, new_cache = self.encoder(x, self.bias(), cache=cache)

@@ -1,11 +1,11 @@
 """Causal space-time transformer (the paper's ST-ViViT), with a KV cache.
 
-Frames need not follow one another: a `FrameOrder` says which frames each frame attends to and which two come before it.
-A clip, a clip that goes on from a `KVCache`, and clean frames with masked ones in one pass are the same code, so
-training computes exactly what generation computes.
+Frames need not follow one another: a `FrameOrder` says which frames each frame attends to and which
+two come before it. A clip, a clip that goes on from a `KVCache`, and clean frames with masked ones
+in one pass are the same code, so training computes exactly what generation computes.
 
-Shapes: B clips, F frames, P cached frames, S = P + F, N = h*w patches, D width, H heads, E width of a head, A width of
-the encoded actions, G groups of L tokens that attend to M tokens.
+Shapes: B clips, F frames, P cached frames, S = P + F, N = h*w patches, D width, H heads, E width of
+a head, A width of the encoded actions, G groups of L tokens that attend to M tokens.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,9 @@ LOGIT_SCALE = 8.0
 
 @dataclass
 class LayerCache:
-    """Cache of one sub-block: the last inputs of its PEG and, in a temporal one, keys and values of all frames."""
+    """Cache of one sub-block: the last inputs of its PEG and, in a temporal one, keys and values of
+    all frames.
+    """
 
     peg_inputs_BPhwD: Tensor
     """Inputs of the PEG at the last PEG_FRAMES frames, zeros before the first frame."""
@@ -39,7 +41,9 @@ class LayerCache:
 
 @dataclass
 class KVCache:
-    """Cache of the finished frames of a clip, returned by `STTransformer.forward` and passed to its next call."""
+    """Cache of the finished frames of a clip, returned by `STTransformer.forward` and passed to its
+    next call.
+    """
 
     frames: int
     """Number of frames whose keys and values are held."""
@@ -47,7 +51,9 @@ class KVCache:
     """One entry for each sub-block, in their order."""
 
     def last_frames(self, frames: int) -> "KVCache":
-        """Return the cache with keys and values of only the last `frames` frames: the attention window slides."""
+        """Return the cache with keys and values of only the last `frames` frames: the attention
+        window slides.
+        """
         if self.frames <= frames:
             return self
         layers = [
@@ -62,7 +68,9 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Multi-head attention over a normalised input, with normalised queries and keys. Without biases."""
+    """Multi-head attention over a normalised input, with normalised queries and keys. Without
+    biases.
+    """
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -77,7 +85,8 @@ class Attention(nn.Module):
     def forward(
         self, x_GLD: Tensor, bias_HLM: Tensor, cache: LayerCache | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attend within each group, and to the cached tokens -> (output GLD, keys GHME, values GHME).
+        """Attend within each group, and to the cached tokens -> (output GLD, keys GHME, values
+        GHME).
 
         `bias_HLM` is added to the logits; -inf hides a token.
         """
@@ -115,7 +124,9 @@ class FeedForward(nn.Module):
 
 
 class TransformerSubBlock(nn.Module):
-    """One half of a block, in space or in time: position encoding, attention and feed-forward layer."""
+    """One half of a block, in space or in time: position encoding, attention and feed-forward
+    layer.
+    """
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -130,7 +141,9 @@ class TransformerSubBlock(nn.Module):
         order: FrameOrder,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerCache]:
-        """Run frames that follow those of `cache` -> (frames of the same shape, the cache with them)."""
+        """Run frames that follow those of `cache` -> (frames of the same shape, the cache with
+        them).
+        """
         peg_inputs = None if cache is None else cache.peg_inputs_BPhwD
         new_cache = LayerCache(last_peg_inputs(x_BFhwD, peg_inputs))
         x_BFhwD = x_BFhwD + self.peg(x_BFhwD, order, peg_inputs)
@@ -146,7 +159,9 @@ class TransformerSubBlock(nn.Module):
         cache: LayerCache | None,
         new_cache: LayerCache,
     ) -> Tensor:
-        """Return the output of the attention layer; keys and values that later frames need go into `new_cache`."""
+        """Return the output of the attention layer; keys and values that later frames need go into
+        `new_cache`.
+        """
         raise NotImplementedError
 
 
@@ -174,7 +189,8 @@ class TemporalBlock(TransformerSubBlock):
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__(dim, heads, head_dim)
-        # 2^-1 .. 2^-8 for 8 heads (ALiBi); the same range in equal ratios for other numbers of heads.
+        # 2^-1 .. 2^-8 for 8 heads (ALiBi); the same range in equal ratios for other numbers of
+        # heads.
         self.register_buffer("slopes_H", 2.0 ** -torch.linspace(1, 8, heads), persistent=False)
 
     def attend(
@@ -195,8 +211,9 @@ class TemporalBlock(TransformerSubBlock):
 class ActionConditioning(nn.Module):
     """Concatenate the encoded action to every patch of its frame and project back to `dim`.
 
-    Starts as the identity on the patch and small on the action, and is stored as a step away from the identity. The
-    columns of the weight are applied apart, since the action is the same for all patches of a frame.
+    Starts as the identity on the patch and small on the action, and is stored as a step away from
+    the identity. The columns of the weight are applied apart, since the action is the same for all
+    patches of a frame.
     """
 
     def __init__(self, dim: int, width: int) -> None:
@@ -212,7 +229,9 @@ class ActionConditioning(nn.Module):
 
 
 def last_peg_inputs(x_BFhwD: Tensor, cached_BPhwD: Tensor | None) -> Tensor:
-    """Return the last PEG_FRAMES frames, cached ones among them, padded with zeros where there are too few."""
+    """Return the last PEG_FRAMES frames, cached ones among them, padded with zeros where there are
+    too few.
+    """
     if cached_BPhwD is None:
         cached_BPhwD = x_BFhwD.new_zeros(len(x_BFhwD), PEG_FRAMES, *x_BFhwD.shape[2:])
     return torch.cat([cached_BPhwD, x_BFhwD[:, -PEG_FRAMES:]], dim=1)[:, -PEG_FRAMES:]
@@ -252,7 +271,8 @@ class STTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(dim, bias=False)
         self.activation_checkpointing = False
-        """Keep only the inputs of each sub-block in training and recompute the rest backward: less memory."""
+        """Keep only the inputs of each sub-block in training and recompute the rest backward: less
+        memory."""
 
     def forward(
         self,
@@ -263,7 +283,8 @@ class STTransformer(nn.Module):
         order: FrameOrder | None = None,
         cache: KVCache | None = None,
     ) -> tuple[Tensor, KVCache]:
-        """Run frames, after those of `cache` where it is given -> (frames of the same shape, the cache with them).
+        """Run frames, after those of `cache` where it is given -> (frames of the same shape, the
+        cache with them).
 
         Without an `order` the frames follow one another, and the cached ones.
         """

@@ -1,4 +1,5 @@
-"""Super-resolution (appendix B): a U-Net that turns frames of the world model into frames four times as large.
+"""Super-resolution (appendix B): a U-Net that turns frames of the world model into frames four
+times as large.
 
 Shapes: B frames, C=3, H=W=size pixels of the small frame; the large one has size * factor.
 """
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from envs.utils.errors import InputError
 
 _BATCH = 16
-"""Frames in a pass, so that the memory of `upscale` does not grow with the film."""
+"""Frames in a pass, so that the memory of `upscale` does not grow with the clip."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,12 @@ class UpscalerConfig:
     size: int = 64
     """Pixels of a small frame's side."""
     factor: int = 4
-    """How many times as large the large frame's side is."""
+    """Ratio of the large frame's side to the small one's."""
     fold: int = 1
-    """Pixels of a side that are folded into channels before the net and unfolded after it: 1 works at the large size
-    (the paper), `factor` at the small one, in a sixteenth of the time."""
+    """Pixels of a side that are folded into channels before the net and unfolded after it: 1 works
+    at the large size (the paper), `factor` at the small one, in a sixteenth of the time."""
     residual: bool = False
-    """Whether the net makes what is to be added to the bicubic picture instead of the picture (the paper)."""
+    """Predict a residual on the bicubic picture instead of the picture itself (the paper)."""
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
@@ -39,7 +40,8 @@ class UpscalerConfig:
         deepest = self.fold * 2 ** len(self.widths)
         if min(self.size, self.factor, self.fold) < 1 or self.large % deepest:
             raise InputError(
-                f"upscaler: {self.large} pixels cannot be halved {len(self.widths)} times and folded"
+                f"upscaler: {self.large} pixels cannot be halved {len(self.widths)} times and "
+                "folded"
             )
 
     @property
@@ -54,7 +56,8 @@ SHAPES: dict[str, UpscalerConfig] = {
     "small": UpscalerConfig(),
     "large": UpscalerConfig(widths=(128, 256, 512, 1024)),
 }
-"""small: configurations (1) and (2) of appendix B, 31 M parameters; large: (3), 124 M; the others for two cores."""
+"""small: configurations (1) and (2) of appendix B, 31 M parameters; large: (3), 124 M; the others
+for two cores."""
 
 
 def _twice(channels: int, width: int) -> nn.Sequential:
@@ -68,7 +71,9 @@ def _twice(channels: int, width: int) -> nn.Sequential:
 
 
 class Upscaler(nn.Module):
-    """frames_BCHW of the small size -> frames of the large size: the bicubic picture, through a U-Net."""
+    """frames_BCHW of the small size -> frames of the large size: the bicubic picture, through a
+    U-Net.
+    """
 
     def __init__(self, cfg: UpscalerConfig) -> None:
         super().__init__()
@@ -87,7 +92,9 @@ class Upscaler(nn.Module):
             nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, frames_BCHW: Tensor) -> Tensor:
-        """float frames in [0, 1] -> (B, 3, large, large), about in [0, 1]. Raises InputError for another size."""
+        """Enlarge float frames in [0, 1] -> (B, 3, large, large), roughly in [0, 1]. Raises
+        InputError for another size.
+        """
         if tuple(frames_BCHW.shape[1:]) != (3, self.cfg.size, self.cfg.size):
             wanted = f"(B, 3, {self.cfg.size}, {self.cfg.size})"
             raise InputError(
@@ -108,19 +115,22 @@ class Upscaler(nn.Module):
 
     @torch.no_grad()
     def upscale(self, frames: Tensor) -> Tensor:
-        """float frames (..., 3, size, size) in [0, 1] -> (..., 3, large, large) in [0, 1], in small batches.
+        """Enlarge float frames (..., 3, size, size) in [0, 1] -> (..., 3, large, large) in [0, 1],
+        in small batches.
 
         Raises InputError for another size, type or range.
         """
         if frames.ndim < 4 or not frames.is_floating_point():
             kind = f"{tuple(frames.shape)} of {frames.dtype}"
             raise InputError(
-                f"upscaler: expected float frames (..., 3, {self.cfg.size}, {self.cfg.size}), got {kind}"
+                f"upscaler: expected float frames (..., 3, {self.cfg.size}, {self.cfg.size}), "
+                f"got {kind}"
             )
         low, high = (bound.item() for bound in frames.aminmax()) if frames.numel() else (0.0, 0.0)
         if not (low >= -1e-4 and high <= 1 + 1e-4):
             raise InputError(
-                f"upscaler: expected values in [0, 1], got {low:.4g} to {high:.4g}: divide uint8 by 255"
+                f"upscaler: expected values in [0, 1], got {low:.4g} to {high:.4g}: "
+                "divide uint8 by 255"
             )
         device = next(self.parameters()).device
         parts = [
@@ -131,14 +141,16 @@ class Upscaler(nn.Module):
 
 
 def bicubic(frames_BCHW: Tensor, factor: int) -> Tensor:
-    """Frames enlarged by bicubic interpolation, in [0, 1]: what an upscaler has to beat, and starts from."""
+    """Enlarge frames by bicubic interpolation, in [0, 1]: the baseline of an upscaler, and its
+    start.
+    """
     return F.interpolate(
         frames_BCHW, scale_factor=factor, mode="bicubic", align_corners=False
     ).clamp(0, 1)
 
 
 def upscaler_config(name: str) -> UpscalerConfig:
-    """A shape of `SHAPES`. Raises InputError for other names."""
+    """Return a configuration of `SHAPES`. Raises InputError for other names."""
     if name not in SHAPES:
         raise InputError(f"upscaler {name!r}: choose one of {', '.join(SHAPES)}")
     return SHAPES[name]

@@ -1,7 +1,9 @@
-"""Cosine vector quantiser: features and codes on the unit sphere, dead codes re-seeded, use measured.
+"""Cosine vector quantiser: features and codes on the unit sphere, dead codes re-seeded, usage
+measured.
 
-The published code normalises its codebook once, at the start, and lets codes die; with a codebook learnt by gradient
-six of 1,024 were left at small size. Here every code that is not used is moved to a feature that is badly represented.
+The published code normalises its codebook once, at the start, and lets codes die; with a codebook
+learnt by gradient six of 1,024 were left at small size. Here every unused code is moved to a
+feature that is badly represented.
 
 Shapes: M features, K codes, D width of a code; `...` any leading dimensions.
 """
@@ -16,14 +18,16 @@ from worldmodel.config import MASKED_ACTION, AutoencoderConfig
 from worldmodel.sharded_tensors import full_tensor, shard_like
 
 LABEL_TEMPERATURE = 0.1
-"""What cosines are divided by to be the logits of labelled codes."""
+"""Temperature of the cosines as logits of labelled codes."""
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest code by cosine, straight-through gradients. What changes while it learns is in its `state_dict`.
+    """Nearest code by cosine, with straight-through gradients. All of its state is in its
+    `state_dict`.
 
-    codebook = "gradient": rows are a parameter, learnt by the codebook MSE (the paper). "ema": rows are the normalised
-    moving average of the features they stand for, and the codebook MSE is not needed.
+    codebook = "gradient": rows are a parameter, learnt by the codebook MSE (the paper). "ema": rows
+    are the normalised moving average of the features they stand for, and the codebook MSE is not
+    needed.
     """
 
     rows: Tensor
@@ -44,24 +48,25 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("use_K", torch.full((cfg.codes,), 1 / cfg.codes))
         self.register_buffer("progress", torch.zeros(()))
         self.learns = True
-        """Whether training moves the codes. Off while the decoder alone is trained."""
+        """True while training moves the codes; off while the decoder alone is trained."""
         self._moves: list[tuple[Tensor, Tensor]] = []
-        """Re-seedings of a learnt codebook that wait for `reseed_dead_codes`: (codes, their new rows)."""
+        """Re-seedings of a learnt codebook that wait for `reseed_dead_codes`: (codes, their new
+        rows)."""
 
     @property
     def codebook(self) -> Tensor:
-        """(K, D), rows of length 1."""
+        """Codes, (K, D), rows of length 1."""
         return F.normalize(self.rows.float(), dim=-1)
 
     @property
     def active(self) -> bool:
-        """Whether features are quantised at this point of the run."""
+        """True where features are quantised at this point of the run."""
         return (
             not (self.training and self.learns) or float(self.progress) >= self.cfg.quantizer_start
         )
 
     def ids(self, features: Tensor) -> Tensor:
-        """Index of the nearest code. (..., D) -> int64 (...)."""
+        """Find the nearest code. (..., D) -> int64 (...)."""
         return nearest_code(
             F.normalize(features.float(), dim=-1).flatten(0, -2), self.codebook
         ).view(features.shape[:-1])
@@ -69,14 +74,16 @@ class VectorQuantizer(nn.Module):
     def forward(
         self, features: Tensor, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(..., D) -> (unit vectors of the same shape, ids (...), losses `codebook` and `commitment`).
+        """Quantise (..., D) -> (unit vectors of the same shape, ids (...), losses `codebook`,
+        `commitment`).
 
-        In training it also learns: moving averages, and codes that died are re-seeded with the global random state, a
-        learnt codebook's by `reseed_dead_codes`.
+        In training it also learns: moving averages are updated, and dead codes re-seeded with the
+        global random state, those of a learnt codebook by `reseed_dead_codes`.
 
-        `labels` (...): the code that each feature is to have, -1 where that is not known. Then there is the loss
-        `labels` too, the cross-entropy of the codes by cosine over `LABEL_TEMPERATURE`, 0 where there is no label and
-        averaged over all. No code is then re-seeded or a moving average: features come to codes, not codes to features.
+        `labels` (...): the code that each feature is to have, -1 where that is not known. Then
+        there is the loss `labels` too, the cross-entropy of the codes by cosine over
+        `LABEL_TEMPERATURE`, 0 where there is no label and averaged over all. Then no code is
+        re-seeded or follows a moving average: features move to codes, not codes to features.
         """
         with torch.autocast(features.device.type, enabled=False):
             unit = F.normalize(features.float(), dim=-1)
@@ -95,14 +102,18 @@ class VectorQuantizer(nn.Module):
         return quantised, ids.view(features.shape[:-1]), losses
 
     def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
-        """Reconstruction + codebook (where codes are learnt by it) + commitment (once features are quantised)."""
+        """Add up reconstruction, codebook (where codes are learnt by it) and commitment (once
+        features are quantised).
+        """
         loss = losses["reconstruction"]
         if self.active:
             loss = loss + self.cfg.commitment * losses["commitment"]
         return loss + losses["codebook"] if "codebook" in losses else loss
 
     def usage(self) -> dict[str, float]:
-        """`perplexity` of the code use, `codes_used` and `share_used`: codes with a share above 1/100 of 1/K."""
+        """Measure `perplexity` of the code use, `codes_used` and `share_used`: codes above 1/100 of
+        the share 1/K.
+        """
         shares = (self.use_K / self.use_K.sum()).double()
         entropy = -(shares * shares.clamp_min(1e-12).log()).sum().item()
         used = int((shares > 0.01 / len(shares)).sum().item())
@@ -114,10 +125,11 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def reseed_dead_codes(self) -> None:
-        """Move the codes of a learnt codebook that were re-seeded since the last call. Call it after optimizer steps.
+        """Move the codes of a learnt codebook that were re-seeded since the last call. Call it
+        after optimizer steps.
 
-        Not in the forward pass, since there a rank that holds a share of the codebook sees but a copy of the whole; all
-        ranks must call. What the optimizer made of these rows is overwritten.
+        Not in the forward pass: there a rank that holds a shard of the codebook sees only a copy of
+        the whole. All ranks must call. What the optimizer made of these rows is overwritten.
         """
         for codes, seeds in self._moves:
             rows = full_tensor(self.rows.detach()).clone()
@@ -139,7 +151,8 @@ class VectorQuantizer(nn.Module):
         total = counts.sum()
         self.use_K.lerp_(counts / total, weight)
         if labelled:
-            # Features are all alike at first: codes that followed them would be too, and no loss could tell them apart.
+            # Features are all alike at first: codes that followed them would be too, and no loss
+            # could separate them.
             return
         if self.cfg.codebook == "ema":
             self.sums_KD.lerp_(sums / total, weight)
@@ -148,7 +161,9 @@ class VectorQuantizer(nn.Module):
             self._reseed(flat_MD, ids_M)
 
     def _batch_sums(self, flat_MD: Tensor, ids_M: Tensor) -> tuple[Tensor, Tensor]:
-        """(K,) features of each code in this batch and (K, D) their sums, over all workers."""
+        """Count the features of each code in this batch, (K,), and sum them, (K, D), over all
+        workers.
+        """
         packed = flat_MD.new_zeros(len(self.use_K), flat_MD.shape[1] + 1)
         packed.index_add_(0, ids_M, F.pad(flat_MD, (0, 1), value=1.0))
         if distributed.is_available() and distributed.is_initialized():
@@ -156,7 +171,9 @@ class VectorQuantizer(nn.Module):
         return packed[:, -1], packed[:, :-1]
 
     def _reseed(self, flat_MD: Tensor, ids_M: Tensor) -> None:
-        """Move dead codes to features of the batch, drawn by how badly they are represented (as k-means++ does)."""
+        """Move dead codes to features of the batch, drawn by how badly they are represented (as
+        k-means++ does).
+        """
         dead = (self.use_K < self.cfg.reseed_below / len(self.use_K)).nonzero().flatten()
         if not len(dead):
             return
@@ -170,7 +187,8 @@ class VectorQuantizer(nn.Module):
         if distributed.is_available() and distributed.is_initialized():
             distributed.broadcast(seeds, 0)
         dead, seeds = dead[seeds[:, -1] > 0], seeds[seeds[:, -1] > 0, :-1]
-        # A new code starts with the mean use, so that it has time to find its features before it is judged again.
+        # A new code starts with the mean use, so that it has time to find its features before it is
+        # judged again.
         start = 1 / len(self.use_K)
         self.use_K[dead] = start
         if self.cfg.codebook == "ema":
@@ -180,6 +198,8 @@ class VectorQuantizer(nn.Module):
 
 
 def nearest_code(unit_MD: Tensor, codebook_KD: Tensor) -> Tensor:
-    """Index of the code with the largest dot product, of each feature. Chunked: M x K products need not fit at once."""
+    """Find the code with the largest dot product for each feature, in chunks: M x K products need
+    not fit at once.
+    """
     # max is twice as fast as argmax on a CPU.
     return torch.cat([(part @ codebook_KD.T).max(-1).indices for part in unit_MD.split(16_384)])

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def tensors_sha256(tensors: dict[str, Tensor]) -> str:
-    """Hex sha256 over names, types, shapes and bytes of tensors, in the order of their names."""
+    """Compute the hex sha256 over names, types, shapes and bytes of tensors, in the order of their
+    names.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -30,13 +32,15 @@ def tensors_sha256(tensors: dict[str, Tensor]) -> str:
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
     """Copy weights into a module, all of them or none.
 
-    Raises InputError before anything is copied where a name, shape or type differs: another architecture.
+    Raises InputError before anything is copied where a name, shape or type differs: another
+    architecture.
     """
     own = module.state_dict()
     for name in sorted(own.keys() ^ weights.keys()):
         where = "only in the file" if name in weights else "missing in the file"
         raise InputError(
-            f"{source}: weights of another architecture: {name} is {where}; use its own configuration"
+            f"{source}: weights of another architecture: "
+            f"{name} is {where}; use its own configuration"
         )
     for name, tensor in own.items():
         here, there = (
@@ -45,13 +49,15 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path | s
         )
         if here != there:
             raise InputError(
-                f"{source}: weights of another architecture: {name} is {there[0]}, the model's {here[0]}"
+                f"{source}: weights of another architecture: "
+                f"{name} is {there[0]}, the model's {here[0]}"
             )
     module.load_state_dict(weights, strict=True)
 
 
 def encoder_sha256(model: "Tokenizer | LatentActionModel") -> str:
-    """Hash of all in a tokenizer that decides its token ids, or in a latent action model that decides its actions.
+    """Hash everything that decides the token ids of a tokenizer, or the actions of a latent action
+    model.
 
     Training the decoder alone does not change it.
     """
@@ -70,9 +76,11 @@ def encoder_sha256(model: "Tokenizer | LatentActionModel") -> str:
 def check_tokenizer(
     tokenizer: "Tokenizer", dynamics: "Dynamics", source: Path | str = "tokenizer"
 ) -> None:
-    """Raises InputError, with both hashes, unless the tokenizer makes the tokens that the dynamics was trained on.
+    """Raise InputError, with both hashes, unless the tokenizer makes the tokens that the dynamics
+    was trained on.
 
-    A dynamics model that was not loaded from a run knows only the codes: then these must be the same.
+    A dynamics model that was not loaded from a run knows only the codes: then these must be the
+    same.
     """
     wanted = getattr(dynamics, "tokenizer_sha256", None)
     same_codes = torch.allclose(
@@ -83,18 +91,22 @@ def check_tokenizer(
         return
     wanted = wanted or tensors_sha256({"codebook": dynamics.codebook})
     raise InputError(
-        f"{source}: not the tokenizer that the dynamics was trained with: expected the one with sha256 {wanted[:16]}, "
+        f"{source}: not the tokenizer that the dynamics was trained with: "
+        f"expected the one with sha256 {wanted[:16]}, "
         f"got {got[:16]}"
     )
 
 
 def check_lam(dynamics: "Dynamics", lam: "LatentActionModel") -> None:
-    """Raise InputError unless a dynamics on latent actions was trained on this model's; a new one takes it over."""
+    """Raise InputError unless a dynamics on latent actions was trained on this model's; a new one
+    takes it over.
+    """
     found = encoder_sha256(lam)
     expected = dynamics.lam_sha256
     if expected is None:
         dynamics.set_lam(found)
     elif expected != found:
         raise InputError(
-            f"dynamics was trained on the actions of LAM {expected[:12]}, this one is {found[:12]}: give that one"
+            f"dynamics was trained on the actions of LAM {expected[:12]}, "
+            f"this one is {found[:12]}: give that one"
         )

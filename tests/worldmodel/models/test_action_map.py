@@ -1,4 +1,6 @@
-"""The map from buttons to latent actions: what it picks, says of itself, what is no map; and models without one."""
+"""The map from buttons to latent actions: what it picks, says of itself, what is no map; and models
+without one.
+"""
 
 from pathlib import Path
 from typing import Any

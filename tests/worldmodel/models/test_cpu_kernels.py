@@ -1,4 +1,6 @@
-"""Hand-written forward and backward passes: equal to plain ones, in all memory orders, compiled or not."""
+"""Hand-written forward and backward passes: equal to plain ones, in all memory orders, compiled or
+not.
+"""
 
 import copy
 from collections.abc import Callable

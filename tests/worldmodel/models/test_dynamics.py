@@ -1,6 +1,8 @@
-"""Tokenizer and dynamics: what the formulas say, that nothing looks into the future, and that actions meet their frame.
+"""Tokenizer and dynamics: what the formulas say, that nothing looks into the future, and that
+actions meet their frame.
 
-Frames and tokens here are random: what is tested does not depend on training, except where a test trains.
+Frames and tokens here are random: what is tested does not depend on training, except where a test
+trains.
 """
 
 from collections.abc import Callable
@@ -26,7 +28,9 @@ def count(module: torch.nn.Module) -> int:
 
 
 def random_dynamics(cfg: WorldModelConfig = DEBUG, seed: int = 0) -> Dynamics:
-    """One whose outputs depend on everything: fresh weights are too small to show what reaches them."""
+    """One whose outputs depend on everything: fresh weights are too small to show what reaches
+    them.
+    """
     torch.manual_seed(seed)
     dynamics = Dynamics(cfg).eval()
     dynamics.set_codebook(
@@ -178,7 +182,9 @@ def test_an_action_reaches_the_frame_that_it_made_and_no_earlier_one() -> None:
 
 
 def test_dynamics_learns_which_action_made_a_frame() -> None:
-    """Each frame shows, in all its tokens, the action that made it: a shift by one could not be learnt."""
+    """Each frame shows, in all its tokens, the action that made it: a shift by one could not be
+    learnt.
+    """
     torch.manual_seed(0)
     cfg = replace(DEBUG, tokenizer=replace(DEBUG.tokenizer, patch=16))
     dynamics = Dynamics(cfg)
@@ -234,7 +240,9 @@ def test_frames_after_a_past_equal_the_whole_film(
 
 @pytest.mark.parametrize("starts", [[1, 2, 3, 4, 5], [1, 3, 5], [1], [1, 2, 5]])
 def test_two_streams_compute_what_sampling_computes(starts: list[int]) -> None:
-    """The masked stream of training gives the logits that a chunk gets when it follows finished frames."""
+    """The masked stream of training gives the logits that a chunk gets when it follows finished
+    frames.
+    """
     cfg = replace(DEBUG, tokenizer=replace(DEBUG.tokenizer, temporal=False))
     dynamics, tokens, actions = random_dynamics(cfg), random_tokens(cfg, 2, 6), random_actions(2, 5)
     masked = tokens[:, 1:].masked_fill(torch.rand(2, 5, cfg.grid, cfg.grid) < 0.6, cfg.mask_id)
@@ -296,7 +304,8 @@ def test_masked_frames_masks_each_frame_by_a_ratio_of_its_own() -> None:
         shares_BT = mask.flatten(2).float().mean(-1)
         spread[objective] = shares_BT.std(1).mean().item()
         assert shares_BT.mean().item() == pytest.approx(2 / torch.pi, abs=0.06)
-    # One ratio for a clip leaves only chance between its frames; ratios of their own spread as cos(pi/2 u), by 0.31.
+    # One ratio for a clip leaves only chance between its frames; ratios of their own spread as
+    # cos(pi/2 u), by 0.31.
     assert spread["masked"] < 0.08
     assert spread["masked_frames"] > 0.2
 

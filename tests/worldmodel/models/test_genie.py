@@ -1,4 +1,6 @@
-"""Sampling, generation with a past, the reward query, and saving: what MaskGIT promises, and what loading refuses."""
+"""Sampling, generation with a past, the reward query, and saving: what MaskGIT promises, and what
+loading refuses.
+"""
 
 import json
 import math
@@ -103,7 +105,9 @@ def test_random_masks_have_the_asked_share() -> None:
 
 
 def test_later_passes_refine_what_earlier_ones_began() -> None:
-    """A frame's own tokens are an input, so that a second pass predicts from what the first one kept."""
+    """A frame's own tokens are an input, so that a second pass predicts from what the first one
+    kept.
+    """
     model, (frames, actions) = build(), clips(2, 4)
     tokens = model.tokenizer.encode(frames[:, :2])
     conditions = model.dynamics.encode_actions(actions)

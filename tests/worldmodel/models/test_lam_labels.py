@@ -1,4 +1,6 @@
-"""A latent action model that is shown some recorded actions: which, what they do to its codes, and what they cannot."""
+"""A latent action model that is shown some recorded actions: which, what they do to its codes, and
+what they cannot.
+"""
 
 import dataclasses
 import shutil
@@ -42,7 +44,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def shown_sessions(clips: ClipDataset | StreamingDataset, share: float) -> set[str]:
-    """The sessions whose recorded actions some batch holds; checks that nothing is shown by halves."""
+    """The sessions whose recorded actions some batch holds; checks that nothing is shown by
+    halves.
+    """
     clips.reveal_actions(share)
     sessions: dict[str, set[bool]] = {}
     for window in range(len(clips)):

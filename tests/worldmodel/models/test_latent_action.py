@@ -1,4 +1,6 @@
-"""Latent actions: formulas, causality, which frame an action belongs to, that it is found, and the map to buttons."""
+"""Latent actions: formulas, causality, which frame an action belongs to, that it is found, and the
+map to buttons.
+"""
 
 import dataclasses
 import json
@@ -56,7 +58,9 @@ def build(seed: int = 0) -> GenieRedux:
 
 
 def counting_clips(batch: int, frames: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips of the counting env at 32 pixels: frame t+1 shows action t. -> (frames in [0, 1], actions)."""
+    """Clips of the counting env at 32 pixels: frame t+1 shows action t. -> (frames in [0, 1],
+    actions).
+    """
     draw, env = np.random.default_rng(seed), CountingEnv(size=32)
     actions = draw.integers(5, size=(batch, frames - 1))
     clips = []
@@ -73,7 +77,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def runs(data: str) -> dict[str, Path]:
-    """Complete runs: tokenizer, lam, dynamics on its frozen actions, and dynamics with a new lam."""
+    """Complete runs: tokenizer, lam, dynamics on its frozen actions, and dynamics with a new
+    lam.
+    """
     root = Path(data).parent
     asked: dict[str, tuple[str, dict[str, Any]]] = {
         "tokenizer": ("tokenizer", {}),
@@ -197,7 +203,9 @@ def test_long_clips_are_read_through_a_window() -> None:
 
 
 def test_it_finds_the_actions_of_the_counting_env_beside_the_frame_they_act_on() -> None:
-    """Told no action, only frames. Where actions are paired with a neighbour's frame instead, nothing is left."""
+    """Told no action, only frames. Where actions are paired with a neighbour's frame instead,
+    nothing is left.
+    """
     torch.manual_seed(
         1
     )  # of five starts one or two put two actions into one code, however long they learn
@@ -225,7 +233,8 @@ def test_it_finds_the_actions_of_the_counting_env_beside_the_frame_they_act_on()
     for shift in (-1, 1):
         assert told[shift]["information"] < 0.2
         assert abs(told[shift]["kappa"]) < 0.2
-    # What the map says to take does what the button does: the frame made with it is nearest to that of the button.
+    # What the map says to take does what the button does: the frame made with it is nearest to that
+    # of the button.
     with torch.no_grad():
         wanted = torch.tensor(action_map.latent_actions())[actions]
         made = lam.predict(frames[:, :-1], wanted)
@@ -304,9 +313,15 @@ def test_a_resumed_run_equals_one_that_never_stopped(
         shutil.rmtree(tmp_path / name / "checkpoints/step-00000006")
         with pytest.raises(InputError, match="the run's lam_sha256 was another"):
             train(
-                component, config=DEBUG, recipe=settings, data=[data], out=tmp_path / name, resume=True,
-                tokenizer=runs["tokenizer"], lam=runs["joint"],
-            )  # fmt: skip
+                component,
+                config=DEBUG,
+                recipe=settings,
+                data=[data],
+                out=tmp_path / name,
+                resume=True,
+                tokenizer=runs["tokenizer"],
+                lam=runs["joint"],
+            )
 
 
 def test_settings_that_do_not_fit_are_refused(data: str, runs: dict[str, Path], tmp_path: Path) -> None:

@@ -121,7 +121,9 @@ def test_dead_codes_are_seeded_again_and_come_into_use(codebook: str) -> None:
 
 
 def test_what_is_represented_well_gets_no_more_codes() -> None:
-    """Noise below reseed_error must not win the background a second code: tokens of a still scene would flicker."""
+    """Noise below reseed_error must not win the background a second code: tokens of a still scene
+    would flicker.
+    """
     torch.manual_seed(0)
     cfg = dataclasses.replace(
         DEBUG.tokenizer, codes=16, code_dim=8, ema_decay=0.9, reseed_below=0.2, reseed_error=0.05

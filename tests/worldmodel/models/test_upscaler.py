@@ -1,4 +1,6 @@
-"""Super-resolution: sizes of the nets, pairs of frames of one moment, training through the common loop, bad input."""
+"""Super-resolution: sizes of the nets, pairs of frames of one moment, training through the common
+loop, bad input.
+"""
 
 import dataclasses
 import shutil
@@ -40,7 +42,9 @@ SHORT = train_preset("upscaler", "debug", iterations=8, checkpoint_every=4, vali
 
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Four episodes of a real game at 64x64, and the same at 256x256 but for the last one, which was not replayed."""
+    """Four episodes of a real game at 64x64, and the same at 256x256 but for the last one, which
+    was not replayed.
+    """
     folder = tmp_path_factory.mktemp("pairs")
     with EpisodeWriter(folder / "small") as writer:
         env = envs.make(GAME)
@@ -130,7 +134,8 @@ def test_pairs_show_the_same_moment(sides: tuple[str, str]) -> None:
     assert np.array_equal(
         batch.small_BhwC, np.concatenate([episode.frames_THWC for episode in own])
     )
-    # The screen is 320 x 224: both are areas of it, so that the mean over 4 x 4 of the one is the other but for edges.
+    # The screen is 320 x 224: both are areas of it, so that the mean over 4 x 4 of the one is the
+    # other but for edges.
     shrunk = np.stack([letterbox(frame, 64) for frame in batch.large_BHWC.numpy()]).astype(int)
     apart = np.abs(shrunk - batch.small_BhwC.numpy()).mean((1, 2, 3))
     assert apart.max() < 2.5
