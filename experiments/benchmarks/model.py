@@ -201,7 +201,8 @@ def generation(args: Args, scratch: Path) -> Iterator[Row]:
     model = GenieReduxG(Tokenizer(fewer_blocks(1, 4)), Dynamics(fewer_blocks(1, 4))).eval()
     use_cpu_kernels(model)  # as of every model that is loaded for a CPU
     frames, actions = torch.rand(1, 2, 3, 64, 64), torch.zeros(1, 11, dtype=torch.int64)
-    for mode, together, target in (("autoregressive", 2, 3.5), ("one_pass", 10, 1.15)):
+    rows: tuple[tuple[GenerationMode, int, float], ...] = (("autoregressive", 2, 3.5), ("one_pass", 10, 1.15))
+    for mode, together, target in rows:
 
         def kept(mode: GenerationMode = mode) -> Tensor:
             return model.generate_tokens(frames, actions, mode=mode)
