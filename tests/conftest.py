@@ -16,7 +16,9 @@ from envs.utils.ray_session import prepare_ray_environment
 
 prepare_ray_environment(local=True)  # before any test imports Ray, which reads it then
 # Keys of the S3 server on loopback. Ray's workers inherit them, so they stand here before it starts.
-os.environ.update(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_DEFAULT_REGION="us-east-1")
+os.environ.update(
+    AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_DEFAULT_REGION="us-east-1"
+)
 torch.set_num_threads(1)
 
 EVERYTHING = "AUTOEXPLORE_TEST_EVERYTHING" in os.environ

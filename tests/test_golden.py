@@ -70,8 +70,17 @@ def training_series(folder: Path, steps: int = 50) -> dict[str, dict[str, list[f
     found = {}
     for run, more in options.items():
         component = "dynamics" if run == "joint" else run
-        settings = train_preset(component, "debug", iterations=steps, log_every=1, validate_every=0, clip_stride=1)
-        train(component, config=preset("debug"), recipe=settings, data=[small], out=folder / run, **more)
+        settings = train_preset(
+            component, "debug", iterations=steps, log_every=1, validate_every=0, clip_stride=1
+        )
+        train(
+            component,
+            config=preset("debug"),
+            recipe=settings,
+            data=[small],
+            out=folder / run,
+            **more,
+        )
         rows = read_metrics(folder / run)
         found[run] = {name: [row[f"train/{name}"] for row in rows] for name in SERIES[run]}
     return found
@@ -96,7 +105,9 @@ def generated_sha256(model: worldmodel.GenieReduxG) -> dict[str, str]:
     hashes = {}
     for mode in ("one_pass", "autoregressive"):
         noise = torch.Generator().manual_seed(2)
-        tokens = model.generate_tokens(frames_BPCHW, actions_BA, steps=4, mode=mode, generator=noise)
+        tokens = model.generate_tokens(
+            frames_BPCHW, actions_BA, steps=4, mode=mode, generator=noise
+        )
         hashes[mode] = hashlib.sha256(tokens.to(torch.int32).numpy().tobytes()).hexdigest()
     return hashes
 
@@ -111,7 +122,10 @@ def state_keys(model: worldmodel.GenieReduxG) -> dict[str, list[str]]:
         "upscaler": Upscaler(SHAPES["debug"]),
     }
     return {
-        name: [f"{key} {value.dtype} {tuple(value.shape)}" for key, value in module.state_dict().items()]
+        name: [
+            f"{key} {value.dtype} {tuple(value.shape)}"
+            for key, value in module.state_dict().items()
+        ]
         for name, module in modules.items()
     }
 
@@ -119,7 +133,9 @@ def state_keys(model: worldmodel.GenieReduxG) -> dict[str, list[str]]:
 def explored(folder: Path) -> dict[str, list[float]]:
     """Explore Counting for three epochs at `debug` -> metrics of each epoch."""
     with ray_session(None):
-        exploration.explore(["Counting"], folder / "world", folder / "explore", preset="debug", epochs=3, seed=0)
+        exploration.explore(
+            ["Counting"], folder / "world", folder / "explore", preset="debug", epochs=3, seed=0
+        )
     rows = [row for row in read_metrics(folder / "explore") if "explore/reward" in row]
     return {name: [row[f"explore/{name}"] for row in rows] for name in EXPLORED}
 
@@ -140,7 +156,9 @@ def series(numbers: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Name every series of numbers."""
     for run, metrics in numbers["training"].items():
         yield from ((f"{run} {name}", np.array(values)) for name, values in metrics.items())
-    yield from ((f"explore {name}", np.array(values)) for name, values in numbers["explore"].items())
+    yield from (
+        (f"explore {name}", np.array(values)) for name, values in numbers["explore"].items()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +171,9 @@ def now(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return measure(tmp_path_factory.mktemp("golden"))
 
 
-def test_training_and_exploring_give_the_golden_numbers(golden: dict[str, Any], now: dict[str, Any]) -> None:
+def test_training_and_exploring_give_the_golden_numbers(
+    golden: dict[str, Any], now: dict[str, Any]
+) -> None:
     expected = dict(series(golden))
     assert len(expected) == sum(map(len, SERIES.values())) + len(EXPLORED)
     for name, values in series(now):

@@ -57,7 +57,12 @@ def window_entropies(
         # Copy only the frames that the model sees: windows overlap, or are read-only.
         given = torch.tensor(frames_B5HWC[at : at + batch, :context], device=device)
         actions = torch.tensor(actions_B4[at : at + batch], device=device, dtype=torch.int64)
-        parts.append(model.future_token_entropy(to_float_frames(given), actions, steps=steps).float().cpu().numpy())
+        parts.append(
+            model.future_token_entropy(to_float_frames(given), actions, steps=steps)
+            .float()
+            .cpu()
+            .numpy()
+        )
     return np.concatenate(parts)
 
 

@@ -201,7 +201,10 @@ def generation(args: Args, scratch: Path) -> Iterator[Row]:
     model = GenieReduxG(Tokenizer(fewer_blocks(1, 4)), Dynamics(fewer_blocks(1, 4))).eval()
     use_cpu_kernels(model)  # as of every model that is loaded for a CPU
     frames, actions = torch.rand(1, 2, 3, 64, 64), torch.zeros(1, 11, dtype=torch.int64)
-    rows: tuple[tuple[GenerationMode, int, float], ...] = (("autoregressive", 2, 3.5), ("one_pass", 10, 1.15))
+    rows: tuple[tuple[GenerationMode, int, float], ...] = (
+        ("autoregressive", 2, 3.5),
+        ("one_pass", 10, 1.15),
+    )
     for mode, together, target in rows:
 
         def kept(mode: GenerationMode = mode) -> Tensor:
@@ -233,7 +236,9 @@ def recomputed(
                 made_BM: Tensor, tokens: Tensor = tokens, start: Tensor = start
             ) -> Tensor:
                 every = torch.cat([tokens, made_BM.view_as(start)], 1)
-                hidden, _ = dynamics.forward_with_cache(every, conditions[:, : every.shape[1]], None)
+                hidden, _ = dynamics.forward_with_cache(
+                    every, conditions[:, : every.shape[1]], None
+                )
                 return dynamics.head(hidden[:, tokens.shape[1] :]).flatten(1, 3)
 
             made = sample(logits_of, start.flatten(1), mask, steps=25)

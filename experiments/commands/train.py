@@ -224,7 +224,11 @@ def cost_lines(cost: TrainCost, recipe: TrainConfig, machine: Hardware) -> dict[
         f"of {recipe.clip_length} frames"
         + (f", {recipe.batch_size * cost.tokens:,} tokens a step" if cost.tokens else ""),
         "a clip": f"{count(cost.flops)}FLOP, forward and backward"
-        + ("" if not recipe.activation_checkpointing else ", and a third more to compute activations again"),
+        + (
+            ""
+            if not recipe.activation_checkpointing
+            else ", and a third more to compute activations again"
+        ),
         "a step": f"{count(step)}FLOP",
         "the run": f"{count(step * recipe.iterations)}FLOP",
         "hardware": f"{machine.cards} x {count(machine.peak)}FLOP/s in {recipe.precision}, "
@@ -241,7 +245,9 @@ def cost_lines(cost: TrainCost, recipe: TrainConfig, machine: Hardware) -> dict[
     if machine.memory is not None and memory > machine.memory:
         parts = memory_parts(cost, recipe, machine)
         advice = (
-            f"--grad-accum-steps {parts}" if parts else "--activation-checkpointing, or more cards with --parallelism fsdp"
+            f"--grad-accum-steps {parts}"
+            if parts
+            else "--activation-checkpointing, or more cards with --parallelism fsdp"
         )
         lines["does not fit"] = (
             f"{memory / 1e9:,.0f} GB into {machine.memory / 1e9:,.0f} GB: try {advice}"

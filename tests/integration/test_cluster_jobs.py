@@ -33,7 +33,9 @@ class Head:
         environment = {**self.environment, "RAY_AUTH_TOKEN": token, "RAY_ADDRESS": self.dashboard}
         environment.pop("RAY_AUTH_TOKEN_PATH")
         command = [str(RAY), "job", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
 
 
 def free_ports(count: int) -> list[str]:
@@ -63,15 +65,27 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     }
     # Ray's sockets lie below its folder, and their paths may have 107 characters: pytest's folders are too deep.
     folder = Path(f"/tmp/ray-head-{os.getpid()}")
-    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "node-manager-port")
+    names = (
+        "port",
+        "dashboard-port",
+        "ray-client-server-port",
+        "dashboard-agent-listen-port",
+        "node-manager-port",
+    )
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     command = [str(RAY), "start", "--head", "--block", "--num-cpus=8", "--include-dashboard=true"]
-    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]
+    command += [
+        "--node-ip-address=127.0.0.1",
+        "--dashboard-host=127.0.0.1",
+        "--disable-usage-stats",
+    ]
     command += ["--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=200000000"]
     command += [f"--temp-dir={folder}", *(f"--{name}={port}" for name, port in ports.items())]
     log = tmp_path_factory.mktemp("head") / "log"
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
     running = Head(f"http://127.0.0.1:{ports['dashboard-port']}", environment)
     try:
         deadline = time.monotonic() + 120

@@ -19,10 +19,24 @@ from exploration.agent.policy import load_policy
 def start(out: Path, model: Path, *more: str) -> Any:
     """The command in a process group of its own, as a terminal's foreground job is."""
     sizes = ["--preset", "debug", "--runners", "0", "--envs-per-runner", "2", "--epochs", "1000"]
-    argv = [sys.executable, "-m", "experiments", "explore", "Counting", "--model", str(model), "--out", str(out)]
+    argv = [
+        sys.executable,
+        "-m",
+        "experiments",
+        "explore",
+        "Counting",
+        "--model",
+        str(model),
+        "--out",
+        str(out),
+    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.Popen(
-        [*argv, *sizes, *more], env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+        [*argv, *sizes, *more],
+        env=environment,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -72,20 +86,28 @@ def test_a_killed_command_loses_an_epoch_at_most_and_ctrl_c_ends_it_at_once(
     assert time.monotonic() - pressed <= 10
 
     rows = read_metrics(out)
-    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)), "no epoch twice, none left out"
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)), (
+        "no epoch twice, none left out"
+    )
     assert rows[0]["explore/epsilon"] == 0.1
     rest = [row["explore/epsilon"] for row in rows[1:]]
     assert rest == pytest.approx([0.01] * len(rest)), "the schedule goes on where it was"
     steps = sum(stretch["steps"] for stretch in state["replay"]["stretches"])
-    kept = min(1_000, steps + rows[epoch]["explore/env_steps"] - rows[epoch - 1]["explore/env_steps"])
-    assert rows[epoch]["explore/replay_steps"] == kept, "the replay went on from what was in the checkpoint"
+    kept = min(
+        1_000, steps + rows[epoch]["explore/env_steps"] - rows[epoch - 1]["explore/env_steps"]
+    )
+    assert rows[epoch]["explore/replay_steps"] == kept, (
+        "the replay went on from what was in the checkpoint"
+    )
     newest = complete_checkpoints(out)[-1]
     load_checkpoint(newest)
     load_policy(newest)
     assert json.loads((newest / "config.json").read_text())["about"]["env_steps"] > 0
 
 
-def test_a_killed_learner_ends_the_command_with_what_to_do(tiny_world: Path, tmp_path: Path) -> None:
+def test_a_killed_learner_ends_the_command_with_what_to_do(
+    tiny_world: Path, tmp_path: Path
+) -> None:
     """One of two learners is killed: one line, exit code 2, and with --resume the run goes on at once."""
     out = tmp_path / "run"
     command = start(out, tiny_world, "--learners", "2")
@@ -99,10 +121,14 @@ def test_a_killed_learner_ends_the_command_with_what_to_do(tiny_world: Path, tmp
         f"autoexplore: {out}: a learner's process died; go on from the newest checkpoint with --resume"
     ]
     epoch = int(complete_checkpoints(out)[-1].name.removeprefix("step-"))
-    assert read_metrics(out)[-1]["step"] - epoch <= 1, "the epoch that was logged and not saved is all that is lost"
+    assert read_metrics(out)[-1]["step"] - epoch <= 1, (
+        "the epoch that was logged and not saved is all that is lost"
+    )
 
     command = start(out, tiny_world, "--learners", "2", "--resume", "--epochs", str(epoch + 2))
     told = command.communicate(timeout=200)[1]
     assert command.returncode == 0, told
     rows = read_metrics(out)
-    assert [row["step"] for row in rows] == list(range(1, epoch + 3)), "no epoch twice, none left out"
+    assert [row["step"] for row in rows] == list(range(1, epoch + 3)), (
+        "no epoch twice, none left out"
+    )

@@ -92,11 +92,22 @@ cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
-def told(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+def told(
+    tiny_world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any], str]:
     """The folder of both runs, how many machines there were before and after, and what was printed."""
     out = tmp_path_factory.mktemp("faults")
     data = record(out / "data", episodes=4, steps=40)
-    command = [sys.executable, "-c", SCRIPT, str(tiny_world), data, str(out), str(EPOCHS), str(STEPS)]
+    command = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        str(tiny_world),
+        data,
+        str(out),
+        str(EPOCHS),
+        str(STEPS),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     lines = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")]
     assert lines, done.stdout[-3000:] + done.stderr[-5000:]
@@ -125,6 +136,10 @@ def test_training_goes_on_from_the_last_checkpoint_when_a_machine_is_lost(
     assert (machines["train"]["machines"], machines["train"]["left"]) == (3, 2)
     resumed = re.search(r"a training worker died: going on from step-0*(\d+)", printed)
     assert resumed
-    assert int(resumed[1]) >= machines["train"]["at"] - 2  # not more than the steps of one checkpoint
+    assert (
+        int(resumed[1]) >= machines["train"]["at"] - 2
+    )  # not more than the steps of one checkpoint
     assert open_checkpoint(out / "tokenizer").step == STEPS
-    assert [row["step"] for row in read_metrics(out / "tokenizer") if "train/loss" in row] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in read_metrics(out / "tokenizer") if "train/loss" in row] == list(
+        range(1, STEPS + 1)
+    )

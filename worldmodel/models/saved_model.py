@@ -6,7 +6,7 @@ hashes.
     manifest.json       kind of model, configuration, sha256 of all the others, written last
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 

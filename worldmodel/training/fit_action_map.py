@@ -36,7 +36,9 @@ def measure_action_map(
 ) -> ActionMap:
     """Return the same map with its agreement on other labelled clips, for each of their games."""
     found = count_actions(lam, clips, actions=len(action_map.table()), count=count)
-    measured = {game: agreement(table, action_map.latent_actions(game)) for game, table in found.items()}
+    measured = {
+        game: agreement(table, action_map.latent_actions(game)) for game, table in found.items()
+    }
     return replace(action_map, measured=measured)
 
 

@@ -12,7 +12,7 @@ from worldmodel.data.pair_dataset import PairDataset, check_sizes
 from worldmodel.data.streaming_dataset import StreamingDataset
 from worldmodel.data.token_dataset import CacheBarrier, cache_tokens
 from worldmodel.loading import load_component, load_lam, load_tokenizer, load_upscaler
-from worldmodel.models.cpu_kernels import set_compile
+from worldmodel.models.cpu_kernels import optimize_model
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
@@ -207,7 +207,7 @@ def build_trainer(
     restored = open_newest(run.out, fingerprint)
     if restored is not None:
         load_weights(objective.model, restored.weights(), restored.path)
-    set_compile(recipe.compile, worker.device)
+    optimize_model(objective.model, worker.device, compile=recipe.compile)
     if worker.device.type == "cpu":
         keep_freed_memory()
 

@@ -49,9 +49,19 @@ def test_map_joins_parts_that_were_trained_on_real_actions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = record(tmp_path / "data", episodes=4, steps=40)
-    for component, given in (("tokenizer", {}), ("dynamics", {"tokenizer": tmp_path / "tokenizer"})):
+    for component, given in (
+        ("tokenizer", {}),
+        ("dynamics", {"tokenizer": tmp_path / "tokenizer"}),
+    ):
         short = train_preset(component, "debug", iterations=2, checkpoint_every=2)
-        train(component, config=preset("debug"), recipe=short, data=[data], out=tmp_path / component, **given)
+        train(
+            component,
+            config=preset("debug"),
+            recipe=short,
+            data=[data],
+            out=tmp_path / component,
+            **given,
+        )
     made = [
         "export",
         *(f"--{name}={tmp_path / name}" for name in ("tokenizer", "dynamics")),

@@ -30,7 +30,13 @@ from worldmodel.training.train import train
 
 DEBUG = preset("debug")
 SHARE = 0.3
-SHORT: dict[str, Any] = {"iterations": 6, "checkpoint_every": 3, "log_every": 3, "validate_every": 3, "label_fraction": SHARE}
+SHORT: dict[str, Any] = {
+    "iterations": 6,
+    "checkpoint_every": 3,
+    "log_every": 3,
+    "validate_every": 3,
+    "label_fraction": SHARE,
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +80,14 @@ def with_other_actions(data: str, out: Path, sessions: set[str]) -> str:
 def trained(data: str, out: Path, **options: Any) -> dict[str, torch.Tensor]:
     """Weights of a short run with labels."""
     component = "dynamics" if "tokenizer" in options else "lam"
-    train(component, config=DEBUG, recipe=train_preset(component, "debug", **SHORT), data=[data], out=out, **options)
+    train(
+        component,
+        config=DEBUG,
+        recipe=train_preset(component, "debug", **SHORT),
+        data=[data],
+        out=out,
+        **options,
+    )
     return open_checkpoint(out).weights()
 
 
@@ -190,7 +203,15 @@ def test_with_labels_codes_stand_for_the_buttons_of_held_out_episodes(tmp_path: 
     )
     own, mapped = {}, {}
     for share in (0.0, 0.1):
-        settings = train_preset("lam", "debug", iterations=100, batch_size=8, lr=1e-2, label_fraction=share, validate_every=100)
+        settings = train_preset(
+            "lam",
+            "debug",
+            iterations=100,
+            batch_size=8,
+            lr=1e-2,
+            label_fraction=share,
+            validate_every=100,
+        )
         train("lam", config=DEBUG, recipe=settings, data=[data], out=tmp_path / str(share))
         lam = load_lam(tmp_path / str(share))
         counts = count_actions(lam, held_out, actions=5)["Counting"]
@@ -233,7 +254,10 @@ def test_a_resumed_run_with_labels_equals_one_that_never_stopped(
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
     component = "dynamics" if options else "lam"
-    other: dict[str, Any] = {"recipe": train_preset(component, "debug", **{**SHORT, "label_fraction": 0.1}), "out": tmp_path / "run"}
+    other: dict[str, Any] = {
+        "recipe": train_preset(component, "debug", **{**SHORT, "label_fraction": 0.1}),
+        "out": tmp_path / "run",
+    }
     with pytest.raises(InputError, match=r"its recipe\.label_fraction is 0\.3, not 0\.1"):
         train(component, config=DEBUG, data=[data], resume=True, **other, **options)
 
@@ -248,9 +272,18 @@ def test_settings_that_do_not_fit_are_refused(
         assert f"label_fraction = {share}: the share of labelled episodes is in [0, 1]" in line
         assert line.count("\n") == 1
     for component in ("tokenizer", "dynamics"):
-        with pytest.raises(InputError, match=f"for a latent action model: train {component} without, or with --joint"):
+        with pytest.raises(
+            InputError,
+            match=f"for a latent action model: train {component} without, or with --joint",
+        ):
             train(component, config=DEBUG, recipe=train_preset(component, "debug", label_fraction=0.1), data=[data],
                   tokenizer=tmp_path if component == "dynamics" else None, out=tmp_path / "out")  # fmt: skip
     few = dataclasses.replace(DEBUG, lam=dataclasses.replace(DEBUG.lam, codes=4))
     with pytest.raises(InputError, match=r"5 actions, 4 codes: lam\.codes must be as many"):
-        train("lam", config=few, recipe=train_preset("lam", "debug", label_fraction=0.1), data=[data], out=tmp_path / "out")
+        train(
+            "lam",
+            config=few,
+            recipe=train_preset("lam", "debug", label_fraction=0.1),
+            data=[data],
+            out=tmp_path / "out",
+        )

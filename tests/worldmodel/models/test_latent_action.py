@@ -88,7 +88,9 @@ def runs(data: str) -> dict[str, Path]:
         "joint": ("dynamics", {"tokenizer": root / "tokenizer", "joint_lam": True}),
     }
     for name, (component, options) in asked.items():
-        settings = train_preset(component, "debug", iterations=6, checkpoint_every=3, log_every=3, validate_every=3)
+        settings = train_preset(
+            component, "debug", iterations=6, checkpoint_every=3, log_every=3, validate_every=3
+        )
         train(component, config=DEBUG, recipe=settings, data=[data], out=root / name, **options)
     return {name: root / name for name in asked}
 
@@ -294,7 +296,9 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     component = "lam" if name == "lam" else "dynamics"
     options: dict[str, Any] = {} if name == "lam" else {"tokenizer": runs["tokenizer"]}
     options |= {"frozen": {"lam": runs["lam"]}, "joint": {"joint_lam": True}}.get(name, {})
-    settings = train_preset(component, "debug", iterations=6, checkpoint_every=3, log_every=3, validate_every=3)
+    settings = train_preset(
+        component, "debug", iterations=6, checkpoint_every=3, log_every=3, validate_every=3
+    )
     torch.manual_seed(99)  # what else the process drew must not matter
     train(
         component,
@@ -324,7 +328,9 @@ def test_a_resumed_run_equals_one_that_never_stopped(
             )
 
 
-def test_settings_that_do_not_fit_are_refused(data: str, runs: dict[str, Path], tmp_path: Path) -> None:
+def test_settings_that_do_not_fit_are_refused(
+    data: str, runs: dict[str, Path], tmp_path: Path
+) -> None:
     settings = train_preset("lam", "debug")
 
     def refused(message: str, component: str, **options: Any) -> None:

@@ -37,7 +37,9 @@ from worldmodel.training.train import train
 
 GAME = "Airstriker-Genesis"
 CONFIG = preset("debug")
-SHORT = train_preset("upscaler", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2)
+SHORT = train_preset(
+    "upscaler", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,12 @@ def test_the_papers_training() -> None:
     """300 epochs, and the rate is halved after every 25 of them."""
     for name, images, shape in (("small-16k", 12_000, "small"), ("small-50k", 45_000, "small")):
         settings = train_preset("upscaler", "paper", name)
-        assert (settings.upscaler, settings.batch_size, settings.lr, settings.weight_decay) == (shape, 128, 1e-4, 0)
+        assert (settings.upscaler, settings.batch_size, settings.lr, settings.weight_decay) == (
+            shape,
+            128,
+            1e-4,
+            0,
+        )
         assert settings.iterations * 128 / images == pytest.approx(300, abs=0.1)
         epoch = images / 128
         rates = [settings.learning_rate(round(epoch * at)) for at in (0, 24, 26, 49, 51, 299)]
@@ -166,8 +173,12 @@ def test_a_resumed_run_equals_one_that_never_stopped(
         train("upscaler", recipe=dataclasses.replace(SHORT, upscaler="cpu"), resume=True, **options)
 
 
-def test_a_short_training_beats_bicubic_on_frames_it_never_saw(sides: tuple[str, str], tmp_path: Path) -> None:
-    settings = train_preset("upscaler", "debug", iterations=80, batch_size=4, lr=3e-3, validate_every=80)
+def test_a_short_training_beats_bicubic_on_frames_it_never_saw(
+    sides: tuple[str, str], tmp_path: Path
+) -> None:
+    settings = train_preset(
+        "upscaler", "debug", iterations=80, batch_size=4, lr=3e-3, validate_every=80
+    )
     cache = Path(sides[0]).parent / "cache"
     options: dict[str, Any] = {
         "config": CONFIG,
@@ -240,13 +251,20 @@ def test_bad_input_is_refused(sides: tuple[str, str], run: Path, tmp_path: Path)
     ):
         with pytest.raises(InputError, match=told):
             upscaler.upscale(frames)
-    options: dict[str, Any] = {"config": CONFIG, "recipe": SHORT, "data": [sides[0]], "out": tmp_path / "out"}
+    options: dict[str, Any] = {
+        "config": CONFIG,
+        "recipe": SHORT,
+        "data": [sides[0]],
+        "out": tmp_path / "out",
+    }
     with pytest.raises(InputError, match="needs --high-res-data"):
         train("upscaler", **options)
     with pytest.raises(InputError, match=r"expected \(64, 64\) and \(256, 256\)"):
         train("upscaler", pairs=sides[0], **options)
     with pytest.raises(InputError, match="takes no --high-res-data"):
-        train("tokenizer", pairs=sides[1], **{**options, "recipe": train_preset("tokenizer", "debug")})
+        train(
+            "tokenizer", pairs=sides[1], **{**options, "recipe": train_preset("tokenizer", "debug")}
+        )
     with pytest.raises(InputError, match="cannot be halved"):
         UpscalerConfig(fold=4, widths=(4,) * 7)
     shutil.copytree(run, tmp_path / "damaged")
