@@ -198,7 +198,7 @@ PRESETS |= {
 }
 
 
-def recipe(preset: str, **changes: Any) -> ExploreConfig:
+def explore_preset(preset: str, **changes: Any) -> ExploreConfig:
     """Return a preset with some fields replaced; None keeps the preset's value.
 
     Raises InputError for an unknown preset.

@@ -33,7 +33,7 @@ from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint, 
 from exploration.agent.learner import learner_is_gone
 from exploration.agent.policy import load_network, save_policy
 from exploration.algorithm import AutoExplore, AutoExploreConfig
-from exploration.config import ExploreConfig, algorithm_settings, changed, recipe
+from exploration.config import ExploreConfig, algorithm_settings, changed, explore_preset
 from exploration.mutable_settings import apply, in_effect, requests
 from exploration.reward.factory import RewardConfig
 from exploration.reward.scorers import Scorer
@@ -72,7 +72,7 @@ def explore(
     for invalid settings.
     """
     names = [game_name(game) for game in games]
-    config = changed(config or recipe(preset), **changes)
+    config = changed(config or explore_preset(preset), **changes)
     if changes.get("envs_per_runner") is None and names:
         needed = math.ceil(len(names) / max(config.runners, 1))
         config = changed(config, envs_per_runner=max(config.envs_per_runner, needed))

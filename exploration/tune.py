@@ -36,7 +36,7 @@ from envs.utils.run_dir import RunDir
 from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from exploration.agent.policy import load_network, save_policy
 from exploration.algorithm import AutoExplore
-from exploration.config import ExploreConfig, recipe
+from exploration.config import ExploreConfig, explore_preset
 from exploration.mutable_settings import apply, current, in_effect
 from exploration.reward.factory import RewardConfig
 from exploration.train import (
@@ -188,7 +188,7 @@ def tune(
     or on a local one; on a cluster `out` must be on storage that all its machines share. Raises
     InputError for invalid settings.
     """
-    config = recipe(preset, runners=runners, envs_per_runner=envs_per_runner, epochs=epochs)
+    config = explore_preset(preset, runners=runners, envs_per_runner=envs_per_runner, epochs=epochs)
     every = config.evaluate_every if every is None else every
     if trials < 2:
         raise InputError(f"{trials} trials: a population needs 2 or more")

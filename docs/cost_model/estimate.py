@@ -16,9 +16,9 @@ from docs.cost_model.measure import measure
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from experiments.arguments import check_games
-from exploration.config import recipe as explore_recipe
+from exploration.config import explore_preset
 from worldmodel import preset
-from worldmodel.training.config import find_recipe, recipe
+from worldmodel.training.config import find_recipe, train_preset
 from worldmodel.training.flops import cost_of
 
 
@@ -126,7 +126,7 @@ def read_units(path: Path) -> dict[str, Any]:
 
 def paper_run(units: dict[str, Any], assumed: Assumptions) -> list[Work]:
     """Return all computations of the paper (Sec. 4-5, App. A) in the order of the pipeline."""
-    agent, games = explore_recipe("paper"), assumed.explored_games
+    agent, games = explore_preset("paper"), assumed.explored_games
     sessions = {
         "Platformers, 483 x 50 x 500": 483 * 50 * 500,
         "Platformers-50, 50 x 100 x 1,000": 50 * 100 * 1_000,
@@ -167,7 +167,7 @@ def training(assumed: Assumptions) -> list[Work]:
         ("dynamics", "scratch", assumed.explored_games),
         ("upscaler", "small-50k", 1),
     ):
-        settings = recipe(component, "paper", name)
+        settings = train_preset(component, "paper", name)
         decoder_only = find_recipe(component, name).decoder_only
         cost = cost_of(component, preset("paper"), settings, decoder_only=decoder_only, cached=True)
         assert cost is not None
@@ -185,7 +185,7 @@ def evaluating(assumed: Assumptions) -> list[Work]:
     Two frames are given and ten are predicted, two at a time in 25 MaskGIT steps. With the KV cache
     that takes the forward passes of 260 frames.
     """
-    settings = recipe("dynamics", "paper")
+    settings = train_preset("dynamics", "paper")
     cost = cost_of("dynamics", preset("paper"), settings, cached=True)
     assert cost is not None
     frame = cost.flops / 3 / settings.clip_length
@@ -328,7 +328,7 @@ def epoch_table(
 
     Each environment has one vCPU.
     """
-    agent = explore_recipe("paper")
+    agent = explore_preset("paper")
     count = agent.runners * agent.envs_per_runner
     play = agent.steps * (units["env_step_core_seconds"] + units["action_core_seconds"])
     windows = agent.steps * count * units["window_flops"] / assumed.l4_flops

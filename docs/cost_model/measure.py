@@ -17,7 +17,7 @@ import envs
 from envs.collect.policies import RandomPolicy
 from envs.collect.worker import EpisodeKey, play_episode
 from exploration.agent.policy import CnnLstm
-from exploration.config import ExploreConfig, recipe
+from exploration.config import ExploreConfig, explore_preset
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
 from worldmodel.uncertainty import window_entropies
 
@@ -29,7 +29,7 @@ def measure(game: str, repeats: int) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "game": game,
         **playing(game, repeats),
-        **exploring(repeats, recipe("paper")),
+        **exploring(repeats, explore_preset("paper")),
         **rewarding(repeats),
     }
 

@@ -23,7 +23,7 @@ from experiments.benchmarks.common import Args, Row, median_of
 from exploration.agent.learner import as_learner_batch
 from exploration.agent.loss import actor_critic_loss
 from exploration.algorithm import AutoExplore
-from exploration.config import recipe
+from exploration.config import explore_preset
 from exploration.reward.scorers import LocalScorer, ServeScorer
 from exploration.train import configure
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset, serve
@@ -109,7 +109,7 @@ def build_explorer(
     games: Sequence[str], scorer: Callable[[], Any] | None, runners: int, steps: int = STEPS
 ) -> AutoExplore:
     """Return the algorithm of preset cpu with 4 games per runner and hardly any learning."""
-    config = recipe(
+    config = explore_preset(
         "cpu",
         runners=runners,
         steps_per_epoch=steps,
@@ -217,7 +217,7 @@ def update(games: Sequence[str], repeats: int) -> Row:
     algorithm = build_explorer(games, None, runners=0)
     try:
         algorithm.train()
-        plan = recipe("cpu")
+        plan = explore_preset("cpu")
         batch = algorithm.replay.sample(plan.batch_size, plan.seq_len)
         network, config = algorithm.network(), algorithm.config.loss
         optimizer = torch.optim.Adam(network.parameters(), lr=plan.lr)

@@ -11,7 +11,7 @@ from envs.utils.ray_session import ray_session
 from experiments.arguments import GameArgs, Preset, RayArgs, check_at_least, check_folder
 from experiments.commands.explore import agent_of_run
 from experiments.configuration import default_args, flag_value
-from exploration.config import ExploreConfig, recipe
+from exploration.config import ExploreConfig, explore_preset
 from exploration.evaluate import AGENTS, evaluate_explorers
 
 
@@ -43,7 +43,7 @@ class Args(GameArgs, RayArgs):
 
 def defaults(argv: Sequence[str]) -> Args:
     """Return the arguments of the preset and the --config file in argv."""
-    preset = recipe(flag_value(argv, "--preset", "cpu"))
+    preset = explore_preset(flag_value(argv, "--preset", "cpu"))
     return default_args(Args, argv, translate=agent_of_run, explorer=preset)
 
 

@@ -18,7 +18,7 @@ from experiments.arguments import Preset, RunArgs, check_at_least, check_games
 from experiments.commands.explore import agent_of_run
 from experiments.configuration import default_args, flag_value
 from exploration.agent.policy import check_exploration, policy_spec
-from exploration.config import ExploreConfig, recipe
+from exploration.config import ExploreConfig, explore_preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Args(RunArgs):
 
 def defaults(argv: Sequence[str]) -> Args:
     """Return the arguments of the preset and the --config file in argv."""
-    preset = recipe(f"expert-{flag_value(argv, '--preset', 'cpu')}")
+    preset = explore_preset(f"expert-{flag_value(argv, '--preset', 'cpu')}")
     return default_args(Args, argv, translate=from_run, explorer=preset)
 
 

@@ -11,7 +11,7 @@ from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import GameArgs, Preset, RunArgs, check_folder
 from experiments.configuration import Flat, default_args, flag_value
-from exploration.config import ExploreConfig, recipe
+from exploration.config import ExploreConfig, explore_preset
 
 Reward = Literal[
     "token-entropy",
@@ -53,7 +53,7 @@ class Args(GameArgs, RunArgs):
 
 def defaults(argv: Sequence[str]) -> Args:
     """Return the arguments of the preset and the --config file in argv."""
-    preset = recipe(flag_value(argv, "--preset", "cpu"))
+    preset = explore_preset(flag_value(argv, "--preset", "cpu"))
     return default_args(Args, argv, translate=from_run, explorer=preset)
 
 
@@ -94,7 +94,7 @@ def run(args: Args) -> None:
 def chosen_envs(args: Args) -> int | None:
     """Return --envs-per-runner, None where it is the preset's: then many games get more."""
     envs = args.explorer.envs_per_runner
-    return None if envs == recipe(args.preset).envs_per_runner else envs
+    return None if envs == explore_preset(args.preset).envs_per_runner else envs
 
 
 def agent_of_run(recorded: dict[str, Any]) -> dict[str, Any]:

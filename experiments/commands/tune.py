@@ -15,7 +15,7 @@ from experiments.arguments import Preset, RunArgs, check_folder, check_games
 from experiments.configuration import Flat, default_args, flag_value
 from experiments.reports.tune_report import build
 from exploration.agent.checkpoint import complete_checkpoints
-from exploration.config import ExploreConfig, recipe
+from exploration.config import ExploreConfig, explore_preset
 from exploration.mutable_settings import request
 from exploration.tune import tune
 from worldmodel import load_world_model
@@ -53,7 +53,7 @@ class Args(RunArgs):
 def defaults(argv: Sequence[str]) -> Args:
     """Return the arguments of the preset and the --config file in argv. Each agent plays in one
     runner."""
-    preset = recipe(flag_value(argv, "--preset", "cpu"), runners=1, envs_per_runner=4)
+    preset = explore_preset(flag_value(argv, "--preset", "cpu"), runners=1, envs_per_runner=4)
     return default_args(Args, argv, translate=from_run, explorer=preset)
 
 

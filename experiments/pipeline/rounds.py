@@ -21,7 +21,7 @@ from experiments.pipeline.runner import Stage, StageContext
 from experiments.pipeline.stages import collect_play, explore, finetuned, stage_table
 from experiments.reports.rounds_report import build
 from experiments.reports.screens import seen_by_game
-from exploration.config import recipe
+from exploration.config import explore_preset
 from exploration.reward.token_entropy import cut_windows, uncertainty_reward
 from worldmodel import serve
 from worldmodel.uncertainty import WINDOW, load_model, window_entropies
@@ -45,7 +45,7 @@ class Service:
         if self.running:
             serve.swap(APP_NAME, model)
             return time.monotonic() - started
-        chosen = recipe(self.config.preset)
+        chosen = explore_preset(self.config.preset)
         serve.run(
             model.absolute(),
             app_name=APP_NAME,

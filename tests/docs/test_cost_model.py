@@ -19,7 +19,7 @@ from docs.cost_model.estimate import (
 )
 from docs.cost_model.measure import exploring, playing
 from envs.utils.errors import InputError
-from exploration.config import recipe
+from exploration.config import explore_preset
 
 UNITS = {
     "env_step_core_seconds": 0.002,
@@ -100,7 +100,7 @@ def test_unit_costs_are_measured() -> None:
     played = playing("Counting", 1, steps=20)
     assert 0 < played["env_step_core_seconds"] < 1
     assert 0 < played["bytes_per_frame"] < 64 * 64 * 3
-    explored = exploring(1, recipe("debug"))
+    explored = exploring(1, explore_preset("debug"))
     assert explored["update_core_seconds"] > explored["action_core_seconds"] > 0
     assert explored["update_flops"] > 1e6
 

@@ -13,7 +13,7 @@ from experiments.pipeline.config import PRESETS as PIPELINES
 from exploration.config import PRESETS as EXPLORERS
 from tests.experiments.test_cli import complaint
 from worldmodel import preset
-from worldmodel.training.config import TrainConfig, recipe
+from worldmodel.training.config import TrainConfig, train_preset
 from worldmodel.training.run_spec import TrainingRun
 
 
@@ -29,7 +29,7 @@ def write(folder: Path, values: Any) -> str:
 
 def test_the_preset_is_the_default_of_every_flag() -> None:
     args = parsed("train", "dynamics", "--preset", "debug", "--recipe", "finetune")
-    assert args.training == recipe("dynamics", "debug", "finetune")
+    assert args.training == train_preset("dynamics", "debug", "finetune")
     assert args.model == preset("debug")
     assert parsed("train", "tokenizer", "--recipe=finetune").decoder_only
     assert parsed("explore", "--preset=debug", "--out", "x").explorer == EXPLORERS["debug"]
@@ -53,12 +53,12 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) ->
     flag = f"--{second.name.replace('_', '-')}"
     args = parsed("train", "tokenizer", "--preset", "debug", "--config", str(file), flag, "4")
     expected = {first.name: 17, second.name: 4, "lr": 2e-3}
-    assert args.training == dataclasses.replace(recipe("tokenizer", "debug"), **expected)
+    assert args.training == dataclasses.replace(train_preset("tokenizer", "debug"), **expected)
     assert args.model == dataclasses.replace(preset("debug"), frames=9)
 
 
 def test_the_file_of_a_training_gives_the_same_run(tmp_path: Path) -> None:
-    changed = dataclasses.replace(recipe("dynamics", "debug"), betas=(0.8, 0.9), seed=3)
+    changed = dataclasses.replace(train_preset("dynamics", "debug"), betas=(0.8, 0.9), seed=3)
     run = TrainingRun(
         component="dynamics",
         config=preset("cpu"),

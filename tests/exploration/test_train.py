@@ -21,7 +21,7 @@ from exploration.agent.loss import LossConfig
 from exploration.agent.policy import behaviour_log_probabilities
 from exploration.agent.replay_buffer import ReplayBuffer
 from exploration.algorithm import AutoExplore, AutoExploreConfig
-from exploration.config import PRESETS, ExploreConfig, recipe
+from exploration.config import PRESETS, ExploreConfig, explore_preset
 from exploration.reward.scorers import LocalScorer
 from exploration.train import evaluation_metrics
 
@@ -284,7 +284,7 @@ def test_presets_and_schedule():
         {"lr": 0.0},
     ):
         with pytest.raises(InputError):
-            recipe("cpu", **wrong)
+            explore_preset("cpu", **wrong)
     for wrong in (
         {"gamma": 1.5},
         {"returns": "montecarlo"},

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from envs.utils.run_dir import read_metrics
-from exploration.config import recipe
+from exploration.config import explore_preset
 from tests.fixtures.datasets import record
 from worldmodel.checkpoint import open_checkpoint
 
@@ -121,9 +121,9 @@ def test_exploring_goes_on_when_a_machine_is_lost(told: tuple[Path, dict[str, An
     rows = read_metrics(out / "explore")
     assert [row["step"] for row in rows] == list(range(1, EPOCHS + 1))
     played = np.diff([0, *(row["explore/env_steps"] for row in rows)])
-    whole = 3 * recipe("debug").steps_per_epoch
+    whole = 3 * explore_preset("debug").steps_per_epoch
     assert all(played[: machines["explore"]["at"]] == whole)
-    assert min(played) >= recipe("debug").steps_per_epoch
+    assert min(played) >= explore_preset("debug").steps_per_epoch
     assert min(played) < whole
     assert played[-1] == whole
     assert all(np.isfinite(row["explore/total_loss"]) for row in rows)
