@@ -1,4 +1,4 @@
-"""Fixtures that every test file shares. One Ray session for all of them: starting one takes longer than most tests."""
+"""Fixtures that all tests share. One Ray session serves all: starting one takes long."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Models of the tests are so small that threads only wait for each other. Before torch is loaded, and for every child.
+# The models of the tests are too small for threads. Set before torch is loaded, for children too.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
@@ -15,14 +15,14 @@ import torch
 from envs.utils.ray_session import prepare_ray_environment
 
 prepare_ray_environment(local=True)  # before any test imports Ray, which reads it then
-# Keys of the S3 server on loopback. Ray's workers inherit them, so they stand here before it starts.
+# Keys of the S3 server on loopback, set before Ray starts because its workers inherit them.
 os.environ.update(
     AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_DEFAULT_REGION="us-east-1"
 )
 torch.set_num_threads(1)
 
 EVERYTHING = "AUTOEXPLORE_TEST_EVERYTHING" in os.environ
-"""Whether tests that need a package of the system must run: without it they fail then, instead of being skipped."""
+"""True where tests that need a system package must fail instead of being skipped without it."""
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +60,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A whole pipeline of preset debug: its folder, and what it printed. Nobody may change the folder."""
+    """Folder and output of a whole pipeline of preset debug. Tests must not change the folder."""
     from envs.utils.progress import console
     from experiments.commands import pipeline
     from experiments.pipeline.config import PRESETS

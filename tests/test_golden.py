@@ -1,7 +1,7 @@
 """Golden numbers: a change that is not meant to change the method must give these again.
 
-`python -m tests.test_golden` compares and says by how much each series differs; `--write` makes the present numbers the
-golden ones, which a commit does only where it means to change them, and says why.
+`python -m tests.test_golden` compares and prints how much each series differs. `--write` makes the
+present numbers the golden ones: only for a commit that means to change them, and says why.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from worldmodel.training.train import train
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 2e-3
-"""Relative difference that another processor's arithmetic may add up to (seen: 7e-4); on the same one there is none."""
+"""Relative difference allowed for another processor (seen: 7e-4); on the same one there is none."""
 SERIES = {
     "tokenizer": ("loss", "psnr", "grad_norm"),
     "lam": ("loss", "psnr", "grad_norm"),
@@ -87,7 +87,7 @@ def training_series(folder: Path, steps: int = 50) -> dict[str, dict[str, list[f
 
 
 def world_model() -> worldmodel.GenieReduxG:
-    """Build a `debug` world model whose weights are large enough for its output to depend on all of them."""
+    """Build a `debug` world model with weights large enough for its output to depend on all."""
     torch.manual_seed(0)
     config = preset("debug")
     model = worldmodel.GenieReduxG(worldmodel.Tokenizer(config), worldmodel.Dynamics(config))

@@ -275,7 +275,7 @@ def reward_query(repeats: int) -> Row:
 
 
 class Noise(Dataset):
-    """Windows of noise, as frames or as tokens: the computation does not depend on their content."""
+    """Windows of noise, as frames or tokens: the computation does not depend on their content."""
 
     manifest_hash = "noise"
 

@@ -104,7 +104,7 @@ def from_run(recorded: dict[str, Any]) -> dict[str, Any]:
 
 def run(args: Args) -> None:
     """Train and print where the newest checkpoint lies."""
-    settings = args.training
+    settings = args.training.on_this_machine()
     if settings.num_threads == 0:
         threads = max(1, default_threads() // max(args.workers, 1))
         settings = dataclasses.replace(settings, num_threads=threads)

@@ -38,10 +38,10 @@ class RewardConfig:
 
     name: str = "token-entropy"
     """token-entropy: the world model's token entropy (the paper's); disagreement: of heads on it,
-    robust to noise; random-features, vae: error of its prediction in random or learnt features (Table 6); count-bonus:
-    rare screens; random: nothing; extrinsic: the game's own reward."""
+    robust to noise; random-features, vae: error of its prediction in random or learnt features
+    (Table 6); count-bonus: for rare screens; random; extrinsic: the game's own reward."""
     scorer: str = "local"
-    """local: the model in each runner computes token-entropy; serve: replicas of a Ray Serve app."""
+    """local: the model in each runner computes token-entropy; serve: replicas of Ray Serve."""
     data: tuple[str, ...] = field(default=())
     """Folders of episodes, which disagreement and vae learn from."""
     app: str | None = None

@@ -1,4 +1,4 @@
-"""A whole pipeline submitted as a job to a Ray head that asks for a token, and refused without the right one."""
+"""A pipeline submitted as a job to a Ray head that asks for a token, and refused without it."""
 
 import json
 import os
@@ -29,7 +29,7 @@ class Head:
     environment: dict[str, str]
 
     def job(self, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
-        """`ray job ...` with a token in the environment, as somebody at another machine would have it."""
+        """Run `ray job ...` with a token in the environment, as on another machine."""
         environment = {**self.environment, "RAY_AUTH_TOKEN": token, "RAY_ADDRESS": self.dashboard}
         environment.pop("RAY_AUTH_TOKEN_PATH")
         command = [str(RAY), "job", *arguments]
@@ -49,7 +49,7 @@ def free_ports(count: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """`ray start --head` with a token in a file, ports and a folder of its own, ended by its process group."""
+    """Start a Ray head with a token in a file and its own ports and folder; end its processes."""
     token = tmp_path_factory.mktemp("secret") / "auth_token"
     token.write_text(TOKEN)
     token.chmod(0o600)
@@ -63,7 +63,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
     }
-    # Ray's sockets lie below its folder, and their paths may have 107 characters: pytest's folders are too deep.
+    # Paths of Ray's sockets may have 107 characters: pytest's folders are too deep.
     folder = Path(f"/tmp/ray-head-{os.getpid()}")
     names = (
         "port",

@@ -1,4 +1,4 @@
-"""The command `explore` or a learner of it is killed, or stopped with Ctrl+C: what is lost, and where it goes on."""
+"""Kill `explore` or one of its learners, or stop it with Ctrl+C, and resume the run."""
 
 import json
 import os
@@ -108,7 +108,7 @@ def test_a_killed_command_loses_an_epoch_at_most_and_ctrl_c_ends_it_at_once(
 def test_a_killed_learner_ends_the_command_with_what_to_do(
     tiny_world: Path, tmp_path: Path
 ) -> None:
-    """One of two learners is killed: one line, exit code 2, and with --resume the run goes on at once."""
+    """Killing one of two learners ends with one line and code 2; --resume continues the run."""
     out = tmp_path / "run"
     command = start(out, tiny_world, "--learners", "2")
     wait_for_epoch(out, 3, command)
@@ -118,7 +118,8 @@ def test_a_killed_learner_ends_the_command_with_what_to_do(
     told = command.communicate(timeout=100)[1]
     assert command.returncode == 2, told
     assert told.splitlines() == [
-        f"autoexplore: {out}: a learner's process died; go on from the newest checkpoint with --resume"
+        f"autoexplore: {out}: a learner's process died; go on from the newest checkpoint "
+        "with --resume"
     ]
     epoch = int(complete_checkpoints(out)[-1].name.removeprefix("step-"))
     assert read_metrics(out)[-1]["step"] - epoch <= 1, (

@@ -1,6 +1,6 @@
-"""Machines that go away: of three simulated ones, one is removed while the agent explores and one during training.
+"""Loss of nodes: of three simulated ones, one is removed during exploration, one in training.
 
-The three are processes of this machine with a Ray of their own, apart from the one that the other tests share.
+They are processes of this machine with their own Ray, apart from the one of the other tests.
 """
 
 import json
@@ -41,7 +41,8 @@ from worldmodel.training.train import train, train_preset
 
 model, data, out, epochs, steps = *sys.argv[1:4], *map(int, sys.argv[4:])
 shape = {"num_cpus": 1, "object_store_memory": 100_000_000}
-cluster = Cluster(initialize_head=True, connect=True, head_node_args={**shape, "include_dashboard": False})
+head = {**shape, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
 cluster.add_node(**shape)
 cluster.add_node(**shape)
 
@@ -82,7 +83,8 @@ explored, trained = out + "/explore", out + "/tokenizer"
 told = {"explore": while_one_goes(explored, 3, lambda: explore(
     ["Counting"], model, explored, preset="debug", runners=3, envs_per_runner=1, epochs=epochs))}
 cluster.add_node(**shape)
-settings = train_preset("tokenizer", "debug", iterations=steps, batch_size=2, log_every=1, checkpoint_every=2, keep_last=99)
+changes = {"batch_size": 2, "log_every": 1, "checkpoint_every": 2, "keep_last": 99}
+settings = train_preset("tokenizer", "debug", iterations=steps, **changes)
 told["train"] = while_one_goes(trained, 5, lambda: train(
     "tokenizer", config=preset("debug"), recipe=settings, data=[data], out=trained, workers=2))
 print("TOLD " + json.dumps(told))
@@ -95,7 +97,7 @@ cluster.shutdown()
 def told(
     tiny_world: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any], str]:
-    """The folder of both runs, how many machines there were before and after, and what was printed."""
+    """Folder of both runs, numbers of nodes before and after, and the output."""
     out = tmp_path_factory.mktemp("faults")
     data = record(out / "data", episodes=4, steps=40)
     command = [
@@ -115,7 +117,7 @@ def told(
 
 
 def test_exploring_goes_on_when_a_machine_is_lost(told: tuple[Path, dict[str, Any], str]) -> None:
-    """No epoch is lost: those without the machine hold what the other runners bring, until its own run elsewhere."""
+    """No epoch is lost: until lost runners restart elsewhere, epochs hold what the others bring."""
     out, machines, _ = told
     assert (machines["explore"]["machines"], machines["explore"]["left"]) == (3, 2)
     rows = read_metrics(out / "explore")

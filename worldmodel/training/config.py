@@ -8,7 +8,9 @@ finishes in seconds and learns nothing.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
+
+import torch
 
 from envs.utils.errors import InputError
 
@@ -47,7 +49,7 @@ class TrainConfig:
     """Compute activations again in the backward pass instead of storing them: less memory, more
     time."""
     precision: str = "bf16"
-    """bf16 (autocast, weights stay fp32) or fp32."""
+    """bf16 (autocast, weights stay fp32), fp32, or auto: bf16 where the hardware multiplies it."""
     compile: bool = False
     """Compile all but matrix products (torch.compile): half a minute at the start, then faster."""
     parallelism: str = "ddp"
@@ -125,7 +127,10 @@ class TrainConfig:
                 f"a batch of {self.batch_size} cannot be computed in {self.grad_accum_steps} "
                 "equal parts"
             )
-        for name, choices in (("precision", ("bf16", "fp32")), ("parallelism", ("ddp", "fsdp"))):
+        for name, choices in (
+            ("precision", ("bf16", "fp32", "auto")),
+            ("parallelism", ("ddp", "fsdp")),
+        ):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} = {getattr(self, name)!r}: choose {' or '.join(choices)}")
         if not 0 <= self.ema < 1:
@@ -141,6 +146,15 @@ class TrainConfig:
             raise InputError(f"lr = {self.lr}: must be above 0")
         if not 0 < self.min_lr_factor <= 1:
             raise InputError(f"min_lr_factor = {self.min_lr_factor}: must be above 0 and at most 1")
+
+    def on_this_machine(self) -> Self:
+        """Return the settings with the precision `auto` decided: bf16 on a GPU or on a CPU with
+        matrix instructions for it. Other CPUs emulate it and are ten times slower than in fp32.
+        """
+        if self.precision != "auto":
+            return self
+        half = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported()
+        return dataclasses.replace(self, precision="bf16" if half else "fp32")
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0: linear warm-up, then cosine."""
@@ -171,6 +185,7 @@ _DEBUG = {
 
 _CPU = {
     "batch_size": 2,
+    "precision": "auto",
     "lr": 2e-3,
     "min_lr_factor": 0.05,
     "warmup": 50,

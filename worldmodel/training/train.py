@@ -58,7 +58,7 @@ def train(
     and a folder that holds another run; NonFiniteLoss where training breaks down; KeyboardInterrupt
     after Ctrl+C, a checkpoint saved.
     """
-    out = Path(out).absolute()
+    out, recipe = Path(out).absolute(), recipe.on_this_machine()
     run = TrainingRun(
         component=component,
         config=config.with_latent_actions() if lam is not None or joint_lam else config,

@@ -236,8 +236,8 @@ def test_a_resumed_run_with_labels_equals_one_that_never_stopped(
 ) -> None:
     options: dict[str, Any] = {}
     if name == "joint":
-        train("tokenizer", config=DEBUG, recipe=train_preset("tokenizer", "debug", iterations=2), data=[data],
-              out=tmp_path / "tokenizer")  # fmt: skip
+        short = train_preset("tokenizer", "debug", iterations=2)
+        train("tokenizer", config=DEBUG, recipe=short, data=[data], out=tmp_path / "tokenizer")
         options = {"tokenizer": tmp_path / "tokenizer", "joint_lam": True}
     whole = trained(data, tmp_path / "run", **options)
     prefix = "lam_" if name == "joint" else ""
@@ -276,8 +276,14 @@ def test_settings_that_do_not_fit_are_refused(
             InputError,
             match=f"for a latent action model: train {component} without, or with --joint",
         ):
-            train(component, config=DEBUG, recipe=train_preset(component, "debug", label_fraction=0.1), data=[data],
-                  tokenizer=tmp_path if component == "dynamics" else None, out=tmp_path / "out")  # fmt: skip
+            train(
+                component,
+                config=DEBUG,
+                recipe=train_preset(component, "debug", label_fraction=0.1),
+                data=[data],
+                tokenizer=tmp_path if component == "dynamics" else None,
+                out=tmp_path / "out",
+            )
     few = dataclasses.replace(DEBUG, lam=dataclasses.replace(DEBUG.lam, codes=4))
     with pytest.raises(InputError, match=r"5 actions, 4 codes: lam\.codes must be as many"):
         train(
