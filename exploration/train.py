@@ -67,7 +67,7 @@ def explore(
     `envs_per_runner` and there are too few envs, there are as many as the games need. `reward`,
     `reward_data`, `scorer` and `app` are those of `RewardConfig`; count-bonus, random and extrinsic
     need no model. `init`: the folder of a policy whose weights the agent begins with. With `resume`
-    the newest checkpoint in `out` goes on where it was: weights, optimizer, epsilon, replay buffer; a
+    the newest checkpoint in `out` is continued: weights, optimizer, epsilon, replay buffer; a
     finished run returns at once. Runs on the connected Ray, or on a local one. Raises InputError
     for invalid settings.
     """

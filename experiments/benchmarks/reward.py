@@ -38,7 +38,10 @@ WINDOWS = 64
 
 def reward(args: Args, scratch: Path) -> Iterator[Row]:
     """Measure sampling with and without a reward, and the service against the bare model."""
-    thin, real = save_model(scratch / "thin", thin=True), save_model(scratch / "cpu", thin=False)
+    thin, real = (
+        save_untrained(scratch / "thin", thin=True),
+        save_untrained(scratch / "cpu", thin=False),
+    )
     single = sampling_rate(args.games, None, args.repeats, runners=1)
     plain = sampling_rate(args.games, None, args.repeats)
     yield Row("reward", "two env runners", plain, "steps/s", "one env runner", single)
@@ -84,7 +87,7 @@ def reward(args: Args, scratch: Path) -> Iterator[Row]:
     yield update(args.games, args.repeats)
 
 
-def save_model(folder: Path, *, thin: bool) -> Path:
+def save_untrained(folder: Path, *, thin: bool) -> Path:
     """Save an untrained model of preset cpu, or one of 1 token per frame if thin."""
     config = preset("debug" if thin else "cpu")
     if thin:

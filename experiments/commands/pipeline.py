@@ -17,7 +17,7 @@ from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import RayArgs, check_at_least, check_games
 from experiments.configuration import Flat, default_args, flag_value
-from experiments.pipeline.config import PipelineConfig, preset
+from experiments.pipeline.config import PipelineConfig, pipeline_preset
 from experiments.pipeline.runner import Context, run_stages
 
 
@@ -38,7 +38,7 @@ class Args(RayArgs):
 
 def defaults(argv: Sequence[str]) -> Args:
     """Return the arguments of the preset and the --config file in argv."""
-    config = preset(flag_value(argv, "--preset", "cpu"))
+    config = pipeline_preset(flag_value(argv, "--preset", "cpu"))
     if flag_value(argv, "--rounds", "0") != "0":
         config = dataclasses.replace(config, reward_backend="serve")
     return default_args(Args, argv, pipeline=config)

@@ -122,7 +122,7 @@ PRESETS: dict[str, PipelineConfig] = {
 }
 
 
-def preset(name: str) -> PipelineConfig:
+def pipeline_preset(name: str) -> PipelineConfig:
     """Return the configuration called debug, cpu or paper. Raises InputError for another name."""
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")

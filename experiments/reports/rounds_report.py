@@ -34,15 +34,15 @@ def build(root: Path, out: Path) -> list[str]:
         subtitle=f"rounds, {', '.join(games)}",
         lead="In each round an agent goes where the model of the previous round is uncertain, and "
         "the model learns from the frames it collects. " + verdict(entropies, new),
-        sections=[uncertainty(entropies, len(rounds)), coverage(root, rounds, new)],
+        sections=[uncertainty_table(entropies, len(rounds)), coverage(root, rounds, new)],
         root=root,
     )
     rows = [[*pair, value] for pair, value in entropies.items()]
     write_json_atomic(out / "rounds.json", {"entropy": rows, "new": new})
-    return headline(entropies, new)
+    return rounds_headline(entropies, new)
 
 
-def headline(entropies: Entropies, new: list[int]) -> list[str]:
+def rounds_headline(entropies: Entropies, new: list[int]) -> list[str]:
     """Return one line of text for each round."""
     lines = []
     for number in range(1, len(new)):
@@ -69,7 +69,7 @@ def verdict(entropies: Entropies, new: list[int]) -> str:
     )
 
 
-def uncertainty(entropies: Entropies, count: int) -> Section:
+def uncertainty_table(entropies: Entropies, count: int) -> Section:
     """Return the section about the entropy of every model on every round's screens."""
     names = ["random play", *(f"round {number}" for number in range(1, count))]
     rows, curves = [], {}

@@ -36,10 +36,10 @@ def build(root: Path, out: Path) -> list[str]:
         root=root,
     )
     write_json_atomic(out / "changes.json", changes)
-    return headline(trials, changes, population["best"], asked)
+    return tune_headline(trials, changes, population["best"], asked)
 
 
-def headline(
+def tune_headline(
     trials: dict[str, Any], changes: list[dict[str, Any]], best: str, asked: dict[str, Any]
 ) -> list[str]:
     """Return the main results as lines of text."""

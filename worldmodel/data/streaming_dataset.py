@@ -186,7 +186,7 @@ class Reading:
     following: list[int]
     """The sessions of the block after it."""
     ahead: int = 0
-    """How many of those are asked for."""
+    """Number of those that are asked for."""
 
 
 class StreamSampler:

@@ -53,8 +53,8 @@ class TrainConfig:
     compile: bool = False
     """Compile all but matrix products (torch.compile): half a minute at the start, then faster."""
     parallelism: str = "ddp"
-    """How workers hold the model: ddp (each a copy) or fsdp (each a shard of weights, gradients and
-    moments, gathered block by block when needed)."""
+    """Distribution of the model over workers: ddp (each a copy) or fsdp (each a shard of weights,
+    gradients and moments, gathered block by block when needed)."""
     ema: float = 0.0
     """Decay of the EMA of the weights; 0 for none. An EMA is validated and exported."""
     label_fraction: float = 0.0

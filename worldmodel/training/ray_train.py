@@ -21,7 +21,7 @@ from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.setup import build_objective, build_trainer, open_data
 
 RESTARTS = 3
-"""How many times dead workers are replaced, each time from the newest checkpoint."""
+"""Times that dead workers are replaced, each time from the newest checkpoint."""
 
 
 def run_worker(options: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from envs.utils.progress import console, format_duration
 from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
 from experiments.commands import pipeline
-from experiments.pipeline.config import PRESETS, preset
+from experiments.pipeline.config import PRESETS, pipeline_preset
 from experiments.pipeline.runner import Context, Stage, StageContext, output_hash, run_stages
 from experiments.pipeline.stages import frames_by_game, stage_table
 from exploration.agent.policy import load_policy
@@ -208,10 +208,10 @@ def test_output_hash_sees_every_byte(tmp_path: Path) -> None:
 
 def test_presets_are_checked_and_complete() -> None:
     with pytest.raises(InputError, match="preset"):
-        preset("huge")
+        pipeline_preset("huge")
     with pytest.raises(InputError, match="workers 0"):
-        dataclasses.replace(preset("debug"), workers=0)
-    assert preset("cpu") == PRESETS["cpu"]
+        dataclasses.replace(pipeline_preset("debug"), workers=0)
+    assert pipeline_preset("cpu") == PRESETS["cpu"]
     for made in PRESETS.values():
         names = [stage.name for stage in stage_table(made)]
         assert len(set(names)) == len(names)

@@ -132,21 +132,23 @@ def test_pairs_show_the_same_moment(sides: tuple[str, str]) -> None:
     assert len(train_pairs) + len(held_out) == sum(episode.num_frames for episode in there)
     ids = np.arange(len(train_pairs))
     batch = train_pairs.batch(ids)
-    assert batch.large_BHWC.shape == (len(ids), 256, 256, 3)
+    assert batch.large_frames_BHWC.shape == (len(ids), 256, 256, 3)
     own = [
         episode
         for episode in there
         if episode.session_id not in set(EpisodeReader(sides[0], "val").session_ids)
     ]
     assert np.array_equal(
-        batch.small_BhwC, np.concatenate([episode.frames_THWC for episode in own])
+        batch.small_frames_BhwC, np.concatenate([episode.frames_THWC for episode in own])
     )
     # The screen is 320 x 224: both are areas of it, so that the mean over 4 x 4 of the one is the
     # other but for edges.
-    shrunk = np.stack([letterbox(frame, 64) for frame in batch.large_BHWC.numpy()]).astype(int)
-    apart = np.abs(shrunk - batch.small_BhwC.numpy()).mean((1, 2, 3))
+    shrunk = np.stack([letterbox(frame, 64) for frame in batch.large_frames_BHWC.numpy()]).astype(
+        int
+    )
+    apart = np.abs(shrunk - batch.small_frames_BhwC.numpy()).mean((1, 2, 3))
     assert apart.max() < 2.5
-    moved = np.abs(np.roll(shrunk, 5, axis=0) - batch.small_BhwC.numpy()).mean((1, 2, 3))
+    moved = np.abs(np.roll(shrunk, 5, axis=0) - batch.small_frames_BhwC.numpy()).mean((1, 2, 3))
     assert (moved > apart).mean() > 0.95
     assert GAME in train_pairs.describe(0)
 
@@ -189,7 +191,9 @@ def test_a_short_training_beats_bicubic_on_frames_it_never_saw(
     train("upscaler", recipe=settings, out=tmp_path / "run", **options)
     held_out = pairs_of(sides, "val")
     batch = held_out.batch(held_out.evenly_spaced(8))
-    small, large = (to_float_frames(side) for side in (batch.small_BhwC, batch.large_BHWC))
+    small, large = (
+        to_float_frames(side) for side in (batch.small_frames_BhwC, batch.large_frames_BHWC)
+    )
     upscaler = load_upscaler(tmp_path / "run")
     made, plain = (
         frame_psnr(frames, large).mean() for frames in (upscaler.upscale(small), bicubic(small, 4))
