@@ -91,7 +91,7 @@ def validate_windows(
     model: "WorldModel", frames: NDArray[np.uint8], actions_B4: NDArray[np.integer]
 ) -> NDArray[np.uint8]:
     """Return the windows of a request. Raises InputError where this model cannot score them."""
-    size, actions = model.cfg.size, model.cfg.actions
+    size, actions = model.cfg.size, model.actions
     shape = (size, size, 3)
     fits = (frames.ndim == 5 and frames.shape[1:] == (WINDOW, *shape)) or (
         frames.ndim == 4 and frames.shape[1:] == shape and len(frames) >= WINDOW

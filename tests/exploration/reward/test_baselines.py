@@ -25,6 +25,7 @@ from worldmodel import (
     Tokenizer,
     preset,
 )
+from worldmodel.uncertainty import validate_windows
 
 RIGHT, LEFT, UP = 0, 1, 2
 
@@ -154,6 +155,9 @@ def test_disagreement_of_a_genie_redux_takes_each_button_for_its_latent_action(
         driven = model.for_game(game)
         hidden_BND = disagreement.hidden_states(driven, frames_B5HWC, buttons_B4)
         assert torch.equal(hidden_BND, expected_BND)
+        assert len(validate_windows(driven, frames_B5HWC, buttons_B4)) == len(buttons_B4)
+        with pytest.raises(InputError, match="the model has 5"):
+            validate_windows(driven, frames_B5HWC, np.full_like(buttons_B4, 6))
     unmapped_BND = disagreement.hidden_states(model, frames_B5HWC, buttons_B4)
     assert not torch.allclose(expected_BND, unmapped_BND, atol=0.1)
 
