@@ -279,6 +279,8 @@ class RemoteLock:
                 self._lost = self._lost or self._read().get("token") != self._holder["token"]
                 if not self._lost:
                     self._renew()
+            except ValueError:
+                self._lost = True  # not what this process wrote
             except OSError:
                 continue  # tried again after RENEW_SECONDS; `check` reports a lock that expired
 

@@ -119,7 +119,9 @@ def test_labels_of_retroact_are_compared_row_by_row(
     assert found.agreement() == {"view": (1, 2), "axis": (2, 2), "motion": (1, 2)}
     assert execute(["catalog", "import", str(file), "--out", str(tmp_path / "ours.csv")]) == 2
     captured = capsys.readouterr()
-    assert captured.err.strip().endswith("3 rows could not be read (lines 4, 5, 6), all others were")
+    assert captured.err.strip().endswith(
+        "3 rows could not be read (lines 4, 5, 6), all others were"
+    )
     assert (
         (tmp_path / "ours.csv")
         .read_text()

@@ -310,7 +310,7 @@ def test_the_command_says_what_the_service_does(ray_cluster, tiny_world):
         assert execute(["serve", str(tiny_world), "--name", "told", "--duration", "2"]) == 0
     started, ends, told = printed.get().splitlines()
     assert re.fullmatch(
-        r"told: 1 replica can be asked; [\d,]+ windows a second from one client", started
+        r"told: 1 replica started; [\d,]+ windows a second from one client", started
     )
     assert ends == "it ends in 2 s"
     # One window, then 64.

@@ -111,11 +111,12 @@ def test_a_writer_whose_lock_was_taken_over_writes_no_manifest(
 ) -> None:
     root = parse_uri(bucket.format("sets/five"))
     assert isinstance(root, RemotePath)
-    monkeypatch.setattr(storage, "RENEW_SECONDS", 0.1)
+    # Long enough that the other writer is not writing at the same moment as this one.
+    monkeypatch.setattr(storage, "RENEW_SECONDS", 1.0)
     first = EpisodeWriter(root)
     other = {"holder": "process 2 elsewhere", "token": "other", "time": time.time()}
     (root / storage.NAME).write_bytes(json.dumps(other).encode())
-    time.sleep(0.5)
+    time.sleep(2.0)
     with pytest.raises(InputError, match="was lost to another writer"):
         first.commit()
     first.close()
