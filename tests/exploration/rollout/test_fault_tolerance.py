@@ -157,19 +157,23 @@ class Late:
 
 
 def test_answers_that_are_not_numbers_are_refused(
-    app: str, tiny_world: Path, tmp_path: Path
+    ray_cluster: None, tiny_world: Path, tmp_path: Path
 ) -> None:
     """A model whose weights are NaN, behind the real service and in the process."""
-    from worldmodel import GenieReduxG
+    from worldmodel import GenieReduxG, serve
 
     model = GenieReduxG.load(tiny_world)
     with torch.no_grad():
         for parameter in model.dynamics.head.parameters():
             parameter.fill_(float("nan"))
     model.save(tmp_path / "nan")
-    for scorer in (ServeScorer(app, model=tmp_path / "nan"), LocalScorer(tmp_path / "nan")):
-        with pytest.raises(ScoringError, match="not finite"):
-            scorer.entropies(*windows(2))
+    broken = serve.run(tmp_path / "nan", app_name="broken", num_cpus=0.25)
+    try:
+        for scorer in (ServeScorer(broken), LocalScorer(tmp_path / "nan")):
+            with pytest.raises(ScoringError, match="not finite"):
+                scorer.entropies(*windows(2))
+    finally:
+        serve.stop(broken)
 
 
 def test_requests_survive_a_killed_replica(app: str, figure: Any) -> None:
