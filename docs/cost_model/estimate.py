@@ -145,8 +145,8 @@ def paper_run(units: dict[str, Any], assumed: Assumptions) -> list[Work]:
         )
         for name, amount in sessions.items()
     ]
-    steps = games * agent.epochs * agent.steps * agent.runners * agent.envs_per_runner
-    updates = games * agent.epochs * agent.updates
+    steps = games * agent.epochs * agent.steps_per_epoch * agent.runners * agent.envs_per_runner
+    updates = games * agent.epochs * agent.updates_per_epoch
     exploring = [
         _cores("explore: play", steps, chosen),
         _flops("explore: rewards", steps, "windows", "L4", units["window_flops"], assumed),
@@ -330,9 +330,9 @@ def epoch_table(
     """
     agent = explore_preset("paper")
     count = agent.runners * agent.envs_per_runner
-    play = agent.steps * (units["env_step_core_seconds"] + units["action_core_seconds"])
-    windows = agent.steps * count * units["window_flops"] / assumed.l4_flops
-    updates = agent.updates * units["update_flops"] / assumed.l4_flops
+    play = agent.steps_per_epoch * (units["env_step_core_seconds"] + units["action_core_seconds"])
+    windows = agent.steps_per_epoch * count * units["window_flops"] / assumed.l4_flops
+    updates = agent.updates_per_epoch * units["update_flops"] / assumed.l4_flops
     rows = []
     for number in replicas:
         epoch = max(play, windows / number) + updates  # windows are scored while playing

@@ -24,6 +24,7 @@ from exploration.train import explore
 from tests.fixtures.datasets import record
 from worldmodel import Dynamics, GenieReduxG, Tokenizer
 from worldmodel.config import DynamicsConfig, TokenizerConfig, WorldModelConfig
+from worldmodel.models.cpu_kernels import use_cpu_kernels
 
 RIGHT, LEFT, UP = 0, 1, 2
 REWARDS = {"entropy": "token-entropy", "disagreement": "disagreement"}
@@ -67,6 +68,7 @@ def television(tmp_path_factory) -> World:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     tokenizer = Tokenizer(config)
+    use_cpu_kernels(tokenizer)
     optimizer = torch.optim.Adam(tokenizer.parameters(), lr=3e-3)
     for update in range(400):
         tokenizer.set_progress(update / 400)
@@ -76,6 +78,7 @@ def television(tmp_path_factory) -> World:
         loss.backward()
         optimizer.step()
     world = GenieReduxG(tokenizer.eval(), Dynamics(config))
+    use_cpu_kernels(world)
     optimizer = torch.optim.Adam(world.dynamics.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
     for _ in range(300):
