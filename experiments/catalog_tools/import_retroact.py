@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import tyro
 from rich.table import Table
 
@@ -39,6 +38,8 @@ def run(args: Args) -> None:
         )
     console.print(f"{args.file}: {len(found.labels)} games, {len(differences)} labels differ")
     if args.out is not None:
+        import pandas as pd  # here: `autoexplore catalog` answers without it
+
         table = pd.DataFrame.from_dict(found.labels, orient="index", columns=list(found.columns))
         write_atomic(args.out, table.to_csv(index_label="game").encode())
     for line, why in found.malformed.items():

@@ -289,5 +289,5 @@ def test_benchmark_writes_ratios(ray_cluster: None, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "benchmark.json").read_text())
     assert list(dict.fromkeys(row["group"] for row in rows)) == ["collect", "windows"]
     assert all(row["rate"] > 0 for row in rows)
-    assert rows[0]["ratio"] == pytest.approx(rows[0]["rate"] / rows[0]["against_rate"])
+    assert rows[0]["ratio"] == pytest.approx(rows[0]["rate"] / rows[0]["baseline_rate"])
     assert all(row["ratio"] > 0 for row in rows)
