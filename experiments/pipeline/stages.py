@@ -10,6 +10,7 @@ import torch
 
 import exploration
 from envs.collect.collector import collect
+from envs.collect.policies import PolicySpec
 from envs.episodes.dataset import EpisodeReader
 from envs.utils.progress import progress
 from envs.utils.ray_session import node_resources
@@ -256,8 +257,10 @@ def collect_play(
     """
     c: PipelineConfig = job.config
     explorer = part.endswith("explored")
-    best = f"checkpoint:{job.path(agent) / 'best'}"
-    policy = policy_spec(best, epsilon=c.explored_epsilon) if explorer else "random"
+    policy: str | PolicySpec = "random"
+    if explorer:
+        best = f"checkpoint:{job.path(agent) / 'best'}"
+        policy = policy_spec(best, epsilon=c.explored_epsilon)
     done = collect(
         c.games,
         str(job.out),
