@@ -202,8 +202,7 @@ def test_an_agent_paid_by_entropy_stays_at_the_television_and_one_paid_by_disagr
     # All five do so here. One seed may, on another machine, know the far rooms before it meets the
     # television.
     assert (share["entropy"] > 0.5).sum() >= len(SEEDS) - 1, shown
-    # Measured: five of five on one processor, four on another (seed 1 stayed at home there).
-    assert (share["disagreement"] < 0.2).sum() >= len(SEEDS) - 1, shown
+    assert (share["disagreement"] < 0.2).all(), shown
     assert share["disagreement"].mean() < share["chance"].mean(), shown
     assert (reach["disagreement"] > reach["entropy"]).sum() >= len(SEEDS) - 1, shown
-    assert (reach["disagreement"] > reach["chance"]).sum() >= len(SEEDS) - 1, shown
+    assert (reach["disagreement"] > reach["chance"]).all(), shown
