@@ -36,7 +36,7 @@ from envs.utils.run_dir import RunDir
 from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from exploration.agent.policy import load_network, save_policy
 from exploration.algorithm import AutoExplore
-from exploration.config import ExploreConfig, explore_preset
+from exploration.config import ExploreConfig
 from exploration.mutable_settings import apply, current, in_effect
 from exploration.reward.factory import RewardConfig
 from exploration.train import (
@@ -169,35 +169,27 @@ def tune(
     model_path: Path | str,
     out: Path | str,
     *,
-    config: ExploreConfig | None = None,
-    preset: str = "cpu",
+    config: ExploreConfig,
     scorer: str = "serve",
     trials: int = 4,
-    epochs: int | None = None,
-    every: int | None = None,
-    runners: int | None = None,
-    envs_per_runner: int | None = None,
     resume: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Train `trials` agents for `epochs` each; each `every` epochs the worst copy the best.
+    """Train `trials` agents; at each evaluation the worst of them copy the best.
 
-    The first agent starts with the preset's settings, the others with ones drawn from RANGES. With
-    "serve" all share one reward service. Returns what <out>/tune.json holds. With `resume` an
-    interrupted run goes on from the newest checkpoint of each agent. Runs on the Ray that is there,
-    or on a local one; on a cluster `out` must be on storage that all its machines share. Raises
-    InputError for invalid settings.
+    The first agent starts with the settings of `config`, the others with ones drawn from RANGES.
+    With the scorer "serve" all share one reward service. Returns what <out>/tune.json holds. With
+    `resume` an interrupted run goes on from the newest checkpoint of each agent. Runs on the
+    connected Ray, or on a local one; on a cluster `out` must be on storage that all its machines
+    share. Raises InputError for invalid settings.
     """
-    config = explore_preset(preset, runners=runners, envs_per_runner=envs_per_runner, epochs=epochs)
-    every = config.evaluate_every if every is None else every
     if trials < 2:
         raise InputError(f"{trials} trials: a population needs 2 or more")
-    if not 1 <= every < config.epochs:
+    if config.evaluate_every >= config.epochs:
         raise InputError(
-            f"every {every}: agents must be compared within the {config.epochs} epochs, "
-            "give 1 or more"
+            f"agents are compared every {config.evaluate_every} epochs, but trained for "
+            f"{config.epochs}: give a shorter interval"
         )
-    config = dataclasses.replace(config, evaluate_every=every)
     names = [game_name(game) for game in games]
     out = Path(out)
     told = {
@@ -221,40 +213,39 @@ def tune(
     )
     with RunDir(out, asked, resume=resume) as run, opened as factory:
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-        tuner = _tuner(
-            out,
-            config,
-            trials,
-            configure(config, names, factory, seed=seed).to_dict(),
-            resume=resume,
-            seed=seed,
-        )
-        done = sum(len(rows) for rows in read_rows(out).values())
-        with progress(
-            f"tune {trials} agents", trials * config.epochs, done=min(done, trials * config.epochs)
-        ) as bar:
-            ProgressCallback.bar, ProgressCallback.rows = bar, out / ROWS
-            try:
-                results = tuner.fit()
-            finally:
-                ProgressCallback.bar = ProgressCallback.rows = None
-        for error in results.errors:
-            raise error
+        space = configure(config, names, factory, seed=seed).to_dict()
+        results = _fit(out, config, trials, space, resume=resume, seed=seed)
         found = summary(out)
-        finished = [
-            history
-            for history in found["trials"].values()
-            if history["epochs"][-1] == config.epochs
-        ]
-        if len(finished) < trials:
-            raise KeyboardInterrupt  # Tune catches it, saves its state and returns
         _log(run, found)
-    every_one: list[Any] = [results[place] for place in range(len(results))]
-    best = next(result for result in every_one if Path(result.path).name == found["best"])
+    best = next(result for result in results if Path(result.path).name == found["best"])
     network = load_network(complete_checkpoints(Path(best.checkpoint.path))[-1])
     save_policy(out / "best", network, {"games": names, "evaluation_return": best.metrics[METRIC]})
     write_json_atomic(out / "tune.json", found)
     return found
+
+
+def _fit(
+    out: Path, config: ExploreConfig, trials: int, space: dict[str, Any], *, resume: bool, seed: int
+) -> list[Any]:
+    """Train the population under a progress bar; return Tune's result of every agent.
+
+    Raises KeyboardInterrupt where Ctrl+C ended it: Tune catches it, saves its state and returns.
+    """
+    tuner = _tuner(out, config, trials, space, resume=resume, seed=seed)
+    total = trials * config.epochs
+    done = min(sum(len(rows) for rows in read_rows(out).values()), total)
+    with progress(f"tune {trials} agents", total, done=done) as bar:
+        ProgressCallback.bar, ProgressCallback.rows = bar, out / ROWS
+        try:
+            results = tuner.fit()
+        finally:
+            ProgressCallback.bar = ProgressCallback.rows = None
+    for error in results.errors:
+        raise error
+    finished = [rows for rows in read_rows(out).values() if max(rows) == config.epochs]
+    if len(finished) < trials:
+        raise KeyboardInterrupt
+    return [results[index] for index in range(len(results))]
 
 
 def _tuner(

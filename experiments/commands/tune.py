@@ -97,13 +97,15 @@ def train(args: Args) -> None:
     games = check_games(args.games)
     check_folder(args.model, "world model", "pipeline")
     load_world_model(args.model).for_game(None)  # a bad model fails here, not in a runner's log
-    every = args.perturbation_interval or args.explorer.evaluate_every
+    config = args.explorer
+    if args.perturbation_interval is not None:
+        config = dataclasses.replace(config, evaluate_every=args.perturbation_interval)
     with ray_session(args.ray_address):
         tune(
             games,
             args.model,
             args.out,
-            config=dataclasses.replace(args.explorer, evaluate_every=every),
+            config=config,
             scorer=args.reward_backend,
             trials=args.trials,
             resume=args.resume,

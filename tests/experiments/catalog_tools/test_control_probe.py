@@ -86,7 +86,7 @@ def test_a_state_that_is_restored_goes_on_bit_for_bit() -> None:
         }
         with pytest.raises(InputError, match="has no button Q"):
             env.hold(["Q"])
-        with pytest.raises(InputError, match="no state of the Genesis emulator"):
+        with pytest.raises(InputError, match="not a state of the Genesis emulator"):
             env.load_state(b"nothing")
     finally:
         env.close()

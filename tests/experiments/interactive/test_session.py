@@ -197,7 +197,7 @@ def test_a_genie_redux_is_played_through_its_action_map(
     model = GenieRedux(Tokenizer(cfg), LatentActionModel(cfg), Dynamics(cfg))
     model.save(tmp_path / "unmapped")
     assert play(tmp_path / "unmapped", data, tmp_path / "out", "--actions", "r") == 2
-    assert "learn one with `autoexplore export`" in capsys.readouterr().err
+    assert "fit one with `autoexplore export`" in capsys.readouterr().err
     model.action_map = ActionMap({"Counting": np.eye(5, cfg.actions, dtype=np.int64)})
     model.save(tmp_path / "mapped")
     assert play(tmp_path / "mapped", data, tmp_path / "out", "--actions", "rj") == 0

@@ -64,7 +64,7 @@ def test_two_rounds_as_one_command_and_again_only_what_is_missing(
     assert (out / "rounds/2/explore/metrics.jsonl").stat().st_mtime_ns == before, (
         "only what was missing was done"
     )
-    assert execute([*argv[:-1], "0"]) == 2
+    assert execute([*argv[:-1], "-1"]) == 2
     assert [row["step"] for row in read_metrics(out / "rounds/2/explore")] == [1, 2]
 
 
