@@ -1,7 +1,6 @@
-"""Unpredictable noise next to rooms that could be learnt: what two rewards pay there, and
-where agents go.
+"""Noisy-TV problem: two rewards next to unpredictable noise, and where their agents go.
 
-`pytest tests/test_television.py -s` prints where they are.
+`pytest tests/exploration/reward/test_noisy_tv.py -s` prints where they are.
 """
 
 import dataclasses
@@ -149,7 +148,7 @@ def walk(act, seed: int) -> NDArray[np.int64]:
 def learnt(world: World, reward: str, seed: int, folder: Path) -> NDArray[np.int64]:
     """Where an agent goes that `explore` has trained."""
     config = ExploreConfig(
-        epochs=6, runners=0, envs_per_runner=4, steps_per_epoch=40, max_steps=40,
+        epochs=12, runners=0, envs_per_runner=4, steps_per_epoch=40, max_steps=40,
         updates_per_epoch=16, batch_size=8, seq_len=10, lr=5e-3,
         normalize_rewards=True, network=PolicyConfig(channels=(4, 4, 8, 8), lstm_dim=16),
         precision="fp32",
@@ -180,6 +179,7 @@ def told(places: NDArray[np.int64]) -> str:
     return f"rooms {rooms} %, farthest places {places.max(1).tolist()}"
 
 
+@pytest.mark.timeout(1_500)
 def test_an_agent_paid_by_entropy_stays_at_the_television_and_one_paid_by_disagreement_goes_on(
     television, ray_cluster, tmp_path
 ):
@@ -199,8 +199,8 @@ def test_an_agent_paid_by_entropy_stays_at_the_television_and_one_paid_by_disagr
     print("\n" + shown)
     share = {name: np.array(own) for name, own in at_television.items()}
     reach = {name: np.array(own) for name, own in farthest.items()}
-    # All five do so here. One seed may, on another machine, know the far rooms before it meets the
-    # television.
+    # With 6 epochs instead of 12 one of the five seeds had not yet left the television. One seed of
+    # the entropy's agents may, on another machine, know the far rooms before it meets it.
     assert (share["entropy"] > 0.5).sum() >= len(SEEDS) - 1, shown
     assert (share["disagreement"] < 0.2).all(), shown
     assert share["disagreement"].mean() < share["chance"].mean(), shown
