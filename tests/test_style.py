@@ -60,7 +60,6 @@ TO_RENAME = {
     "summary",
     "table",
     "train",
-    "training",
     "verdict",
     "write",
 }

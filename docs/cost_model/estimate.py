@@ -3,17 +3,16 @@
 Run `python -m docs.cost_model.estimate docs/cost_model/units.json`.
 """
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from docs.cost_model.measure import measure
-from envs.utils.atomic_io import write_json_atomic
+from docs.cost_model.measure import measure_units
+from envs.utils.atomic_io import read_json, write_json_atomic
 from envs.utils.errors import InputError
 from experiments.arguments import check_games
 from exploration.config import explore_preset
@@ -81,7 +80,11 @@ class Work:
     """Kind of machine: vCPU, L4 or A100."""
     hours: float
     """Machine-hours at full use."""
-    source: str
+
+    @property
+    def source(self) -> str:
+        """Source of the hours."""
+        return "measured" if self.kind == "vCPU" else "FLOPs counted, rate assumed"
 
 
 def run(args: Args) -> None:
@@ -89,15 +92,14 @@ def run(args: Args) -> None:
     if len(args.times) != len(args.days) or min((*args.times, *args.days)) <= 0 or args.repeats < 1:
         raise InputError("give as many --days as --times, all above 0, and --repeats of 1 or more")
     if args.measure:
-        write_json_atomic(args.units, measure(check_games([args.game])[0], args.repeats))
-    units = read_units(args.units)
-    prices, assumed = Prices(), Assumptions()
-    work = paper_run(units, assumed)
-    print(units_table(units, assumed))
-    print(epoch_table(units, assumed))
-    print(work_table(work, prices, assumed, args.times))
+        write_json_atomic(args.units, measure_units(check_games([args.game])[0], args.repeats))
+    model = CostModel(read_units(args.units))
+    work = model.paper_run()
+    print(model.units_table())
+    print(model.epoch_table())
+    print(model.work_table(work, args.times))
     for times, days in zip(args.times, args.days, strict=True):
-        print(machines_table(work, prices, assumed, times, days, units))
+        print(model.machines_table(work, times, days))
 
 
 NEEDED = (
@@ -112,10 +114,10 @@ NEEDED = (
 
 
 def read_units(path: Path) -> dict[str, Any]:
-    """Load the unit costs. Raises InputError if one is missing or is no number above 0."""
+    """Load the unit costs. Raises: InputError if one is missing or is not a number above 0."""
     try:
-        units = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        units = read_json(path)
+    except (OSError, InputError) as error:
         raise InputError(f"{path}: cannot be read ({error}): create it with --measure") from None
     for name in NEEDED:
         value = units.get(name) if isinstance(units, dict) else None
@@ -124,232 +126,177 @@ def read_units(path: Path) -> dict[str, Any]:
     return dict(units)
 
 
-def paper_run(units: dict[str, Any], assumed: Assumptions) -> list[Work]:
-    """Return all computations of the paper (Sec. 4-5, App. A) in the order of the pipeline."""
-    agent, games = explore_preset("paper"), assumed.explored_games
-    sessions = {
-        "Platformers, 483 x 50 x 500": 483 * 50 * 500,
-        "Platformers-50, 50 x 100 x 1,000": 50 * 100 * 1_000,
-    }
-    sessions |= {
-        f"{games} games, explorer's 10,000 x 700": games * 10_000 * 700,
-        f"{games} games, as much random play": games * 10_000 * 700,
-        f"{games} games, test sets of 1,000 x 700": games * 1_000 * 700,
-    }
-    chosen = units["env_step_core_seconds"] + units["action_core_seconds"]
-    played = [
-        _cores(
-            f"collect: {name}",
-            amount,
-            chosen if "explorer" in name else units["env_step_core_seconds"],
+@dataclass(frozen=True)
+class CostModel:
+    """Amounts of work that the paper fixes, unit costs of `NEEDED`, prices and assumptions."""
+
+    units: dict[str, Any]
+    prices: Prices = field(default_factory=Prices)
+    assumed: Assumptions = field(default_factory=Assumptions)
+
+    def paper_run(self) -> list[Work]:
+        """Return all computations of the paper (Sec. 4-5, App. A) in the order of the pipeline."""
+        agent, games = explore_preset("paper"), self.assumed.explored_games
+        step = self.units["env_step_core_seconds"]
+        chosen_step = step + self.units["action_core_seconds"]
+        sessions = (
+            ("Platformers, 483 x 50 x 500", 483 * 50 * 500, step),
+            ("Platformers-50, 50 x 100 x 1,000", 50 * 100 * 1_000, step),
+            (f"{games} games, explorer's 10,000 x 700", games * 10_000 * 700, chosen_step),
+            (f"{games} games, as much random play", games * 10_000 * 700, step),
+            (f"{games} games, test sets of 1,000 x 700", games * 1_000 * 700, step),
         )
-        for name, amount in sessions.items()
-    ]
-    steps = games * agent.epochs * agent.steps_per_epoch * agent.runners * agent.envs_per_runner
-    updates = games * agent.epochs * agent.updates_per_epoch
-    exploring = [
-        _cores("explore: play", steps, chosen),
-        _flops("explore: rewards", steps, "windows", "L4", units["window_flops"], assumed),
-        _flops("explore: updates", updates, "updates", "L4", units["update_flops"], assumed),
-    ]
-    return [*played, *training(assumed), *exploring, *evaluating(assumed)]
+        steps = games * agent.epochs * agent.steps_per_epoch * agent.runners * agent.envs_per_runner
+        updates = games * agent.epochs * agent.updates_per_epoch
+        return [
+            *(_on_cores(f"collect: {name}", amount, cost) for name, amount, cost in sessions),
+            *self._training(),
+            _on_cores("explore: play", steps, chosen_step),
+            self._on_gpu("explore: rewards", steps, "windows", "L4", self.units["window_flops"]),
+            self._on_gpu("explore: updates", updates, "updates", "L4", self.units["update_flops"]),
+            self._evaluation(),
+        ]
 
+    def _training(self) -> list[Work]:
+        """Return the training runs of App. A.1, counted by `worldmodel.training.flops`."""
+        lines = []
+        for component, name, runs in (
+            ("tokenizer", "base", 1),
+            ("dynamics", "g200", 1),
+            ("dynamics", "g50", 1),
+            ("tokenizer", "finetune", 2 * self.assumed.explored_games),
+            ("dynamics", "finetune", 2 * self.assumed.explored_games),
+            ("dynamics", "scratch", self.assumed.explored_games),
+            ("upscaler", "small-50k", 1),
+        ):
+            settings = train_preset(component, "paper", name)
+            frozen = find_recipe(component, name).decoder_only
+            cost = cost_of(component, preset("paper"), settings, decoder_only=frozen, cached=True)
+            assert cost is not None
+            clips = runs * settings.iterations * settings.batch_size
+            stage = f"train: {component} {name}" + (f", {runs} times" if runs > 1 else "")
+            lines.append(self._on_gpu(stage, clips, "clips", "A100", cost.flops))
+        return lines
 
-def training(assumed: Assumptions) -> list[Work]:
-    """Return the training runs of App. A.1, counted by `worldmodel.training.flops`."""
-    lines = []
-    for component, name, runs in (
-        ("tokenizer", "base", 1),
-        ("dynamics", "g200", 1),
-        ("dynamics", "g50", 1),
-        ("tokenizer", "finetune", 2 * assumed.explored_games),
-        ("dynamics", "finetune", 2 * assumed.explored_games),
-        ("dynamics", "scratch", assumed.explored_games),
-        ("upscaler", "small-50k", 1),
-    ):
-        settings = train_preset(component, "paper", name)
-        decoder_only = find_recipe(component, name).decoder_only
-        cost = cost_of(component, preset("paper"), settings, decoder_only=decoder_only, cached=True)
+    def _evaluation(self) -> Work:
+        """Return the evaluation of three models on clips of 12 frames, one per 20 frames of the
+        test sets.
+
+        Two frames are given and ten are predicted, two at a time in 25 MaskGIT steps. With the KV
+        cache that takes the forward passes of 260 frames.
+        """
+        settings = train_preset("dynamics", "paper")
+        cost = cost_of("dynamics", preset("paper"), settings, cached=True)
         assert cost is not None
-        clips = runs * settings.iterations * settings.batch_size
-        times = f", {runs} times" if runs > 1 else ""
-        lines.append(
-            _flops(f"train: {component} {name}{times}", clips, "clips", "A100", cost.flops, assumed)
-        )
-    return lines
+        frame = cost.flops / 3 / settings.clip_length
+        windows = 3 * self.assumed.explored_games * 1_000 * (700 // 20)
+        return self._on_gpu("evaluate: autoregressive", windows, "windows", "A100", 260 * frame)
+
+    def _on_gpu(self, stage: str, amount: float, unit: str, kind: str, flops: float) -> Work:
+        rate = {"A100": self.assumed.a100_flops, "L4": self.assumed.l4_flops}[kind]
+        return Work(stage, amount, unit, kind, amount * flops / rate / 3600)
+
+    def dollars(self, work: Sequence[Work]) -> float:
+        """Return the price of some lines."""
+        prices = {"vCPU": self.prices.vcpu_spot, "L4": self.prices.l4, "A100": self.prices.a100}
+        return sum(line.hours / self.assumed.busy * prices[line.kind] for line in work)
+
+    def units_table(self) -> str:
+        """Return the unit costs as a table, each with its source."""
+        units, l4_flops = self.units, self.assumed.l4_flops
+        step, window_flops = units["env_step_core_seconds"], units["window_flops"]
+        chosen_step, update_flops = step + units["action_core_seconds"], units["update_flops"]
+        by_source = {
+            "measured": {
+                "agent steps per core-second, recorded (4 emulator frames each)": f"{1 / step:.0f}",
+                "the same, with actions chosen by the paper's agent": f"{1 / chosen_step:,.0f}",
+                "bytes per frame on disk": f"{units['bytes_per_frame']:,.0f}",
+                "reward windows per core-second": f"{1 / units['window_core_seconds']:,.2f}",
+                "core-seconds per update of the agent": f"{units['update_core_seconds']:,.1f}",
+            },
+            "counted": {
+                "GFLOP per reward window": f"{window_flops / 1e9:,.0f}",
+                "GFLOP per update of the agent": f"{update_flops / 1e9:,.0f}",
+            },
+            "assumed rate": {
+                "reward windows per second of an L4": f"{l4_flops / window_flops:,.0f}",
+                "updates of the agent per second of an L4": f"{l4_flops / update_flops:,.0f}",
+            },
+            "assumed": {
+                "TFLOP/s of an A100 in training": f"{self.assumed.a100_flops / 1e12:,.0f}",
+                "share of billed time at work": f"{self.assumed.busy:.0%}",
+            },
+        }
+        rows = [(*row, source) for source, values in by_source.items() for row in values.items()]
+        return markdown(("unit", "value", "source"), rows)
+
+    def epoch_table(self, replicas: Sequence[int] = (1, 2, 4, 8)) -> str:
+        """Return the seconds of one epoch of the paper's explorer by number of reward replicas.
+
+        Each environment has one vCPU.
+        """
+        agent, units = explore_preset("paper"), self.units
+        step = units["env_step_core_seconds"] + units["action_core_seconds"]
+        play = agent.steps_per_epoch * step
+        windows = agent.steps_per_epoch * agent.runners * agent.envs_per_runner
+        reward = windows * units["window_flops"] / self.assumed.l4_flops
+        updates = agent.updates_per_epoch * units["update_flops"] / self.assumed.l4_flops
+        heads = ["reward replicas", "play, s", "rewards, s", "updates, s", "epoch, s"]
+        rows = []
+        for count in replicas:
+            epoch = max(play, reward / count) + updates  # windows are scored while playing
+            seconds = (play, reward / count, updates, epoch, agent.epochs * epoch / 3600)
+            rows.append((str(count), *(f"{value:.1f}" for value in seconds)))
+        return markdown([*heads, f"{agent.epochs} epochs, h"], rows)
+
+    def work_table(self, work: Sequence[Work], times: Sequence[float]) -> str:
+        """Return each stage's amount, machine-hours and dollars, for each multiple of the run."""
+
+        def dollars(lines: Sequence[Work]) -> list[str]:
+            return [f"{multiple * self.dollars(lines):,.0f}" for multiple in times]
+
+        heads = ["stage", "amount", "on", "machine-hours", "source"]
+        rows = []
+        for line in work:
+            amount = f"{line.amount:,.0f} {line.unit}"
+            cells = (line.stage, amount, line.kind, f"{line.hours:,.1f}", line.source)
+            rows.append((*cells, *dollars([line])))
+        rows.append(("total", "", "", "", "", *dollars(work)))
+        return markdown([*heads, *(f"dollars x {multiple:g}" for multiple in times)], rows)
+
+    def machines_table(self, work: Sequence[Work], times: float, days: float) -> str:
+        """Return the machines that finish a multiple of the run in that many days, with prices."""
+        hours = 24 * days * self.assumed.busy
+        rows, total = [], 0.0
+        for kind, name, size in (
+            ("vCPU", "emulator workers (one vCPU each)", 16),
+            ("L4", "reward replicas and learners", 1),
+            ("A100", "training GPUs", 8),
+        ):
+            lines = [line for line in work if line.kind == kind]
+            count = max(1, math.ceil(times * sum(line.hours for line in lines) / hours))
+            cost = times * self.dollars(lines)
+            total += cost
+            rows.append((name, f"{count:,}", f"{math.ceil(count / size):,}", f"{cost:,.0f}"))
+        frames = times * sum(line.amount for line in work if line.stage.startswith("collect"))
+        gigabytes = frames * self.units["bytes_per_frame"] / 1e9
+        head = self.prices.head * 24 * days
+        storage = gigabytes * self.prices.storage_gb_month * days / 30
+        stored = f"storage, {frames / 1e6:,.0f} M frames"
+        rows += [
+            ("head", "1", "1", f"{head:,.0f}"),
+            (stored, f"{gigabytes:,.0f} GB", "", f"{storage:,.0f}"),
+            ("total", "", "", f"{total + head + storage:,.0f}"),
+        ]
+        title = f"the paper's run x {times:g} in {days:g} days"
+        return markdown((title, "count", "machines", "dollars"), rows)
 
 
-def evaluating(assumed: Assumptions) -> list[Work]:
-    """Return the evaluation of three models on clips of 12 frames, one per 20 frames of the tests.
-
-    Two frames are given and ten are predicted, two at a time in 25 MaskGIT steps. With the KV cache
-    that takes the forward passes of 260 frames.
-    """
-    settings = train_preset("dynamics", "paper")
-    cost = cost_of("dynamics", preset("paper"), settings, cached=True)
-    assert cost is not None
-    frame = cost.flops / 3 / settings.clip_length
-    windows = 3 * assumed.explored_games * 1_000 * (700 // 20)
-    return [_flops("evaluate: autoregressive", windows, "windows", "A100", 260 * frame, assumed)]
+def _on_cores(stage: str, steps: float, core_seconds: float) -> Work:
+    return Work(stage, steps, "steps", "vCPU", steps * core_seconds / 3600)
 
 
-def _cores(stage: str, steps: float, core_seconds: float) -> Work:
-    return Work(stage, steps, "steps", "vCPU", steps * core_seconds / 3600, "measured")
-
-
-def _flops(
-    stage: str, amount: float, unit: str, kind: str, flops: float, assumed: Assumptions
-) -> Work:
-    rate = assumed.a100_flops if kind == "A100" else assumed.l4_flops
-    return Work(
-        stage, amount, unit, kind, amount * flops / rate / 3600, "FLOPs counted, rate assumed"
-    )
-
-
-def dollars(work: Work, prices: Prices, assumed: Assumptions) -> float:
-    """Return the price of one line."""
-    rate = {"vCPU": prices.vcpu_spot, "L4": prices.l4, "A100": prices.a100}[work.kind]
-    return work.hours / assumed.busy * rate
-
-
-def units_table(units: dict[str, Any], assumed: Assumptions) -> str:
-    """Return the unit costs as a table, each with its source."""
-    step, act, window = (units[f"{name}_core_seconds"] for name in ("env_step", "action", "window"))
-    rows = [
-        (
-            "agent steps per core-second, recorded (4 emulator frames each)",
-            f"{1 / step:,.0f}",
-            "measured",
-        ),
-        (
-            "the same, with actions chosen by the paper's agent",
-            f"{1 / (step + act):,.0f}",
-            "measured",
-        ),
-        ("bytes per frame on disk", f"{units['bytes_per_frame']:,.0f}", "measured"),
-        ("reward windows per core-second", f"{1 / window:,.2f}", "measured"),
-        (
-            "core-seconds per update of the agent",
-            f"{units['update_core_seconds']:,.1f}",
-            "measured",
-        ),
-        ("GFLOP per reward window", f"{units['window_flops'] / 1e9:,.0f}", "counted"),
-        ("GFLOP per update of the agent", f"{units['update_flops'] / 1e9:,.0f}", "counted"),
-        (
-            "reward windows per second of an L4",
-            f"{assumed.l4_flops / units['window_flops']:,.0f}",
-            "assumed rate",
-        ),
-        (
-            "updates of the agent per second of an L4",
-            f"{assumed.l4_flops / units['update_flops']:,.0f}",
-            "assumed rate",
-        ),
-        ("TFLOP/s of an A100 in training", f"{assumed.a100_flops / 1e12:,.0f}", "assumed"),
-        ("share of billed time at work", f"{assumed.busy:.0%}", "assumed"),
-    ]
-    return table(("unit", "value", "source"), rows)
-
-
-def work_table(
-    work: Sequence[Work], prices: Prices, assumed: Assumptions, times: Sequence[float]
-) -> str:
-    """Return each stage's amount, machine-hours and dollars, for each multiple of the run."""
-    heads = [
-        "stage",
-        "amount",
-        "on",
-        "machine-hours",
-        "source",
-        *(f"dollars x {t:g}" for t in times),
-    ]
-    rows = [
-        (
-            line.stage,
-            f"{line.amount:,.0f} {line.unit}",
-            line.kind,
-            f"{line.hours:,.1f}",
-            line.source,
-            *(f"{t * dollars(line, prices, assumed):,.0f}" for t in times),
-        )
-        for line in work
-    ]
-    sums = (f"{t * sum(dollars(line, prices, assumed) for line in work):,.0f}" for t in times)
-    return table(heads, [*rows, ("total", "", "", "", "", *sums)])
-
-
-def machines_table(
-    work: Sequence[Work],
-    prices: Prices,
-    assumed: Assumptions,
-    times: float,
-    days: float,
-    units: dict[str, Any],
-) -> str:
-    """Return the machines that finish a multiple of the run in that many days, and their price."""
-    hours = 24 * days * assumed.busy
-    kinds = {
-        "vCPU": ("emulator workers (one vCPU each)", 16),
-        "L4": ("reward replicas and learners", 1),
-    }
-    kinds["A100"] = ("training GPUs", 8)
-    rows, total = [], 0.0
-    for kind, (name, size) in kinds.items():
-        lines = [line for line in work if line.kind == kind]
-        count = max(1, math.ceil(times * sum(line.hours for line in lines) / hours))
-        cost = times * sum(dollars(line, prices, assumed) for line in lines)
-        total += cost
-        rows.append((name, f"{count:,}", f"{math.ceil(count / size):,}", f"{cost:,.0f}"))
-    frames = times * sum(line.amount for line in work if line.stage.startswith("collect"))
-    gigabytes = frames * units["bytes_per_frame"] / 1e9
-    others = {
-        "head": prices.head * 24 * days,
-        "storage": gigabytes * prices.storage_gb_month * days / 30,
-    }
-    rows.append(("head", "1", "1", f"{others['head']:,.0f}"))
-    rows.append(
-        (
-            f"storage, {frames / 1e6:,.0f} M frames",
-            f"{gigabytes:,.0f} GB",
-            "",
-            f"{others['storage']:,.0f}",
-        )
-    )
-    rows.append(("total", "", "", f"{total + sum(others.values()):,.0f}"))
-    return table(
-        (f"the paper's run x {times:g} in {days:g} days", "count", "machines", "dollars"), rows
-    )
-
-
-def epoch_table(
-    units: dict[str, Any], assumed: Assumptions, replicas: Sequence[int] = (1, 2, 4, 8)
-) -> str:
-    """Return the seconds of one epoch of the paper's explorer by number of reward replicas.
-
-    Each environment has one vCPU.
-    """
-    agent = explore_preset("paper")
-    count = agent.runners * agent.envs_per_runner
-    play = agent.steps_per_epoch * (units["env_step_core_seconds"] + units["action_core_seconds"])
-    windows = agent.steps_per_epoch * count * units["window_flops"] / assumed.l4_flops
-    updates = agent.updates_per_epoch * units["update_flops"] / assumed.l4_flops
-    rows = []
-    for number in replicas:
-        epoch = max(play, windows / number) + updates  # windows are scored while playing
-        parts = (f"{play:.1f}", f"{windows / number:.1f}", f"{updates:.1f}", f"{epoch:.1f}")
-        rows.append((str(number), *parts, f"{agent.epochs * epoch / 3600:.1f}"))
-    heads = (
-        "reward replicas",
-        "play, s",
-        "rewards, s",
-        "updates, s",
-        "epoch, s",
-        f"{agent.epochs} epochs, h",
-    )
-    return table(heads, rows)
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown, followed by an empty line."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -1,6 +1,6 @@
 """Unit costs for the cost model, measured on this machine in core-seconds.
 
-Times are process times, so that waiting for other programs does not count.
+Times are process times, which exclude waiting for other programs.
 """
 
 import os
@@ -23,30 +23,30 @@ from worldmodel.models.cpu_kernels import use_cpu_kernels
 from worldmodel.uncertainty import window_entropies
 
 
-def measure(game: str, repeats: int) -> dict[str, Any]:
+def measure_units(game: str, repeats: int) -> dict[str, Any]:
     """Return the unit costs of all work at the paper's sizes."""
     torch.set_num_threads(1)
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "game": game,
-        **playing(game, repeats),
-        **exploring(repeats, explore_preset("paper")),
-        **rewarding(repeats),
+        **measure_play(game, repeats),
+        **measure_agent(repeats, explore_preset("paper")),
+        **measure_reward(repeats),
     }
 
 
 def core_seconds(repeats: int, work: Callable[[], Any]) -> float:
     """Return the shortest process time of several runs, after one to warm up."""
     work()
-    best = float("inf")
+    times = []
     for _ in range(repeats):
         started = time.process_time()
         work()
-        best = min(best, time.process_time() - started)
-    return best
+        times.append(time.process_time() - started)
+    return min(times)
 
 
-def playing(game: str, repeats: int, steps: int = 300) -> dict[str, float]:
+def measure_play(game: str, repeats: int, steps: int = 300) -> dict[str, float]:
     """Return core-seconds per recorded step (four emulator frames) and bytes per stored frame."""
     env, sizes = envs.make(game), []
 
@@ -59,10 +59,10 @@ def playing(game: str, repeats: int, steps: int = 300) -> dict[str, float]:
     return {"env_step_core_seconds": seconds / steps, "bytes_per_frame": sizes[-1]}
 
 
-def exploring(repeats: int, plan: ExploreConfig) -> dict[str, float]:
+def measure_agent(repeats: int, config: ExploreConfig) -> dict[str, float]:
     """Return the costs of choosing an action, in all environments at once, and of an update."""
-    network = CnnLstm(plan.network)
-    units, envs_at_once = plan.network.lstm_dim, plan.runners * plan.envs_per_runner
+    network = CnnLstm(config.network)
+    units, envs_at_once = config.network.lstm_dim, config.runners * config.envs_per_runner
 
     def forward(batch: int, length: int) -> Any:
         frames = torch.zeros(batch, length, 64, 64, 3, dtype=torch.uint8)
@@ -72,17 +72,17 @@ def exploring(repeats: int, plan: ExploreConfig) -> dict[str, float]:
         act = core_seconds(repeats, lambda: forward(envs_at_once, 1)) / envs_at_once
 
     def update() -> None:
-        logits, values, _ = forward(plan.batch_size, plan.seq_len)
+        logits, values, _ = forward(config.batch_size, config.seq_len)
         (logits.mean() + values.mean()).backward()
 
     seconds = core_seconds(1, update)
     with FlopCounterMode(display=False) as counter:
-        forward(1, plan.seq_len)
-    flops = 3.0 * counter.get_total_flops() * plan.batch_size
+        forward(1, config.seq_len)
+    flops = 3.0 * counter.get_total_flops() * config.batch_size
     return {"action_core_seconds": act, "update_core_seconds": seconds, "update_flops": flops}
 
 
-def rewarding(repeats: int, windows: int = 2) -> dict[str, float]:
+def measure_reward(repeats: int, windows: int = 2) -> dict[str, float]:
     """Return the costs of one reward of the paper's world model, from a window of five frames."""
     config = preset("paper")
     model = GenieReduxG(Tokenizer(config), Dynamics(config)).eval()
@@ -92,7 +92,5 @@ def rewarding(repeats: int, windows: int = 2) -> dict[str, float]:
     seconds = core_seconds(repeats, lambda: window_entropies(model, frames, actions))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         window_entropies(model, frames[:1], actions[:1])
-    return {
-        "window_core_seconds": seconds / windows,
-        "window_flops": float(counter.get_total_flops()),
-    }
+    flops = float(counter.get_total_flops())
+    return {"window_core_seconds": seconds / windows, "window_flops": flops}

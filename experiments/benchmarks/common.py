@@ -1,9 +1,11 @@
-"""Flags of the benchmarks and a row of their table."""
+"""Flags of the benchmarks, a row of their table, and timers."""
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments.arguments import RayArgs
 
@@ -26,10 +28,7 @@ class Args(RayArgs):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a rate and its baseline.
-
-    target: the smallest acceptable ratio, if any; the largest if at_most.
-    """
+    """One line of the table: a rate and its baseline."""
 
     group: str
     name: str
@@ -38,6 +37,7 @@ class Row:
     baseline: str = ""
     baseline_rate: float = float("nan")
     target: float | None = None
+    """Smallest acceptable ratio, or the largest if `at_most`."""
     at_most: bool = False
 
     @property
@@ -49,3 +49,17 @@ class Row:
 def median_of(times: int, measure: Callable[[], float]) -> float:
     """Return the median of several measurements."""
     return statistics.median(measure() for _ in range(times))
+
+
+def cpu_seconds(work: Callable[[], Any]) -> float:
+    """Return the CPU-seconds of a call in this process."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def wall_seconds(work: Callable[[], Any]) -> float:
+    """Return the seconds of a call on the clock."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

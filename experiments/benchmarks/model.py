@@ -2,26 +2,26 @@
 
 Times are CPU-seconds of one thread, on which other programs have little effect. Training runs at
 the paper's sizes, in a new process so that its memory is known. The rest uses the paper's widths
-with fewer blocks: as all blocks are alike the ratios stay, and take a minute instead of ten.
+with fewer blocks: all blocks are alike, so that the ratios are the same.
 """
 
 import dataclasses
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from experiments.benchmarks.common import Args, Row, median_of
+from experiments.benchmarks.common import Args, Row, cpu_seconds, median_of
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
 from worldmodel.config import GenerationMode, WorldModelConfig
 from worldmodel.data.batch import Batch
@@ -36,44 +36,43 @@ from worldmodel.training.objectives import DynamicsObjective, Objective, Tokeniz
 from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.setup import build_trainer
 
-MEMORY = 6e9
-"""Target for the memory in bytes of training the paper's tokenizer on one clip."""
-SMALL: dict[str, Any] = {"dim": 256, "heads": 4}
-"""Width of the small size for step times (4 + 4 and 4 blocks, 16 frames, 2 clips)."""
+MEMORY_MB = 6e3
+"""Target for the memory of training the paper's tokenizer on one clip."""
 
 
-def training(args: Args, scratch: Path) -> Iterator[Row]:
+def measure_training(args: Args, scratch: Path) -> Iterator[Row]:
     """Measure FLOP/s of training, against matrix products of the same shapes, and its memory."""
+    row = partial(Row, "training")
     for component in ("tokenizer", "dynamics"):
         for compiled in (False, True):
-            found = in_new_process(component, "paper", args.repeats, compiled)
-            rate, products = found["flops"] / found["seconds"] / 1e9, found["products"] / 1e9
+            result = in_new_process(component, "paper", args.repeats, compiled)
             name = f"{component}, paper{', --compile' if compiled else ''}"
-            yield Row("training", name, rate, "GFLOP/s", "matrix products alone", products, 0.6)
-            yield Row("training", f"{name}, 1 clip", found["tokens"] / found["seconds"], "tokens/s")
+            rate, products = result["flops"] / result["seconds"] / 1e9, result["products"] / 1e9
+            yield row(name, rate, "GFLOP/s", "matrix products alone", products, 0.6)
+            yield row(f"{name}, 1 clip", result["tokens"] / result["seconds"], "tokens/s")
             if component == "tokenizer":
-                peak, target = found["peak"] / 1e6, MEMORY / 1e6
-                yield Row(
-                    "training", "its peak memory", peak, "MB", "target", target, 1.0, at_most=True
-                )
+                peak = result["peak"] / 1e6
+                yield row("its peak memory", peak, "MB", "target", MEMORY_MB, 1.0, at_most=True)
     for component in ("tokenizer", "dynamics"):
-        found = in_new_process(component, "small", args.repeats, compiled=False)
-        yield Row("training", f"{component}, small, 2 clips: a step", 1000 * found["seconds"], "ms")
-    yield cached_tokens(args.repeats)
+        result = in_new_process(component, "small", args.repeats, compiled=False)
+        yield row(f"{component}, small, 2 clips: a step", 1000 * result["seconds"], "ms")
+    cached, encoding = (1000 / dynamics_seconds(args.repeats, tokens=t) for t in (True, False))
+    yield row("dynamics steps, cached tokens", cached, "/ks", "encoding", encoding, 1.15)
 
 
 def in_new_process(component: str, size: str, repeats: int, compiled: bool) -> dict[str, float]:
-    """Run `steps` in a new process and return its results, with the peak memory."""
-    code = "from experiments.benchmarks.model import steps\n"
-    code += f"steps({component!r}, {size!r}, {repeats}, {compiled})"
+    """Run `print_step` in a new process and return its result."""
+    code = "from experiments.benchmarks.model import print_step\n"
+    code += f"print_step({component!r}, {size!r}, {repeats}, {compiled})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"measuring a training step failed: {done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def steps(component: str, size: str, repeats: int, compiled: bool) -> None:
-    """Train on noise; print seconds and FLOPs of a step, matrix products and memory as JSON.
+def print_step(component: str, size: str, repeats: int, compiled: bool) -> None:
+    """Train on noise and print a step's seconds, FLOPs, tokens and peak memory as JSON, with the
+    FLOP/s of matrix products alone.
 
     The products are computed after each step, so that both see the same load of the machine.
     """
@@ -84,174 +83,112 @@ def steps(component: str, size: str, repeats: int, compiled: bool) -> None:
     )
     objective: Objective = TokenizerObjective(Tokenizer(config))
     if component == "dynamics":
-        objective = DynamicsObjective(with_codes(Dynamics(config)), Tokenizer(preset("debug")))
+        objective = DynamicsObjective(dynamics_with_codes(config), Tokenizer(preset("debug")))
     products = products_of_a_block(config, settings)
-    taken: list[list[float]] = [[] for _ in products]
     with tempfile.TemporaryDirectory() as folder:
-        job = TrainingRun(component, config, settings, (), Path(folder) / "run", Path(folder))
-        windows = Noise(config, settings, tokens=component == "dynamics")
-        trainer = build_trainer(job, objective, windows, None, Worker(torch.device("cpu")))
+        run = TrainingRun(component, config, settings, (), Path(folder) / "run", Path(folder))
+        noise = NoiseDataset(config, settings, tokens=component == "dynamics")
+        trainer = build_trainer(run, objective, noise, None, Worker(torch.device("cpu")))
 
-        def step() -> float:
+        def step() -> list[float]:
             batch = next(trainer.loader)
-            seconds = cpu_seconds(lambda: trainer.train_step(batch))
+            times = [cpu_seconds(lambda: trainer.train_step(batch))]
             trainer.step += 1
-            for product, times in zip(products, taken, strict=True):
-                product.make()  # load its operands into the cache
-                times.append(cpu_seconds(product.make))
-            return seconds
+            for product in products:
+                product.compute()  # load its operands into the cache
+                times.append(cpu_seconds(product.compute))
+            return times
 
         for _ in range(2):  # warm-up: kernels, optimizer state, memory
             step()
-        for times in taken:
-            times.clear()
-        seconds = median_of(repeats, step)
+        seconds, *of_products = np.median([step() for _ in range(repeats)], axis=0).tolist()
     cost = cost_of(component, config, settings)
     assert cost is not None
-    found = {"seconds": seconds, "flops": cost.flops * clips, "tokens": float(cost.tokens * clips)}
-    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-    in_products = sum(
-        product.count * statistics.median(times)
-        for product, times in zip(products, taken, strict=True)
-    )
-    print(
-        json.dumps(
-            found
-            | {"products": sum(product.count * product.flops for product in products) / in_products}
-        )
-    )
+    in_products = sum(p.count * time for p, time in zip(products, of_products, strict=True))
+    result = {
+        "seconds": seconds,
+        "flops": cost.flops * clips,
+        "tokens": float(cost.tokens * clips),
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
+        "products": sum(product.count * product.flops for product in products) / in_products,
+    }
+    print(json.dumps(result))
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
     """Matrix product that a block computes `count` times in a step."""
 
-    make: Callable[[], Tensor]
-    flops: float
+    a: Tensor
+    b: Tensor
     count: int
+
+    def compute(self) -> Tensor:
+        """Return the product."""
+        return self.a @ self.b
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of one product."""
+        return 2 * self.a.numel() * self.b.shape[-1]
 
 
 def products_of_a_block(config: WorldModelConfig, settings: TrainConfig) -> list[Product]:
     """Return the products of a block's linear layers and attention, forward and backward."""
     c = config.tokenizer
     patches, frames = config.grid**2, settings.clip_length
-    rows, width, inner = (
-        settings.batch_size * frames * patches,
-        c.heads * c.head_dim,
-        int(4 * 2 / 3 * c.dim),
-    )
-    made: list[Product] = []
-
-    def add(a: Tensor, b: Tensor, count: int) -> None:
-        made.append(Product(lambda: a @ b, 2 * a.numel() * b.shape[-1], count))
-
+    rows, width = settings.batch_size * frames * patches, c.heads * c.head_dim
+    inner = int(4 * 2 / 3 * c.dim)
+    noise = partial(torch.randn, dtype=torch.bfloat16)
+    products = []
     for ins, outs, count in (
         (c.dim, 3 * width, 2),
         (width, c.dim, 2),
         (c.dim, inner, 4),
         (inner, c.dim, 2),
     ):
-        x, weight, grad = (
-            torch.randn(shape, dtype=torch.bfloat16)
-            for shape in ((rows, ins), (outs, ins), (rows, outs))
-        )
-        for a, b in ((x, weight.T), (grad, weight), (grad.T, x)):
-            add(a, b, count)
+        x, weight, grad = noise(rows, ins), noise(outs, ins), noise(rows, outs)
+        operands = ((x, weight.T), (grad, weight), (grad.T, x))
+        products += [Product(a, b, count) for a, b in operands]
     for tokens in (patches, frames):  # space, then time
-        x = torch.randn(rows // tokens * c.heads, tokens, c.head_dim, dtype=torch.bfloat16)
-        share = torch.randn(len(x), tokens, tokens, dtype=torch.bfloat16)
-        for a, b in (
-            (x, x.mT),
-            (share, x),
-            (share.mT, x),
-        ):  # each forward or backward, and again backward
-            add(a, b, 2)
-    return made
+        x = noise(rows // tokens * c.heads, tokens, c.head_dim)
+        share = noise(len(x), tokens, tokens)
+        # Each of them once forward or backward, and once more backward.
+        operands = ((x, x.mT), (share, x), (share.mT, x))
+        products += [Product(a, b, 2) for a, b in operands]
+    return products
 
 
-def cached_tokens(repeats: int) -> Row:
-    """Measure dynamics steps on cached tokens against steps that encode frames first."""
+def dynamics_seconds(repeats: int, *, tokens: bool) -> float:
+    """Return the CPU-seconds of a dynamics step on cached tokens, or on frames to be encoded."""
     config = fewer_blocks(tokenizer=2, dynamics=3)
-    objective = DynamicsObjective(with_codes(Dynamics(config)), Tokenizer(config))
+    objective = DynamicsObjective(dynamics_with_codes(config), Tokenizer(config))
     settings = train_preset("dynamics", "paper", batch_size=1)
-    rates = []
-    for tokens in (True, False):
-        batch = Noise(config, settings, tokens=tokens).batch(np.arange(1))
+    batch = NoiseDataset(config, settings, tokens=tokens).batch(np.arange(1))
 
-        def step(batch: Any = batch) -> None:
-            with torch.autocast("cpu", torch.bfloat16):
-                losses = objective(batch, 0.0)
-            losses["loss"].backward()
-
-        rates.append(1 / median_seconds(repeats, step))
-    steps_ks = [1000 * rate for rate in rates]
-    return Row(
-        "training",
-        "dynamics steps, cached tokens",
-        steps_ks[0],
-        "/ks",
-        "encoding",
-        steps_ks[1],
-        1.15,
-    )
-
-
-def generation(args: Args, scratch: Path) -> Iterator[Row]:
-    """Measure generation with the KV cache against recomputation, and the reward."""
-    model = GenieReduxG(Tokenizer(fewer_blocks(1, 4)), Dynamics(fewer_blocks(1, 4))).eval()
-    use_cpu_kernels(model)  # as of every model that is loaded for a CPU
-    frames, actions = torch.rand(1, 2, 3, 64, 64), torch.zeros(1, 11, dtype=torch.int64)
-    rows: tuple[tuple[GenerationMode, int, float], ...] = (
-        ("autoregressive", 2, 3.5),
-        ("one_pass", 10, 1.15),
-    )
-    for mode, together, target in rows:
-
-        def kept(mode: GenerationMode = mode) -> Tensor:
-            return model.generate_tokens(frames, actions, mode=mode)
-
-        def plain(together: int = together) -> Tensor:
-            return recomputed(model, frames, actions, together)
-
+    def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            rates = [1000 * 10 / median_seconds(1, run) for run in (kept, plain)]
-        yield Row(
-            "generation", f"2 -> 10, {mode}", rates[0], "frames/ks", "recomputed", rates[1], target
-        )
-    yield reward_query(args.repeats)
+            losses = objective(batch, 0.0)
+        losses["loss"].backward()
+
+    return median_seconds(repeats, step)
 
 
-def recomputed(
-    model: GenieReduxG, frames_BPCHW: Tensor, actions_BA: Tensor, together: int
-) -> Tensor:
-    """Generate tokens in 25 steps without KV cache: every step recomputes all frames so far."""
-    dynamics, mask = model.dynamics, model.cfg.mask_id
-    tokens = model.tokenizer.encode(frames_BPCHW)
-    conditions = dynamics.encode_actions(actions_BA)
-    with torch.no_grad():
-        while (begin := tokens.shape[1]) < conditions.shape[1]:
-            start = torch.full((len(tokens), together, *tokens.shape[2:]), mask)
+def measure_generation(args: Args, scratch: Path) -> Iterator[Row]:
+    """Measure generation with the KV cache against recomputation, and the reward."""
+    row = partial(Row, "generation")
+    model = cpu_model(fewer_blocks(tokenizer=1, dynamics=4))
+    frames, actions = torch.rand(1, 2, 3, 64, 64), torch.zeros(1, 11, dtype=torch.int64)
+    modes: tuple[tuple[GenerationMode, int, float], ...]
+    modes = ("autoregressive", 2, 3.5), ("one_pass", 10, 1.15)
+    for mode, chunk_size, target in modes:
+        generate = partial(model.generate_tokens, frames, actions, mode=mode)
+        recompute = partial(generate_without_cache, model, frames, actions, chunk_size)
+        with torch.autocast("cpu", torch.bfloat16):
+            cached, plain = (1000 * 10 / median_seconds(1, call) for call in (generate, recompute))
+        yield row(f"2 -> 10, {mode}", cached, "frames/ks", "recomputed", plain, target)
 
-            def logits_of(
-                made_BM: Tensor, tokens: Tensor = tokens, start: Tensor = start
-            ) -> Tensor:
-                every = torch.cat([tokens, made_BM.view_as(start)], 1)
-                hidden, _ = dynamics.forward_with_cache(
-                    every, conditions[:, : every.shape[1]], None
-                )
-                return dynamics.head(hidden[:, tokens.shape[1] :]).flatten(1, 3)
-
-            made = sample(logits_of, start.flatten(1), mask, steps=25)
-            tokens = torch.cat([tokens, made.view_as(start)], 1)
-            assert tokens.shape[1] == begin + together
-    return tokens
-
-
-def reward_query(repeats: int) -> Row:
-    """Measure the reward against encoding 2 frames and running the dynamics model on 5."""
-    model = GenieReduxG(Tokenizer(fewer_blocks(2, 3)), Dynamics(fewer_blocks(2, 3))).eval()
-    use_cpu_kernels(model)  # as of every model that is loaded for a CPU
-    windows = 4
+    model, windows = cpu_model(fewer_blocks(tokenizer=2, dynamics=3)), 4
     frames, actions = torch.rand(windows, 5, 3, 64, 64), torch.zeros(windows, 4, dtype=torch.int64)
     tokens = torch.randint(model.cfg.mask_id, (windows, 5, 16, 16))
     conditions = model.dynamics.encode_actions(actions)
@@ -261,20 +198,36 @@ def reward_query(repeats: int) -> Row:
         model.dynamics.forward_with_cache(tokens, conditions, None)
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        asked = windows / median_seconds(repeats, lambda: model.token_entropy(frames, actions))
-        least = windows / median_seconds(repeats, model_calls)
-    return Row(
-        "generation",
-        "reward query",
-        60 * asked,
-        "windows/min",
-        "its model calls alone",
-        60 * least,
-        1 / 1.3,
-    )
+        query, bare = (
+            60 * windows / median_seconds(args.repeats, call)
+            for call in (partial(model.token_entropy, frames, actions), model_calls)
+        )
+    yield row("reward query", query, "windows/min", "its model calls alone", bare, 1 / 1.3)
 
 
-class Noise(Dataset):
+@torch.no_grad()
+def generate_without_cache(
+    model: GenieReduxG, frames_BPCHW: Tensor, actions_BA: Tensor, chunk_size: int
+) -> Tensor:
+    """Generate tokens in 25 steps without KV cache: every step recomputes all frames so far."""
+    dynamics, mask = model.dynamics, model.cfg.mask_id
+    tokens = model.tokenizer.encode(frames_BPCHW)
+    conditions = dynamics.encode_actions(actions_BA)
+    while tokens.shape[1] < conditions.shape[1]:
+        chunk = torch.full((len(tokens), chunk_size, *tokens.shape[2:]), mask)
+
+        def logits_of(sampled_BM: Tensor, past: Tensor = tokens, chunk: Tensor = chunk) -> Tensor:
+            frames = torch.cat([past, sampled_BM.view_as(chunk)], 1)
+            conditions_BT = conditions[:, : frames.shape[1]]
+            hidden, _ = dynamics.forward_with_cache(frames, conditions_BT, None)
+            return dynamics.head(hidden[:, past.shape[1] :]).flatten(1, 3)
+
+        sampled = sample(logits_of, chunk.flatten(1), mask, steps=25)
+        tokens = torch.cat([tokens, sampled.view_as(chunk)], 1)
+    return tokens
+
+
+class NoiseDataset(Dataset):
     """Windows of noise, as frames or tokens: the computation does not depend on their content."""
 
     manifest_hash = "noise"
@@ -287,12 +240,15 @@ class Noise(Dataset):
         return 1_000
 
     def sampler(self, seed: int) -> ClipSampler:
+        """Return the order of the windows."""
         return ClipSampler(len(self), seed)
 
     def describe(self, window_id: int) -> str:
+        """Describe a window in words."""
         return f"noise {window_id}"
 
     def batch(self, window_ids: np.ndarray) -> Batch:
+        """Return new noise."""
         config, shape = self._config, (len(window_ids), self._length)
         batch = Batch(
             window_ids_B=torch.from_numpy(window_ids),
@@ -306,36 +262,43 @@ class Noise(Dataset):
         return dataclasses.replace(batch, frames_BTHWC=frames_BTHWC)
 
 
-def fewer_blocks(tokenizer: int, dynamics: int) -> WorldModelConfig:
-    """Return the paper's widths with fewer blocks in encoder, decoder and dynamics."""
+def change_paper(tokenizer: dict[str, Any], dynamics: dict[str, Any]) -> WorldModelConfig:
+    """Return the paper's sizes with changes of the tokenizer and the dynamics model."""
     paper = preset("paper")
     return dataclasses.replace(
         paper,
-        tokenizer=dataclasses.replace(paper.tokenizer, encoder_blocks=tokenizer, decoder_blocks=1),
-        dynamics=dataclasses.replace(paper.dynamics, blocks=dynamics),
+        tokenizer=dataclasses.replace(paper.tokenizer, **tokenizer),
+        dynamics=dataclasses.replace(paper.dynamics, **dynamics),
     )
+
+
+def fewer_blocks(tokenizer: int, dynamics: int) -> WorldModelConfig:
+    """Return the paper's widths with fewer blocks in encoder, decoder and dynamics."""
+    return change_paper({"encoder_blocks": tokenizer, "decoder_blocks": 1}, {"blocks": dynamics})
 
 
 def small_config() -> WorldModelConfig:
     """Return the small size for step times."""
-    paper = preset("paper")
-    return dataclasses.replace(
-        paper,
-        tokenizer=dataclasses.replace(paper.tokenizer, encoder_blocks=4, decoder_blocks=4, **SMALL),
-        dynamics=dataclasses.replace(paper.dynamics, blocks=4, **SMALL),
-    )
+    width = {"dim": 256, "heads": 4}
+    return change_paper({"encoder_blocks": 4, "decoder_blocks": 4, **width}, {"blocks": 4, **width})
 
 
-def with_codes(dynamics: Dynamics) -> Dynamics:
-    """Set a random codebook, which training needs."""
-    dynamics.set_codebook(
-        torch.nn.functional.normalize(torch.randn(dynamics.codebook.shape), dim=-1)
-    )
+def cpu_model(config: WorldModelConfig) -> GenieReduxG:
+    """Return an untrained world model with CPU kernels, as models loaded for a CPU have."""
+    model = GenieReduxG(Tokenizer(config), Dynamics(config)).eval()
+    use_cpu_kernels(model)
+    return model
+
+
+def dynamics_with_codes(config: WorldModelConfig) -> Dynamics:
+    """Return a dynamics model with a random codebook, which training needs."""
+    dynamics = Dynamics(config)
+    dynamics.set_codebook(F.normalize(torch.randn(dynamics.codebook.shape), dim=-1))
     return dynamics
 
 
 def median_seconds(repeats: int, call: Callable[[], Any]) -> float:
-    """Return the median of several times of a call, after a warm-up if there is more than one."""
+    """Return the median CPU-seconds of a call, after a warm-up if it is measured repeatedly."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -344,10 +307,3 @@ def median_seconds(repeats: int, call: Callable[[], Any]) -> float:
         return median_of(repeats, lambda: cpu_seconds(call))
     finally:
         torch.set_num_threads(threads)
-
-
-def cpu_seconds(call: Callable[[], Any]) -> float:
-    """Return the CPU-seconds of a call in this process."""
-    started = time.process_time()
-    call()
-    return time.process_time() - started

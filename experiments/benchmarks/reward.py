@@ -2,14 +2,13 @@
 
 On a machine with few cores a real world model competes with the games for them, and the reward then
 costs its arithmetic. The path of the reward (cutting, sending, batching, writing) is therefore
-measured with a tiny model that still reads whole windows. The model of preset cpu is measured too,
-without a target.
+measured with a tiny model that takes whole windows. The model of preset cpu is measured without a
+target.
 """
 
 import dataclasses
 import statistics
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from experiments.benchmarks.common import Args, Row, median_of
+from experiments.benchmarks.common import Args, Row, median_of, wall_seconds
 from exploration.agent.learner import as_learner_batch
 from exploration.agent.loss import actor_critic_loss
 from exploration.algorithm import AutoExplore
@@ -36,66 +35,46 @@ SLOW_STEPS = 12
 WINDOWS = 64
 
 
-def reward(args: Args, scratch: Path) -> Iterator[Row]:
+def measure_reward(args: Args, scratch: Path) -> Iterator[Row]:
     """Measure sampling with and without a reward, and the service against the bare model."""
-    thin, real = (
-        save_untrained(scratch / "thin", thin=True),
-        save_untrained(scratch / "cpu", thin=False),
-    )
-    single = sampling_rate(args.games, None, args.repeats, runners=1)
-    plain = sampling_rate(args.games, None, args.repeats)
-    yield Row("reward", "two env runners", plain, "steps/s", "one env runner", single)
-    null = sampling_rate(args.games, NullScorer, args.repeats)
-    yield Row(
-        "reward", "sampling, null reward", null, "steps/s", "sampling without reward", plain, 0.97
-    )
-    for name, model, batch, target in (
-        ("model of 1 token", thin, 64, 0.9),
-        ("model of preset cpu", real, 0, None),
+    row, games = partial(Row, "reward"), args.games
+    single = sampling_rate(games, None, args.repeats, runners=1)
+    plain = sampling_rate(games, None, args.repeats)
+    yield row("two env runners", plain, "steps/s", "one env runner", single)
+    null = sampling_rate(games, NullScorer, args.repeats)
+    baseline = "sampling without reward"
+    yield row("sampling, null reward", null, "steps/s", baseline, plain, 0.97)
+    for name, thin, batch, target, steps, repeats in (
+        ("model of 1 token", True, 64, 0.9, STEPS, args.repeats),
+        ("model of preset cpu", False, 0, None, SLOW_STEPS, 1),
     ):
-        steps, repeats = (STEPS, args.repeats) if target else (SLOW_STEPS, 1)
-        local = sampling_rate(
-            args.games, partial(LocalScorer, model, batch=batch), repeats, steps=steps
-        )
-        yield Row(
-            "reward",
-            f"sampling, {name} in process",
-            local,
-            "steps/s",
-            "sampling without reward",
-            plain,
-        )
+        model = save_untrained(scratch / ("thin" if thin else "cpu"), thin=thin)
+        scorer = partial(LocalScorer, model, batch=batch)
+        local = sampling_rate(games, scorer, repeats, steps=steps)
+        yield row(f"sampling, {name} in process", local, "steps/s", baseline, plain)
         app = serve.run(model, batch=batch)
         try:
-            served = sampling_rate(args.games, partial(ServeScorer, app), repeats, steps=steps)
-            yield Row(
-                "reward",
-                f"sampling, {name} by Serve",
-                served,
-                "steps/s",
-                "without reward",
-                plain,
-                target,
-            )
-            yield Row(
-                "reward", f"sampling, {name} by Serve", served, "steps/s", "in process", local
-            )
-            if not target:
-                yield from service(app, model, args.repeats)
+            served = sampling_rate(games, partial(ServeScorer, app), repeats, steps=steps)
+            name = f"sampling, {name} by Serve"
+            yield row(name, served, "steps/s", "without reward", plain, target)
+            yield row(name, served, "steps/s", "in process", local)
+            if not thin:
+                yield measure_service(app, model)
+                yield measure_swap(app, model, args.repeats)
         finally:
             serve.stop(app)
-    yield update(args.games, args.repeats)
+    yield measure_update(games, args.repeats)
 
 
 def save_untrained(folder: Path, *, thin: bool) -> Path:
     """Save an untrained model of preset cpu, or one of 1 token per frame if thin."""
     config = preset("debug" if thin else "cpu")
     if thin:
-        tokenizer = dataclasses.replace(
-            config.tokenizer, patch=64, encoder_blocks=1, decoder_blocks=1
-        )
+        one_block: dict[str, Any] = {"encoder_blocks": 1, "decoder_blocks": 1}
         config = dataclasses.replace(
-            config, tokenizer=tokenizer, dynamics=dataclasses.replace(config.dynamics, blocks=1)
+            config,
+            tokenizer=dataclasses.replace(config.tokenizer, patch=64, **one_block),
+            dynamics=dataclasses.replace(config.dynamics, blocks=1),
         )
     GenieReduxG(Tokenizer(config), Dynamics(config)).save(folder)
     return folder
@@ -105,6 +84,7 @@ class NullScorer:
     """Scorer that returns zeros at once."""
 
     def submit(self, frames_B5HWC: Any, actions_B4: Any) -> Callable[[], Any]:
+        """Return a function that returns zeros."""
         return lambda: np.zeros((len(frames_B5HWC), 1), np.float32)
 
 
@@ -112,14 +92,8 @@ def build_explorer(
     games: Sequence[str], scorer: Callable[[], Any] | None, runners: int, steps: int = STEPS
 ) -> AutoExplore:
     """Return the algorithm of preset cpu with 4 games per runner and hardly any learning."""
-    config = explore_preset(
-        "cpu",
-        runners=runners,
-        steps_per_epoch=steps,
-        updates_per_epoch=1,
-        batch_size=1,
-        evaluate_every=1_000,
-    )
+    learning: dict[str, Any] = {"updates_per_epoch": 1, "batch_size": 1, "evaluate_every": 1_000}
+    config = explore_preset("cpu", runners=runners, steps_per_epoch=steps, **learning)
     algorithm: Any = configure(config, games, scorer).build_algo()
     return algorithm
 
@@ -145,86 +119,74 @@ def sampling_rate(
     return statistics.median(rates[1:])
 
 
-def service(app: str, model: Path, repeats: int) -> Iterator[Row]:
-    """Measure one replica with one thread against the bare model, and a swap of weights."""
-    noise = np.random.default_rng(0)
-    frames = noise.integers(256, size=(WINDOWS, 5, 64, 64, 3), dtype=np.uint8)
-    actions = noise.integers(5, size=(WINDOWS, 4))
+def measure_service(app: str, model: Path) -> Row:
+    """Measure one replica with one thread against the bare model."""
+    frames, actions = noise_windows(WINDOWS)
     bare, scorer = load_model(model), ServeScorer(app)
+    # Two requests in flight, as with several fragments.
+    both = np.concatenate([frames, frames]), np.concatenate([actions, actions])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         # Measured in turn, so that the load of the machine affects both.
         rates = [
             (
-                _rate(lambda: window_entropies(bare, frames, actions)),
-                _served(scorer, frames, actions),
+                60 * WINDOWS / wall_seconds(lambda: window_entropies(bare, frames, actions)),
+                60 * 2 * WINDOWS / wall_seconds(lambda: scorer.entropies(*both)),
             )
             for _ in range(2)
         ]
     finally:
         torch.set_num_threads(threads)
-    least, served = (statistics.median(column) for column in zip(*rates, strict=True))
-    yield Row(
-        "reward",
-        "reward service, 64 windows",
-        60 * served,
-        "windows/min",
-        "bare model",
-        60 * least,
-        0.95,
-    )
-    stop = threading.Event()
-    failed: list[str] = []
-    asking = threading.Thread(
-        target=_ask, args=(ServeScorer(app, retries=0), frames[:4], actions[:4], stop, failed)
-    )
-    asking.start()
+    bare_rate, served = np.median(rates, axis=0).tolist()
+    name = f"reward service, {WINDOWS} windows"
+    return Row("reward", name, served, "windows/min", "bare model", bare_rate, 0.95)
+
+
+def measure_swap(app: str, model: Path, repeats: int) -> Row:
+    """Measure a swap of the served weights, and count the requests that fail meanwhile."""
+    windows, stop = noise_windows(4), threading.Event()
+    scorer, failures = ServeScorer(app, retries=0), 0
+
+    def request() -> None:
+        nonlocal failures
+        while not stop.is_set():
+            try:
+                scorer.entropies(*windows)
+            except Exception:  # count failures of any kind
+                failures += 1
+
+    requests = threading.Thread(target=request)
+    requests.start()
     try:
-        milliseconds = median_of(repeats, lambda: 1_000 * _seconds(lambda: serve.swap(app, model)))
+        swap = partial(serve.swap, app, model)
+        milliseconds = median_of(repeats, lambda: 1_000 * wall_seconds(swap))
     finally:
         stop.set()
-        asking.join()
-    name = f"swap of served weights, {len(failed)} requests failed"
-    yield Row("reward", name, milliseconds, "ms", "a second", 1_000.0, 1.0, at_most=True)
+        requests.join()
+    name = f"swap of served weights, {failures} requests failed"
+    return Row("reward", name, milliseconds, "ms", "a second", 1_000.0, 1.0, at_most=True)
 
 
-def _ask(
-    scorer: ServeScorer, frames: Any, actions: Any, stop: threading.Event, failed: list[str]
-) -> None:
-    while not stop.is_set():
-        try:
-            scorer.entropies(frames, actions)
-        except Exception as error:  # count failures of any kind
-            failed.append(repr(error))
+def noise_windows(count: int) -> tuple[Any, Any]:
+    """Return windows of noise: frames uint8 (count, 5, 64, 64, 3) and actions (count, 4)."""
+    noise = np.random.default_rng(0)
+    frames = noise.integers(256, size=(count, 5, 64, 64, 3), dtype=np.uint8)
+    return frames, noise.integers(5, size=(count, 4))
 
 
-def _rate(score: Callable[[], Any]) -> float:
-    return WINDOWS / _seconds(score)
-
-
-def _served(scorer: ServeScorer, frames: Any, actions: Any) -> float:
-    """Return windows per second with two requests in flight, as with several fragments."""
-    both = np.concatenate([frames, frames]), np.concatenate([actions, actions])
-    return 2 * WINDOWS / _seconds(lambda: scorer.entropies(*both))
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    started = time.monotonic()
-    work()
-    return time.monotonic() - started
-
-
-def update(games: Sequence[str], repeats: int) -> Row:
+def measure_update(games: Sequence[str], repeats: int) -> Row:
     """Measure RLlib's learner against forward, loss, backward, clipping and Adam alone."""
     algorithm = build_explorer(games, None, runners=0)
     try:
         algorithm.train()
-        plan = explore_preset("cpu")
-        batch = algorithm.replay.sample(plan.batch_size, plan.seq_len)
-        network, config = algorithm.network(), algorithm.config.loss
-        optimizer = torch.optim.Adam(network.parameters(), lr=plan.lr)
-        algorithm._update(batch)
+        settings = explore_preset("cpu")
+        batch = algorithm.replay.sample(settings.batch_size, settings.seq_len)
+        network, loss_config = algorithm.network(), algorithm.config.loss
+        optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
+
+        def learn() -> None:
+            algorithm._update(batch)
 
         def step() -> None:
             rows = as_learner_batch(batch)[DEFAULT_MODULE_ID]
@@ -232,17 +194,14 @@ def update(games: Sequence[str], repeats: int) -> Row:
             state = torch.as_tensor(batch["h"]).float(), torch.as_tensor(batch["c"]).float()
             logits_BTA, values_BT, _ = network(tensors["obs"], state)
             optimizer.zero_grad()
-            actor_critic_loss(logits_BTA, values_BT, tensors, config)["loss"].backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), plan.grad_clip)
+            actor_critic_loss(logits_BTA, values_BT, tensors, loss_config)["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), settings.grad_clip)
             optimizer.step()
 
+        learn()
         step()
-        times = [
-            (_seconds(lambda: algorithm._update(batch)), _seconds(step)) for _ in range(2 * repeats)
-        ]
+        times = [(wall_seconds(learn), wall_seconds(step)) for _ in range(2 * repeats)]
     finally:
         algorithm.stop()
-    ours, least = (statistics.median(column) for column in zip(*times, strict=True))
-    return Row(
-        "reward", "update by the learner", 60 / ours, "/min", "bare torch step", 60 / least, 1 / 1.1
-    )
+    learner, bare = (60 / np.median(times, axis=0)).tolist()
+    return Row("reward", "update by the learner", learner, "/min", "bare torch step", bare, 1 / 1.1)

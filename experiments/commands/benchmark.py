@@ -13,19 +13,19 @@ from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import check_games
 from experiments.benchmarks.common import Args, Row
-from experiments.benchmarks.data import collecting, windows
-from experiments.benchmarks.model import generation, training
-from experiments.benchmarks.reward import reward
+from experiments.benchmarks.data import measure_collection, measure_loading
+from experiments.benchmarks.model import measure_generation, measure_training
+from experiments.benchmarks.reward import measure_reward
 
 
 def run(args: Args) -> None:
     """Measure, print the table, and write benchmark.json."""
     groups: dict[str, Callable[[Args, Path], Iterator[Row]]] = {
-        "collect": collecting,
-        "windows": windows,
-        "reward": reward,
-        "training": training,
-        "generation": generation,
+        "collect": measure_collection,
+        "windows": measure_loading,
+        "reward": measure_reward,
+        "training": measure_training,
+        "generation": measure_generation,
     }
     unknown = set(args.only) - set(groups)
     if unknown:

@@ -6,18 +6,8 @@ from pathlib import Path
 import pytest
 
 from docs.cost_model import estimate
-from docs.cost_model.estimate import (
-    Args,
-    Assumptions,
-    Prices,
-    Work,
-    dollars,
-    epoch_table,
-    machines_table,
-    paper_run,
-    read_units,
-)
-from docs.cost_model.measure import exploring, playing
+from docs.cost_model.estimate import Args, Assumptions, CostModel, Prices, Work, read_units
+from docs.cost_model.measure import measure_agent, measure_play
 from envs.utils.errors import InputError
 from exploration.config import explore_preset
 
@@ -33,13 +23,13 @@ UNITS = {
 
 
 def test_hours_follow_from_units() -> None:
-    lines = {line.stage: line for line in paper_run(UNITS, Assumptions())}
+    lines = {line.stage: line for line in CostModel(UNITS).paper_run()}
     collected = lines["collect: Platformers, 483 x 50 x 500"]
     assert collected.hours == pytest.approx(483 * 50 * 500 * 0.002 / 3600)
     played = lines["explore: play"]
     assert played.amount == 3 * 300 * 200 * 8
     assert played.hours == pytest.approx(played.amount * 0.003 / 3600)
-    assert "| 4 | 0.6 | 1.3 | 0.7 | 2.0 | 0.2 |" in epoch_table(UNITS, Assumptions())
+    assert "| 4 | 0.6 | 1.3 | 0.7 | 2.0 | 0.2 |" in CostModel(UNITS).epoch_table()
     assert lines["explore: rewards"].hours == pytest.approx(
         played.amount * 1e11 / (0.25 * 121e12) / 3600
     )
@@ -47,28 +37,24 @@ def test_hours_follow_from_units() -> None:
 
 
 def test_training_agrees_with_the_arithmetic_at_paper_size() -> None:
-    """Eight A100 at 40 %: the tokenizer 5.8 hours, the dynamics model 8.1 with stored tokens ."""
-    lines = {line.stage: line for line in paper_run(UNITS, Assumptions())}
+    """Eight A100 at 40 %: the tokenizer 5.8 hours, the dynamics model 8.1 with stored tokens."""
+    lines = {line.stage: line for line in CostModel(UNITS).paper_run()}
     assert lines["train: tokenizer base"].hours / 8 == pytest.approx(5.8, rel=0.1)
     assert lines["train: dynamics g200"].hours / 8 == pytest.approx(8.1, rel=0.1)
 
 
 def test_machines_are_rounded_up_and_dollars_grow_with_the_work() -> None:
     work = [
-        Work("collect: a", 1e6, "steps", "vCPU", 100, "measured"),
-        Work("train", 1, "run", "A100", 50, "counted"),
+        Work("collect: a", 1e6, "steps", "vCPU", 100),
+        Work("train", 1, "run", "A100", 50),
     ]
-    prices, assumed = Prices(vcpu_spot=0.02, a100=3.0), Assumptions(busy=0.5)
-    assert dollars(work[0], prices, assumed) == pytest.approx(4.0)
-    assert dollars(work[1], prices, assumed) == pytest.approx(300.0)
-    rows = machines_table(work, prices, assumed, 10, 2, UNITS).splitlines()
+    model = CostModel(UNITS, Prices(vcpu_spot=0.02, a100=3.0), Assumptions(busy=0.5))
+    assert model.dollars(work[:1]) == pytest.approx(4.0)
+    assert model.dollars(work[1:]) == pytest.approx(300.0)
+    rows = model.machines_table(work, 10, 2).splitlines()
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert cells[2] == [
-        "emulator workers (one vCPU each)",
-        "42",
-        "3",
-        "40",
-    ]  # 1,000 hours in 24, of 16 a machine
+    # 1,000 hours in 24, 16 vCPUs to a machine
+    assert cells[2] == ["emulator workers (one vCPU each)", "42", "3", "40"]
     assert cells[4] == ["training GPUs", "21", "3", "3,000"]
 
 
@@ -97,10 +83,10 @@ def test_invalid_unit_costs_are_refused(change: dict[str, object], tmp_path: Pat
 
 
 def test_unit_costs_are_measured() -> None:
-    played = playing("Counting", 1, steps=20)
+    played = measure_play("Counting", 1, steps=20)
     assert 0 < played["env_step_core_seconds"] < 1
     assert 0 < played["bytes_per_frame"] < 64 * 64 * 3
-    explored = exploring(1, explore_preset("debug"))
+    explored = measure_agent(1, explore_preset("debug"))
     assert explored["update_core_seconds"] > explored["action_core_seconds"] > 0
     assert explored["update_flops"] > 1e6
 

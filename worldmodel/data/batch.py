@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _ABSENT: Tensor = None  # type: ignore[assignment]  # objectives read only fields that they `need`
@@ -48,7 +50,9 @@ class Batch:
         return Batch(**{name: change(field) for name, field in fields.items() if field is not None})
 
 
-def to_float_frames(frames_BTHWC: Tensor) -> Tensor:
+def to_float_frames(frames: Tensor | NDArray[np.uint8]) -> Tensor:
     """Convert stored uint8 frames (..., H, W, C) to float32 (..., C, H, W) in [0, 1]."""
-    # Rearranged as bytes, a quarter of what they are as floats.
-    return frames_BTHWC.movedim(-1, -3).contiguous().float().div_(255)
+    if isinstance(frames, np.ndarray):
+        frames = torch.tensor(frames)  # a copy: the array may be read-only
+    # Rearrange the bytes, a quarter of the memory of the floats.
+    return frames.movedim(-1, -3).contiguous().float().div_(255)

@@ -1,8 +1,7 @@
 """Dataset of clips, decoded from the local copy of the episodes.
 
-An episode of T + 1 frames has a window at every `stride`-th frame; windows are numbered through all
-episodes, sessions and data sets, and never cross an episode's end. B clips, T frames, H, W pixels,
-C = 3.
+An episode of T + 1 frames has a window at every `stride`-th frame. Windows are numbered through all
+data sets and never cross an episode's end. B clips, T frames, H, W pixels, C = 3.
 """
 
 import hashlib
@@ -11,22 +10,28 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from envs.episodes.frame_codec import decode_frames
 from envs.utils.errors import InputError
-from worldmodel.data.arrow_cache import build_arrow_cache, one_size, open_staged
+from worldmodel.data.arrow_cache import (
+    build_arrow_cache,
+    open_arrow_cache,
+    read_blobs,
+    read_skipped,
+)
 from worldmodel.data.batch import Batch
 from worldmodel.data.sampler import ClipSampler, Sampler
-from worldmodel.data.window_index import WindowIndex
+from worldmodel.data.window_index import EpisodeTable, WindowIndex, single_size
 
 
 class ClipDataset(WindowIndex):
     """All windows of `length` frames, one at every `stride`-th frame, of the union of data sets.
 
-    Opening costs memory for each episode, none for a window. `split`: "train", "val" or None for
-    both. Damaged shards are left out as `worldmodel.data.arrow_cache.build_arrow_cache` says.
+    `split`: "train", "val" or None for both. Damaged shards are left out, as
+    `worldmodel.data.arrow_cache.build_arrow_cache` describes.
     """
 
     def __init__(
@@ -40,71 +45,66 @@ class ClipDataset(WindowIndex):
     ) -> None:
         if not uris:
             raise InputError("no data given: name one or more folders of episodes")
+        self._cache_dir = cache_dir
         paths = [build_arrow_cache(uri, cache_dir) for uri in uris]
-        # The hash names what window numbers mean: which data sets in which order, which split,
-        # which windows.
+        # Whatever decides which windows there are, and in which order.
         identity = [*(path.stem for path in paths), split, length, stride]
         self.manifest_hash = hashlib.sha256(repr(identity).encode()).hexdigest()
-        numbers: dict[str, int] = {}
-        self._files = [
-            open_staged(path, number, split, numbers) for number, path in enumerate(paths)
-        ]
         self.skipped = {
-            f"{uri}/{shard}": why
-            for uri, file in zip(uris, self._files, strict=True)
-            for shard, why in file.skipped.items()
+            f"{uri}/{shard}": error
+            for uri, path in zip(uris, paths, strict=True)
+            for shard, error in read_skipped(path).items()
         }
         """Shard that was left out -> what is wrong with it."""
-        self._places = np.concatenate([file.places for file in self._files])
-        self.size = one_size(self._places)
-        """Pixels of every frame: (height, width)."""
-        names = list(numbers)
-        games = sorted(names[number] for number in np.unique(self._places["game"]).tolist())
-        order = np.array([games.index(name) if name in games else -1 for name in names], np.int32)
-        self._places["game"] = order[self._places["game"]]
-        session_ids = pa.chunked_array(
-            [part for file in self._files for part in file.session_ids], pa.string()
+
+        # Zero-copy views of the memory-mapped files; `rows_E` are the episodes of the split.
+        table = pa.concat_tables([open_arrow_cache(path) for path in paths])
+        validation = table["validation"].to_numpy()
+        self._rows_E = np.flatnonzero((validation == (split == "val")) | (split is None))
+        self._frames, self._crcs, self._actions = (
+            table[name] for name in ("frames", "frames_crc", "actions")
         )
-        columns = (self._places["num_frames"], self._places["game"], games, session_ids)
-        super().__init__(*columns, length=length, stride=stride)
+        columns = table.select(["session_id", "game", "height", "width", "chunk"])
+        columns = columns.take(pa.array(self._rows_E))
+        self._chunk_E = columns["chunk"].to_numpy()
+        heights, widths = columns["height"].to_pylist(), columns["width"].to_pylist()
+        self.size = single_size(set(zip(heights, widths, strict=True)))
+        """Pixels of every frame: (height, width)."""
+        games = sorted(columns["game"].unique().to_pylist())
+        game_E = pc.index_in(columns["game"], value_set=pa.array(games, pa.string())).to_numpy()
+        frames_E = pc.binary_length(self._actions).to_numpy()[self._rows_E] + 1
+        episodes = EpisodeTable(frames_E, game_E, games, columns["session_id"])
+        super().__init__(episodes, length=length, stride=stride)
 
     def sampler(self, seed: int) -> Sampler:
         """Return the order in which a `ClipLoader` draws windows."""
         return self.with_labelled(ClipSampler(len(self), seed))
 
     def batch(self, window_ids: np.ndarray) -> Batch:
-        """Decode windows. Raise InputError that names the session of a damaged one."""
-        places_B, starts_B = self.places(window_ids)
-        rows_B = self._places[places_B]
-        chunks_B = rows_B["chunk"]
-        first_B, last_B = starts_B // chunks_B, (starts_B + self.length - 1) // chunks_B
-        where = (
-            rows_B["file"],
-            rows_B["first_blob"] + first_B,
-            last_B - first_B + 1,
-            starts_B % chunks_B,
-            chunks_B,
-        )
-        height, width = self.size
-        # Filled in place: a list that is stacked afterwards touches twice the memory, which is what
-        # costs time here.
-        frames_BTHWC = np.empty((len(window_ids), self.length, height, width, 3), np.uint8)
-        for number, (file, blob, blobs, start, chunk) in enumerate(
-            zip(*(c.tolist() for c in where), strict=True)
+        """Decode windows. Raises: InputError naming the session of a damaged one."""
+        episodes_B, starts_B = self.locate_all(window_ids)
+        # Filled in place: stacking a list of clips would touch twice the memory.
+        shape_HWC = (*self.size, 3)
+        frames_BTHWC = np.empty((len(window_ids), self.length, *shape_HWC), np.uint8)
+        for number, (episode, start) in enumerate(
+            zip(episodes_B.tolist(), starts_B.tolist(), strict=True)
         ):
+            row, chunk = int(self._rows_E[episode]), int(self._chunk_E[episode])
+            first, last = start // chunk, (start + self.length - 1) // chunk
+            start -= first * chunk
             try:
-                found = self._files[file].blobs(blob, blobs)
-                shape = {
-                    "height": height,
-                    "width": width,
-                    "chunk": chunk,
-                    "out": frames_BTHWC[number],
-                }
-                decode_frames(found, start, start + self.length, **shape)
+                decode_frames(
+                    read_blobs(self._frames[row], self._crcs[row], first, last),
+                    start,
+                    start + self.length,
+                    height=self.size[0],
+                    width=self.size[1],
+                    chunk=chunk,
+                    out=frames_BTHWC[number],
+                )
             except InputError as error:
-                raise InputError(
-                    f"{self.describe(int(window_ids[number]))}, staged copy: {error}"
-                ) from error
+                window = self.describe(int(window_ids[number]))
+                raise InputError(f"{window}, copy in {self._cache_dir}: {error}") from error
         actions_BT, games_B = self.labels(window_ids)
         return Batch(
             window_ids_B=torch.from_numpy(window_ids),
@@ -115,16 +115,12 @@ class ClipDataset(WindowIndex):
 
     def labels(self, window_ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return (actions_BT int64 (B, length - 1), games_B) of windows without decoding frames."""
-        places_B, starts_B = self.places(window_ids)
-        rows_B = self._places[places_B]
-        actions = np.empty((len(window_ids), self.length - 1), np.int64)
-        where = zip(
-            rows_B["file"].tolist(), (rows_B["actions_start"] + starts_B).tolist(), strict=True
-        )
-        for number, (file, first) in enumerate(where):
-            actions[number] = np.frombuffer(
-                self._files[file].bytes, np.uint8, self.length - 1, first
-            )
-        return torch.from_numpy(self.shown(places_B, actions)), torch.from_numpy(
-            rows_B["game"].astype(np.int64)
-        )
+        episodes_B, starts_B = self.locate_all(window_ids)
+        actions_BT = np.empty((len(window_ids), self.length - 1), np.int64)
+        rows = zip(self._rows_E[episodes_B].tolist(), starts_B.tolist(), strict=True)
+        for number, (row, start) in enumerate(rows):
+            stored = self._actions[row].as_buffer()
+            actions_BT[number] = np.frombuffer(stored, np.uint8, self.length - 1, start)
+        actions_BT = self.mask_actions(episodes_B, actions_BT)
+        games_B = self.episodes.game_E[episodes_B].astype(np.int64)
+        return torch.from_numpy(actions_BT), torch.from_numpy(games_B)

@@ -12,12 +12,15 @@ class Dataset(ABC):
     """Numbered training samples."""
 
     manifest_hash: str
-    """Names the samples and their order: a run resumes only on a dataset with the same one."""
+    """Hash of what determines the samples and their order. A run resumes only on an equal one."""
     provides: frozenset[str]
-    """Fields of its batches: frames, actions, tokens, latent_actions, small_ and large_frames."""
+    """Fields of its batches: a subset of frames, actions, tokens, latent_actions, small_frames,
+    large_frames.
+    """
 
     @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the number of samples."""
 
     @abstractmethod
     def sampler(self, seed: int) -> Sampler:
@@ -25,17 +28,14 @@ class Dataset(ABC):
 
     @abstractmethod
     def batch(self, window_ids: np.ndarray) -> Batch:
-        """Read samples by number. Raise InputError that names the session of a damaged one."""
+        """Read samples by number. Raises: InputError naming the session of a damaged one."""
 
     @abstractmethod
     def describe(self, window_id: int) -> str:
         """Describe a sample in words, for messages."""
 
     def evenly_spaced(self, count: int) -> np.ndarray:
-        """Return at most `count` numbers, spread evenly over all and always the same, int64 (N,).
-
-        `count` = 0 returns all of them.
-        """
+        """Return `count` evenly spaced sample numbers, or all if `count` is 0 or too large."""
         if count == 0 or count >= len(self):
             return np.arange(len(self))
         return np.arange(count) * len(self) // count

@@ -15,9 +15,9 @@ from worldmodel.data.dataset import Dataset
 class ClipLoader:
     """Shuffled, resumable stream of one rank's batches, decoded in advance by threads.
 
-    `batch_size` counts the clips of all ranks together. `state()` after a batch, given back as
-    `state`, continues with the next batch exactly, also with another number of ranks. The stream
-    ends after `batches`, or never.
+    `batch_size` counts the clips of all ranks together. A loader that gets the `state()` of another
+    one continues with the next batch, also with a different number of ranks. The stream ends after
+    `batches`, or never.
     """
 
     def __init__(
@@ -42,12 +42,11 @@ class ClipLoader:
                     "the same ones"
                 )
             self._consumed = int(state["samples_consumed"])
-        self._asked = self._consumed
+        self._requested = self._consumed
         self._end = None if batches is None else self._consumed + batches * batch_size
         self._pool = ThreadPoolExecutor(threads, "decode") if threads else None
-        # One batch more than there are threads waits, so that a thread is never idle while the
-        # training takes one.
-        self._ahead = threads + 1
+        # One batch more than there are threads, so that no thread is idle while one is consumed.
+        self._max_pending = threads + 1
         self._pending: deque[Future[Batch]] = deque()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -59,19 +58,19 @@ class ClipLoader:
         if self._pool is None:
             batch = self.dataset.batch(self._next_ids())
         else:
-            while len(self._pending) < self._ahead and self._asked != self._end:
+            while len(self._pending) < self._max_pending and self._requested != self._end:
                 self._pending.append(self._pool.submit(self.dataset.batch, self._next_ids()))
             batch = self._pending.popleft().result()
         self._consumed += self._batch_size
         return batch
 
     def _next_ids(self) -> np.ndarray:
-        ids = self._sampler.batch(self._asked, self._batch_size, self._rank, self._ranks)
-        self._asked += self._batch_size
+        ids = self._sampler.batch(self._requested, self._batch_size, self._rank, self._ranks)
+        self._requested += self._batch_size
         return ids
 
     def state(self) -> dict[str, Any]:
-        """Return the position after the batches handed out so far, as JSON data."""
+        """Return the position after the batches returned so far, as JSON data."""
         return {
             "seed": self._sampler.seed,
             "epoch": self._sampler.epoch(self._consumed),

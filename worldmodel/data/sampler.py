@@ -1,8 +1,7 @@
 """Endless shuffled order of windows: a keyed permutation that is computed, not stored.
 
-The stream is epoch after epoch of a shuffled pass over all windows. The window at a place is
-computed, not stored, so that a run's data position is one number (samples consumed), resuming costs
-nothing, and ranks split a batch without talking to each other.
+The position of a run in its data is therefore one number, the samples consumed. Resuming costs
+nothing, and ranks split a batch without communication.
 """
 
 import hashlib
@@ -22,35 +21,36 @@ _ROUND_CONSTANTS = [np.uint64(int(_GOLDEN) * (number + 1) % 2**64) for number in
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """Apply SplitMix64's finaliser: uint64 -> uint64, every input bit reaches every output bit."""
+    """Apply SplitMix64's finaliser: every input bit affects every output bit. uint64 (N,)"""
     values = (values ^ (values >> np.uint64(30))) * _MIX_1
     values = (values ^ (values >> np.uint64(27))) * _MIX_2
     return values ^ (values >> np.uint64(31))
 
 
-def mixed(key: np.uint64, numbers: np.ndarray) -> np.ndarray:
-    """Derive a key for `feistel_permutation` from each number. int64 (N,) -> uint64 (N,)."""
+def derive_keys(key: np.uint64 | np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Derive a key for `feistel_permutation` from each number: int64 (N,) -> uint64 (N,)."""
     return _mix(key + _GOLDEN * (numbers.astype(np.uint64) + np.uint64(1)))
 
 
-def feistel_permutation(places: np.ndarray, size: int | np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Map each position through a keyed permutation of 0..size-1. places, key: uint64 (N,) ->
-    uint64 (N,).
+def feistel_permutation(
+    positions: np.ndarray, size: int | np.ndarray, key: np.ndarray
+) -> np.ndarray:
+    """Map positions through a keyed permutation of 0..size-1: uint64 (N,) -> uint64 (N,).
 
-    `size`: one for all places, or int64 (N,).
+    `size` is one for all positions or int64 (N,), `key` uint64 (N,).
 
-    A balanced Feistel network permutes 0..4^b-1, the smallest such range that holds `size`; a value
-    that lands outside is sent round again (cycle walking), which keeps it a permutation of
-    0..size-1 (Black and Rogaway 2002). The range is less than four times `size`, so a place takes
+    A balanced Feistel network permutes 0..4^b-1, the smallest such range that holds `size`. A value
+    outside 0..size-1 is permuted again (cycle walking), which yields a permutation of 0..size-1
+    (Black and Rogaway 2002). The range is less than four times `size`, so that a position takes
     fewer than four rounds on average.
     """
-    sizes = np.broadcast_to(np.asarray(size, np.uint64), places.shape)
+    sizes = np.broadcast_to(np.asarray(size, np.uint64), positions.shape)
     bits = np.frexp((sizes - np.uint64(1)).astype(np.float64))[1]  # of the largest value
     shifts = np.maximum(1, (bits + 1) // 2).astype(np.uint64)
     masks = (np.uint64(1) << shifts) - np.uint64(1)
     round_keys = [_mix(key + constant) for constant in _ROUND_CONSTANTS]
-    values = places.copy()
-    outside = np.arange(len(places))
+    values = positions.copy()
+    outside = np.arange(len(positions))
     while len(outside):
         shift, mask = shifts[outside], masks[outside]
         left, right = values[outside] >> shift, values[outside] & mask
@@ -61,19 +61,17 @@ def feistel_permutation(places: np.ndarray, size: int | np.ndarray, key: np.ndar
     return values
 
 
-def key_of(*parts: object) -> np.uint64:
+def hash_key(*parts: object) -> np.uint64:
     """Derive a key for `feistel_permutation` by hashing `parts`."""
     return np.uint64(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()))
 
 
 @dataclass(frozen=True)
 class ClipSampler:
-    """Shuffled stream of windows 0..windows-1 of one seed; every epoch holds each window exactly
-    once.
+    """Shuffled stream of windows 0..windows-1; every epoch holds each window exactly once.
 
-    A global batch is `batch_size` consecutive places of the stream, and rank r of R takes the r-th
-    of its R equal parts. So the global batches do not depend on the number of ranks: 8 ranks of 14
-    see what 4 ranks of 28 see.
+    A global batch is `batch_size` consecutive samples of the stream, and rank r of R takes the r-th
+    of its R equal parts. Global batches therefore do not depend on the number of ranks.
     """
 
     windows: int
@@ -85,25 +83,17 @@ class ClipSampler:
                 "no window to sample from: the episodes are shorter than a clip; give longer ones"
             )
 
-    def window_ids(self, places: np.ndarray) -> np.ndarray:
-        """Return the window at each position of the stream, counted over all epochs from 0. int64
-        (N,) -> int64 (N,).
-        """
-        epochs, inside = np.divmod(places.astype(np.uint64), np.uint64(self.windows))
-        key = mixed(np.uint64(self.seed % 2**64), epochs)
+    def window_ids(self, samples: np.ndarray) -> np.ndarray:
+        """Return the window of each sample, counted over all epochs from 0. int64 (N,)"""
+        epochs, inside = np.divmod(samples.astype(np.uint64), np.uint64(self.windows))
+        key = derive_keys(np.uint64(self.seed % 2**64), epochs)
         return feistel_permutation(inside, self.windows, key).astype(np.int64)
 
     def batch(
         self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1
     ) -> np.ndarray:
-        """Return this rank's windows of the global batch at `samples_consumed`, int64 (batch_size /
-        ranks,).
-        """
-        if batch_size % ranks:
-            raise InputError(
-                f"a batch of {batch_size} does not split over {ranks} workers: make it a multiple"
-            )
-        share = batch_size // ranks
+        """Return this rank's windows of a global batch, int64 (batch_size / ranks,)."""
+        share = share_of_batch(batch_size, ranks)
         return self.window_ids(samples_consumed + rank * share + np.arange(share))
 
     def epoch(self, samples_consumed: int) -> float:
@@ -111,26 +101,35 @@ class ClipSampler:
         return samples_consumed / self.windows
 
 
+def share_of_batch(batch_size: int, ranks: int) -> int:
+    """Return the samples of one rank. Raises: InputError if the batch does not split evenly."""
+    if batch_size % ranks:
+        raise InputError(
+            f"a batch of {batch_size} does not split over {ranks} workers: make it a multiple"
+        )
+    return batch_size // ranks
+
+
 class Sampler(Protocol):
     """Endless order of windows."""
 
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """Seed of the order."""
 
-    def batch(
-        self, samples_consumed: int, batch_size: int, rank: int, ranks: int
-    ) -> np.ndarray: ...
+    def batch(self, samples_consumed: int, batch_size: int, rank: int, ranks: int) -> np.ndarray:
+        """Return this rank's windows of a global batch, int64 (batch_size / ranks,)."""
 
-    def epoch(self, samples_consumed: int) -> float: ...
+    def epoch(self, samples_consumed: int) -> float:
+        """Return the passes over the data so far, in [0, inf)."""
 
 
 @dataclass(frozen=True)
 class LabelledSampler:
-    """Order in which half of the windows, at random, are replaced by labelled ones, drawn with
-    replacement.
+    """Sampler that replaces a random half of the windows by labelled ones, with replacement.
 
-    A few labelled episodes among many would else be seen too seldom. What chance decides is a
-    function of the seed, the window and the samples consumed before its batch: the same after
+    A few labelled episodes among many would otherwise be drawn too rarely. The choice is a function
+    of the seed, the window and the samples consumed before its batch, so that it is the same after
     resuming and for any number of ranks.
     """
 
@@ -146,14 +145,12 @@ class LabelledSampler:
     def batch(
         self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1
     ) -> np.ndarray:
-        """Return this rank's windows of the global batch at `samples_consumed`, int64 (batch_size /
-        ranks,).
-        """
+        """Return this rank's windows of a global batch, int64 (batch_size / ranks,)."""
         window_ids = self.order.batch(samples_consumed, batch_size, rank, ranks)
-        draws = mixed(key_of(self.seed, "labelled", samples_consumed), window_ids)
+        draws = derive_keys(hash_key(self.seed, "labelled", samples_consumed), window_ids)
         others = self.labelled[(draws >> np.uint64(1)) % np.uint64(len(self.labelled))]
         return np.where(draws % np.uint64(2) == 0, others, window_ids)
 
     def epoch(self, samples_consumed: int) -> float:
-        """Return the passes over the data so far, in [0, inf), as if no window were replaced."""
+        """Return the passes of the given order so far, in [0, inf)."""
         return self.order.epoch(samples_consumed)

@@ -1,55 +1,47 @@
-"""Dataset that streams sessions through memory, for data larger than the local disk.
-
-The sessions come in a shuffled order, cut into blocks that fill half of the memory granted
-(`worldmodel.data.streaming_order`). The windows of a block are drawn in a shuffled order, each
-once; meanwhile the next block takes the place of the one before, session by session. So every
-window is drawn once an epoch, and where a run stands is one number, as with `ClipSampler`.
-"""
+"""Dataset that streams sessions through memory, for data larger than the local disk."""
 
 import hashlib
 import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from envs.episodes.dataset import EpisodeReader
+from envs.episodes.episode import EncodedEpisode
 from envs.episodes.frame_codec import decode_frames
 from envs.utils.errors import InputError
-from envs.utils.progress import console, progress
-from worldmodel.data.arrow_cache import MAX_DAMAGED, checked_blobs
+from worldmodel.data.arrow_cache import leave_out, verify_blobs
 from worldmodel.data.batch import Batch
-from worldmodel.data.sampler import Sampler
-from worldmodel.data.streaming_order import Draws, StreamOrder
-from worldmodel.data.window_index import WindowIndex
+from worldmodel.data.sampler import (
+    Sampler,
+    derive_keys,
+    feistel_permutation,
+    hash_key,
+    share_of_batch,
+)
+from worldmodel.data.window_index import EpisodeTable, WindowIndex, single_size
 
-
-@dataclass(frozen=True)
-class LoadedSession:
-    """A session in memory, its frames compressed."""
-
-    blobs: list[bytes]
-    actions: np.ndarray
-    height: int
-    width: int
-    chunk: int
+MAX_LANES = 240
+"""Largest number of lanes of a `StreamSampler`. It is divisible by many numbers of ranks."""
+LOOKAHEAD = 100
+"""Largest number of batches whose sessions are read in advance."""
 
 
 class StreamingDataset(WindowIndex):
-    """The windows of `ClipDataset`, read as they are drawn; holds at most `sessions` sessions.
+    """The windows of `ClipDataset`, read while they are drawn.
 
-    `max_bytes` bounds the compressed bytes held. Both bounds decide the order of the windows, which
-    is the same for any number of ranks; R ranks hold and read an R-th of the sessions each where R
-    divides the number of lanes (`worldmodel.data.streaming_order.LANES`, or fewer where few
-    sessions are held), else up to all of them. A damaged session is replaced by the next one that
-    is whole, named on the console and in `skipped`; InputError where more than 5 % of the sessions
-    are. Draw from it with a `ClipLoader`; `batch` also takes any other windows, and loads what it
-    needs. `readers`: threads that read and check sessions.
+    Holds at most `sessions` sessions, of at most `max_bytes` compressed bytes together. Both decide
+    the order of the windows (`StreamSampler`). A damaged session is replaced by the next intact one
+    and listed on the console and in `skipped`. `readers` is the number of threads that read
+    sessions. `batch` also takes windows in any other order.
+
+    Raises: InputError if more than 5 % of the sessions are damaged.
     """
 
     def __init__(
@@ -67,34 +59,30 @@ class StreamingDataset(WindowIndex):
             raise InputError("no data given: name one or more folders of episodes")
         if sessions < 2 or max_bytes < 1:
             raise InputError(
-                f"{sessions} sessions, {max_bytes} bytes in memory: streaming needs room "
-                "for 2 or more"
+                f"{sessions} sessions, {max_bytes} bytes in memory: streaming needs 2 or more "
+                "sessions and 1 or more bytes"
             )
         sources = [EpisodeReader(uri, split) for uri in uris]
         self._sources = [(source, index) for source in sources for index in range(len(source))]
         records = [record for source in sources for record in source.records]
         games = sorted({record.game for record in records})
-        self._game_E = np.array([games.index(record.game) for record in records], np.int64)
+        game_E = np.array([games.index(record.game) for record in records], np.int64)
         frames_E = np.array([record.num_frames for record in records], np.int64)
-        ids = [record.session_id for record in records]
-        super().__init__(frames_E, self._game_E, games, ids, length=length, stride=stride)
+        episodes = EpisodeTable(frames_E, game_E, games, [record.session_id for record in records])
+        super().__init__(episodes, length=length, stride=stride)
+
+        # Compressed bytes of each session, estimated from those of its shard.
         shards = [shard for source in sources for shard in source.shards]
-        rates = {
-            id(shard): shard.bytes / sum(session.num_frames for session in shard.sessions)
-            for shard in shards
+        bytes_per_frame = {
+            key: shard.bytes / sum(session.num_frames for session in shard.sessions)
+            for key, shard in {id(shard): shard for shard in shards}.items()
         }
-        self.bytes_E = np.array([rates[id(shard)] for shard in shards]) * frames_E
-        """Compressed bytes of each session, as the manifest has them."""
+        self.bytes_E = np.array([bytes_per_frame[id(shard)] for shard in shards]) * frames_E
         self.sessions, self.max_bytes = sessions, max_bytes
-        # The order of the windows depends on the size of the blocks too.
         identity = [
-            "stream by lanes",
+            "stream of staggered blocks",
             *(source.manifest_hash for source in sources),
-            split,
-            length,
-            stride,
-            sessions,
-            max_bytes,
+            *(split, length, stride, sessions, max_bytes),
         ]
         self.manifest_hash = hashlib.sha256(repr(identity).encode()).hexdigest()
         self.buffer = SessionBuffer(self._load, self.bytes_E, sessions, max_bytes, readers)
@@ -106,236 +94,197 @@ class StreamingDataset(WindowIndex):
         return self.with_labelled(StreamSampler(self, seed))
 
     def batch(self, window_ids: np.ndarray) -> Batch:
-        """Decode windows. Those of a damaged session are replaced, and the batch has the
-        replacements' numbers.
+        """Decode windows. Those of a damaged session are replaced, and `window_ids_B` of the batch
+        are the numbers of the replacements.
         """
-        places_B, starts_B = self.places(window_ids)
-        self.buffer.prefetch(places_B.tolist())
         window_ids = window_ids.copy()
-        found: list[LoadedSession] = []
-        for number, place in enumerate(places_B.tolist()):
-            whole, session = self._session(place)
-            if whole != place:
-                inside = (starts_B[number] // self.stride) % self.windows_E[whole]
-                places_B[number], starts_B[number] = whole, inside * self.stride
-                window_ids[number] = self.first_windows(np.array([whole]))[0] + inside
-            found.append(session)
-        sizes = {(session.height, session.width) for session in found}
-        if len(sizes) > 1:
-            raise InputError(
-                f"the data holds frames of several sizes, {sorted(sizes)}: train on one "
-                "size at a time"
-            )
-        height, width = sizes.pop()
-        frames_BTHWC = np.empty((len(found), self.length, height, width, 3), np.uint8)
-        actions_BT = np.empty((len(found), self.length - 1), np.int64)
-        for number, (session, start) in enumerate(zip(found, starts_B.tolist(), strict=True)):
-            shape = {"height": height, "width": width, "chunk": session.chunk}
+        episodes_B, starts_B = self.locate_all(window_ids)
+        sessions = self.buffer.request(episodes_B.tolist())
+        loaded = []
+        for number, (episode, future) in enumerate(zip(episodes_B, sessions, strict=True)):
+            intact, session = self._first_intact(int(episode), future)
+            if intact != episode:
+                offset = (starts_B[number] // self.stride) % self.windows_E[intact]
+                window_ids[number] = self.first_windows(np.array([intact]))[0] + offset
+            loaded.append(session)
+        episodes_B, starts_B = self.locate_all(window_ids)
+        height, width = single_size({(session.height, session.width) for session in loaded})
+        frames_BTHWC = np.empty((len(loaded), self.length, height, width, 3), np.uint8)
+        actions_BT = np.empty((len(loaded), self.length - 1), np.int64)
+        for number, (session, start) in enumerate(zip(loaded, starts_B.tolist(), strict=True)):
             decode_frames(
-                session.blobs, start, start + self.length, **shape, out=frames_BTHWC[number]
+                session.chunks,
+                start,
+                start + self.length,
+                height=height,
+                width=width,
+                chunk=session.chunk,
+                out=frames_BTHWC[number],
             )
             actions_BT[number] = session.actions[start : start + self.length - 1]
         return Batch(
             window_ids_B=torch.from_numpy(window_ids),
-            games_B=torch.from_numpy(self._game_E[places_B]),
+            games_B=torch.from_numpy(self.episodes.game_E[episodes_B]),
             frames_BTHWC=torch.from_numpy(frames_BTHWC),
-            actions_BT=torch.from_numpy(self.shown(places_B, actions_BT)),
+            actions_BT=torch.from_numpy(self.mask_actions(episodes_B, actions_BT)),
         )
 
     def close(self) -> None:
         """Cancel pending reads."""
-        self.buffer.cancel()
+        self.buffer.clear()
 
-    def _load(self, place: int) -> LoadedSession:
-        source, index = self._sources[place]
-        episode = source.encoded(index)
-        return LoadedSession(
-            checked_blobs(episode), episode.actions, episode.height, episode.width, episode.chunk
-        )
+    def _load(self, episode: int) -> EncodedEpisode:
+        source, index = self._sources[episode]
+        return verify_blobs(source.encoded(index))
 
-    def _session(self, place: int) -> tuple[int, LoadedSession]:
-        """Return a session and its index, or the next intact session that has windows."""
+    def _first_intact(
+        self, episode: int, future: "Future[EncodedEpisode]"
+    ) -> tuple[int, EncodedEpisode]:
+        """Wait for a session; return it, or else the next intact one, with its index."""
         while True:
-            if self.windows_E[place]:
-                try:
-                    return place, self.buffer.get(place)
-                except InputError as error:
-                    self._leave_out(place, str(error))
-            place = (place + 1) % len(self.episodes)
-
-    def _leave_out(self, place: int, why: str) -> None:
-        name = self.episodes[place].session_id
-        if name not in self.skipped:
-            self.skipped[name] = why
-            if len(self.skipped) > MAX_DAMAGED * len(self.episodes):
-                count = f"{len(self.skipped)} or more of {len(self.episodes)} sessions are damaged"
-                first = next(iter(self.skipped.values()))
-                raise InputError(
-                    f"{count}, over {MAX_DAMAGED:.0%}, collect them again; first: {first}"
-                )
-            console.print(f"left out, damaged: {why}")
-
-
-@dataclass
-class Reading:
-    """Sessions that one slot of the sequence draws from now and next."""
-
-    block: tuple[int, int]
-    """An epoch, and a block of it."""
-    sessions: list[int]
-    following: list[int]
-    """The sessions of the block after it."""
-    ahead: int = 0
-    """Number of those that are asked for."""
+            try:
+                return episode, future.result()
+            except InputError as error:
+                name = self.episodes[episode].session_id
+                if name not in self.skipped:
+                    leave_out(self.skipped, name, str(error), len(self.episodes), "sessions")
+            following = np.roll(np.arange(len(self.episodes)), -episode - 1)
+            episode = int(following[self.windows_E[following] > 0][0])
+            [future] = self.buffer.request([episode])
 
 
 class StreamSampler:
-    """The shuffled stream of windows of `StreamingDataset`. Draw k of the sequence goes to rank k
-    mod R, so that the global batches do not depend on the number of ranks R. Drawing makes the
-    buffer read ahead.
+    """Shuffled stream of windows that uses few sessions at a time; every epoch holds each window
+    exactly once.
+
+    An epoch puts all windows in a row, session by session in a shuffled order, and cuts the row
+    into equal lanes. Sample k of the stream comes from lane k mod `lanes`. A lane is a sequence of
+    blocks of consecutive windows, which are shuffled inside the block. Different lanes change
+    blocks at different times, so that sessions are read at an even rate.
+
+    Rank r of R takes the samples k = r mod R. The stream therefore does not depend on R, and ranks
+    use different sessions if R divides `lanes`, except for those that a cut divides.
     """
 
     def __init__(self, clips: StreamingDataset, seed: int) -> None:
         self.seed, self._clips = seed, clips
-        self._order = StreamOrder(
-            clips.windows_E, clips.bytes_E, clips.sessions, clips.max_bytes, seed
-        )
-        self._reading: dict[int, Reading] = {}
+        self._sessions = np.flatnonzero(clips.windows_E)
+        if not len(self._sessions):
+            raise InputError(
+                "no window to sample from: the episodes are shorter than a clip; give longer ones"
+            )
+        # Bytes of a session in use, on average over windows: long sessions are in use for longer.
+        mean_bytes = np.average(clips.bytes_E, weights=clips.windows_E)
+        capacity = min(clips.sessions, int(clips.max_bytes / mean_bytes), len(self._sessions))
+        divisors = (lanes for lanes in range(1, MAX_LANES + 1) if MAX_LANES % lanes == 0)
+        self.lanes = max(lanes for lanes in divisors if lanes <= max(1, capacity // 2))
+        # A block fills a third of a lane's share of the buffer. The rest is for sessions that the
+        # block's ends cut and for those of the next block. With larger blocks the LRU cache would
+        # drop many sessions before they are used up.
+        sessions = 0.3 * (capacity / self.lanes - 1)
+        self._block = max(1, round(sessions * len(clips) / len(self._sessions)))
+        # Lane i holds the samples i, i + lanes, ... of an epoch.
+        self._lengths = (len(clips) - np.arange(self.lanes) + self.lanes - 1) // self.lanes
+        self._shuffled = lru_cache(maxsize=2)(self._shuffle_sessions)
+        self._requested = 0
 
     def batch(
         self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1
     ) -> np.ndarray:
-        """Return this rank's windows of the global batch at `samples_consumed`, int64 (batch_size /
-        ranks,).
+        """Return this rank's windows of the global batch at `samples_consumed`, int64
+        (batch_size / ranks,), and start reading the sessions of the following batches.
         """
-        if batch_size % ranks:
-            raise InputError(
-                f"a batch of {batch_size} does not split over {ranks} workers: make it a multiple"
-            )
-        numbers = np.arange(samples_consumed, samples_consumed + batch_size)
-        own = numbers[numbers % ranks == rank]
-        if not self._reading:
-            self._fill(samples_consumed, rank, ranks)
-        draws = self._order.draw(own)
-        self._read_ahead(own, draws)
-        return self._clips.first_windows(draws.sessions) + draws.offsets
+        share_of_batch(batch_size, ranks)
+        batches = min(LOOKAHEAD, math.ceil(self.lanes * self._block / 10 / batch_size))
+        stop = samples_consumed + (1 + batches) * batch_size
+        start = max(samples_consumed, self._requested)
+        if start < stop:
+            future_ids = self.window_ids(np.arange(start + rank, stop, ranks))
+            sessions = self._clips.locate_all(future_ids)[0].tolist()
+            self._clips.buffer.request(dict.fromkeys(sessions))
+            self._requested = stop
+        return self.window_ids(
+            np.arange(samples_consumed + rank, samples_consumed + batch_size, ranks)
+        )
 
     def epoch(self, samples_consumed: int) -> float:
         """Return the passes over the data so far, in [0, inf)."""
-        return samples_consumed / self._order.windows
+        return samples_consumed / len(self._clips)
 
-    def _fill(self, number: int, rank: int, ranks: int) -> None:
-        """Read the sessions that this rank draws from first, and wait for them; later ones are
-        prefetched.
-        """
-        common = math.gcd(self._order.lanes, ranks)
-        first = [
-            self._order.first_draw(slot, number)
-            for slot in range(rank % common, self._order.lanes, common)
-        ]
-        futures = self._enter(np.array(first), self._order.draw(np.array(first)))
-        with progress("filling the buffer of sessions", len(futures)) as bar:
-            for future in futures:
-                future.exception()
-                bar.advance()
+    def window_ids(self, samples: np.ndarray) -> np.ndarray:
+        """Return the window of each sample, counted over all epochs from 0. int64 (N,)"""
+        epochs, inside = np.divmod(samples, len(self._clips))
+        places, lanes = np.divmod(inside, self.lanes)
+        # The first block of a lane is shorter by `shift`.
+        shift = lanes * self._block // self.lanes
+        blocks = (places + shift) // self._block
+        first = np.maximum(0, blocks * self._block - shift)
+        last = np.minimum(self._lengths[lanes], (blocks + 1) * self._block - shift)
+        lane_starts = self._lengths.cumsum() - self._lengths
+        block_starts = lane_starts[lanes] + first
+        keys = derive_keys(derive_keys(np.uint64(self.seed % 2**64), epochs), block_starts)
+        shuffled = feistel_permutation((places - first).astype(np.uint64), last - first, keys)
+        row = block_starts + shuffled.astype(np.int64)
+        window_ids = np.empty_like(row)
+        for epoch in np.unique(epochs):
+            sessions, ends = self._shuffled(int(epoch))
+            chosen = epochs == epoch
+            turn = np.searchsorted(ends, row[chosen], side="right")
+            window_ids[chosen] = self._clips.ends_E[sessions[turn]] - ends[turn] + row[chosen]
+        return window_ids
 
-    def _read_ahead(self, numbers: np.ndarray, draws: Draws) -> None:
-        """Prefetch as large a share of each following block as is drawn of the current one."""
-        self._enter(numbers, draws)
-        columns = (numbers % self._order.lanes, draws.epochs, draws.blocks, draws.done)
-        for slot, *block, done in zip(*(column.tolist() for column in columns), strict=True):
-            reading = self._reading[slot]
-            wanted = int(done * len(reading.following))
-            if reading.block == tuple(block) and wanted > reading.ahead:
-                self._clips.buffer.prefetch(reading.following[reading.ahead : wanted])
-                reading.ahead = wanted
-
-    def _enter(self, numbers: np.ndarray, draws: Draws) -> list[Future[LoadedSession]]:
-        """Register blocks that are drawn from for the first time, and prefetch their sessions."""
-        places = zip(draws.epochs.tolist(), draws.blocks.tolist(), strict=True)
-        new: list[int] = []
-        for slot, place in zip((numbers % self._order.lanes).tolist(), places, strict=True):
-            if slot not in self._reading or self._reading[slot].block != place:
-                sessions = self._order.epoch(place[0]).sessions(place[1])
-                self._reading[slot] = Reading(place, sessions, self._order.following(slot, *place))
-                new += sessions
-        if not new:
-            return []
-        # What is in use is not what was asked for the longest ago, even where it is seldom drawn.
-        used = [session for reading in self._reading.values() for session in reading.sessions]
-        self._clips.buffer.pin(
-            [*used, *(s for r in self._reading.values() for s in r.following[: r.ahead])]
-        )
-        return self._clips.buffer.prefetch(dict.fromkeys(new))
+    def _shuffle_sessions(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sessions in the order of an epoch, and where each of them ends in the row."""
+        count = len(self._sessions)
+        keys = np.full(count, hash_key(self.seed, "epoch", epoch))
+        order = feistel_permutation(np.arange(count, dtype=np.uint64), count, keys)
+        sessions = self._sessions[order.astype(np.int64)]
+        return sessions, self._clips.windows_E[sessions].cumsum()
 
 
 class SessionBuffer:
-    """Least-recently-used cache of sessions, loaded by threads; safe for use by many threads."""
+    """Thread-safe LRU cache of sessions, including those that are still being read."""
 
     def __init__(
         self,
-        load: Callable[[int], LoadedSession],
+        load: Callable[[int], EncodedEpisode],
         bytes_E: np.ndarray,
         sessions: int,
         max_bytes: int,
         readers: int,
     ) -> None:
-        self._load, self._bytes_E, self._sessions, self._max_bytes = (
-            load,
-            bytes_E,
-            sessions,
-            max_bytes,
-        )
-        self._held: OrderedDict[int, Future[LoadedSession]] = OrderedDict()
-        self._bytes = 0.0
+        self._load, self._bytes_E = load, bytes_E
+        self._max_sessions, self._max_bytes = sessions, max_bytes
+        self._held: OrderedDict[int, Future[EncodedEpisode]] = OrderedDict()
+        self.bytes = 0.0
+        """Compressed bytes held."""
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(readers, "read")
 
     def __len__(self) -> int:
         return len(self._held)
 
-    @property
-    def bytes(self) -> float:
-        """Compressed bytes held."""
-        return self._bytes
-
-    def prefetch(self, places: Iterable[int]) -> list[Future[LoadedSession]]:
-        """Start loading missing sessions, and mark all of them as most recently used, in order."""
+    def request(self, episodes: Iterable[int]) -> "list[Future[EncodedEpisode]]":
+        """Return the sessions of episodes, which threads read if they are not held."""
         with self._lock:
-            return [self._prefetch_one(place) for place in places]
+            return [self._request_one(episode) for episode in episodes]
 
-    def pin(self, places: Iterable[int]) -> None:
-        """Mark sessions in the buffer as most recently used."""
+    def clear(self) -> None:
+        """Cancel pending reads and drop all sessions."""
         with self._lock:
-            for place in places:
-                if place in self._held:
-                    self._held.move_to_end(place)
+            for future in self._held.values():
+                future.cancel()
+            self._held.clear()
+            self.bytes = 0.0
 
-    def get(self, place: int) -> LoadedSession:
-        """Return a session, waiting for it. Raise what loading it raised."""
-        while True:
-            with self._lock:
-                future = self._prefetch_one(place)
-            try:
-                return future.result()
-            except CancelledError:
-                continue  # let go by another thread before it was read: ask again
-
-    def cancel(self) -> None:
-        """Cancel sessions that have not begun to load."""
-        with self._lock:
-            for place in [place for place, future in self._held.items() if future.cancel()]:
-                self._bytes -= self._bytes_E[place]
-                del self._held[place]
-
-    def _prefetch_one(self, place: int) -> Future[LoadedSession]:
-        if place in self._held:
-            self._held.move_to_end(place)
-            return self._held[place]
-        self._bytes += self._bytes_E[place]
-        while self._held and (len(self._held) >= self._sessions or self._bytes > self._max_bytes):
-            oldest, future = self._held.popitem(last=False)
-            future.cancel()
-            self._bytes -= self._bytes_E[oldest]
-        self._held[place] = self._pool.submit(self._load, place)
-        return self._held[place]
+    def _request_one(self, episode: int) -> "Future[EncodedEpisode]":
+        if episode not in self._held:
+            self.bytes += self._bytes_E[episode]
+            while self._held and (
+                len(self._held) >= self._max_sessions or self.bytes > self._max_bytes
+            ):
+                oldest, _ = self._held.popitem(last=False)
+                self.bytes -= self._bytes_E[oldest]
+            self._held[episode] = self._pool.submit(self._load, episode)
+        self._held.move_to_end(episode)
+        return self._held[episode]

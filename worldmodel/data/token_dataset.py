@@ -1,9 +1,9 @@
 """Dataset of tokens and latent actions that frozen models computed once, stored on disk.
 
-A frame's tokens depend on the frames before it in its window, so whole windows are stored: one .npy
-file of shape (windows, T, h, w), uint16, mapped into memory, named after the tokenizer's encoding
-weights and the windows. The latent actions of a frozen latent action model have a file of their
-own, (windows, T - 1), named after that model's.
+A frame's tokens depend on the frames before it in its window, so whole windows are stored: a .npy
+file of shape (windows, T, h, w), uint16, mapped into memory and named after the tokenizer's encoder
+weights and the windows. The latent actions of a frozen latent action model are stored in another
+file, (windows, T - 1), named after that model's weights.
 """
 
 import hashlib
@@ -29,25 +29,27 @@ from worldmodel.models.weights import encoder_sha256
 
 
 class TokenDataset(Dataset):
-    """Windows of tokens, by the same numbers as the `ClipDataset` that they come from.
+    """Tokens and actions of the windows of a `ClipDataset`, with the same numbers.
 
-    Its batches hold actions too, latent actions where `latents` names a file, and with `frames`
-    the frames that the tokens were made of.
+    `latents`: file of latent actions, which batches then hold too. `frames`: let batches hold the
+    frames of the tokens.
     """
 
     def __init__(
         self, path: Path, clips: ClipDataset, *, latents: Path | None = None, frames: bool = False
     ) -> None:
-        self._tokens: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        self._tokens = np.load(path, mmap_mode="r", allow_pickle=False)
         self._latents = (
             None if latents is None else np.load(latents, mmap_mode="r", allow_pickle=False)
         )
         self._clips, self._frames = clips, frames
         self.manifest_hash = clips.manifest_hash
-        optional = {"latent_actions": latents is not None, "frames": frames}
-        self.provides = frozenset(
-            {"tokens", "actions", *(name for name, there in optional.items() if there)}
-        )
+        provides = {"tokens", "actions"}
+        if latents is not None:
+            provides.add("latent_actions")
+        if frames:
+            provides.add("frames")
+        self.provides = frozenset(provides)
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -86,7 +88,7 @@ class CacheBarrier:
     part: int = 0
     parts: int = 1
     barrier: Callable[[], None] = lambda: None
-    """Waits for all of them."""
+    """Function that waits for all parts."""
 
 
 def cache_tokens(
@@ -100,91 +102,81 @@ def cache_tokens(
     device: torch.device | str = "cpu",
     sharing: CacheBarrier | None = None,
 ) -> TokenDataset:
-    """Encode all windows of `clips` with frozen models unless they are stored, and open the
-    dataset.
+    """Encode all windows with frozen models unless they are stored, and open the dataset.
 
     `lam`: store its latent actions too. `frames`: let batches hold the frames. Frames are encoded
-    in float32 without autocast, as when the model generates. With `sharing` all processes call. A
-    file appears when it is complete. Raise InputError where there are no windows or the disk is
-    full.
+    in float32 without autocast, as in generation. With `sharing`, all parts must call this.
+
+    Raises: InputError if there are no windows or the disk is full.
     """
     if not len(clips):
         raise InputError(
             "no window to encode: the episodes are shorter than a clip; give longer ones"
         )
-    tokens: _Frozen = ("tokens", tokenizer, (clips.length, tokenizer.cfg.grid, tokenizer.cfg.grid))
-    latents: _Frozen | None = None if lam is None else ("latents", lam, (clips.length - 1,))
-    tokens_file, latents_file = (
-        None
-        if frozen is None
-        else _stored(frozen, clips, Path(cache_dir), batch_size, device, sharing or CacheBarrier())
-        for frozen in (tokens, latents)
-    )
-    assert tokens_file is not None
-    return TokenDataset(tokens_file, clips, latents=latents_file, frames=frames)
+    encoder = _Encoder(clips, Path(cache_dir), batch_size, device, sharing or CacheBarrier())
+    grid = tokenizer.cfg.grid
+    tokens = encoder.store("tokens", tokenizer, (clips.length, grid, grid))
+    latents = None if lam is None else encoder.store("latents", lam, (clips.length - 1,))
+    return TokenDataset(tokens, clips, latents=latents, frames=frames)
 
 
-_Frozen = tuple[str, Tokenizer | LatentActionModel, tuple[int, ...]]
-"""Name of the stored field, the frozen model, and the shape of its output for a window."""
+@dataclass(frozen=True)
+class _Encoder:
+    """Settings of the encoding that all models share."""
 
+    clips: ClipDataset
+    folder: Path
+    batch_size: int
+    device: torch.device | str
+    sharing: CacheBarrier
 
-def _stored(
-    frozen: _Frozen,
-    clips: ClipDataset,
-    folder: Path,
-    batch_size: int,
-    device: torch.device | str,
-    sharing: CacheBarrier,
-) -> Path:
-    """Return the file of a model's output for all windows; compute it if it is missing."""
-    name, model, shape = frozen
-    identity = f"{encoder_sha256(model)} {clips.manifest_hash}"
-    path = folder / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
-    temporary = path.with_name(
-        f".{path.name}.{os.getpid() if sharing.parts == 1 else 'shared'}.tmp"
-    )
-    try:
-        if sharing.part == 0 and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.lib.format.open_memmap(temporary, "w+", np.uint16, (len(clips), *shape)).flush()
-        sharing.barrier()
-        if not path.exists():
-            _encode(frozen, clips, temporary, batch_size, device, sharing)
-            sharing.barrier()
-            if sharing.part == 0:
-                os.replace(temporary, path)
-                sync_folder(path.parent)
-            sharing.barrier()
-    except OSError as error:
-        raise InputError(
-            f"cannot store {name} in {path.parent}: {error.strerror or error}"
-        ) from error
-    finally:
-        if sharing.part == 0:
-            temporary.unlink(missing_ok=True)
-    return path
+    def store(
+        self, name: str, model: Tokenizer | LatentActionModel, shape: tuple[int, ...]
+    ) -> Path:
+        """Return the file of a model's output for all windows; write it if it is missing.
 
+        `shape` is the shape of the output for one window. The file appears when it is complete.
+        """
+        identity = f"{encoder_sha256(model)} {self.clips.manifest_hash}"
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
+        path = self.folder / f"{name}-{digest}.npy"
+        first, wait = self.sharing.part == 0, self.sharing.barrier
+        owner = os.getpid() if self.sharing.parts == 1 else "shared"
+        temporary = path.with_name(f".{path.name}.{owner}.tmp")
+        try:
+            if first and not path.exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                full_shape = (len(self.clips), *shape)
+                np.lib.format.open_memmap(temporary, "w+", np.uint16, full_shape).flush()
+            wait()
+            if not path.exists():
+                self._encode(name, model, temporary)
+                wait()
+                if first:
+                    temporary.replace(path)
+                    sync_folder(self.folder)
+                wait()
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"cannot store {name} in {self.folder}: {reason}") from error
+        finally:
+            if first:
+                temporary.unlink(missing_ok=True)
+        return path
 
-@torch.no_grad()
-def _encode(
-    frozen: _Frozen,
-    clips: ClipDataset,
-    path: Path,
-    batch_size: int,
-    device: torch.device | str,
-    sharing: CacheBarrier,
-) -> None:
-    """Encode this process's contiguous range of windows into the file."""
-    name, model, _ = frozen
-    stored = np.lib.format.open_memmap(path, "r+")
-    first, last = (len(clips) * end // sharing.parts for end in (sharing.part, sharing.part + 1))
-    training = model.training
-    model.eval()
-    with progress(f"encoding clips as {name}", last - first) as bar:
-        for start in range(first, last, batch_size):
-            ids = np.arange(start, min(start + batch_size, last))
-            frames = to_float_frames(clips.batch(ids).frames_BTHWC.to(device))
-            stored[ids] = model.encode(frames).cpu().numpy()
-            bar.advance(len(ids))
-    stored.flush()
-    model.train(training)
+    @torch.no_grad()
+    def _encode(self, name: str, model: Tokenizer | LatentActionModel, path: Path) -> None:
+        """Encode this process's contiguous range of windows into the file."""
+        stored = np.lib.format.open_memmap(path, "r+")
+        part, parts = self.sharing.part, self.sharing.parts
+        first, last = (len(self.clips) * end // parts for end in (part, part + 1))
+        training = model.training
+        model.eval()
+        with progress(f"encoding clips as {name}", last - first) as bar:
+            for start in range(first, last, self.batch_size):
+                ids = np.arange(start, min(start + self.batch_size, last))
+                frames = to_float_frames(self.clips.batch(ids).frames_BTHWC.to(self.device))
+                stored[ids] = model.encode(frames).cpu().numpy()
+                bar.advance(len(ids))
+        stored.flush()
+        model.train(training)

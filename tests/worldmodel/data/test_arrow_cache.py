@@ -1,6 +1,4 @@
-"""The staged copy: damaged shards, which of them are left out and named, and when the copy is made
-again.
-"""
+"""The local copy of a data set: damaged shards, and when the copy is made again."""
 
 from pathlib import Path
 
@@ -18,12 +16,12 @@ from worldmodel.data.clip_dataset import ClipDataset
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """40 sessions, each a shard of its own."""
+    """40 sessions, one per shard."""
     return Path(record(tmp_path / "data", episodes=40, steps=9))
 
 
 def damage(data: Path, count: int) -> list[Path]:
-    """Flip a bit in each of the first shards; returns them."""
+    """Flip a bit in each of the first shards and return them."""
     shards = sorted(data.glob("env=*/*.parquet"))[:count]
     for shard in shards:
         content = bytearray(shard.read_bytes())
@@ -51,12 +49,12 @@ def test_few_damaged_shards_are_left_out_counted_and_named(data: Path, tmp_path:
     lost = {shard.name.split("-")[1] for shard in (gone, damaged)}
     left = {episode.session_id for episode in clips.episodes}
     assert left == {episode.session_id for episode in whole.episodes} - lost
-    # Window numbers mean something else now: a run on the whole data must not go on with this copy.
+    # Windows have other numbers now: a run on the whole data must not resume with this copy.
     assert clips.manifest_hash != whole.manifest_hash
     frames = clips.batch(np.arange(len(clips))).frames_BTHWC.numpy()
     for number in range(len(clips)):
-        place, start = clips.locate(number)
-        expected = played[clips.episodes[place].session_id].frames_THWC[start : start + 8]
+        index, start = clips.locate(number)
+        expected = played[clips.episodes[index].session_id].frames_THWC[start : start + 8]
         assert np.array_equal(frames[number], expected)
 
 
@@ -79,7 +77,7 @@ def test_the_copy_without_damaged_shards_is_used_until_one_is_repaired(
     assert ClipDataset([data], tmp_path / "cache", length=8, split=None).skipped == {}
 
 
-def test_many_damaged_shards_stop_staging_and_leave_no_file(data: Path, tmp_path: Path) -> None:
+def test_many_damaged_shards_stop_copying_and_leave_no_file(data: Path, tmp_path: Path) -> None:
     first, *_ = damage(data, 3)  # 7.5 %
     with pytest.raises(
         InputError, match=rf"3 or more of 40 shards.*over 5%.*{first.name}"

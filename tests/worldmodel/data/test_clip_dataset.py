@@ -1,6 +1,4 @@
-"""Windows, their order and their content: every join between what was played and what a model is
-given.
-"""
+"""Windows: their order, and their content from the played episode to the batch."""
 
 import itertools
 from pathlib import Path
@@ -41,9 +39,7 @@ def test_feistel_is_a_permutation_that_depends_on_its_key(size: int) -> None:
 
 
 def test_feistel_puts_every_window_everywhere_equally_often() -> None:
-    """Chi-square over 4,000 keys: first place of 40 windows, and the pair of the first two places
-    of 6 windows.
-    """
+    """Chi-square over 4,000 keys: the first of 40 windows, and the first two of 6 windows."""
     keys = np.arange(4000, dtype=np.uint64) * np.uint64(7919)
     first = feistel_permutation(np.zeros(4000, np.uint64), 40, keys)
     counts = np.bincount(first.astype(int), minlength=40)
@@ -90,8 +86,8 @@ def test_windows_hold_the_episodes_frames_and_never_cross_an_end(data: str, cach
     assert len(clips) == expected
     batch = clips.batch(np.arange(len(clips)))
     for number in range(len(clips)):
-        place, start = clips.locate(number)
-        episode = episodes[clips.episodes[place].session_id]
+        index, start = clips.locate(number)
+        episode = episodes[clips.episodes[index].session_id]
         assert np.array_equal(
             batch.frames_BTHWC[number].numpy(), episode.frames_THWC[start : start + 16]
         )
@@ -99,12 +95,8 @@ def test_windows_hold_the_episodes_frames_and_never_cross_an_end(data: str, cach
         assert clips.window_game(number) == "Counting"
 
 
-def test_the_action_beside_frame_t_is_the_one_that_frame_t_plus_1_shows(
-    data: str, cache: Path
-) -> None:
-    """Alignment through playing, storing, staging, cutting and batching; windows begin anywhere,
-    also across blobs.
-    """
+def test_action_t_is_the_one_that_frame_t_plus_1_shows(data: str, cache: Path) -> None:
+    """Windows begin anywhere, also across blobs."""
     clips = ClipDataset([data], cache, length=8)
     batch = next(ClipLoader(clips, 64, seed=2))
     assert batch.frames_BTHWC.dtype == torch.uint8
@@ -126,13 +118,10 @@ def test_splits_are_disjoint_and_the_union_of_data_sets_is_all_their_windows(
         sizes = [len(ClipDataset([uri], cache, length=8, split=split)) for uri in (data, other)]
         assert min(sizes) > 0
         assert len(ClipDataset([data, other], cache, length=8, split=split)) == sum(sizes)
-    sessions = {
-        split: {
-            episode.session_id
-            for episode in ClipDataset([data], cache, length=8, split=split).episodes
-        }
-        for split in ("train", "val", None)
-    }
+    sessions = {}
+    for split in ("train", "val", None):
+        clips = ClipDataset([data], cache, length=8, split=split)
+        sessions[split] = {episode.session_id for episode in clips.episodes}
     assert not sessions["train"] & sessions["val"]
     assert sessions["train"] | sessions["val"] == sessions[None]
     union = ClipDataset([data, other], cache, length=8)
@@ -178,7 +167,7 @@ def test_episodes_shorter_than_a_clip_are_named_as_the_reason(data: str, cache: 
         ClipLoader(ClipDataset([data], cache, length=500), 4)
 
 
-def test_staging_is_done_once_and_again_when_the_data_changes(tmp_path: Path) -> None:
+def test_data_is_copied_once_and_again_when_it_changes(tmp_path: Path) -> None:
     uri = record(tmp_path / "data", episodes=2, steps=12)
     first = build_arrow_cache(uri, tmp_path / "cache")
     written = first.stat().st_mtime_ns
@@ -189,28 +178,29 @@ def test_staging_is_done_once_and_again_when_the_data_changes(tmp_path: Path) ->
     assert [file.name for file in (tmp_path / "cache").iterdir() if file.name.startswith(".")] == []
 
 
-def test_a_flipped_bit_in_the_staged_copy_is_named(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_the_local_copy_is_named(tmp_path: Path) -> None:
     uri = record(tmp_path / "data", episodes=3, steps=40)
     path = build_arrow_cache(uri, tmp_path / "cache")
     clips = ClipDataset([uri], tmp_path / "cache", length=8, split=None)
-    staged = clips._files[0]
-    session = clips.episodes[0].session_id
-    blob = staged.boundaries[:2].tolist()
+    row, session = int(clips._rows_E[0]), clips.episodes[0].session_id
     whole = path.read_bytes()
-    for place in (blob[0], blob[0] + 4, sum(blob) // 2, blob[1] - 1):
-        flip(path, place)
+    blob = clips._frames[row][0].as_py()
+    first = whole.index(blob)
+    actions = whole.index(clips._actions[row].as_py())
+    for offset in (first, first + 4, first + len(blob) // 2, first + len(blob) - 1):
+        flip(path, offset)
         with pytest.raises(InputError, match=f"session {session} of Counting.*delete it"):
             clips.batch(np.array([0]))
         path.write_bytes(whole)
-    flip(path, int(staged.places["actions_start"][0]))
+    flip(path, actions)
     with pytest.raises(InputError, match="CRC-32 of actions"):
         ClipDataset([uri], tmp_path / "cache", length=8, split=None)
 
 
-def flip(path: Path, place: int) -> None:
-    """Change one bit of a file where it lies."""
+def flip(path: Path, offset: int) -> None:
+    """Change one bit of a file in place."""
     with path.open("r+b") as file:
-        file.seek(place)
+        file.seek(offset)
         byte = file.read(1)[0]
-        file.seek(place)
+        file.seek(offset)
         file.write(bytes([byte ^ 1]))

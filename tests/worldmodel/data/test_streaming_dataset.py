@@ -1,6 +1,4 @@
-"""Sessions that pass through memory: the order of their windows, what is held, and going on after a
-stop.
-"""
+"""Streamed sessions: the order of their windows, the memory they take, and resuming."""
 
 import json
 import shutil
@@ -11,6 +9,7 @@ import pytest
 import torch
 
 from envs.episodes.dataset import EpisodeReader
+from envs.episodes.episode import EncodedEpisode
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 from envs.utils.run_dir import read_metrics
@@ -35,18 +34,18 @@ def stream(data: str | Path, **options: int) -> StreamingDataset:
     return StreamingDataset([data], length=8, **{"sessions": 12, **options})
 
 
-def drawn(loader: ClipLoader, batches: int) -> np.ndarray:
+def next_ids(loader: ClipLoader, batches: int) -> np.ndarray:
     return np.concatenate([next(loader).window_ids_B.numpy() for _ in range(batches)])
 
 
-def test_windows_are_those_of_the_staged_copy(data: str, tmp_path: Path) -> None:
-    clips, staged = stream(data), ClipDataset([data], tmp_path, length=8)
-    assert len(clips) == len(staged)
+def test_windows_are_those_of_the_local_copy(data: str, tmp_path: Path) -> None:
+    clips, copied = stream(data), ClipDataset([data], tmp_path, length=8)
+    assert len(clips) == len(copied)
     ids = clips.evenly_spaced(50)
-    a, b = clips.batch(ids), staged.batch(ids)
+    a, b = clips.batch(ids), copied.batch(ids)
     for name in ("frames_BTHWC", "actions_BT", "games_B", "window_ids_B"):
         assert torch.equal(getattr(a, name), getattr(b, name))
-    assert clips.describe(5) == staged.describe(5)
+    assert clips.describe(5) == copied.describe(5)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
@@ -54,31 +53,28 @@ def test_any_number_of_ranks_draws_one_sequence_that_holds_every_window_once_an_
     data: str, ranks: int
 ) -> None:
     clips = stream(data)
-    batches = 2 * len(clips) // 30 + 1
-    expected = np.concatenate([clips.sampler(3).batch(30 * n, 30) for n in range(batches)])
-    shares, held = [], []
+    starts = range(0, 2 * len(clips), 30)
+    expected = np.concatenate([clips.sampler(3).batch(start, 30) for start in starts])
+    shares, sessions = [], []
     for rank in range(ranks):
         of_rank = stream(data)
         sampler = of_rank.sampler(3)
-        shares.append(
-            np.concatenate([sampler.batch(30 * n, 30, rank, ranks) for n in range(batches)])
-        )
-        places, _ = clips.places(shares[-1][: len(clips) // ranks])
-        held.append(set(places.tolist()))
+        shares.append(np.concatenate([sampler.batch(start, 30, rank, ranks) for start in starts]))
+        indices, _ = clips.locate_all(shares[-1][: len(clips) // ranks])
+        sessions.append(set(indices.tolist()))
         of_rank.close()
     drawn = np.stack(shares, 1).flatten()
     assert np.array_equal(drawn, expected)
-    assert len(set(clips.places(drawn[:10])[0].tolist())) > 3  # sessions are mixed
+    assert len(set(clips.locate_all(drawn[:10])[0].tolist())) > 3  # sessions are mixed
     epochs = drawn[: 2 * len(clips)].reshape(2, len(clips))
     for epoch in epochs:
         assert sorted(epoch) == list(range(len(clips)))
     assert not np.array_equal(*epochs)
     clips.close()
-    if ranks in (
-        2,
-        3,
-    ):  # they divide the six lanes: at most the sessions that the five cuts divide are read twice
-        assert sum(map(len, held)) <= len(set().union(*held)) + 5
+    # Two or three ranks divide the six lanes: only sessions that one of the five cuts divides are
+    # read by two of them.
+    if ranks in (2, 3):
+        assert sum(map(len, sessions)) <= len(set().union(*sessions)) + 5
 
 
 @pytest.mark.parametrize("bound", [{"sessions": 6}, {"sessions": 1000, "max_bytes": 60_000}])
@@ -87,9 +83,12 @@ def test_memory_stays_within_its_bounds_and_little_is_read_twice(
 ) -> None:
     read: list[int] = []
     load = StreamingDataset._load
-    monkeypatch.setattr(
-        StreamingDataset, "_load", lambda clips, place: (read.append(place), load(clips, place))[1]
-    )
+
+    def count_load(clips: StreamingDataset, episode: int) -> EncodedEpisode:
+        read.append(episode)
+        return load(clips, episode)
+
+    monkeypatch.setattr(StreamingDataset, "_load", count_load)
     clips = stream(data, **bound)
     loader = ClipLoader(clips, 4, threads=1)
     assert clips.bytes_E.sum() > 4 * 60_000
@@ -107,7 +106,7 @@ def test_memory_stays_within_its_bounds_and_little_is_read_twice(
 @pytest.mark.parametrize("threads", [0, 2])
 def test_a_stream_resumes_at_the_next_batch_from_a_few_numbers(data: str, threads: int) -> None:
     loader = ClipLoader(stream(data), 8, seed=7, rank=1, ranks=2, threads=threads)
-    drawn(loader, 100)
+    next_ids(loader, 100)
     state = json.dumps(loader.state())
     assert len(state) < 300
     expected = [next(loader) for _ in range(60)]
@@ -121,15 +120,13 @@ def test_a_stream_resumes_at_the_next_batch_from_a_few_numbers(data: str, thread
         assert torch.equal(batch.frames_BTHWC, again.frames_BTHWC)
         assert torch.equal(batch.actions_BT, again.actions_BT)
     resumed.close()
-    for ranks in (
-        1,
-        4,
-    ):  # other numbers of ranks go on with the same sequence: rank 1 of 2 had every second draw
+    # Other numbers of ranks continue the same stream: rank 1 of 2 had every second sample.
+    for ranks in (1, 4):
         others = [
             ClipLoader(stream(data), 8, seed=7, rank=r, ranks=ranks, state=json.loads(state))
             for r in range(ranks)
         ]
-        sequence = np.stack([drawn(loader, 60) for loader in others], 1).flatten()
+        sequence = np.stack([next_ids(loader, 60) for loader in others], 1).flatten()
         assert np.array_equal(
             sequence[1::2], np.concatenate([batch.window_ids_B.numpy() for batch in expected])
         )
@@ -150,14 +147,14 @@ def test_few_damaged_sessions_are_replaced_and_named_and_many_stop(tmp_path: Pat
     assert printed.get().count(bad[0]) == 1
     assert list(clips.skipped) == bad[:1]
     ids = np.concatenate([batch.window_ids_B.numpy() for batch in batches])
-    assert bad[0] not in {clips.episodes[place].session_id for place in clips.places(ids)[0]}
+    assert bad[0] not in {clips.episodes[index].session_id for index in clips.locate_all(ids)[0]}
     for batch in batches[:5]:
         assert torch.equal(clips.batch(batch.window_ids_B.numpy()).frames_BTHWC, batch.frames_BTHWC)
     for session in bad[1:]:
         (data / "env=Counting" / f"part-{session}-0.parquet").unlink()
     loader = ClipLoader(stream(data), 8)
     with pytest.raises(InputError, match=r"2 or more of 39 sessions are damaged, over 5%"):
-        drawn(loader, 100)
+        next_ids(loader, 100)
     loader.close()
 
 
@@ -167,7 +164,7 @@ def test_training_on_a_stream_continues_bit_for_bit(data: str, tmp_path: Path) -
     )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train("tokenizer", config=preset("debug"), recipe=settings, data=[data], out=whole)
-    assert not (tmp_path / "cache").exists()  # nothing was staged
+    assert not (tmp_path / "cache").exists()  # nothing was copied
     shutil.copytree(whole, cut)
     shutil.rmtree(checkpoint.newest_checkpoint(cut))
     assert checkpoint.open_checkpoint(cut).step == 4

@@ -1,6 +1,4 @@
-"""Stored output of frozen models: equal to what they make of the frames now, made once, used in
-training.
-"""
+"""Stored output of frozen models: equal to encoding now, computed once, used in training."""
 
 import shutil
 import threading
@@ -34,7 +32,7 @@ LONG: dict[str, Any] = {
     "log_every": 4,
     "validate_every": 0,
 }
-"""As many windows as the run draws: what frozen models make of them is stored."""
+"""Settings with no more windows than the run draws, so that encoded windows are stored."""
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +42,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def runs(data: str) -> Path:
-    """A folder with runs of a tokenizer and a lam, far enough that their codes differ from frame to
-    frame.
-    """
+    """A folder with runs of a tokenizer and a lam, trained until codes differ between frames."""
+    folder = Path(data).parent
     for component in ("tokenizer", "lam"):
         settings = train_preset(component, "debug", iterations=8, lr=1e-2, validate_every=0)
-        train(
-            component,
-            config=CONFIG,
-            recipe=settings,
-            data=[data],
-            out=Path(data).parent / component,
-        )
-    return Path(data).parent
+        train(component, config=CONFIG, recipe=settings, data=[data], out=folder / component)
+    return folder
 
 
 def noisy(model: Any, seed: int = 0) -> Any:
@@ -91,7 +82,7 @@ def test_stored_tokens_are_those_of_encoding_now_and_are_computed_once(
     assert len(list(tmp_path.glob("tokens-*.npy"))) == 2
 
 
-def test_stored_latent_actions_are_those_read_now_and_another_lam_has_its_own(
+def test_stored_latent_actions_are_those_of_encoding_now_and_each_lam_has_a_file(
     data: str, tmp_path: Path
 ) -> None:
     tokenizer, lam = noisy(Tokenizer(CONFIG)), noisy(LatentActionModel(CONFIG))
@@ -145,32 +136,25 @@ def test_processes_that_share_the_encoding_store_what_one_alone_does(
         mine, theirs = stored.batch(ids), alone.batch(ids)
         assert torch.equal(mine.tokens_BThw, theirs.tokens_BThw)
         assert torch.equal(mine.latent_actions_BT, theirs.latent_actions_BT)
-    assert sorted(file.name.split("-")[0] for file in (tmp_path / "b").iterdir()) == [
-        "latents",
-        "tokens",
-    ]
+    files = sorted(file.name.split("-")[0] for file in (tmp_path / "b").iterdir())
+    assert files == ["latents", "tokens"]
 
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_training_on_latent_actions_uses_what_is_stored_and_learns_the_same(
     joint: bool, data: str, runs: Path, tmp_path: Path
 ) -> None:
-    """Tokens and actions of a frozen LAM are stored; of one that is trained too, tokens alone.
-    Resumes bit for bit.
+    """Latent actions of a frozen LAM are stored, but not of one that is trained jointly. Training
+    resumes bit for bit.
     """
-    options: dict[str, Any] = {
-        "config": CONFIG,
-        "data": [data],
-        "tokenizer": runs / "tokenizer",
-        "lam": runs / "lam",
-    }
-    options |= {"joint_lam": joint}
+    options: dict[str, Any] = {"config": CONFIG, "data": [data], "joint_lam": joint}
+    options |= {"tokenizer": runs / "tokenizer", "lam": runs / "lam"}
     for stored in (True, False):
         settings = train_preset("dynamics", "debug", token_cache=stored, **LONG)
         out = tmp_path / str(stored)
         train("dynamics", recipe=settings, out=out, cache_dir=out / "cache", **options)
-        found = [len(list((out / "cache").glob(f"{name}-*.npy"))) for name in ("tokens", "latents")]
-        assert found == ([1, 0 if joint else 1] if stored else [0, 0])
+        files = [len(list((out / "cache").glob(f"{name}-*.npy"))) for name in ("tokens", "latents")]
+        assert files == ([1, 0 if joint else 1] if stored else [0, 0])
     one, other = (open_checkpoint(tmp_path / name).weights() for name in ("True", "False"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     losses = [
@@ -179,26 +163,19 @@ def test_training_on_latent_actions_uses_what_is_stored_and_learns_the_same(
     assert losses[0] == losses[1]
     shutil.rmtree(tmp_path / "True/checkpoints/step-00000008")
     settings = train_preset("dynamics", "debug", **LONG)
-    train(
-        "dynamics",
-        recipe=settings,
-        out=tmp_path / "True",
-        cache_dir=tmp_path / "True/cache",
-        resume=True,
-        **options,
-    )
+    options |= {"out": tmp_path / "True", "cache_dir": tmp_path / "True/cache"}
+    train("dynamics", recipe=settings, resume=True, **options)
     again = open_checkpoint(tmp_path / "True").weights()
     assert all(torch.equal(value, again[name]) for name, value in one.items())
 
 
-def test_batches_for_joint_training_hold_frames_beside_tokens(
+def test_batches_for_joint_training_hold_frames_and_tokens(
     data: str, runs: Path, tmp_path: Path
 ) -> None:
     clips = ClipDataset([data], tmp_path, length=6, stride=8)
     ids = np.array([3, 1])
-    batch = cache_tokens(load_tokenizer(runs / "tokenizer"), clips, tmp_path, frames=True).batch(
-        ids
-    )
+    tokenizer = load_tokenizer(runs / "tokenizer")
+    batch = cache_tokens(tokenizer, clips, tmp_path, frames=True).batch(ids)
     assert batch.tokens_BThw is not None
     assert torch.equal(batch.frames_BTHWC, clips.batch(ids).frames_BTHWC)
 
