@@ -27,7 +27,7 @@ from envs.utils.run_dir import read_metrics
 from worldmodel.config import preset
 from worldmodel.models.upscaler import SHAPES, Upscaler
 from worldmodel.training.config import train_preset
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 2e-3
@@ -73,14 +73,7 @@ def training_series(folder: Path, steps: int = 50) -> dict[str, dict[str, list[f
         settings = train_preset(
             component, "debug", iterations=steps, log_every=1, validate_every=0, clip_stride=1
         )
-        train(
-            component,
-            config=preset("debug"),
-            recipe=settings,
-            data=[small],
-            out=folder / run,
-            **more,
-        )
+        train(TrainingRun(component, preset("debug"), settings, [small], folder / run, **more))
         rows = read_metrics(folder / run)
         found[run] = {name: [row[f"train/{name}"] for row in rows] for name in SERIES[run]}
     return found

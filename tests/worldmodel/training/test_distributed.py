@@ -24,9 +24,8 @@ from worldmodel.sharded_tensors import on_cpu
 from worldmodel.training.config import RECIPES, train_preset
 from worldmodel.training.distributed import Worker
 from worldmodel.training.ema import EMA
-from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.setup import build_objective, build_trainer
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 from worldmodel.training.trainer import Trainer
 
 CONFIG = preset("debug")
@@ -70,11 +69,9 @@ def straight_run(component: str, data: str) -> Path:
     """A run of 8 steps on one rank, with a moving average; its folder."""
     out = Path(data).parent / f"straight-{component}"
     train(
-        component,
-        config=STEADY,
-        recipe=train_preset(component, "debug", ema=0.9, **SHORT),
-        data=[data],
-        out=out,
+        TrainingRun(
+            component, STEADY, train_preset(component, "debug", ema=0.9, **SHORT), [data], out
+        )
     )
     return out
 
@@ -123,7 +120,7 @@ def rank_of_a_run(data: str, name: str, rank: int, ranks: int) -> None:
         Path(data).parent / "cache",
     )
     train_split, validation = (
-        ClipDataset([data], job.cache_dir, length=6, stride=2, split=split)
+        ClipDataset([data], job.cache, length=6, stride=2, split=split)
         for split in ("train", "val")
     )
     objective = build_objective(job, CPU)
@@ -204,7 +201,7 @@ def test_two_ranks_that_share_or_copy_the_model_learn_what_one_learns_and_go_on_
             "data": [data],
             "resume": True,
         }
-        train(component, out=run, cache_dir=straight.parent / "cache", **options)
+        train(TrainingRun(component, out=run, cache_dir=straight.parent / "cache", **options))
         assert_close(run, straight, 8)
         checks = [
             [row for row in read_metrics(folder) if "validation/psnr" in row]
@@ -254,7 +251,11 @@ def test_compiled_kernels_give_the_same_losses(data: str, straight: Path, tmp_pa
     for compiled in (False, True):
         out = tmp_path / str(compiled)
         chosen = dataclasses.replace(settings, compile=compiled)
-        train("dynamics", recipe=chosen, out=out, cache_dir=straight.parent / "cache", **options)
+        train(
+            TrainingRun(
+                "dynamics", recipe=chosen, out=out, cache_dir=straight.parent / "cache", **options
+            )
+        )
         losses.append([row["train/loss"] for row in read_metrics(out) if "train/loss" in row])
     assert len(losses[0]) == 4
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
@@ -270,7 +271,7 @@ def test_the_moving_average_is_what_is_validated_exported_and_resumed(
         "config": STEADY,
         "recipe": train_preset("tokenizer", "debug", ema=0.9, **SHORT),
     }
-    train("tokenizer", data=[data], out=tmp_path / "resumed", resume=True, **options)
+    train(TrainingRun("tokenizer", data=[data], out=tmp_path / "resumed", **options), resume=True)
     one, two = (
         checkpoint.open_checkpoint(straight),
         checkpoint.open_checkpoint(tmp_path / "resumed"),
@@ -320,7 +321,7 @@ def test_the_best_checkpoint_by_validation_is_kept_beside_the_last(
     )
     cache = straight.parent / "cache"
     out = tmp_path / "run"
-    train("tokenizer", config=STEADY, recipe=settings, data=[data], out=out, cache_dir=cache)
+    train(TrainingRun("tokenizer", STEADY, settings, [data], out, cache_dir=cache))
     assert [path.name for path in sorted((out / "checkpoints").iterdir())] == [
         "step-00000004",
         "step-00000008",

@@ -19,7 +19,7 @@ from worldmodel.config import preset
 from worldmodel.loading import load_dynamics, load_lam, load_tokenizer, load_upscaler
 from worldmodel.models.upscaler import SHAPES
 from worldmodel.training.config import RECIPES, train_preset
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "tokenizer": load_tokenizer,
@@ -92,14 +92,16 @@ def debug_run(request: pytest.FixtureRequest, data: str) -> Callable[[str, str],
     def run(component: str, actions: str) -> Path:
         out = Path(data).parent / f"{component}-{actions}-{codebook}"
         train(
-            component,
-            config=config,
-            recipe=train_preset(component, "debug", **THREE_STEPS),
-            data=[data],
-            out=out,
-            tokenizer=run("tokenizer", "recorded") if component == "dynamics" else None,
-            lam=run("lam", "recorded") if actions == "frozen" else None,
-            joint_lam=actions == "joint",
+            TrainingRun(
+                component,
+                config,
+                train_preset(component, "debug", **THREE_STEPS),
+                [data],
+                out,
+                tokenizer=run("tokenizer", "recorded") if component == "dynamics" else None,
+                lam=run("lam", "recorded") if actions == "frozen" else None,
+                joint_lam=actions == "joint",
+            )
         )
         return out
 
@@ -126,12 +128,14 @@ def test_a_component_trains_on_each_kind_of_codebook(
 
 def test_an_upscaler_trains(data: str, tmp_path: Path) -> None:
     train(
-        "upscaler",
-        config=DEBUG,
-        recipe=train_preset("upscaler", "debug", **THREE_STEPS),
-        data=[data],
-        out=tmp_path / "run",
-        pairs=record(tmp_path / "pairs", 4 * DEBUG.size),
+        TrainingRun(
+            "upscaler",
+            DEBUG,
+            train_preset("upscaler", "debug", **THREE_STEPS),
+            [data],
+            tmp_path / "run",
+            pairs=record(tmp_path / "pairs", 4 * DEBUG.size),
+        )
     )
     check_run(tmp_path / "run", 3, "upscaler")
 
@@ -148,15 +152,17 @@ def paper_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
         out = folder / f"{component}-{name}"
         length = 1 if component == "upscaler" else 2
         train(
-            component,
-            config=ONE_BLOCK,
-            recipe=train_preset(component, "paper", name, clip_length=length, **TWO_STEPS),
-            data=[data],
-            out=out,
-            init=run(component, next(iter(RECIPES[component]))) if found.needs_init else None,
-            tokenizer=run("tokenizer", "base") if component == "dynamics" else None,
-            decoder_only=found.decoder_only,
-            pairs=pairs if component == "upscaler" else None,
+            TrainingRun(
+                component,
+                ONE_BLOCK,
+                train_preset(component, "paper", name, clip_length=length, **TWO_STEPS),
+                [data],
+                out,
+                init=run(component, next(iter(RECIPES[component]))) if found.needs_init else None,
+                tokenizer=run("tokenizer", "base") if component == "dynamics" else None,
+                decoder_only=found.decoder_only,
+                pairs=pairs if component == "upscaler" else None,
+            )
         )
         return out
 

@@ -21,12 +21,11 @@ import torch
 from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
 from tests.fixtures.datasets import record
+from tests.worldmodel.training.conftest import CONFIG, DYNAMICS, SHORT
 from worldmodel import checkpoint
-from worldmodel.config import preset
 from worldmodel.training.config import train_preset
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
-CONFIG = preset("debug")
 # Codes that are re-seeded are drawn with a rank's own noise: left out where one and two workers are
 # compared.
 STEADY = dataclasses.replace(
@@ -34,34 +33,6 @@ STEADY = dataclasses.replace(
     tokenizer=dataclasses.replace(CONFIG.tokenizer, reseed_below=0.0),
     lam=dataclasses.replace(CONFIG.lam, reseed_below=0.0),
 )
-SHORT = train_preset(
-    "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2
-)
-# As many windows as the run draws: its tokens are stored.
-DYNAMICS = dataclasses.replace(SHORT, clip_stride=8)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return record(tmp_path_factory.mktemp("train") / "data", episodes=4, steps=40)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_run(data: str) -> Path:
-    """A complete run of 8 steps, with checkpoints of steps 4 and 8; also what interrupted runs are
-    compared with.
-    """
-    out = Path(data).parent / "tokenizer"
-    train("tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def dynamics_run(data: str, tokenizer_run: Path) -> Path:
-    out = Path(data).parent / "dynamics"
-    train("dynamics", config=CONFIG, recipe=DYNAMICS, data=[data], out=out, tokenizer=tokenizer_run)
-    assert list((out.parent / "cache").glob("tokens-*.npy"))
-    return out
 
 
 def assert_same_checkpoint(run: Path, other: Path) -> None:
@@ -92,7 +63,9 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     options: dict[str, Any] = {"recipe": SHORT}
     if component == "dynamics":
         options = {"recipe": DYNAMICS, "tokenizer": tokenizer_run}
-    newest = train(component, config=CONFIG, data=[data], out=resumed, resume=True, **options)
+    newest = train(
+        TrainingRun(component, config=CONFIG, data=[data], out=resumed, **options), resume=True
+    )
     assert newest == resumed / "checkpoints/step-00000008"
     assert_same_checkpoint(resumed, straight)
     logged = [
@@ -109,9 +82,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
 
 def test_a_complete_run_is_left_as_it_is_by_resume(data: str, tokenizer_run: Path) -> None:
     before = (tokenizer_run / "metrics.jsonl").stat().st_mtime_ns
-    newest = train(
-        "tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=tokenizer_run, resume=True
-    )
+    newest = train(TrainingRun("tokenizer", CONFIG, SHORT, [data], tokenizer_run), resume=True)
     assert newest.name == "step-00000008"
     assert (tokenizer_run / "metrics.jsonl").stat().st_mtime_ns == before
 
@@ -121,7 +92,7 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from worldmodel.config import preset
-from worldmodel.training.train import train_preset, train
+from worldmodel.training.train import TrainingRun, train, train_preset
 from worldmodel.training.trainer import Trainer
 settings = train_preset(
     "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2
@@ -136,7 +107,7 @@ for step, number, out in ((6, signal.SIGKILL, "killed"), (5, signal.SIGINT, "int
     child = os.fork()
     if child == 0:
         try:
-            train("tokenizer", config=preset("debug"), recipe=settings, data=[sys.argv[1]], out=out)
+            train(TrainingRun("tokenizer", preset("debug"), settings, [sys.argv[1]], out))
         except KeyboardInterrupt:
             os._exit(130)
         os._exit(1)
@@ -154,12 +125,10 @@ def test_killed_and_interrupted_runs_go_on_to_what_an_undisturbed_one_reaches(
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "killed -9" in done.stdout, done.stderr
     assert "interrupted 130" in done.stdout, done.stderr
-    assert "go on with --resume" in done.stdout
+    assert "continue with --resume" in done.stdout
     for name, step in (("killed", 4), ("interrupted", 6)):
         assert checkpoint.open_checkpoint(tmp_path / name).step == step
-        train(
-            "tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=tmp_path / name, resume=True
-        )
+        train(TrainingRun("tokenizer", CONFIG, SHORT, [data], tmp_path / name), resume=True)
         assert_same_checkpoint(tmp_path / name, tokenizer_run)
         steps = [row["step"] for row in read_metrics(tmp_path / name) if "train/loss" in row]
         assert steps == [2, 4, 6, 8]
@@ -206,16 +175,16 @@ def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
         "data": [data],
         "cache_dir": tmp_path / "cache",
     }
-    train("tokenizer", out=tmp_path / "one", **options)
+    train(TrainingRun("tokenizer", out=tmp_path / "one", **options))
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     for step in range(4, 17, 2):
         shutil.rmtree(tmp_path / f"two/checkpoints/step-{step:08d}")
     (tmp_path / "two/metrics.jsonl").write_text("")
     killer = threading.Thread(target=kill_a_worker_after, args=(5, tmp_path / "two"))
     killer.start()
-    train("tokenizer", out=tmp_path / "two", workers=2, resume=True, **options)
+    train(TrainingRun("tokenizer", out=tmp_path / "two", **options), workers=2, resume=True)
     killer.join()
-    assert "a training worker died: going on from step-000000" in capfd.readouterr().out
+    assert "a training worker died: continuing from step-000000" in capfd.readouterr().out
     one, two = (checkpoint.open_checkpoint(tmp_path / name) for name in ("one", "two"))
     assert one.state["data_state"] == two.state["data_state"]
     assert one.weights().keys() == two.weights().keys()
@@ -253,7 +222,7 @@ def test_a_latent_action_model_on_two_workers_is_that_of_one(
         "cache_dir": tmp_path / "cache",
     }
     for workers in (0, 2):
-        train("lam", out=tmp_path / str(workers), workers=workers, **options)
+        train(TrainingRun("lam", out=tmp_path / str(workers), **options), workers=workers)
     one, two = (checkpoint.open_checkpoint(tmp_path / str(workers)) for workers in (0, 2))
     assert one.state["data_state"] == two.state["data_state"]
     for mine, theirs in ((one.weights(), two.weights()), (one.average(), two.average())):
@@ -277,9 +246,11 @@ def test_a_damaged_newest_checkpoint_stops_resume_and_offers_the_one_before(
     with pytest.raises(
         InputError, match=r"step-00000008.*damaged.*step-00000004, delete this folder"
     ):
-        train("tokenizer", resume=True, **options)
+        train(TrainingRun("tokenizer", **options), resume=True)
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000008")
-    train("tokenizer", resume=True, cache_dir=tokenizer_run.parent / "cache", **options)
+    train(
+        TrainingRun("tokenizer", cache_dir=tokenizer_run.parent / "cache", **options), resume=True
+    )
     assert_same_checkpoint(tmp_path / "run", tokenizer_run)
 
 
@@ -291,13 +262,7 @@ def test_a_run_may_move_but_not_change_its_data_or_tokenizer(
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000008")
     other_data = record(tmp_path / "other", episodes=4, steps=40, seed=5)
     other = tmp_path / "other-tokenizer"
-    train(
-        "tokenizer",
-        config=CONFIG,
-        recipe=train_preset("tokenizer", "debug"),
-        data=[data],
-        out=other,
-    )
+    train(TrainingRun("tokenizer", CONFIG, train_preset("tokenizer", "debug"), [data], other))
     options: dict[str, Any] = {
         "config": CONFIG,
         "recipe": DYNAMICS,
@@ -305,8 +270,14 @@ def test_a_run_may_move_but_not_change_its_data_or_tokenizer(
         "resume": True,
     }
     with pytest.raises(InputError, match="tokenizer_sha256 was another"):
-        train("dynamics", data=[tmp_path / "data"], tokenizer=other, **options)
+        train(TrainingRun("dynamics", data=[tmp_path / "data"], tokenizer=other, **options))
     with pytest.raises(InputError, match="trained on other data"):
-        train("dynamics", data=[other_data], tokenizer=tmp_path / "tokenizer", **options)
-    train("dynamics", data=[tmp_path / "data"], tokenizer=tmp_path / "tokenizer", **options)
+        train(
+            TrainingRun("dynamics", data=[other_data], tokenizer=tmp_path / "tokenizer", **options)
+        )
+    train(
+        TrainingRun(
+            "dynamics", data=[tmp_path / "data"], tokenizer=tmp_path / "tokenizer", **options
+        )
+    )
     assert_same_checkpoint(tmp_path / "run", dynamics_run)

@@ -16,9 +16,8 @@ from envs.games.counting import read_frame
 from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
-from tests.fixtures.datasets import record
+from tests.worldmodel.training.conftest import CONFIG, DYNAMICS, SHORT
 from worldmodel import checkpoint
-from worldmodel.config import preset
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.sampler import ClipSampler
 from worldmodel.data.token_dataset import cache_tokens
@@ -30,54 +29,18 @@ from worldmodel.models.weights import encoder_sha256
 from worldmodel.training.config import PRESETS, TrainConfig, train_preset
 from worldmodel.training.distributed import Worker
 from worldmodel.training.objectives import DynamicsObjective, TokenizerObjective
-from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.setup import build_trainer
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 from worldmodel.training.trainer import NonFiniteLoss
-
-CONFIG = preset("debug")
-SHORT = train_preset(
-    "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2
-)
-# As many windows as the run draws: its tokens are stored.
-DYNAMICS = dataclasses.replace(SHORT, clip_stride=8)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return record(tmp_path_factory.mktemp("train") / "data", episodes=4, steps=40)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_run(data: str) -> Path:
-    """A complete run of 8 steps, with checkpoints of steps 4 and 8; also what interrupted runs are
-    compared with.
-    """
-    out = Path(data).parent / "tokenizer"
-    train("tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def dynamics_run(data: str, tokenizer_run: Path) -> Path:
-    out = Path(data).parent / "dynamics"
-    train("dynamics", config=CONFIG, recipe=DYNAMICS, data=[data], out=out, tokenizer=tokenizer_run)
-    assert list((out.parent / "cache").glob("tokens-*.npy"))
-    return out
 
 
 def test_decoder_only_training_leaves_token_ids_bit_identical(
     data: str, tokenizer_run: Path, tmp_path: Path
 ) -> None:
     settings = train_preset("tokenizer", "debug", iterations=6, lr=1e-2)
-    options: dict[str, Any] = {
-        "init": tokenizer_run,
-        "decoder_only": True,
-        "cache_dir": tokenizer_run.parent / "cache",
-    }
-    tuned = train(
-        "tokenizer", config=CONFIG, recipe=settings, data=[data], out=tmp_path / "tuned", **options
-    )
+    free = TrainingRun("tokenizer", CONFIG, settings, [data], tmp_path / "free", init=tokenizer_run)
+    free = dataclasses.replace(free, cache_dir=tokenizer_run.parent / "cache")
+    tuned = train(dataclasses.replace(free, out=tmp_path / "tuned", decoder_only=True))
     before, after = load_tokenizer(tokenizer_run), load_tokenizer(tuned)
     frames = torch.rand(2, 6, 3, 64, 64)
     assert torch.equal(before.encode(frames), after.encode(frames))
@@ -89,11 +52,7 @@ def test_decoder_only_training_leaves_token_ids_bit_identical(
     ):
         assert torch.equal(old, new) != (id(new) in decoder), name
     # Without the option the same training does change ids: the test above can fail.
-    free = train(
-        "tokenizer", config=CONFIG, recipe=settings, data=[data], out=tmp_path / "free",
-        init=tokenizer_run, cache_dir=tokenizer_run.parent / "cache",
-    )  # fmt: skip
-    assert not torch.equal(before.encode(frames), load_tokenizer(free).encode(frames))
+    assert not torch.equal(before.encode(frames), load_tokenizer(train(free)).encode(frames))
 
 
 class PatchTokenizer(torch.nn.Module):
@@ -218,9 +177,7 @@ def test_ways_to_save_memory_give_the_same_weights(
     weights = []
     for number, changes in enumerate(({}, how)):
         settings = train_preset("tokenizer", "debug", iterations=3, batch_size=4, **changes)
-        run = train(
-            "tokenizer", config=config, recipe=settings, data=[data], out=tmp_path / f"run{number}"
-        )
+        run = train(TrainingRun("tokenizer", config, settings, [data], tmp_path / f"run{number}"))
         weights.append(checkpoint.open_checkpoint(run).weights())
     for name, value in weights[0].items():
         if not name.startswith("quantizer."):  # its averages move with each part
@@ -356,8 +313,10 @@ def test_what_does_not_fit_together_is_refused_in_one_line(
         ("dynamics", {"tokenizer": tmp_path / "nowhere"}, "nowhere"),
     ]
     for component, change, words in cases:
+        options = {**base, **change}
+        how = {name: options.pop(name) for name in ("workers", "resume") if name in options}
         with pytest.raises(InputError) as refusal:
-            train(component, **{**base, **change})
+            train(TrainingRun(component, **options), **how)
         assert words in str(refusal.value), str(refusal.value)
         assert "\n" not in str(refusal.value)
     with pytest.raises(InputError, match="precision"):
@@ -390,7 +349,9 @@ def test_another_tokenizer_than_the_one_trained_with_is_refused_with_both_hashes
         "init": dynamics_run,
     }
     with pytest.raises(InputError, match=words):
-        train("dynamics", out=tmp_path / "run", tokenizer=tmp_path / "other", **options)
+        train(
+            TrainingRun("dynamics", out=tmp_path / "run", tokenizer=tmp_path / "other", **options)
+        )
 
 
 def test_a_run_says_in_its_folder_what_it_is(tokenizer_run: Path) -> None:
