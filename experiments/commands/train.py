@@ -198,10 +198,6 @@ def show_cost(args: Args, settings: TrainConfig) -> None:
         cached=settings.token_cache,
         joint_lam=args.joint_lam,
     )
-    if cost is None:
-        raise InputError(
-            f"--dry-run: the cost of training {args.component} is not known beforehand"
-        )
     machine = hardware(args.hardware, precision=settings.precision)
     table = Table(box=None, show_header=False)
     for name, value in cost_lines(cost, settings, machine).items():

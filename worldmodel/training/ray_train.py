@@ -15,7 +15,6 @@ from envs.utils.progress import console, progress
 from envs.utils.ray_session import node_resources, ray_session
 from envs.utils.run_dir import read_metrics
 from worldmodel import checkpoint
-from worldmodel.models.transformer import STTransformer
 from worldmodel.training.distributed import Worker
 from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.setup import build_objective, build_trainer, open_data
@@ -36,9 +35,6 @@ def run_worker(options: dict[str, Any]) -> bool:
     if run.recipe.num_threads:
         torch.set_num_threads(run.recipe.num_threads)
     objective = build_objective(run, device)
-    for module in objective.model.modules():
-        if isinstance(module, STTransformer):
-            module.activation_checkpointing = run.recipe.activation_checkpointing
     part, parts = context.get_local_rank(), context.get_local_world_size()
     data, validation = open_data(run, objective, device, part=part, parts=parts)
     trainer = build_trainer(

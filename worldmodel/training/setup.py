@@ -19,6 +19,7 @@ from worldmodel.models.cpu_kernels import optimize_model
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
+from worldmodel.models.transformer import STTransformer
 from worldmodel.models.upscaler import Upscaler, upscaler_config
 from worldmodel.models.weights import check_lam, check_tokenizer, load_weights
 from worldmodel.training.distributed import Worker, load_optimizer, wrap_model
@@ -228,6 +229,9 @@ def build_trainer(
     state = {} if restored is None else restored.state
     if restored is not None:
         load_weights(objective.model, restored.weights(), restored.path)
+    for module in objective.model.modules():
+        if isinstance(module, STTransformer):
+            module.activation_checkpointing = recipe.activation_checkpointing
     optimize_model(objective.model, worker.device, compile=recipe.compile)
     if worker.device.type == "cpu":
         keep_freed_memory()

@@ -1,6 +1,4 @@
-"""Runs that stop and go on: killed, interrupted, moved, on one worker and on two, they reach the
-same weights.
-"""
+"""Resumed runs reach the same weights: killed, interrupted, moved, on one worker or two."""
 
 import dataclasses
 import os
@@ -26,8 +24,7 @@ from worldmodel import checkpoint
 from worldmodel.training.config import train_preset
 from worldmodel.training.train import TrainingRun, train
 
-# Codes that are re-seeded are drawn with a rank's own noise: left out where one and two workers are
-# compared.
+# Re-seeding draws codes with the noise of a rank, so that one and two workers would differ.
 STEADY = dataclasses.replace(
     CONFIG,
     tokenizer=dataclasses.replace(CONFIG.tokenizer, reseed_below=0.0),
@@ -36,9 +33,7 @@ STEADY = dataclasses.replace(
 
 
 def assert_same_checkpoint(run: Path, other: Path) -> None:
-    """Weights, buffers, optimizer and position in the data of the newest checkpoints are equal bit
-    for bit.
-    """
+    """Check that the newest checkpoints of two runs are equal bit for bit."""
     a, b = checkpoint.open_checkpoint(run), checkpoint.open_checkpoint(other)
     assert (a.step, a.state["data_state"]) == (b.step, b.state["data_state"])
     for mine, theirs in (
@@ -58,7 +53,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     resumed = tmp_path / "resumed"
     shutil.copytree(straight, resumed)
     shutil.rmtree(resumed / "checkpoints/step-00000008")
-    torch.manual_seed(99)  # what else the process drew must not matter
+    torch.manual_seed(99)  # other draws of the process must not matter
     np.random.seed(99)
     options: dict[str, Any] = {"recipe": SHORT}
     if component == "dynamics":
@@ -118,14 +113,12 @@ for step, number, out in ((6, signal.SIGKILL, "killed"), (5, signal.SIGINT, "int
 def test_killed_and_interrupted_runs_go_on_to_what_an_undisturbed_one_reaches(
     data: str, tokenizer_run: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL in the 7th step loses the steps since the last checkpoint; Ctrl+C in the 6th saves
-    that one.
-    """
+    """SIGKILL in step 7 loses the steps since the last checkpoint; Ctrl+C in step 6 saves one."""
     command = [sys.executable, "-c", INTERRUPTED, data]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "killed -9" in done.stdout, done.stderr
-    assert "interrupted 130" in done.stdout, done.stderr
-    assert "continue with --resume" in done.stdout
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "killed -9" in process.stdout, process.stderr
+    assert "interrupted 130" in process.stdout, process.stderr
+    assert "continue with --resume" in process.stdout
     for name, step in (("killed", 4), ("interrupted", 6)):
         assert checkpoint.open_checkpoint(tmp_path / name).step == step
         train(TrainingRun("tokenizer", CONFIG, SHORT, [data], tmp_path / name), resume=True)
@@ -135,7 +128,7 @@ def test_killed_and_interrupted_runs_go_on_to_what_an_undisturbed_one_reaches(
 
 
 def descendants(pid: int) -> Iterator[int]:
-    """Processes that this one, or one of its descendants, started."""
+    """Yield the processes that a process or one of its descendants started."""
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, file.read_text().split()):
             yield child
@@ -154,11 +147,10 @@ def kill_a_worker_after(step: int, run: Path) -> None:
 def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
     ray_cluster: None, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Same batches, averaged gradients and code statistics: the same weights but for the order of
-    additions.
+    """Batches, gradients and code statistics agree: weights differ by the order of additions only.
 
-    The two continue what one process began, and after one of them is killed, two new ones go on
-    from its checkpoint.
+    The two workers continue the run of one process. After one of them is killed, two new workers
+    continue from its checkpoint.
     """
     settings = train_preset(
         "tokenizer",
@@ -211,9 +203,7 @@ def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
 def test_a_latent_action_model_on_two_workers_is_that_of_one(
     ray_cluster: None, data: str, tmp_path: Path
 ) -> None:
-    """With a moving average: its weights, those of the steps, and the codebook, which both workers
-    move alike.
-    """
+    """Weights, their EMA, and the codebook, which both workers update alike."""
     settings = train_preset("lam", "debug", iterations=4, batch_size=4, validate_every=4, ema=0.9)
     options: dict[str, Any] = {
         "config": STEADY,
@@ -263,21 +253,11 @@ def test_a_run_may_move_but_not_change_its_data_or_tokenizer(
     other_data = record(tmp_path / "other", episodes=4, steps=40, seed=5)
     other = tmp_path / "other-tokenizer"
     train(TrainingRun("tokenizer", CONFIG, train_preset("tokenizer", "debug"), [data], other))
-    options: dict[str, Any] = {
-        "config": CONFIG,
-        "recipe": DYNAMICS,
-        "out": tmp_path / "run",
-        "resume": True,
-    }
+    run = TrainingRun("dynamics", CONFIG, DYNAMICS, [tmp_path / "data"], tmp_path / "run")
+    run = dataclasses.replace(run, tokenizer=tmp_path / "tokenizer")
     with pytest.raises(InputError, match="tokenizer_sha256 was another"):
-        train(TrainingRun("dynamics", data=[tmp_path / "data"], tokenizer=other, **options))
+        train(dataclasses.replace(run, tokenizer=other), resume=True)
     with pytest.raises(InputError, match="trained on other data"):
-        train(
-            TrainingRun("dynamics", data=[other_data], tokenizer=tmp_path / "tokenizer", **options)
-        )
-    train(
-        TrainingRun(
-            "dynamics", data=[tmp_path / "data"], tokenizer=tmp_path / "tokenizer", **options
-        )
-    )
+        train(dataclasses.replace(run, data=[other_data]), resume=True)
+    train(run, resume=True)
     assert_same_checkpoint(tmp_path / "run", dynamics_run)
