@@ -12,13 +12,13 @@ from envs.episodes import EpisodeReader
 from worldmodel import preset
 from worldmodel.loading import load_tokenizer
 from worldmodel.metrics import psnr
-from worldmodel.training.train import train, train_preset
+from worldmodel.training.train import TrainingRun, train, train_preset
 
 
 def main(folder: Path) -> None:
     data, out = folder / "data", folder / "tokenizer"
-    short, resume = train_preset("tokenizer", "debug", iterations=60), out.exists()
-    train("tokenizer", config=preset("debug"), recipe=short, data=[data], out=out, resume=resume)
+    short = train_preset("tokenizer", "debug", iterations=60)
+    train(TrainingRun("tokenizer", preset("debug"), short, [data], out), resume=out.exists())
 
     # Frames are float32 BTCHW in [0, 1] for the model; a token is the index of a code.
     tokenizer = load_tokenizer(out)

@@ -12,15 +12,15 @@ from envs.episodes import EpisodeReader
 from exploration.reward import uncertainty_reward
 from worldmodel import GenieReduxG, preset
 from worldmodel.loading import load_dynamics, load_tokenizer
-from worldmodel.training.train import train, train_preset
+from worldmodel.training.train import TrainingRun, train, train_preset
 
 
 def main(folder: Path) -> None:
     # A world model is a tokenizer and a dynamics model that was trained on its tokens.
     data, tokenizer, dynamics = folder / "data", folder / "tokenizer", folder / "dynamics"
-    options = {"data": [data], "tokenizer": tokenizer, "resume": dynamics.exists()}
-    short = train_preset("dynamics", "debug", iterations=60)
-    train("dynamics", config=preset("debug"), recipe=short, out=dynamics, **options)
+    config, short = preset("debug"), train_preset("dynamics", "debug", iterations=60)
+    run = TrainingRun("dynamics", config, short, [data], dynamics, tokenizer=tokenizer)
+    train(run, resume=dynamics.exists())
     model = GenieReduxG(load_tokenizer(tokenizer), load_dynamics(dynamics))
 
     # A window is five frames and the four actions between them; the first two are given.

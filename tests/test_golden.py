@@ -1,7 +1,7 @@
-"""Golden numbers: a change that is not meant to change the method must give these again.
+"""Golden numbers, which a change must reproduce unless it is meant to change the method.
 
-`python -m tests.test_golden` compares and prints how much each series differs. `--write` makes the
-present numbers the golden ones: only for a commit that means to change them, and says why.
+`python -m tests.test_golden` prints the difference of each series. `--write` replaces the golden
+numbers: use it only in a commit that is meant to change them and says why.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ from envs.utils.run_dir import read_metrics
 from worldmodel.config import preset
 from worldmodel.models.upscaler import SHAPES, Upscaler
 from worldmodel.training.config import train_preset
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 2e-3
-"""Relative difference allowed for another processor (seen: 7e-4); on the same one there is none."""
+"""Relative tolerance for another processor (observed: 7e-4). On the same one it is 0."""
 SERIES = {
     "tokenizer": ("loss", "psnr", "grad_norm"),
     "lam": ("loss", "psnr", "grad_norm"),
@@ -67,23 +67,16 @@ def training_series(folder: Path, steps: int = 50) -> dict[str, dict[str, list[f
         "joint": {"tokenizer": folder / "tokenizer", "joint_lam": True},
         "upscaler": {"pairs": large},
     }
-    found = {}
+    metrics = {}
     for run, more in options.items():
         component = "dynamics" if run == "joint" else run
         settings = train_preset(
             component, "debug", iterations=steps, log_every=1, validate_every=0, clip_stride=1
         )
-        train(
-            component,
-            config=preset("debug"),
-            recipe=settings,
-            data=[small],
-            out=folder / run,
-            **more,
-        )
+        train(TrainingRun(component, preset("debug"), settings, [small], folder / run, **more))
         rows = read_metrics(folder / run)
-        found[run] = {name: [row[f"train/{name}"] for row in rows] for name in SERIES[run]}
-    return found
+        metrics[run] = {name: [row[f"train/{name}"] for row in rows] for name in SERIES[run]}
+    return metrics
 
 
 def world_model() -> worldmodel.GenieReduxG:
@@ -113,7 +106,7 @@ def generated_sha256(model: worldmodel.GenieReduxG) -> dict[str, str]:
 
 
 def state_keys(model: worldmodel.GenieReduxG) -> dict[str, list[str]]:
-    """List the names, types and shapes of what is saved of each component at `debug`."""
+    """List the names, dtypes and shapes of the saved tensors of each component at `debug`."""
     config = preset("debug").with_latent_actions()
     modules = {
         "world model": model,

@@ -22,7 +22,7 @@ from worldmodel.loading import build_world_model
 from worldmodel.training.config import COMPONENT_NAMES, TrainConfig, find_recipe, train_preset
 from worldmodel.training.flops import TrainCost, cost_of
 from worldmodel.training.throughput import Hardware, hardware
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
 RECORDED = {"config": "model", "recipe": "training", "pairs": "high_res_data"}
 """Keys of a run's config.json, and the arguments that they are."""
@@ -116,19 +116,21 @@ def run(args: Args) -> None:
     assert args.out is not None
     with ray_session(args.ray_address) if args.workers else nullcontext():
         newest = train(
-            args.component,
-            config=args.model,
-            recipe=settings,
-            data=args.data,
-            out=args.out,
+            TrainingRun(
+                args.component,
+                config=args.model,
+                recipe=settings,
+                data=args.data,
+                out=args.out,
+                init=args.init,
+                tokenizer=args.tokenizer,
+                lam=args.lam,
+                joint_lam=args.joint_lam,
+                decoder_only=args.decoder_only,
+                pairs=args.high_res_data,
+            ),
             workers=args.workers,
             resume=args.resume,
-            init=args.init,
-            tokenizer=args.tokenizer,
-            lam=args.lam,
-            joint_lam=args.joint_lam,
-            decoder_only=args.decoder_only,
-            pairs=args.high_res_data,
         )
     console.print(f"newest checkpoint: {newest}")
     best = best_checkpoint(args.out)
@@ -196,10 +198,6 @@ def show_cost(args: Args, settings: TrainConfig) -> None:
         cached=settings.token_cache,
         joint_lam=args.joint_lam,
     )
-    if cost is None:
-        raise InputError(
-            f"--dry-run: the cost of training {args.component} is not known beforehand"
-        )
     machine = hardware(args.hardware, precision=settings.precision)
     table = Table(box=None, show_header=False)
     for name, value in cost_lines(cost, settings, machine).items():

@@ -24,7 +24,7 @@ from exploration.config import PRESETS
 from worldmodel import GenieReduxG, loading, preset
 from worldmodel.evaluation.evaluate import evaluate
 from worldmodel.training.config import train_preset
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
 SEEDS = {
     "random": 0,
@@ -321,24 +321,26 @@ def train_component(
     c: PipelineConfig = job.config
     threads = max(1, (c.threads or default_threads()) // max(1, c.train_workers))
     checkpoint = train(
-        component,
-        config=preset(c.preset),
-        recipe=train_preset(
+        TrainingRun(
             component,
-            c.preset,
-            "finetune" if init else None,
-            seed=c.seed,
-            num_threads=threads,
-            **changes,
+            config=preset(c.preset),
+            recipe=train_preset(
+                component,
+                c.preset,
+                "finetune" if init else None,
+                seed=c.seed,
+                num_threads=threads,
+                **changes,
+            ),
+            data=[str(job.path(name)) for name in data],
+            out=job.out,
+            init=job.path(init) if init else None,
+            tokenizer=job.path(tokenizer) if tokenizer else None,
+            decoder_only=component == "tokenizer" and init is not None,
+            cache_dir=job.context.root / "cache",
         ),
-        data=[str(job.path(name)) for name in data],
-        out=job.out,
         workers=c.train_workers,
         resume=job.resume,
-        init=job.path(init) if init else None,
-        tokenizer=job.path(tokenizer) if tokenizer else None,
-        decoder_only=component == "tokenizer" and init is not None,
-        cache_dir=job.context.root / "cache",
     )
     return {"checkpoint": str(checkpoint)}
 

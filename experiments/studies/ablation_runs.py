@@ -211,16 +211,7 @@ def _job(
 
 def run_job(job: TrainingRun) -> None:
     """Train, or go on from the newest checkpoint; a run that is complete is left as it is."""
-    train(
-        job.component,
-        config=job.config,
-        recipe=job.recipe,
-        data=job.data,
-        out=job.out,
-        resume=True,
-        tokenizer=job.tokenizer,
-        cache_dir=job.cache_dir,
-    )
+    train(job, resume=True)
 
 
 def run_tokenizer(grid: AblationGrid, seed: int, iterations: int | None) -> None:

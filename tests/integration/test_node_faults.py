@@ -37,7 +37,7 @@ quiet_ray()
 from envs.utils.run_dir import read_metrics
 from exploration.train import ExploreLoop, explore
 from worldmodel.config import preset
-from worldmodel.training.train import train, train_preset
+from worldmodel.training.train import TrainingRun, train, train_preset
 
 model, data, out, epochs, steps = *sys.argv[1:4], *map(int, sys.argv[4:])
 shape = {"num_cpus": 1, "object_store_memory": 100_000_000}
@@ -85,8 +85,8 @@ told = {"explore": while_one_goes(explored, 3, lambda: explore(
 cluster.add_node(**shape)
 changes = {"batch_size": 2, "log_every": 1, "checkpoint_every": 2, "keep_last": 99}
 settings = train_preset("tokenizer", "debug", iterations=steps, **changes)
-told["train"] = while_one_goes(trained, 5, lambda: train(
-    "tokenizer", config=preset("debug"), recipe=settings, data=[data], out=trained, workers=2))
+run = TrainingRun("tokenizer", preset("debug"), settings, [data], trained)
+told["train"] = while_one_goes(trained, 5, lambda: train(run, workers=2))
 print("TOLD " + json.dumps(told))
 ray.shutdown()
 cluster.shutdown()
@@ -136,7 +136,7 @@ def test_training_goes_on_from_the_last_checkpoint_when_a_machine_is_lost(
 ) -> None:
     out, machines, printed = told
     assert (machines["train"]["machines"], machines["train"]["left"]) == (3, 2)
-    resumed = re.search(r"a training worker died: going on from step-0*(\d+)", printed)
+    resumed = re.search(r"a training worker died: continuing from step-0*(\d+)", printed)
     assert resumed
     assert (
         int(resumed[1]) >= machines["train"]["at"] - 2

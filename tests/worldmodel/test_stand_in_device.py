@@ -1,4 +1,4 @@
-"""The world model on a device that is not the CPU, without a GPU: the checks beside that device."""
+"""The world model on a device other than the CPU, without a GPU: runs the checks of the device."""
 
 import subprocess
 import sys
@@ -12,10 +12,10 @@ CHECKS = Path(stand_in_device.__file__).with_name("checks.py")
 
 
 def test_the_checks_pass_in_a_process_of_their_own() -> None:
-    """Torch takes a device only before the first backward pass, and keeps it in the process."""
+    """Torch accepts a new device only before the first backward pass of a process."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS)]
-    done = subprocess.run(command, cwd=CHECKS.parents[3], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = subprocess.run(command, cwd=CHECKS.parents[3], capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Training hyper-parameters of every component: presets of the runs in App. A.1 and B.
+"""Training hyper-parameters of every component: the runs of App. A.1 and B at each preset.
 
-A component has a recipe for each run that the paper makes of it, and a recipe has three presets:
-`paper` holds the published values, `cpu` what two cores learn most from in minutes, `debug` what
-finishes in seconds and learns nothing.
+A component has a recipe for each of the paper's runs. A recipe has three presets: `paper` holds the
+published values, `cpu` those that learn most in minutes on two cores, and `debug` those that finish
+in seconds and learn nothing.
 """
 
 import dataclasses
@@ -26,17 +26,17 @@ class TrainConfig:
     clip_length: int = 16
     """Frames per clip."""
     clip_stride: int = 1
-    """Frames between the starts of neighbouring windows of an episode."""
+    """Frames between the starts of neighbouring clips of an episode."""
     lr: float = 1e-4
     """Highest learning rate, reached at the end of the warm-up."""
     min_lr_factor: float = 0.5
-    """Learning rate of the last step, as a share of lr in (0, 1]."""
+    """Learning rate of the last step as a share of lr, in (0, 1]."""
     warmup: int = 5_000
     """Steps of linear warm-up."""
     warmup_factor: float = 0.5
-    """Start of the warm-up, as a share of lr."""
+    """Learning rate at the start of the warm-up, as a share of lr."""
     lr_halve_every: int = 0
-    """Steps after which the learning rate is halved, repeatedly; 0 for the cosine schedule."""
+    """Halve the learning rate every this many steps; 0 for the cosine schedule."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's decay rates."""
     weight_decay: float = 1e-4
@@ -44,112 +44,98 @@ class TrainConfig:
     grad_clip: float = 1.0
     """Largest gradient norm of a step; 0 turns clipping off."""
     grad_accum_steps: int = 1
-    """Microbatches that a worker's share of a batch is split into; saves memory."""
+    """Number of microbatches per batch and worker; more need less memory."""
     activation_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of storing them: less memory, more
+    """Recompute activations in the backward pass instead of storing them: less memory, more
     time."""
     precision: str = "bf16"
-    """bf16 (autocast, weights stay fp32), fp32, or auto: bf16 where the hardware multiplies it."""
+    """bf16 (autocast, weights stay fp32), fp32, or auto: bf16 if the hardware supports it."""
     compile: bool = False
-    """Compile all but matrix products (torch.compile): half a minute at the start, then faster."""
+    """Compile all but the matrix products with torch.compile: slower start, faster steps."""
     parallelism: str = "ddp"
-    """Distribution of the model over workers: ddp (each a copy) or fsdp (each a shard of weights,
-    gradients and moments, gathered block by block when needed)."""
+    """Distribution of the model over workers: ddp (each holds a copy) or fsdp (each holds a shard
+    of weights, gradients and optimizer moments)."""
     ema: float = 0.0
-    """Decay of the EMA of the weights; 0 for none. An EMA is validated and exported."""
+    """Decay of the EMA of the weights; 0 for none. The EMA is validated and exported."""
     label_fraction: float = 0.0
-    """Latent action model: share of each game's episodes, in [0, 1] and rounded up, whose recorded
-    actions it sees in training, so that code a stands for action a. A hash of the session ids
-    chooses them; half of the clips are drawn from them, so a streaming_buffer should hold all of
-    them."""
+    """Latent action model: share of each game's episodes whose recorded actions it is trained on,
+    in [0, 1] and rounded up, so that code a stands for action a. A hash of the session ids selects
+    them. Half of the clips are drawn from them, so a streaming_buffer should hold them all."""
     upscaler: str = ""
-    """Upscaler: its shape, one of `worldmodel.models.upscaler.SHAPES`."""
+    """Upscaler: name of its shape in `worldmodel.models.upscaler.SHAPES`."""
     token_cache: bool = True
-    """Dynamics: encode every window once and train on stored tokens (and stored actions of a frozen
-    latent action model), if the run is long enough to read each window once on average. Shorter
-    runs, or False: encode in each step."""
+    """Dynamics: encode every clip once and train on stored tokens (and on stored actions of a
+    frozen latent action model). Runs too short to read each clip once on average encode in each
+    step instead."""
     streaming_buffer: int = 0
-    """Most compressed sessions that a worker holds in memory when it streams a data set larger than
-    the local disk. Determines the order of the clips, whatever the number of workers. 0 copies the
-    data to the disk instead."""
+    """Stream the data and hold at most this many compressed sessions in each worker's memory, for
+    data larger than the local disk. It determines the order of the clips, for any number of
+    workers. 0 copies the data to the local disk instead."""
     streaming_buffer_bytes: int = 8 << 30
-    """Most bytes of those sessions."""
+    """Maximum bytes of those sessions."""
     log_every: int = 50
-    """Steps between lines of metrics."""
+    """Steps between log lines."""
     validate_every: int = 1_000
     """Steps between validations; 0 for none."""
     validation_clips: int = 0
-    """Validation clips, spread evenly over the validation split; 0 for all of it."""
+    """Number of clips, evenly spaced in the validation split; 0 for all of it."""
     checkpoint_every: int = 1_000
-    """Steps between checkpoints; one is always written at the end."""
+    """Steps between checkpoints; the last step always writes one."""
     keep_last: int = 3
     """Number of newest checkpoints to keep."""
     keep_best: bool = True
-    """Keep the checkpoint with the lowest validation loss too; each new best one is saved."""
+    """Save a checkpoint at each new lowest validation loss, and keep the best one too."""
     seed: int = 0
-    """Seed of the first weights, the order of the data, masks and noise."""
+    """Seed of the initial weights, the order of the data, masks and noise."""
     num_threads: int = 0
-    """Torch threads of each worker; 0 leaves torch's own choice."""
+    """Torch threads of each worker; 0 for torch's default."""
     loader_threads: int = 4
-    """Threads of each worker that decode clips in advance; 0 decodes in the training thread."""
+    """Threads of each worker that prefetch clips; 0 decodes them in the training thread."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "iterations",
-            "batch_size",
-            "grad_accum_steps",
-            "clip_stride",
-            "log_every",
-            "checkpoint_every",
-            "keep_last",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}: must be 1 or more")
-        if self.streaming_buffer < 0 or self.streaming_buffer == 1:
-            raise InputError(
-                f"streaming_buffer = {self.streaming_buffer}: must be 2 or more sessions, "
-                "or 0 to copy the data to the disk"
-            )
-        if self.streaming_buffer_bytes < 1:
-            raise InputError(
-                f"streaming_buffer_bytes = {self.streaming_buffer_bytes}: must be 1 or more"
-            )
-        if self.clip_length < 2 and not (self.upscaler and self.clip_length == 1):
-            raise InputError(
-                f"clip_length = {self.clip_length}: a clip needs 2 frames or more to hold an action"
-            )
-        if self.lr_halve_every < 0:
-            raise InputError(
-                f"lr_halve_every = {self.lr_halve_every}: must be 1 or more, or 0 for never"
-            )
+        at_least_one = ("iterations", "batch_size", "grad_accum_steps", "clip_stride", "log_every")
+        for name in (*at_least_one, "checkpoint_every", "keep_last", "streaming_buffer_bytes"):
+            self._require(name, getattr(self, name) >= 1, "must be 1 or more")
+        self._require(
+            "streaming_buffer",
+            self.streaming_buffer == 0 or self.streaming_buffer >= 2,
+            "must be 2 or more sessions, or 0 to copy the data to the disk",
+        )
+        self._require(
+            "clip_length",
+            self.clip_length >= (1 if self.upscaler else 2),
+            "a clip needs 2 frames or more to hold an action",
+        )
+        self._require("lr_halve_every", self.lr_halve_every >= 0, "must be 1 or more, or 0: never")
+        self._require(
+            "precision", self.precision in ("bf16", "fp32", "auto"), "choose bf16 or fp32 or auto"
+        )
+        self._require("parallelism", self.parallelism in ("ddp", "fsdp"), "choose ddp or fsdp")
+        self._require(
+            "ema", 0 <= self.ema < 1, "a decay is at least 0 (no EMA) and below 1, e.g. 0.999"
+        )
+        self._require(
+            "label_fraction",
+            0 <= self.label_fraction <= 1,
+            "the share of labelled episodes is in [0, 1], e.g. 0.05",
+        )
+        self._require("lr", 0 < self.lr < math.inf, "must be above 0")
+        self._require("min_lr_factor", 0 < self.min_lr_factor <= 1, "must be above 0 and at most 1")
         if self.batch_size % self.grad_accum_steps:
             raise InputError(
                 f"a batch of {self.batch_size} cannot be computed in {self.grad_accum_steps} "
                 "equal parts"
             )
-        for name, choices in (
-            ("precision", ("bf16", "fp32", "auto")),
-            ("parallelism", ("ddp", "fsdp")),
-        ):
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name} = {getattr(self, name)!r}: choose {' or '.join(choices)}")
-        if not 0 <= self.ema < 1:
-            raise InputError(
-                f"ema = {self.ema}: a decay is at least 0 (no EMA) and below 1, e.g. 0.999"
-            )
-        if not 0 <= self.label_fraction <= 1:
-            raise InputError(
-                f"label_fraction = {self.label_fraction}: the share of labelled episodes is in "
-                "[0, 1], e.g. 0.05"
-            )
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"lr = {self.lr}: must be above 0")
-        if not 0 < self.min_lr_factor <= 1:
-            raise InputError(f"min_lr_factor = {self.min_lr_factor}: must be above 0 and at most 1")
+
+    def _require(self, name: str, valid: bool, rule: str) -> None:
+        if not valid:
+            raise InputError(f"{name} = {getattr(self, name)!r}: {rule}")
 
     def on_this_machine(self) -> Self:
-        """Return the settings with the precision `auto` decided: bf16 on a GPU or on a CPU with
-        matrix instructions for it. Other CPUs emulate it and are ten times slower than in fp32.
+        """Return the settings with precision `auto` replaced by bf16 or fp32.
+
+        bf16 is for GPUs and for CPUs with matrix instructions for it. Other CPUs emulate it, ten
+        times slower than fp32.
         """
         if self.precision != "auto":
             return self
@@ -157,7 +143,7 @@ class TrainConfig:
         return dataclasses.replace(self, precision="bf16" if half else "fp32")
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0: linear warm-up, then cosine."""
+        """Return the learning rate of a step, counted from 0: linear warm-up, then cosine decay."""
         if step < self.warmup:
             return self.lr * (self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup)
         if self.lr_halve_every:
@@ -167,194 +153,137 @@ class TrainConfig:
         return min_lr + (self.lr - min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
-_DEBUG = {
+_DEBUG: dict[str, Any] = {
     "iterations": 20,
     "batch_size": 2,
     "clip_length": 6,
     "clip_stride": 2,
     "lr": 1e-3,
-    "warmup": 4,
-    "precision": "fp32",
-    "log_every": 5,
-    "validate_every": 10,
-    "validation_clips": 4,
-    "checkpoint_every": 10,
-    "num_threads": 1,
-    "loader_threads": 1,
 }
+_DEBUG |= {"warmup": 4, "precision": "fp32", "num_threads": 1, "loader_threads": 1}
+_DEBUG |= {"log_every": 5, "validate_every": 10, "validation_clips": 4, "checkpoint_every": 10}
 
-_CPU = {
+_CPU: dict[str, Any] = {
     "batch_size": 2,
     "precision": "auto",
     "lr": 2e-3,
     "min_lr_factor": 0.05,
     "warmup": 50,
-    "log_every": 20,
-    "validate_every": 500,
-    "validation_clips": 48,
-    "checkpoint_every": 500,
-    "keep_last": 2,
-    "loader_threads": 1,
 }
-
+_CPU |= {"log_every": 20, "validate_every": 500, "validation_clips": 48, "checkpoint_every": 500}
+_CPU |= {"keep_last": 2, "loader_threads": 1}
 _CPU_TOKENIZER = {**_CPU, "iterations": 2_600, "clip_length": 4, "clip_stride": 1}
 _CPU_LAM = {**_CPU, "iterations": 2_000, "batch_size": 4, "clip_length": 4, "clip_stride": 1}
-_CPU_DYNAMICS = {
-    **_CPU,
-    "iterations": 2_000,
-    "clip_length": 4,
-    "clip_stride": 4,
-    "lr": 1.5e-3,
-    "min_lr_factor": 1 / 15,
-}
-_CPU_FINETUNE = {"iterations": 250, "validate_every": 0}
-# AdamW starts without moments, so that its first steps have the size of the learning rate. At the
-# base's rate they undo the base: Airstriker fell from 41.3 to 33.1 dB in 20 steps.
-_CPU_DECODER = {
-    **_CPU_TOKENIZER,
-    **_CPU_FINETUNE,
-    "lr": 2e-4,
-    "min_lr_factor": 0.1,
-    "warmup_factor": 0.1,
-}
+_CPU_DYNAMICS = {**_CPU, "iterations": 2_000, "clip_length": 4, "clip_stride": 4}
+_CPU_DYNAMICS |= {"lr": 1.5e-3, "min_lr_factor": 1 / 15}
+_CPU_FINETUNE: dict[str, Any] = {"iterations": 250, "validate_every": 0}
+# AdamW starts without moments, so that its first updates are as large as the learning rate. At the
+# base's rate they undo the base: PSNR on Airstriker fell from 41.3 to 33.1 dB in 20 steps.
+_CPU_DECODER = {**_CPU_TOKENIZER, **_CPU_FINETUNE}
+_CPU_DECODER |= {"lr": 2e-4, "min_lr_factor": 0.1, "warmup_factor": 0.1}
 
-_UPSCALER = {"clip_length": 1, "clip_stride": 1}
+_UPSCALER: dict[str, Any] = {"clip_length": 1, "clip_stride": 1}
 _DEBUG_UPSCALER = {**_DEBUG, **_UPSCALER, "upscaler": "debug"}
 _CPU_UPSCALER = {**_CPU, **_UPSCALER, "iterations": 1_200, "batch_size": 8, "upscaler": "cpu"}
 
 
-def _paper_upscaler(shape: str, images: int) -> dict[str, Any]:
-    """Return the run of App. B: Adam at 1e-4, StepLR(25, 0.5), 300 epochs, batches of 128."""
-    return {
-        **_UPSCALER,
-        "upscaler": shape,
-        "batch_size": 128,
-        "iterations": 300 * images // 128,
-        "lr_halve_every": 25 * images // 128,
-        "warmup": 0,
-        "betas": (0.9, 0.999),
-        "weight_decay": 0.0,
-        "grad_clip": 0.0,
-    }
-
-
 @dataclass(frozen=True)
 class Recipe:
-    """A run of the paper: its purpose, its requirements, and its settings at each preset."""
+    """Training run of the paper: purpose, requirements, and settings at each preset."""
 
     description: str
     presets: dict[str, dict[str, Any]]
-    """Changes to TrainConfig's defaults at debug, cpu and paper."""
+    """Preset -> changes to the defaults of `TrainConfig`."""
     needs_init: bool = False
-    """Requires trained weights to start from."""
+    """True if it starts from trained weights."""
     decoder_only: bool = False
-    """Trains a tokenizer's decoder alone, so that token ids stay as they are."""
+    """True if it trains the decoder of a tokenizer only, so that token ids stay the same."""
+
+
+def _presets(cpu: dict[str, Any], **paper: Any) -> dict[str, dict[str, Any]]:
+    return {"debug": _DEBUG, "cpu": cpu, "paper": paper}
+
+
+def _upscaler(description: str, shape: str, images: int) -> Recipe:
+    """Return a run of App. B: Adam at 1e-4, StepLR(25, 0.5), 300 epochs, batches of 128."""
+    steps = {"iterations": 300 * images // 128, "lr_halve_every": 25 * images // 128, "warmup": 0}
+    adam = {"batch_size": 128, "betas": (0.9, 0.999), "weight_decay": 0.0, "grad_clip": 0.0}
+    paper = {**_UPSCALER, "upscaler": shape, **steps, **adam}
+    return Recipe(description, {"debug": _DEBUG_UPSCALER, "cpu": _CPU_UPSCALER, "paper": paper})
 
 
 RECIPES: dict[str, dict[str, Recipe]] = {
     "tokenizer": {
-        "base": Recipe(
-            "on all platformers, from scratch",
-            {"debug": _DEBUG, "cpu": _CPU_TOKENIZER, "paper": {}},
-        ),
+        "base": Recipe("on all platformers, from scratch", _presets(_CPU_TOKENIZER)),
         "finetune": Recipe(
-            "its decoder alone, on an explored game",
-            # Both numbers are the paper's: 1,000 steps, and one warm-up of 5,000 for all runs. So
-            # it ends inside the warm-up, at 0.6 of lr, having begun where the base's rate ended.
-            {"debug": _DEBUG, "cpu": _CPU_DECODER, "paper": {"iterations": 1_000}},
+            "decoder only, on an explored game",
+            # The paper has 1,000 steps here, and a warm-up of 5,000 in all runs: the learning rate
+            # starts where the base's ended, at 0.5 lr, and ends inside the warm-up at 0.6 lr.
+            _presets(_CPU_DECODER, iterations=1_000),
             needs_init=True,
             decoder_only=True,
         ),
     },
-    "lam": {
-        "base": Recipe(
-            "on all platformers, from scratch",
-            {"debug": _DEBUG, "cpu": _CPU_LAM, "paper": {}},
-        ),
-    },
+    "lam": {"base": Recipe("on all platformers, from scratch", _presets(_CPU_LAM))},
     "dynamics": {
         "g200": Recipe(
             "pretraining on Platformers-200 (GenieRedux-G-200)",
-            {
-                "debug": _DEBUG,
-                "cpu": _CPU_DYNAMICS,
-                "paper": {"iterations": 185_000, "batch_size": 80, "clip_stride": 8},
-            },
+            _presets(_CPU_DYNAMICS, iterations=185_000, batch_size=80, clip_stride=8),
         ),
         "g50": Recipe(
             "on Platformers-50, from G-200 (GenieRedux-G-50)",
-            {
-                "debug": _DEBUG,
-                "cpu": _CPU_DYNAMICS,
-                "paper": {"iterations": 80_000, "batch_size": 160, "clip_stride": 8},
-            },
+            _presets(_CPU_DYNAMICS, iterations=80_000, batch_size=160, clip_stride=8),
             needs_init=True,
         ),
         "finetune": Recipe(
             "on an explored game, from G-50 (GenieRedux-G-50-ft)",
-            {
-                "debug": _DEBUG,
-                "cpu": {**_CPU_DYNAMICS, **_CPU_FINETUNE, "lr": 5e-4, "min_lr_factor": 0.2},
-                "paper": {"iterations": 10_000, "batch_size": 160, "clip_stride": 8},
-            },
+            _presets(
+                {**_CPU_DYNAMICS, **_CPU_FINETUNE, "lr": 5e-4, "min_lr_factor": 0.2},
+                iterations=10_000,
+                batch_size=160,
+                clip_stride=8,
+            ),
             needs_init=True,
         ),
         "scratch": Recipe(
-            "on an explored game, from scratch: the baseline of pretraining",
-            {
-                "debug": _DEBUG,
-                "cpu": _CPU_DYNAMICS,
-                "paper": {"iterations": 15_000, "batch_size": 160, "clip_stride": 8},
-            },
+            "on an explored game, from scratch: the baseline without pretraining",
+            _presets(_CPU_DYNAMICS, iterations=15_000, batch_size=160, clip_stride=8),
         ),
     },
     "upscaler": {
-        name: Recipe(
-            description,
-            {
-                "debug": _DEBUG_UPSCALER,
-                "cpu": _CPU_UPSCALER,
-                "paper": _paper_upscaler(shape, images),
-            },
-        )
-        for name, description, shape, images in (
-            ("small-16k", "31 M parameters on 12,000 images (appendix B, 1)", "small", 12_000),
-            ("small-50k", "31 M parameters on 45,000 images (appendix B, 2)", "small", 45_000),
-            ("large-50k", "124 M parameters on 45,000 images (appendix B, 3)", "large", 45_000),
-        )
+        "small-16k": _upscaler("31 M parameters on 12,000 images (App. B, 1)", "small", 12_000),
+        "small-50k": _upscaler("31 M parameters on 45,000 images (App. B, 2)", "small", 45_000),
+        "large-50k": _upscaler("124 M parameters on 45,000 images (App. B, 3)", "large", 45_000),
     },
 }
-"""Runs of the paper by component and name. The first of a component is its default."""
+"""Component -> name -> recipe. The first recipe of a component is its default."""
 
 COMPONENT_NAMES = tuple(RECIPES)
 PRESETS = ("debug", "cpu", "paper")
 
 
 def find_recipe(component: str, name: str | None = None) -> Recipe:
-    """Return a component's recipe by name, the default for None. Raise InputError if unknown."""
+    """Return a component's recipe, the default one without a name."""
     if component not in RECIPES:
         raise InputError(
             f"unknown component {component!r}: choose one of {', '.join(COMPONENT_NAMES)}"
         )
-    known = RECIPES[component]
-    if name is not None and name not in known:
+    recipes = RECIPES[component]
+    if name is not None and name not in recipes:
         raise InputError(
-            f"no recipe of {component} is called {name!r}: choose one of {', '.join(known)}"
+            f"no recipe of {component} is called {name!r}: choose one of {', '.join(recipes)}"
         )
-    return known[name or next(iter(known))]
+    return recipes[name or next(iter(recipes))]
 
 
 def train_preset(
-    component: str,
-    preset: str = "paper",
-    name: str | None = None,
-    **changes: Any,
+    component: str, preset: str = "paper", name: str | None = None, **changes: Any
 ) -> TrainConfig:
-    """Return the settings of a recipe at a preset (debug, cpu, paper), with changes to them."""
+    """Return the settings of a recipe at a preset (debug, cpu, paper), with `changes` to them."""
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
-    found = find_recipe(component, name)
+    recipe = find_recipe(component, name)
     unknown = set(changes) - {field.name for field in dataclasses.fields(TrainConfig)}
     if unknown:
         raise InputError(f"no training setting is called {sorted(unknown)[0]!r}")
-    return TrainConfig(**{**found.presets[preset], **changes})
+    return TrainConfig(**{**recipe.presets[preset], **changes})

@@ -1,40 +1,48 @@
 """Training on several ranks, each with a copy (DDP) or a shard (FSDP2) of the model.
 
-Both average gradients over ranks, so that a step is the same but for the order of additions. Under
-FSDP weights, gradients and the optimizer's moments are DTensors. A checkpoint holds whole tensors
-in either case, so that a run may resume with another number of ranks or the other parallelism.
+Both average gradients over ranks, so that steps differ by the order of additions only. Under FSDP,
+weights, gradients and the optimizer's moments are DTensors. A checkpoint always holds whole
+tensors: a run may resume with another number of ranks or the other parallelism.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from envs.utils.errors import InputError
-from worldmodel.models.transformer import TransformerSubBlock
-from worldmodel.sharded_tensors import on_cpu, shard_like
+from worldmodel.models.transformer import LayerCache, TransformerSubBlock
+from worldmodel.sharded_tensors import on_cpu
 
 if TYPE_CHECKING:
     from worldmodel.checkpoint import Checkpoint
 
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+"""Checkpoints hold whole tensors."""
+
 
 @dataclass(frozen=True)
 class Worker:
-    """One process of a training run, and what it asks the others."""
+    """Process of a training run, and its communication with the other ranks."""
 
     device: torch.device
     rank: int = 0
     ranks: int = 1
 
     def any_rank(self, *flags: bool) -> list[bool]:
-        """Return for each flag if it is set on any rank."""
+        """Return, for each flag, True if it is set on any rank."""
         if self.ranks == 1:
             return list(flags)
         counts = torch.tensor([float(flag) for flag in flags], device=self.device)
@@ -50,7 +58,7 @@ class Worker:
         return values.cpu()
 
     def gather_lines(self, line: str | None) -> list[str]:
-        """Collect the lines of all ranks that have one."""
+        """Gather the lines of all ranks, without those that are None."""
         lines = [line] * self.ranks
         if self.ranks > 1:
             dist.all_gather_object(lines, line)
@@ -58,9 +66,9 @@ class Worker:
 
 
 def wrap_model(objective: nn.Module, parallelism: str, worker: Worker) -> nn.Module:
-    """Wrap a module so that its gradients are averaged over ranks; on a single rank return it.
+    """Wrap a module to average its gradients over ranks. Return it unchanged on a single rank.
 
-    Call it with the weights in place and before building the optimizer: `fsdp` replaces the
+    Call it after loading the weights and before building the optimizer: `fsdp` replaces the
     parameters by shards.
     """
     if worker.ranks == 1:
@@ -69,16 +77,30 @@ def wrap_model(objective: nn.Module, parallelism: str, worker: Worker) -> nn.Mod
         mesh = init_device_mesh(worker.device.type, (worker.ranks,))
         for module in list(objective.modules()):
             if isinstance(module, TransformerSubBlock):
+                module.register_forward_hook(_detach_cache)
                 fully_shard(module, mesh=mesh)
-        # Also reshard the root after each pass: otherwise validating the EMA would leave it there.
+        # Reshard the root after each forward pass too: otherwise the weights that a validation
+        # gathered, those of the EMA, would stay in use.
         fully_shard(objective, mesh=mesh, reshard_after_forward=True)
         return objective
     return DistributedDataParallel(
         objective,
         device_ids=[worker.device] if worker.device.type == "cuda" else None,
-        # A quantizer that is switched on late leaves some unused at first.
+        # A quantizer that is switched on late leaves some parameters unused until then.
         find_unused_parameters=True,
     )
+
+
+def _detach_cache(
+    module: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, LayerCache]
+) -> tuple[Tensor, LayerCache]:
+    """Detach the KV cache that a sub-block returns: training never reads it.
+
+    It holds views, and FSDP hooks every output that requires gradients and warns about views.
+    """
+    frames, cache = output
+    tensors = (None if value is None else value.detach() for value in vars(cache).values())
+    return frames, LayerCache(*tensors)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -100,25 +122,19 @@ def training_state(
     """Gather the content of a checkpoint -> (tensors of each file, the optimizer's groups as JSON).
 
     Tensors are whole and on the CPU. The optimizer's are named `<quantity>/<parameter>`. Under FSDP
-    all ranks must call.
+    all ranks must call, and rank 0 alone receives the weights and the optimizer.
     """
-    names = {parameter: name for name, parameter in module.named_parameters()}
+    states: Any = get_state_dict(module, optimizer, options=_WHOLE)
+    weights, state = states
     moments = {
-        f"{quantity}/{names[cast(nn.Parameter, parameter)]}": value
-        for parameter, values in optimizer.state.items()
+        f"{quantity}/{name}": value
+        for name, values in state.get("state", {}).items()
         for quantity, value in values.items()
     }
-    groups = [
-        {
-            **{key: value for key, value in group.items() if key != "params"},
-            "params": [names[p] for p in group["params"]],
-        }
-        for group in optimizer.param_groups
-    ]
-    tensors = {"model": on_cpu(module.state_dict()), "optimizer": on_cpu(moments)}
+    tensors = {"model": on_cpu(weights), "optimizer": on_cpu(moments)}
     if ema is not None:
         tensors["ema"] = on_cpu(ema)
-    return tensors, groups
+    return tensors, state.get("param_groups", [])
 
 
 def load_optimizer(
@@ -129,18 +145,16 @@ def load_optimizer(
     Raise InputError where the checkpoint trains other parameters.
     """
     names = {parameter: name for name, parameter in module.named_parameters()}
-    groups = checkpoint.state["optimizer"]
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    groups = checkpoint.state["optimizer"]
     if order != [name for group in groups for name in group["params"]]:
         raise InputError(
-            f"{checkpoint.path}: trains other parameters than this run: continue it with "
-            "its own settings"
+            f"{checkpoint.path}: trains other parameters than this run: resume it with the "
+            "settings that it was started with"
         )
-    places = {name: place for place, name in enumerate(order)}
-    parameters = dict(module.named_parameters())
-    state: dict[int, dict[str, Tensor]] = {}
+    moments: dict[str, dict[str, Tensor]] = {}
     for key, tensor in checkpoint.optimizer_tensors().items():
         quantity, name = key.split("/", 1)
-        state.setdefault(places[name], {})[quantity] = shard_like(tensor, parameters[name])
-    numbered = [{**group, "params": [places[name] for name in group["params"]]} for group in groups]
-    optimizer.load_state_dict({"state": state, "param_groups": numbered})
+        moments.setdefault(name, {})[quantity] = tensor
+    state = {"state": moments, "param_groups": groups}
+    set_optimizer_state_dict(module, optimizer, state, options=_WHOLE)

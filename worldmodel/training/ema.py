@@ -1,4 +1,4 @@
-"""An exponential moving average (EMA) of the weights."""
+"""Exponential moving average (EMA) of the trained weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,10 +10,11 @@ from worldmodel.sharded_tensors import shard_like
 
 
 class EMA:
-    """average <- decay * average + (1 - decay) * weight, in the weights' own type and sharding.
+    """Average, updated as decay * average + (1 - decay) * weight. Sharded as the weights are.
 
-    In the first steps the decay is (1 + steps) / (10 + steps), which soon forgets the random first
-    weights; torch's `AveragedModel` has no such warm-up, and averages frozen weights too.
+    The decay is at most (1 + steps) / (10 + steps), so that the random initial weights are soon
+    forgotten. `torch.optim.swa_utils.AveragedModel` has no such warm-up and averages frozen weights
+    too.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -37,7 +38,7 @@ class EMA:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Compute with the average; afterwards the model has its own weights again, bit for bit."""
+        """Swap the average into the model; restore its weights bit for bit on exit."""
         self._swap()
         try:
             yield
@@ -47,6 +48,6 @@ class EMA:
     @torch.no_grad()
     def _swap(self) -> None:
         for name, parameter in self._parameters.items():
-            own: Tensor = parameter.detach().clone()
+            weights: Tensor = parameter.detach().clone()
             parameter.copy_(self.values[name])
-            self.values[name] = own
+            self.values[name] = weights

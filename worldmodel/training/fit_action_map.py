@@ -1,4 +1,4 @@
-"""Fit an action map on labelled clips, and measure how well it fits others.
+"""Fitting of an action map on labelled clips, and its agreement on others.
 
 Shapes: A real actions, K latent actions.
 """
@@ -16,17 +16,17 @@ from worldmodel.models.action_map import ActionMap, Counts, agreement
 from worldmodel.models.latent_action import LatentActionModel
 
 _BATCH = 8
-"""Clips read together."""
+"""Clips per batch."""
 
 
 def fit_action_map(
     lam: LatentActionModel, clips: ClipDataset, *, actions: int = 5, count: int = 0
 ) -> ActionMap:
-    """Infer the latent actions of labelled clips and count them. `actions`: A, real ones.
+    """Fit an action map by counting the latent actions of labelled clips.
 
-    `count`: number of clips, evenly spaced; all for 0. A few hundred transitions of a game
-    will do. Clips whose stride is their length - 1 count each transition once. Raise InputError
-    where there is no clip, or an action that is none of 0..A-1.
+    `actions` is A; `count` is the number of clips, evenly spaced, 0 for all. A few hundred
+    transitions per game are enough. Clips whose stride is their length - 1 count each transition
+    once. Raise InputError without clips, or for an action outside 0..A-1.
     """
     return ActionMap(count_actions(lam, clips, actions=actions, count=count))
 
@@ -34,10 +34,10 @@ def fit_action_map(
 def measure_action_map(
     action_map: ActionMap, lam: LatentActionModel, clips: ClipDataset, *, count: int = 0
 ) -> ActionMap:
-    """Return the same map with its agreement on other labelled clips, for each of their games."""
-    found = count_actions(lam, clips, actions=len(action_map.table()), count=count)
+    """Return the map with its agreement on other labelled clips, game by game."""
+    counts = count_actions(lam, clips, actions=len(action_map.table()), count=count)
     measured = {
-        game: agreement(table, action_map.latent_actions(game)) for game, table in found.items()
+        game: agreement(table, action_map.latent_actions(game)) for game, table in counts.items()
     }
     return replace(action_map, measured=measured)
 
@@ -45,9 +45,7 @@ def measure_action_map(
 def count_actions(
     lam: LatentActionModel, clips: ClipDataset, *, actions: int, count: int = 0
 ) -> dict[str, Counts]:
-    """Count how often each latent action (K) is inferred where each real one (A) was taken -> game:
-    int64 (A, K).
-    """
+    """Count how often latent action k is inferred for action a -> game: int64 (A, K)."""
     if not len(clips):
         raise InputError("no labelled clip: the episodes are shorter than a clip; give longer ones")
     device = next(lam.parameters()).device

@@ -1,22 +1,28 @@
-"""Cost of training a component, computed in advance: FLOPs, tokens and memory.
+"""Predicted cost of training a component: FLOPs, tokens and memory.
 
-FLOPs count a multiply and an add as two, matrix products and convolutions alone, as
-`torch.utils.flop_counter` does; a backward pass costs twice its forward pass, and what is computed
-again to save memory is not counted.
+FLOPs are counted by `torch.utils.flop_counter` on meta tensors: those of matrix products and
+convolutions, with a multiply and an add as two. A backward pass costs twice its forward pass.
+Recomputation to save memory is not counted.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from worldmodel.config import AutoencoderConfig, WorldModelConfig
+from worldmodel.config import AutoencoderConfig, DynamicsConfig, WorldModelConfig
 from worldmodel.models.dynamics import Dynamics
+from worldmodel.models.frame_order import CleanNoisyLayout
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.upscaler import Upscaler, upscaler_config
 from worldmodel.training.config import TrainConfig
+
+_META = torch.device("meta")
+_CLIPS = 64
+"""Clips that are counted together, since a pass computes its position bias once for all of them."""
 
 
 @dataclass(frozen=True)
@@ -24,58 +30,13 @@ class TrainCost:
     """Cost of one clip in one optimizer step, and the size of the model."""
 
     flops: float
-    """Forward and backward, and the encoding by frozen models where it is not stored."""
+    """Forward and backward, and encoding by frozen models if their output is not stored."""
     tokens: int
     """Tokens per clip: frames x patches; 0 for a model without tokens."""
     activations: float
-    """Bytes stored for the backward pass, roughly."""
+    """Approximate bytes stored for the backward pass."""
     parameters: int
     trained: int
-
-
-@dataclass(frozen=True)
-class StackCost:
-    """Sizes of a `worldmodel.models.transformer.STTransformer`."""
-
-    dim: int
-    heads: int
-    head_dim: int
-    blocks: int
-    patches: int
-    temporal: bool = True
-    conditioned: bool = False
-
-    @property
-    def inner(self) -> int:
-        return int(4 * 2 / 3 * self.dim)
-
-    def flops(self, frames: int) -> float:
-        """Compute the FLOPs of a forward pass."""
-        d, width = self.dim, self.heads * self.head_dim
-        part = (
-            2 * 27 * d
-            + 2 * d * 3 * width
-            + 2 * width * d
-            + 2 * d * 2 * self.inner
-            + 2 * self.inner * d
-        )
-        spatial = part + 4 * self.patches * width
-        temporal = part + 4 * frames * width if self.temporal else 0
-        condition = 2 * d * d if self.conditioned else 0
-        return self.blocks * frames * self.patches * (spatial + temporal + condition)
-
-    def activations(self, frames: int, *, half: bool, checkpointing: bool) -> float:
-        """Compute the bytes that a forward pass stores for the backward pass."""
-        d, width, narrow = self.dim, self.heads * self.head_dim, 2 if half else 4
-        parts = 2 if self.temporal else 1
-        if checkpointing:
-            return self.blocks * parts * frames * self.patches * 4 * d
-        # PEG, inputs of both norms (fp32) and what they give, q and its directions, k, v, output, 2
-        # x GEGLU.
-        part = narrow * (d + 2 * d + 5 * width + 2 * self.inner) + 4 * 2 * d
-        attention = narrow * self.heads * (self.patches + (frames if self.temporal else 0))
-        condition = narrow * d if self.conditioned else 0
-        return self.blocks * frames * self.patches * (parts * part + attention + condition)
 
 
 def cost_of(
@@ -86,126 +47,146 @@ def cost_of(
     decoder_only: bool = False,
     cached: bool = True,
     joint_lam: bool = False,
-) -> TrainCost | None:
-    """Compute the cost of training a component; None for one that is not known here.
+) -> TrainCost:
+    """Compute the cost of training a component.
 
     `cached`: the dynamics model reads stored tokens, and stored actions of a frozen latent action
-    model. `joint_lam`: that model is trained with it.
+    model. `joint_lam`: the latent action model is trained with the dynamics.
     """
-    if component == "tokenizer":
-        return _tokenizer_cost(config, recipe, decoder_only)
-    if component == "lam":
-        return _lam_cost(config, recipe)
     if component == "dynamics":
         return _dynamics_cost(config, recipe, cached, joint_lam)
     if component == "upscaler":
         return _upscaler_cost(recipe)
-    return None
+    return _autoencoder_cost(component, config, recipe, decoder_only)
 
 
 def count_parameters(module: type[nn.Module], config: WorldModelConfig) -> int:
     """Count the parameters of a module without allocating them."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in module(config).parameters())
-
-
-def _halves(c: AutoencoderConfig, patches: int) -> tuple[StackCost, StackCost]:
-    encoder, decoder = (
-        StackCost(c.dim, c.heads, c.head_dim, blocks, patches, c.temporal)
-        for blocks in (c.encoder_blocks, c.decoder_blocks)
-    )
-    return encoder, decoder
+    with _META:
+        return _size(module(config))
 
 
 def encoding_flops(config: WorldModelConfig, frames: int) -> float:
-    """Compute the FLOPs of encoding a clip's frames into tokens."""
-    c, tokens = config.tokenizer, frames * config.grid**2
-    ends = 2 * 3 * c.patch**2 * c.dim + 2 * c.dim * c.code_dim + 2 * c.code_dim * c.codes
-    return _halves(c, config.grid**2)[0].flops(frames) + tokens * ends
+    """Count the FLOPs of encoding a clip's frames into tokens."""
+    encoding, search, _ = _autoencoder_flops("tokenizer", config, frames)
+    return encoding + search
 
 
-def _tokenizer_cost(config: WorldModelConfig, recipe: TrainConfig, decoder_only: bool) -> TrainCost:
-    c, frames = config.tokenizer, recipe.clip_length
-    tokens = frames * config.grid**2
-    encoder, decoder = _halves(c, config.grid**2)
-    decoding = decoder.flops(frames) + tokens * 2 * c.dim * (c.code_dim + 3 * c.patch**2)
-    encoding = encoding_flops(config, frames)
-    nearest = tokens * 2 * c.code_dim * c.codes
-    options = {"half": recipe.precision == "bf16", "checkpointing": recipe.activation_checkpointing}
-    total = count_parameters(Tokenizer, config)
-    with torch.device("meta"):
-        of_decoder = sum(parameter.numel() for parameter in Tokenizer(config).decoder_parameters())
-    kept = decoder.activations(frames, **options)
-    if decoder_only:
-        return TrainCost(encoding + 3 * decoding, tokens, kept, total, of_decoder)
-    kept += encoder.activations(frames, **options)
-    return TrainCost(3 * (encoding - nearest) + nearest + 3 * decoding, tokens, kept, total, total)
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _lam_flops(config: WorldModelConfig, frames: int) -> tuple[float, float]:
-    """Compute the FLOPs of inferring the latent actions of a clip, and of the nearest-code search,
-    which has no backward pass.
-    """
-    c, pairs, patches = config.lam, frames - 1, (config.size // config.lam.patch) ** 2
-    to_code = 2 * patches * c.dim**2 + 2 * c.dim * c.code_dim
-    pixels = 2 * 3 * c.patch**2 * c.dim  # of a patch into its vector
-    reading = _halves(c, patches)[0].flops(frames) + frames * patches * pixels + pairs * to_code
-    return reading, pairs * 2 * c.code_dim * c.codes
+@torch.no_grad()
+def _count(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    """Run a pass over `_CLIPS` clips -> (its output, FLOPs per clip)."""
+    with FlopCounterMode(display=False) as counter:
+        output = run()
+    return output, counter.get_total_flops() / _CLIPS
 
 
-def _lam_cost(config: WorldModelConfig, recipe: TrainConfig) -> TrainCost:
-    c, frames, pairs = config.lam, recipe.clip_length, recipe.clip_length - 1
+def _build_autoencoder(component: str, config: WorldModelConfig) -> Tokenizer | LatentActionModel:
+    with _META:
+        return Tokenizer(config) if component == "tokenizer" else LatentActionModel(config)
+
+
+def _autoencoder_flops(
+    component: str, config: WorldModelConfig, frames: int
+) -> tuple[float, float, float]:
+    """Count the FLOPs per clip of encoding, of the search of the nearest codes, and of decoding."""
+    model = _build_autoencoder(component, config)
+    clips = torch.empty(_CLIPS, frames, 3, config.size, config.size, device=_META)
+    if isinstance(model, Tokenizer):
+        features, encoding = _count(lambda: model.encode_features(clips)[0])
+        _, decoding = _count(lambda: model.decode_features(features)[0])
+    else:
+        features, encoding = _count(
+            lambda: model.to_code(model.actions(model.encode_features(clips)[0]))
+        )
+        _, decoding = _count(lambda: model.decode_features(clips[:, :-1], features))
+    _, search = _count(lambda: model.quantizer.ids(features))
+    return encoding, search, decoding
+
+
+def _autoencoder_cost(
+    component: str, config: WorldModelConfig, recipe: TrainConfig, decoder_only: bool = False
+) -> TrainCost:
+    model, frames = _build_autoencoder(component, config), recipe.clip_length
+    c: AutoencoderConfig = getattr(config, component)
     patches = (config.size // c.patch) ** 2
-    encoder, decoder = _halves(c, patches)
-    encoding, nearest = _lam_flops(config, frames)
-    pixels = 2 * 3 * c.patch**2 * c.dim  # of a patch, into its vector or out of it
-    decoding = decoder.flops(pairs) + pairs * (2 * patches * pixels + 2 * c.code_dim * c.dim)
-    options = {"half": recipe.precision == "bf16", "checkpointing": recipe.activation_checkpointing}
-    kept = encoder.activations(frames, **options) + decoder.activations(pairs, **options)
-    total = count_parameters(LatentActionModel, config)
-    return TrainCost(3 * (encoding + decoding) + nearest, frames * patches, kept, total, total)
+    decoded = frames if component == "tokenizer" else frames - 1
+    encoding, search, decoding = _autoencoder_flops(component, config, frames)
+    flops = search + 3 * decoding  # the search has no backward pass
+    kept = _activations(c, c.decoder_blocks, decoded, patches, recipe)
+    trained = sum(parameter.numel() for parameter in model.decoder_parameters())
+    if decoder_only:
+        flops += encoding
+    else:
+        flops += 3 * encoding
+        kept += _activations(c, c.encoder_blocks, frames, patches, recipe)
+        trained = _size(model)
+    return TrainCost(flops, frames * patches, kept, _size(model), trained)
 
 
 def _dynamics_cost(
     config: WorldModelConfig, recipe: TrainConfig, cached: bool, joint_lam: bool
 ) -> TrainCost:
-    c, clip = config.dynamics, recipe.clip_length
-    patches = config.grid**2
-    # The clean past runs together with the masked frames.
-    frames = 2 * clip - 2 if c.objective == "clean_past" else clip
-    stack = StackCost(c.dim, c.heads, c.head_dim, c.blocks, patches, conditioned=True)
-    head = 2 * c.dim * config.tokenizer.codes * (clip - 1) * patches
-    kept = stack.activations(
-        frames, half=recipe.precision == "bf16", checkpointing=recipe.activation_checkpointing
-    )
-    kept += (
-        3 * 4 * (clip - 1) * patches * config.tokenizer.codes
-    )  # logits, and their softmax in fp32
-    flops = 3 * (stack.flops(frames) + head) + (0 if cached else encoding_flops(config, clip))
-    total = count_parameters(Dynamics, config)
+    c, clip, grid = config.dynamics, recipe.clip_length, config.grid
+    with _META:
+        dynamics = Dynamics(config)
+    frames, order = clip, None
+    if c.objective == "clean_past":
+        # Clean and masked frames run in one pass.
+        frames, order = 2 * clip - 2, CleanNoisyLayout.of([1], clip, _META).order
+    tokens = torch.zeros(_CLIPS, frames, grid, grid, dtype=torch.long, device=_META)
+    actions = torch.zeros(_CLIPS, frames, config.actions, device=_META)
+    hidden, stack = _count(lambda: dynamics.forward_with_cache(tokens, actions, order=order)[0])
+    logits, head = _count(lambda: dynamics.head(hidden[:, 1 - clip :]))
+
+    flops, total = 3 * (stack + head), _size(dynamics)
+    kept = _activations(c, c.blocks, frames, grid**2, recipe)
+    kept += 3 * 4 * logits[0].numel()  # logits, and their softmax in fp32
+    if not cached:
+        flops += encoding_flops(config, clip)
     if joint_lam:
-        lam = _lam_cost(config, recipe)
+        lam = _autoencoder_cost("lam", config, recipe)
         flops, kept, total = flops + lam.flops, kept + lam.activations, total + lam.parameters
     elif c.latent_actions and not cached:
-        flops += sum(_lam_flops(config, clip))
-    return TrainCost(flops, clip * patches, kept, total, total)
+        flops += sum(_autoencoder_flops("lam", config, clip)[:2])
+    return TrainCost(flops, clip * grid**2, kept, total, total)
+
+
+def _activations(
+    c: AutoencoderConfig | DynamicsConfig, blocks: int, frames: int, patches: int, r: TrainConfig
+) -> float:
+    """Compute the bytes per clip that an `STTransformer` stores for the backward pass."""
+    temporal = c.temporal if isinstance(c, AutoencoderConfig) else True
+    sub_blocks, width, inner = 1 + temporal, c.heads * c.head_dim, int(4 * 2 / 3 * c.dim)
+    if r.activation_checkpointing:
+        return blocks * sub_blocks * frames * patches * 4 * c.dim
+    # In the type of the products: inputs and outputs of the PEG and of both norms, q and its
+    # directions, k, v and the attended values, and both halves of the GEGLU. In fp32: the inputs of
+    # both norms.
+    narrow = 2 if r.precision == "bf16" else 4
+    sub_block = narrow * (3 * c.dim + 5 * width + 2 * inner) + 4 * 2 * c.dim
+    attention = narrow * c.heads * (patches + frames * temporal)
+    condition = narrow * c.dim if isinstance(c, DynamicsConfig) else 0
+    return blocks * frames * patches * (sub_blocks * sub_block + attention + condition)
 
 
 def _upscaler_cost(recipe: TrainConfig) -> TrainCost:
-    """Count the cost of an upscaler with torch on tensors without memory."""
     kept: dict[int, Tensor] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with torch.device("meta"):
+    with _META:
         upscaler = Upscaler(upscaler_config(recipe.upscaler))
         frames = torch.empty(1, 3, upscaler.cfg.size, upscaler.cfg.size)
-        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-        with FlopCounterMode(display=False) as counter, hooks:
-            upscaler(frames)
-    total = sum(parameter.numel() for parameter in upscaler.parameters())
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as counter, hooks:
+        upscaler(frames)
+    total = _size(upscaler)
     activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - 4 * total
     half = 0.5 if recipe.precision == "bf16" else 1.0
     return TrainCost(3.0 * counter.get_total_flops(), 0, max(activations, 0) * half, total, total)

@@ -1,4 +1,4 @@
-"""Training objectives: from a batch to named losses, one interface for every component."""
+"""Training objectives: a model and its named losses on a batch, for every component."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from worldmodel.models.weights import encoder_sha256
 
 
 class Objective(nn.Module):
-    """The trained `model` and its losses."""
+    """Trained `model` and its losses."""
 
     needs: frozenset[str]
-    """Fields of a batch that it is computed from. Those in `encoders` may be missing: they are then
+    """Fields of a batch that the losses need. Those in `encoders` may be missing: they are then
     computed from the frames."""
 
     def __init__(self, model: nn.Module, encoders: dict[str, Any] | None = None) -> None:
@@ -26,14 +26,14 @@ class Objective(nn.Module):
         self.model = model
         # A plain dictionary keeps these weights out of the objective's own parameters.
         self.encoders = encoders or {}
-        """Field of a batch -> the frozen model that computes it from frames."""
+        """Field of a batch -> frozen model that computes it from frames."""
         for encoder in self.encoders.values():
             encoder.eval().requires_grad_(False)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Compute named scalars, among them the "loss" that is minimised.
+        """Compute named scalars; "loss" is the one to minimise.
 
-        `progress`: share of the run that is done, in [0, 1].
+        `progress` is the completed share of the run, in [0, 1].
         """
         raise NotImplementedError
 
@@ -44,18 +44,23 @@ class Objective(nn.Module):
         }
 
     def metrics(self) -> dict[str, float]:
-        """Return metrics of the model itself, to be logged with the losses."""
+        """Return metrics of the model, which are logged with the losses."""
         return {}
 
     def fingerprint(self) -> dict[str, str]:
-        """Return hashes of the frozen models, which a resumed run must find again."""
+        """Return hashes of the frozen models, which must be the same when a run resumes."""
         return {
             f"{encoder.component}_sha256": encoder_sha256(encoder)
             for encoder in self.encoders.values()
         }
 
-    def encode(self, name: str, batch: Batch) -> Tensor:
-        """Encode the frames of a batch without autocast, to equal what `cache_tokens` stores."""
+    def encode(self, name: str, batch: Batch, stored: Tensor | None) -> Tensor:
+        """Return a field of a batch as `stored`, or computed by its frozen encoder.
+
+        The encoder runs without autocast, as in `cache_tokens`.
+        """
+        if stored is not None:
+            return stored
         with torch.no_grad(), torch.autocast(batch.frames_BTHWC.device.type, enabled=False):
             return self.encoders[name].encode(to_float_frames(batch.frames_BTHWC))
 
@@ -67,7 +72,7 @@ class TokenizerObjective(Objective):
     model: Tokenizer
 
     def __init__(self, tokenizer: Tokenizer, *, decoder_only: bool = False) -> None:
-        """`decoder_only`: train the decoder alone, so that token ids stay as they are."""
+        """Freeze all but the decoder if `decoder_only`, so that token ids stay the same."""
         super().__init__(tokenizer)
         if decoder_only:
             tokenizer.freeze_encoder()
@@ -89,7 +94,7 @@ class LatentActionObjective(Objective):
     model: LatentActionModel
 
     def __init__(self, lam: LatentActionModel, *, label_fraction: float = 0.0) -> None:
-        """`label_fraction`: share of episodes whose recorded actions it sees, see `lam_loss`."""
+        """`label_fraction` is the share of labelled episodes, see `lam_loss`."""
         super().__init__(lam)
         self.label_fraction = label_fraction
 
@@ -105,20 +110,20 @@ class LatentActionObjective(Objective):
 
 
 @torch.no_grad()
-def mean_psnr(made: Tensor, target: Tensor) -> Tensor:
+def mean_psnr(predicted: Tensor, target: Tensor) -> Tensor:
     """Compute the mean PSNR in dB of frames (..., C, H, W) after clamping them to [0, 1]."""
-    return frame_psnr(made.clamp(0, 1), target).mean()
+    return frame_psnr(predicted.clamp(0, 1), target).mean()
 
 
 def lam_loss(
     lam: LatentActionModel, frames_BTCHW: Tensor, actions_BT: Tensor, label_fraction: float
 ) -> LatentActionOutput:
-    """Run a latent action model on clips. With `label_fraction` > 0 labelled actions count too.
+    """Run a latent action model on clips, with a label loss if `label_fraction` > 0.
 
-    In training the label loss is its sum over the share of samples that is labelled
-    (`LabelledSampler`): on average its mean over these, whatever a batch or a worker draws, and it
-    is part of `loss`. In validation all clips are labelled and it is only logged: `loss` covers the
-    frames alone, as it does without labels.
+    In training, `loss` includes the label loss, which is divided by the share of labelled samples
+    (1 + label_fraction) / 2 that `LabelledSampler` draws: its expectation is the mean over labelled
+    samples, whatever a batch or a worker draws. In validation all clips are labelled and the label
+    loss is logged only, so that `loss` compares with that of a run without labels.
     """
     if not label_fraction:
         return lam(frames_BTCHW)
@@ -130,10 +135,10 @@ def lam_loss(
 
 
 class DynamicsObjective(Objective):
-    """Cross-entropy of the dynamics model on the tokens of a frozen tokenizer.
+    """Token distance cross-entropy of the dynamics model on the tokens of a frozen tokenizer.
 
-    It is conditioned on recorded actions, or on those that a frozen latent action model infers.
-    Tokens and latent actions come from the batch, or are encoded here.
+    The dynamics is conditioned on recorded actions, or on those that a frozen latent action model
+    infers. Tokens and latent actions are read from the batch, or encoded here.
     """
 
     model: Dynamics
@@ -154,15 +159,13 @@ class DynamicsObjective(Objective):
 
     def tokens(self, batch: Batch) -> Tensor:
         """Return tokens_BThw of a batch."""
-        return self.encode("tokens", batch) if batch.tokens_BThw is None else batch.tokens_BThw
+        return self.encode("tokens", batch, batch.tokens_BThw)
 
     def actions(self, batch: Batch) -> Tensor:
         """Return the actions that the dynamics is conditioned on, int64 (B, T - 1)."""
         if "latent_actions" not in self.encoders:
             return batch.actions_BT
-        if batch.latent_actions_BT is None:
-            return self.encode("latent_actions", batch)
-        return batch.latent_actions_BT
+        return self.encode("latent_actions", batch, batch.latent_actions_BT)
 
 
 class UpscalerObjective(Objective):
@@ -172,20 +175,20 @@ class UpscalerObjective(Objective):
     model: Upscaler
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        # Convolutions are fastest on frames whose channels lie together in memory.
+        # Convolutions are fastest with the channels last in memory.
         layout = torch.channels_last
         small_BCHW = to_float_frames(batch.small_frames_BhwC).contiguous(memory_format=layout)
         large_BCHW = to_float_frames(batch.large_frames_BHWC).contiguous(memory_format=layout)
-        made_BCHW = self.model(small_BCHW).float()
+        upscaled_BCHW = self.model(small_BCHW).float()
         return {
-            "loss": nn.functional.mse_loss(made_BCHW, large_BCHW),
-            "psnr": mean_psnr(made_BCHW, large_BCHW),
+            "loss": nn.functional.mse_loss(upscaled_BCHW, large_BCHW),
+            "psnr": mean_psnr(upscaled_BCHW, large_BCHW),
             "psnr_bicubic": mean_psnr(bicubic(small_BCHW, self.model.cfg.factor), large_BCHW),
         }
 
 
 class DynamicsWithLam(nn.Module):
-    """The model of a joint run, whose weights are named `dynamics.*` and `lam.*`."""
+    """Model of a joint run, whose weights are named `dynamics.*` and `lam.*`."""
 
     def __init__(self, dynamics: Dynamics, lam: LatentActionModel) -> None:
         super().__init__()
@@ -193,14 +196,13 @@ class DynamicsWithLam(nn.Module):
 
 
 class JointObjective(Objective):
-    """Genie's joint training: the dynamics' loss on actions that the LAM infers now, plus the
-    LAM's.
+    """Joint training as in Genie: the loss of the dynamics on the actions that the LAM infers, plus
+    the LAM's loss.
 
-    The dynamics is conditioned on the one-hot of an action's id, through which no gradient flows
-    (Genie stops it there too): a player chooses ids, so that training and playing agree; and the
-    code learns from predicting the next frame's pixels from nothing but the past and the code. A
-    gradient from masked tokens would reward codes for telling which tokens were masked, and moves
-    while those tokens are given.
+    The dynamics is conditioned on the one-hot id of an action, through which no gradient flows, as
+    in Genie. Training then agrees with playing, where a player chooses ids, and the codes are
+    trained only to predict the pixels of the next frame from the past. A gradient from masked
+    tokens would reward codes for telling which tokens were masked.
     """
 
     needs = frozenset({"frames", "tokens", "actions"})
@@ -221,9 +223,7 @@ class JointObjective(Objective):
         self.model.lam.set_progress(progress)
         frames_BTCHW = to_float_frames(batch.frames_BTHWC)
         output = lam_loss(self.model.lam, frames_BTCHW, batch.actions_BT, self.label_fraction)
-        tokens_BThw = (
-            self.encode("tokens", batch) if batch.tokens_BThw is None else batch.tokens_BThw
-        )
+        tokens_BThw = self.encode("tokens", batch, batch.tokens_BThw)
         losses = self.model.dynamics.loss(tokens_BThw, output.actions, progress=progress)
         lam_losses = {f"lam_{name}": value for name, value in output.losses.items()}
         total = losses["loss"] + output.losses["loss"]

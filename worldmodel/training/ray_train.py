@@ -15,17 +15,16 @@ from envs.utils.progress import console, progress
 from envs.utils.ray_session import node_resources, ray_session
 from envs.utils.run_dir import read_metrics
 from worldmodel import checkpoint
-from worldmodel.models.transformer import STTransformer
 from worldmodel.training.distributed import Worker
 from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.setup import build_objective, build_trainer, open_data
 
 RESTARTS = 3
-"""Times that dead workers are replaced, each time from the newest checkpoint."""
+"""Number of times that dead workers are replaced before a run fails."""
 
 
 def run_worker(options: dict[str, Any]) -> bool:
-    """Build, restore and train on one worker of Ray Train; True if the run is complete."""
+    """Train on one worker of Ray Train, from the newest checkpoint; True if the run is complete."""
     import ray.train
     import ray.train.torch
 
@@ -36,9 +35,6 @@ def run_worker(options: dict[str, Any]) -> bool:
     if run.recipe.num_threads:
         torch.set_num_threads(run.recipe.num_threads)
     objective = build_objective(run, device)
-    for module in objective.model.modules():
-        if isinstance(module, STTransformer):
-            module.activation_checkpointing = run.recipe.activation_checkpointing
     part, parts = context.get_local_rank(), context.get_local_world_size()
     data, validation = open_data(run, objective, device, part=part, parts=parts)
     trainer = build_trainer(
@@ -54,12 +50,12 @@ def run_worker(options: dict[str, Any]) -> bool:
 
 
 def _fit(run: TrainingRun, workers: int, stop: GracefulInterrupt | None = None) -> bool:
-    """Run Ray Train once. Its own folder of bookkeeping is deleted afterwards."""
+    """Run Ray Train once and delete its folder of bookkeeping afterwards."""
     from ray.train import RunConfig
     from ray.train.torch import TorchTrainer
 
     trainer = TorchTrainer(
-        run_worker,  # type: ignore[arg-type]  # Ray's annotation does not know of return values
+        run_worker,  # type: ignore[arg-type]  # Ray's annotation has no return value
         train_loop_config={"run": run, "stop": stop},
         scaling_config=_scaling(workers),
         run_config=RunConfig(
@@ -73,25 +69,23 @@ def _fit(run: TrainingRun, workers: int, stop: GracefulInterrupt | None = None) 
 
 
 def _scaling(workers: int) -> Any:
-    """Request the resources of each worker: a GPU where its kind of node has some, or enough are
-    free.
-    """
+    """Request the resources of each worker: a GPU if its kind of node or the cluster has enough."""
     import ray
     from ray.train import ScalingConfig
 
     if not workers:
         return ScalingConfig(num_workers=0)
-    place = node_resources("train")
-    gpu = bool(place.gpus) or ray.cluster_resources().get("GPU", 0) >= workers
-    resources = {"GPU" if gpu else "CPU": 1.0, **place.resources}
+    node = node_resources("train")
+    gpu = bool(node.gpus) or ray.cluster_resources().get("GPU", 0) >= workers
+    resources = {"GPU" if gpu else "CPU": 1.0, **node.resources}
     return ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources)
 
 
 def fit_here(run: TrainingRun) -> bool:
-    """Train in this process without starting Ray; process-wide settings are restored afterwards."""
+    """Train in this process without starting Ray, and restore process-wide settings afterwards."""
     logger, threads = logging.getLogger("ray.train"), torch.get_num_threads()
     level = logger.level
-    logger.setLevel(logging.WARNING)  # below it, Ray Train says that this mode is one for debugging
+    logger.setLevel(logging.WARNING)  # hide Ray Train's note that this mode is for debugging
     try:
         with GracefulInterrupt() as stop:
             return _fit(run, 0, stop)
@@ -102,7 +96,7 @@ def fit_here(run: TrainingRun) -> bool:
 
 @ray_session()
 def fit_on_workers(run: TrainingRun, workers: int) -> bool:
-    """Train on Ray workers; dead ones are replaced, and resume from the newest checkpoint."""
+    """Train on Ray workers. Dead ones are replaced and resume from the newest checkpoint."""
     from ray.train import WorkerGroupError
 
     for restart in range(RESTARTS + 1):
@@ -110,7 +104,7 @@ def fit_on_workers(run: TrainingRun, workers: int) -> bool:
             return _fit_watched(run, workers)
         except WorkerGroupError as error:
             for failure in error.worker_failures.values():
-                cause = _own_error(failure)
+                cause = _input_error(failure)
                 if cause is not None:
                     raise cause from None
             if restart == RESTARTS:
@@ -118,15 +112,15 @@ def fit_on_workers(run: TrainingRun, workers: int) -> bool:
             newest = checkpoint.newest_checkpoint(run.out)
             start = newest.name if newest else "the start"
             line = (
-                f"a training worker died: going on from {start} with new ones ({restart + 1} of "
-                f"{RESTARTS})"
+                f"a training worker died: continuing from {start} with new ones "
+                f"({restart + 1} of {RESTARTS})"
             )
             console.print(line, soft_wrap=True)
     raise AssertionError("unreachable")
 
 
-def _own_error(failure: BaseException | None) -> InputError | None:
-    """Unwrap the InputError that a worker raised from Ray's exceptions."""
+def _input_error(failure: BaseException | None) -> InputError | None:
+    """Return the InputError that a worker raised, from inside Ray's exceptions; None if none."""
     while failure is not None:
         if isinstance(failure, InputError):
             return failure
@@ -135,24 +129,22 @@ def _own_error(failure: BaseException | None) -> InputError | None:
 
 
 def _fit_watched(run: TrainingRun, workers: int) -> bool:
-    """Run Ray Train in a thread while showing its progress; Ctrl+C becomes a stop file for the
-    workers.
-    """
+    """Run Ray Train in a thread and show its progress; Ctrl+C becomes a stop file."""
     outcome: list[bool | BaseException] = []
 
     def fit() -> None:
         try:
             outcome.append(_fit(run, workers))
-        except BaseException as error:  # handed over to the thread that waits
+        except BaseException as error:  # raised again in the waiting thread
             outcome.append(error)
 
     stop = StopFile(run.out)
     stop.clear()
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    done = _last_step(run.out)
+    shown = _last_step(run.out)
     with (
         GracefulInterrupt() as interrupt,
-        progress(f"training {run.component}", run.recipe.iterations, done) as bar,
+        progress(f"training {run.component}", run.recipe.iterations, shown) as bar,
     ):
         thread.start()
         while thread.is_alive():
@@ -160,9 +152,9 @@ def _fit_watched(run: TrainingRun, workers: int) -> bool:
             if interrupt.asked():
                 stop.ask()
             step = _last_step(run.out)
-            if step > done:
-                bar.advance(step - done)
-                done = step
+            if step > shown:
+                bar.advance(step - shown)
+                shown = step
     stop.clear()
     if isinstance(outcome[0], BaseException):
         raise outcome[0]

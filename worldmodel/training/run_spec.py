@@ -2,164 +2,178 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from envs.utils.errors import InputError
+from envs.utils.storage import is_remote
 from worldmodel.config import WorldModelConfig
 from worldmodel.training.config import COMPONENT_NAMES, TrainConfig
 
-_RUNTIME_FIELDS = (
-    "log_every",
-    "validate_every",
-    "validation_clips",
-    "checkpoint_every",
-    "keep_last",
-    "keep_best",
-    "num_threads",
-    "loader_threads",
-    "compile",
-    "parallelism",
-)
-_PATH_FIELDS = ("data", "pairs", "tokenizer", "lam", "init")
-"""Paths: their content is compared by hash, or is in the checkpoint."""
-_MAY_CHANGE = {*_PATH_FIELDS, *(f"recipe.{name}" for name in _RUNTIME_FIELDS)}
+_PATHS = ("data", "pairs", "tokenizer", "lam", "init")
+"""Settings whose content is compared by hash, or is in the checkpoint."""
+_INTERVALS = ("log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_last")
+_EXECUTION = ("keep_best", "num_threads", "loader_threads", "compile", "parallelism")
+_MAY_CHANGE = {*_PATHS, *(f"recipe.{name}" for name in (*_INTERVALS, *_EXECUTION))}
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Everything that the workers of a run need to know. Paths are absolute, since workers have
-    other working directories.
+    """Component, settings, data and folders of a training run.
+
+    Trained models are given as a run's folder, a checkpoint or a saved world model.
     """
 
     component: str
     config: WorldModelConfig
     recipe: TrainConfig
-    data: tuple[str, ...]
+    data: Sequence[str | Path]
+    """Folders or URIs of episodes."""
     out: Path
-    cache_dir: Path
+    """Folder of the run."""
+    cache_dir: Path | None = None
+    """Local copies of episodes and tokens, shared by runs; None for `cache` next to `out`."""
     init: Path | None = None
     """Weights to start from."""
     tokenizer: Path | None = None
-    """The frozen tokenizer of a dynamics run."""
+    """Dynamics: the trained tokenizer, which stays frozen."""
     lam: Path | None = None
-    """Latent action model whose actions a dynamics run uses instead of the recorded ones."""
+    """Dynamics: latent action model whose actions are used instead of the recorded ones. It stays
+    frozen unless `joint_lam`."""
     joint_lam: bool = False
-    """Train the latent action model with the dynamics: that in `lam`, or a new one."""
+    """Dynamics: train the latent action model too, starting from `lam`, from `init` or from
+    scratch."""
     decoder_only: bool = False
-    pairs: str | None = None
-    """The episodes of `data` again, larger, for an upscaler."""
+    """Tokenizer: train the decoder only, so that token ids stay the same."""
+    pairs: str | Path | None = None
+    """Upscaler: the episodes of `data` at the larger size."""
+
+    @property
+    def cache(self) -> Path:
+        """Folder of local copies."""
+        return self.cache_dir or Path(self.out).parent / "cache"
 
     @property
     def trains_lam(self) -> bool:
         """True if a latent action model is trained, alone or with the dynamics."""
         return self.component == "lam" or self.joint_lam
 
+    def resolve(self) -> Self:
+        """Return the run as its workers need it.
+
+        Paths are absolute, since workers have other working directories. `precision` is decided,
+        and the dynamics takes latent actions if the run has a latent action model.
+        """
+
+        def absolute(path: Path | str | None) -> Any:
+            return path if path is None or is_remote(path) else Path(path).absolute()
+
+        latent = self.lam is not None or self.joint_lam
+        return dataclasses.replace(
+            self,
+            config=self.config.with_latent_actions() if latent else self.config,
+            recipe=self.recipe.on_this_machine(),
+            data=tuple(str(absolute(folder)) for folder in self.data),
+            out=absolute(self.out),
+            cache_dir=absolute(self.cache),
+            init=absolute(self.init),
+            tokenizer=absolute(self.tokenizer),
+            lam=absolute(self.lam),
+            pairs=None if self.pairs is None else str(absolute(self.pairs)),
+        )
+
     def identity(self) -> dict[str, Any]:
         """Return the run's settings as JSON data, for config.json and every checkpoint."""
-        identity = {
-            "component": self.component,
-            "config": self.config.to_dict(),
-            "recipe": dataclasses.asdict(self.recipe),
-            "data": self.data,
-            "init": self.init,
-            "tokenizer": self.tokenizer,
-            "lam": self.lam,
-            "joint_lam": self.joint_lam,
-            "decoder_only": self.decoder_only,
-            "pairs": self.pairs,
-        }
-        return dict(json.loads(json.dumps(identity, default=str)))
+        plain = dataclasses.asdict(self)
+        del plain["out"], plain["cache_dir"]
+        return dict(json.loads(json.dumps(plain, default=str)))
 
-    def check_inputs(self, real_actions: int) -> None:
-        """Raise InputError where settings and inputs do not fit together or to the component.
+    def check_inputs(self) -> None:
+        """Raise InputError if settings and inputs do not fit together or the component.
 
-        `real_actions`: how many actions the recorded episodes may hold.
+        Call it before `resolve`, while `config.actions` is the number of recorded actions.
         """
-        if self.component not in COMPONENT_NAMES:
-            raise InputError(
-                f"unknown component {self.component!r}: choose one of {', '.join(COMPONENT_NAMES)}"
-            )
-        if not self.data:
-            raise InputError("no data given: name one or more folders of episodes")
-
-        # The dynamics is trained on the output of a frozen tokenizer, and of a LAM if given.
-        if self.component == "dynamics":
-            if self.tokenizer is None:
-                raise InputError(
-                    "training dynamics needs --tokenizer: the run or checkpoint of a "
-                    "trained tokenizer"
-                )
-        else:
-            if self.tokenizer is not None:
-                raise InputError(
-                    f"--tokenizer is not for {self.component}; to continue from its weights "
-                    "give --init"
-                )
-            if self.lam is not None or self.joint_lam:
-                raise InputError(
-                    f"--lam and --joint-lam are not for {self.component}: they are for "
-                    "dynamics on latent actions"
-                )
-
-        # Labels teach a latent action model recorded actions, one code each.
-        if self.recipe.label_fraction:
-            if not self.trains_lam:
-                raise InputError(
-                    f"--label-fraction is for a latent action model: train {self.component} "
-                    "without, or with --joint-lam"
-                )
-            if real_actions > self.config.lam.codes:
-                raise InputError(
-                    f"--label-fraction: {real_actions} actions, {self.config.lam.codes} "
-                    "codes: lam.codes must be as many"
-                )
-
-        if self.decoder_only and (self.component != "tokenizer" or self.init is None):
-            raise InputError(
-                "--recipe finetune trains the decoder of a trained tokenizer: give it with --init"
-            )
-
-        # An upscaler is trained on pairs of frames, which are always copied to the local disk.
-        if self.component == "upscaler":
-            if self.pairs is None or self.recipe.streaming_buffer:
-                raise InputError(
-                    "training upscaler needs --high-res-data, made of its data by `autoexplore "
-                    "data rerender`, and cannot stream"
-                )
-        elif self.pairs is not None:
-            raise InputError(f"training {self.component} takes no --high-res-data")
+        name, dynamics = self.component, self.component == "dynamics"
+        codes, labels = self.config.lam.codes, bool(self.recipe.label_fraction)
+        problems = [
+            (
+                name not in COMPONENT_NAMES,
+                f"unknown component {name!r}: choose one of {', '.join(COMPONENT_NAMES)}",
+            ),
+            (not self.data, "no data given: name one or more folders of episodes"),
+            # The dynamics is trained on the output of a frozen tokenizer, and of a LAM if given.
+            (
+                dynamics and self.tokenizer is None,
+                "training dynamics needs --tokenizer: the run or checkpoint of a trained tokenizer",
+            ),
+            (
+                not dynamics and self.tokenizer is not None,
+                f"--tokenizer is not for {name}; to continue from its weights give --init",
+            ),
+            (
+                not dynamics and (self.lam is not None or self.joint_lam),
+                f"--lam and --joint-lam are not for {name}: they are for dynamics on latent "
+                "actions",
+            ),
+            # Labels teach a latent action model the recorded actions, one code each.
+            (
+                labels and not self.trains_lam,
+                f"--label-fraction is for a latent action model: train {name} without, or with "
+                "--joint-lam",
+            ),
+            (
+                labels and self.config.actions > codes,
+                f"--label-fraction: {self.config.actions} actions, {codes} codes: set lam.codes "
+                f"to {self.config.actions} or more",
+            ),
+            (
+                self.decoder_only and (name != "tokenizer" or self.init is None),
+                "--recipe finetune trains the decoder of a trained tokenizer: give it with --init",
+            ),
+            # An upscaler is trained on pairs of frames, which are always copied to the local disk.
+            (
+                name == "upscaler" and (self.pairs is None or self.recipe.streaming_buffer > 0),
+                "training upscaler needs --high-res-data (create it from --data with `autoexplore "
+                "data rerender`) and cannot stream: leave out --streaming-buffer",
+            ),
+            (
+                name != "upscaler" and self.pairs is not None,
+                f"training {name} takes no --high-res-data: leave it out",
+            ),
+        ]
+        for wrong, message in problems:
+            if wrong:
+                raise InputError(message)
 
     def check_resumable(self) -> None:
         """Raise InputError if the run in `out` is not this one, naming the first difference.
 
-        Intervals of logging, validation and checkpoints, parallelism and paths may change: they do
-        not change the result but for the order of additions.
+        Paths, parallelism and the intervals of logging, validation and checkpoints may change:
+        they affect the result by the order of additions at most.
         """
         path = self.out / "config.json"
         try:
-            recorded = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            recorded = dict(_flatten(json.loads(path.read_text())))
+        except (OSError, ValueError, AttributeError) as error:
             raise InputError(
-                f"{path}: cannot be read ({error}): this is no run to resume"
+                f"{path}: cannot be read ({error}): restore the file, or start again in a new --out"
             ) from error
-        for name, (there, here) in _differences(recorded, self.identity()):
-            if name not in _MAY_CHANGE:
+        settings = dict(_flatten(self.identity()))
+        for name in [*recorded, *settings]:
+            there, here = recorded.get(name), settings.get(name)
+            if there != here and name not in _MAY_CHANGE:
                 raise InputError(
-                    f"cannot resume {self.out}: its {name} is {there}, not {here}: give "
-                    "that or a new --out"
+                    f"cannot resume {self.out}: its {name} is {there}, not {here}: restore that "
+                    "setting, or give a new --out"
                 )
 
 
-def _differences(a: Any, b: Any, name: str = "") -> list[tuple[str, tuple[Any, Any]]]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [*a, *(key for key in b if key not in a)]
-        return [
-            difference
-            for key in keys
-            for difference in _differences(
-                a.get(key), b.get(key), f"{name}.{key}" if name else str(key)
-            )
-        ]
-    return [] if a == b else [(name, (a, b))]
+def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a nested dictionary by their dotted names."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

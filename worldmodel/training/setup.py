@@ -1,10 +1,13 @@
-"""Build the parts of a training run: objective, datasets, optimizer, loader and trainer."""
+"""Construction of a training run: objective, datasets, optimizer, loader and trainer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from envs.utils.errors import InputError
+from worldmodel import checkpoint
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.dataset import Dataset
 from worldmodel.data.loader import ClipLoader
@@ -16,6 +19,7 @@ from worldmodel.models.cpu_kernels import optimize_model
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
+from worldmodel.models.transformer import STTransformer
 from worldmodel.models.upscaler import Upscaler, upscaler_config
 from worldmodel.models.weights import check_lam, check_tokenizer, load_weights
 from worldmodel.training.distributed import Worker, load_optimizer, wrap_model
@@ -31,40 +35,39 @@ from worldmodel.training.objectives import (
 )
 from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.throughput import ThroughputMeter, device_peak, keep_freed_memory
-from worldmodel.training.trainer import Trainer, open_newest, seed_everything
+from worldmodel.training.trainer import Trainer, seed_everything
 
 
 def build_objective(run: TrainingRun, device: torch.device) -> Objective:
-    """Build a component with its first weights, random from the seed or those of `run.init`."""
+    """Build a component and its losses, with random weights of the seed or those of `run.init`."""
     seed_everything(run.recipe.seed, "first weights")
     match run.component:
         case "tokenizer":
-            return _build_tokenizer(run, device)
+            tokenizer = Tokenizer(run.config)
+            _load_init(tokenizer, run)
+            return TokenizerObjective(tokenizer.to(device), decoder_only=run.decoder_only)
         case "lam":
-            return _build_lam(run, device)
+            lam = LatentActionModel(run.config)
+            _load_init(lam, run)
+            return LatentActionObjective(lam.to(device), label_fraction=run.recipe.label_fraction)
         case "dynamics":
             return _build_dynamics(run, device)
         case "upscaler":
-            return _build_upscaler(run, device)
+            upscaler = Upscaler(upscaler_config(run.recipe.upscaler))
+            if run.init is not None:
+                load_weights(upscaler, load_upscaler(run.init).state_dict(), run.init)
+            return UpscalerObjective(upscaler.to(device))
         case unknown:
             raise InputError(f"unknown component {unknown!r}")
 
 
-def _build_tokenizer(run: TrainingRun, device: torch.device) -> Objective:
-    tokenizer = Tokenizer(run.config)
+def _load_init(model: nn.Module, run: TrainingRun) -> None:
     if run.init is not None:
-        load_component(tokenizer, "tokenizer", run.init)
-    return TokenizerObjective(tokenizer.to(device), decoder_only=run.decoder_only)
-
-
-def _build_lam(run: TrainingRun, device: torch.device) -> Objective:
-    lam = LatentActionModel(run.config)
-    if run.init is not None:
-        load_component(lam, "lam", run.init)
-    return LatentActionObjective(lam.to(device), label_fraction=run.recipe.label_fraction)
+        load_component(model, run.component, run.init)
 
 
 def _build_dynamics(run: TrainingRun, device: torch.device) -> Objective:
+    # The dynamics predicts tokens of a frozen tokenizer.
     assert run.tokenizer is not None
     tokenizer = load_tokenizer(run.tokenizer, device)
     if (tokenizer.cfg.tokenizer, tokenizer.cfg.size) != (run.config.tokenizer, run.config.size):
@@ -73,94 +76,97 @@ def _build_dynamics(run: TrainingRun, device: torch.device) -> Objective:
             "the same preset"
         )
     dynamics = Dynamics(run.config).to(device)
+    _load_init(dynamics, run)
     if run.init is not None:
-        load_component(dynamics, "dynamics", run.init)
         check_tokenizer(tokenizer, dynamics, run.tokenizer)
     dynamics.set_codebook(tokenizer.codebook)
     if not run.config.dynamics.latent_actions:
         return DynamicsObjective(dynamics, tokenizer)
-    lam = _lam_of_dynamics(run, dynamics).to(device)
-    if run.joint_lam:
-        return JointObjective(dynamics, tokenizer, lam, label_fraction=run.recipe.label_fraction)
-    return DynamicsObjective(dynamics, tokenizer, lam)
 
-
-def _lam_of_dynamics(run: TrainingRun, dynamics: Dynamics) -> LatentActionModel:
-    """Build the latent action model of a dynamics run. A frozen one has to be that of `init`."""
+    # Latent actions come from a model that is trained jointly, or from a frozen one.
     source = run.lam or run.init
     lam = LatentActionModel(run.config) if source is None else load_lam(source)
     if (lam.cfg.lam, lam.cfg.size) != (run.config.lam, run.config.size):
         raise InputError(
             f"{source}: not a latent action model of the given configuration: train both "
-            "with one preset"
+            "with the same preset"
         )
-    if not run.joint_lam:
-        check_lam(dynamics, lam)
-    return lam
-
-
-def _build_upscaler(run: TrainingRun, device: torch.device) -> Objective:
-    upscaler = Upscaler(upscaler_config(run.recipe.upscaler))
-    if run.init is not None:
-        load_weights(upscaler, load_upscaler(run.init).state_dict(), run.init)
-    return UpscalerObjective(upscaler.to(device))
+    if run.joint_lam:
+        share = run.recipe.label_fraction
+        return JointObjective(dynamics, tokenizer, lam.to(device), label_fraction=share)
+    check_lam(dynamics, lam)
+    return DynamicsObjective(dynamics, tokenizer, lam.to(device))
 
 
 def open_data(
     run: TrainingRun, objective: Objective, device: torch.device, *, part: int = 0, parts: int = 1
 ) -> tuple[Dataset, Dataset | None]:
-    """Open the training and validation split with the fields that the objective needs.
+    """Open the training split and the validation split, None if it is empty, for an objective.
 
     `part` of `parts` is the rank on this machine: one copies episodes, all encode tokens.
     """
+    train: Dataset
+    validation: Dataset
     if "large_frames" in objective.needs:
-        return _open_pairs(run, part=part, parts=parts)
-    if run.recipe.streaming_buffer:
-        return _open_streams(run)
-    train, validation = _open_clips(list(run.data), run, part=part, parts=parts)
-    if run.trains_lam:
-        train.reveal_actions(run.recipe.label_fraction)
-    # Encoding all windows once is worthwhile where the run reads each of them about once.
-    reads_all = run.recipe.iterations * run.recipe.batch_size >= len(train)
-    if "tokens" in objective.needs and run.recipe.token_cache and reads_all:
-        tokens = cache_tokens(
-            objective.encoders["tokens"],
-            train,
-            run.cache_dir,
-            lam=objective.encoders.get("latent_actions"),
-            frames="frames" in objective.needs,
-            device=device,
-            sharing=CacheBarrier(part, parts, lambda: _barrier(parts)),
-        )
-        return tokens, _unless_empty(validation)
-    return train, _unless_empty(validation)
+        train, validation = _open_pairs(run, part, parts)
+    elif run.recipe.streaming_buffer:
+        train, validation = _open_streams(run)
+    else:
+        clips, validation = _open_clips(run.data, run, part, parts)
+        if run.trains_lam:
+            clips.reveal_actions(run.recipe.label_fraction)
+        train = _encode_tokens(run, objective, clips, device, part, parts)
+    return train, validation if len(validation) else None
+
+
+def _encode_tokens(
+    run: TrainingRun,
+    objective: Objective,
+    clips: ClipDataset,
+    device: torch.device,
+    part: int,
+    parts: int,
+) -> Dataset:
+    """Store the tokens of all windows, if the run reads each of them about once or more often."""
+    reads_all = run.recipe.iterations * run.recipe.batch_size >= len(clips)
+    if not ("tokens" in objective.needs and run.recipe.token_cache and reads_all):
+        return clips
+    return cache_tokens(
+        objective.encoders["tokens"],
+        clips,
+        run.cache,
+        lam=objective.encoders.get("latent_actions"),
+        frames="frames" in objective.needs,
+        device=device,
+        sharing=CacheBarrier(part, parts, lambda: _barrier(parts)),
+    )
 
 
 def _open_clips(
-    uris: list[str], run: TrainingRun, *, part: int, parts: int
+    uris: Sequence[str | Path], run: TrainingRun, part: int, parts: int
 ) -> tuple[ClipDataset, ClipDataset]:
     """Open both splits of data sets, after one process of the machine has copied the episodes."""
     length, stride = run.recipe.clip_length, run.recipe.clip_stride
     if part == 0:
-        ClipDataset(uris, run.cache_dir, length=length)
+        ClipDataset(uris, run.cache, length=length)
     _barrier(parts)
     return (
-        ClipDataset(uris, run.cache_dir, length=length, stride=stride, split="train"),
-        ClipDataset(uris, run.cache_dir, length=length, stride=stride, split="val"),
+        ClipDataset(uris, run.cache, length=length, stride=stride, split="train"),
+        ClipDataset(uris, run.cache, length=length, stride=stride, split="val"),
     )
 
 
-def _open_pairs(run: TrainingRun, *, part: int, parts: int) -> tuple[Dataset, Dataset | None]:
-    """Open the small and large frames that an upscaler needs."""
-    small = _open_clips(list(run.data), run, part=part, parts=parts)
-    large = _open_clips([str(run.pairs)], run, part=part, parts=parts)
-    train, validation = (PairDataset(*sides) for sides in zip(small, large, strict=True))
+def _open_pairs(run: TrainingRun, part: int, parts: int) -> tuple[PairDataset, PairDataset]:
+    """Open both splits of the small and large frames that an upscaler needs."""
+    small = _open_clips(run.data, run, part, parts)
+    large = _open_clips([str(run.pairs)], run, part, parts)
     upscaler = upscaler_config(run.recipe.upscaler)
+    train, validation = (PairDataset(*sides) for sides in zip(small, large, strict=True))
     check_sizes(train, upscaler.size, upscaler.factor)
-    return train, _unless_empty(validation)
+    return train, validation
 
 
-def _open_streams(run: TrainingRun) -> tuple[Dataset, Dataset | None]:
+def _open_streams(run: TrainingRun) -> tuple[StreamingDataset, StreamingDataset]:
     """Open both splits without a local copy; tokens are encoded in each step."""
     recipe = run.recipe
     train, validation = (
@@ -176,16 +182,31 @@ def _open_streams(run: TrainingRun) -> tuple[Dataset, Dataset | None]:
     )
     if run.trains_lam:
         train.reveal_actions(recipe.label_fraction)
-    return train, _unless_empty(validation)
-
-
-def _unless_empty(dataset: Dataset) -> Dataset | None:
-    return dataset if len(dataset) else None
+    return train, validation
 
 
 def _barrier(parts: int) -> None:
     if parts > 1:
         torch.distributed.barrier()
+
+
+def _open_newest(out: Path, fingerprint: dict[str, str]) -> checkpoint.Checkpoint | None:
+    """Open the newest checkpoint of a run's folder; None if there is none.
+
+    Raise InputError if it was trained with other frozen models than those of `fingerprint`.
+    """
+    newest = checkpoint.newest_checkpoint(out)
+    if newest is None:
+        return None
+    opened = checkpoint.open_checkpoint(newest)
+    for name, value in fingerprint.items():
+        recorded = opened.state.get(name)
+        if recorded != value:
+            raise InputError(
+                f"{opened.path}: the run's {name} was another, {str(recorded)[:12]}, not "
+                f"{value[:12]}: resume it with the models that it was started with"
+            )
+    return opened
 
 
 def build_trainer(
@@ -198,20 +219,24 @@ def build_trainer(
     stop: Callable[[], bool] = lambda: False,
     saved: Callable[[int], None] = lambda step: None,
 ) -> Trainer:
-    """Build one rank's trainer, restored from the newest checkpoint in `run.out`, if any.
+    """Build one rank's trainer, restored from the newest checkpoint in `run.out` if there is one.
 
-    `stop` and `saved`: see `Trainer`.
+    `stop` and `saved` are those of `Trainer`.
     """
     recipe = run.recipe
     fingerprint = objective.fingerprint()
-    restored = open_newest(run.out, fingerprint)
+    restored = _open_newest(run.out, fingerprint)
+    state = {} if restored is None else restored.state
     if restored is not None:
         load_weights(objective.model, restored.weights(), restored.path)
+    for module in objective.model.modules():
+        if isinstance(module, STTransformer):
+            module.activation_checkpointing = recipe.activation_checkpointing
     optimize_model(objective.model, worker.device, compile=recipe.compile)
     if worker.device.type == "cpu":
         keep_freed_memory()
 
-    # FSDP replaces the parameters by shards: restore weights before, build the optimizer after it.
+    # FSDP replaces the parameters by shards: load the weights before, build the optimizer after.
     wrapped_objective = wrap_model(objective, recipe.parallelism, worker)
     trainable = objective.trainable()
     optimizer = torch.optim.AdamW(
@@ -227,7 +252,7 @@ def build_trainer(
         if ema is not None:
             ema.load(restored.average())
 
-    step = 0 if restored is None else restored.step
+    step = int(state.get("step", 0))
     loader = ClipLoader(
         data,
         recipe.batch_size,
@@ -235,7 +260,7 @@ def build_trainer(
         rank=worker.rank,
         ranks=worker.ranks,
         threads=recipe.loader_threads,
-        state=None if restored is None else dict(restored.state["data_state"]),
+        state=state.get("data_state"),
         batches=recipe.iterations - step,
     )
     return Trainer(
@@ -246,25 +271,19 @@ def build_trainer(
         ema=ema,
         loader=loader,
         validation=validation,
-        meter=_build_meter(run, data, worker),
+        meter=_build_meter(run, worker, cached="tokens" in data.provides),
         worker=worker,
         fingerprint=fingerprint,
         stop=stop,
         saved=saved,
         step=step,
-        best=None if restored is None else restored.state.get("best"),
+        best=state.get("best"),
     )
 
 
-def _build_meter(run: TrainingRun, data: Dataset, worker: Worker) -> ThroughputMeter:
-    """Build the meter of a run's speed; the peak of the hardware is measured for rank 0 alone."""
-    cost = cost_of(
-        run.component,
-        run.config,
-        run.recipe,
-        decoder_only=run.decoder_only,
-        cached="tokens" in data.provides,
-        joint_lam=run.joint_lam,
-    )
-    peak = device_peak(worker.device, run.recipe.precision) if cost and worker.rank == 0 else 0.0
+def _build_meter(run: TrainingRun, worker: Worker, *, cached: bool) -> ThroughputMeter:
+    options = {"decoder_only": run.decoder_only, "cached": cached, "joint_lam": run.joint_lam}
+    cost = cost_of(run.component, run.config, run.recipe, **options)
+    # Only rank 0 logs, so that no other rank needs the peak of its hardware.
+    peak = device_peak(worker.device, run.recipe.precision) if worker.rank == 0 else 0.0
     return ThroughputMeter(cost, peak)

@@ -1,6 +1,6 @@
 """Throughput of training, and the peak FLOP/s of hardware: from a table of GPUs, or measured.
 
-Peaks are dense bf16 matrix products with fp32 sums, as the makers' data sheets give them.
+Peaks are those of dense bf16 matrix products with fp32 sums in the makers' data sheets.
 """
 
 import ctypes
@@ -46,15 +46,16 @@ class Hardware:
     utilisation: float
 
 
-def hardware(name: str, *, precision: str = "bf16", utilisation: float = UTILISATION) -> Hardware:
-    """Look up a GPU and its count, `a100x8` or `l4`, or measure `here`. Raise InputError for an
-    unknown GPU.
+def hardware(name: str, *, precision: str = "bf16") -> Hardware:
+    """Look up a GPU and its count (`a100x8`, `l4`), or measure this machine (`here`).
+
+    Raise InputError for an unknown GPU.
     """
     if name == "here":
-        rate = measured_peak(
-            torch.device("cuda" if torch.cuda.is_available() else "cpu"), precision
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return Hardware(
+            "this machine, measured", 1, measured_peak(device, precision), None, utilisation=0.6
         )
-        return Hardware("this machine, measured", 1, rate, None, 0.6)
     card, separator, count = name.lower().rpartition("x")
     if not (separator and count.isdigit() and card in PEAKS):
         card, count = name.lower(), "1"
@@ -64,7 +65,7 @@ def hardware(name: str, *, precision: str = "bf16", utilisation: float = UTILISA
             "in a100x8"
         )
     peak, memory = PEAKS[card]
-    return Hardware(name.lower(), int(count), peak, memory, utilisation)
+    return Hardware(name.lower(), int(count), peak, memory, UTILISATION)
 
 
 def device_peak(device: torch.device, precision: str) -> float:
@@ -82,10 +83,8 @@ def measured_peak(device: torch.device, precision: str, repeats: int = 4) -> flo
     """Measure the FLOP/s of a matrix product, the best of several."""
     rows, width = (8192, 8192) if device.type == "cuda" else (1024, 512)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (
-        torch.ones(rows, width, dtype=dtype, device=device),
-        torch.ones(width, width, dtype=dtype, device=device),
-    )
+    a = torch.ones(rows, width, dtype=dtype, device=device)
+    b = torch.ones(width, width, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(repeats + 1):
         _wait(device)
@@ -99,15 +98,14 @@ def measured_peak(device: torch.device, precision: str, repeats: int = 4) -> flo
 def keep_freed_memory() -> None:
     """Let glibc keep the memory that this process frees; do nothing with another C library.
 
-    A training step frees gigabytes and asks for them again. Given back in between they come as
-    fresh pages, each with a fault: a tenth of a step on a virtual machine.
+    A training step frees gigabytes and allocates them again. If they went back to the system in
+    between, page faults would take a tenth of a step on a virtual machine.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, mmap_threshold = -1, -3  # names of options in malloc.h
-        mallopt(
-            mmap_threshold, 32 << 20
-        )  # the most that is allowed; setting either stops both from moving
+        # The largest allowed value; setting either option also stops glibc from adapting both.
+        mallopt(mmap_threshold, 32 << 20)
         mallopt(trim_threshold, -1)  # never
 
 
@@ -117,58 +115,51 @@ def _wait(device: torch.device) -> None:
 
 
 class ThroughputMeter:
-    """Sums of the losses of steps, kept on the device until they are logged, and the time of steps.
+    """Sums of losses and times of steps since the last log line.
 
-    `cost` of a clip, where it is known, and `peak`, the FLOP/s of one rank's hardware, make a speed
-    of the time.
+    The sums stay on the device until they are logged. `cost` is that of a clip; `peak` is the
+    FLOP/s of one rank's hardware, 0 if unknown.
     """
 
-    def __init__(self, cost: TrainCost | None = None, peak: float = 0.0) -> None:
+    def __init__(self, cost: TrainCost, peak: float) -> None:
         self.cost, self.peak = cost, peak
         self.clear()
 
     def speed(self, batch_size: int, ranks: int) -> dict[str, float]:
-        """Return clips and tokens per second, FLOP/s of all ranks, utilisation, and the share of
-        waiting.
+        """Return clips, tokens and FLOPs per second of all ranks, utilisation, and the share of
+        time spent waiting for data.
         """
         clips = self.steps * batch_size / self.seconds
-        metrics = {"clips_per_second": clips, "data_wait": self.waited / self.seconds}
-        if self.cost is not None:
-            achieved = clips * self.cost.flops
-            metrics["flops_per_second"] = achieved
-            if self.cost.tokens:
-                metrics["tokens_per_second"] = clips * self.cost.tokens
-            if self.peak:
-                metrics["flops_utilisation"] = achieved / (self.peak * ranks)
+        flops = clips * self.cost.flops
+        metrics = {
+            "clips_per_second": clips,
+            "data_wait": self.waited / self.seconds,
+            "flops_per_second": flops,
+        }
+        if self.cost.tokens:
+            metrics["tokens_per_second"] = clips * self.cost.tokens
+        if self.peak:
+            metrics["flops_utilisation"] = flops / (self.peak * ranks)
         return metrics
 
     def clear(self) -> None:
         """Reset sums and times."""
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
-        self.waited = self.worked = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Time of steps and of waiting for data, without validation and checkpoints."""
-        return self.waited + self.worked
+        # `seconds` is the time of steps, waiting included, without validation and checkpoints.
+        self.seconds = self.waited = 0.0
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Measure the time of waiting for a batch."""
+    def measure(self, *, waiting: bool = False) -> Iterator[None]:
+        """Measure the time of a step, or of waiting for its batch."""
         started = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - started
+        elapsed = time.perf_counter() - started
+        self.seconds += elapsed
+        self.waited += elapsed * waiting
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """Measure the time of a step."""
-        started = time.perf_counter()
-        yield
-        self.worked += time.perf_counter() - started
-
-    def add(self, parts: dict[str, Tensor]) -> None:
+    def add(self, losses: dict[str, Tensor]) -> None:
         """Count a step and add its losses."""
-        for name, value in parts.items():
+        for name, value in losses.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps += 1

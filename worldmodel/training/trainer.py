@@ -1,7 +1,7 @@
-"""The training loop of every component, on one or several ranks, exact after any interruption.
+"""Training loop of every component, on one or several ranks, exact after any interruption.
 
-Everything random in step k is a function of (seed, k, rank), and the data of step k one of (seed,
-samples consumed). So weights, optimizer and those two numbers are the whole state of a run.
+All randomness of step k is a function of (seed, k, rank), and the data of step k is one of (seed,
+samples consumed). Weights, optimizer and these two numbers are therefore the whole state of a run.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.utils.errors import InputError
-from envs.utils.progress import Bar, progress
+from envs.utils.progress import progress
 from envs.utils.run_dir import RunDir
 from worldmodel import checkpoint
 from worldmodel.data.batch import Batch
@@ -32,16 +31,18 @@ from worldmodel.training.objectives import Objective
 from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.throughput import ThroughputMeter
 
+LogMetrics = Callable[[int, dict[str, float]], None]
+"""Function that logs the metrics of a step."""
 PROGRESS_METRICS = {
-    f"{part}/{name}": f"{words}{name}"
-    for part, words in (("train", ""), ("validation", "validation "))
+    f"{split}/{name}": f"{prefix}{name}"
+    for split, prefix in (("train", ""), ("validation", "validation "))
     for name in ("loss", "psnr", "accuracy")
 }
-"""Metrics that the progress bar shows, and their names there."""
+"""Metrics shown in the progress bar, with their labels."""
 
 
 class NonFiniteLoss(InputError):
-    """A loss or gradient is infinite or not a number; the weights are those before its step."""
+    """Infinite or NaN loss or gradient. The weights are those before its step."""
 
 
 def seed_everything(*key: object) -> None:
@@ -52,65 +53,38 @@ def seed_everything(*key: object) -> None:
     torch.manual_seed(seed)
 
 
-def open_newest(out: Path, fingerprint: dict[str, str]) -> checkpoint.Checkpoint | None:
-    """Open the newest checkpoint of a run's folder, None without one.
-
-    Raise InputError where it was trained with other frozen models than those of `fingerprint`.
-    """
-    newest = checkpoint.newest_checkpoint(out)
-    if newest is None:
-        return None
-    found = checkpoint.open_checkpoint(newest)
-    for name, value in fingerprint.items():
-        recorded = found.state.get(name)
-        if recorded != value:
-            raise InputError(
-                f"{found.path}: the run's {name} was another, {str(recorded)[:12]}, not "
-                f"{value[:12]}: "
-                "resume it with what it was started with"
-            )
-    return found
-
-
-class MetricsLogger:
-    """Write metrics to a run's folder and its progress bar; without them do nothing."""
-
-    def __init__(
-        self, run_dir: RunDir | None = None, bar: Bar | None = None, step: int = 0
-    ) -> None:
-        self._run_dir, self._bar, self._step = run_dir, bar, step
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the metrics of a step."""
-        if self._run_dir is None or self._bar is None:
-            return
-        self._run_dir.log(step, metrics)
-        shown = [
-            f"{words} {metrics[name]:.4g}"
-            for name, words in PROGRESS_METRICS.items()
-            if name in metrics
-        ]
-        self._bar.advance(step - self._step, ", ".join(shown))
-        self._step = step
-
-
 @contextmanager
-def open_logger(run: TrainingRun, step: int, worker: Worker) -> Iterator[MetricsLogger]:
-    """Open a run's logger, which writes on rank 0 alone. Metrics after `step` are cut off."""
+def open_logger(run: TrainingRun, step: int, worker: Worker) -> Iterator[LogMetrics]:
+    """Open a run's metrics and its progress bar at a step. Only rank 0 logs.
+
+    Metrics that were logged after `step` are removed: the run computes these steps again.
+    """
     if worker.rank != 0:
-        yield MetricsLogger()
+        yield lambda step, metrics: None
         return
     checkpoint.remove_partial_checkpoints(run.out)
     with (
         RunDir(run.out, run.identity(), resume=True, resume_step=step) as run_dir,
         progress(f"training {run.component}", run.recipe.iterations, step) as bar,
     ):
-        yield MetricsLogger(run_dir, bar, step)
+
+        def log(now: int, metrics: dict[str, float]) -> None:
+            nonlocal step
+            run_dir.log(now, metrics)
+            labels = [
+                f"{label} {metrics[name]:.4g}"
+                for name, label in PROGRESS_METRICS.items()
+                if name in metrics
+            ]
+            bar.advance(now - step, ", ".join(labels))
+            step = now
+
+        yield log
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """One rank of a run. `worldmodel.training.setup.build_trainer` builds its parts."""
+    """Training loop of one rank; `worldmodel.training.setup.build_trainer` builds it."""
 
     run: TrainingRun
     objective: Objective
@@ -125,10 +99,11 @@ class Trainer:
     fingerprint: dict[str, str]
     """Hashes of the frozen models, saved in every checkpoint."""
     stop: Callable[[], bool] = lambda: False
-    """Asked in every step: end the run after it, with a checkpoint?"""
+    """Called in every step; True ends the run after that step, with a checkpoint."""
     saved: Callable[[int], None] = lambda step: None
     """Called on every rank with the step of each checkpoint."""
     step: int = 0
+    """Number of completed steps."""
     best: dict[str, Any] | None = None
     """Step and loss of the best validation."""
     parameters: list[nn.Parameter] = field(init=False)
@@ -143,46 +118,47 @@ class Trainer:
         self.quantizers = [module for module in modules if isinstance(module, VectorQuantizer)]
 
     def train(self) -> bool:
-        """Run to the end, or to the step after which a stop is asked for; True if complete."""
-        recipe = self.recipe
-        stopping = False
+        """Train to the last step, or until `stop` returns True on a rank. True if complete."""
+        recipe, stopping = self.recipe, False
         try:
-            with open_logger(self.run, self.step, self.worker) as logger:
+            with open_logger(self.run, self.step, self.worker) as log:
                 self.objective.train()
                 while self.step < recipe.iterations and not stopping:
-                    with self.meter.waiting():
+                    with self.meter.measure(waiting=True):
                         batch = next(self.loader)
-                    with self.meter.working():
+                    with self.meter.measure():
                         losses, stopping = self.train_step(batch)
-                    self.step += 1
                     self.meter.add(losses)
-                    last = stopping or self.step == recipe.iterations
-                    save = last or self._due(recipe.checkpoint_every)
-                    if last or self._due(recipe.log_every):
-                        logger.log(self.step, self._metrics())
-                    if (
-                        self.validation
-                        and recipe.validate_every
-                        and (last or self._due(recipe.validate_every))
-                    ):
-                        metrics = self.validate(self.validation)
-                        logger.log(self.step, metrics)
-                        save = self._is_best(metrics["validation/loss"]) or save
-                    if save:
-                        self.save()
+                    self.step += 1
+                    self._finish_step(log, last=stopping or self.step == recipe.iterations)
         finally:
             self.loader.close()
         return self.step == recipe.iterations
 
-    def _due(self, every: int) -> bool:
-        return self.step % every == 0
+    def _finish_step(self, log: LogMetrics, *, last: bool) -> None:
+        """Log, validate and save if due after this step; do all three after the `last` one."""
+
+        def due(every: int) -> bool:
+            return last or self.step % every == 0
+
+        recipe = self.recipe
+        save = due(recipe.checkpoint_every)
+        if due(recipe.log_every):
+            log(self.step, self._metrics())
+        if self.validation and recipe.validate_every and due(recipe.validate_every):
+            metrics = self.validate(self.validation)
+            log(self.step, metrics)
+            save = self._is_best(metrics["validation/loss"]) or save
+        if save:
+            self.save()
 
     def train_step(self, batch: Batch) -> tuple[dict[str, Tensor], bool]:
         """Take one optimizer step -> (losses, learning rate and gradient norm; stop after it?).
 
-        Raise NonFiniteLoss before the weights change where a loss or gradient of any rank is not
+        Raise NonFiniteLoss before the weights change if a loss or gradient of any rank is not
         finite.
         """
+        # Masks and noise depend on the step and the rank only, so that a resumed run repeats them.
         recipe = self.recipe
         seed_everything(recipe.seed, "step", self.step, self.worker.rank)
         rate = recipe.learning_rate(self.step)
@@ -198,20 +174,24 @@ class Trainer:
         if broken:
             raise NonFiniteLoss(self._describe_failure(batch, losses, norm, finite))
 
+        # Clip by the norm of the whole batch's gradient, then update the weights.
         if recipe.grad_clip and norm > recipe.grad_clip:
             nn.utils.clip_grads_with_norm_(self.parameters, recipe.grad_clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+        # Re-seeded codes overwrite what the optimizer made of them, and the EMA follows both.
         for quantizer in self.quantizers:
             quantizer.reseed_dead_codes()
         if self.ema is not None:
             self.ema.update(self.step + 1)
-        # On the losses' device, since all of them are added up there and fetched together.
+
+        # All logged values stay on the device, where they are summed until the next log line.
         logged_rate = torch.full((), rate, device=self.worker.device)
         return {**losses, "grad_norm": norm.detach(), "lr": logged_rate}, stopping
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute the gradients of a batch, microbatch by microbatch -> its mean losses."""
+        """Add up the gradients of a batch over its microbatches -> its mean losses."""
         count = self.recipe.grad_accum_steps
         totals: dict[str, Tensor] = {}
         for index in range(count):
@@ -229,14 +209,14 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, in [0, 1]; 1 from the start when fine-tuning."""
+        """Completed share of the run, in [0, 1]; 1 from the start when fine-tuning."""
         return 1.0 if self.run.init is not None else self.step / self.recipe.iterations
 
     def validate(self, clips: Dataset) -> dict[str, float]:
         """Compute the mean of every named loss over evenly spaced validation samples of all ranks.
 
-        Validate the EMA of the weights where there is one. Masks and noise are the same at every
-        validation, so that its values differ by the weights alone.
+        The EMA of the weights is validated if the recipe has one. Masks and noise are the same in
+        every validation, so that its values differ by the weights alone.
         """
         self.objective.train(False)
         with torch.no_grad(), self.ema.in_place() if self.ema else nullcontext():
@@ -248,13 +228,13 @@ class Trainer:
         return {f"validation/{name}": value / count for name, value in values.items()}
 
     def _validation_sums(self, clips: Dataset) -> dict[str, Tensor]:
-        """Sum up this rank's losses, and count its `clips`."""
+        """Sum the losses of this rank's share of the samples, and count its `clips`."""
         rank, ranks = self.worker.rank, self.worker.ranks
         ids = clips.evenly_spaced(self.recipe.validation_clips)
         share, size = ids[rank::ranks], max(1, self.recipe.batch_size // ranks)
         batches = [(share[at : at + size], 1.0) for at in range(0, len(share), size)]
-        # Ranks that share the weights must call equally often: one that has no clips left takes
-        # the first one again, with no weight.
+        # Ranks that share the weights must run equally many passes: a rank without clips left runs
+        # the first one again, with weight 0.
         rounds = math.ceil(math.ceil(len(ids) / ranks) / size)
         batches += [(ids[:1], 0.0)] * (rounds - len(batches))
         totals: dict[str, Tensor] = {}
@@ -270,7 +250,7 @@ class Trainer:
         return totals
 
     def _is_best(self, loss: float) -> bool:
-        """Note a validation loss; True if it is the lowest so far and its checkpoint is to keep."""
+        """Record a validation loss; True if its checkpoint is the best one so far, to be kept."""
         lowest = math.inf if self.best is None else self.best["loss"]
         better = self.recipe.keep_best and math.isfinite(loss) and loss < lowest
         if better:
@@ -278,7 +258,7 @@ class Trainer:
         return better
 
     def save(self) -> None:
-        """Write a checkpoint on rank 0; ranks that share the weights gather them together."""
+        """Write a checkpoint on rank 0. Under FSDP all ranks gather the weights together."""
         if self.worker.rank == 0 or self.recipe.parallelism == "fsdp":
             ema = None if self.ema is None else self.ema.values
             tensors, groups = training_state(self.objective.model, self.optimizer, ema)
@@ -291,7 +271,7 @@ class Trainer:
         self.saved(self.step)
 
     def _metrics(self) -> dict[str, float]:
-        """Compute means over ranks and steps since the last call, and speed; clear the meter."""
+        """Compute the speed, and means over ranks and the steps since the last call."""
         meter = self.meter
         sums = torch.stack(list(meter.sums.values())).double().cpu()
         means = self.worker.sum_over_ranks(sums) / self.worker.ranks / meter.steps
@@ -306,7 +286,7 @@ class Trainer:
     def _describe_failure(
         self, batch: Batch, losses: dict[str, Tensor], norm: Tensor, finite: bool
     ) -> str:
-        """Return one line about a step that was not finite, the same on every rank."""
+        """Describe a step that was not finite in one line, the same on every rank."""
         named_losses = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
         windows = "; ".join(
             self.loader.dataset.describe(number) for number in batch.window_ids_B.tolist()[:8]
@@ -317,6 +297,6 @@ class Trainer:
         )
         lines = " | ".join(self.worker.gather_lines(None if finite else line))
         return (
-            f"loss or gradient of step {self.step} not finite, weights unchanged: lower --lr or "
-            f"see the batch: {lines}"
+            f"loss or gradient of step {self.step} is not finite, weights unchanged: lower --lr or "
+            f"check the batch: {lines}"
         )

@@ -26,7 +26,7 @@ from exploration.train import explore
 from worldmodel.config import preset
 from worldmodel.training.config import train_preset
 from worldmodel.training.ray_train import _scaling
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
 model, data, out = sys.argv[1:]
 memory = {"object_store_memory": 100_000_000}
@@ -59,8 +59,8 @@ add("rollout")
 playing.join()
 add("train")
 settings = train_preset("tokenizer", "debug", iterations=1, batch_size=2, checkpoint_every=1)
-options = {"data": [data], "out": out + "/tokenizer", "workers": 1}
-train("tokenizer", config=preset("debug"), recipe=settings, **options)
+run = TrainingRun("tokenizer", preset("debug"), settings, [data], out + "/tokenizer")
+train(run, workers=1)
 add("serve", labels={LABEL + "train": "gpu"})
 scaling = _scaling(99)
 told["with gpus"] = [node_resources("train").gpus, scaling.use_gpu, scaling.resources_per_worker]

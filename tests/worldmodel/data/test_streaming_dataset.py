@@ -21,7 +21,7 @@ from worldmodel.data.loader import ClipLoader
 from worldmodel.data.streaming_dataset import StreamingDataset
 from worldmodel.loading import load_tokenizer
 from worldmodel.training.config import train_preset
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +163,15 @@ def test_training_on_a_stream_continues_bit_for_bit(data: str, tmp_path: Path) -
         "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, streaming_buffer=6
     )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train("tokenizer", config=preset("debug"), recipe=settings, data=[data], out=whole)
+    train(TrainingRun("tokenizer", config=preset("debug"), recipe=settings, data=[data], out=whole))
     assert not (tmp_path / "cache").exists()  # nothing was copied
     shutil.copytree(whole, cut)
     shutil.rmtree(checkpoint.newest_checkpoint(cut))
     assert checkpoint.open_checkpoint(cut).step == 4
-    train("tokenizer", config=preset("debug"), recipe=settings, data=[data], out=cut, resume=True)
+    train(
+        TrainingRun("tokenizer", config=preset("debug"), recipe=settings, data=[data], out=cut),
+        resume=True,
+    )
     a, b = (load_tokenizer(run).state_dict() for run in (whole, cut))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert any("validation/loss" in row for row in read_metrics(cut))

@@ -21,7 +21,7 @@ from worldmodel.models.cpu_kernels import use_cpu_kernels
 from worldmodel.training.config import train_preset
 from worldmodel.training.flops import cost_of
 from worldmodel.training.objectives import DynamicsObjective
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
 CONFIG = preset("debug")
 LATENT = CONFIG.with_latent_actions()
@@ -46,7 +46,11 @@ def runs(data: str) -> Path:
     folder = Path(data).parent
     for component in ("tokenizer", "lam"):
         settings = train_preset(component, "debug", iterations=8, lr=1e-2, validate_every=0)
-        train(component, config=CONFIG, recipe=settings, data=[data], out=folder / component)
+        train(
+            TrainingRun(
+                component, config=CONFIG, recipe=settings, data=[data], out=folder / component
+            )
+        )
     return folder
 
 
@@ -152,7 +156,7 @@ def test_training_on_latent_actions_uses_what_is_stored_and_learns_the_same(
     for stored in (True, False):
         settings = train_preset("dynamics", "debug", token_cache=stored, **LONG)
         out = tmp_path / str(stored)
-        train("dynamics", recipe=settings, out=out, cache_dir=out / "cache", **options)
+        train(TrainingRun("dynamics", recipe=settings, out=out, cache_dir=out / "cache", **options))
         files = [len(list((out / "cache").glob(f"{name}-*.npy"))) for name in ("tokens", "latents")]
         assert files == ([1, 0 if joint else 1] if stored else [0, 0])
     one, other = (open_checkpoint(tmp_path / name).weights() for name in ("True", "False"))
@@ -164,7 +168,7 @@ def test_training_on_latent_actions_uses_what_is_stored_and_learns_the_same(
     shutil.rmtree(tmp_path / "True/checkpoints/step-00000008")
     settings = train_preset("dynamics", "debug", **LONG)
     options |= {"out": tmp_path / "True", "cache_dir": tmp_path / "True/cache"}
-    train("dynamics", recipe=settings, resume=True, **options)
+    train(TrainingRun("dynamics", recipe=settings, **options), resume=True)
     again = open_checkpoint(tmp_path / "True").weights()
     assert all(torch.equal(value, again[name]) for name, value in one.items())
 

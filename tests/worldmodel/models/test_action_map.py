@@ -14,7 +14,7 @@ from tests.fixtures.datasets import record
 from worldmodel import ActionMap, GenieReduxG, load_world_model, preset
 from worldmodel.models.action_map import agreement, scores
 from worldmodel.training.config import train_preset
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
 
 def test_the_map_takes_what_stands_for_a_button_and_not_what_is_common() -> None:
@@ -54,14 +54,7 @@ def test_map_joins_parts_that_were_trained_on_real_actions(
         ("dynamics", {"tokenizer": tmp_path / "tokenizer"}),
     ):
         short = train_preset(component, "debug", iterations=2, checkpoint_every=2)
-        train(
-            component,
-            config=preset("debug"),
-            recipe=short,
-            data=[data],
-            out=tmp_path / component,
-            **given,
-        )
+        train(TrainingRun(component, preset("debug"), short, [data], tmp_path / component, **given))
     made = [
         "export",
         *(f"--{name}={tmp_path / name}" for name in ("tokenizer", "dynamics")),

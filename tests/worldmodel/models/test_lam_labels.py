@@ -26,7 +26,7 @@ from worldmodel.models.action_map import agreement
 from worldmodel.models.vector_quantizer import LABEL_TEMPERATURE
 from worldmodel.training.config import train_preset
 from worldmodel.training.fit_action_map import count_actions, fit_action_map
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
 DEBUG = preset("debug")
 SHARE = 0.3
@@ -77,16 +77,14 @@ def with_other_actions(data: str, out: Path, sessions: set[str]) -> str:
     return str(out)
 
 
-def trained(data: str, out: Path, **options: Any) -> dict[str, torch.Tensor]:
+def trained(data: str, out: Path, resume: bool = False, **options: Any) -> dict[str, torch.Tensor]:
     """Weights of a short run with labels."""
     component = "dynamics" if "tokenizer" in options else "lam"
     train(
-        component,
-        config=DEBUG,
-        recipe=train_preset(component, "debug", **SHORT),
-        data=[data],
-        out=out,
-        **options,
+        TrainingRun(
+            component, DEBUG, train_preset(component, "debug", **SHORT), [data], out, **options
+        ),
+        resume=resume,
     )
     return open_checkpoint(out).weights()
 
@@ -212,7 +210,7 @@ def test_with_labels_codes_stand_for_the_buttons_of_held_out_episodes(tmp_path: 
             label_fraction=share,
             validate_every=100,
         )
-        train("lam", config=DEBUG, recipe=settings, data=[data], out=tmp_path / str(share))
+        train(TrainingRun("lam", DEBUG, settings, [data], tmp_path / str(share)))
         lam = load_lam(tmp_path / str(share))
         counts = count_actions(lam, held_out, actions=5)["Counting"]
         own[share] = agreement(counts, list(range(5)))["kappa"]
@@ -237,7 +235,7 @@ def test_a_resumed_run_with_labels_equals_one_that_never_stopped(
     options: dict[str, Any] = {}
     if name == "joint":
         short = train_preset("tokenizer", "debug", iterations=2)
-        train("tokenizer", config=DEBUG, recipe=short, data=[data], out=tmp_path / "tokenizer")
+        train(TrainingRun("tokenizer", DEBUG, short, [data], tmp_path / "tokenizer"))
         options = {"tokenizer": tmp_path / "tokenizer", "joint_lam": True}
     whole = trained(data, tmp_path / "run", **options)
     prefix = "lam_" if name == "joint" else ""
@@ -259,7 +257,7 @@ def test_a_resumed_run_with_labels_equals_one_that_never_stopped(
         "out": tmp_path / "run",
     }
     with pytest.raises(InputError, match=r"its recipe\.label_fraction is 0\.3, not 0\.1"):
-        train(component, config=DEBUG, data=[data], resume=True, **other, **options)
+        train(TrainingRun(component, config=DEBUG, data=[data], **other, **options), resume=True)
 
 
 def test_settings_that_do_not_fit_are_refused(
@@ -277,19 +275,23 @@ def test_settings_that_do_not_fit_are_refused(
             match=f"for a latent action model: train {component} without, or with --joint",
         ):
             train(
-                component,
-                config=DEBUG,
-                recipe=train_preset(component, "debug", label_fraction=0.1),
-                data=[data],
-                tokenizer=tmp_path if component == "dynamics" else None,
-                out=tmp_path / "out",
+                TrainingRun(
+                    component,
+                    config=DEBUG,
+                    recipe=train_preset(component, "debug", label_fraction=0.1),
+                    data=[data],
+                    tokenizer=tmp_path if component == "dynamics" else None,
+                    out=tmp_path / "out",
+                )
             )
     few = dataclasses.replace(DEBUG, lam=dataclasses.replace(DEBUG.lam, codes=4))
-    with pytest.raises(InputError, match=r"5 actions, 4 codes: lam\.codes must be as many"):
+    with pytest.raises(InputError, match=r"5 actions, 4 codes: set lam\.codes to 5 or more"):
         train(
-            "lam",
-            config=few,
-            recipe=train_preset("lam", "debug", label_fraction=0.1),
-            data=[data],
-            out=tmp_path / "out",
+            TrainingRun(
+                "lam",
+                few,
+                train_preset("lam", "debug", label_fraction=0.1),
+                [data],
+                tmp_path / "out",
+            )
         )

@@ -36,7 +36,7 @@ from worldmodel.models.cpu_kernels import use_cpu_kernels
 from worldmodel.models.weights import encoder_sha256
 from worldmodel.training.config import train_preset
 from worldmodel.training.flops import cost_of
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
 DEBUG = preset("debug")
 LATENT = DEBUG.with_latent_actions()
@@ -91,7 +91,7 @@ def runs(data: str) -> dict[str, Path]:
         settings = train_preset(
             component, "debug", iterations=6, checkpoint_every=3, log_every=3, validate_every=3
         )
-        train(component, config=DEBUG, recipe=settings, data=[data], out=root / name, **options)
+        train(TrainingRun(component, DEBUG, settings, [data], root / name, **options))
     return {name: root / name for name in asked}
 
 
@@ -300,15 +300,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
         component, "debug", iterations=6, checkpoint_every=3, log_every=3, validate_every=3
     )
     torch.manual_seed(99)  # what else the process drew must not matter
-    train(
-        component,
-        config=DEBUG,
-        recipe=settings,
-        data=[data],
-        out=tmp_path / name,
-        resume=True,
-        **options,
-    )
+    train(TrainingRun(component, DEBUG, settings, [data], tmp_path / name, **options), resume=True)
     mine, theirs = open_checkpoint(tmp_path / name).weights(), open_checkpoint(runs[name]).weights()
     assert mine.keys() == theirs.keys()
     for key, value in mine.items():
@@ -317,14 +309,16 @@ def test_a_resumed_run_equals_one_that_never_stopped(
         shutil.rmtree(tmp_path / name / "checkpoints/step-00000006")
         with pytest.raises(InputError, match="the run's lam_sha256 was another"):
             train(
-                component,
-                config=DEBUG,
-                recipe=settings,
-                data=[data],
-                out=tmp_path / name,
+                TrainingRun(
+                    component,
+                    DEBUG,
+                    settings,
+                    [data],
+                    tmp_path / name,
+                    tokenizer=runs["tokenizer"],
+                    lam=runs["joint"],
+                ),
                 resume=True,
-                tokenizer=runs["tokenizer"],
-                lam=runs["joint"],
             )
 
 
@@ -336,14 +330,7 @@ def test_settings_that_do_not_fit_are_refused(
     def refused(message: str, component: str, **options: Any) -> None:
         config = options.pop("config", DEBUG)
         with pytest.raises(InputError, match=message):
-            train(
-                component,
-                config=config,
-                recipe=settings,
-                data=[data],
-                out=tmp_path / "out",
-                **options,
-            )
+            train(TrainingRun(component, config, settings, [data], tmp_path / "out", **options))
 
     refused("are not for", "lam", lam=runs["lam"])
     refused("are not for", "tokenizer", joint_lam=True)

@@ -33,7 +33,7 @@ from worldmodel.metrics import frame_psnr
 from worldmodel.models.upscaler import SHAPES, Upscaler, UpscalerConfig, bicubic
 from worldmodel.training.config import train_preset
 from worldmodel.training.flops import cost_of
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
 GAME = "Airstriker-Genesis"
 CONFIG = preset("debug")
@@ -71,7 +71,11 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def run(sides: tuple[str, str]) -> Path:
     """A complete run of 8 steps, with checkpoints of steps 4 and 8."""
     out = Path(sides[0]).parent / "run"
-    train("upscaler", config=CONFIG, recipe=SHORT, data=[sides[0]], pairs=sides[1], out=out)
+    train(
+        TrainingRun(
+            "upscaler", config=CONFIG, recipe=SHORT, data=[sides[0]], pairs=sides[1], out=out
+        )
+    )
     return out
 
 
@@ -164,7 +168,10 @@ def test_a_resumed_run_equals_one_that_never_stopped(
         "pairs": sides[1],
         "out": tmp_path / "run",
     }
-    train("upscaler", recipe=SHORT, resume=True, cache_dir=run.parent / "cache", **options)
+    train(
+        TrainingRun("upscaler", recipe=SHORT, cache_dir=run.parent / "cache", **options),
+        resume=True,
+    )
     one, other = open_checkpoint(run), open_checkpoint(tmp_path / "run")
     assert one.state["data_state"] == other.state["data_state"]
     for name, value in one.weights().items():
@@ -172,7 +179,10 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     for name, value in one.optimizer_tensors().items():
         assert torch.equal(value, other.optimizer_tensors()[name]), name
     with pytest.raises(InputError, match=r"its recipe\.upscaler is debug, not cpu"):
-        train("upscaler", recipe=dataclasses.replace(SHORT, upscaler="cpu"), resume=True, **options)
+        train(
+            TrainingRun("upscaler", recipe=dataclasses.replace(SHORT, upscaler="cpu"), **options),
+            resume=True,
+        )
 
 
 def test_a_short_training_beats_bicubic_on_frames_it_never_saw(
@@ -188,7 +198,7 @@ def test_a_short_training_beats_bicubic_on_frames_it_never_saw(
         "pairs": sides[1],
         "cache_dir": cache,
     }
-    train("upscaler", recipe=settings, out=tmp_path / "run", **options)
+    train(TrainingRun("upscaler", recipe=settings, out=tmp_path / "run", **options))
     held_out = pairs_of(sides, "val")
     batch = held_out.batch(held_out.evenly_spaced(8))
     small, large = (
@@ -262,12 +272,16 @@ def test_bad_input_is_refused(sides: tuple[str, str], run: Path, tmp_path: Path)
         "out": tmp_path / "out",
     }
     with pytest.raises(InputError, match="needs --high-res-data"):
-        train("upscaler", **options)
+        train(TrainingRun("upscaler", **options))
     with pytest.raises(InputError, match=r"expected \(64, 64\) and \(256, 256\)"):
-        train("upscaler", pairs=sides[0], **options)
+        train(TrainingRun("upscaler", pairs=sides[0], **options))
     with pytest.raises(InputError, match="takes no --high-res-data"):
         train(
-            "tokenizer", pairs=sides[1], **{**options, "recipe": train_preset("tokenizer", "debug")}
+            TrainingRun(
+                "tokenizer",
+                pairs=sides[1],
+                **{**options, "recipe": train_preset("tokenizer", "debug")},
+            )
         )
     with pytest.raises(InputError, match="cannot be halved"):
         UpscalerConfig(fold=4, widths=(4,) * 7)

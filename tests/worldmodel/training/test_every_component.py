@@ -19,7 +19,7 @@ from worldmodel.config import preset
 from worldmodel.loading import load_dynamics, load_lam, load_tokenizer, load_upscaler
 from worldmodel.models.upscaler import SHAPES
 from worldmodel.training.config import RECIPES, train_preset
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "tokenizer": load_tokenizer,
@@ -38,8 +38,8 @@ TWO_STEPS: dict[str, Any] = {
 }
 
 SIZE = 16
-"""Pixels of a frame's side in the runs of preset `paper`, instead of 64: 16 patches, not 256. Many
-processors have no bf16 products, and then a step of one block on 64 pixels takes half a minute."""
+"""Frame size in the runs of preset `paper` instead of 64: 16 patches instead of 256. On processors
+without bf16 products a step of one block at 64 pixels takes half a minute."""
 ONE_BLOCK = dataclasses.replace(
     PAPER,
     size=SIZE,
@@ -50,7 +50,7 @@ ONE_BLOCK = dataclasses.replace(
 
 
 def record(folder: Path, size: int) -> str:
-    """Record the same random play at any size of frames; return the folder."""
+    """Record the same random episodes at a frame size and return the folder."""
     with EpisodeWriter(folder) as writer:
         env = envs.make("Counting", size=size)
         for episode in range(3):
@@ -61,7 +61,7 @@ def record(folder: Path, size: int) -> str:
 
 
 def check_run(run: Path, steps: int, *components: str) -> None:
-    """Fail unless the metrics of each step are finite and the checkpoint of the last one loads."""
+    """Check that the metrics of each step are finite and that the last checkpoint loads."""
     lines = read_metrics(run)
     trained = [line["step"] for line in lines if "train/loss" in line]
     assert trained == list(range(1, steps + 1))
@@ -80,7 +80,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module", params=["ema", "gradient"])
 def debug_run(request: pytest.FixtureRequest, data: str) -> Callable[[str, str], Path]:
-    """Function that trains a component of preset `debug` three steps, on one kind of codebook."""
+    """Function that trains a component of preset `debug` for three steps with a codebook type."""
     codebook = request.param
     config = dataclasses.replace(
         DEBUG,
@@ -92,14 +92,16 @@ def debug_run(request: pytest.FixtureRequest, data: str) -> Callable[[str, str],
     def run(component: str, actions: str) -> Path:
         out = Path(data).parent / f"{component}-{actions}-{codebook}"
         train(
-            component,
-            config=config,
-            recipe=train_preset(component, "debug", **THREE_STEPS),
-            data=[data],
-            out=out,
-            tokenizer=run("tokenizer", "recorded") if component == "dynamics" else None,
-            lam=run("lam", "recorded") if actions == "frozen" else None,
-            joint_lam=actions == "joint",
+            TrainingRun(
+                component,
+                config,
+                train_preset(component, "debug", **THREE_STEPS),
+                [data],
+                out,
+                tokenizer=run("tokenizer", "recorded") if component == "dynamics" else None,
+                lam=run("lam", "recorded") if actions == "frozen" else None,
+                joint_lam=actions == "joint",
+            )
         )
         return out
 
@@ -119,44 +121,48 @@ def debug_run(request: pytest.FixtureRequest, data: str) -> Callable[[str, str],
 def test_a_component_trains_on_each_kind_of_codebook(
     component: str, actions: str, debug_run: Callable[[str, str], Path]
 ) -> None:
-    """`actions` of a dynamics model: recorded, or of a latent action model, frozen or trained."""
+    """`actions` of the dynamics: recorded, or those of a frozen or jointly trained LAM."""
     loaded = [component, "lam"] if actions == "joint" else [component]
     check_run(debug_run(component, actions), 3, *loaded)
 
 
 def test_an_upscaler_trains(data: str, tmp_path: Path) -> None:
     train(
-        "upscaler",
-        config=DEBUG,
-        recipe=train_preset("upscaler", "debug", **THREE_STEPS),
-        data=[data],
-        out=tmp_path / "run",
-        pairs=record(tmp_path / "pairs", 4 * DEBUG.size),
+        TrainingRun(
+            "upscaler",
+            DEBUG,
+            train_preset("upscaler", "debug", **THREE_STEPS),
+            [data],
+            tmp_path / "run",
+            pairs=record(tmp_path / "pairs", 4 * DEBUG.size),
+        )
     )
     check_run(tmp_path / "run", 3, "upscaler")
 
 
 @pytest.fixture(scope="module")
 def paper_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """Function that does two steps of a recipe of preset `paper`, after those that it builds on."""
+    """Function that trains a recipe of preset `paper`, and those it starts from, for two steps."""
     folder = tmp_path_factory.mktemp("paper")
     data, pairs = record(folder / "data", SIZE), record(folder / "pairs", 4 * SIZE)
 
     @functools.cache
     def run(component: str, name: str) -> Path:
-        found = RECIPES[component][name]
+        recipe = RECIPES[component][name]
         out = folder / f"{component}-{name}"
         length = 1 if component == "upscaler" else 2
         train(
-            component,
-            config=ONE_BLOCK,
-            recipe=train_preset(component, "paper", name, clip_length=length, **TWO_STEPS),
-            data=[data],
-            out=out,
-            init=run(component, next(iter(RECIPES[component]))) if found.needs_init else None,
-            tokenizer=run("tokenizer", "base") if component == "dynamics" else None,
-            decoder_only=found.decoder_only,
-            pairs=pairs if component == "upscaler" else None,
+            TrainingRun(
+                component,
+                ONE_BLOCK,
+                train_preset(component, "paper", name, clip_length=length, **TWO_STEPS),
+                [data],
+                out,
+                init=run(component, next(iter(RECIPES[component]))) if recipe.needs_init else None,
+                tokenizer=run("tokenizer", "base") if component == "dynamics" else None,
+                decoder_only=recipe.decoder_only,
+                pairs=pairs if component == "upscaler" else None,
+            )
         )
         return out
 
@@ -173,10 +179,10 @@ def test_a_recipe_of_the_paper_trains(
     paper_run: Callable[[str, str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Full width, codes, patch, objective and precision; one block a stack, two frames a clip."""
+    """Published sizes, objective and precision, but one block per stack and two frames per clip."""
     for shape in ("small", "large"):
-        # All levels, an eighth of the channels: with all of them a step of the large net on frames
-        # even of this size takes almost a minute in bf16, and its checkpoint has 1.5 GB.
+        # All levels with an eighth of the channels: the full large net takes almost a minute per
+        # bf16 step even at this size, and its checkpoint has 1.5 GB.
         widths = tuple(width // 8 for width in SHAPES[shape].widths)
         shrunk = dataclasses.replace(SHAPES[shape], size=SIZE, widths=widths)
         monkeypatch.setitem(SHAPES, shape, shrunk)

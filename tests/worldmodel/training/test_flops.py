@@ -1,6 +1,4 @@
-"""What training costs by arithmetic, against what torch counts while it trains; the prediction of
---dry-run.
-"""
+"""Predicted cost of training against that of real steps, and the output of --dry-run."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.transformer import STTransformer
 from worldmodel.training.config import train_preset
-from worldmodel.training.flops import TrainCost, cost_of, count_parameters, encoding_flops
+from worldmodel.training.flops import cost_of, count_parameters, encoding_flops
 from worldmodel.training.throughput import hardware, measured_peak
 
 aten = torch.ops.aten
@@ -33,8 +31,9 @@ def masked(objective: str) -> WorldModelConfig:
 
 
 def flops_of(run: Callable[[], object]) -> float:
-    """What torch counts, but for convolutions backward: it counts a depthwise one as if it were a
-    full one.
+    """Count FLOPs with torch, except for the backward pass of convolutions.
+
+    Torch counts that of a depthwise convolution as if it were a full one.
     """
     with FlopCounterMode(display=False) as counter:
         run()
@@ -52,10 +51,9 @@ def test_flops_of_a_tokenizer_step_are_those_that_torch_counts(decoder_only: boo
     if decoder_only:
         tokenizer.freeze_encoder()
     frames = torch.rand(2, 6, 3, 64, 64)
-    tokenizer(frames)  # the codebook moves in training, once before as once after
+    tokenizer(frames)  # the first pass re-seeds codes
     counted = flops_of(lambda: tokenizer(frames).losses["loss"].backward())
     cost = cost_of("tokenizer", CONFIG, SETTINGS, decoder_only=decoder_only)
-    assert cost is not None
     assert 2 * cost.flops == pytest.approx(counted, rel=0.03)
     assert cost.trained == sum(p.numel() for p in tokenizer.parameters() if p.requires_grad)
     assert cost.parameters == sum(p.numel() for p in tokenizer.parameters())
@@ -74,7 +72,6 @@ def test_flops_of_a_dynamics_step_are_those_that_torch_counts(objective: str) ->
     cost, encoding = (
         cost_of("dynamics", config, SETTINGS, cached=cached) for cached in (True, False)
     )
-    assert cost is not None and encoding is not None  # noqa: PT018
     assert 4 * cost.flops == pytest.approx(counted, rel=0.03)
     assert encoding.flops - cost.flops == encoding_flops(config, 6)
     assert cost.tokens == 6 * 64
@@ -107,7 +104,6 @@ def test_activations_are_about_what_torch_keeps() -> None:
             ),
         )
         cost = cost_of("tokenizer", config, dataclasses.replace(SETTINGS, precision=precision))
-        assert cost is not None
         assert 4 * cost.activations == pytest.approx(sum(kept.values()), rel=0.15)
 
 
@@ -129,7 +125,7 @@ def test_hardware_comes_from_the_table_or_is_measured() -> None:
 def test_dry_run_predicts_the_published_run_and_says_what_does_not_fit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Learning: tokenizer, 72k steps of 112 clips on eight A100 at 40 %: 5.8 hours."""
+    """Tokenizer: 72k steps of 112 clips on eight A100 at 40 % utilisation take 5.8 hours."""
     command = ["train", "tokenizer", "--preset", "paper", "--dry-run", "--hardware"]
     assert execute([*command, "a100x8"]) == 0
     printed = capsys.readouterr().out
@@ -142,15 +138,12 @@ def test_dry_run_predicts_the_published_run_and_says_what_does_not_fit(
 
 
 def test_cost_of_the_paper_is_what_the_arithmetic_of_its_layers_gives() -> None:
-    """Learning: a block 54 GFLOP, tokenizer 0.87 TFLOP forward, encoding 0.43, dynamics 0.65
-    without its conditions.
-    """
+    """Forward: tokenizer 0.87 TFLOP, encoding 0.43, dynamics 0.65 without its conditioning."""
     config = preset("paper")
-    costs: list[TrainCost | None] = [
+    costs = [
         cost_of(component, config, train_preset(component, "paper"))
         for component in ("tokenizer", "dynamics")
     ]
-    assert costs[0] is not None and costs[1] is not None  # noqa: PT018
     assert costs[0].flops / 3 == pytest.approx(0.87e12, rel=0.01)
     assert encoding_flops(config, 16) == pytest.approx(0.43e12, rel=0.01)
     assert costs[1].flops / 3 == pytest.approx(0.65e12 + 12 * 2 * 512**2 * 4096, rel=0.01)
@@ -162,9 +155,9 @@ def test_dry_run_counts_the_objective_that_is_asked_for(capsys: pytest.CaptureFi
         return capsys.readouterr().out
 
     assert shown("--model.dynamics.objective", "clean_past") == shown()  # the preset's
-    assert "9.513 GFLOP" in shown()
-    assert "6.537 GFLOP" in shown("--model.dynamics.objective", "masked"), (
-        "no clean frames beside the masked ones"
+    assert "9.515 GFLOP" in shown()
+    assert "6.539 GFLOP" in shown("--model.dynamics.objective", "masked"), (
+        "no clean frames before the masked ones"
     )
     assert "GFLOP" in shown("--joint-lam")
     assert shown("--joint-lam") != shown()

@@ -1,6 +1,4 @@
-"""Runs that stop and go on: killed, interrupted, moved, on one worker and on two, they reach the
-same weights.
-"""
+"""Resumed runs reach the same weights: killed, interrupted, moved, on one worker or two."""
 
 import dataclasses
 import os
@@ -21,53 +19,21 @@ import torch
 from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
 from tests.fixtures.datasets import record
+from tests.worldmodel.training.conftest import CONFIG, DYNAMICS, SHORT
 from worldmodel import checkpoint
-from worldmodel.config import preset
 from worldmodel.training.config import train_preset
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 
-CONFIG = preset("debug")
-# Codes that are re-seeded are drawn with a rank's own noise: left out where one and two workers are
-# compared.
+# Re-seeding draws codes with the noise of a rank, so that one and two workers would differ.
 STEADY = dataclasses.replace(
     CONFIG,
     tokenizer=dataclasses.replace(CONFIG.tokenizer, reseed_below=0.0),
     lam=dataclasses.replace(CONFIG.lam, reseed_below=0.0),
 )
-SHORT = train_preset(
-    "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2
-)
-# As many windows as the run draws: its tokens are stored.
-DYNAMICS = dataclasses.replace(SHORT, clip_stride=8)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return record(tmp_path_factory.mktemp("train") / "data", episodes=4, steps=40)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_run(data: str) -> Path:
-    """A complete run of 8 steps, with checkpoints of steps 4 and 8; also what interrupted runs are
-    compared with.
-    """
-    out = Path(data).parent / "tokenizer"
-    train("tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def dynamics_run(data: str, tokenizer_run: Path) -> Path:
-    out = Path(data).parent / "dynamics"
-    train("dynamics", config=CONFIG, recipe=DYNAMICS, data=[data], out=out, tokenizer=tokenizer_run)
-    assert list((out.parent / "cache").glob("tokens-*.npy"))
-    return out
 
 
 def assert_same_checkpoint(run: Path, other: Path) -> None:
-    """Weights, buffers, optimizer and position in the data of the newest checkpoints are equal bit
-    for bit.
-    """
+    """Check that the newest checkpoints of two runs are equal bit for bit."""
     a, b = checkpoint.open_checkpoint(run), checkpoint.open_checkpoint(other)
     assert (a.step, a.state["data_state"]) == (b.step, b.state["data_state"])
     for mine, theirs in (
@@ -87,12 +53,14 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     resumed = tmp_path / "resumed"
     shutil.copytree(straight, resumed)
     shutil.rmtree(resumed / "checkpoints/step-00000008")
-    torch.manual_seed(99)  # what else the process drew must not matter
+    torch.manual_seed(99)  # other draws of the process must not matter
     np.random.seed(99)
     options: dict[str, Any] = {"recipe": SHORT}
     if component == "dynamics":
         options = {"recipe": DYNAMICS, "tokenizer": tokenizer_run}
-    newest = train(component, config=CONFIG, data=[data], out=resumed, resume=True, **options)
+    newest = train(
+        TrainingRun(component, config=CONFIG, data=[data], out=resumed, **options), resume=True
+    )
     assert newest == resumed / "checkpoints/step-00000008"
     assert_same_checkpoint(resumed, straight)
     logged = [
@@ -109,9 +77,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
 
 def test_a_complete_run_is_left_as_it_is_by_resume(data: str, tokenizer_run: Path) -> None:
     before = (tokenizer_run / "metrics.jsonl").stat().st_mtime_ns
-    newest = train(
-        "tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=tokenizer_run, resume=True
-    )
+    newest = train(TrainingRun("tokenizer", CONFIG, SHORT, [data], tokenizer_run), resume=True)
     assert newest.name == "step-00000008"
     assert (tokenizer_run / "metrics.jsonl").stat().st_mtime_ns == before
 
@@ -121,7 +87,7 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from worldmodel.config import preset
-from worldmodel.training.train import train_preset, train
+from worldmodel.training.train import TrainingRun, train, train_preset
 from worldmodel.training.trainer import Trainer
 settings = train_preset(
     "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2
@@ -136,7 +102,7 @@ for step, number, out in ((6, signal.SIGKILL, "killed"), (5, signal.SIGINT, "int
     child = os.fork()
     if child == 0:
         try:
-            train("tokenizer", config=preset("debug"), recipe=settings, data=[sys.argv[1]], out=out)
+            train(TrainingRun("tokenizer", preset("debug"), settings, [sys.argv[1]], out))
         except KeyboardInterrupt:
             os._exit(130)
         os._exit(1)
@@ -147,26 +113,22 @@ for step, number, out in ((6, signal.SIGKILL, "killed"), (5, signal.SIGINT, "int
 def test_killed_and_interrupted_runs_go_on_to_what_an_undisturbed_one_reaches(
     data: str, tokenizer_run: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL in the 7th step loses the steps since the last checkpoint; Ctrl+C in the 6th saves
-    that one.
-    """
+    """SIGKILL in step 7 loses the steps since the last checkpoint; Ctrl+C in step 6 saves one."""
     command = [sys.executable, "-c", INTERRUPTED, data]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "killed -9" in done.stdout, done.stderr
-    assert "interrupted 130" in done.stdout, done.stderr
-    assert "go on with --resume" in done.stdout
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "killed -9" in process.stdout, process.stderr
+    assert "interrupted 130" in process.stdout, process.stderr
+    assert "continue with --resume" in process.stdout
     for name, step in (("killed", 4), ("interrupted", 6)):
         assert checkpoint.open_checkpoint(tmp_path / name).step == step
-        train(
-            "tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=tmp_path / name, resume=True
-        )
+        train(TrainingRun("tokenizer", CONFIG, SHORT, [data], tmp_path / name), resume=True)
         assert_same_checkpoint(tmp_path / name, tokenizer_run)
         steps = [row["step"] for row in read_metrics(tmp_path / name) if "train/loss" in row]
         assert steps == [2, 4, 6, 8]
 
 
 def descendants(pid: int) -> Iterator[int]:
-    """Processes that this one, or one of its descendants, started."""
+    """Yield the processes that a process or one of its descendants started."""
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, file.read_text().split()):
             yield child
@@ -185,11 +147,10 @@ def kill_a_worker_after(step: int, run: Path) -> None:
 def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
     ray_cluster: None, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Same batches, averaged gradients and code statistics: the same weights but for the order of
-    additions.
+    """Batches, gradients and code statistics agree: weights differ by the order of additions only.
 
-    The two continue what one process began, and after one of them is killed, two new ones go on
-    from its checkpoint.
+    The two workers continue the run of one process. After one of them is killed, two new workers
+    continue from its checkpoint.
     """
     settings = train_preset(
         "tokenizer",
@@ -206,16 +167,16 @@ def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
         "data": [data],
         "cache_dir": tmp_path / "cache",
     }
-    train("tokenizer", out=tmp_path / "one", **options)
+    train(TrainingRun("tokenizer", out=tmp_path / "one", **options))
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     for step in range(4, 17, 2):
         shutil.rmtree(tmp_path / f"two/checkpoints/step-{step:08d}")
     (tmp_path / "two/metrics.jsonl").write_text("")
     killer = threading.Thread(target=kill_a_worker_after, args=(5, tmp_path / "two"))
     killer.start()
-    train("tokenizer", out=tmp_path / "two", workers=2, resume=True, **options)
+    train(TrainingRun("tokenizer", out=tmp_path / "two", **options), workers=2, resume=True)
     killer.join()
-    assert "a training worker died: going on from step-000000" in capfd.readouterr().out
+    assert "a training worker died: continuing from step-000000" in capfd.readouterr().out
     one, two = (checkpoint.open_checkpoint(tmp_path / name) for name in ("one", "two"))
     assert one.state["data_state"] == two.state["data_state"]
     assert one.weights().keys() == two.weights().keys()
@@ -242,9 +203,7 @@ def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
 def test_a_latent_action_model_on_two_workers_is_that_of_one(
     ray_cluster: None, data: str, tmp_path: Path
 ) -> None:
-    """With a moving average: its weights, those of the steps, and the codebook, which both workers
-    move alike.
-    """
+    """Weights, their EMA, and the codebook, which both workers update alike."""
     settings = train_preset("lam", "debug", iterations=4, batch_size=4, validate_every=4, ema=0.9)
     options: dict[str, Any] = {
         "config": STEADY,
@@ -253,7 +212,7 @@ def test_a_latent_action_model_on_two_workers_is_that_of_one(
         "cache_dir": tmp_path / "cache",
     }
     for workers in (0, 2):
-        train("lam", out=tmp_path / str(workers), workers=workers, **options)
+        train(TrainingRun("lam", out=tmp_path / str(workers), **options), workers=workers)
     one, two = (checkpoint.open_checkpoint(tmp_path / str(workers)) for workers in (0, 2))
     assert one.state["data_state"] == two.state["data_state"]
     for mine, theirs in ((one.weights(), two.weights()), (one.average(), two.average())):
@@ -277,9 +236,11 @@ def test_a_damaged_newest_checkpoint_stops_resume_and_offers_the_one_before(
     with pytest.raises(
         InputError, match=r"step-00000008.*damaged.*step-00000004, delete this folder"
     ):
-        train("tokenizer", resume=True, **options)
+        train(TrainingRun("tokenizer", **options), resume=True)
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000008")
-    train("tokenizer", resume=True, cache_dir=tokenizer_run.parent / "cache", **options)
+    train(
+        TrainingRun("tokenizer", cache_dir=tokenizer_run.parent / "cache", **options), resume=True
+    )
     assert_same_checkpoint(tmp_path / "run", tokenizer_run)
 
 
@@ -291,22 +252,12 @@ def test_a_run_may_move_but_not_change_its_data_or_tokenizer(
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000008")
     other_data = record(tmp_path / "other", episodes=4, steps=40, seed=5)
     other = tmp_path / "other-tokenizer"
-    train(
-        "tokenizer",
-        config=CONFIG,
-        recipe=train_preset("tokenizer", "debug"),
-        data=[data],
-        out=other,
-    )
-    options: dict[str, Any] = {
-        "config": CONFIG,
-        "recipe": DYNAMICS,
-        "out": tmp_path / "run",
-        "resume": True,
-    }
+    train(TrainingRun("tokenizer", CONFIG, train_preset("tokenizer", "debug"), [data], other))
+    run = TrainingRun("dynamics", CONFIG, DYNAMICS, [tmp_path / "data"], tmp_path / "run")
+    run = dataclasses.replace(run, tokenizer=tmp_path / "tokenizer")
     with pytest.raises(InputError, match="tokenizer_sha256 was another"):
-        train("dynamics", data=[tmp_path / "data"], tokenizer=other, **options)
+        train(dataclasses.replace(run, tokenizer=other), resume=True)
     with pytest.raises(InputError, match="trained on other data"):
-        train("dynamics", data=[other_data], tokenizer=tmp_path / "tokenizer", **options)
-    train("dynamics", data=[tmp_path / "data"], tokenizer=tmp_path / "tokenizer", **options)
+        train(dataclasses.replace(run, data=[other_data]), resume=True)
+    train(run, resume=True)
     assert_same_checkpoint(tmp_path / "run", dynamics_run)

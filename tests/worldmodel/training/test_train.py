@@ -1,6 +1,4 @@
-"""Training: the joins between data and models, what a step does, and refusals. Stopping and going
-on: test_resume.
-"""
+"""Training steps, the connection of data and models, and refused input. Resuming: test_resume."""
 
 import dataclasses
 import json
@@ -16,9 +14,8 @@ from envs.games.counting import read_frame
 from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
-from tests.fixtures.datasets import record
+from tests.worldmodel.training.conftest import CONFIG, DYNAMICS, SHORT
 from worldmodel import checkpoint
-from worldmodel.config import preset
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.sampler import ClipSampler
 from worldmodel.data.token_dataset import cache_tokens
@@ -30,54 +27,18 @@ from worldmodel.models.weights import encoder_sha256
 from worldmodel.training.config import PRESETS, TrainConfig, train_preset
 from worldmodel.training.distributed import Worker
 from worldmodel.training.objectives import DynamicsObjective, TokenizerObjective
-from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.setup import build_trainer
-from worldmodel.training.train import train
+from worldmodel.training.train import TrainingRun, train
 from worldmodel.training.trainer import NonFiniteLoss
-
-CONFIG = preset("debug")
-SHORT = train_preset(
-    "tokenizer", "debug", iterations=8, checkpoint_every=4, validate_every=4, log_every=2
-)
-# As many windows as the run draws: its tokens are stored.
-DYNAMICS = dataclasses.replace(SHORT, clip_stride=8)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return record(tmp_path_factory.mktemp("train") / "data", episodes=4, steps=40)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_run(data: str) -> Path:
-    """A complete run of 8 steps, with checkpoints of steps 4 and 8; also what interrupted runs are
-    compared with.
-    """
-    out = Path(data).parent / "tokenizer"
-    train("tokenizer", config=CONFIG, recipe=SHORT, data=[data], out=out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def dynamics_run(data: str, tokenizer_run: Path) -> Path:
-    out = Path(data).parent / "dynamics"
-    train("dynamics", config=CONFIG, recipe=DYNAMICS, data=[data], out=out, tokenizer=tokenizer_run)
-    assert list((out.parent / "cache").glob("tokens-*.npy"))
-    return out
 
 
 def test_decoder_only_training_leaves_token_ids_bit_identical(
     data: str, tokenizer_run: Path, tmp_path: Path
 ) -> None:
     settings = train_preset("tokenizer", "debug", iterations=6, lr=1e-2)
-    options: dict[str, Any] = {
-        "init": tokenizer_run,
-        "decoder_only": True,
-        "cache_dir": tokenizer_run.parent / "cache",
-    }
-    tuned = train(
-        "tokenizer", config=CONFIG, recipe=settings, data=[data], out=tmp_path / "tuned", **options
-    )
+    free = TrainingRun("tokenizer", CONFIG, settings, [data], tmp_path / "free", init=tokenizer_run)
+    free = dataclasses.replace(free, cache_dir=tokenizer_run.parent / "cache")
+    tuned = train(dataclasses.replace(free, out=tmp_path / "tuned", decoder_only=True))
     before, after = load_tokenizer(tokenizer_run), load_tokenizer(tuned)
     frames = torch.rand(2, 6, 3, 64, 64)
     assert torch.equal(before.encode(frames), after.encode(frames))
@@ -88,16 +49,12 @@ def test_decoder_only_training_leaves_token_ids_bit_identical(
         before.named_parameters(), after.named_parameters(), strict=True
     ):
         assert torch.equal(old, new) != (id(new) in decoder), name
-    # Without the option the same training does change ids: the test above can fail.
-    free = train(
-        "tokenizer", config=CONFIG, recipe=settings, data=[data], out=tmp_path / "free",
-        init=tokenizer_run, cache_dir=tokenizer_run.parent / "cache",
-    )  # fmt: skip
-    assert not torch.equal(before.encode(frames), load_tokenizer(free).encode(frames))
+    # Without the option the same training changes ids, so that the test above can fail.
+    assert not torch.equal(before.encode(frames), load_tokenizer(train(free)).encode(frames))
 
 
 class PatchTokenizer(torch.nn.Module):
-    """A tokenizer whose ids are readable: whether a patch of 4x4 pixels is brighter than half."""
+    """Tokenizer with readable ids: 1 for a patch of 4x4 pixels that is brighter than half."""
 
     cfg = dataclasses.replace(CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, patch=4))
     component = "tokenizer"
@@ -113,7 +70,7 @@ class PatchTokenizer(torch.nn.Module):
 
 
 class SpyDynamics(torch.nn.Module):
-    """A dynamics model that keeps what it is trained on."""
+    """Dynamics model that keeps its training input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,14 +86,11 @@ class SpyDynamics(torch.nn.Module):
 def test_actions_reach_the_dynamics_beside_the_frame_they_act_on(
     cached: bool, data: str, tmp_path: Path
 ) -> None:
-    """Episode -> staged clip -> (stored tokens) -> loader -> objective: frame t + 1 shows the
-    action beside frame t.
+    """Episode -> cached clip -> (stored tokens) -> loader -> objective: frame t + 1 shows action
+    t.
     """
-    clips, tokenizer, dynamics = (
-        ClipDataset([data], tmp_path, length=6),
-        PatchTokenizer(),
-        SpyDynamics(),
-    )
+    clips = ClipDataset([data], tmp_path, length=6)
+    tokenizer, dynamics = PatchTokenizer(), SpyDynamics()
     windows: Any = cache_tokens(tokenizer, clips, tmp_path) if cached else clips  # type: ignore[arg-type]
     objective = DynamicsObjective(dynamics, tokenizer)  # type: ignore[arg-type]
     job = TrainingRun("dynamics", CONFIG, SHORT, (data,), tmp_path / "run", tmp_path)
@@ -157,9 +111,7 @@ def test_actions_reach_the_dynamics_beside_the_frame_they_act_on(
 
 
 def test_the_real_dynamics_applies_an_action_to_the_frame_after_it(dynamics_run: Path) -> None:
-    """The last part of the way: another action beside frame t changes the logits of the frames
-    after it, no others.
-    """
+    """Another action at frame t changes the logits of later frames, and of no others."""
     dynamics = load_dynamics(dynamics_run)
     tokens = torch.randint(
         CONFIG.tokenizer.codes, (1, 6, 8, 8), generator=torch.Generator().manual_seed(0)
@@ -208,8 +160,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_the
 def test_ways_to_save_memory_give_the_same_weights(
     how: dict[str, Any], data: str, tmp_path: Path
 ) -> None:
-    """The tokenizer without a quantiser: its loss is a mean over clips, so that parts of a batch
-    add up exactly.
+    """Without a quantiser the tokenizer's loss is a mean over clips: microbatches add up
+    exactly.
     """
     config = dataclasses.replace(
         CONFIG,
@@ -218,12 +170,10 @@ def test_ways_to_save_memory_give_the_same_weights(
     weights = []
     for number, changes in enumerate(({}, how)):
         settings = train_preset("tokenizer", "debug", iterations=3, batch_size=4, **changes)
-        run = train(
-            "tokenizer", config=config, recipe=settings, data=[data], out=tmp_path / f"run{number}"
-        )
+        run = train(TrainingRun("tokenizer", config, settings, [data], tmp_path / f"run{number}"))
         weights.append(checkpoint.open_checkpoint(run).weights())
     for name, value in weights[0].items():
-        if not name.startswith("quantizer."):  # its averages move with each part
+        if not name.startswith("quantizer."):  # its averages move with each microbatch
             assert torch.allclose(value, weights[1][name], atol=2e-5), name
     with pytest.raises(InputError, match="cannot be computed in 3 equal parts"):
         train_preset("tokenizer", "debug", batch_size=4, grad_accum_steps=3)
@@ -243,15 +193,15 @@ def test_gradient_is_clipped_once_and_its_norm_before_that_is_logged(
         )
         parts, _ = trainer.train_step(next(trainer.loader))
         norms.append(parts["grad_norm"].item())
-        # After one step AdamW's first moment is 0.1 times the gradient that it was given.
-        given = (
+        # After one step, AdamW's first moment is 0.1 times the gradient.
+        applied = (
             sum(
                 float(state["exp_avg"].square().sum()) for state in trainer.optimizer.state.values()
             )
             ** 0.5
             * 10
         )
-        assert given == pytest.approx(clip or norms[0], rel=1e-3)
+        assert applied == pytest.approx(clip or norms[0], rel=1e-3)
     assert norms[0] == norms[1] > 1e-3
 
 
@@ -269,7 +219,7 @@ def test_learning_rate_warms_up_from_half_and_ends_at_the_minimum_at_the_last_st
 @pytest.mark.parametrize("size", PRESETS)
 @pytest.mark.parametrize("component", ["tokenizer", "dynamics"])
 def test_fine_tuning_goes_on_near_the_last_rate_of_its_base(component: str, size: str) -> None:
-    """A rate far above it undoes what the base has learnt before anything new is learnt."""
+    """A much higher rate would undo the base before anything new is learnt."""
     base, tuning = train_preset(component, size), train_preset(component, size, "finetune")
     ended = base.learning_rate(base.iterations - 1)
     highest = max(map(tuning.learning_rate, range(tuning.iterations)))
@@ -292,8 +242,8 @@ def test_another_learning_rate_scales_the_whole_schedule(size: str) -> None:
 
 def test_train_takes_a_rate_below_the_recipes_lowest(data: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    asked = ["train", "tokenizer", "--preset", "debug", "--lr", "1e-4", "--iterations", "6"]
-    assert execute([*asked, "--data", data, "--out", str(out)]) == 0
+    command = ["train", "tokenizer", "--preset", "debug", "--lr", "1e-4", "--iterations", "6"]
+    assert execute([*command, "--data", data, "--out", str(out)]) == 0
     settings = json.loads((out / "config.json").read_text())["recipe"]
     assert settings["lr"] == 1e-4
     assert read_metrics(out)[-1]["step"] == 6
@@ -356,8 +306,10 @@ def test_what_does_not_fit_together_is_refused_in_one_line(
         ("dynamics", {"tokenizer": tmp_path / "nowhere"}, "nowhere"),
     ]
     for component, change, words in cases:
+        options = {**base, **change}
+        how = {name: options.pop(name) for name in ("workers", "resume") if name in options}
         with pytest.raises(InputError) as refusal:
-            train(component, **{**base, **change})
+            train(TrainingRun(component, **options), **how)
         assert words in str(refusal.value), str(refusal.value)
         assert "\n" not in str(refusal.value)
     with pytest.raises(InputError, match="precision"):
@@ -371,7 +323,7 @@ def test_what_does_not_fit_together_is_refused_in_one_line(
 def test_another_tokenizer_than_the_one_trained_with_is_refused_with_both_hashes(
     data: str, tokenizer_run: Path, dynamics_run: Path, tmp_path: Path
 ) -> None:
-    """One with the same codes and another encoder, which makes other tokens of the same frames."""
+    """The other one has the same codes but another encoder, hence other tokens."""
     other, dynamics = load_tokenizer(tokenizer_run), load_dynamics(dynamics_run)
     wanted = encoder_sha256(other)
     GenieReduxG(other, dynamics)
@@ -390,7 +342,9 @@ def test_another_tokenizer_than_the_one_trained_with_is_refused_with_both_hashes
         "init": dynamics_run,
     }
     with pytest.raises(InputError, match=words):
-        train("dynamics", out=tmp_path / "run", tokenizer=tmp_path / "other", **options)
+        train(
+            TrainingRun("dynamics", out=tmp_path / "run", tokenizer=tmp_path / "other", **options)
+        )
 
 
 def test_a_run_says_in_its_folder_what_it_is(tokenizer_run: Path) -> None:
