@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from envs.utils.artifact_dir import copy_weights
 from envs.utils.atomic_io import file_sha256
 from envs.utils.errors import InputError
 from worldmodel import checkpoint
@@ -17,7 +18,7 @@ from worldmodel.loading import load_component, load_dynamics, load_tokenizer
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.genie import GenieReduxG
 from worldmodel.models.tokenizer import Tokenizer
-from worldmodel.models.weights import encoder_sha256, load_weights
+from worldmodel.models.weights import encoder_sha256
 from worldmodel.training.distributed import load_optimizer, training_state
 
 WIDER = WorldModelConfig(
@@ -43,7 +44,7 @@ def save(run: Path, step: int, keep_last: int = 9) -> Path:
         "config": preset("debug").to_dict(),
         "optimizer": groups,
     }
-    return checkpoint.save_checkpoint(run, state, tensors, keep_last=keep_last)
+    return checkpoint.write_checkpoint(run, state, tensors, keep_last=keep_last)
 
 
 def test_weights_and_optimizer_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_weights_and_optimizer_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert (found.step, found.component) == (7, "tokenizer")
     torch.manual_seed(1)
     again = Tokenizer(preset("debug"))
-    load_weights(again, found.weights(), found.path)
+    copy_weights(again, found.weights(), found.path)
     for name, value in tokenizer.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     optimizer_again = torch.optim.AdamW(again.parameters(), lr=5.0, fused=True)
@@ -106,14 +107,11 @@ def test_the_one_that_is_offered_is_whole_itself(tmp_path: Path) -> None:
     for step in (20, 30):
         file = tmp_path / f"checkpoints/step-000000{step}/model.safetensors"
         file.write_bytes(file.read_bytes()[:-1])
-    advice = (
-        "to go on from the one before it, step-00000010, "
-        "delete the damaged step-00000020, step-00000030"
-    )
+    advice = "to continue from step-00000010, delete the damaged step-00000020, step-00000030"
     with pytest.raises(InputError, match=advice):
         checkpoint.open_checkpoint(tmp_path)
     (tmp_path / "checkpoints/step-00000010/state.json").write_text("{}")
-    with pytest.raises(InputError, match="there is no earlier one beside it"):
+    with pytest.raises(InputError, match="there is no earlier intact checkpoint"):
         checkpoint.open_checkpoint(tmp_path)
 
 
@@ -172,7 +170,7 @@ def test_another_architecture_is_refused_and_nothing_is_copied(change: str) -> N
     tokenizer = Tokenizer(preset("debug"))
     before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     with pytest.raises(InputError, match="another architecture"):
-        load_weights(tokenizer, weights, "file")
+        copy_weights(tokenizer, weights, "file")
     assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items())
 
 
@@ -228,7 +226,7 @@ def save(step):
         module.bias.fill_(step)
     tensors, groups = training_state(module, optimizer)
     state = {"step": step, "component": "x", "config": {}, "optimizer": groups}
-    checkpoint.save_checkpoint(run, state, tensors, keep_last=2)
+    checkpoint.write_checkpoint(run, state, tensors, keep_last=2)
 started = time.perf_counter()
 save(1)
 save(2)

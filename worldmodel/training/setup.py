@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from envs.utils.artifact_dir import copy_weights
 from envs.utils.errors import InputError
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.dataset import Dataset
@@ -17,7 +18,7 @@ from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.upscaler import Upscaler, upscaler_config
-from worldmodel.models.weights import check_lam, check_tokenizer, load_weights
+from worldmodel.models.weights import check_lam, check_tokenizer
 from worldmodel.training.distributed import Worker, load_optimizer, wrap_model
 from worldmodel.training.ema import EMA
 from worldmodel.training.flops import cost_of
@@ -102,7 +103,7 @@ def _lam_of_dynamics(run: TrainingRun, dynamics: Dynamics) -> LatentActionModel:
 def _build_upscaler(run: TrainingRun, device: torch.device) -> Objective:
     upscaler = Upscaler(upscaler_config(run.recipe.upscaler))
     if run.init is not None:
-        load_weights(upscaler, load_upscaler(run.init).state_dict(), run.init)
+        copy_weights(upscaler, load_upscaler(run.init).state_dict(), run.init)
     return UpscalerObjective(upscaler.to(device))
 
 
@@ -206,7 +207,7 @@ def build_trainer(
     fingerprint = objective.fingerprint()
     restored = open_newest(run.out, fingerprint)
     if restored is not None:
-        load_weights(objective.model, restored.weights(), restored.path)
+        copy_weights(objective.model, restored.weights(), restored.path)
     optimize_model(objective.model, worker.device, compile=recipe.compile)
     if worker.device.type == "cpu":
         keep_freed_memory()
