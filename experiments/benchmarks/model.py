@@ -23,7 +23,7 @@ from torch import Tensor
 
 from experiments.benchmarks.common import Args, Row, median_of
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
-from worldmodel.config import GenerationMode, WorldModelConfig
+from worldmodel.config import GenerationMode, SamplingConfig, WorldModelConfig
 from worldmodel.data.batch import Batch
 from worldmodel.data.dataset import Dataset
 from worldmodel.data.sampler import ClipSampler
@@ -208,7 +208,7 @@ def generation(args: Args, scratch: Path) -> Iterator[Row]:
     for mode, together, target in rows:
 
         def kept(mode: GenerationMode = mode) -> Tensor:
-            return model.generate_tokens(frames, actions, mode=mode)
+            return model.generate_tokens(frames, actions, SamplingConfig(mode=mode))
 
         def plain(together: int = together) -> Tensor:
             return recomputed(model, frames, actions, together)

@@ -98,12 +98,12 @@ def test_kernels_have_the_gradients_of_plain_ones() -> None:
 
 
 def test_compiled_kernels_have_the_gradients_of_plain_ones() -> None:
-    set_compile(True, CPU)
+    set_compile(True)
     try:
         every_kernel()
         assert all(compiled(kernel) is not kernel for kernel in COMPILABLE)
     finally:
-        set_compile(False, CPU)
+        set_compile(False)
     assert all(compiled(kernel) is kernel for kernel in COMPILABLE)
 
 
@@ -114,7 +114,7 @@ def test_a_missing_compiler_is_named_before_anything_is_compiled(
     with pytest.raises(
         InputError, match="needs a C\\+\\+ compiler, and there is no no-such-compiler"
     ):
-        set_compile(True, CPU)
+        set_compile(True)
     assert all(compiled(kernel) is kernel for kernel in COMPILABLE)
 
 

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from envs.utils.errors import InputError
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, WorldModelConfig, preset
+from worldmodel.config import SamplingConfig
 from worldmodel.models.cpu_kernels import use_cpu_kernels
-from worldmodel.models.genie import normalised_entropy
 from worldmodel.models.maskgit import random_mask, sample
+from worldmodel.models.world_model import normalised_entropy
 
 DEBUG = preset("debug")
 
@@ -149,9 +150,8 @@ def test_the_past_gives_what_plain_recomputation_gives(mode: str, steps: int) ->
 
             made = sample(logits_of, blank.flatten(1), DEBUG.mask_id, steps=steps, generator=noise)
             tokens = torch.cat([tokens, made.view_as(blank)], 1)
-    sampled = model.generate_tokens(
-        frames[:, :2], actions, steps=steps, mode=mode, generator=seeded(4)
-    )
+    sampling = SamplingConfig(steps, mode=mode)
+    sampled = model.generate_tokens(frames[:, :2], actions, sampling, seeded(4))
     assert torch.equal(sampled, tokens)
     pictures = model.generate(frames[:, :2], actions, steps=steps, mode=mode, generator=seeded(4))
     torch.testing.assert_close(pictures, model.tokenizer.decode(tokens)[:, 2:])

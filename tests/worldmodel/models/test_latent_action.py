@@ -135,13 +135,13 @@ def test_losses_equal_an_independent_calculation(
         squares, weights, commitment = [], [], []
         for clip in range(2):
             made = lam.decode_features(
-                frames[clip : clip + 1, :-1], lam.codebook[output.actions[clip : clip + 1]]
+                frames[clip : clip + 1, :-1], lam.codebook[output.ids[clip : clip + 1]]
             )
             for t in range(3):
                 code = lam.to_code.weight @ (lam.to_action.weight @ features[clip, t + 1])
                 direction = code / code.norm()
                 chosen = int((lam.codebook @ direction).argmax())
-                assert output.actions[clip, t] == chosen
+                assert output.ids[clip, t] == chosen
                 commitment.append((direction - lam.codebook[chosen]).square().mean())
                 truth = frames[clip, t + 1]
                 torch.testing.assert_close(output.frames[clip, t], made[0, t])
