@@ -86,10 +86,7 @@ class CnnLstm(nn.Module):
         self.policy = nn.Linear(config.lstm_dim, config.actions)
         self.value = nn.Linear(config.lstm_dim, 1)
         # The untrained agent is uniform and promises nothing.
-        for head in (
-            self.policy,
-            self.value,
-        ):
+        for head in (self.policy, self.value):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 

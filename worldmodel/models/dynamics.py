@@ -100,11 +100,7 @@ class Dynamics(nn.Module):
         return self.stack(x_BFhwD, bias, actions_BFA=actions_BFA, order=order, cache=cache)
 
     def loss(
-        self,
-        tokens_BThw: Tensor,
-        actions_BT: Tensor,
-        *,
-        generator: torch.Generator | None = None,
+        self, tokens_BThw: Tensor, actions_BT: Tensor, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Compute the training losses of whole clips, tokens BThw in [0, K), actions (B, T-1).
 
