@@ -276,7 +276,8 @@ def _check_integers(values: Tensor, name: str, top: int) -> None:
 
 def _checked_fields(cls: Any, plain: Any, prefix: str = "") -> dict[str, Any]:
     """Return a copy of the fields of a dataclass, none of which may be missing or unknown."""
-    _require(isinstance(plain, dict), f"configuration {prefix}: expected an object, got {plain!r}")
+    part = prefix[:-1] or "the model"
+    _require(isinstance(plain, dict), f"configuration: expected an object for {part}, got {plain}")
     names = {item.name for item in dataclasses.fields(cls)}
     for name in sorted(plain.keys() ^ names):
         problem = "is unknown" if name in plain else "is missing"

@@ -38,7 +38,7 @@ class GenieReduxG(WorldModel):
 class GenieRedux(WorldModel):
     """World model on the latent actions of `lam`, or on real ones through `action_map`.
 
-    It takes latent actions, such as `infer` returns; `for_game` returns the same model on real
+    It takes latent actions, such as `lam.encode` infers; `for_game` returns the same model on real
     actions. A dynamics without a latent action model adopts this one. Raises InputError if the
     three do not belong together, or the dynamics was trained on real actions.
     """
@@ -81,10 +81,6 @@ class GenieRedux(WorldModel):
         if self._latent_of_A is not None:
             actions_BA = self._latent_of_A.to(actions_BA.device)[actions_BA]
         return self.dynamics.encode_actions(actions_BA, first)
-
-    def infer(self, frames_BTCHW: Tensor) -> Tensor:
-        """Infer the latent action between each frame and the next, (B, T-1), as in the paper."""
-        return self.lam.encode(frames_BTCHW)
 
     def for_game(self, game: str | None) -> Self:
         """Return the same model on real actions, each mapped to a latent one.

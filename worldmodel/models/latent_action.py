@@ -10,7 +10,6 @@ Shapes: B clips, T frames, C=3, H=W pixels, h=w patches, D width, K latent actio
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from envs.utils.errors import InputError
 from worldmodel.config import WorldModelConfig
@@ -64,20 +63,6 @@ class LatentActionModel(VQAutoencoder):
             features.append(encoded)
             cache = cache.last_frames(self.cfg.frames - length)
         return self.quantizer.ids(self.to_code(self.actions(torch.cat(features, 1))))
-
-    def predict(self, frames_BTCHW: Tensor, actions_BT: Tensor) -> Tensor:
-        """Predict frames 1..T, in [0, 1], from frames 0..T-1 and their T latent actions.
-
-        T is at most cfg.frames. Raises InputError for another shape, type or range.
-        """
-        self.cfg.check_frames(frames_BTCHW)
-        expected, got = tuple(frames_BTCHW.shape[:2]), tuple(actions_BT.shape)
-        if got != expected:
-            raise InputError(
-                f"latent actions: expected shape {expected}, one for each frame, got {got}"
-            )
-        codes = F.embedding(actions_BT, self.codebook)
-        return self.decode_features(frames_BTCHW, codes).float().clamp(0, 1)
 
     def forward(self, frames_BTCHW: Tensor, labels_BT: Tensor | None = None) -> AutoencoderOutput:
         """Run a training pass over clips; see `Tokenizer.forward` for the loss.

@@ -201,14 +201,8 @@ class WorldModel(nn.Module):
         MaskGIT passes without noise. u_i = -sum_k p_k ln p_k / ln K in the pass that decides
         token i. Raises InputError for bad input.
         """
-        self.cfg.check_frames(frames_BTCHW)
-        num_frames = frames_BTCHW.shape[1]
-        if not 1 <= context < num_frames <= self.cfg.frames:
-            raise InputError(
-                f"token entropy: expected 1 <= context < frames <= {self.cfg.frames}, "
-                f"got {context} and {num_frames}"
-            )
-        self.check_actions(actions_BA, len(frames_BTCHW), num_frames - 1)
+        self._check_query(frames_BTCHW, actions_BA, context)
+        self.check_actions(actions_BA, len(frames_BTCHW), frames_BTCHW.shape[1] - 1)
         return self._token_entropy(frames_BTCHW[:, :context], actions_BA, steps)
 
     @torch.no_grad()
@@ -220,7 +214,7 @@ class WorldModel(nn.Module):
         frames (B, P, 3, H, W) in [0, 1], actions (B, A) from the first of them on, P <= A <
         cfg.frames. Returns (B, N) in [0, 1]. Raises InputError for bad input.
         """
-        self._check_query(frames_BPCHW, actions_BA)
+        self._check_query(frames_BPCHW, actions_BA, frames_BPCHW.shape[1])
         return self._token_entropy(frames_BPCHW, actions_BA, steps)
 
     @torch.no_grad()
@@ -231,18 +225,18 @@ class WorldModel(nn.Module):
         hidden states into logits. Inputs are those of `future_token_entropy`, on the model's
         device. Raises InputError for bad input.
         """
-        self._check_query(frames_BPCHW, actions_BA)
+        self._check_query(frames_BPCHW, actions_BA, frames_BPCHW.shape[1])
         return self._query_hidden(frames_BPCHW, actions_BA)
 
-    def _check_query(self, frames_BPCHW: Tensor, actions_BA: Tensor) -> None:
-        self.cfg.check_frames(frames_BPCHW)
-        num_given, num_frames = frames_BPCHW.shape[1], _num_frames(actions_BA)
+    def _check_query(self, frames_BTCHW: Tensor, actions_BA: Tensor, num_given: int) -> None:
+        self.cfg.check_frames(frames_BTCHW)
+        num_frames = _num_frames(actions_BA)
         if not 1 <= num_given < num_frames <= self.cfg.frames:
             raise InputError(
                 f"token entropy: expected 1 <= given frames <= actions < {self.cfg.frames}, "
                 f"got {num_given} and {num_frames - 1}"
             )
-        self.check_actions(actions_BA, len(frames_BPCHW), num_frames - 1)
+        self.check_actions(actions_BA, len(frames_BTCHW), num_frames - 1)
 
     def _token_entropy(self, frames_BPCHW: Tensor, actions_BA: Tensor, steps: int) -> Tensor:
         SamplingConfig(steps)  # checks the number of steps
