@@ -34,7 +34,7 @@ class AutoencoderOutput:
 class VQAutoencoder(nn.Module):
     """ST-ViViT encoder, cosine codebook and ST-ViViT decoder, causal in time.
 
-    The first frame of a clip has patch embeddings of its own. Subclasses add the layers between
+    The first frame of a clip has separate patch embeddings. Subclasses add the layers between
     encoder and codebook and the heads, in the order in which they are initialised.
     """
 

@@ -126,7 +126,7 @@ def test_losses_equal_an_independent_calculation(
         features = lam.encode_features(frames)[0]
         squares, weights, commitment = [], [], []
         for clip in range(2):
-            output = lam.decode_features(
+            predicted = lam.decode_features(
                 frames[clip : clip + 1, :-1], lam.codebook[output.ids[clip : clip + 1]]
             )
             for t in range(3):
@@ -136,10 +136,10 @@ def test_losses_equal_an_independent_calculation(
                 assert output.ids[clip, t] == chosen
                 commitment.append((direction - lam.codebook[chosen]).square().mean())
                 truth = frames[clip, t + 1]
-                torch.testing.assert_close(output.frames[clip, t], output[0, t])
+                torch.testing.assert_close(output.frames[clip, t], predicted[0, t])
                 moved = (truth != frames[clip, t]).any(0).float().expand(3, 64, 64)
                 weights.append(1 + (weight - 1) * moved)
-                squares.append((output[0, t] - truth).square() * weights[-1])
+                squares.append((predicted[0, t] - truth).square() * weights[-1])
     reconstruction = torch.stack(squares).sum() / torch.stack(weights).sum()
     torch.testing.assert_close(output.losses["reconstruction"], reconstruction)
     torch.testing.assert_close(output.losses["commitment"], torch.stack(commitment).mean())
