@@ -24,7 +24,7 @@ from envs.collect.worker import EpisodeKey, play_episode
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 from envs.utils.ray_session import ray_session
 from envs.utils.run_dir import read_metrics
-from worldmodel.config import preset
+from worldmodel.config import SamplingConfig, preset
 from worldmodel.models.upscaler import SHAPES, Upscaler
 from worldmodel.training.config import train_preset
 from worldmodel.training.train import TrainingRun, train
@@ -98,9 +98,8 @@ def generated_sha256(model: worldmodel.GenieReduxG) -> dict[str, str]:
     hashes = {}
     for mode in ("one_pass", "autoregressive"):
         noise = torch.Generator().manual_seed(2)
-        tokens = model.generate_tokens(
-            frames_BPCHW, actions_BA, steps=4, mode=mode, generator=noise
-        )
+        sampling = SamplingConfig(steps=4, mode=mode)
+        tokens = model.generate_tokens(frames_BPCHW, actions_BA, sampling, noise)
         hashes[mode] = hashlib.sha256(tokens.to(torch.int32).numpy().tobytes()).hexdigest()
     return hashes
 

@@ -1,6 +1,4 @@
-"""World models of games: frames to tokens, tokens and actions to the next tokens, and the
-uncertainty of those.
-"""
+"""World models of games: frames to tokens, prediction of tokens from actions, uncertainty."""
 
 from worldmodel.config import (
     DynamicsConfig,
@@ -12,9 +10,10 @@ from worldmodel.config import (
 from worldmodel.env import WorldModelEnv, WorldModelVectorEnv
 from worldmodel.models.action_map import ActionMap
 from worldmodel.models.dynamics import Dynamics
-from worldmodel.models.genie import GenieRedux, GenieReduxG, WorldModel, load_world_model
-from worldmodel.models.latent_action import LatentActionModel, LatentActionOutput
-from worldmodel.models.tokenizer import Tokenizer, TokenizerOutput
+from worldmodel.models.genie import GenieRedux, GenieReduxG, load_world_model
+from worldmodel.models.latent_action import LatentActionModel
+from worldmodel.models.tokenizer import Tokenizer
+from worldmodel.models.world_model import WorldModel
 
 __all__ = [
     "ActionMap",
@@ -24,10 +23,8 @@ __all__ = [
     "GenieReduxG",
     "LatentActionConfig",
     "LatentActionModel",
-    "LatentActionOutput",
     "Tokenizer",
     "TokenizerConfig",
-    "TokenizerOutput",
     "WorldModel",
     "WorldModelConfig",
     "WorldModelEnv",

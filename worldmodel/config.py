@@ -1,12 +1,13 @@
-"""Configuration of world models: frozen dataclasses, named presets, and checks of their inputs.
+"""Configuration of world models: frozen dataclasses, presets, and checks of tensors against them.
 
 Shapes: B clips, T frames, C=3, H=W=size pixels, h=w=size/patch patches, K codes (id K is the mask),
 A actions.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,19 +15,26 @@ from torch import Tensor
 from envs.utils.errors import InputError
 
 MASKED_ACTION = -1
-"""Value in batches of a recorded action that the model may not see."""
+"""Value in batches of a recorded action that is hidden from the model."""
 GenerationMode = Literal["one_pass", "autoregressive"]
-"""Way to generate: all frames together, or `DynamicsConfig.chunk_size` frames at a time."""
+"""Generate all frames together, or `DynamicsConfig.chunk_size` frames at a time."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, f"{name} = {value!r}: choose {' or '.join(choices)}")
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Common part of tokenizer and latent action model: an ST-ViViT encoder and decoder and a
-    codebook.
-    """
+    """Settings shared by tokenizer and latent action model: ST-ViViT encoder, codebook, decoder."""
 
     patch: int = 4
-    """Pixels of a patch's side: one token a patch."""
+    """Side of a patch in pixels; each patch becomes one token."""
     dim: int = 512
     """Width."""
     heads: int = 8
@@ -34,40 +42,40 @@ class AutoencoderConfig:
     head_dim: int = 64
     """Width of a head."""
     encoder_blocks: int = 8
-    """Space-time blocks before the quantiser."""
+    """Space-time blocks of the encoder."""
     decoder_blocks: int = 8
-    """Time-space blocks after it."""
+    """Time-space blocks of the decoder."""
     patch_norm: bool = True
-    """LayerNorm of a patch's pixels before they are embedded (the paper's). It makes plain patches
-    of different brightness equal: without it they can be told apart."""
+    """Apply LayerNorm to the pixels of a patch before the embedding (the paper). It maps all plain
+    patches to the same vector, whatever their brightness."""
     temporal: bool = True
-    """Give blocks a temporal half; without it a frame sees only the two before it, through the
+    """Use temporal attention. Without it a frame sees only the two frames before it, through the
     PEG."""
     codes: int = 1024
-    """K, the codebook's size."""
+    """K, the size of the codebook."""
     code_dim: int = 32
     """Width of a code."""
     codebook: str = "gradient"
-    """Way to learn codes: gradient (the paper: codebook MSE) or ema (moving average of their
+    """Way to learn codes: gradient (codebook MSE; the paper) or ema (moving averages of their
     features)."""
     ema_decay: float = 0.99
-    """Decay of the moving averages of code use and, with codebook = ema, of the codes."""
+    """Decay of the moving averages of code use and, for ema, of the codes."""
     commitment: float = 0.25
     """Weight of the commitment MSE."""
     quantizer_start: float = 0.0
     """Share of the run after which features are quantised; before it they pass unquantised."""
     reseed_below: float = 0.02
-    """A code whose use falls below this share of the mean use is dead and re-seeded from the batch;
-    0 for never."""
+    """Re-seed a code from the batch if its use falls below this share of the mean use; 0 for
+    never."""
     reseed_error: float = 0.02
-    """Dead codes move only to features whose 1 - cosine to their code is at least this. Otherwise
-    the background, which hardly ever changes, gets hundreds of codes that differ by noise, and
-    tokens of a still scene flicker."""
+    """Re-seed only to features whose 1 - cosine to their code is at least this. Otherwise the
+    background, which hardly changes, gets hundreds of codes that differ by noise, and the tokens
+    of a still scene flicker."""
     reseed_until: float = 0.8
-    """Share of the run after which no code is re-seeded, so that the end of the run refines a fixed
-    set of codes."""
+    """Share of the run after which no code is re-seeded, so that training ends on a fixed set of
+    codes."""
     changed_pixel_weight: float = 1.0
-    """Weight, in the reconstruction loss, of pixels that differ from the frame before."""
+    """Weight, in the reconstruction loss, of pixels that differ from the previous frame."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +90,10 @@ class LatentActionConfig(AutoencoderConfig):
     codes: int = 7
     """K, the number of latent actions."""
     residual: bool = False
-    """Let the decoder predict the change from frame t to t+1 instead of frame t+1 itself (the
-    paper)."""
+    """Predict the change from frame t to t+1 instead of frame t+1 itself (the paper)."""
     difference: bool = False
-    """Infer an action from the difference of two frames' features instead of those of frame t+1."""
+    """Infer an action from the difference between the features of two frames instead of the
+    features of frame t+1."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +111,12 @@ class DynamicsConfig:
     token_input: bool = True
     """Token input skip: add a projection of the tokenizer's code vector to the learnt embedding."""
     objective: str = "masked"
-    """Training objective: masked (the paper: one mask ratio for all later frames of a clip),
+    """Training objective: masked (one mask ratio for all later frames of a clip; the paper),
     masked_frames (one for each frame, as in autoregressive sampling) or clean_past (own tokens
     masked, earlier frames clean)."""
     chunk_lengths: tuple[int, ...] = (1, 2, 0)
-    """clean_past: frames that are predicted together, drawn from these for each batch; 0 is the
-    whole clip."""
+    """clean_past: numbers of frames predicted together, one of which is drawn for each batch; 0 is
+    the whole clip."""
     all_masked: float = 0.0
     """clean_past: share of chunks whose tokens are all masked, as in the first sampling step."""
     tdce_weight: float = 3.0
@@ -121,57 +129,66 @@ class DynamicsConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """Settings of MaskGIT sampling."""
+
+    steps: int = 25
+    """Passes for each chunk of frames."""
+    temperature: float = 1.0
+    """Scale of the Gumbel noise in the first pass; it anneals to 0."""
+    mode: GenerationMode = "one_pass"
+    """Generate all frames together, or dynamics.chunk_size frames at a time."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, f"steps = {self.steps}: sampling needs 1 pass or more")
+        _require(
+            0 <= self.temperature < math.inf,
+            f"temperature = {self.temperature}: expected 0 or more",
+        )
+        _require_choice("mode", self.mode, get_args(GenerationMode))
+
+
+@dataclass(frozen=True)
 class WorldModelConfig:
-    """Tokenizer, latent action model and dynamics for frames of one size. The defaults are the
-    paper's.
-    """
+    """Tokenizer, latent action model and dynamics. The defaults are the paper's."""
 
     size: int = 64
-    """Pixels of a frame's side."""
+    """Side of a frame in pixels."""
     frames: int = 16
-    """Frames that attention spans at most, and the length of the window that slides in long
-    generation."""
+    """Longest attention window in frames; it slides in longer generation."""
     actions: int = 5
-    """A, number of actions of the dynamics: the real ones, or lam.codes latent ones."""
+    """A, the number of actions of the dynamics: real ones, or lam.codes latent ones."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     lam: LatentActionConfig = field(default_factory=LatentActionConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
 
     def __post_init__(self) -> None:
-        for part in ("tokenizer", "lam"):
-            patch = getattr(self, part).patch
-            if self.size % patch:
-                raise InputError(f"size = {self.size} is not a multiple of {part}.patch = {patch}")
-        choices = (
-            ("tokenizer.codebook", self.tokenizer.codebook, ("gradient", "ema")),
-            ("lam.codebook", self.lam.codebook, ("gradient", "ema")),
-            (
-                "dynamics.objective",
-                self.dynamics.objective,
-                ("masked", "masked_frames", "clean_past"),
-            ),
+        dynamics = self.dynamics
+        for name, part in (("tokenizer", self.tokenizer), ("lam", self.lam)):
+            _require(
+                self.size % part.patch == 0,
+                f"size = {self.size} is not a multiple of {name}.patch = {part.patch}",
+            )
+            _require_choice(f"{name}.codebook", part.codebook, ("gradient", "ema"))
+        objectives = ("masked", "masked_frames", "clean_past")
+        _require_choice("dynamics.objective", dynamics.objective, objectives)
+        _require(
+            self.frames >= 2,
+            f"frames = {self.frames}: a window needs 2 frames or more to hold an action",
         )
-        for name, value, allowed in choices:
-            if value not in allowed:
-                raise InputError(f"{name} = {value!r}: choose {' or '.join(allowed)}")
-        if self.frames < 2:
-            raise InputError(
-                f"frames = {self.frames}: a window needs 2 frames or more to hold an action"
-            )
-        if not 1 <= self.dynamics.chunk_size < self.frames:
-            raise InputError(
-                f"dynamics.chunk_size = {self.dynamics.chunk_size}: expected 1 to {self.frames - 1}"
-            )
-        if not self.dynamics.chunk_lengths or min(self.dynamics.chunk_lengths) < 0:
-            raise InputError(
-                f"dynamics.chunk_lengths = {self.dynamics.chunk_lengths}: "
-                "give lengths of 0 (all) or more"
-            )
-        if self.dynamics.latent_actions and self.actions != self.lam.codes:
-            raise InputError(
-                f"actions = {self.actions}: "
-                f"a dynamics on latent actions has lam.codes = {self.lam.codes}"
-            )
+        _require(
+            1 <= dynamics.chunk_size < self.frames,
+            f"dynamics.chunk_size = {dynamics.chunk_size}: expected 1 to {self.frames - 1}",
+        )
+        _require(
+            min(dynamics.chunk_lengths, default=-1) >= 0,
+            f"dynamics.chunk_lengths = {dynamics.chunk_lengths}: give lengths of 0 (all) or more",
+        )
+        _require(
+            not dynamics.latent_actions or self.actions == self.lam.codes,
+            f"actions = {self.actions}: a dynamics on latent actions has "
+            f"lam.codes = {self.lam.codes}",
+        )
 
     @property
     def grid(self) -> int:
@@ -180,13 +197,11 @@ class WorldModelConfig:
 
     @property
     def mask_id(self) -> int:
-        """The token id that stands for a masked token: K."""
+        """Token id of a masked token: K."""
         return self.tokenizer.codes
 
     def with_latent_actions(self) -> "WorldModelConfig":
-        """Return the same with a dynamics model whose actions are the codes of the latent action
-        model.
-        """
+        """Return the same configuration with a dynamics model on latent actions."""
         dynamics = dataclasses.replace(self.dynamics, latent_actions=True)
         return dataclasses.replace(self, actions=self.lam.codes, dynamics=dynamics)
 
@@ -197,52 +212,46 @@ class WorldModelConfig:
         return plain
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> "WorldModelConfig":
-        """Build the configuration from the data of `to_dict`. Raises InputError for unknown,
-        missing or mistyped keys.
-        """
-        parts = {
+    def from_dict(cls, plain: Any) -> "WorldModelConfig":
+        """Build the configuration from `to_dict` data. Raises InputError for other keys."""
+        parts: dict[str, Any] = {
             "tokenizer": TokenizerConfig,
             "lam": LatentActionConfig,
             "dynamics": DynamicsConfig,
         }
-        values = _checked(cls, plain, "")
+        values = _checked_fields(cls, plain)
         for name, part in parts.items():
-            if not isinstance(values[name], dict):
-                raise InputError(f"configuration {name}: expected an object, got {values[name]!r}")
-            inner = _checked(part, values[name], f"{name}.")
+            fields = _checked_fields(part, values[name], f"{name}.")
             if name == "dynamics":
-                inner["chunk_lengths"] = tuple(inner["chunk_lengths"])
-            values[name] = part(**inner)
+                fields["chunk_lengths"] = tuple(fields["chunk_lengths"])
+            values[name] = part(**fields)
         return cls(**values)
 
     def check_frames(self, frames_BTCHW: Tensor) -> None:
-        """Raise InputError unless frames are floats in [0, 1] of shape (B, T, 3, size, size), T >=
-        1.
-        """
-        shape = tuple(frames_BTCHW.shape)
-        if len(shape) != 5 or shape[2:] != (3, self.size, self.size) or 0 in shape:
-            raise InputError(
-                f"frames: expected shape (B, T, 3, {self.size}, {self.size}), got {shape}"
-            )
-        if not frames_BTCHW.is_floating_point():
-            raise InputError(
-                f"frames: expected floats in [0, 1], got {frames_BTCHW.dtype}: divide uint8 by 255"
-            )
+        """Raise InputError unless frames are floats in [0, 1], (B, T, 3, size, size), T >= 1."""
+        shape, size = tuple(frames_BTCHW.shape), self.size
+        _require(
+            len(shape) == 5 and shape[2:] == (3, size, size) and 0 not in shape,
+            f"frames: expected shape (B, T, 3, {size}, {size}), got {shape}",
+        )
+        _require(
+            frames_BTCHW.is_floating_point(),
+            f"frames: expected floats in [0, 1], got {frames_BTCHW.dtype}: divide uint8 by 255",
+        )
         low, high = (bound.item() for bound in frames_BTCHW.detach().aminmax())
-        if not (low >= -1e-4 and high <= 1 + 1e-4):
-            raise InputError(f"frames: expected values in [0, 1], got {low:.4g} to {high:.4g}")
+        _require(
+            low >= -1e-4 and high <= 1 + 1e-4,
+            f"frames: expected values in [0, 1], got {low:.4g} to {high:.4g}",
+        )
 
     def check_tokens(self, tokens_BThw: Tensor, *, masked: bool = False) -> None:
-        """Raise InputError unless tokens are integers in [0, K), with `masked` [0, K], of shape (B,
-        T, h, w).
-        """
-        shape, top = tuple(tokens_BThw.shape), self.tokenizer.codes - (not masked)
-        if len(shape) != 4 or shape[2:] != (self.grid, self.grid) or 0 in shape:
-            raise InputError(
-                f"tokens: expected shape (B, T, {self.grid}, {self.grid}), got {shape}"
-            )
-        _check_integers(tokens_BThw, "tokens", top)
+        """Raise InputError unless tokens are integers in [0, K), (B, T, h, w); K too if masked."""
+        shape, grid = tuple(tokens_BThw.shape), self.grid
+        _require(
+            len(shape) == 4 and shape[2:] == (grid, grid) and 0 not in shape,
+            f"tokens: expected shape (B, T, {grid}, {grid}), got {shape}",
+        )
+        _check_integers(tokens_BThw, "tokens", self.tokenizer.codes - (not masked))
 
     def check_actions(self, actions_BT: Tensor, batch: int, count: int) -> None:
         """Raise InputError unless actions are integers in [0, A) of shape (batch, count)."""
@@ -251,23 +260,24 @@ class WorldModelConfig:
 
 def check_action_ids(actions_BT: Tensor, batch: int, count: int, actions: int) -> None:
     """Raise InputError unless actions are integers in [0, actions) of shape (batch, count)."""
-    if tuple(actions_BT.shape) != (batch, count):
-        raise InputError(
-            f"actions: expected shape ({batch}, {count}), got {tuple(actions_BT.shape)}"
-        )
+    shape = tuple(actions_BT.shape)
+    _require(shape == (batch, count), f"actions: expected shape ({batch}, {count}), got {shape}")
     _check_integers(actions_BT, "actions", actions - 1)
 
 
 def _check_integers(values: Tensor, name: str, top: int) -> None:
-    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        raise InputError(f"{name}: expected integers in [0, {top}], got {values.dtype}")
+    expected = f"{name}: expected integers in [0, {top}], got"
+    integers = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+    _require(integers, f"{expected} {values.dtype}")
     if values.numel():
         low, high = (int(bound.item()) for bound in values.aminmax())
-        if low < 0 or high > top:
-            raise InputError(f"{name}: expected integers in [0, {top}], got {low} to {high}")
+        _require(low >= 0 and high <= top, f"{expected} {low} to {high}")
 
 
-def _checked(cls: Any, plain: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _checked_fields(cls: Any, plain: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a copy of the fields of a dataclass, none of which may be missing or unknown."""
+    part = prefix[:-1] or "the model"
+    _require(isinstance(plain, dict), f"configuration: expected an object for {part}, got {plain}")
     names = {item.name for item in dataclasses.fields(cls)}
     for name in sorted(plain.keys() ^ names):
         problem = "is unknown" if name in plain else "is missing"
@@ -281,28 +291,12 @@ PRESETS: dict[str, WorldModelConfig] = {
     "debug": WorldModelConfig(
         frames=8,
         tokenizer=TokenizerConfig(
-            patch=8,
-            dim=32,
-            heads=2,
-            head_dim=16,
-            encoder_blocks=1,
-            decoder_blocks=1,
-            codes=64,
-            code_dim=8,
-            codebook="ema",
+            patch=8, dim=32, heads=2, head_dim=16, encoder_blocks=1, decoder_blocks=1,
+            codes=64, code_dim=8, codebook="ema",
         ),
         lam=LatentActionConfig(
-            patch=8,
-            dim=32,
-            heads=2,
-            head_dim=16,
-            encoder_blocks=1,
-            decoder_blocks=1,
-            patch_norm=False,
-            code_dim=8,
-            codebook="ema",
-            commitment=0.01,
-            residual=True,
+            patch=8, dim=32, heads=2, head_dim=16, encoder_blocks=1, decoder_blocks=1,
+            code_dim=8, codebook="ema", patch_norm=False, commitment=0.01, residual=True,
         ),
         dynamics=DynamicsConfig(
             dim=32, heads=2, head_dim=16, blocks=2, objective="clean_past", all_masked=0.5
@@ -310,48 +304,26 @@ PRESETS: dict[str, WorldModelConfig] = {
     ),
     "cpu": WorldModelConfig(
         tokenizer=TokenizerConfig(
-            dim=128,
-            heads=2,
-            encoder_blocks=1,
-            decoder_blocks=1,
-            temporal=False,
-            patch_norm=False,
-            codebook="ema",
-            quantizer_start=0.3,
-            reseed_error=0.05,
+            dim=128, heads=2, encoder_blocks=1, decoder_blocks=1, temporal=False, patch_norm=False,
+            codebook="ema", quantizer_start=0.3, reseed_error=0.05,
         ),
         lam=LatentActionConfig(
-            patch=8,
-            dim=128,
-            heads=2,
-            encoder_blocks=1,
-            decoder_blocks=1,
-            patch_norm=False,
-            codebook="ema",
-            quantizer_start=0.3,
-            commitment=0.0,
-            temporal=False,
-            changed_pixel_weight=8.0,
-            residual=True,
+            patch=8, dim=128, heads=2, encoder_blocks=1, decoder_blocks=1, temporal=False,
+            patch_norm=False, codebook="ema", quantizer_start=0.3, commitment=0.0,
+            changed_pixel_weight=8.0, residual=True,
         ),
         dynamics=DynamicsConfig(
-            dim=128,
-            heads=2,
-            blocks=2,
-            objective="clean_past",
-            chunk_lengths=(1, 1, 2, 0),
-            all_masked=0.5,
-            chunk_size=1,
+            dim=128, heads=2, blocks=2, objective="clean_past", chunk_lengths=(1, 1, 2, 0),
+            all_masked=0.5, chunk_size=1,
         ),
     ),
     "paper": WorldModelConfig(),
-}
+}  # fmt: skip
 """debug: steps take milliseconds, learns little. cpu: learns most in minutes on two cores. paper:
 Tables 7-9."""
 
 
 def preset(name: str) -> WorldModelConfig:
     """Return the preset debug, cpu or paper. Raises InputError for another name."""
-    if name not in PRESETS:
-        raise InputError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+    _require(name in PRESETS, f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
     return PRESETS[name]

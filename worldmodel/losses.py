@@ -11,9 +11,7 @@ from envs.utils.errors import InputError
 
 
 def token_distances(codebook_KD: Tensor) -> Tensor:
-    """Compute d(i, j) = 1 - cos(e_i, e_j) of all codes, (K, K) in [0, 2], zero on the diagonal (Eq.
-    1).
-    """
+    """Compute d(i, j) = 1 - cos(e_i, e_j) of all codes (Eq. 1), (K, K) in [0, 2]."""
     unit = F.normalize(codebook_KD.float(), dim=-1)
     return (1 - unit @ unit.T).clamp(0, 2).fill_diagonal_(0)
 
@@ -21,18 +19,14 @@ def token_distances(codebook_KD: Tensor) -> Tensor:
 def token_distance_cross_entropy(
     logits_NK: Tensor, targets_N: Tensor, distances_KK: Tensor, weight: float
 ) -> Tensor:
-    """Compute TDCE (Eq. 1): the mean over tokens of CE(z, y) + weight * sum_k softmax(z)_k * d(y,
-    k), in fp32.
+    """Compute TDCE (Eq. 1) in fp32: the mean over tokens of CE(z, y) + weight * E_k[d(y, k)].
 
-    `distances_KK` from `token_distances`. weight = 0 is plain cross-entropy. Raises InputError
-    where shapes disagree.
+    The expectation is over k ~ softmax(z), `distances_KK` is the result of `token_distances`, and
+    weight 0 is plain cross-entropy. Raises InputError if shapes disagree.
     """
-    if (
-        logits_NK.ndim != 2
-        or distances_KK.shape != (logits_NK.shape[1],) * 2
-        or targets_N.shape != logits_NK.shape[:1]
-    ):
-        shapes = [tuple(x.shape) for x in (logits_NK, targets_N, distances_KK)]
+    shapes = [tuple(tensor.shape) for tensor in (logits_NK, targets_N, distances_KK)]
+    count, codes = shapes[0] if logits_NK.ndim == 2 else (-1, -1)
+    if shapes[1:] != [(count,), (codes, codes)]:
         raise InputError(
             f"token distance cross-entropy: expected (N, K), (N,) and (K, K), got {shapes}"
         )

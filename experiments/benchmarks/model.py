@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from experiments.benchmarks.common import Args, Row, cpu_seconds, median_of
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
-from worldmodel.config import GenerationMode, WorldModelConfig
+from worldmodel.config import GenerationMode, SamplingConfig, WorldModelConfig
 from worldmodel.data.batch import Batch
 from worldmodel.data.dataset import Dataset
 from worldmodel.data.sampler import ClipSampler
@@ -182,7 +182,7 @@ def measure_generation(args: Args, scratch: Path) -> Iterator[Row]:
     modes: tuple[tuple[GenerationMode, int, float], ...]
     modes = ("autoregressive", 2, 3.5), ("one_pass", 10, 1.15)
     for mode, chunk_size, target in modes:
-        generate = partial(model.generate_tokens, frames, actions, mode=mode)
+        generate = partial(model.generate_tokens, frames, actions, SamplingConfig(mode=mode))
         recompute = partial(generate_without_cache, model, frames, actions, chunk_size)
         with torch.autocast("cpu", torch.bfloat16):
             cached, plain = (1000 * 10 / median_seconds(1, call) for call in (generate, recompute))

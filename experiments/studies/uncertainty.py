@@ -27,7 +27,7 @@ from experiments.studies.common import (
 from exploration.reward.token_entropy import CONTEXT, uncertainty_reward
 from worldmodel.evaluation.calibration import auc, reliability
 from worldmodel.evaluation.codebook_stats import moving_patches
-from worldmodel.models.genie import normalised_entropy
+from worldmodel.models.world_model import normalised_entropy
 from worldmodel.uncertainty import WINDOW
 
 SCENES = 4

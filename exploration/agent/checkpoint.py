@@ -1,25 +1,30 @@
-"""Checkpoints of a run: whole or absent, checked when read, and never a pickle (RLlib's own are).
+"""Checkpoints of an exploration run, without pickles, which RLlib's checkpoints contain.
 
 <run>/checkpoints/step-00000012/
     module.safetensors, config.json   the agent, a folder that `load_policy` plays
     arrays.safetensors                optimizer and replay; pixels compressed with zstd
-    state.json                        everything that is not an array, and where the arrays belong
-    manifest.json                     sha256 of the others, written last
+    state.json                        everything that is not an array, with references to arrays
+    manifest.json                     sha256 of the other files
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from envs.utils.atomic_io import file_sha256, new_folder, write_json_atomic
-from envs.utils.errors import InputError
+from envs.utils.artifact_dir import (
+    checkpoint_path,
+    complete_checkpoints,
+    delete_artifact,
+    new_artifact,
+    read_artifact,
+    read_tensors,
+)
+from envs.utils.atomic_io import read_json
 from exploration.agent.policy import CnnLstm, write_policy
 
 FORMAT = "autoexplore-exploration-2"
@@ -98,39 +103,23 @@ def save_checkpoint(
     *,
     keep_last: int,
 ) -> Path:
-    """Write `<run>/checkpoints/step-<step>` atomically, then delete all but the newest `keep_last`.
+    """Write the checkpoint of a step, then delete all but the newest `keep_last`.
 
-    `state`: any nesting of dicts, lists, arrays and plain values; `about`: plain values for people
-    and for resuming.
+    `state` is any nesting of dicts, lists, arrays and plain values. `about` holds plain values that
+    describe the run and resuming needs.
     """
-    path = run / "checkpoints" / f"step-{step:08d}"
+    path = checkpoint_path(run, step)
     arrays: Arrays = {}
     plain = split_arrays(state, arrays)
     packed, shapes = _compress(arrays)
-    with new_folder(path) as folder:
+    record = {"format": FORMAT, "step": step, "about": about, "state": plain, "compressed": shapes}
+    with new_artifact(path, format=FORMAT) as folder:
         write_policy(folder, network.config, network.state_dict(), about)
         save_file(packed, folder / "arrays.safetensors")
-        record = {
-            "format": FORMAT,
-            "step": step,
-            "about": about,
-            "state": plain,
-            "compressed": shapes,
-        }
         (folder / "state.json").write_text(json.dumps(record))
-        hashes = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
-        write_json_atomic(folder / "manifest.json", {"format": FORMAT, "sha256": hashes})
     for old in complete_checkpoints(run)[:-keep_last]:
-        (
-            old / "manifest.json"
-        ).unlink()  # first, so that a crash half-way leaves no folder that looks complete
-        shutil.rmtree(old)
+        delete_artifact(old)
     return path
-
-
-def complete_checkpoints(run: Path) -> list[Path]:
-    """List the folders of a run's complete checkpoints, oldest first."""
-    return sorted(file.parent for file in (run / "checkpoints").glob("step-*/manifest.json"))
 
 
 def load_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Any]]:
@@ -138,32 +127,9 @@ def load_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Any]]:
 
     Raises InputError that names a missing or damaged file.
     """
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        for name, expected in manifest["sha256"].items():
-            if file_sha256(path / name) != expected:
-                raise InputError(
-                    f"{path / name} differs from its sha256: damaged; "
-                    f"delete {path} to use the one before"
-                )
-        record = json.loads((path / "state.json").read_text())
-        arrays = _decompress(load_file(path / "arrays.safetensors"), record["compressed"])
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{error.filename} is missing: delete {path} to go on from the checkpoint before"
-        ) from error
-    except (
-        json.JSONDecodeError,
-        KeyError,
-        TypeError,
-        SafetensorError,
-        zstandard.ZstdError,
-    ) as error:
-        raise InputError(
-            f"{path}: damaged checkpoint ({error}): delete it to go on from the one before"
-        ) from error
-    if record.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: not a checkpoint of this version (format {record.get('format')!r})"
-        )
-    return int(record["step"]), join_arrays(record["state"], arrays), record["about"]
+    advice = f"delete {path} to continue from the checkpoint before it"
+    read_artifact(path, "checkpoint", FORMAT, lambda: advice)
+    record = read_json(path / "state.json")
+    packed = read_tensors(path / "arrays.safetensors", load_file)
+    state = join_arrays(record["state"], _decompress(packed, record["compressed"]))
+    return int(record["step"]), state, record["about"]

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from envs.collect.policies import PolicySpec, builtin_policy
 from envs.controls import ACTIONS
-from envs.utils.atomic_io import new_folder, write_json_atomic
+from envs.utils.artifact_dir import copy_weights, read_tensors
+from envs.utils.atomic_io import new_folder, read_json, write_json_atomic
 from envs.utils.errors import InputError
 
 FORMAT = "autoexplore-policy-1"
@@ -86,10 +86,7 @@ class CnnLstm(nn.Module):
         self.policy = nn.Linear(config.lstm_dim, config.actions)
         self.value = nn.Linear(config.lstm_dim, 1)
         # The untrained agent is uniform and promises nothing.
-        for head in (
-            self.policy,
-            self.value,
-        ):
+        for head in (self.policy, self.value):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
@@ -162,9 +159,9 @@ class Agent:
 
 
 def save_policy(path: Path | str, network: CnnLstm, about: dict[str, Any] | None = None) -> Path:
-    """Write a policy folder, whole or not at all.
+    """Write a policy folder, completely or not at all.
 
-    `about`: plain JSON values to keep with the weights.
+    `about` holds JSON values to store with the weights.
     """
     with new_folder(Path(path)) as folder:
         write_policy(folder, network.config, network.state_dict(), about)
@@ -177,41 +174,30 @@ def write_policy(
     weights: dict[str, Tensor],
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Put the two files of a policy into a folder that the caller makes complete."""
-    actions = (
-        list(ACTIONS)
-        if config.actions == len(ACTIONS)
-        else [f"action {index}" for index in range(config.actions)]
-    )
-    save_file(
-        {name: tensor.cpu().contiguous() for name, tensor in weights.items()},
-        folder / "module.safetensors",
-    )
-    record = {
-        "format": FORMAT,
-        "actions": actions,
-        "network": dataclasses.asdict(config),
-        "about": about or {},
-    }
+    """Write the two files of a policy into an existing folder."""
+    actions = list(ACTIONS)
+    if config.actions != len(ACTIONS):
+        actions = [f"action {index}" for index in range(config.actions)]
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    save_file(tensors, folder / "module.safetensors")
+    network = dataclasses.asdict(config)
+    record = {"format": FORMAT, "actions": actions, "network": network, "about": about or {}}
     write_json_atomic(folder / "config.json", record)
 
 
 def load_network(path: Path | str) -> CnnLstm:
-    """Load the network of a policy folder, all weights checked by name and shape.
+    """Load the network of a policy folder.
 
-    Raises InputError for a folder that is none, another version, or weights of another
-    architecture.
+    Raises InputError for another folder, another version, or weights of another architecture.
     """
     path = Path(path)
     try:
-        record = json.loads((path / "config.json").read_text())
-        weights = load_file(path / "module.safetensors")
-    except FileNotFoundError as error:
+        record = read_json(path / "config.json")
+    except OSError as error:
         raise InputError(
             f"{path}: no policy here ({error.filename} is missing): give a folder of `explore`"
         ) from error
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise InputError(f"{path}: damaged policy ({error}): take another checkpoint") from error
+    weights = read_tensors(path / "module.safetensors", load_file)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise InputError(
             f"{path}: not a policy of this version: give a folder that `explore` wrote"
@@ -220,19 +206,9 @@ def load_network(path: Path | str) -> CnnLstm:
         fields = dict(record["network"])
         config = PolicyConfig(**{**fields, "channels": tuple(fields["channels"])})
     except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}/config.json: its architecture cannot be read ({error})"
-        ) from error
+        raise InputError(f"{path}/config.json: invalid architecture ({error})") from error
     network = CnnLstm(config)
-    own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    stored = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if own != stored:
-        name = min(key for key in own.keys() | stored.keys() if own.get(key) != stored.get(key))
-        raise InputError(
-            f"{path}: weights of another architecture: "
-            f"{name} is {stored.get(name)}, not {own.get(name)}"
-        )
-    network.load_state_dict(weights)
+    copy_weights(network, weights, path)
     return network
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, checked when read, of one architecture, and no pickles."""
+"""Checkpoints: complete or absent, verified when read, of one architecture, without pickles."""
 
 import json
 import pickle
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from envs.utils.artifact_dir import copy_weights
 from envs.utils.atomic_io import file_sha256
 from envs.utils.errors import InputError
 from worldmodel import checkpoint
@@ -17,7 +18,7 @@ from worldmodel.loading import load_component, load_dynamics, load_tokenizer
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.genie import GenieReduxG
 from worldmodel.models.tokenizer import Tokenizer
-from worldmodel.models.weights import encoder_sha256, load_weights
+from worldmodel.models.weights import encoder_sha256
 from worldmodel.training.distributed import load_optimizer, training_state
 
 WIDER = WorldModelConfig(
@@ -43,29 +44,29 @@ def save(run: Path, step: int, keep_last: int = 9) -> Path:
         "config": preset("debug").to_dict(),
         "optimizer": groups,
     }
-    return checkpoint.save_checkpoint(run, state, tensors, keep_last=keep_last)
+    return checkpoint.write_checkpoint(run, state, tensors, keep_last=keep_last)
 
 
 def test_weights_and_optimizer_come_back_bit_for_bit(tmp_path: Path) -> None:
     tokenizer, optimizer = trained_tokenizer()
-    found = checkpoint.open_checkpoint(save(tmp_path, 7))
-    assert (found.step, found.component) == (7, "tokenizer")
+    opened = checkpoint.open_checkpoint(save(tmp_path, 7))
+    assert (opened.step, opened.component) == (7, "tokenizer")
     torch.manual_seed(1)
-    again = Tokenizer(preset("debug"))
-    load_weights(again, found.weights(), found.path)
+    restored = Tokenizer(preset("debug"))
+    copy_weights(restored, opened.weights(), opened.path)
     for name, value in tokenizer.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value), name
-    optimizer_again = torch.optim.AdamW(again.parameters(), lr=5.0, fused=True)
-    load_optimizer(again, optimizer_again, found)
-    assert optimizer_again.param_groups[0]["lr"] == 1e-3
-    assert len(optimizer_again.state) == len(optimizer.state) > 10
-    for parameter, other in zip(tokenizer.parameters(), again.parameters(), strict=True):
-        state, restored = optimizer.state[parameter], optimizer_again.state[other]
-        assert state.keys() == restored.keys()
-        assert all(torch.equal(state[name], restored[name]) for name in state)
+        assert torch.equal(restored.state_dict()[name], value), name
+    restored_optimizer = torch.optim.AdamW(restored.parameters(), lr=5.0, fused=True)
+    load_optimizer(restored, restored_optimizer, opened)
+    assert restored_optimizer.param_groups[0]["lr"] == 1e-3
+    assert len(restored_optimizer.state) == len(optimizer.state) > 10
+    for parameter, other in zip(tokenizer.parameters(), restored.parameters(), strict=True):
+        state, other_state = optimizer.state[parameter], restored_optimizer.state[other]
+        assert state.keys() == other_state.keys()
+        assert all(torch.equal(state[name], other_state[name]) for name in state)
 
 
-def test_newest_complete_one_wins_and_only_the_last_are_kept(tmp_path: Path) -> None:
+def test_the_newest_complete_one_is_opened_and_old_ones_are_deleted(tmp_path: Path) -> None:
     for step in (5, 10, 200):
         save(tmp_path, step, keep_last=2)
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
@@ -78,7 +79,7 @@ def test_newest_complete_one_wins_and_only_the_last_are_kept(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(
+def test_a_damaged_checkpoint_and_the_one_before_it_are_named(
     tmp_path: Path, name: str, damage: str
 ) -> None:
     save(tmp_path, 10)
@@ -91,41 +92,36 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(
         file.write_bytes(content)
     else:
         file.unlink()
-    for asked in (tmp_path, tmp_path / "checkpoints/step-00000020"):
+    for path in (tmp_path, tmp_path / "checkpoints/step-00000020"):
         with pytest.raises(InputError) as refusal:
-            checkpoint.open_checkpoint(asked)
+            checkpoint.open_checkpoint(path)
         assert str(file) in str(refusal.value)
         assert "step-00000010, delete this folder" in str(refusal.value)
         assert "\n" not in str(refusal.value)
 
 
-def test_the_one_that_is_offered_is_whole_itself(tmp_path: Path) -> None:
-    """Two damaged ones in a row: the third is offered, and nothing is taken silently."""
+def test_the_checkpoint_to_continue_from_is_intact(tmp_path: Path) -> None:
+    """After two damaged ones the third is named, and none is skipped silently."""
     for step in (10, 20, 30):
         save(tmp_path, step)
     for step in (20, 30):
         file = tmp_path / f"checkpoints/step-000000{step}/model.safetensors"
         file.write_bytes(file.read_bytes()[:-1])
-    advice = (
-        "to go on from the one before it, step-00000010, "
-        "delete the damaged step-00000020, step-00000030"
-    )
+    advice = "to continue from step-00000010, delete the damaged step-00000020, step-00000030"
     with pytest.raises(InputError, match=advice):
         checkpoint.open_checkpoint(tmp_path)
     (tmp_path / "checkpoints/step-00000010/state.json").write_text("{}")
-    with pytest.raises(InputError, match="there is no earlier one beside it"):
+    with pytest.raises(InputError, match="there is no earlier intact checkpoint"):
         checkpoint.open_checkpoint(tmp_path)
 
 
 def test_a_manifest_with_a_flipped_bit_is_named(tmp_path: Path) -> None:
-    """Wherever the bit is, a line about this checkpoint and no traceback, or no change of what the
-    file says.
-    """
+    """Each flipped bit raises an error about this checkpoint, or leaves the content equal."""
     file = save(tmp_path, 10) / "manifest.json"
     whole = file.read_bytes()
-    for place in range(0, len(whole), 7):
+    for position in range(0, len(whole), 7):
         changed = bytearray(whole)
-        changed[place] ^= 4
+        changed[position] ^= 4
         file.write_bytes(changed)
         refusals = []
         try:
@@ -133,7 +129,7 @@ def test_a_manifest_with_a_flipped_bit_is_named(tmp_path: Path) -> None:
         except InputError as error:
             refusals.append(str(error))
         assert all(str(file.parent) in line for line in refusals)
-        assert refusals or json.loads(changed) == json.loads(whole), place
+        assert refusals or json.loads(changed) == json.loads(whole), position
     file.write_bytes(whole)
     assert checkpoint.open_checkpoint(tmp_path).step == 10
 
@@ -172,7 +168,7 @@ def test_another_architecture_is_refused_and_nothing_is_copied(change: str) -> N
     tokenizer = Tokenizer(preset("debug"))
     before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     with pytest.raises(InputError, match="another architecture"):
-        load_weights(tokenizer, weights, "file")
+        copy_weights(tokenizer, weights, "file")
     assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items())
 
 
@@ -197,7 +193,7 @@ def test_components_load_from_a_run_a_checkpoint_and_a_saved_model(tmp_path: Pat
         load_component(Tokenizer(WIDER), "tokenizer", path)
 
 
-def test_encoder_hash_is_about_what_decides_token_ids() -> None:
+def test_encoder_hash_covers_what_decides_token_ids() -> None:
     tokenizer, _ = trained_tokenizer()
     before = encoder_sha256(tokenizer)
     with torch.no_grad():
@@ -228,7 +224,7 @@ def save(step):
         module.bias.fill_(step)
     tensors, groups = training_state(module, optimizer)
     state = {"step": step, "component": "x", "config": {}, "optimizer": groups}
-    checkpoint.save_checkpoint(run, state, tensors, keep_last=2)
+    checkpoint.write_checkpoint(run, state, tensors, keep_last=2)
 started = time.perf_counter()
 save(1)
 save(2)
@@ -247,27 +243,25 @@ for kill in range(20):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     checkpoint.remove_partial_checkpoints(run)
-    found = checkpoint.open_checkpoint(run)
-    assert (found.weights()["bias"] == found.step).all()
-    assert found.step >= step - 1
+    opened = checkpoint.open_checkpoint(run)
+    assert (opened.weights()["bias"] == opened.step).all()
+    assert opened.step >= step - 1
     folders = list((run / "checkpoints").iterdir())
     assert all((folder / "manifest.json").exists() for folder in folders), folders
-    # Each save deletes old ones at its end: where one ended the next can have left one more,
-    # otherwise this one has.
-    assert len(folders) <= (3 if found.step > step else before + 1), folders
+    # Each save deletes old ones at its end, so that a killed one can leave one more than before.
+    assert len(folders) <= (3 if opened.step > step else before + 1), folders
     before = len(folders)
     print("survived")
-    step = found.step + 1
-# A save that is killed before it deletes old ones leaves them to the next: one that ends leaves
-# none too many.
+    step = opened.step + 1
+# A save that completes deletes what killed ones left.
 save(step)
 assert len(list((run / "checkpoints").iterdir())) == 2
 """
 
 
 def test_a_save_killed_at_20_random_points_leaves_the_newest_complete_one(tmp_path: Path) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", KILLED_SAVES, tmp_path], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("survived") == 20
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("survived") == 20

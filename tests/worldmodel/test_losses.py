@@ -1,4 +1,4 @@
-"""Token distance cross-entropy (eq. 1) against a plain loop, and what it is for."""
+"""Token distance cross-entropy (Eq. 1) against a plain loop."""
 
 import math
 

@@ -1,3 +1,1 @@
-"""Neural networks: tokenizer, latent action model, dynamics, upscaler, and the world models built
-of them.
-"""
+"""Neural networks: tokenizer, latent action model, dynamics, upscaler, and world models."""

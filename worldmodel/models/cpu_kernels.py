@@ -1,11 +1,9 @@
-"""Faster forward passes for CPUs, which `use_cpu_kernels` puts in place of the plain ones of
-`transformer`.
+"""Forward and backward passes for CPUs that `use_cpu_kernels` puts in place of the plain ones.
 
-A CPU's matrix unit multiplies so fast that a training step is bound by everything else: casts,
-copies into another memory order, elementwise operations. Here forward and backward passes are
-written by hand: memory orders change while something is computed anyway, what is no longer needed
-is overwritten, and `set_compile` lets torch compile the elementwise parts. The numbers are those of
-the plain passes, up to the order of additions.
+The matrix products of a training step on a CPU are so fast that casts, copies into another memory
+order and elementwise operations dominate. Here backward passes are written by hand, memory orders
+change as part of other operations, buffers are reused, and `set_compile` lets torch compile the
+elementwise functions. The results are those of `transformer`, up to the order of additions.
 
 Shapes: as in `transformer`; also I inner width of a feed-forward layer, Q queries, K keys; `...`
 any leading dimensions.
@@ -31,25 +29,24 @@ from worldmodel.models.transformer import (
     LOGIT_SCALE,
     QK_NORM_EPS,
     LayerCache,
-    TemporalBlock,
     TransformerSubBlock,
     last_peg_inputs,
+    prepend_cached,
 )
 
 aten = torch.ops.aten
 LANES = 32
-"""Multiple that the inner width is padded to with zeros where products are computed in half
-precision: on rows of 1,365 numbers, the paper's, matrix units are a quarter slower."""
+"""Multiple that the inner width is zero-padded to in half precision: matrix units are a quarter
+slower on the paper's rows of 1,365 numbers."""
 
 
 def optimize_model(model: nn.Module, device: torch.device, *, compile: bool = False) -> None:
-    """Prepare a model for its device: CPU kernels on a CPU; elsewhere sub-blocks are compiled where
-    `compile` asks.
+    """Prepare a model for its device: CPU kernels on a CPU, else compiled sub-blocks if asked.
 
-    Raises InputError where it is to be compiled for a CPU and there is no C++ compiler.
+    Raises InputError if `compile` is set for a CPU and there is no C++ compiler.
     """
     if device.type == "cpu":
-        set_compile(compile, device)
+        set_compile(compile)
         use_cpu_kernels(model)
     elif compile:
         for module in model.modules():
@@ -58,28 +55,32 @@ def optimize_model(model: nn.Module, device: torch.device, *, compile: bool = Fa
 
 
 def use_cpu_kernels(model: nn.Module) -> None:
-    """Replace the forward passes of all sub-blocks and position encodings in `model`; weights stay
-    as they are.
+    """Replace the forward passes of all sub-blocks and PEGs in `model` for CPU tensors.
+
+    Weights are unchanged. On another device the model runs its plain passes.
     """
     for module in model.modules():
-        if isinstance(module, TransformerSubBlock):
-            module.forward = functools.partial(_sub_block, module)  # type: ignore[method-assign]
-        elif isinstance(module, PEG):
-            module.forward = functools.partial(_peg, module)  # type: ignore[method-assign]
+        if isinstance(module, TransformerSubBlock | PEG):
+            kernel = _peg if isinstance(module, PEG) else _sub_block
+            module.forward = functools.partial(_on_cpu, kernel, module)  # type: ignore[method-assign]
+
+
+def _on_cpu(kernel: Callable[..., Any], module: nn.Module, x: Tensor, *inputs: Any) -> Any:
+    """Run the kernel on a CPU, and the module's plain forward pass elsewhere."""
+    forward = kernel if x.device.type == "cpu" else type(module).forward
+    return forward(module, x, *inputs)
 
 
 _compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
-def set_compile(on: bool, device: torch.device) -> None:
-    """Let torch compile the functions of `COMPILABLE` in this process when they are next called, or
-    stop that.
+def set_compile(on: bool) -> None:
+    """Let torch compile the functions of `COMPILABLE` at their next call, or stop that.
 
-    Takes a few seconds for each. Matrix products, which are most of the work, are left to their
-    libraries. Raises InputError where the device is a CPU and there is no C++ compiler.
+    It takes a few seconds for each. Raises InputError without a C++ compiler.
     """
     compiler = os.environ.get("CXX", "g++")
-    if on and device.type == "cpu" and shutil.which(compiler) is None:
+    if on and shutil.which(compiler) is None:
         raise InputError(
             f"compile: on a CPU it needs a C++ compiler, and there is no {compiler}: install one"
         )
@@ -89,15 +90,14 @@ def set_compile(on: bool, device: torch.device) -> None:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the compiled form of a function where `set_compile` is on, else the function
-    itself.
-    """
+    """Return the compiled form of a function if `set_compile` is on, else the function."""
     return _compiled.get(function, function)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the type that autocast computes in where it is on, else that of x: autocast knows no
-    custom functions.
+    """Return the dtype of autocast if it is on, else that of x.
+
+    Autocast does not affect custom autograd functions.
     """
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -109,71 +109,48 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def _sub_block(
     block: TransformerSubBlock,
     x_BFhwD: Tensor,
-    attn_bias_HNN: Tensor,
+    position_bias_HNN: Tensor,
     order: FrameOrder,
     cache: LayerCache | None = None,
 ) -> tuple[Tensor, LayerCache]:
     """`TransformerSubBlock.forward`, with each sum and the LayerNorm after it in one function."""
-    attention, feed_forward = block.attention, block.feed_forward
+    layer, feed_forward = block.attention, block.feed_forward
     peg_inputs = None if cache is None else cache.peg_inputs_BPhwD
     new_cache = LayerCache(last_peg_inputs(x_BFhwD, peg_inputs))
     dtype = compute_dtype(x_BFhwD)
     sum_and_norm = compiled(add_normed)
 
     position = block.peg(x_BFhwD, order, peg_inputs)
-    x, normed = sum_and_norm(x_BFhwD, position, attention.norm.weight, dtype)
-    if isinstance(block, TemporalBlock):
-        attended = _attend_in_time(block, normed, order, cache, new_cache)
-    else:
-        attended = _attend_in_space(block, normed, attn_bias_HNN)
-    x, normed = sum_and_norm(x, attention.out(attended), feed_forward.norm.weight, dtype)
-    x = x + gated_feed_forward(normed, feed_forward.up.weight, feed_forward.down.weight)
-    return x, new_cache
+    x, normed = sum_and_norm(x_BFhwD, position, layer.norm.weight, dtype)
 
-
-def _attend_in_space(
-    block: TransformerSubBlock, normed_BFhwD: Tensor, attn_bias_HNN: Tensor
-) -> Tensor:
-    """Compute what the heads of a `SpatialBlock` attend to, (B, F, h, w, H*E)."""
-    layer, (_, frames, height, _, _) = block.attention, normed_BFhwD.shape
-    qkv = layer.qkv(normed_BFhwD)
+    # Groups are merged after the split, which writes q, k and v in this order; merging them before
+    # it would be a copy.
     qkv = rearrange(
-        qkv, "b f h w (three heads e) -> three (b f) heads (h w) e", three=3, heads=layer.heads
-    )
-    q, k, v = split_heads(qkv, LOGIT_SCALE * layer.q_scale * layer.k_scale)
-    attended = attention(q, k, v, attn_bias_HNN)
-    return rearrange(attended, "(b f) heads (h w) e -> b f h w (heads e)", f=frames, h=height)
-
-
-def _attend_in_time(
-    block: TemporalBlock,
-    normed_BFhwD: Tensor,
-    order: FrameOrder,
-    cache: LayerCache | None,
-    new_cache: LayerCache,
-) -> Tensor:
-    """Compute what the heads of a `TemporalBlock` attend to, (B, F, h, w, H*E)."""
-    layer, (_, _, height, width, _) = block.attention, normed_BFhwD.shape
-    qkv = layer.qkv(normed_BFhwD)
-    # Groups are merged after the split, which writes q, k and v in this order; before it that would
-    # be a copy.
-    qkv = rearrange(
-        qkv, "b f h w (three heads e) -> three b h w heads f e", three=3, heads=layer.heads
+        layer.qkv(normed),
+        f"b f h w (three heads e) -> three {block.groups} heads ({block.tokens}) e",
+        three=3,
+        heads=layer.heads,
     )
     split = split_heads(qkv, LOGIT_SCALE * layer.q_scale * layer.k_scale)
-    q, k, v = (part.flatten(0, 2) for part in split)
-    if cache is not None and cache.keys_BHPE is not None and cache.values_BHPE is not None:
-        k = torch.cat([cache.keys_BHPE.to(k.dtype), k], dim=2)
-        v = torch.cat([cache.values_BHPE.to(v.dtype), v], dim=2)
-    new_cache.keys_BHPE, new_cache.values_BHPE = k, v
-    attended = attention(q, k, v, order.alibi_bias(block.slopes_H))
-    return rearrange(attended, "(b h w) heads f e -> b f h w (heads e)", h=height, w=width)
+    q, k, v = (part.flatten(0, -4) for part in split)
+    k, v = prepend_cached(k, v, cache)
+    if block.caches_keys:
+        new_cache.keys_BHPE, new_cache.values_BHPE = k, v
+    attended = rearrange(
+        attention(q, k, v, block.attention_bias(position_bias_HNN, order)),
+        f"({block.groups}) heads ({block.tokens}) e -> b f h w (heads e)",
+        **dict(zip("bfhw", x_BFhwD.shape[:4], strict=True)),
+    )
+
+    x, normed = sum_and_norm(x, layer.out(attended), feed_forward.norm.weight, dtype)
+    x = x + gated_feed_forward(normed, feed_forward.up.weight, feed_forward.down.weight)
+    return x, new_cache
 
 
 def _peg(
     peg: PEG, x_BFhwD: Tensor, order: FrameOrder, cached_BPhwD: Tensor | None = None
 ) -> Tensor:
-    """`PEG.forward`: no frame is copied, and frames of zeros are left out."""
+    """`PEG.forward` that copies no frame and skips frames of zeros."""
     frames = x_BFhwD if cached_BPhwD is None else torch.cat([cached_BPhwD, x_BFhwD], dim=1)
     taps = order.temporal_taps(frames.shape[1])
     dtype = compute_dtype(frames)
@@ -187,25 +164,22 @@ def _peg(
 def add_normed(
     x: Tensor, added: Tensor, weight_D: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return x + added, and its LayerNorm in the type that the next product is computed in."""
+    """Return x + added, and its LayerNorm in the dtype of the next product."""
     x = x + added
     return x, F.layer_norm(x, weight_D.shape, weight_D).to(dtype)
 
 
 def split_heads(qkv: Tensor, scale_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split a projection (3, ..., H, N, E), in any memory order, into q, k, v (..., H, N, E),
-    contiguous.
+    """Split a projection (3, ..., H, N, E), in any memory order, into contiguous q, k and v.
 
-    q is a unit vector times `scale`, k a unit vector: only the product of both scales matters.
+    q is a unit vector times `scale` and k a unit vector: only the product of both scales matters.
     """
     split: tuple[Tensor, Tensor, Tensor] = _SplitHeads.apply(qkv, scale_E.to(qkv.dtype))
     return split
 
 
 class _SplitHeads(torch.autograd.Function):
-    """Normalise q and k, and write q, k and v, and backward their gradients, in the memory order
-    that is needed.
-    """
+    """Normalisation of q and k that writes outputs and gradients in the memory order needed."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,7 +190,7 @@ class _SplitHeads(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, to_q: Tensor, to_k: Tensor, to_v: Tensor) -> tuple[Tensor, Tensor]:
-        to_q, to_k, to_scale = compiled(_across)(to_q, to_k, *ctx.saved_tensors)
+        to_q, to_k, to_scale = compiled(_split_backward)(to_q, to_k, *ctx.saved_tensors)
         to_qkv = to_v.new_empty_strided(*ctx.memory)
         for part, gradient in zip(to_qkv, (to_q, to_k, to_v), strict=True):
             part.copy_(gradient)
@@ -224,9 +198,7 @@ class _SplitHeads(torch.autograd.Function):
 
 
 def _split(qkv: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return scaled queries, their directions, directions of the keys, values, one over the lengths
-    of both.
-    """
+    """Return scaled queries, unit queries, unit keys, values, and inverse lengths of q and k."""
     inverse = (
         torch.linalg.vector_norm(qkv[:2], dim=-1, keepdim=True).clamp_min(QK_NORM_EPS).reciprocal()
     )
@@ -236,13 +208,12 @@ def _split(qkv: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, 
     return direction * scale, direction, k, v.copy_(qkv[2]), inverse
 
 
-def _across(
+def _split_backward(
     to_q: Tensor, to_k: Tensor, direction: Tensor, k: Tensor, inverse: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn gradients of scaled queries and of keys into those of their projections; and of the
-    scale.
+    """Compute the gradients of the projected queries and keys, and of the scale.
 
-    A projection has no gradient along its own direction, since its length is divided out.
+    A projection has no gradient along its direction, since its length is divided out.
     """
     to_scale = (to_q * direction).flatten(0, -2).sum(0)
     scaled = to_q * scale
@@ -253,20 +224,18 @@ def _across(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Compute softmax attention with an additive bias. q, k, v (G, H, ., E), bias (H, Q, K) -> (G,
-    H, Q, E).
+    """Compute softmax attention with an additive bias.
 
-    Not torch's fused kernel for CPUs, which has no gradient for the bias and did not use the matrix
-    unit in bf16.
+    q (G, H, Q, E), k and v (G, H, K, E), bias (H, Q, K) -> (G, H, Q, E). torch's fused kernel for
+    CPUs has no gradient for the bias and does not use the matrix unit in bf16.
     """
     attended: Tensor = _Attention.apply(q, k, v, bias.to(v.dtype))
     return attended
 
 
 class _Attention(torch.autograd.Function):
-    """Attention that overwrites logits by weights, and gradients of weights by gradients of
-    logits.
-    """
+    """Attention that overwrites logits with weights, and gradients of weights with those of
+    logits."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -286,29 +255,27 @@ class _Attention(torch.autograd.Function):
 
 
 def gated_feed_forward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """Compute GEGLU, (value * gelu(gate)) @ down.T of value, gate = x @ up.T, in the type of x.
+    """Compute GEGLU, (value * gelu(gate)) @ down.T with value, gate = x @ up.T, in the dtype of x.
 
     x (..., D), up (2I, D), down (D, I) -> (..., D). Only x, value and gate are kept for the
-    backward pass: at paper size a step keeps a seventh less than autograd's, and recomputing the
-    rest takes 2 % longer.
+    backward pass: at paper size a step keeps a seventh less than with autograd and takes 2 % more
+    time.
     """
     output: Tensor = _GatedFeedForward.apply(x, up, down)
     return output
 
 
 class _GatedFeedForward(torch.autograd.Function):
-    """GEGLU whose value and gate are two products: on the strided halves of one, a CPU's gelu is 10
-    times slower.
-    """
+    """GEGLU that computes value and gate as two products: gelu is 10 times slower on the strided
+    half of one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        inner, dtype = down.shape[1], down.dtype
+        ctx.inner, ctx.dtype = down.shape[1], down.dtype
         rows = x.flatten(0, -2)
-        up, down = _padded(up.unflatten(0, (2, inner)), x.dtype), _padded(down, x.dtype)
+        up, down = _padded(up.unflatten(0, (2, ctx.inner)), x.dtype), _padded(down, x.dtype)
         value, gate = (rows @ weight.T for weight in up)
         ctx.save_for_backward(rows, value, gate, up, down)
-        ctx.inner, ctx.dtype = inner, dtype
         return F.linear(F.gelu(gate).mul_(value), down).view(x.shape)
 
     @staticmethod
@@ -318,8 +285,7 @@ class _GatedFeedForward(torch.autograd.Function):
         to_product = to_rows @ down
         product, to_value, to_gate = compiled(_gate_backward)(to_product, value, gate)
         to_down = (to_rows.T @ product)[:, : ctx.inner]
-        # Products of a transposed matrix are slow on a CPU; this one serves two of them.
-        columns = rows.T.contiguous() if rows.device.type == "cpu" else rows.T
+        columns = rows.T.contiguous()  # products of a transposed matrix are slow; used twice
         to_up = rows.new_empty(2, ctx.inner, rows.shape[1], dtype=ctx.dtype)
         for weight_gradient, gradient in zip(to_up, (to_value, to_gate), strict=True):
             weight_gradient.copy_((columns @ gradient).T[: ctx.inner])
@@ -336,12 +302,9 @@ def _gate_backward(
     return product, active.mul_(to_product), aten.gelu_backward(to_product * value, gate)
 
 
-COMPILABLE = (add_normed, _split, _across, _gate_backward)
-"""Functions of elementwise operations and small sums, which `set_compile` makes one pass over
-memory of.
-
-They are written for the case that they are not compiled: in place and into memory of the right
-order where that saves a pass."""
+COMPILABLE = (add_normed, _split, _split_backward, _gate_backward)
+"""Functions of elementwise operations and small sums, each of which `set_compile` turns into one
+pass over memory. Uncompiled, they work in place where that saves a pass."""
 
 
 _weight_cache: ContextVar[dict[tuple[int, torch.dtype], Tensor] | None] = ContextVar(
@@ -351,11 +314,9 @@ _weight_cache: ContextVar[dict[tuple[int, torch.dtype], Tensor] | None] = Contex
 
 @contextmanager
 def cached_weights() -> Iterator[None]:
-    """Cache the weights that `gated_feed_forward` casts and pads, while entered: for passes with
-    the same weights.
+    """Cache the cast and padded weights of `gated_feed_forward` for passes with equal weights.
 
-    Sampling takes 25 passes over a few frames, and casting the weights in each costs a seventh of
-    the time.
+    Sampling takes 25 passes over a few frames, in which casts would take a seventh of the time.
     """
     outer = _weight_cache.get()
     token = _weight_cache.set({} if outer is None else outer)
@@ -366,18 +327,15 @@ def cached_weights() -> Iterator[None]:
 
 
 def _padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast a weight (., I, ...) to the type of the products; in half precision pad I with zeros to
-    `LANES`.
-    """
+    """Cast a weight (., I, ...); in half precision also zero-pad I to a multiple of `LANES`."""
     if dtype.itemsize > 2:
         return weight.to(dtype)
     cache, key = _weight_cache.get(), (weight.data_ptr(), dtype)
     if cache is not None and key in cache:
         return cache[key]
     size = weight.shape[1]
-    padded = weight.new_empty(
-        len(weight), -(-size // LANES) * LANES, *weight.shape[2:], dtype=dtype
-    )
+    width = -(-size // LANES) * LANES
+    padded = weight.new_empty(len(weight), width, *weight.shape[2:], dtype=dtype)
     padded[:, :size] = weight
     padded[:, size:] = 0
     if cache is not None:
@@ -386,12 +344,10 @@ def _padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _TemporalConv(torch.autograd.Function):
-    """Sum of 2-D depthwise convolutions of each frame and of the frames that `temporal_taps` names
-    for it.
+    """Sum of 2-D depthwise convolutions of each frame and of the frames that it reads.
 
-    Written by hand because slices, pads and sums of single frames cost more than the convolutions
-    themselves, and because on a CPU a convolution with the flipped kernel is twice as fast as
-    torch's gradient of the input.
+    Slices, pads and sums of single frames would cost more than the convolutions, and on a CPU a
+    convolution with the flipped kernel is twice as fast as torch's gradient of the input.
     """
 
     @staticmethod

@@ -18,14 +18,11 @@ from worldmodel.models.transformer import KVCache, STTransformer
 
 
 class Dynamics(nn.Module):
-    """MaskGIT dynamics: embedding (+ token input skip), blocks conditioned on the actions, head
-    over the K codes.
-    """
+    """MaskGIT dynamics: token embedding, blocks conditioned on the actions, head over K codes."""
 
     codebook: Tensor
     lam_hash: Tensor
-    """With cfg.dynamics.latent_actions: sha256 of the latent action model that it was trained with;
-    zeros for none."""
+    """With cfg.dynamics.latent_actions: sha256 of its latent action model; zeros for none."""
 
     def __init__(self, cfg: WorldModelConfig) -> None:
         super().__init__()
@@ -44,12 +41,11 @@ class Dynamics(nn.Module):
         self.head = nn.Linear(c.dim, codes, bias=False)
 
     def set_codebook(self, codebook_KD: Tensor) -> None:
-        """Copy the tokenizer's codes: for the token input skip and for the distances of TDCE."""
+        """Copy the tokenizer's codes for the token input skip and the distances of TDCE."""
         if codebook_KD.shape != self.codebook.shape:
-            expected, got = tuple(self.codebook.shape), tuple(codebook_KD.shape)
             raise InputError(
-                f"codebook: expected shape {expected}, got {got}: "
-                "the tokenizer is of another configuration"
+                f"codebook: expected shape {tuple(self.codebook.shape)}, "
+                f"got {tuple(codebook_KD.shape)}: the tokenizer is of another configuration"
             )
         # Detached: a codebook learnt by gradient would tie every loss to the tokenizer's graph.
         self.codebook.copy_(codebook_KD.detach())
@@ -60,19 +56,16 @@ class Dynamics(nn.Module):
         return bool(self.codebook.any())
 
     def set_lam(self, sha256: str) -> None:
-        """Record the latent action model whose codes its actions are, by its
-        `weights.encoder_sha256`.
-        """
+        """Record the `encoder_sha256` of the latent action model whose codes are the actions."""
         self.lam_hash.copy_(torch.frombuffer(bytearray.fromhex(sha256), dtype=torch.uint8))
 
     @property
     def lam_sha256(self) -> str | None:
-        """Hash that `set_lam` recorded, here or before the weights were saved; None for none."""
+        """Hash recorded by `set_lam`, here or before the weights were saved, if any."""
         return bytes(self.lam_hash.tolist()).hex() if self.lam_hash.any() else None
 
     def forward(self, tokens_BThw: Tensor, actions_BT: Tensor) -> Tensor:
-        """Compute the logits of each token of each frame, from that frame and those before it,
-        without masking.
+        """Compute the logits of each token from its frame and earlier ones.
 
         tokens BThw in [0, K] (K is the mask), actions (B, T-1) -> logits BThwK. Raises InputError
         for other input.
@@ -85,7 +78,7 @@ class Dynamics(nn.Module):
     def encode_actions(self, actions_BT: Tensor, first: bool = True) -> Tensor:
         """Encode the action that leads to each frame as one-hot, (B, T, A).
 
-        With `first` zeros come first, for frame 0 of a clip, to which no action leads.
+        With `first`, zeros are put first for frame 0 of a clip, to which no action leads.
         """
         one_hot = F.one_hot(actions_BT, self.cfg.actions).to(self.head.weight.dtype)
         return F.pad(one_hot, (0, 0, int(first), 0))
@@ -98,29 +91,21 @@ class Dynamics(nn.Module):
         order: FrameOrder | None = None,
         bias_HNN: Tensor | None = None,
     ) -> tuple[Tensor, KVCache]:
-        """Run frames after the cached ones -> (hidden states BFhwD before the head, the cache with
-        these frames).
+        """Run frames after the cached ones -> (hidden states BFhwD before the head, new cache).
 
-        `bias_HNN` is the result of `bias()`, for callers that run many passes with the same
-        weights.
+        Pass the result of `bias()` as `bias_HNN` to compute it once for several passes.
         """
         bias = self.bias() if bias_HNN is None else bias_HNN
         x_BFhwD = self.embed(tokens_BFhw)
         return self.stack(x_BFhwD, bias, actions_BFA=actions_BFA, order=order, cache=cache)
 
     def loss(
-        self,
-        tokens_BThw: Tensor,
-        actions_BT: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float = 0.0,
+        self, tokens_BThw: Tensor, actions_BT: Tensor, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Compute the training losses of whole clips, tokens BThw in [0, K), actions (B, T-1).
 
         Returns `loss` (TDCE on masked tokens), `accuracy` on them, and `masked`, their share of the
-        tokens of predicted frames. `progress` in [0, 1] is the share of the run that is done.
-        Raises InputError for other input or without codes.
+        tokens of predicted frames. Raises InputError for other input or without a codebook.
         """
         self.cfg.check_tokens(tokens_BThw)
         self.cfg.check_actions(actions_BT, len(tokens_BThw), tokens_BThw.shape[1] - 1)
@@ -139,15 +124,12 @@ class Dynamics(nn.Module):
         else:
             hidden, targets, mask = self._masked_pass(tokens_BThw, actions_BT, generator)
 
-        # The head runs on all tokens, then the masked ones are selected: their number differs from
-        # step to step, and for each new shape a CPU's matrix kernels are compiled and kept (5 MB a
-        # step).
+        # Run the head on all tokens before masked ones are selected: their number varies, and CPU
+        # matrix kernels are compiled and kept for each new shape (5 MB a step).
         logits_MK, targets_M = self.head(hidden)[mask], targets[mask]
-        distances = token_distances(self.codebook)
+        distances_KK, weight = token_distances(self.codebook), self.cfg.dynamics.tdce_weight
         return {
-            "loss": token_distance_cross_entropy(
-                logits_MK, targets_M, distances, self.cfg.dynamics.tdce_weight
-            ),
+            "loss": token_distance_cross_entropy(logits_MK, targets_M, distances_KK, weight),
             "accuracy": (logits_MK.detach().argmax(-1) == targets_M).float().mean(),
             "masked": mask.float().mean(),
         }
@@ -155,9 +137,9 @@ class Dynamics(nn.Module):
     def _masked_pass(
         self, tokens_BThw: Tensor, actions_BT: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the paper's objective: tokens of frames 1..T-1 masked -> (hidden, targets, mask).
+        """Mask tokens of frames 1..T-1, the paper's objective -> (hidden, targets, mask).
 
-        One mask ratio holds for a clip; with `masked_frames` each frame has its own.
+        A clip has one mask ratio; with `masked_frames` each frame has one.
         """
         # Draw mask ratios and masks.
         later = tokens_BThw[:, 1:]
@@ -177,9 +159,7 @@ class Dynamics(nn.Module):
     def _clean_past_pass(
         self, tokens_BThw: Tensor, actions_BT: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mask the tokens of each chunk, with clean frames before it -> (hidden, targets, mask) of
-        frames 1..T-1.
-        """
+        """Mask tokens of each chunk, with clean frames before it -> (hidden, targets, mask)."""
         # Draw chunks and their masks.
         num_frames = tokens_BThw.shape[1]
         later = tokens_BThw[:, 1:]
@@ -196,14 +176,12 @@ class Dynamics(nn.Module):
     def sample_chunks(
         self, later_BThw: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, list[int]]:
-        """Draw chunks of frames 1..T-1 and a mask for each -> (mask like later_BThw, first frame of
-        each chunk).
-        """
+        """Draw chunks of frames 1..T-1 and a mask -> (mask BThw, first frame of each chunk)."""
         batch, num_later = later_BThw.shape[:2]
         device, lengths = later_BThw.device, self.cfg.dynamics.chunk_lengths
 
-        # Draw a chunk length (0 stands for the whole clip) and the phase of the first cut; the
-        # first chunk may be cut.
+        # Draw a chunk length (0 is the whole clip) and the phase of the first cut, which may
+        # shorten the first chunk.
         length_draw, phase_draw = torch.rand(2, generator=generator, device=device).tolist()
         length = lengths[int(length_draw * len(lengths))]
         if length == 0 or length > num_later:
@@ -215,11 +193,8 @@ class Dynamics(nn.Module):
 
         # Draw a mask ratio for each chunk; a share of the chunks is masked completely.
         ratios = mask_ratios((batch, len(starts)), generator, device)
-        all_masked = (
-            torch.rand(ratios.shape, generator=generator, device=device)
-            < self.cfg.dynamics.all_masked
-        )
-        ratios = ratios.masked_fill(all_masked, 1.0)
+        uniform = torch.rand(ratios.shape, generator=generator, device=device)
+        ratios = ratios.masked_fill(uniform < self.cfg.dynamics.all_masked, 1.0)
 
         masks = []
         for chunk, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -229,11 +204,12 @@ class Dynamics(nn.Module):
         return torch.cat(masks, 1), starts
 
     def embed(self, tokens_BFhw: Tensor) -> Tensor:
-        """Embed each token, BFhwD: its learnt embedding and, unless it is the mask, its projected
-        code vector.
+        """Embed tokens, BFhwD, with the token input skip: the projected code vector is added.
+
+        The mask has no code vector.
         """
         x = self.embedding(tokens_BFhw)
         if self.code_proj is None:
             return x
-        table = self.code_proj(F.pad(self.codebook, (0, 0, 0, 1)))  # the mask has no code: zeros
+        table = self.code_proj(F.pad(self.codebook, (0, 0, 0, 1)))
         return x + F.embedding(tokens_BFhw, table.to(x.dtype))

@@ -1,38 +1,35 @@
-"""Order of the frames in one pass: attention masks, and the frames that the positional encoding
-generator reads.
+"""Order of the frames in one pass: attention masks, and the frames that the PEG reads.
 
 Shapes: F frames, P cached frames, S = P + F, H heads.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 PEG_FRAMES = 2
-"""Earlier frames that a positional encoding generator (PEG) reads, besides its own."""
+"""Earlier frames that a positional encoding generator (PEG) reads, besides the frame itself."""
 
 FrameIndex = slice | Tensor
 """Frames of a slice, or those of an index."""
 TemporalTaps = tuple[tuple[FrameIndex, FrameIndex], ...]
-"""For each tap of the PEG on an earlier frame, the oldest first: (frames that are read, frames that
-read them)."""
+"""Frames that are read and frames that read them, for each earlier frame of the PEG's kernel, the
+earliest first."""
 
 
+@dataclass(frozen=True, eq=False)
 class FrameOrder:
-    """Time of each frame, the frames that it attends to, and the two frames before it.
+    """Time of each frame, the frames that it attends to, and the two frames before it."""
 
-    `frame_idx_S` is the time of each frame, cached ones first; `attend_FS` is true where a frame
-    attends to another. `previous_2F` holds the index of the frame two before (row 0) and one before
-    (row 1), -1 for none. It is None where each frame follows the one before it; only such frames
-    can follow a cache.
-    """
-
-    def __init__(
-        self, frame_idx_S: Tensor, attend_FS: Tensor, previous_2F: Tensor | None = None
-    ) -> None:
-        self.frame_idx_S, self.attend_FS, self.previous_2F = frame_idx_S, attend_FS, previous_2F
-        self._taps: dict[int, TemporalTaps] = {}
+    frame_idx_S: Tensor
+    """Time of each frame, cached ones first."""
+    attend_FS: Tensor
+    """True if a frame (row) attends to another (column)."""
+    previous_2F: Tensor | None = None
+    """Index of the frame two before (row 0) and one before (row 1), -1 for none. None if frames are
+    consecutive; only such frames can follow a cache."""
 
     @classmethod
     def consecutive(
@@ -43,10 +40,10 @@ class FrameOrder:
         return cls(frame_idx, frame_idx[None, :] <= frame_idx[cached:, None])
 
     def peg_frames(self, cached: int) -> Tensor:
-        """Return the frames that the PEG reads at each frame, (3, F): two before, one before,
-        itself; -1 for none.
+        """Return the frames that the PEG reads at each frame: two before, one before, itself.
 
-        They count from the first of `cached` PEG inputs, which come before the frames.
+        The result, (3, F), holds indices into `cached` PEG inputs followed by the frames, -1 for
+        none.
         """
         own = torch.arange(len(self.attend_FS), device=self.attend_FS.device) + cached
         if self.previous_2F is None:
@@ -54,24 +51,25 @@ class FrameOrder:
         return torch.cat([self.previous_2F, own[None]])
 
     def temporal_taps(self, frames: int) -> TemporalTaps:
-        """Return the same as pairs of frames, for the CPU kernels; `frames` counts the cached PEG
-        inputs too.
-        """
-        if frames not in self._taps:
-            self._taps[frames] = self._find_taps(frames)
-        return self._taps[frames]
+        """Return the same as pairs of frames, for the CPU kernels.
 
-    def _find_taps(self, frames: int) -> TemporalTaps:
+        `frames` is the number of frames including cached PEG inputs.
+        """
         if self.previous_2F is None:
             return tuple((slice(0, max(frames - lag, 0)), slice(lag, frames)) for lag in (2, 1))
+        return self._linked_taps
+
+    @cached_property
+    def _linked_taps(self) -> TemporalTaps:
+        assert self.previous_2F is not None
         targets = [(row >= 0).nonzero().flatten() for row in self.previous_2F]
-        return tuple(
-            (row[target], target) for row, target in zip(self.previous_2F, targets, strict=True)
-        )
+        rows = zip(self.previous_2F, targets, strict=True)
+        return tuple((row[target], target) for row, target in rows)
 
     def alibi_bias(self, slopes_H: Tensor) -> Tensor:
-        """Compute the bias of temporal attention, (H, F, S): -slope * distance in frames, -inf for
-        hidden frames.
+        """Compute the bias of temporal attention, (H, F, S).
+
+        It is -slope * distance in frames, and -inf for hidden frames.
         """
         frame_idx = self.frame_idx_S
         query_idx = frame_idx[len(frame_idx) - len(self.attend_FS) :]
@@ -82,27 +80,26 @@ class FrameOrder:
 
 @dataclass(frozen=True)
 class CleanNoisyLayout:
-    """Clean frames 0..T-2 and masked ("noisy") copies of frames 1..T-1 in one pass, cut into
-    chunks.
+    """Clean frames 0..T-2 and masked ("noisy") copies of frames 1..T-1 in one pass, in chunks.
 
     A noisy frame attends to the clean frames before its chunk and to the noisy frames of its chunk
-    up to itself, which is what sampling a chunk after finished frames computes. Nothing attends to
-    clean frame T-1, so it is left out.
+    up to itself, as in sampling a chunk after finished frames. Clean frame T-1 is left out, since
+    nothing attends to it.
     """
 
     order: FrameOrder
     frame_idx_F: Tensor
-    """Frame of the clip that each of the 2T-2 frames of the pass is."""
+    """Frame of the clip for each of the 2T-2 frames of the pass."""
 
     @classmethod
     def of(cls, starts: list[int], frames: int, device: torch.device) -> "CleanNoisyLayout":
-        """Lay out a clip of T = `frames` frames. `starts`: first frame of each chunk, ascending,
-        from 1 on.
+        """Lay out a clip of T = `frames` frames.
 
-        Frames before the first start are not predicted.
+        `starts` holds the first frame of each chunk, ascending, from 1 on. Frames before the first
+        start are not predicted.
         """
-        # Four frames in chunks [1, 2] and [3] (starts = [1, 3]), clean c and noisy n; x: the row
-        # attends to the column.
+        # Four frames in chunks [1, 2] and [3] (starts = [1, 3]), clean c and noisy n. An x means
+        # that the row attends to the column.
         #
         #        c0 c1 c2  n1 n2 n3
         #    c0   x  .  .   .  .  .     clean frames attend to clean ones, causally
@@ -116,7 +113,7 @@ class CleanNoisyLayout:
         frame_idx = torch.cat([clean, noisy])
         is_noisy = torch.arange(len(frame_idx), device=device) >= len(clean)
 
-        # First frame that each frame sees noisy and no longer clean: its chunk's start; a clean
+        # First frame that each frame sees noisy instead of clean: the start of its chunk. A clean
         # frame sees none.
         chunk_starts = torch.tensor(starts, device=device)
         own_start = chunk_starts[torch.searchsorted(chunk_starts, noisy, right=True) - 1]
@@ -126,12 +123,12 @@ class CleanNoisyLayout:
         seen_noisy = frame_idx[None, :] >= noisy_start[:, None]
         attend = causal & (seen_noisy == is_noisy[None, :])
 
-        # Place in the pass of the frames one and two before: noisy inside the chunk, else clean, -1
-        # before frame 0.
+        # Index in the pass of the frames two and one before: noisy inside the chunk, otherwise
+        # clean, -1 before frame 0.
         previous = []
         for lag in (2, 1):
             earlier = frame_idx - lag
-            noisy_place = len(clean) + earlier - starts[0]
-            place = torch.where(earlier >= noisy_start, noisy_place, earlier)
-            previous.append(place.clamp_min(-1))
+            noisy_index = len(clean) + earlier - starts[0]
+            index = torch.where(earlier >= noisy_start, noisy_index, earlier)
+            previous.append(index.clamp_min(-1))
         return cls(FrameOrder(frame_idx, attend, torch.stack(previous)), frame_idx)

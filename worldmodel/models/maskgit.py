@@ -11,8 +11,9 @@ from torch import Tensor
 
 
 def num_masked(step: int, steps: int, tokens: Tensor) -> Tensor:
-    """Return how many of `tokens` stay masked after step 1..steps: floor(cos(pi/2 * step/steps) *
-    tokens).
+    """Return the number of tokens still masked after step 1..steps.
+
+    It is floor(cos(pi/2 * step/steps) * tokens).
     """
     share = math.cos(math.pi / 2 * step / steps) if step < steps else 0.0
     return (share * tokens.double()).floor().long()
@@ -21,16 +22,12 @@ def num_masked(step: int, steps: int, tokens: Tensor) -> Tensor:
 def mask_ratios(
     shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device
 ) -> Tensor:
-    """Draw mask ratios for training by the cosine schedule: cos(pi/2 * u), u uniform in [0, 1). In
-    (0, 1].
-    """
+    """Draw mask ratios in (0, 1] for training: cos(pi/2 * u), u uniform in [0, 1)."""
     return torch.cos(math.pi / 2 * torch.rand(shape, generator=generator, device=device))
 
 
 def random_mask(ratios: Tensor, tokens: int, generator: torch.Generator | None) -> Tensor:
-    """Mask a share of `tokens` tokens, at least one, at random positions. ratios (...) -> bool
-    (..., tokens).
-    """
+    """Mask a share of the tokens, at least one, at random. ratios (...) -> bool (..., tokens)."""
     noise = torch.rand(*ratios.shape, tokens, generator=generator, device=ratios.device)
     count = (ratios * tokens).ceil().clamp(1, tokens).long()
     threshold = noise.sort(-1).values.gather(-1, count[..., None] - 1)
@@ -47,33 +44,32 @@ def sample(
     generator: torch.Generator | None = None,
     on_step: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """Sample the tokens that are `mask_id` in `steps` passes. tokens int64 (B, M) -> (B, M) without
-    masks.
+    """Sample the tokens that are `mask_id` in `steps` passes, int64 (B, M) -> (B, M).
 
-    In each pass `predict_logits(tokens_BM) -> (B, M, K)` predicts all tokens; Gumbel noise,
-    annealed from `temperature` to 0 over the passes, draws a candidate for each masked one; the
-    most confident are kept and never change again, so that `num_masked` stay masked. The last pass,
-    which is the only one for steps = 1, takes the likeliest code. `on_step` is called with the
-    logits and the tokens after each pass.
+    Each pass predicts all tokens with `predict_logits(tokens_BM) -> (B, M, K)` and draws a
+    candidate for each masked token with Gumbel noise, which anneals from `temperature` to 0. The
+    most confident candidates are kept for good; `num_masked` tokens stay masked. The last pass,
+    which is the only one for steps = 1, takes the likeliest code. `on_step` is called with logits
+    and tokens after each pass.
     """
     tokens = start_BM.clone()
     unknown = tokens == mask_id
     masked_B = unknown.sum(-1)
     for step in range(1, steps + 1):
-        # Draw a candidate for every token, with noise that anneals to 0.
+        # Draw a candidate for every token.
         logits = predict_logits(tokens).float()
         noise = temperature * (1 - step / steps)
-        drawn = logits + noise * gumbel(logits, generator) if noise else logits
-        candidates = drawn.argmax(-1)
+        noisy_logits = logits + noise * gumbel(logits, generator) if noise else logits
+        candidates = noisy_logits.argmax(-1)
 
-        # Rank the candidates by their log-probability, noisy too.
+        # Rank the candidates by their log-probability, with noise too. Known tokens rank highest,
+        # so that they are never masked again.
         confidence = logits.gather(-1, candidates[..., None]).squeeze(-1) - logits.logsumexp(-1)
         if noise:
             confidence = confidence + noise * gumbel(confidence, generator)
-        # Known tokens rank above all others: what was kept once is never masked again.
         rank = confidence.masked_fill(~unknown, torch.inf).argsort(-1).argsort(-1)
 
-        # Keep the most confident ones and mask the rest again.
+        # Keep the most confident candidates and mask the rest again.
         filled = torch.where(unknown, candidates, tokens)
         unknown = rank < num_masked(step, steps, masked_B)[:, None]
         tokens = filled.masked_fill(unknown, mask_id)

@@ -1,7 +1,6 @@
 """Position of a patch: positional encoding generator (PEG) and continuous position bias.
 
-Shapes: B clips, F frames, P cached frames, N = h*w patches, D width, H heads, O offsets between
-patches.
+Shapes: B clips, F frames, P cached frames, N = h*w patches, D width, H heads, O patch offsets.
 """
 
 import math
@@ -15,12 +14,10 @@ from worldmodel.models.frame_order import PEG_FRAMES, FrameOrder
 
 
 class PEG(nn.Module):
-    """Positional encoding generator: a depthwise 3x3x3 convolution, causal in time, zeros around
-    the clip.
+    """Positional encoding generator: a depthwise 3x3x3 convolution, causal in time, zero-padded.
 
-    It is computed as one 2-D convolution for each of the three frames that it reads, since these
-    need not be neighbours: `FrameOrder` names them. For frames in order it equals `conv3d` with
-    padding (2 past, 1, 1).
+    It is one 2-D convolution for each of the three frames that it reads, since `FrameOrder` may
+    order them differently. For consecutive frames it equals `conv3d` with padding (2 past, 1, 1).
     """
 
     def __init__(self, dim: int) -> None:
@@ -31,13 +28,11 @@ class PEG(nn.Module):
     def forward(
         self, x_BFhwD: Tensor, order: FrameOrder, cached_BPhwD: Tensor | None = None
     ) -> Tensor:
-        """Encode frames, which follow the PEG_FRAMES cached inputs where those are given ->
-        BFhwD.
-        """
+        """Encode frames, which follow PEG_FRAMES cached inputs if there is a cache, BFhwD."""
         cached = 0 if cached_BPhwD is None else cached_BPhwD.shape[1]
         frames = x_BFhwD if cached_BPhwD is None else torch.cat([cached_BPhwD, x_BFhwD], dim=1)
 
-        # A frame of zeros comes first: it is read where there is no frame, index -1.
+        # Index -1, no frame, reads a frame of zeros that is put first.
         frames = F.pad(frames, (0, 0, 0, 0, 0, 0, 1, 0))
         two_before, one_before, own = (
             F.conv2d(
@@ -55,8 +50,8 @@ class PEG(nn.Module):
 class PositionBias(nn.Module):
     """Continuous position bias: an MLP from the offset between two patches to a bias for each head.
 
-    A grid of n x n patches has only (2n-1)^2 distinct offsets (961 for 16x16): the MLP runs on
-    those and its results are gathered. Offsets enter as sign(x) log(1 + |x|), as in Swin v2 and the
+    A grid of n x n patches has only (2n-1)^2 distinct offsets (961 for 16x16). The MLP runs on
+    those and its results are gathered. Its inputs are sign(x) log(1 + |x|), as in Swin v2 and the
     published code.
     """
 

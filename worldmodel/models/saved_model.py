@@ -1,9 +1,8 @@
-"""The folder of a saved world model: a safetensors file for each part, and a manifest with their
-hashes.
+"""Saved world models.
 
 <model>/
     tokenizer.safetensors  dynamics.safetensors  (lam.safetensors  action_map.json)
-    manifest.json       kind of model, configuration, sha256 of all the others, written last
+    manifest.json       class and configuration of the model, sha256 of the other files
 """
 
 from collections.abc import Mapping
@@ -11,29 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from envs.utils.atomic_io import file_sha256, new_folder, read_json, write_json_atomic
+from envs.utils.artifact_dir import copy_weights, new_artifact, read_artifact, read_tensors
+from envs.utils.atomic_io import read_json, write_json_atomic
 from envs.utils.errors import InputError
 from worldmodel.config import WorldModelConfig
 from worldmodel.models.action_map import ActionMap
 from worldmodel.models.cpu_kernels import use_cpu_kernels
-from worldmodel.models.weights import load_weights
 
 FORMAT = "autoexplore-model-2"
 ACTION_MAP = "action_map.json"
 
 
 def save_model(model: Any, path: Path) -> None:
-    """Write a `WorldModel` to a folder: `<part>.safetensors` of each part, an action map where
-    there is one and, last, the manifest.
-
-    Whole or absent: it is written under a temporary name and renamed. An existing folder is
-    replaced.
-    """
-    with new_folder(path) as folder:
+    """Write a `WorldModel` to a folder, completely or not at all; an existing one is replaced."""
+    kind, config = type(model).__name__, model.cfg.to_dict()
+    with new_artifact(path, format=FORMAT, model=kind, config=config) as folder:
         for name in model.PARTS:
             state = getattr(model, name).state_dict()
             tensors = {key: value.cpu().contiguous() for key, value in state.items()}
@@ -41,72 +34,28 @@ def save_model(model: Any, path: Path) -> None:
         action_map = getattr(model, "action_map", None)
         if action_map is not None:
             write_json_atomic(folder / ACTION_MAP, action_map.to_dict())
-        manifest = {
-            "format": FORMAT,
-            "model": type(model).__name__,
-            "config": model.cfg.to_dict(),
-            "sha256": {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
-        }
-        write_json_atomic(folder / "manifest.json", manifest)
 
 
-def read_model(kind: Any, path: Path, device: torch.device) -> Any:
-    """Load the model of class `kind` that `save_model` wrote, in evaluation mode; on a CPU with the
-    CPU kernels. Nothing is unpickled.
+def read_model(classes: Mapping[str, Any], path: Path, device: torch.device) -> Any:
+    """Load a model of one of these classes in eval mode; on a CPU with the CPU kernels.
 
-    Raises InputError where a file is missing, changed or of another architecture, and for another
-    kind of model; a model is never partly loaded.
+    Raises InputError if a file is missing, damaged or of another architecture, or the model is of
+    another class.
     """
-    manifest = read_manifest(path)
-    if manifest["model"] != kind.__name__:
-        raise InputError(
-            f"{path} holds a {manifest['model']}, not a {kind.__name__}: give another folder"
-        )
-    cfg = WorldModelConfig.from_dict(manifest["config"])
+    advice = "export it again from its checkpoints"
+    manifest = read_artifact(path, "saved model", FORMAT, lambda: advice)
+    kind = classes.get(manifest.get("model", ""))
+    if kind is None:
+        expected = " or ".join(classes)
+        raise InputError(f"{path} holds a {manifest.get('model')}, not a {expected}")
+    cfg = WorldModelConfig.from_dict(manifest.get("config"))
     parts: dict[str, Any] = {name: part(cfg) for name, part in kind.PARTS.items()}
-    _read_parts(path, manifest, parts)
+    for name, module in parts.items():
+        file = path / f"{name}.safetensors"
+        copy_weights(module, read_tensors(file, load_file), file)
     if ACTION_MAP in manifest["sha256"]:
         parts["action_map"] = ActionMap.from_dict(read_json(path / ACTION_MAP))
     model = kind(**parts)
     if device.type == "cpu":
         use_cpu_kernels(model)
     return model.to(device).eval()
-
-
-def _read_parts(path: Path, manifest: dict[str, Any], parts: Mapping[str, nn.Module]) -> None:
-    """Copy weights into the parts. Raises InputError where a file is missing, changed or of another
-    architecture.
-    """
-    for name in sorted(manifest["sha256"].keys() | {f"{part}.safetensors" for part in parts}):
-        file = path / name
-        if not file.is_file() or file_sha256(file) != manifest["sha256"].get(name):
-            problem = "differs from its sha256 in manifest.json" if file.is_file() else "is missing"
-            raise InputError(
-                f"{file} {problem}: the model is damaged; save it again from its checkpoints"
-            )
-    for name, module in parts.items():
-        file = path / f"{name}.safetensors"
-        try:
-            weights = load_file(file)
-        except SafetensorError as error:
-            raise InputError(f"{file}: not a safetensors file ({error})") from error
-        load_weights(module, weights, file)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read `manifest.json` of a saved model. Raises InputError where it is missing, no JSON or of
-    another format.
-    """
-    file = path / "manifest.json"
-    try:
-        manifest = read_json(file)
-    except OSError as error:
-        raise InputError(f"{path} holds no saved model ({file.name}: {error.strerror})") from error
-    expected = {"format", "model", "config", "sha256"}
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("format") != FORMAT
-        or not expected <= manifest.keys()
-    ):
-        raise InputError(f"{file}: not a saved model of this version: expected format {FORMAT!r}")
-    return manifest

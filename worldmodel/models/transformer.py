@@ -1,14 +1,15 @@
-"""Causal space-time transformer (the paper's ST-ViViT), with a KV cache.
+"""Causal space-time transformer (the paper's ST-ViViT) with a KV cache.
 
-Frames need not follow one another: a `FrameOrder` says which frames each frame attends to and which
-two come before it. A clip, a clip that goes on from a `KVCache`, and clean frames with masked ones
-in one pass are the same code, so training computes exactly what generation computes.
+Frames need not be consecutive: a `FrameOrder` holds the frames that each frame attends to and the
+two before it. A clip, the continuation of a `KVCache`, and clean frames with masked ones in one
+pass run the same code, so that training computes exactly what generation computes.
 
 Shapes: B clips, F frames, P cached frames, S = P + F, N = h*w patches, D width, H heads, E width of
 a head, A width of the encoded actions, G groups of L tokens that attend to M tokens.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -27,33 +28,27 @@ LOGIT_SCALE = 8.0
 
 @dataclass
 class LayerCache:
-    """Cache of one sub-block: the last inputs of its PEG and, in a temporal one, keys and values of
-    all frames.
-    """
+    """Cache of one sub-block."""
 
     peg_inputs_BPhwD: Tensor
     """Inputs of the PEG at the last PEG_FRAMES frames, zeros before the first frame."""
     keys_BHPE: Tensor | None = None
-    """Keys of a temporal sub-block, (B*N, H, P, E)."""
+    """Keys of all frames in a temporal sub-block, (B*N, H, P, E)."""
     values_BHPE: Tensor | None = None
-    """Values of a temporal sub-block, (B*N, H, P, E)."""
+    """Values of all frames in a temporal sub-block, (B*N, H, P, E)."""
 
 
 @dataclass
 class KVCache:
-    """Cache of the finished frames of a clip, returned by `STTransformer.forward` and passed to its
-    next call.
-    """
+    """Cache of the finished frames of a clip, returned by one pass and passed to the next."""
 
     frames: int
     """Number of frames whose keys and values are held."""
     layers: list[LayerCache]
-    """One entry for each sub-block, in their order."""
+    """One entry for each sub-block, in order."""
 
     def last_frames(self, frames: int) -> "KVCache":
-        """Return the cache with keys and values of only the last `frames` frames: the attention
-        window slides.
-        """
+        """Return the cache with the keys and values of only the last `frames` frames."""
         if self.frames <= frames:
             return self
         layers = [
@@ -68,13 +63,11 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Multi-head attention over a normalised input, with normalised queries and keys. Without
-    biases.
-    """
+    """Multi-head attention over a normalised input, with normalised queries and keys, no biases."""
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
-        self.heads, self.head_dim = heads, head_dim
+        self.heads = heads
         self.norm = nn.LayerNorm(dim, bias=False)
         self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
         self.out = nn.Linear(heads * head_dim, dim, bias=False)
@@ -85,8 +78,7 @@ class Attention(nn.Module):
     def forward(
         self, x_GLD: Tensor, bias_HLM: Tensor, cache: LayerCache | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attend within each group, and to the cached tokens -> (output GLD, keys GHME, values
-        GHME).
+        """Attend within each group and to the cached tokens -> (GLD, keys GHME, values GHME).
 
         `bias_HLM` is added to the logits; -inf hides a token.
         """
@@ -96,14 +88,22 @@ class Attention(nn.Module):
         # Queries and keys are unit vectors with a learnt scale for each dimension.
         q = (F.normalize(q, dim=-1, eps=QK_NORM_EPS) * self.q_scale).to(v.dtype)
         k = (F.normalize(k, dim=-1, eps=QK_NORM_EPS) * self.k_scale).to(v.dtype)
-
-        if cache is not None and cache.keys_BHPE is not None and cache.values_BHPE is not None:
-            k = torch.cat([cache.keys_BHPE.to(k.dtype), k], dim=2)
-            v = torch.cat([cache.values_BHPE.to(v.dtype), v], dim=2)
+        k, v = prepend_cached(k, v, cache)
 
         mask = bias_HLM[None].to(v.dtype)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=LOGIT_SCALE)
         return self.out(rearrange(attended, "g h l e -> g l (h e)")), k, v
+
+
+def prepend_cached(
+    keys_GHLE: Tensor, values_GHLE: Tensor, cache: LayerCache | None
+) -> tuple[Tensor, Tensor]:
+    """Put cached keys and values, if any, before the new ones."""
+    if cache is None or cache.keys_BHPE is None or cache.values_BHPE is None:
+        return keys_GHLE, values_GHLE
+    keys = torch.cat([cache.keys_BHPE.to(keys_GHLE.dtype), keys_GHLE], dim=2)
+    values = torch.cat([cache.values_BHPE.to(values_GHLE.dtype), values_GHLE], dim=2)
+    return keys, values
 
 
 class FeedForward(nn.Module):
@@ -124,9 +124,14 @@ class FeedForward(nn.Module):
 
 
 class TransformerSubBlock(nn.Module):
-    """One half of a block, in space or in time: position encoding, attention and feed-forward
-    layer.
-    """
+    """Spatial or temporal half of a block: position encoding, attention and feed-forward layer."""
+
+    groups: ClassVar[str]
+    """Dimensions that attention treats as a batch, as in einops."""
+    tokens: ClassVar[str]
+    """Dimensions whose positions attend to each other."""
+    caches_keys: ClassVar[bool]
+    """True if later frames attend to the keys of these."""
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -137,83 +142,61 @@ class TransformerSubBlock(nn.Module):
     def forward(
         self,
         x_BFhwD: Tensor,
-        attn_bias_HNN: Tensor,
+        position_bias_HNN: Tensor,
         order: FrameOrder,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerCache]:
-        """Run frames that follow those of `cache` -> (frames of the same shape, the cache with
-        them).
-        """
+        """Run frames that follow the cached ones -> (frames of the same shape, new cache)."""
         peg_inputs = None if cache is None else cache.peg_inputs_BPhwD
-        new_cache = LayerCache(last_peg_inputs(x_BFhwD, peg_inputs))
-        x_BFhwD = x_BFhwD + self.peg(x_BFhwD, order, peg_inputs)
-        x_BFhwD = x_BFhwD + self.attend(x_BFhwD, attn_bias_HNN, order, cache, new_cache)
-        x_BFhwD = x_BFhwD + self.feed_forward(x_BFhwD)
-        return x_BFhwD, new_cache
+        new_peg_inputs = last_peg_inputs(x_BFhwD, peg_inputs)
+        sizes = dict(zip("bfhw", x_BFhwD.shape[:4], strict=True))
+        grouped = f"({self.groups}) ({self.tokens}) d"
 
-    def attend(
-        self,
-        x_BFhwD: Tensor,
-        attn_bias_HNN: Tensor,
-        order: FrameOrder,
-        cache: LayerCache | None,
-        new_cache: LayerCache,
-    ) -> Tensor:
-        """Return the output of the attention layer; keys and values that later frames need go into
-        `new_cache`.
-        """
+        x_BFhwD = x_BFhwD + self.peg(x_BFhwD, order, peg_inputs)
+        x_GLD = rearrange(x_BFhwD, f"b f h w d -> {grouped}")
+        bias_HLM = self.attention_bias(position_bias_HNN, order)
+        attended_GLD, keys, values = self.attention(x_GLD, bias_HLM, cache)
+        x_BFhwD = x_BFhwD + rearrange(attended_GLD, f"{grouped} -> b f h w d", **sizes)
+        x_BFhwD = x_BFhwD + self.feed_forward(x_BFhwD)
+        if self.caches_keys:
+            return x_BFhwD, LayerCache(new_peg_inputs, keys, values)
+        return x_BFhwD, LayerCache(new_peg_inputs)
+
+    def attention_bias(self, position_bias_HNN: Tensor, order: FrameOrder) -> Tensor:
+        """Return the bias of the attention logits, (H, L, M)."""
         raise NotImplementedError
 
 
 class SpatialBlock(TransformerSubBlock):
-    """Patches of a frame attend to each other, with the continuous position bias."""
+    """Attention between the patches of a frame, with the continuous position bias."""
 
-    def attend(
-        self,
-        x_BFhwD: Tensor,
-        attn_bias_HNN: Tensor,
-        order: FrameOrder,
-        cache: LayerCache | None,
-        new_cache: LayerCache,
-    ) -> Tensor:
-        batch, _, height, _, _ = x_BFhwD.shape
-        x = rearrange(x_BFhwD, "b f h w d -> (b f) (h w) d")
-        x, _, _ = self.attention(x, attn_bias_HNN)
-        return rearrange(x, "(b f) (h w) d -> b f h w d", b=batch, h=height)
+    groups, tokens, caches_keys = "b f", "h w", False
+
+    def attention_bias(self, position_bias_HNN: Tensor, order: FrameOrder) -> Tensor:
+        return position_bias_HNN
 
 
 class TemporalBlock(TransformerSubBlock):
-    """A patch attends to itself in the frames that it sees, with ALiBi."""
+    """Attention of a patch to the same patch in the frames that its frame sees, with ALiBi."""
 
+    groups, tokens, caches_keys = "b h w", "f", True
     slopes_H: Tensor
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__(dim, heads, head_dim)
-        # 2^-1 .. 2^-8 for 8 heads (ALiBi); the same range in equal ratios for other numbers of
-        # heads.
+        # 2^-1 .. 2^-8 for 8 heads (ALiBi); the same range in equal ratios for other numbers.
         self.register_buffer("slopes_H", 2.0 ** -torch.linspace(1, 8, heads), persistent=False)
 
-    def attend(
-        self,
-        x_BFhwD: Tensor,
-        attn_bias_HNN: Tensor,
-        order: FrameOrder,
-        cache: LayerCache | None,
-        new_cache: LayerCache,
-    ) -> Tensor:
-        batch, _, height, width, _ = x_BFhwD.shape
-        x = rearrange(x_BFhwD, "b f h w d -> (b h w) f d")
-        alibi_HFS = order.alibi_bias(self.slopes_H)
-        x, new_cache.keys_BHPE, new_cache.values_BHPE = self.attention(x, alibi_HFS, cache)
-        return rearrange(x, "(b h w) f d -> b f h w d", b=batch, h=height, w=width)
+    def attention_bias(self, position_bias_HNN: Tensor, order: FrameOrder) -> Tensor:
+        return order.alibi_bias(self.slopes_H)
 
 
 class ActionConditioning(nn.Module):
-    """Concatenate the encoded action to every patch of its frame and project back to `dim`.
+    """Concatenation of the encoded action with every patch of its frame, projected to `dim`.
 
-    Starts as the identity on the patch and small on the action, and is stored as a step away from
-    the identity. The columns of the weight are applied apart, since the action is the same for all
-    patches of a frame.
+    It starts as the identity on the patch, with a small weight on the action; the weight holds the
+    difference from the identity. Its columns for action and patch are applied separately, since all
+    patches of a frame have the same action.
     """
 
     def __init__(self, dim: int, width: int) -> None:
@@ -223,22 +206,21 @@ class ActionConditioning(nn.Module):
         self.weight = nn.Parameter(torch.cat(weight, dim=1))
 
     def forward(self, x_BFhwD: Tensor, actions_BFA: Tensor) -> Tensor:
+        """Condition patches on the action that led to their frame, BFhwD -> BFhwD."""
         from_action = F.linear(actions_BFA, self.weight[:, : self.width])
         from_patch = F.linear(x_BFhwD, self.weight[:, self.width :])
         return x_BFhwD + from_action[:, :, None, None] + from_patch
 
 
 def last_peg_inputs(x_BFhwD: Tensor, cached_BPhwD: Tensor | None) -> Tensor:
-    """Return the last PEG_FRAMES frames, cached ones among them, padded with zeros where there are
-    too few.
-    """
+    """Return the last PEG_FRAMES frames, including cached ones, after zeros if there are fewer."""
     if cached_BPhwD is None:
         cached_BPhwD = x_BFhwD.new_zeros(len(x_BFhwD), PEG_FRAMES, *x_BFhwD.shape[2:])
     return torch.cat([cached_BPhwD, x_BFhwD[:, -PEG_FRAMES:]], dim=1)[:, -PEG_FRAMES:]
 
 
 class STTransformer(nn.Module):
-    """Blocks of a spatial and a temporal sub-block, and a last LayerNorm.
+    """Blocks of a spatial and a temporal sub-block, and a final LayerNorm.
 
     `temporal_first` swaps the two (the decoder). With `action_width` > 0 each block begins with an
     `ActionConditioning` on actions of that width.
@@ -256,14 +238,12 @@ class STTransformer(nn.Module):
         action_width: int = 0,
     ) -> None:
         super().__init__()
-        # The names are part of the weights' names in checkpoints.
-        kinds: dict[str, type[TransformerSubBlock]] = {"spatial": SpatialBlock}
-        if temporal and temporal_first:
-            kinds = {"temporal": TemporalBlock, "spatial": SpatialBlock}
-        elif temporal:
-            kinds = {"spatial": SpatialBlock, "temporal": TemporalBlock}
+        # These names are part of the keys in checkpoints.
+        kinds: list[tuple[str, type[TransformerSubBlock]]] = [("spatial", SpatialBlock)]
+        if temporal:
+            kinds.insert(0 if temporal_first else 1, ("temporal", TemporalBlock))
         self.blocks = nn.ModuleList(
-            nn.ModuleDict({name: kind(dim, heads, head_dim) for name, kind in kinds.items()})
+            nn.ModuleDict({name: kind(dim, heads, head_dim) for name, kind in kinds})
             for _ in range(blocks)
         )
         self.conditions = nn.ModuleList(
@@ -271,22 +251,20 @@ class STTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(dim, bias=False)
         self.activation_checkpointing = False
-        """Keep only the inputs of each sub-block in training and recompute the rest backward: less
-        memory."""
+        """Keep only the inputs of each sub-block and recompute the rest in the backward pass."""
 
     def forward(
         self,
         x_BFhwD: Tensor,
-        attn_bias_HNN: Tensor,
+        position_bias_HNN: Tensor,
         *,
         actions_BFA: Tensor | None = None,
         order: FrameOrder | None = None,
         cache: KVCache | None = None,
     ) -> tuple[Tensor, KVCache]:
-        """Run frames, after those of `cache` where it is given -> (frames of the same shape, the
-        cache with them).
+        """Run frames that follow the cached ones -> (frames of the same shape, new cache).
 
-        Without an `order` the frames follow one another, and the cached ones.
+        Without an `order` the frames are consecutive.
         """
         cached_frames = cache.frames if cache else 0
         order = order or FrameOrder.consecutive(x_BFhwD.shape[1], cached_frames, x_BFhwD.device)
@@ -298,7 +276,7 @@ class STTransformer(nn.Module):
                 x = self.conditions[index](x, actions_BFA)
             for sub_block in block.values():  # type: ignore[operator]
                 layer_cache = cache.layers[len(new_cache.layers)] if cache else None
-                inputs = (x, attn_bias_HNN, order, layer_cache)
+                inputs = (x, position_bias_HNN, order, layer_cache)
                 if recompute:
                     x, new_layer_cache = checkpoint(sub_block, *inputs, use_reentrant=False)
                 else:

@@ -1,5 +1,4 @@
-"""Super-resolution (appendix B): a U-Net that turns frames of the world model into frames four
-times as large.
+"""Super-resolution (App. B): a U-Net that enlarges frames of the world model four times.
 
 Shapes: B frames, C=3, H=W=size pixels of the small frame; the large one has size * factor.
 """
@@ -13,22 +12,22 @@ from torch.nn import functional as F
 from envs.utils.errors import InputError
 
 _BATCH = 16
-"""Frames in a pass, so that the memory of `upscale` does not grow with the clip."""
+"""Frames in a pass, which bounds the memory of `upscale`."""
 
 
 @dataclass(frozen=True)
 class UpscalerConfig:
-    """The U-Net's shape. The defaults are the paper's configurations (1) and (2)."""
+    """Shape of the U-Net. The defaults are the paper's configurations (1) and (2)."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    """Channels at each depth; below the last one there is a level more, twice as wide."""
+    """Channels at each depth; the bottom level below them is twice as wide."""
     size: int = 64
-    """Pixels of a small frame's side."""
+    """Side of a small frame in pixels."""
     factor: int = 4
-    """Ratio of the large frame's side to the small one's."""
+    """Ratio of the sides of large and small frame."""
     fold: int = 1
-    """Pixels of a side that are folded into channels before the net and unfolded after it: 1 works
-    at the large size (the paper), `factor` at the small one, in a sixteenth of the time."""
+    """Side of the pixel squares that are folded into channels before the U-Net: 1 works at the
+    large size (the paper), `factor` at the small one, in a sixteenth of the time."""
     residual: bool = False
     """Predict a residual on the bicubic picture instead of the picture itself (the paper)."""
 
@@ -41,12 +40,12 @@ class UpscalerConfig:
         if min(self.size, self.factor, self.fold) < 1 or self.large % deepest:
             raise InputError(
                 f"upscaler: {self.large} pixels cannot be halved {len(self.widths)} times and "
-                "folded"
+                f"folded by {self.fold}"
             )
 
     @property
     def large(self) -> int:
-        """Pixels of a large frame's side."""
+        """Side of a large frame in pixels."""
         return self.size * self.factor
 
 
@@ -56,75 +55,70 @@ SHAPES: dict[str, UpscalerConfig] = {
     "small": UpscalerConfig(),
     "large": UpscalerConfig(widths=(128, 256, 512, 1024)),
 }
-"""small: configurations (1) and (2) of appendix B, 31 M parameters; large: (3), 124 M; the others
+"""small: configurations (1) and (2) of App. B, 31 M parameters. large: (3), 124 M. The others are
 for two cores."""
 
 
-def _twice(channels: int, width: int) -> nn.Sequential:
-    layers = (
-        nn.Conv2d(channels, width, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(width, width, 3, padding=1),
-        nn.ReLU(),
-    )
-    return nn.Sequential(*layers)
+def _two_convolutions(channels: int, width: int) -> nn.Sequential:
+    first, second = nn.Conv2d(channels, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
 
 
 class Upscaler(nn.Module):
-    """frames_BCHW of the small size -> frames of the large size: the bicubic picture, through a
-    U-Net.
-    """
+    """U-Net from the bicubic picture of a small frame to the large frame."""
 
     def __init__(self, cfg: UpscalerConfig) -> None:
         super().__init__()
         self.cfg = cfg
         channels, widths = 3 * cfg.fold**2, cfg.widths
         above = (channels, *widths[:-1])
-        self.down = nn.ModuleList(_twice(a, b) for a, b in zip(above, widths, strict=True))
-        self.bottom = _twice(widths[-1], 2 * widths[-1])
+        self.down = nn.ModuleList(
+            _two_convolutions(a, b) for a, b in zip(above, widths, strict=True)
+        )
+        self.bottom = _two_convolutions(widths[-1], 2 * widths[-1])
         self.rise = nn.ModuleList(
             nn.ConvTranspose2d(2 * width, width, 2, stride=2) for width in reversed(widths)
         )
-        self.up = nn.ModuleList(_twice(2 * width, width) for width in reversed(widths))
+        self.up = nn.ModuleList(_two_convolutions(2 * width, width) for width in reversed(widths))
         self.out = nn.Conv2d(widths[0], channels, 1)
-        if cfg.residual:  # it begins as bicubic, and can only become better than that
+        if cfg.residual:  # starts as bicubic
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, frames_BCHW: Tensor) -> Tensor:
-        """Enlarge float frames in [0, 1] -> (B, 3, large, large), roughly in [0, 1]. Raises
-        InputError for another size.
+        """Enlarge float frames in [0, 1] -> (B, 3, large, large), roughly in [0, 1].
+
+        Raises InputError for another size.
         """
-        if tuple(frames_BCHW.shape[1:]) != (3, self.cfg.size, self.cfg.size):
-            wanted = f"(B, 3, {self.cfg.size}, {self.cfg.size})"
+        size, got = self.cfg.size, tuple(frames_BCHW.shape)
+        if got[1:] != (3, size, size):
             raise InputError(
-                f"upscaler: expected frames of shape {wanted}, got {tuple(frames_BCHW.shape)}"
+                f"upscaler: expected frames of shape (B, 3, {size}, {size}), got {got}"
             )
         start = bicubic(frames_BCHW, self.cfg.factor)
         x = F.pixel_unshuffle(start, self.cfg.fold)
-        kept = []
+        skips = []
         for level in self.down:
             x = level(x)
-            kept.append(x)
+            skips.append(x)
             x = F.max_pool2d(x, 2)
         x = self.bottom(x)
         for rise, level in zip(self.rise, self.up, strict=True):
-            x = level(torch.cat([kept.pop(), rise(x)], dim=1))
-        made = F.pixel_shuffle(self.out(x), self.cfg.fold)
-        return start + made if self.cfg.residual else made
+            x = level(torch.cat([skips.pop(), rise(x)], dim=1))
+        predicted = F.pixel_shuffle(self.out(x), self.cfg.fold)
+        return start + predicted if self.cfg.residual else predicted
 
     @torch.no_grad()
     def upscale(self, frames: Tensor) -> Tensor:
-        """Enlarge float frames (..., 3, size, size) in [0, 1] -> (..., 3, large, large) in [0, 1],
-        in small batches.
+        """Enlarge float frames (..., 3, size, size) in [0, 1] in small batches, to [0, 1].
 
         Raises InputError for another size, type or range.
         """
+        size = self.cfg.size
         if frames.ndim < 4 or not frames.is_floating_point():
-            kind = f"{tuple(frames.shape)} of {frames.dtype}"
             raise InputError(
-                f"upscaler: expected float frames (..., 3, {self.cfg.size}, {self.cfg.size}), "
-                f"got {kind}"
+                f"upscaler: expected float frames (..., 3, {size}, {size}), "
+                f"got {tuple(frames.shape)} of {frames.dtype}"
             )
         low, high = (bound.item() for bound in frames.aminmax()) if frames.numel() else (0.0, 0.0)
         if not (low >= -1e-4 and high <= 1 + 1e-4):
@@ -141,12 +135,9 @@ class Upscaler(nn.Module):
 
 
 def bicubic(frames_BCHW: Tensor, factor: int) -> Tensor:
-    """Enlarge frames by bicubic interpolation, in [0, 1]: the baseline of an upscaler, and its
-    start.
-    """
-    return F.interpolate(
-        frames_BCHW, scale_factor=factor, mode="bicubic", align_corners=False
-    ).clamp(0, 1)
+    """Enlarge frames by bicubic interpolation, in [0, 1]: the baseline of an upscaler."""
+    large = F.interpolate(frames_BCHW, scale_factor=factor, mode="bicubic", align_corners=False)
+    return large.clamp(0, 1)
 
 
 def upscaler_config(name: str) -> UpscalerConfig:

@@ -1,9 +1,7 @@
-"""Cosine vector quantiser: features and codes on the unit sphere, dead codes re-seeded, usage
-measured.
+"""Cosine vector quantiser: features and codes on the unit sphere, with dead codes re-seeded.
 
-The published code normalises its codebook once, at the start, and lets codes die; with a codebook
-learnt by gradient six of 1,024 were left at small size. Here every unused code is moved to a
-feature that is badly represented.
+The published code normalises its codebook only at the start and lets codes die: at small size, six
+of 1,024 codes learnt by gradient were left. Here unused codes move to badly represented features.
 
 Shapes: M features, K codes, D width of a code; `...` any leading dimensions.
 """
@@ -22,12 +20,10 @@ LABEL_TEMPERATURE = 0.1
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest code by cosine, with straight-through gradients. All of its state is in its
-    `state_dict`.
+    """Nearest code by cosine, with straight-through gradients.
 
     codebook = "gradient": rows are a parameter, learnt by the codebook MSE (the paper). "ema": rows
-    are the normalised moving average of the features they stand for, and the codebook MSE is not
-    needed.
+    are normalised moving averages of the features assigned to them.
     """
 
     rows: Tensor
@@ -44,14 +40,13 @@ class VectorQuantizer(nn.Module):
         else:
             self.register_buffer("rows", rows)
             self.register_buffer("sums_KD", rows / cfg.codes)
-        # Share of the features that each code stands for, as a moving average: sums to 1.
+        # Share of the features assigned to each code, as a moving average; sums to 1.
         self.register_buffer("use_K", torch.full((cfg.codes,), 1 / cfg.codes))
         self.register_buffer("progress", torch.zeros(()))
         self.learns = True
-        """True while training moves the codes; off while the decoder alone is trained."""
+        """True while training moves the codes; false in decoder-only fine-tuning."""
         self._moves: list[tuple[Tensor, Tensor]] = []
-        """Re-seedings of a learnt codebook that wait for `reseed_dead_codes`: (codes, their new
-        rows)."""
+        """Codes of a learnt codebook, and their new rows, for the next `reseed_dead_codes`."""
 
     @property
     def codebook(self) -> Tensor:
@@ -60,30 +55,27 @@ class VectorQuantizer(nn.Module):
 
     @property
     def active(self) -> bool:
-        """True where features are quantised at this point of the run."""
-        return (
-            not (self.training and self.learns) or float(self.progress) >= self.cfg.quantizer_start
-        )
+        """True if features are quantised at this point of the run."""
+        learning = self.training and self.learns
+        return not learning or float(self.progress) >= self.cfg.quantizer_start
 
     def ids(self, features: Tensor) -> Tensor:
-        """Find the nearest code. (..., D) -> int64 (...)."""
-        return nearest_code(
-            F.normalize(features.float(), dim=-1).flatten(0, -2), self.codebook
-        ).view(features.shape[:-1])
+        """Return the id of the nearest code, (..., D) -> int64 (...)."""
+        unit_MD = F.normalize(features.float(), dim=-1).flatten(0, -2)
+        return nearest_code(unit_MD, self.codebook).view(features.shape[:-1])
 
     def forward(
         self, features: Tensor, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Quantise (..., D) -> (unit vectors of the same shape, ids (...), losses `codebook`,
-        `commitment`).
+        """Quantise (..., D) -> (unit vectors of the same shape, ids (...), named losses).
 
-        In training it also learns: moving averages are updated, and dead codes re-seeded with the
-        global random state, those of a learnt codebook by `reseed_dead_codes`.
+        The losses are `commitment` and, for a codebook learnt by gradient, `codebook`. In training,
+        also updates the moving averages and re-seeds dead codes with the global random state; those
+        of a codebook learnt by gradient move in `reseed_dead_codes`.
 
-        `labels` (...): the code that each feature is to have, -1 where that is not known. Then
-        there is the loss `labels` too, the cross-entropy of the codes by cosine over
-        `LABEL_TEMPERATURE`, 0 where there is no label and averaged over all. Then no code is
-        re-seeded or follows a moving average: features move to codes, not codes to features.
+        `labels` (...) are the known codes of features, -1 if unknown. They add the loss `labels`:
+        the cross-entropy over the codes, with cosine / `LABEL_TEMPERATURE` as logits, 0 for unknown
+        labels and averaged over all features. With labels no code moves: features move to codes.
         """
         with torch.autocast(features.device.type, enabled=False):
             unit = F.normalize(features.float(), dim=-1)
@@ -102,34 +94,29 @@ class VectorQuantizer(nn.Module):
         return quantised, ids.view(features.shape[:-1]), losses
 
     def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
-        """Add up reconstruction, codebook (where codes are learnt by it) and commitment (once
-        features are quantised).
-        """
+        """Add up the losses: reconstruction, commitment once features are quantised, codebook."""
         loss = losses["reconstruction"]
         if self.active:
             loss = loss + self.cfg.commitment * losses["commitment"]
         return loss + losses["codebook"] if "codebook" in losses else loss
 
     def usage(self) -> dict[str, float]:
-        """Measure `perplexity` of the code use, `codes_used` and `share_used`: codes above 1/100 of
-        the share 1/K.
+        """Return `perplexity` of the code use, `codes_used` and `share_used`.
+
+        A code counts as used if its share is above 1/100 of the mean share 1/K.
         """
         shares = (self.use_K / self.use_K.sum()).double()
         entropy = -(shares * shares.clamp_min(1e-12).log()).sum().item()
         used = int((shares > 0.01 / len(shares)).sum().item())
-        return {
-            "perplexity": math.exp(entropy),
-            "codes_used": used,
-            "share_used": used / len(shares),
-        }
+        share_used = used / len(shares)
+        return {"perplexity": math.exp(entropy), "codes_used": used, "share_used": share_used}
 
     @torch.no_grad()
     def reseed_dead_codes(self) -> None:
-        """Move the codes of a learnt codebook that were re-seeded since the last call. Call it
-        after optimizer steps.
+        """Move the dead codes of a codebook learnt by gradient; call it after optimizer steps.
 
-        Not in the forward pass: there a rank that holds a shard of the codebook sees only a copy of
-        the whole. All ranks must call. What the optimizer made of these rows is overwritten.
+        All ranks must call it. The forward pass cannot move them: under FSDP it sees a copy of the
+        codebook. The optimizer's update of these rows is overwritten.
         """
         for codes, seeds in self._moves:
             rows = full_tensor(self.rows.detach()).clone()
@@ -151,7 +138,7 @@ class VectorQuantizer(nn.Module):
         total = counts.sum()
         self.use_K.lerp_(counts / total, weight)
         if labelled:
-            # Features are all alike at first: codes that followed them would be too, and no loss
+            # At first all features are alike. Codes that followed them would be too, and no loss
             # could separate them.
             return
         if self.cfg.codebook == "ema":
@@ -161,9 +148,7 @@ class VectorQuantizer(nn.Module):
             self._reseed(flat_MD, ids_M)
 
     def _batch_sums(self, flat_MD: Tensor, ids_M: Tensor) -> tuple[Tensor, Tensor]:
-        """Count the features of each code in this batch, (K,), and sum them, (K, D), over all
-        workers.
-        """
+        """Return the number (K,) and the sum (K, D) of each code's features over all workers."""
         packed = flat_MD.new_zeros(len(self.use_K), flat_MD.shape[1] + 1)
         packed.index_add_(0, ids_M, F.pad(flat_MD, (0, 1), value=1.0))
         if distributed.is_available() and distributed.is_initialized():
@@ -171,9 +156,7 @@ class VectorQuantizer(nn.Module):
         return packed[:, -1], packed[:, :-1]
 
     def _reseed(self, flat_MD: Tensor, ids_M: Tensor) -> None:
-        """Move dead codes to features of the batch, drawn by how badly they are represented (as
-        k-means++ does).
-        """
+        """Move dead codes to features of the batch, drawn by their distance as in k-means++."""
         dead = (self.use_K < self.cfg.reseed_below / len(self.use_K)).nonzero().flatten()
         if not len(dead):
             return
@@ -182,13 +165,13 @@ class VectorQuantizer(nn.Module):
         count = min(len(dead), int((distance_M > 0).sum()))
         seeds = flat_MD.new_zeros(len(dead), flat_MD.shape[1] + 1)
         if count:
-            drawn = torch.multinomial(distance_M, count)
-            seeds[:count] = F.pad(flat_MD[drawn], (0, 1), value=1.0)
+            chosen = torch.multinomial(distance_M, count)
+            seeds[:count] = F.pad(flat_MD[chosen], (0, 1), value=1.0)
         if distributed.is_available() and distributed.is_initialized():
             distributed.broadcast(seeds, 0)
         dead, seeds = dead[seeds[:, -1] > 0], seeds[seeds[:, -1] > 0, :-1]
-        # A new code starts with the mean use, so that it has time to find its features before it is
-        # judged again.
+        # A new code starts with the mean use, so that it has time to attract features before it can
+        # count as dead again.
         start = 1 / len(self.use_K)
         self.use_K[dead] = start
         if self.cfg.codebook == "ema":
@@ -198,8 +181,6 @@ class VectorQuantizer(nn.Module):
 
 
 def nearest_code(unit_MD: Tensor, codebook_KD: Tensor) -> Tensor:
-    """Find the code with the largest dot product for each feature, in chunks: M x K products need
-    not fit at once.
-    """
+    """Return the code with the largest dot product for each feature, in chunks to save memory."""
     # max is twice as fast as argmax on a CPU.
     return torch.cat([(part @ codebook_KD.T).max(-1).indices for part in unit_MD.split(16_384)])

@@ -1,7 +1,8 @@
-"""Hashes of weights, loading them strictly, and checks that components belong together."""
+"""Hashes of weights, and checks that trained components belong together."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,97 +17,62 @@ if TYPE_CHECKING:
     from worldmodel.models.tokenizer import Tokenizer
 
 
-def tensors_sha256(tensors: dict[str, Tensor]) -> str:
-    """Compute the hex sha256 over names, types, shapes and bytes of tensors, in the order of their
-    names.
-    """
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hash the names, types, shapes and bytes of tensors, sorted by name; hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(content.numpy().tobytes())
     return digest.hexdigest()
 
 
-def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
-    """Copy weights into a module, all of them or none.
-
-    Raises InputError before anything is copied where a name, shape or type differs: another
-    architecture.
-    """
-    own = module.state_dict()
-    for name in sorted(own.keys() ^ weights.keys()):
-        where = "only in the file" if name in weights else "missing in the file"
-        raise InputError(
-            f"{source}: weights of another architecture: "
-            f"{name} is {where}; use its own configuration"
-        )
-    for name, tensor in own.items():
-        here, there = (
-            (tuple(tensor.shape), tensor.dtype),
-            (tuple(weights[name].shape), weights[name].dtype),
-        )
-        if here != there:
-            raise InputError(
-                f"{source}: weights of another architecture: "
-                f"{name} is {there[0]}, the model's {here[0]}"
-            )
-    module.load_state_dict(weights, strict=True)
-
-
 def encoder_sha256(model: "Tokenizer | LatentActionModel") -> str:
-    """Hash everything that decides the token ids of a tokenizer, or the actions of a latent action
-    model.
+    """Hash everything that decides the token ids or the latent actions.
 
-    Training the decoder alone does not change it.
+    Training only the decoder does not change it.
     """
     decoder = {id(parameter) for parameter in model.decoder_parameters()}
     weights = {name: value for name, value in model.named_parameters() if id(value) not in decoder}
     config = model.cfg.to_dict()
-    sizes = hashlib.sha256(
-        json.dumps({name: config[name] for name in ("size", "frames", model.component)}).encode()
-    )
+    settings = json.dumps({name: config[name] for name in ("size", "frames", model.component)})
+    settings_hash = hashlib.sha256(settings.encode()).hexdigest()
     codebook = model.codebook.detach()
-    if not codebook.is_cpu:  # the last bit of a norm is another one there
+    if not codebook.is_cpu:  # the last bit of a norm depends on the device
         codebook = nn.functional.normalize(model.quantizer.rows.detach().cpu().float(), dim=-1)
-    return tensors_sha256({**weights, f"codebook of {sizes.hexdigest()}": codebook})
+    return tensors_sha256({**weights, f"codebook of {settings_hash}": codebook})
 
 
 def check_tokenizer(
     tokenizer: "Tokenizer", dynamics: "Dynamics", source: Path | str = "tokenizer"
 ) -> None:
-    """Raise InputError, with both hashes, unless the tokenizer makes the tokens that the dynamics
-    was trained on.
+    """Raise InputError unless the dynamics was trained on this tokenizer's tokens.
 
-    A dynamics model that was not loaded from a run knows only the codes: then these must be the
-    same.
+    A dynamics that was not loaded from a run knows only the codebook, which must then be equal.
     """
-    wanted = getattr(dynamics, "tokenizer_sha256", None)
-    same_codes = torch.allclose(
-        dynamics.codebook.cpu(), tokenizer.codebook.detach().cpu(), atol=1e-6
-    )
-    got = encoder_sha256(tokenizer) if wanted else tensors_sha256({"codebook": tokenizer.codebook})
-    if same_codes and wanted in (None, got):
+    expected = getattr(dynamics, "tokenizer_sha256", None)
+    codes = tokenizer.codebook.detach().cpu()
+    same_codes = torch.allclose(dynamics.codebook.cpu(), codes, atol=1e-6)
+    got = encoder_sha256(tokenizer) if expected else tensors_sha256({"codebook": codes})
+    if same_codes and expected in (None, got):
         return
-    wanted = wanted or tensors_sha256({"codebook": dynamics.codebook})
+    expected = expected or tensors_sha256({"codebook": dynamics.codebook})
     raise InputError(
-        f"{source}: not the tokenizer that the dynamics was trained with: "
-        f"expected the one with sha256 {wanted[:16]}, "
-        f"got {got[:16]}"
+        f"{source}: not the tokenizer that the dynamics was trained with: expected the one with "
+        f"sha256 {expected[:16]}, got {got[:16]}"
     )
 
 
 def check_lam(dynamics: "Dynamics", lam: "LatentActionModel") -> None:
-    """Raise InputError unless a dynamics on latent actions was trained on this model's; a new one
-    takes it over.
+    """Raise InputError unless the dynamics was trained on this model's latent actions.
+
+    A dynamics without a latent action model adopts this one.
     """
-    found = encoder_sha256(lam)
-    expected = dynamics.lam_sha256
+    got, expected = encoder_sha256(lam), dynamics.lam_sha256
     if expected is None:
-        dynamics.set_lam(found)
-    elif expected != found:
+        dynamics.set_lam(got)
+    elif expected != got:
         raise InputError(
-            f"dynamics was trained on the actions of LAM {expected[:12]}, "
-            f"this one is {found[:12]}: give that one"
+            f"dynamics was trained on the actions of LAM {expected[:12]}, this one is {got[:12]}: "
+            "use the LAM it was trained with"
         )

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from worldmodel.data.batch import Batch, to_float_frames
 from worldmodel.metrics import frame_psnr
 from worldmodel.models.dynamics import Dynamics
-from worldmodel.models.latent_action import LatentActionModel, LatentActionOutput
+from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.upscaler import Upscaler, bicubic
+from worldmodel.models.vq_autoencoder import AutoencoderOutput
 from worldmodel.models.weights import encoder_sha256
 
 
@@ -117,7 +118,7 @@ def mean_psnr(predicted: Tensor, target: Tensor) -> Tensor:
 
 def lam_loss(
     lam: LatentActionModel, frames_BTCHW: Tensor, actions_BT: Tensor, label_fraction: float
-) -> LatentActionOutput:
+) -> AutoencoderOutput:
     """Run a latent action model on clips, with a label loss if `label_fraction` > 0.
 
     In training, `loss` includes the label loss, which is divided by the share of labelled samples
@@ -153,9 +154,7 @@ class DynamicsObjective(Objective):
         self.needs = frozenset({"tokens", "actions" if lam is None else "latent_actions"})
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        return self.model.loss(
-            self.tokens(batch), self.actions(batch), generator=None, progress=progress
-        )
+        return self.model.loss(self.tokens(batch), self.actions(batch), generator=None)
 
     def tokens(self, batch: Batch) -> Tensor:
         """Return tokens_BThw of a batch."""
@@ -224,7 +223,7 @@ class JointObjective(Objective):
         frames_BTCHW = to_float_frames(batch.frames_BTHWC)
         output = lam_loss(self.model.lam, frames_BTCHW, batch.actions_BT, self.label_fraction)
         tokens_BThw = self.encode("tokens", batch, batch.tokens_BThw)
-        losses = self.model.dynamics.loss(tokens_BThw, output.actions, progress=progress)
+        losses = self.model.dynamics.loss(tokens_BThw, output.ids)
         lam_losses = {f"lam_{name}": value for name, value in output.losses.items()}
         total = losses["loss"] + output.losses["loss"]
         return {**losses, **lam_losses, "dynamics_loss": losses["loss"], "loss": total}

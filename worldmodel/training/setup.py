@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from envs.utils.artifact_dir import copy_weights
 from envs.utils.errors import InputError
 from worldmodel import checkpoint
 from worldmodel.data.clip_dataset import ClipDataset
@@ -21,7 +22,7 @@ from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.transformer import STTransformer
 from worldmodel.models.upscaler import Upscaler, upscaler_config
-from worldmodel.models.weights import check_lam, check_tokenizer, load_weights
+from worldmodel.models.weights import check_lam, check_tokenizer
 from worldmodel.training.distributed import Worker, load_optimizer, wrap_model
 from worldmodel.training.ema import EMA
 from worldmodel.training.flops import cost_of
@@ -55,7 +56,7 @@ def build_objective(run: TrainingRun, device: torch.device) -> Objective:
         case "upscaler":
             upscaler = Upscaler(upscaler_config(run.recipe.upscaler))
             if run.init is not None:
-                load_weights(upscaler, load_upscaler(run.init).state_dict(), run.init)
+                copy_weights(upscaler, load_upscaler(run.init).state_dict(), run.init)
             return UpscalerObjective(upscaler.to(device))
         case unknown:
             raise InputError(f"unknown component {unknown!r}")
@@ -228,7 +229,7 @@ def build_trainer(
     restored = _open_newest(run.out, fingerprint)
     state = {} if restored is None else restored.state
     if restored is not None:
-        load_weights(objective.model, restored.weights(), restored.path)
+        copy_weights(objective.model, restored.weights(), restored.path)
     for module in objective.model.modules():
         if isinstance(module, STTransformer):
             module.activation_checkpointing = recipe.activation_checkpointing

@@ -265,7 +265,7 @@ class Trainer:
             if self.worker.rank == 0:
                 position = {"step": self.step, "best": self.best, "data_state": self.loader.state()}
                 state = {**self.run.identity(), **self.fingerprint, **position, "optimizer": groups}
-                checkpoint.save_checkpoint(
+                checkpoint.write_checkpoint(
                     self.run.out, state, tensors, keep_last=self.recipe.keep_last
                 )
         self.saved(self.step)

@@ -87,7 +87,7 @@ def test_reward_by_hand():
 
 
 def test_reward_from_distributions_by_hand():
-    from worldmodel.models.genie import normalised_entropy
+    from worldmodel.models.world_model import normalised_entropy
 
     # K = 4: certain -> 0, one of two -> ln 2 / ln 4 = 1/2, uniform -> 1; the top half of four
     # tokens is (1 + 1/2) / 2.

@@ -1,6 +1,4 @@
-"""The map from buttons to latent actions: what it picks, says of itself, what is no map; and models
-without one.
-"""
+"""Map from buttons to latent actions, and models without one."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from worldmodel.training.config import train_preset
 from worldmodel.training.train import TrainingRun, train
 
 
-def test_the_map_takes_what_stands_for_a_button_and_not_what_is_common() -> None:
+def test_the_map_prefers_specific_latent_actions_to_common_ones() -> None:
     counts = np.array([[60, 40, 0], [60, 0, 2], [60, 0, 0]])
     assert ActionMap({"a": counts}).latent_actions() == [1, 0, 0]
     by_hand = 40 / 100 * 40 / 40
@@ -38,14 +36,21 @@ def test_agreement_is_kappa_and_mutual_information() -> None:
 
 
 @pytest.mark.parametrize(
-    "plain", [[], {}, {"counts": {}, "measured": {}}, {"counts": {"a": "x"}, "measured": {}}]
+    "plain",
+    [
+        [],
+        {},
+        {"counts": {}, "measured": {}},
+        {"counts": {"a": "x"}, "measured": {}},
+        {"counts": {"a": 3}, "measured": {}},
+    ],
 )
-def test_other_files_are_no_map(plain: Any) -> None:
+def test_other_data_is_refused(plain: Any) -> None:
     with pytest.raises(InputError, match="action map: expected"):
         ActionMap.from_dict(plain)
 
 
-def test_map_joins_parts_that_were_trained_on_real_actions(
+def test_export_of_a_model_on_real_actions_needs_no_map(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = record(tmp_path / "data", episodes=4, steps=40)
@@ -54,13 +59,15 @@ def test_map_joins_parts_that_were_trained_on_real_actions(
         ("dynamics", {"tokenizer": tmp_path / "tokenizer"}),
     ):
         short = train_preset(component, "debug", iterations=2, checkpoint_every=2)
-        train(TrainingRun(component, preset("debug"), short, [data], tmp_path / component, **given))
-    made = [
-        "export",
-        *(f"--{name}={tmp_path / name}" for name in ("tokenizer", "dynamics")),
-        f"--out={tmp_path / 'model'}",
-    ]
-    assert execute([*made, f"--data={data}"]) == 2
+        out = tmp_path / component
+        train(
+            TrainingRun(
+                component, config=preset("debug"), recipe=short, data=[data], out=out, **given
+            )
+        )
+    parts = [f"--{name}={tmp_path / name}" for name in ("tokenizer", "dynamics")]
+    command = ["export", *parts, f"--out={tmp_path / 'model'}"]
+    assert execute([*command, f"--data={data}"]) == 2
     assert "real actions: leave --lam and --data out" in capsys.readouterr().err
-    assert execute(made) == 0
+    assert execute(command) == 0
     assert isinstance(load_world_model(tmp_path / "model"), GenieReduxG)

@@ -1,10 +1,9 @@
-"""Hand-written forward and backward passes: equal to plain ones, in all memory orders, compiled or
-not.
-"""
+"""CPU kernels: equal to the plain passes, compiled or not, and unused on other devices."""
 
 import copy
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -34,21 +33,21 @@ CPU = torch.device("cpu")
 def alike(
     one: Callable[..., Tensor], other: Callable[..., Tensor], inputs: tuple[Tensor, ...]
 ) -> None:
-    """Both give the same, and the same gradients of a random projection of it."""
-    made, wanted = one(*inputs), other(*inputs)
-    torch.testing.assert_close(made, wanted)
-    pull = torch.randn_like(wanted)
+    """Compare outputs, and the gradients of a random projection of them."""
+    output, expected = one(*inputs), other(*inputs)
+    torch.testing.assert_close(output, expected)
+    pull = torch.randn_like(expected)
     pairs = zip(
-        torch.autograd.grad(made, inputs, pull),
-        torch.autograd.grad(wanted, inputs, pull),
+        torch.autograd.grad(output, inputs, pull),
+        torch.autograd.grad(expected, inputs, pull),
         strict=True,
     )
-    for ours, plain in pairs:
-        torch.testing.assert_close(ours, plain)
+    for gradient, expected_gradient in pairs:
+        torch.testing.assert_close(gradient, expected_gradient)
 
 
 def leaves(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Random numbers that want gradients."""
+    """Return random tensors that require gradients."""
     torch.manual_seed(0)
     return tuple(torch.randn(shape, dtype=torch.double, requires_grad=True) for shape in shapes)
 
@@ -56,7 +55,7 @@ def leaves(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
 def heads_of(
     qkv: Tensor, scale: Tensor, split: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 ) -> Tensor:
-    """Everything that a split of (B, F, N, 3, H, E) in the order of time gives, in one tensor."""
+    """Return the split of a projection (B, F, N, 3, H, E), with frames as tokens, in one tensor."""
     return torch.stack(split(qkv.permute(3, 0, 2, 4, 1, 5), scale))
 
 
@@ -82,7 +81,7 @@ def plain_normed(x: Tensor, part: Tensor, weight: Tensor) -> Tensor:
 
 
 def every_kernel() -> None:
-    """Compare each with its plain form."""
+    """Compare each kernel with its plain form."""
     alike(
         lambda *x: heads_of(*x, split_heads),
         lambda *x: heads_of(*x, plain_split),
@@ -98,12 +97,12 @@ def test_kernels_have_the_gradients_of_plain_ones() -> None:
 
 
 def test_compiled_kernels_have_the_gradients_of_plain_ones() -> None:
-    set_compile(True, CPU)
+    set_compile(True)
     try:
         every_kernel()
         assert all(compiled(kernel) is not kernel for kernel in COMPILABLE)
     finally:
-        set_compile(False, CPU)
+        set_compile(False)
     assert all(compiled(kernel) is kernel for kernel in COMPILABLE)
 
 
@@ -114,11 +113,11 @@ def test_a_missing_compiler_is_named_before_anything_is_compiled(
     with pytest.raises(
         InputError, match="needs a C\\+\\+ compiler, and there is no no-such-compiler"
     ):
-        set_compile(True, CPU)
+        set_compile(True)
     assert all(compiled(kernel) is kernel for kernel in COMPILABLE)
 
 
-def test_what_a_query_does_not_see_is_left_out() -> None:
+def test_hidden_tokens_have_no_weight() -> None:
     q, k, v = torch.randn(3, 2, 4, 5, 8)
     bias = torch.randn(4, 5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
     torch.testing.assert_close(attention(q, k, v, bias), plain_attention(q, k, v, bias))
@@ -126,25 +125,26 @@ def test_what_a_query_does_not_see_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("inner", [21, 32, 64])
-def test_filling_up_the_inner_width_changes_nothing(
+def test_padding_of_the_inner_width_changes_nothing(
     inner: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, up, down = (
         value.detach().bfloat16() for value in leaves((5, 8), (2 * inner, 8), (8, inner))
     )
-    given = [value.requires_grad_() for value in (x, up.float(), down.float())]
+    inputs = [value.requires_grad_() for value in (x, up.float(), down.float())]
     results = []
     for lanes in (1, 32):
         monkeypatch.setattr(cpu_kernels, "LANES", lanes)
-        made = gated_feed_forward(*given)
-        results.append((made, *torch.autograd.grad(made, given, torch.ones_like(made))))
+        output = gated_feed_forward(*inputs)
+        gradients = torch.autograd.grad(output, inputs, torch.ones_like(output))
+        results.append((output, *gradients))
     for one, other in zip(*results, strict=True):
         assert one.dtype == other.dtype
         torch.testing.assert_close(one, other)
     assert results[1][2].shape == up.shape
 
 
-def test_weights_are_kept_while_that_is_wished_and_no_longer() -> None:
+def test_weights_are_cached_only_inside_the_context() -> None:
     x, up, down = (value.detach().bfloat16() for value in leaves((5, 8), (42, 8), (8, 21)))
     up, down = up.float(), down.float()
     plain = gated_feed_forward(x, up, down)
@@ -160,14 +160,22 @@ def test_weights_are_kept_while_that_is_wished_and_no_longer() -> None:
 
 
 def randomise(module: torch.nn.Module) -> None:
-    """Make the output depend on all weights: a new model is close to the identity."""
+    """Make the output depend on all weights; a new model is close to the identity."""
     torch.manual_seed(0)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
 
 
+def plain_and_fast(model: Any) -> tuple[Any, Any]:
+    """Return a randomised model and its copy with CPU kernels."""
+    randomise(model)
+    fast = copy.deepcopy(model)
+    use_cpu_kernels(fast)
+    return model, fast
+
+
 def compare_gradients(plain: torch.nn.Module, fast: torch.nn.Module) -> None:
-    """Check that both have the same gradients, none of them missing."""
+    """Check that both have the same gradients and that none is missing."""
     expected = dict(plain.named_parameters())
     assert sum(parameter.grad is not None for parameter in expected.values()) > 10
     for name, parameter in fast.named_parameters():
@@ -184,10 +192,8 @@ def compare_gradients(plain: torch.nn.Module, fast: torch.nn.Module) -> None:
 def test_the_transformer_with_kernels_equals_the_plain_one(
     temporal_first: bool, layout: str
 ) -> None:
-    plain = STTransformer(24, 3, 8, 2, temporal_first=temporal_first, action_width=5).double()
-    randomise(plain)
-    fast = copy.deepcopy(plain)
-    use_cpu_kernels(fast)
+    stack = STTransformer(24, 3, 8, 2, temporal_first=temporal_first, action_width=5)
+    plain, fast = plain_and_fast(stack.double())
     order = None if layout == "consecutive" else CleanNoisyLayout.of([1, 2, 4], 6, CPU).order
     frames = 6 if order is None else 10
     x, bias, actions = leaves((2, frames, 4, 3, 24), (3, 12, 12), (2, frames, 5))
@@ -205,11 +211,8 @@ def test_the_transformer_with_kernels_equals_the_plain_one(
     compare_gradients(plain, fast)
 
 
-def test_kernels_fill_and_read_the_cache_as_the_plain_transformer_does() -> None:
-    plain = STTransformer(24, 3, 8, 2, action_width=5).double()
-    randomise(plain)
-    fast = copy.deepcopy(plain)
-    use_cpu_kernels(fast)
+def test_kernels_use_the_cache_as_the_plain_transformer_does() -> None:
+    plain, fast = plain_and_fast(STTransformer(24, 3, 8, 2, action_width=5).double())
     x, bias, actions = (
         value.detach() for value in leaves((2, 7, 4, 3, 24), (3, 12, 12), (2, 7, 5))
     )
@@ -229,19 +232,15 @@ def test_kernels_fill_and_read_the_cache_as_the_plain_transformer_does() -> None
 def test_training_with_kernels_has_the_losses_and_gradients_of_training_without(
     component: type,
 ) -> None:
-    plain = component(preset("debug"))
-    randomise(plain)
-    if component is Dynamics:
-        plain.set_codebook(F.normalize(torch.randn(64, 8), dim=-1))
-    else:
-        plain.quantizer.learns = False
-    fast = copy.deepcopy(plain)
-    use_cpu_kernels(fast)
-    frames, tokens, actions = (
-        torch.rand(2, 5, 3, 64, 64),
-        torch.randint(64, (2, 5, 8, 8)),
-        torch.randint(5, (2, 4)),
-    )
+    plain, fast = plain_and_fast(component(preset("debug")))
+    codebook = F.normalize(torch.randn(64, 8), dim=-1)
+    for model in (plain, fast):
+        if component is Dynamics:
+            model.set_codebook(codebook)
+        else:
+            model.quantizer.learns = False
+    frames, tokens = torch.rand(2, 5, 3, 64, 64), torch.randint(64, (2, 5, 8, 8))
+    actions = torch.randint(5, (2, 4))
     losses = []
     for model in (plain, fast):
         if component is Dynamics:
@@ -260,9 +259,22 @@ def test_training_with_kernels_has_the_losses_and_gradients_of_training_without(
 
 
 def test_kernels_leave_names_and_weights_as_they_are() -> None:
-    plain = Dynamics(preset("debug"))
-    fast = copy.deepcopy(plain)
-    use_cpu_kernels(fast)
+    plain, fast = plain_and_fast(Dynamics(preset("debug")))
     one, other = plain.state_dict(), fast.state_dict()
     assert list(one) == list(other)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_model_on_another_device_runs_its_plain_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_SplitHeads", "_Attention", "_GatedFeedForward", "_TemporalConv"):
+        monkeypatch.setattr(cpu_kernels, name, None)
+    stack = STTransformer(24, 3, 8, 1)
+    use_cpu_kernels(stack)
+    x, bias = torch.randn(1, 2, 4, 3, 24), torch.randn(3, 12, 12)
+    with pytest.raises(AttributeError):  # on the CPU the kernels run
+        stack(x, bias)
+    output, cache = stack.to("meta")(x.to("meta"), bias.to("meta"))
+    assert (output.device.type, output.shape) == ("meta", x.shape)
+    assert cache.layers[0].keys_BHPE is None
+    assert cache.layers[1].keys_BHPE is not None
+    assert cache.layers[1].keys_BHPE.shape == (12, 3, 2, 8)

@@ -1,8 +1,6 @@
-"""Tokenizer and dynamics: what the formulas say, that nothing looks into the future, and that
-actions meet their frame.
+"""Tokenizer and dynamics: formulas, causality, alignment of actions and frames, objectives.
 
-Frames and tokens here are random: what is tested does not depend on training, except where a test
-trains.
+Frames and tokens are random: except where a test trains, the results do not depend on training.
 """
 
 from collections.abc import Callable
@@ -28,9 +26,7 @@ def count(module: torch.nn.Module) -> int:
 
 
 def random_dynamics(cfg: WorldModelConfig = DEBUG, seed: int = 0) -> Dynamics:
-    """One whose outputs depend on everything: fresh weights are too small to show what reaches
-    them.
-    """
+    """Return a dynamics model whose outputs depend on all inputs; new weights are too small."""
     torch.manual_seed(seed)
     dynamics = Dynamics(cfg).eval()
     dynamics.set_codebook(
@@ -63,7 +59,7 @@ def test_paper_has_the_papers_sizes() -> None:
     assert count(tokenizer.bias) == 268_296
 
 
-def test_config_goes_through_plain_data() -> None:
+def test_config_survives_plain_data() -> None:
     for name in ("debug", "cpu", "paper"):
         assert WorldModelConfig.from_dict(preset(name).to_dict()) == preset(name)
     plain = preset("debug").to_dict()
@@ -85,19 +81,19 @@ def test_position_generator_is_a_causal_convolution(past: int) -> None:
     peg = PEG(6).double()
     x = torch.randn(2, 5, 4, 4, 6, dtype=torch.double, requires_grad=True)
     volume = F.pad(x.permute(0, 4, 1, 2, 3), (1, 1, 1, 1, 2, 0))
-    wanted = F.conv3d(volume, peg.weight, groups=6).permute(0, 2, 3, 4, 1)
+    expected = F.conv3d(volume, peg.weight, groups=6).permute(0, 2, 3, 4, 1)
     if past:
         tail = F.pad(x[:, :past], (0, 0, 0, 0, 0, 0, 2 - past, 0))
         torch.testing.assert_close(
-            peg(x[:, past:], FrameOrder.consecutive(5 - past, past), tail), wanted[:, past:]
+            peg(x[:, past:], FrameOrder.consecutive(5 - past, past), tail), expected[:, past:]
         )
         return
-    made = peg(x, FrameOrder.consecutive(5), None)
-    torch.testing.assert_close(made, wanted)
-    pull = torch.randn_like(made)
+    output = peg(x, FrameOrder.consecutive(5), None)
+    torch.testing.assert_close(output, expected)
+    pull = torch.randn_like(output)
     for one, other in zip(
-        torch.autograd.grad(made, (x, peg.weight), pull),
-        torch.autograd.grad(wanted, (x, peg.weight), pull),
+        torch.autograd.grad(output, (x, peg.weight), pull),
+        torch.autograd.grad(expected, (x, peg.weight), pull),
         strict=True,
     ):
         torch.testing.assert_close(one, other)
@@ -105,16 +101,16 @@ def test_position_generator_is_a_causal_convolution(past: int) -> None:
 
 def test_position_bias_is_the_mlp_at_each_offset() -> None:
     bias = PositionBias(4, 8, 3)
-    made = bias()
+    output = bias()
     assert bias.offsets.shape == (49, 2)
     for i in range(16):
         for j in range(16):
             offset = torch.tensor([i // 4 - j // 4, i % 4 - j % 4]).float()
-            wanted = bias.layers(offset.sign() * (1 + offset.abs()).log())
-            torch.testing.assert_close(made[:, i, j], wanted)
+            expected = bias.layers(offset.sign() * (1 + offset.abs()).log())
+            torch.testing.assert_close(output[:, i, j], expected)
 
 
-def test_alibi_and_mask_of_a_film() -> None:
+def test_alibi_and_mask_of_a_clip() -> None:
     slopes = 2.0 ** -torch.arange(1, 9)
     bias = FrameOrder.consecutive(3, cached=2).alibi_bias(slopes)
     assert bias.shape == (8, 3, 5)
@@ -127,7 +123,7 @@ def test_alibi_and_mask_of_a_film() -> None:
 
 @pytest.mark.parametrize("temporal_first", [False, True])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_a_stack_sees_no_later_frame(temporal_first: bool, precision: torch.dtype) -> None:
+def test_a_transformer_sees_no_later_frame(temporal_first: bool, precision: torch.dtype) -> None:
     torch.manual_seed(1)
     stack = STTransformer(32, 2, 16, 2, temporal_first=temporal_first)
     x, bias = torch.randn(2, 6, 4, 4, 32), torch.randn(2, 16, 16)
@@ -136,19 +132,16 @@ def test_a_stack_sees_no_later_frame(temporal_first: bool, precision: torch.dtyp
         for t in range(1, 6):
             changed = x.clone()
             changed[:, t] = torch.randn(2, 4, 4, 32)
-            made, _ = stack(changed, bias)
-            assert torch.equal(made[:, :t], whole[:, :t])
-            assert not torch.isclose(made[:, t:], whole[:, t:]).all()
+            output, _ = stack(changed, bias)
+            assert torch.equal(output[:, :t], whole[:, :t])
+            assert not torch.isclose(output[:, t:], whole[:, t:]).all()
 
 
 def test_no_part_of_the_model_sees_a_later_frame() -> None:
     torch.manual_seed(2)
     tokenizer, dynamics = Tokenizer(DEBUG).eval(), random_dynamics()
-    frames, tokens, actions = (
-        torch.rand(2, 6, 3, 64, 64),
-        random_tokens(DEBUG, 2, 6),
-        random_actions(2, 5),
-    )
+    frames, tokens = torch.rand(2, 6, 3, 64, 64), random_tokens(DEBUG, 2, 6)
+    actions = random_actions(2, 5)
     later = frames.clone()
     later[:, 3] = torch.rand(2, 3, 64, 64)
     other = tokens.clone()
@@ -168,7 +161,7 @@ def test_no_part_of_the_model_sees_a_later_frame() -> None:
 # Actions
 
 
-def test_an_action_reaches_the_frame_that_it_made_and_no_earlier_one() -> None:
+def test_an_action_changes_the_next_frame_and_no_earlier_one() -> None:
     dynamics, tokens = random_dynamics(), random_tokens(DEBUG, 1, 5)
     actions = torch.zeros(1, 4, dtype=torch.long)
     with torch.no_grad():
@@ -176,15 +169,13 @@ def test_an_action_reaches_the_frame_that_it_made_and_no_earlier_one() -> None:
         for t in range(4):
             changed = actions.clone()
             changed[0, t] = 3
-            made = dynamics(tokens, changed)
-            assert torch.equal(made[:, : t + 1], whole[:, : t + 1])
-            assert not torch.equal(made[:, t + 1], whole[:, t + 1])
+            output = dynamics(tokens, changed)
+            assert torch.equal(output[:, : t + 1], whole[:, : t + 1])
+            assert not torch.equal(output[:, t + 1], whole[:, t + 1])
 
 
-def test_dynamics_learns_which_action_made_a_frame() -> None:
-    """Each frame shows, in all its tokens, the action that made it: a shift by one could not be
-    learnt.
-    """
+def test_dynamics_learns_which_action_led_to_a_frame() -> None:
+    """All tokens of a frame show the action before it: a shift by one could not be learnt."""
     torch.manual_seed(0)
     cfg = replace(DEBUG, tokenizer=replace(DEBUG.tokenizer, patch=16))
     dynamics = Dynamics(cfg)
@@ -199,14 +190,14 @@ def test_dynamics_learns_which_action_made_a_frame() -> None:
     actions = random_actions(4, 5, seed=9)
     blind = torch.full((4, 6, 4, 4), cfg.mask_id)
     blind[:, 0] = 0
-    made = dynamics(blind, actions).argmax(-1)
-    assert (made[:, 1:] == (actions + 1)[:, :, None, None]).float().mean() > 0.95
+    output = dynamics(blind, actions).argmax(-1)
+    assert (output[:, 1:] == (actions + 1)[:, :, None, None]).float().mean() > 0.95
 
 
-# Past
+# Cache
 
 
-def loud_stack(cfg: tuple[int, int, int, int], seed: int = 0) -> STTransformer:
+def random_stack(cfg: tuple[int, int, int, int], seed: int = 0) -> STTransformer:
     torch.manual_seed(seed)
     stack = STTransformer(*cfg, action_width=5).eval()
     for parameter in stack.parameters():
@@ -218,58 +209,53 @@ def loud_stack(cfg: tuple[int, int, int, int], seed: int = 0) -> STTransformer:
     ("shape", "cuts"),
     [((32, 2, 16, 2), (1, 2, 5)), ((64, 4, 16, 3), (3, 4, 9)), ((24, 3, 8, 1), (2,))],
 )
-def test_frames_after_a_past_equal_the_whole_film(
+def test_frames_after_a_cache_equal_those_of_the_whole_clip(
     shape: tuple[int, int, int, int], cuts: tuple[int, ...]
 ) -> None:
-    stack = loud_stack(shape)
-    x, bias, condition = (
-        torch.randn(2, 11, 4, 4, shape[0]),
-        torch.randn(shape[1], 16, 16),
-        torch.randn(2, 11, 5),
-    )
+    stack = random_stack(shape)
+    x, bias = torch.randn(2, 11, 4, 4, shape[0]), torch.randn(shape[1], 16, 16)
+    condition = torch.randn(2, 11, 5)
     with torch.no_grad():
         whole, _ = stack(x, bias, actions_BFA=condition)
-        past, parts = None, []
+        cache, parts = None, []
         for start, end in pairwise((0, *cuts, 11)):
-            part, past = stack(
-                x[:, start:end], bias, actions_BFA=condition[:, start:end], cache=past
+            part, cache = stack(
+                x[:, start:end], bias, actions_BFA=condition[:, start:end], cache=cache
             )
             parts.append(part)
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("starts", [[1, 2, 3, 4, 5], [1, 3, 5], [1], [1, 2, 5]])
-def test_two_streams_compute_what_sampling_computes(starts: list[int]) -> None:
-    """The masked stream of training gives the logits that a chunk gets when it follows finished
-    frames.
-    """
+def test_training_with_a_clean_past_computes_what_sampling_computes(starts: list[int]) -> None:
+    """Compare the logits of masked frames in training with those of chunks after a cache."""
     cfg = replace(DEBUG, tokenizer=replace(DEBUG.tokenizer, temporal=False))
     dynamics, tokens, actions = random_dynamics(cfg), random_tokens(cfg, 2, 6), random_actions(2, 5)
     masked = tokens[:, 1:].masked_fill(torch.rand(2, 5, cfg.grid, cfg.grid) < 0.6, cfg.mask_id)
-    conditions = dynamics.encode_actions(actions)
-    streams = CleanNoisyLayout.of(starts, 6, tokens.device)
+    encoded = dynamics.encode_actions(actions)
+    layout = CleanNoisyLayout.of(starts, 6, tokens.device)
     with torch.no_grad():
         both, _ = dynamics.forward_with_cache(
             torch.cat([tokens[:, :-1], masked], 1),
-            conditions[:, streams.frame_idx_F],
+            encoded[:, layout.frame_idx_F],
             None,
-            streams.order,
+            layout.order,
         )
-        trained, done, past = dynamics.head(both[:, 5:]), 0, None
+        trained, done, cache = dynamics.head(both[:, 5:]), 0, None
         for start, end in pairwise([*starts, 6]):
-            _, past = dynamics.forward_with_cache(
-                tokens[:, done:start], conditions[:, done:start], past
+            _, cache = dynamics.forward_with_cache(
+                tokens[:, done:start], encoded[:, done:start], cache
             )
             done = start
             sampled, _ = dynamics.forward_with_cache(
-                masked[:, start - 1 : end - 1], conditions[:, start:end], past
+                masked[:, start - 1 : end - 1], encoded[:, start:end], cache
             )
             torch.testing.assert_close(
                 trained[:, start - 1 : end - 1], dynamics.head(sampled), atol=1e-4, rtol=1e-4
             )
 
 
-def test_long_films_are_tokenised_through_a_window() -> None:
+def test_long_clips_are_tokenised_through_a_window() -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(DEBUG).eval()
     frames = torch.rand(1, 2 * DEBUG.frames + 3, 3, 64, 64)
@@ -294,7 +280,7 @@ def test_objectives_train_only_later_frames_and_follow_the_generator(objective: 
     assert one == two != other
 
 
-def test_masked_frames_masks_each_frame_by_a_ratio_of_its_own() -> None:
+def test_masked_frames_draws_a_mask_ratio_for_each_frame() -> None:
     spread = {}
     for objective in ("masked", "masked_frames"):
         cfg = replace(DEBUG, dynamics=replace(DEBUG.dynamics, objective=objective))
@@ -304,7 +290,7 @@ def test_masked_frames_masks_each_frame_by_a_ratio_of_its_own() -> None:
         shares_BT = mask.flatten(2).float().mean(-1)
         spread[objective] = shares_BT.std(1).mean().item()
         assert shares_BT.mean().item() == pytest.approx(2 / torch.pi, abs=0.06)
-    # One ratio for a clip leaves only chance between its frames; ratios of their own spread as
+    # With one ratio for a clip its frames differ by chance only; separate ratios spread as
     # cos(pi/2 u), by 0.31.
     assert spread["masked"] < 0.08
     assert spread["masked_frames"] > 0.2

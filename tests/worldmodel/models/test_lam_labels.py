@@ -1,6 +1,4 @@
-"""A latent action model that is shown some recorded actions: which, what they do to its codes, and
-what they cannot.
-"""
+"""Training of a latent action model with the recorded actions of some episodes."""
 
 import dataclasses
 import shutil
@@ -41,18 +39,12 @@ SHORT: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return record(
-        tmp_path_factory.mktemp("labels") / "data",
-        games=("Counting", "NoisyTV"),
-        episodes=9,
-        steps=30,
-    )
+    folder = tmp_path_factory.mktemp("labels") / "data"
+    return record(folder, games=("Counting", "NoisyTV"), episodes=9, steps=30)
 
 
 def shown_sessions(clips: ClipDataset | StreamingDataset, share: float) -> set[str]:
-    """The sessions whose recorded actions some batch holds; checks that nothing is shown by
-    halves.
-    """
+    """Return the sessions with visible actions; check that all or none of a session are visible."""
     clips.reveal_actions(share)
     sessions: dict[str, set[bool]] = {}
     for window in range(len(clips)):
@@ -65,7 +57,7 @@ def shown_sessions(clips: ClipDataset | StreamingDataset, share: float) -> set[s
 
 
 def with_other_actions(data: str, out: Path, sessions: set[str]) -> str:
-    """The same data set, but for the recorded actions of some sessions."""
+    """Copy a data set with other recorded actions in some sessions."""
     with EpisodeWriter(out) as writer:
         for split in ("train", "val"):
             reader = EpisodeReader(data, split)
@@ -78,31 +70,23 @@ def with_other_actions(data: str, out: Path, sessions: set[str]) -> str:
 
 
 def trained(data: str, out: Path, resume: bool = False, **options: Any) -> dict[str, torch.Tensor]:
-    """Weights of a short run with labels."""
+    """Return the weights of a short run with labels."""
     component = "dynamics" if "tokenizer" in options else "lam"
-    train(
-        TrainingRun(
-            component, DEBUG, train_preset(component, "debug", **SHORT), [data], out, **options
-        ),
-        resume=resume,
-    )
+    recipe = train_preset(component, "debug", **SHORT)
+    train(TrainingRun(component, DEBUG, recipe, [data], out, **options), resume=resume)
     return open_checkpoint(out).weights()
 
 
-# Which actions are shown
+# Selection of labelled episodes
 
 
-def test_the_same_share_of_each_games_episodes_is_labelled_however_they_are_read(
+def test_both_datasets_label_the_same_share_of_each_games_episodes(
     data: str, tmp_path: Path
 ) -> None:
     clips = ClipDataset([data], tmp_path, length=6)
     games = {episode.session_id: episode.game for episode in clips.episodes}
-    for share, count in (
-        (0.0, 0),
-        (0.01, 1),
-        (SHARE, 3),
-        (1.0, 8),
-    ):  # of 8, since one is for validation
+    # Each game has 8 training episodes; one is for validation.
+    for share, count in ((0.0, 0), (0.01, 1), (SHARE, 3), (1.0, 8)):
         shown = shown_sessions(clips, share)
         assert [sum(games[session] == game for session in shown) for game in clips.games] == [
             count,
@@ -130,7 +114,7 @@ def test_half_of_the_draws_are_labelled_and_do_not_depend_on_ranks(
     assert (clips.sampler(seed=1).batch(0, 400) == plain).all()
 
 
-def test_what_is_hidden_changes_no_weight_and_what_is_shown_does(data: str, tmp_path: Path) -> None:
+def test_only_labelled_actions_change_weights(data: str, tmp_path: Path) -> None:
     clips = ClipDataset([data], tmp_path, length=6)
     shown = shown_sessions(clips, SHARE)
     hidden = {episode.session_id for episode in clips.episodes} - shown
@@ -148,21 +132,17 @@ def test_what_is_hidden_changes_no_weight_and_what_is_shown_does(data: str, tmp_
     assert not torch.equal(weights["plain"]["to_code.weight"], weights["shown"]["to_code.weight"])
 
 
-# What they do
+# Effect of labels
 
 
 def test_the_loss_equals_an_independent_calculation() -> None:
     torch.manual_seed(0)
     lam = LatentActionModel(DEBUG).eval()
-    frames, labels = (
-        torch.rand(2, 4, 3, 64, 64),
-        torch.tensor([[0, MASKED_ACTION, 4], [MASKED_ACTION, 6, MASKED_ACTION]]),
-    )
+    frames = torch.rand(2, 4, 3, 64, 64)
+    labels = torch.tensor([[0, MASKED_ACTION, 4], [MASKED_ACTION, 6, MASKED_ACTION]])
     with torch.no_grad():
-        losses, features = (
-            lam(frames, labels).losses,
-            lam.to_code(lam.actions(lam.encode_features(frames)[0])),
-        )
+        losses = lam(frames, labels).losses
+        features = lam.to_code(lam.actions(lam.encode_features(frames)[0]))
         alone = lam(frames).losses
     total = 0.0
     for clip, t in ((0, 0), (0, 2), (1, 1)):
@@ -175,7 +155,7 @@ def test_the_loss_equals_an_independent_calculation() -> None:
         lam(frames, torch.full((2, 3), 7))
 
 
-def test_codes_that_are_kept_for_labels_stay_where_they_are_however_seldom_they_are_read() -> None:
+def test_with_labels_even_unused_codes_stay_in_place() -> None:
     torch.manual_seed(0)
     quantizer = LatentActionModel(DEBUG).quantizer.train()
     before = quantizer.codebook.clone()
@@ -183,15 +163,14 @@ def test_codes_that_are_kept_for_labels_stay_where_they_are_however_seldom_they_
     features = [common + 0.02 * torch.randn(4, 8) for _ in range(600)]
     for feature in features:
         quantizer(feature, torch.full((4,), MASKED_ACTION))
-    assert (
-        float(quantizer.use_K.min()) < DEBUG.lam.reseed_below / 7
-    )  # dead, so that without labels it is re-seeded
+    # A dead code, which would be re-seeded without labels.
+    assert float(quantizer.use_K.min()) < DEBUG.lam.reseed_below / 7
     assert torch.equal(quantizer.codebook, before)
     quantizer(features[0])
     assert not torch.equal(quantizer.codebook, before)
 
 
-def test_with_labels_codes_stand_for_the_buttons_of_held_out_episodes(tmp_path: Path) -> None:
+def test_labelled_codes_stand_for_the_buttons_of_held_out_episodes(tmp_path: Path) -> None:
     data = record(tmp_path / "data", games=("Counting",), episodes=12, steps=60)
     test = record(tmp_path / "test", games=("Counting",), episodes=2, steps=60, seed=1)
     length = DEBUG.frames
@@ -201,22 +180,18 @@ def test_with_labels_codes_stand_for_the_buttons_of_held_out_episodes(tmp_path: 
     )
     own, mapped = {}, {}
     for share in (0.0, 0.1):
-        settings = train_preset(
-            "lam",
-            "debug",
-            iterations=100,
-            batch_size=8,
-            lr=1e-2,
-            label_fraction=share,
-            validate_every=100,
+        changes = {"iterations": 100, "validate_every": 100, "batch_size": 8, "lr": 1e-2}
+        settings = train_preset("lam", "debug", **changes, label_fraction=share)
+        train(
+            TrainingRun(
+                "lam", config=DEBUG, recipe=settings, data=[data], out=tmp_path / str(share)
+            )
         )
-        train(TrainingRun("lam", DEBUG, settings, [data], tmp_path / str(share)))
         lam = load_lam(tmp_path / str(share))
         counts = count_actions(lam, held_out, actions=5)["Counting"]
         own[share] = agreement(counts, list(range(5)))["kappa"]
-        mapped[share] = agreement(counts, fit_action_map(lam, known).latent_actions("Counting"))[
-            "kappa"
-        ]
+        latents = fit_action_map(lam, known).latent_actions("Counting")
+        mapped[share] = agreement(counts, latents)["kappa"]
     assert own[0.1] > 0.9  # code a is button a, without a map
     assert own[0.0] < 0.5
     assert mapped[0.1] > max(0.9, mapped[0.0])
@@ -235,7 +210,11 @@ def test_a_resumed_run_with_labels_equals_one_that_never_stopped(
     options: dict[str, Any] = {}
     if name == "joint":
         short = train_preset("tokenizer", "debug", iterations=2)
-        train(TrainingRun("tokenizer", DEBUG, short, [data], tmp_path / "tokenizer"))
+        train(
+            TrainingRun(
+                "tokenizer", config=DEBUG, recipe=short, data=[data], out=tmp_path / "tokenizer"
+            )
+        )
         options = {"tokenizer": tmp_path / "tokenizer", "joint_lam": True}
     whole = trained(data, tmp_path / "run", **options)
     prefix = "lam_" if name == "joint" else ""
@@ -260,38 +239,28 @@ def test_a_resumed_run_with_labels_equals_one_that_never_stopped(
         train(TrainingRun(component, config=DEBUG, data=[data], **other, **options), resume=True)
 
 
-def test_settings_that_do_not_fit_are_refused(
+def test_mismatched_settings_are_refused(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["train", "lam", f"--data={data}", f"--out={tmp_path / 'out'}", "--preset=debug"]
+    common: dict[str, Any] = {"data": [data], "out": tmp_path / "out"}
+    command = ["train", "lam", f"--data={data}", f"--out={tmp_path / 'out'}", "--preset=debug"]
     for share in ("1.5", "-0.1", "nan"):
-        assert execute([*asked, f"--label-fraction={share}"]) == 2
+        assert execute([*command, f"--label-fraction={share}"]) == 2
         line = capsys.readouterr().err
         assert f"label_fraction = {share}: the share of labelled episodes is in [0, 1]" in line
         assert line.count("\n") == 1
     for component in ("tokenizer", "dynamics"):
-        with pytest.raises(
-            InputError,
-            match=f"for a latent action model: train {component} without, or with --joint",
-        ):
+        tokenizer = tmp_path if component == "dynamics" else None
+        recipe = train_preset(component, "debug", label_fraction=0.1)
+        message = f"for a latent action model: train {component} without, or with --joint"
+        with pytest.raises(InputError, match=message):
             train(
-                TrainingRun(
-                    component,
-                    config=DEBUG,
-                    recipe=train_preset(component, "debug", label_fraction=0.1),
-                    data=[data],
-                    tokenizer=tmp_path if component == "dynamics" else None,
-                    out=tmp_path / "out",
-                )
+                TrainingRun(component, config=DEBUG, recipe=recipe, tokenizer=tokenizer, **common)
             )
     few = dataclasses.replace(DEBUG, lam=dataclasses.replace(DEBUG.lam, codes=4))
     with pytest.raises(InputError, match=r"5 actions, 4 codes: set lam\.codes to 5 or more"):
         train(
             TrainingRun(
-                "lam",
-                few,
-                train_preset("lam", "debug", label_fraction=0.1),
-                [data],
-                tmp_path / "out",
+                "lam", config=few, recipe=train_preset("lam", "debug", label_fraction=0.1), **common
             )
         )

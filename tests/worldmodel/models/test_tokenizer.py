@@ -1,4 +1,4 @@
-"""Tokenizer and quantiser: each clip by itself, frozen tokens stay, and codes come into use."""
+"""Tokenizer and quantiser: independence of clips, frozen tokens, use of the codes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,10 +24,8 @@ def test_a_clip_does_not_depend_on_its_neighbours() -> None:
     tokenizer = Tokenizer(DEBUG).eval()
     frames = torch.rand(3, 4, 3, 64, 64)
     with torch.no_grad():
-        together, alone = (
-            tokenizer.encode_features(frames)[0],
-            tokenizer.encode_features(frames[1:2])[0],
-        )
+        together = tokenizer.encode_features(frames)[0]
+        alone = tokenizer.encode_features(frames[1:2])[0]
         torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-5)
         tokens = tokenizer.encode(frames)
         torch.testing.assert_close(
@@ -83,6 +81,7 @@ def test_changed_pixels_weigh_more() -> None:
 
 
 def clusters(codes: int, width: int, seed: int = 0) -> Callable[[int], Tensor]:
+    """Return a function that draws features around random centres."""
     generator = torch.Generator().manual_seed(seed)
     centres = F.normalize(torch.randn(codes, width, generator=generator), dim=-1)
 
@@ -94,7 +93,7 @@ def clusters(codes: int, width: int, seed: int = 0) -> Callable[[int], Tensor]:
 
 
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
-def test_dead_codes_are_seeded_again_and_come_into_use(codebook: str) -> None:
+def test_dead_codes_are_reseeded_and_used(codebook: str) -> None:
     draw = clusters(12, 8)
     for reseed_below, few in ((0.0, True), (0.2, False)):
         torch.manual_seed(0)
@@ -120,10 +119,8 @@ def test_dead_codes_are_seeded_again_and_come_into_use(codebook: str) -> None:
         assert used < 10 if few else used >= 12
 
 
-def test_what_is_represented_well_gets_no_more_codes() -> None:
-    """Noise below reseed_error must not win the background a second code: tokens of a still scene
-    would flicker.
-    """
+def test_well_represented_features_get_no_more_codes() -> None:
+    """Noise below reseed_error must not give the background a second code: tokens would flicker."""
     torch.manual_seed(0)
     cfg = dataclasses.replace(
         DEBUG.tokenizer, codes=16, code_dim=8, ema_decay=0.9, reseed_below=0.2, reseed_error=0.05
@@ -166,7 +163,7 @@ def test_quantiser_is_cosine_straight_through_and_late(codebook: str) -> None:
     torch.testing.assert_close(through, torch.autograd.grad(F.normalize(x, dim=-1), x, pull)[0])
 
 
-def test_background_share_counts_still_and_moving_patches() -> None:
+def test_static_token_fraction_separates_still_and_moving_patches() -> None:
     frames = torch.zeros(1, 2, 3, 8, 8)
     frames[0, 1, :, 0, 0] = 1.0
     tokens = torch.tensor([[[[1, 1], [1, 1]], [[5, 7], [7, 2]]]])

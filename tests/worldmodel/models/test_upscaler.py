@@ -1,6 +1,4 @@
-"""Super-resolution: sizes of the nets, pairs of frames of one moment, training through the common
-loop, bad input.
-"""
+"""Super-resolution: sizes of the networks, pairs of frames, training, use, bad input."""
 
 import dataclasses
 import shutil
@@ -44,9 +42,7 @@ SHORT = train_preset(
 
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Four episodes of a real game at 64x64, and the same at 256x256 but for the last one, which
-    was not replayed.
-    """
+    """Four episodes of a real game at 64x64, and the first three of them at 256x256."""
     folder = tmp_path_factory.mktemp("pairs")
     with EpisodeWriter(folder / "small") as writer:
         env = envs.make(GAME)
@@ -98,7 +94,7 @@ def test_the_papers_sizes() -> None:
 
 
 def test_the_papers_training() -> None:
-    """300 epochs, and the rate is halved after every 25 of them."""
+    """Check for 300 epochs and a learning rate that is halved every 25 epochs."""
     for name, images, shape in (("small-16k", 12_000, "small"), ("small-50k", 45_000, "small")):
         settings = train_preset("upscaler", "paper", name)
         assert (settings.upscaler, settings.batch_size, settings.lr, settings.weight_decay) == (
@@ -121,32 +117,27 @@ def test_frames_come_out_four_times_as_large(cfg: UpscalerConfig) -> None:
     torch.manual_seed(0)
     frames = torch.rand(2, 3, 3, 64, 64)
     upscaler = Upscaler(cfg)
-    made = upscaler.upscale(frames)
-    assert made.shape == (2, 3, 3, 256, 256)
-    assert made.min() >= 0
-    assert made.max() <= 1
+    output = upscaler.upscale(frames)
+    assert output.shape == (2, 3, 3, 256, 256)
+    assert output.min() >= 0
+    assert output.max() <= 1
     plain = bicubic(frames.flatten(0, 1), 4).unflatten(0, (2, 3))
-    assert torch.equal(made, plain) == cfg.residual  # that begins as bicubic
+    assert torch.equal(output, plain) == cfg.residual  # a residual network starts as bicubic
 
 
-def test_pairs_show_the_same_moment(sides: tuple[str, str]) -> None:
+def test_pairs_show_the_same_screen(sides: tuple[str, str]) -> None:
     train_pairs, held_out = pairs_of(sides, "train"), pairs_of(sides, "val")
     small = EpisodeReader(sides[0])
-    there = list(small)[:3]
-    assert len(train_pairs) + len(held_out) == sum(episode.num_frames for episode in there)
+    paired = list(small)[:3]
+    assert len(train_pairs) + len(held_out) == sum(episode.num_frames for episode in paired)
     ids = np.arange(len(train_pairs))
     batch = train_pairs.batch(ids)
     assert batch.large_frames_BHWC.shape == (len(ids), 256, 256, 3)
-    own = [
-        episode
-        for episode in there
-        if episode.session_id not in set(EpisodeReader(sides[0], "val").session_ids)
-    ]
-    assert np.array_equal(
-        batch.small_frames_BhwC, np.concatenate([episode.frames_THWC for episode in own])
-    )
-    # The screen is 320 x 224: both are areas of it, so that the mean over 4 x 4 of the one is the
-    # other but for edges.
+    validation = set(EpisodeReader(sides[0], "val").session_ids)
+    trained = [episode.frames_THWC for episode in paired if episode.session_id not in validation]
+    assert np.array_equal(batch.small_frames_BhwC, np.concatenate(trained))
+    # Both sizes are area averages of the 320 x 224 screen, so that the mean over 4 x 4 pixels of
+    # the large frame is the small one, except at edges.
     shrunk = np.stack([letterbox(frame, 64) for frame in batch.large_frames_BHWC.numpy()]).astype(
         int
     )
@@ -162,12 +153,8 @@ def test_a_resumed_run_equals_one_that_never_stopped(
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000008")
-    options: dict[str, Any] = {
-        "config": CONFIG,
-        "data": [sides[0]],
-        "pairs": sides[1],
-        "out": tmp_path / "run",
-    }
+    options: dict[str, Any] = {"config": CONFIG, "data": [sides[0]], "pairs": sides[1]}
+    options["out"] = tmp_path / "run"
     train(
         TrainingRun("upscaler", recipe=SHORT, cache_dir=run.parent / "cache", **options),
         resume=True,
@@ -185,19 +172,14 @@ def test_a_resumed_run_equals_one_that_never_stopped(
         )
 
 
-def test_a_short_training_beats_bicubic_on_frames_it_never_saw(
+def test_a_short_training_beats_bicubic_on_held_out_frames(
     sides: tuple[str, str], tmp_path: Path
 ) -> None:
     settings = train_preset(
         "upscaler", "debug", iterations=80, batch_size=4, lr=3e-3, validate_every=80
     )
-    cache = Path(sides[0]).parent / "cache"
-    options: dict[str, Any] = {
-        "config": CONFIG,
-        "data": [sides[0]],
-        "pairs": sides[1],
-        "cache_dir": cache,
-    }
+    options: dict[str, Any] = {"config": CONFIG, "data": [sides[0]], "pairs": sides[1]}
+    options["cache_dir"] = Path(sides[0]).parent / "cache"
     train(TrainingRun("upscaler", recipe=settings, out=tmp_path / "run", **options))
     held_out = pairs_of(sides, "val")
     batch = held_out.batch(held_out.evenly_spaced(8))
@@ -205,30 +187,26 @@ def test_a_short_training_beats_bicubic_on_frames_it_never_saw(
         to_float_frames(side) for side in (batch.small_frames_BhwC, batch.large_frames_BHWC)
     )
     upscaler = load_upscaler(tmp_path / "run")
-    made, plain = (
+    output, plain = (
         frame_psnr(frames, large).mean() for frames in (upscaler.upscale(small), bicubic(small, 4))
     )
-    assert made > plain + 0.5
+    assert output > plain + 0.5
     last = [row for row in read_metrics(tmp_path / "run") if "validation/psnr" in row][-1]
     assert last["validation/psnr"] > last["validation/psnr_bicubic"] + 0.5
 
 
-def test_pictures_are_drawn_as_large_as_before(run: Path) -> None:
+def test_images_keep_their_size_with_an_upscaler(run: Path) -> None:
     frames = np.random.default_rng(0).integers(256, size=(3, 64, 64, 3), dtype=np.uint8)
     large, scale = at_scale(frames, load_upscaler(run), 4)
     assert (large.shape, large.dtype, scale) == ((3, 256, 256, 3), np.uint8, 1)
     assert at_scale(frames, None, 4) == (frames, 4)
 
 
-def test_generate_draws_by_an_upscaler(
+def test_generate_uses_an_upscaler(
     sides: tuple[str, str], run: Path, tiny_world: Path, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {
-        "model": tiny_world,
-        "data": Path(sides[0]),
-        "horizon": 2,
-        "sampling_steps": 1,
-    }
+    options: dict[str, Any] = {"model": tiny_world, "data": Path(sides[0])}
+    options |= {"horizon": 2, "sampling_steps": 1}
     sizes = {}
     for name, upscaler in (("plain", None), ("upscaled", run)):
         generate.run(generate.Args(out=tmp_path / name, upscaler=upscaler, **options))
@@ -239,7 +217,7 @@ def test_generate_draws_by_an_upscaler(
     assert not np.array_equal(sizes["plain"][:256, :256], sizes["upscaled"][:256, :256])
 
 
-def test_the_report_draws_by_the_upscaler_of_its_run(
+def test_the_report_uses_the_upscaler_of_its_run(
     finished_run: tuple[Path, str], run: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(finished_run[0], tmp_path / "run")
@@ -255,7 +233,7 @@ def test_the_report_draws_by_the_upscaler_of_its_run(
 
 def test_bad_input_is_refused(sides: tuple[str, str], run: Path, tmp_path: Path) -> None:
     upscaler = load_upscaler(run)
-    for frames, told in (
+    for frames, message in (
         (
             torch.rand(2, 3, 32, 32),
             r"expected frames of shape \(B, 3, 64, 64\), got \(2, 3, 32, 32\)",
@@ -263,14 +241,10 @@ def test_bad_input_is_refused(sides: tuple[str, str], run: Path, tmp_path: Path)
         (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), "expected float frames"),
         (torch.rand(2, 3, 64, 64) * 255, "divide uint8 by 255"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             upscaler.upscale(frames)
-    options: dict[str, Any] = {
-        "config": CONFIG,
-        "recipe": SHORT,
-        "data": [sides[0]],
-        "out": tmp_path / "out",
-    }
+    options: dict[str, Any] = {"config": CONFIG, "recipe": SHORT, "data": [sides[0]]}
+    options["out"] = tmp_path / "out"
     with pytest.raises(InputError, match="needs --high-res-data"):
         train(TrainingRun("upscaler", **options))
     with pytest.raises(InputError, match=r"expected \(64, 64\) and \(256, 256\)"):
