@@ -33,9 +33,7 @@ SHARED_NAMES = {
 
 TO_RENAME = {
     "Bar",
-    "Block",
     "Difference",
-    "FeatureNetwork",
     "Source",
     "agreement",
     "as_table",
@@ -49,11 +47,9 @@ TO_RENAME = {
     "interval",
     "joined",
     "load",
-    "load_weights",
     "measure",
     "open_model",
     "plot",
-    "read_frame",
     "save_checkpoint",
     "short_name",
     "summarise",

@@ -24,10 +24,10 @@ from exploration.agent.learner import as_learner_batch
 from exploration.agent.loss import actor_critic_loss
 from exploration.algorithm import AutoExplore
 from exploration.config import explore_preset
-from exploration.reward.scorers import LocalScorer, ServeScorer
+from exploration.reward.scorers import ClipRewards, LocalScorer, ServeScorer
 from exploration.train import configure
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset, serve
-from worldmodel.uncertainty import load_model, window_entropies
+from worldmodel.uncertainty import WINDOW, cut_windows, load_model, window_entropies
 
 STEPS = 60
 """Number of steps of every environment in one measurement of sampling."""
@@ -65,7 +65,7 @@ def reward(args: Args, scratch: Path) -> Iterator[Row]:
             "sampling without reward",
             plain,
         )
-        app = serve.run(model, batch=batch)
+        app = serve.deploy(model, serve.ServeConfig(batch=batch))
         try:
             served = sampling_rate(args.games, partial(ServeScorer, app), repeats, steps=steps)
             yield Row(
@@ -83,7 +83,7 @@ def reward(args: Args, scratch: Path) -> Iterator[Row]:
             if not target:
                 yield from service(app, model, args.repeats)
         finally:
-            serve.stop(app)
+            serve.shutdown(app)
     yield update(args.games, args.repeats)
 
 
@@ -104,8 +104,10 @@ def save_untrained(folder: Path, *, thin: bool) -> Path:
 class NullScorer:
     """Scorer that returns zeros at once."""
 
-    def submit(self, frames_B5HWC: Any, actions_B4: Any) -> Callable[[], Any]:
-        return lambda: np.zeros((len(frames_B5HWC), 1), np.float32)
+    def submit(
+        self, frames_THWC: Any, actions_T: Any, top_fraction: float
+    ) -> Callable[[], ClipRewards]:
+        return lambda: ClipRewards(np.zeros(len(frames_THWC) - WINDOW + 1, np.float32))
 
 
 def build_explorer(
@@ -148,8 +150,9 @@ def sampling_rate(
 def service(app: str, model: Path, repeats: int) -> Iterator[Row]:
     """Measure one replica with one thread against the bare model, and a swap of weights."""
     noise = np.random.default_rng(0)
-    frames = noise.integers(256, size=(WINDOWS, 5, 64, 64, 3), dtype=np.uint8)
-    actions = noise.integers(5, size=(WINDOWS, 4))
+    frames = noise.integers(256, size=(2 * WINDOWS + WINDOW - 1, 64, 64, 3), dtype=np.uint8)
+    actions = noise.integers(5, size=len(frames) - 1)
+    windows = cut_windows(frames[: WINDOWS + WINDOW - 1], actions[: WINDOWS + WINDOW - 2])
     bare, scorer = load_model(model), ServeScorer(app)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -157,7 +160,7 @@ def service(app: str, model: Path, repeats: int) -> Iterator[Row]:
         # Measured in turn, so that the load of the machine affects both.
         rates = [
             (
-                _rate(lambda: window_entropies(bare, frames, actions)),
+                _rate(lambda: window_entropies(bare, *windows)),
                 _served(scorer, frames, actions),
             )
             for _ in range(2)
@@ -177,11 +180,13 @@ def service(app: str, model: Path, repeats: int) -> Iterator[Row]:
     stop = threading.Event()
     failed: list[str] = []
     asking = threading.Thread(
-        target=_ask, args=(ServeScorer(app, retries=0), frames[:4], actions[:4], stop, failed)
+        target=_ask, args=(ServeScorer(app, retries=0), frames[:8], actions[:7], stop, failed)
     )
     asking.start()
     try:
-        milliseconds = median_of(repeats, lambda: 1_000 * _seconds(lambda: serve.swap(app, model)))
+        milliseconds = median_of(
+            repeats, lambda: 1_000 * _seconds(lambda: serve.update_weights(app, model))
+        )
     finally:
         stop.set()
         asking.join()
@@ -194,7 +199,7 @@ def _ask(
 ) -> None:
     while not stop.is_set():
         try:
-            scorer.entropies(frames, actions)
+            scorer.submit(frames, actions)()
         except Exception as error:  # count failures of any kind
             failed.append(repr(error))
 
@@ -205,8 +210,7 @@ def _rate(score: Callable[[], Any]) -> float:
 
 def _served(scorer: ServeScorer, frames: Any, actions: Any) -> float:
     """Return windows per second with two requests in flight, as with several fragments."""
-    both = np.concatenate([frames, frames]), np.concatenate([actions, actions])
-    return 2 * WINDOWS / _seconds(lambda: scorer.entropies(*both))
+    return 2 * WINDOWS / _seconds(lambda: scorer.submit(frames, actions)())
 
 
 def _seconds(work: Callable[[], Any]) -> float:

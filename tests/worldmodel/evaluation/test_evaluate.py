@@ -19,7 +19,7 @@ from tests.fixtures.datasets import record
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.codebook_stats import moving_patches
-from worldmodel.evaluation.evaluate import evaluate, export, plan_windows, summarise
+from worldmodel.evaluation.evaluate import evaluate, export, plan_windows, summarise_scores
 from worldmodel.evaluation.external_predictions import ExternalPredictions
 from worldmodel.evaluation.feature_networks import feature_network
 from worldmodel.evaluation.window_metrics import Settings, concat_scores, measure_windows
@@ -144,12 +144,12 @@ def test_figures_do_not_depend_on_how_windows_are_batched_or_joined(
     ids = plan_windows(clips, 7)["Counting"]
     assert len(ids) == 7
     model: Any = CountingModel(blind=True)
-    whole = summarise(measure_windows(model, clips, ids, settings, network), settings)
+    whole = summarise_scores(measure_windows(model, clips, ids, settings, network), settings)
     parts = [
         measure_windows(model, clips, part, settings, network)
         for part in (ids[:1], ids[1:5], ids[5:])
     ]
-    split = summarise(concat_scores(parts), settings)
+    split = summarise_scores(concat_scores(parts), settings)
     assert split["prediction"]["distance"] == pytest.approx(
         whole["prediction"]["distance"], rel=1e-4
     )
