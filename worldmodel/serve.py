@@ -29,6 +29,8 @@ from envs.utils.ray_session import node_resources
 from worldmodel.uncertainty import (
     CONTEXT,
     WINDOW,
+    Actions,
+    Frames,
     Windows,
     check_clip,
     cut_windows,
@@ -113,9 +115,7 @@ class UncertaintyService:
         self._pass_started: float | None = None
         self._failures, self._last_error = 0, ""
 
-    async def entropies(
-        self, frames_THWC: NDArray[np.uint8], actions_T: NDArray[np.integer]
-    ) -> NDArray[np.float32]:
+    async def entropies(self, frames_THWC: Frames, actions_T: Actions) -> NDArray[np.float32]:
         """Return the token entropies (T - 4, N) in [0, 1] of the windows of a clip.
 
         Raises InputError for a clip that this model cannot score.

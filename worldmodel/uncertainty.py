@@ -24,11 +24,15 @@ CONTEXT = 2
 BATCH_CPU, BATCH_GPU = 4, 128
 
 
+Frames = NDArray[np.uint8]
+Actions = NDArray[np.integer]
+
+
 class Windows(NamedTuple):
     """Windows with the actions between their frames; action i turned frame i into frame i + 1."""
 
-    frames_B5HWC: NDArray[np.uint8]
-    actions_B4: NDArray[np.integer]
+    frames_B5HWC: Frames
+    actions_B4: Actions
 
     def select(self, rows: slice | NDArray[np.integer]) -> "Windows":
         """Return some of the windows."""
@@ -42,7 +46,7 @@ def load_model(path: Path | str, device: str = "cpu") -> "WorldModel":
     return load_world_model(path, device).for_game(None)
 
 
-def cut_windows(frames_THWC: NDArray[np.uint8], actions_T: NDArray[np.integer]) -> Windows:
+def cut_windows(frames_THWC: Frames, actions_T: Actions) -> Windows:
     """Return all windows of T >= 5 consecutive frames and the T - 1 actions between them, as views.
 
     Window i ends in frame i + 4.
@@ -53,9 +57,7 @@ def cut_windows(frames_THWC: NDArray[np.uint8], actions_T: NDArray[np.integer]) 
     return Windows(np.moveaxis(frames, -1, 1), sliding_window_view(actions_T, WINDOW - 1))
 
 
-def check_clip(
-    model: "WorldModel", frames_THWC: NDArray[np.uint8], actions_T: NDArray[np.integer]
-) -> None:
+def check_clip(model: "WorldModel", frames_THWC: Frames, actions_T: Actions) -> None:
     """Raise InputError unless the model can score the windows of this clip."""
     size, count = model.cfg.size, len(frames_THWC)
     fits = frames_THWC.shape[1:] == (size, size, 3) and count >= WINDOW
@@ -78,8 +80,8 @@ def check_clip(
 @torch.inference_mode()
 def window_entropies(
     model: "WorldModel",
-    frames_B5HWC: NDArray[np.uint8],
-    actions_B4: NDArray[np.integer],
+    frames_B5HWC: Frames,
+    actions_B4: Actions,
     *,
     steps: int = 1,
     batch: int = 0,

@@ -32,10 +32,10 @@ from envs.episodes.episode import Episode
 from envs.utils.atomic_io import write_atomic
 from envs.utils.errors import InputError
 from envs.utils.screen_hash import screen_keys
-from exploration.reward.scorers import ClipRewards, ModelScorer, ScoringError
+from exploration.reward.scorers import ClipRewards, ModelScorer, Pending, ScoringError
 from exploration.reward.token_entropy import TOP_FRACTION
 from worldmodel.data.batch import to_float_frames
-from worldmodel.uncertainty import CONTEXT, WINDOW, Windows
+from worldmodel.uncertainty import CONTEXT, WINDOW, Actions, Frames, Windows
 
 FEATURES = 512
 BATCH = 16
@@ -133,7 +133,8 @@ def train_autoencoder(
 
     def batch_loss() -> Tensor:
         picked = torch.randint(len(frames_NHWC), (batch,), generator=generator).numpy()
-        return model.loss(load_frames(frames_NHWC[picked]), generator)
+        frames_BCHW = load_frames(frames_NHWC[picked]).to(memory_format=torch.channels_last)
+        return model.loss(frames_BCHW, generator)
 
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     loss = minimise(batch_loss, optimizer, updates, max_norm=100.0)
@@ -213,7 +214,7 @@ class PredictionError(ModelScorer):
                 steps=1,
                 temperature=0.0,
             )[:, -1].clamp(0, 1)
-            newest = load_frames(frames_B5HWC[:, -1])
+            newest = load_frames(frames_B5HWC[:, -1]).to(memory_format=torch.channels_last)
             difference_BD = self._features(newest) - self._features(predicted)
             rewards.append(difference_BD.square().sum(1).numpy())
         return finite_rewards(np.concatenate(rewards))
@@ -230,11 +231,8 @@ class CountBonus:
         self._visits.clear()
 
     def submit(
-        self,
-        frames_THWC: NDArray[np.uint8],
-        actions_T: NDArray[np.integer],
-        top_fraction: float = TOP_FRACTION,
-    ) -> Callable[[], ClipRewards]:
+        self, frames_THWC: Frames, actions_T: Actions, top_fraction: float = TOP_FRACTION
+    ) -> Pending:
         """Count the newest frames of all windows at once; return a call with rewards in (0, 1]."""
         counts = []
         for key in screen_keys(frames_THWC[WINDOW - 1 :]):
@@ -250,11 +248,8 @@ class RandomReward:
         self._generator = np.random.default_rng(seed)
 
     def submit(
-        self,
-        frames_THWC: NDArray[np.uint8],
-        actions_T: NDArray[np.integer],
-        top_fraction: float = TOP_FRACTION,
-    ) -> Callable[[], ClipRewards]:
+        self, frames_THWC: Frames, actions_T: Actions, top_fraction: float = TOP_FRACTION
+    ) -> Pending:
         """Return a call with rewards in [0, 1)."""
         rewards_B = self._generator.random(len(frames_THWC) - WINDOW + 1, np.float32)
         return lambda: ClipRewards(rewards_B)

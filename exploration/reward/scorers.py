@@ -15,9 +15,16 @@ from numpy.typing import NDArray
 
 from envs.utils.errors import InputError
 from exploration.reward.token_entropy import TOP_FRACTION, uncertainty_reward
-from worldmodel.uncertainty import WINDOW, Windows, cut_windows, load_model, window_entropies
+from worldmodel.uncertainty import (
+    WINDOW,
+    Actions,
+    Frames,
+    Windows,
+    cut_windows,
+    load_model,
+    window_entropies,
+)
 
-Clip = tuple[NDArray[np.uint8], NDArray[np.integer]]
 TOLERANCE = 1e-4
 """Largest rounding error by which an entropy may leave [0, 1]."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
@@ -36,12 +43,14 @@ class ClipRewards(NamedTuple):
     """Token entropies or disagreements in [0, 1]; None for rewards that have none."""
 
 
+Pending = Callable[[], ClipRewards]
+"""Call that waits for the rewards of a clip."""
+
+
 class Scorer(Protocol):
     """Protocol of all intrinsic rewards."""
 
-    def submit(
-        self, frames_THWC: NDArray[np.uint8], actions_T: NDArray[np.integer], top_fraction: float
-    ) -> Callable[[], ClipRewards]:
+    def submit(self, frames_THWC: Frames, actions_T: Actions, top_fraction: float) -> Pending:
         """Start scoring T >= 5 consecutive frames with the T - 1 actions between them.
 
         The returned call waits for the rewards of the last T - 4 steps. It raises ScoringError if
@@ -90,11 +99,8 @@ class ModelScorer(ABC):
         """Compute the rewards of windows."""
 
     def submit(
-        self,
-        frames_THWC: NDArray[np.uint8],
-        actions_T: NDArray[np.integer],
-        top_fraction: float = TOP_FRACTION,
-    ) -> Callable[[], ClipRewards]:
+        self, frames_THWC: Frames, actions_T: Actions, top_fraction: float = TOP_FRACTION
+    ) -> Pending:
         """Return a call that scores the windows of a clip."""
         return lambda: self.score_windows(cut_windows(frames_THWC, actions_T), top_fraction)
 
@@ -144,17 +150,14 @@ class ServeScorer:
         self._handle: Any = None
 
     def submit(
-        self,
-        frames_THWC: NDArray[np.uint8],
-        actions_T: NDArray[np.integer],
-        top_fraction: float = TOP_FRACTION,
-    ) -> Callable[[], ClipRewards]:
+        self, frames_THWC: Frames, actions_T: Actions, top_fraction: float = TOP_FRACTION
+    ) -> Pending:
         """Send all requests; the returned call waits for the answers.
 
         It raises ScoringError after the last retry, and InputError for a clip that the app refuses.
         """
         count, overlap = len(frames_THWC) - WINDOW + 1, WINDOW - 1
-        requests: list[Clip] = []
+        requests = []
         for start in range(0, count, self._windows):
             end = start + self._windows + overlap
             requests.append((frames_THWC[start:end], actions_T[start : end - 1]))
@@ -168,7 +171,7 @@ class ServeScorer:
 
         return receive
 
-    def _send(self, request: Clip) -> Any:
+    def _send(self, request: tuple[Frames, Actions]) -> Any:
         """Send a request; return its response or the exception that prevented it."""
         from ray import serve
         from ray.serve.exceptions import RayServeException
@@ -180,7 +183,9 @@ class ServeScorer:
         except RayServeException as error:  # no such app, or it is being replaced
             return error
 
-    def _receive(self, response: Any, request: Clip, deadline: float) -> NDArray[np.float32]:
+    def _receive(
+        self, response: Any, request: tuple[Frames, Actions], deadline: float
+    ) -> NDArray[np.float32]:
         """Wait for a response; repeat the request after a failure or if the app is overloaded."""
         from ray.exceptions import RayError
         from ray.serve.exceptions import BackPressureError, RayServeException

@@ -5,7 +5,6 @@ requests in flight at once; scoring each step would halve the sampling rate. A f
 not be scored is removed and counted; its steps never get a wrong reward.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
 from exploration.agent.replay_buffer import SCORED
-from exploration.reward.scorers import ClipRewards, Scorer, ScoringError
+from exploration.reward.scorers import ClipRewards, Pending, Scorer, ScoringError
 from exploration.reward.token_entropy import check_top_fraction
 from worldmodel.uncertainty import WINDOW
 
@@ -37,7 +36,7 @@ class RewardConnector(ConnectorV2):
         self.dropped: list[tuple[SingleAgentEpisode, str]] = []
         self.rewards: list[tuple[SingleAgentEpisode, ClipRewards]] = []
         self._steps_sent: dict[tuple[str, int], int] = {}
-        self._pending: dict[tuple[str, int], list[Callable[[], ClipRewards]]] = {}
+        self._pending: dict[tuple[str, int], list[Pending]] = {}
 
     def submit_early(self, episode: SingleAgentEpisode) -> None:
         """Submit the new steps of an unfinished fragment once they fill a request.

@@ -169,10 +169,7 @@ class EfficientNetLite0(nn.Module):
         """Load the package's weight file, strictly and without unpickling code."""
         network = cls()
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        for weight in network.parameters():
-            if weight.ndim == 4:
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-        return network
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def forward(self, frames_NCHW: Tensor) -> Tensor:
