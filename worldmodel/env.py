@@ -41,9 +41,14 @@ class WorldModelVectorEnv(
         steps: int = 1,
         temperature: float = 0.0,
     ) -> None:
-        size = model.cfg.size
-        check_start(start_frames, size)
-        clips, given = start_frames.shape[:2]
+        size, shape = model.cfg.size, start_frames.shape
+        fits = len(shape) == 5 and shape[2:] == (size, size, 3) and 0 not in shape
+        if not fits or start_frames.dtype != np.uint8:
+            raise InputError(
+                f"start frames: expected uint8 (N, P, {size}, {size}, 3), "
+                f"got {start_frames.dtype} {shape}"
+            )
+        clips, given = shape[:2]
         if start_actions is None:
             start_actions = np.zeros((clips, given - 1), np.int64)
         if start_actions.shape != (clips, given - 1):
@@ -176,18 +181,3 @@ class Rollout:
         self._cache = model.prefill(new_tokens, future_actions, self._cache)
         frames, self._decoder_cache = model.tokenizer.decode_after(new_tokens, self._decoder_cache)
         return frames[:, 0]
-
-
-def check_start(frames_NPHWC: NDArray[Any], size: int) -> None:
-    """Raise InputError unless these are start clips, uint8 (N, P, size, size, 3) with N, P >= 1."""
-    shape = frames_NPHWC.shape
-    if (
-        len(shape) != 5
-        or shape[2:] != (size, size, 3)
-        or 0 in shape
-        or frames_NPHWC.dtype != np.uint8
-    ):
-        raise InputError(
-            f"start frames: expected uint8 (N, P, {size}, {size}, 3), "
-            f"got {frames_NPHWC.dtype} {shape}"
-        )

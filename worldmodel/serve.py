@@ -181,12 +181,12 @@ class UncertaintyService:
             raise RuntimeError(
                 f"{self._failures} batches in a row failed, the last with {self._last_error}"
             )
-        newest = await asyncio.to_thread(_read_weights, self._config.app_name)
-        if newest is not None and newest != self._weights:
-            try:
+        try:
+            newest = await asyncio.to_thread(newest_weights, self._config.app_name)
+            if newest != self._weights:
                 await self.update_weights(newest)
-            except InputError as error:  # the caller of `update_weights` meets it too, and reverts
-                logging.getLogger("ray.serve").warning("cannot load the newest weights: %s", error)
+        except InputError as error:  # the caller of `update_weights` gets it too, and reverts them
+            logging.getLogger("ray.serve").warning("cannot load the newest weights: %s", error)
 
     async def describe(self) -> dict[str, Any]:
         """Return process id, folder of the weights, torch threads and statistics."""
@@ -198,17 +198,12 @@ def _key(app_name: str) -> bytes:
     return f"autoexplore/serve/{app_name}/weights".encode()
 
 
-def _read_weights(app_name: str) -> str | None:
-    path: bytes | None = internal_kv._internal_kv_get(_key(app_name))
-    return None if path is None else path.decode()
-
-
 def newest_weights(app_name: str) -> str:
     """Return the folder of the app's newest weights, which the cluster stores."""
-    path = _read_weights(app_name)
+    path: bytes | None = internal_kv._internal_kv_get(_key(app_name))
     if path is None:
         raise InputError(f"no app {app_name!r} is running: start it with worldmodel.serve.deploy")
-    return path
+    return path.decode()
 
 
 def _set_newest_weights(app_name: str, path: Path | str) -> str:
@@ -229,17 +224,14 @@ def deploy(model_path: Path | str, config: ServeConfig | None = None) -> str:
     _set_newest_weights(config.app_name, model_path)
     node = node_resources("serve")
     num_gpus = node.gpus if config.num_gpus is None else config.num_gpus
+    resources = {"num_cpus": config.num_cpus, "num_gpus": num_gpus, "resources": node.resources}
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     quiet = LoggingConfig(enable_access_log=False, log_level="ERROR")
     serve.start(proxy_location="Disabled", logging_config=quiet)
     deployment: Any = serve.deployment(
         UncertaintyService,
         name="UncertaintyService",
-        ray_actor_options={
-            "num_cpus": config.num_cpus,
-            "num_gpus": num_gpus,
-            "resources": node.resources,
-        },
+        ray_actor_options=resources,
         max_ongoing_requests=ONGOING,
         max_queued_requests=config.max_queued_requests,
         health_check_period_s=5,
