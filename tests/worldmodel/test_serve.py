@@ -111,8 +111,8 @@ def test_weights_are_updated_while_it_answers(app, tiny_world, other_world):
         while not stop.is_set():
             answers.append(entropies(scorer, clip))
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    client = threading.Thread(target=ask)
+    client.start()
     try:
         while not answers:
             time.sleep(0.01)
@@ -124,7 +124,7 @@ def test_weights_are_updated_while_it_answers(app, tiny_world, other_world):
             time.sleep(0.01)
     finally:
         stop.set()
-        asking.join()
+        client.join()
     kinds = ["old" if np.allclose(answer, old, atol=1e-5) else "new" for answer in answers]
     np.testing.assert_allclose(answers[-1], new, atol=1e-5)
     assert kinds == sorted(kinds, reverse=True), (
@@ -250,9 +250,9 @@ def test_replicas_follow_the_queue(ray_cluster, tiny_world, monkeypatch):
     try:
         wait_for_replicas(1)
         # Three times the requests that autoscaling allows a replica.
-        askers = [threading.Thread(target=ask) for _ in range(12)]
-        for asker in askers:
-            asker.start()
+        clients = [threading.Thread(target=ask) for _ in range(12)]
+        for client in clients:
+            client.start()
         try:
             wait_for_replicas(2)
             before = [replica["windows"] for replica in serve.describe(app)]
@@ -262,8 +262,8 @@ def test_replicas_follow_the_queue(ray_cluster, tiny_world, monkeypatch):
                 time.sleep(0.2)
         finally:
             enough.set()
-            for asker in askers:
-                asker.join()
+            for client in clients:
+                client.join()
         wait_for_replicas(1)
     finally:
         serve.shutdown(app)

@@ -56,9 +56,9 @@ def test_rf_is_the_error_of_the_models_prediction(tiny_world):
         window = torch.from_numpy(frames_THWC[row : row + 5])
         frames = window.permute(0, 3, 1, 2).float() / 255
         actions = torch.from_numpy(actions_T[row : row + 4])[None]
-        drawn = model.generate(frames[None, :2], actions, steps=1, temperature=0.0)[0, -1]
+        predicted = model.generate(frames[None, :2], actions, steps=1, temperature=0.0)[0, -1]
         with torch.no_grad():
-            expected = F.mse_loss(network(drawn[None]), network(frames[4:]), reduction="sum")
+            expected = F.mse_loss(network(predicted[None]), network(frames[4:]), reduction="sum")
         assert rewards_B[row] == pytest.approx(float(expected), rel=1e-3)
     assert rewards_B.min() > 0
     with pytest.raises(ScoringError):

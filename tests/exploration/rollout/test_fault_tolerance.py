@@ -167,8 +167,8 @@ def test_requests_survive_a_killed_replica(app: str, figure: Any) -> None:
     try:
         wait_for(lambda: len(ends) >= 20)
         os.kill(replica["pid"], signal.SIGKILL)
-        killed, asked = time.monotonic(), len(ends)
-        wait_for(lambda: len(ends) >= asked + 20, 90)
+        killed, before = time.monotonic(), len(ends)
+        wait_for(lambda: len(ends) >= before + 20, 90)
         healthy = time.monotonic() - killed
     finally:
         stop.set()
