@@ -36,7 +36,7 @@ from exploration.reward.token_entropy import TOP_FRACTION, check_top_fraction
 from exploration.rollout.callbacks import ExploreCallbacks
 from exploration.rollout.env_runner import GameRunner
 from exploration.rollout.reward_connector import LOOKBACK
-from exploration.rollout.snapshots import SnapshotPair, joined
+from exploration.rollout.snapshots import SnapshotPair, merge_snapshots
 from exploration.rollout.vector_env import STEP_SECONDS, check_env_slots
 
 GAMES_ENV = "autoexplore-games"
@@ -244,7 +244,8 @@ class AutoExplore(Algorithm):
         for episode in episodes:
             self._add_to_replay(to_fragment(episode))
         runners = self.env_runner_group
-        self.snapshots = joined(runners.foreach_env_runner(lambda runner: runner.snapshots))
+        snapshots = runners.foreach_env_runner(lambda runner: runner.snapshots)
+        self.snapshots = merge_snapshots(snapshots)
 
     def _sample_fragments(self) -> list[Any]:
         """Let every runner play with the current exploration settings; return scored fragments."""

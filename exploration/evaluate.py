@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from envs.collect.collector import collect
 from envs.episodes.dataset import EpisodeReader
@@ -24,12 +25,11 @@ from envs.utils.progress import progress
 from envs.utils.screen_hash import distinct_screens
 from exploration.agent.policy import policy_spec
 from exploration.reward.scorers import LocalScorer
-from exploration.reward.token_entropy import cut_windows, uncertainty_reward
 from exploration.train import explore
+from worldmodel.statistics import estimate
+from worldmodel.uncertainty import WINDOW, cut_windows
 
 AGENTS = ("explorer", "random")
-STUDENT_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-"""Quantiles of Student's t for two-sided 95 % intervals with 1 to 9 degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,12 @@ def measure(
 
 def sample_rewards(episode: Any, scorer: LocalScorer, count: int) -> list[float]:
     """Compute the rewards of `count` windows of an episode, or of all, spread evenly over it."""
-    cut = cut_windows(episode.frames_THWC, episode.actions.astype(np.int64), len(episode.actions))
-    if not len(cut.actions_B4):
+    if len(episode.frames_THWC) < WINDOW:
         return []
-    picked = np.unique(np.linspace(0, len(cut.actions_B4) - 1, count).round().astype(int))
-    entropy_BN = scorer.entropies(cut.frames_B5HWC[picked], cut.actions_B4[picked])
-    return [float(reward) for reward in uncertainty_reward(entropy_BN)]
+    windows = cut_windows(episode.frames_THWC, episode.actions)
+    picked = np.unique(np.linspace(0, len(windows.actions_B4) - 1, count).round().astype(int))
+    rewards: list[float] = scorer.score_windows(windows.select(picked)).rewards_B.tolist()
+    return rewards
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -156,11 +156,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def interval(values: np.ndarray[Any, Any]) -> dict[str, float]:
     """Compute the mean and the half width of its 95 % interval."""
-    freedom = len(values) - 1
-    if freedom < 1:
+    if len(values) < 2:
         return {"mean": float(values.mean()), "half_width": math.inf}
-    quantile = STUDENT_95[freedom - 1] if freedom <= len(STUDENT_95) else 1.96
-    return {
-        "mean": float(values.mean()),
-        "half_width": float(quantile * values.std(ddof=1) / len(values) ** 0.5),
-    }
+    mean = estimate(torch.from_numpy(values))
+    return {"mean": mean.mean, "half_width": mean.high - mean.mean}

@@ -33,9 +33,7 @@ SHARED_NAMES = {
 
 TO_RENAME = {
     "Bar",
-    "Block",
     "Difference",
-    "FeatureNetwork",
     "Source",
     "agreement",
     "as_table",
@@ -52,7 +50,6 @@ TO_RENAME = {
     "measure",
     "open_model",
     "plot",
-    "read_frame",
     "short_name",
     "summarise",
     "summary",

@@ -3,6 +3,7 @@
 Frames are float in [0, 1]. Shapes: B windows, T frames, C=3, H, W; `...` any leading dimensions.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -14,26 +15,18 @@ from worldmodel.config import GenerationMode
 from worldmodel.statistics import Estimate, estimate
 
 ERROR_FLOOR = (0.5 / 255) ** 2
-"""Smallest mean squared error that counts: half a grey level, which 8-bit frames cannot show.
-Identical frames would have no finite PSNR, and a larger stand-in for it would let a few still
-frames decide every mean."""
+"""Lower bound of the mean squared error: half a grey level, the resolution of 8-bit frames. It caps
+the PSNR of identical frames, low enough that a few still frames do not decide a mean."""
 PSNR_CAP = 54.1514
 """PSNR of identical frames, in dB: that of ERROR_FLOOR."""
 
 
 class Generator(Protocol):
-    """The part of `worldmodel.models.genie.WorldModel` that the metrics call."""
+    """The part of `worldmodel.models.genie.WorldModel` that `delta_psnr` calls."""
 
-    def generate(
-        self,
-        frames_BPCHW: Tensor,
-        actions_BA: Tensor,
-        *,
-        steps: int = 25,
-        temperature: float = 1.0,
-        mode: GenerationMode = "one_pass",
-        generator: torch.Generator | None = None,
-    ) -> Tensor: ...
+    @property
+    def generate(self) -> Callable[..., Tensor]:
+        """See `WorldModel.generate`."""
 
 
 def _check_pair(x: Tensor, y: Tensor) -> None:
@@ -56,9 +49,7 @@ def frame_psnr(x: Tensor, y: Tensor) -> Tensor:
 
 
 def psnr(x: Tensor, y: Tensor) -> float:
-    """Compute the mean over frames of PSNR in dB, range 1 (App. A.2). Identical frames count
-    `PSNR_CAP`.
-    """
+    """Compute the mean PSNR of frames in dB (App. A.2); identical frames count `PSNR_CAP`."""
     return frame_psnr(x, y).mean().item()
 
 
@@ -71,10 +62,9 @@ def moving_pixels(frames: Tensor, reference: Tensor) -> Tensor:
 
 
 def moving_psnr(x: Tensor, y: Tensor, moving: Tensor) -> Tensor:
-    """Compute the PSNR in dB of each frame over its moving pixels; NaN where nothing moved.
+    """Compute the PSNR in dB of each frame over its moving pixels, NaN if it has none.
 
-    x, y (..., C, H, W), moving bool (..., H, W) -> (...). Take the mean with `nanmean`: a frame in
-    which nothing moved says nothing about how motion is predicted.
+    x, y (..., C, H, W), moving bool (..., H, W) -> (...). Average with `nanmean`.
     """
     _check_pair(x, y)
     error = (x.float() - y.float()).square().mean(-3) * moving
@@ -83,12 +73,10 @@ def moving_psnr(x: Tensor, y: Tensor, moving: Tensor) -> Tensor:
 
 
 def frame_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Compute the structural similarity of each frame (Wang et al. 2004). x, y (..., C, H, W) in
-    [0, 1] -> (...), at most 1.
+    """Compute the structural similarity of each frame (Wang et al. 2004).
 
-    Gaussian window of 11 with sigma 1.5, K1 = 0.01, K2 = 0.03, range 1, over the places where the
-    window fits; the mean over channels and places. The window is separable: two passes of 11
-    instead of one of 121.
+    x, y (..., C, H, W) in [0, 1] -> (...), at most 1. Gaussian window of 11 with sigma 1.5, no
+    padding, K1 = 0.01, K2 = 0.03; the mean over channels and pixels.
     """
     _check_pair(x, y)
     if min(x.shape[-2:]) < 11:
@@ -100,15 +88,13 @@ def frame_ssim(x: Tensor, y: Tensor) -> Tensor:
     offsets = torch.arange(11, dtype=x.dtype, device=x.device) - 5
     window = torch.exp(-offsets.square() / (2 * 1.5**2))
     window = window / window.sum()
+    # The window is separable: two passes of 11 weights instead of one of 121.
     planes = torch.cat([x, y, x * x, y * y, x * y])
     planes = F.conv2d(F.conv2d(planes, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = planes.chunk(5)
+    variance_x, variance_y = mean_xx - mean_x**2, mean_yy - mean_y**2
+    covariance = mean_xy - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    variance_x, variance_y, covariance = (
-        mean_xx - mean_x**2,
-        mean_yy - mean_y**2,
-        mean_xy - mean_x * mean_y,
-    )
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
     return similarity.mean((-3, -2, -1)).reshape(lead).mean(-1)
@@ -120,10 +106,9 @@ def ssim(x: Tensor, y: Tensor) -> float:
 
 
 class GaussianFit:
-    """Feature vectors (N, D) for a Frechet distance, gathered batch by batch.
+    """Gaussian fit of feature vectors (N, D) for a Frechet distance, accumulated batch by batch.
 
-    Up to D vectors are kept as they are, more are summed up in float64. Either way parts of a set
-    that different workers saw are merged exactly, before the distance and not after.
+    Up to D vectors are stored, more are summed in float64. Either way, fits merge exactly.
     """
 
     def __init__(self, dimensions: int) -> None:
@@ -135,7 +120,7 @@ class GaussianFit:
 
     @property
     def vectors_ND(self) -> Tensor | None:
-        """All vectors, float64, as long as there are few enough to be kept; else None."""
+        """All vectors in float64 while they are stored, otherwise None."""
         return torch.cat(self._vectors).double() if self._vectors else None
 
     def add(self, features_ND: Tensor) -> None:
@@ -144,23 +129,20 @@ class GaussianFit:
         if self.count + len(features) <= self.dimensions:
             self._vectors.append(features)
         else:
-            self._sum_up()
-            self._sum_D += features.double().sum(0)
-            self._outer_DD += features.double().T @ features.double()
+            self._add_sums(features.double().sum(0), features.double().T @ features.double())
         self.count += len(features)
 
     def merge(self, other: "GaussianFit") -> None:
-        """Add the vectors of another set."""
+        """Add the vectors of another fit."""
         vectors = other.vectors_ND
         if vectors is not None:
             self.add(vectors)
         elif other.count:
-            self._sum_up()
-            self._sum_D += other._sum_D
-            self._outer_DD += other._outer_DD
+            self._add_sums(other._sum_D, other._outer_DD)
             self.count += other.count
 
-    def _sum_up(self) -> None:
+    def _add_sums(self, sum_D: Tensor | float = 0.0, outer_DD: Tensor | float = 0.0) -> None:
+        """Replace the stored vectors by their sums, and add further sums."""
         if not len(self._sum_D):
             self._sum_D = torch.zeros(self.dimensions, dtype=torch.float64)
             self._outer_DD = torch.zeros(self.dimensions, self.dimensions, dtype=torch.float64)
@@ -169,59 +151,52 @@ class GaussianFit:
             self._sum_D += vectors.sum(0)
             self._outer_DD += vectors.T @ vectors
             self._vectors = []
+        self._sum_D += sum_D
+        self._outer_DD += outer_DD
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Compute (mean_D, covariance_DD) with the unbiased divisor."""
-        self._check()
-        self._sum_up()
+        """Compute mean (D,) and covariance (D, D) with the unbiased divisor."""
+        self._add_sums()
         mean = self._sum_D / self.count
         return mean, (self._outer_DD - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
     def distance(self, other: "GaussianFit") -> float:
-        """Compute the squared Frechet distance to another set. Raise InputError with fewer than two
-        vectors on a side.
-        """
+        """Compute the squared Frechet distance to another fit; both need two vectors or more."""
+        fewest = min(self.count, other.count)
+        if fewest < 2:
+            raise InputError(
+                f"a Frechet distance needs at least 2 frames on each side, here are {fewest}"
+            )
         x, y = self.vectors_ND, other.vectors_ND
         if x is None or y is None:
             return gaussian_distance(*self.moments(), *other.moments())
-        self._check()
-        other._check()
-        # With few vectors: S_x = A^T A, S_y = B^T B, and tr (S_x S_y)^(1/2) is the sum of singular
-        # values of A B^T.
+        # With few vectors, S_x = A^T A and S_y = B^T B, and tr (S_x S_y)^(1/2) is the sum of the
+        # singular values of A B^T.
         a, b = ((v - v.mean(0)) / (len(v) - 1) ** 0.5 for v in (x, y))
         trace = a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
         return max(((x.mean(0) - y.mean(0)).square().sum() + trace).item(), 0.0)
-
-    def _check(self) -> None:
-        if self.count < 2:
-            raise InputError(
-                f"a Frechet distance needs at least 2 frames on each side, here are {self.count}"
-            )
 
 
 def gaussian_distance(
     mean_x: Tensor, covariance_x: Tensor, mean_y: Tensor, covariance_y: Tensor
 ) -> float:
-    """Compute the squared Frechet distance of two Gaussians in float64: |m_x - m_y|^2 + tr(S_x +
-    S_y - 2 (S_x S_y)^(1/2)).
+    """Compute the squared Frechet distance of two Gaussians in float64.
 
-    The trace of the root is the sum of the roots of the eigenvalues of S_x^(1/2) S_y S_x^(1/2),
-    which is symmetric, so nothing is approximated and singular covariances (fewer frames than
-    features) are no special case.
+    |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)). The trace of the root is the sum of the roots
+    of the eigenvalues of the symmetric S_x^(1/2) S_y S_x^(1/2), also for singular covariances.
     """
     values, vectors = torch.linalg.eigh(covariance_x.double())
     root_x = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     product = torch.linalg.eigvalsh(root_x @ covariance_y.double() @ root_x)
     trace = covariance_x.diagonal().double().sum() + covariance_y.diagonal().double().sum()
-    distance = (
-        (mean_x - mean_y).double().square().sum() + trace - 2 * product.clamp_min(0).sqrt().sum()
-    )
-    return max(distance.item(), 0.0)
+    distance = (mean_x - mean_y).double().square().sum() + trace
+    return max((distance - 2 * product.clamp_min(0).sqrt().sum()).item(), 0.0)
 
 
 def frechet_distance(features_x: Tensor, features_y: Tensor) -> float:
-    """Compute the squared Frechet distance of Gaussians fitted to features (N, D) and (M, D)
-    (Heusel et al. 2017).
+    """Compute the squared Frechet distance of Gaussians fitted to features (N, D) and (M, D).
+
+    See Heusel et al. 2017.
     """
     fits = []
     for features in (features_x, features_y):
@@ -245,15 +220,14 @@ def delta_psnr(
     groups_B: Tensor | None = None,
     action_count: int = 5,
 ) -> Estimate:
-    """Compute controllability: PSNR(x_t, x'_t) - PSNR(x_t, x''_t) in dB at the t-th predicted
-    frame, averaged over windows.
+    """Compute controllability: the mean of PSNR(x_t, x'_t) - PSNR(x_t, x''_t) over windows, in dB.
 
-    x' is predicted with the true actions, x'' with the actions of the predicted frames replaced by
-    uniformly random ones (appendix A.2; Genie). Both branches predict as many frames, take the same
-    `steps` and start from the same `seed`, so that only the actions differ. frames_BTCHW (B, >=
-    context + t, 3, H, W), actions_BT (B, >= context + t - 1); action k is the one
-    that made frame k + 1. `predicted_BFCHW`: x', where it was made before with these settings and a
-    generator of this seed. `groups_B`: episode of each window, see `estimate`.
+    x_t is the t-th predicted frame, x' is predicted with the true actions, x'' with the actions of
+    the predicted frames replaced by uniformly random ones (App. A.2; Genie). Both predictions have
+    as many frames, `steps` and the same `seed`. frames_BTCHW has context + t frames or more;
+    action k turned frame k into frame k + 1. `predicted_BFCHW`: x', if it was already generated
+    with these settings and a generator of this seed. `groups_B`: episode of each window, see
+    `estimate`.
     """
     if frames_BTCHW.shape[1] < context + t or actions_BT.shape[1] < context + t - 1:
         raise InputError(
@@ -263,7 +237,6 @@ def delta_psnr(
     given, truth = frames_BTCHW[:, :context], frames_BTCHW[:, context + t - 1]
     count = t if predicted_BFCHW is None else predicted_BFCHW.shape[1]
     actions = actions_BT[:, : context + count - 1]
-    replaced = random_actions(actions, context, seed, action_count)
 
     def predict(branch: Tensor) -> Tensor:
         generator = torch.Generator(actions.device).manual_seed(seed)
@@ -272,16 +245,13 @@ def delta_psnr(
         )
 
     true_branch = predict(actions) if predicted_BFCHW is None else predicted_BFCHW
-    random_branch = predict(replaced)
+    random_branch = predict(random_actions(actions, context, seed, action_count))
     values_B = frame_psnr(truth, true_branch[:, t - 1]) - frame_psnr(truth, random_branch[:, t - 1])
     return estimate(values_B, groups_B)
 
 
 def random_actions(actions_BT: Tensor, context: int, seed: int, action_count: int) -> Tensor:
-    """Replace the actions into predicted frames by uniformly random ones, drawn from the seed. (B,
-    T).
-    """
-    drawn = torch.randint(
-        action_count, actions_BT.shape, generator=torch.Generator().manual_seed(seed)
-    ).to(actions_BT)
-    return torch.cat([actions_BT[:, : context - 1], drawn[:, context - 1 :]], dim=1)
+    """Replace the actions into predicted frames by uniformly random ones of this seed, (B, T)."""
+    generator = torch.Generator().manual_seed(seed)
+    random_BT = torch.randint(action_count, actions_BT.shape, generator=generator).to(actions_BT)
+    return torch.cat([actions_BT[:, : context - 1], random_BT[:, context - 1 :]], dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over windows and its 95 % confidence interval [low, high], NaN for a single window."""
+    """Mean over windows and its 95 % confidence interval [low, high], NaN for a single window."""
 
     mean: float
     low: float
@@ -19,12 +19,11 @@ class Estimate:
 
 
 def estimate(values_B: Tensor, groups_B: Tensor | None = None) -> Estimate:
-    """Estimate the mean of values that are independent between groups (episodes), not within one.
+    """Estimate the mean of values that are independent between groups but not within one.
 
-    Windows of an episode resemble each other: counting them as independent would make the interval
-    too narrow. The standard error is the cluster-robust one, with Student's t at groups - 1 degrees
-    of freedom. Without `groups_B` each value is its own group, which gives the textbook interval.
-    Computed in float64 on the CPU, since not every device has that type.
+    The groups are episodes, whose windows are similar: the standard error is cluster-robust, with
+    Student's t at groups - 1 degrees of freedom. Without `groups_B` each value is a group, which
+    gives the textbook interval. Computed in float64 on the CPU, as some devices lack that type.
     """
     values_B = values_B.cpu()
     values = values_B.double().flatten()

@@ -1,15 +1,14 @@
-"""Uncertainty of a world model about the last frame of five: the calculation behind every scorer
-and service.
+"""Token entropies of the newest frame of a window (Eq. 2), from the saved model to the numbers.
 
-Shapes: B windows of 5 frames and 4 actions, N tokens of a frame. B + 4 consecutive frames hold B
-windows, each of which begins one frame later.
+Shapes: T frames of a clip, which hold T - 4 windows, B windows of 5 frames and 4 actions, N tokens.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from envs.utils.errors import InputError
@@ -19,98 +18,87 @@ if TYPE_CHECKING:
     from worldmodel.models.genie import WorldModel
 
 WINDOW = 5
-"""Frames in a window of the reward."""
+"""Frames of a window."""
+CONTEXT = 2
+"""Context frames of a window; the model sees them and all four actions."""
 BATCH_CPU, BATCH_GPU = 4, 128
 
 
+Frames = NDArray[np.uint8]
+Actions = NDArray[np.integer]
+
+
+class Windows(NamedTuple):
+    """Windows with the actions between their frames; action i turned frame i into frame i + 1."""
+
+    frames_B5HWC: Frames
+    actions_B4: Actions
+
+    def select(self, rows: slice | NDArray[np.integer]) -> "Windows":
+        """Return some of the windows."""
+        return Windows(self.frames_B5HWC[rows], self.actions_B4[rows])
+
+
 def load_model(path: Path | str, device: str = "cpu") -> "WorldModel":
-    """Load a saved world model, driven by real actions. Raises InputError for a folder that holds
-    none.
-    """
+    """Load a saved world model, driven by real actions."""
     from worldmodel.models.genie import load_world_model
 
     return load_world_model(path, device).for_game(None)
 
 
+def cut_windows(frames_THWC: Frames, actions_T: Actions) -> Windows:
+    """Return all windows of T >= 5 consecutive frames and the T - 1 actions between them, as views.
+
+    Window i ends in frame i + 4.
+    """
+    if len(actions_T) != len(frames_THWC) - 1:
+        raise ValueError(f"{len(actions_T)} actions cannot lie between {len(frames_THWC)} frames")
+    frames = sliding_window_view(frames_THWC, WINDOW, axis=0)
+    return Windows(np.moveaxis(frames, -1, 1), sliding_window_view(actions_T, WINDOW - 1))
+
+
+def check_clip(model: "WorldModel", frames_THWC: Frames, actions_T: Actions) -> None:
+    """Raise InputError unless the model can score the windows of this clip."""
+    size, count = model.cfg.size, len(frames_THWC)
+    fits = frames_THWC.shape[1:] == (size, size, 3) and count >= WINDOW
+    if not fits or frames_THWC.dtype != np.uint8:
+        raise InputError(
+            f"clip to score: expected {WINDOW} or more frames, uint8 (T, {size}, {size}, 3), "
+            f"got {frames_THWC.dtype} {frames_THWC.shape}"
+        )
+    if actions_T.shape != (count - 1,):
+        raise InputError(
+            f"clip to score: {count} frames need {count - 1} actions, got shape {actions_T.shape}"
+        )
+    if not 0 <= actions_T.min() <= actions_T.max() < model.actions:
+        raise InputError(
+            f"clip to score: actions {actions_T.min()} to {actions_T.max()}, "
+            f"the model has {model.actions}"
+        )
+
+
 @torch.inference_mode()
 def window_entropies(
     model: "WorldModel",
-    frames_B5HWC: NDArray[np.uint8],
-    actions_B4: NDArray[np.integer],
+    frames_B5HWC: Frames,
+    actions_B4: Actions,
     *,
-    context: int = 2,
     steps: int = 1,
     batch: int = 0,
 ) -> NDArray[np.float32]:
-    """Compute the token entropies (B, N) in [0, 1] of the last frames (Eq. 2).
+    """Compute the token entropies (B, N) in [0, 1] of the newest frames in `steps` MaskGIT passes.
 
-    `batch` windows are scored together; 0 selects a number that suits the device. The model sees
-    the first `context` frames and all actions; `steps` are MaskGIT passes. Frames after the
-    `context` may be left out.
+    Frames after the CONTEXT are not used and may be left out. A forward pass takes `batch` windows;
+    0 selects a number that suits the device.
     """
     device = next(model.parameters()).device
-    # On a CPU a few windows at a time stay in its cache: 17 windows a second and core instead of 14
-    # with 32 together.
+    # A few windows at a time stay in a CPU's cache: 17 windows/s per core instead of 14 with 32.
     batch = batch or (BATCH_CPU if device.type == "cpu" else BATCH_GPU)
     parts = []
-    for at in range(0, len(frames_B5HWC), batch):
-        # Copy only the frames that the model sees: windows overlap, or are read-only.
-        given = torch.tensor(frames_B5HWC[at : at + batch, :context], device=device)
-        actions = torch.tensor(actions_B4[at : at + batch], device=device, dtype=torch.int64)
-        parts.append(
-            model.future_token_entropy(to_float_frames(given), actions, steps=steps)
-            .float()
-            .cpu()
-            .numpy()
-        )
+    for start in range(0, len(frames_B5HWC), batch):
+        # Copies only the context frames: windows overlap and are read-only.
+        context = torch.tensor(frames_B5HWC[start : start + batch, :CONTEXT], device=device)
+        actions = torch.tensor(actions_B4[start : start + batch], device=device, dtype=torch.int64)
+        entropies = model.future_token_entropy(to_float_frames(context), actions, steps=steps)
+        parts.append(entropies.float().cpu().numpy())
     return np.concatenate(parts)
-
-
-def to_consecutive_frames(frames_B5HWC: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """Return a copy of the frames (B + 4, H, W, C) that overlapping windows were cut from; None for
-    other windows.
-
-    Overlapping windows are views, which their strides show. The frames are a fifth of the windows
-    to send.
-    """
-    if len(frames_B5HWC) < 2 or frames_B5HWC.strides[0] != frames_B5HWC.strides[1]:
-        return None
-    return np.concatenate([frames_B5HWC[0], frames_B5HWC[1:, -1]])
-
-
-def to_windows(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return windows (B, 5, H, W, C) unchanged, and consecutive frames (B + 4, H, W, C) as
-    overlapping windows.
-    """
-    if frames.ndim == 5:
-        return frames
-    return np.moveaxis(np.lib.stride_tricks.sliding_window_view(frames, WINDOW, axis=0), -1, 1)
-
-
-def validate_windows(
-    model: "WorldModel", frames: NDArray[np.uint8], actions_B4: NDArray[np.integer]
-) -> NDArray[np.uint8]:
-    """Return the windows of a request. Raises InputError where this model cannot score them."""
-    size, actions = model.cfg.size, model.actions
-    shape = (size, size, 3)
-    fits = (frames.ndim == 5 and frames.shape[1:] == (WINDOW, *shape)) or (
-        frames.ndim == 4 and frames.shape[1:] == shape and len(frames) >= WINDOW
-    )
-    if not fits or frames.dtype != np.uint8:
-        raise InputError(
-            f"windows to score: expected uint8 (B, {WINDOW}, {size}, {size}, "
-            f"3) or consecutive frames without the {WINDOW}, "
-            f"got {frames.dtype} {frames.shape}"
-        )
-    windows = to_windows(frames)
-    if actions_B4.shape != (len(windows), WINDOW - 1):
-        raise InputError(
-            f"windows to score: {len(windows)} need as many rows of 4 actions, "
-            f"got {actions_B4.shape}"
-        )
-    if actions_B4.size and not 0 <= actions_B4.min() <= actions_B4.max() < actions:
-        raise InputError(
-            f"windows to score: actions {actions_B4.min()} to {actions_B4.max()}, "
-            f"the model has {actions}"
-        )
-    return windows

@@ -23,10 +23,10 @@ from exploration.agent.learner import as_learner_batch
 from exploration.agent.loss import actor_critic_loss
 from exploration.algorithm import AutoExplore
 from exploration.config import explore_preset
-from exploration.reward.scorers import LocalScorer, ServeScorer
+from exploration.reward.scorers import ClipRewards, LocalScorer, ServeScorer
 from exploration.train import configure
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset, serve
-from worldmodel.uncertainty import load_model, window_entropies
+from worldmodel.uncertainty import WINDOW, cut_windows, load_model, window_entropies
 
 STEPS = 60
 """Number of steps of every environment in one measurement of sampling."""
@@ -52,7 +52,7 @@ def measure_reward(args: Args, scratch: Path) -> Iterator[Row]:
         scorer = partial(LocalScorer, model, batch=batch)
         local = sampling_rate(games, scorer, repeats, steps=steps)
         yield row(f"sampling, {name} in process", local, "steps/s", baseline, plain)
-        app = serve.run(model, batch=batch)
+        app = serve.deploy(model, serve.ServeConfig(batch=batch))
         try:
             served = sampling_rate(games, partial(ServeScorer, app), repeats, steps=steps)
             name = f"sampling, {name} by Serve"
@@ -62,7 +62,7 @@ def measure_reward(args: Args, scratch: Path) -> Iterator[Row]:
                 yield measure_service(app, model)
                 yield measure_swap(app, model, args.repeats)
         finally:
-            serve.stop(app)
+            serve.shutdown(app)
     yield measure_update(games, args.repeats)
 
 
@@ -83,9 +83,11 @@ def save_untrained(folder: Path, *, thin: bool) -> Path:
 class NullScorer:
     """Scorer that returns zeros at once."""
 
-    def submit(self, frames_B5HWC: Any, actions_B4: Any) -> Callable[[], Any]:
+    def submit(
+        self, frames_THWC: Any, actions_T: Any, top_fraction: float
+    ) -> Callable[[], ClipRewards]:
         """Return a function that returns zeros."""
-        return lambda: np.zeros((len(frames_B5HWC), 1), np.float32)
+        return lambda: ClipRewards(np.zeros(len(frames_THWC) - WINDOW + 1, np.float32))
 
 
 def build_explorer(
@@ -121,18 +123,18 @@ def sampling_rate(
 
 def measure_service(app: str, model: Path) -> Row:
     """Measure one replica with one thread against the bare model."""
-    frames, actions = noise_windows(WINDOWS)
+    frames, actions = noise_clip(2 * WINDOWS)
+    windows = cut_windows(*noise_clip(WINDOWS))
     bare, scorer = load_model(model), ServeScorer(app)
-    # Two requests in flight, as with several fragments.
-    both = np.concatenate([frames, frames]), np.concatenate([actions, actions])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         # Measured in turn, so that the load of the machine affects both.
         rates = [
             (
-                60 * WINDOWS / wall_seconds(lambda: window_entropies(bare, frames, actions)),
-                60 * 2 * WINDOWS / wall_seconds(lambda: scorer.entropies(*both)),
+                60 * WINDOWS / wall_seconds(lambda: window_entropies(bare, *windows)),
+                # Two requests in flight, as with several fragments.
+                60 * 2 * WINDOWS / wall_seconds(lambda: scorer.submit(frames, actions)()),
             )
             for _ in range(2)
         ]
@@ -145,21 +147,21 @@ def measure_service(app: str, model: Path) -> Row:
 
 def measure_swap(app: str, model: Path, repeats: int) -> Row:
     """Measure a swap of the served weights, and count the requests that fail meanwhile."""
-    windows, stop = noise_windows(4), threading.Event()
+    clip, stop = noise_clip(4), threading.Event()
     scorer, failures = ServeScorer(app, retries=0), 0
 
     def request() -> None:
         nonlocal failures
         while not stop.is_set():
             try:
-                scorer.entropies(*windows)
+                scorer.submit(*clip)()
             except Exception:  # count failures of any kind
                 failures += 1
 
     requests = threading.Thread(target=request)
     requests.start()
     try:
-        swap = partial(serve.swap, app, model)
+        swap = partial(serve.update_weights, app, model)
         milliseconds = median_of(repeats, lambda: 1_000 * wall_seconds(swap))
     finally:
         stop.set()
@@ -168,11 +170,13 @@ def measure_swap(app: str, model: Path, repeats: int) -> Row:
     return Row("reward", name, milliseconds, "ms", "a second", 1_000.0, 1.0, at_most=True)
 
 
-def noise_windows(count: int) -> tuple[Any, Any]:
-    """Return windows of noise: frames uint8 (count, 5, 64, 64, 3) and actions (count, 4)."""
+def noise_clip(windows: int) -> tuple[Any, Any]:
+    """Return a clip of noise with that many windows: frames uint8 (windows + 4, 64, 64, 3) and the
+    actions between them.
+    """
     noise = np.random.default_rng(0)
-    frames = noise.integers(256, size=(count, 5, 64, 64, 3), dtype=np.uint8)
-    return frames, noise.integers(5, size=(count, 4))
+    frames = noise.integers(256, size=(windows + WINDOW - 1, 64, 64, 3), dtype=np.uint8)
+    return frames, noise.integers(5, size=len(frames) - 1)
 
 
 def measure_update(games: Sequence[str], repeats: int) -> Row:

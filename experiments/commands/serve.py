@@ -16,6 +16,7 @@ from envs.utils.ray_session import ray_session
 from experiments.arguments import RayArgs, check_folder
 from exploration.reward.scorers import ServeScorer
 from worldmodel import load_world_model, serve
+from worldmodel.uncertainty import WINDOW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,7 @@ def run(args: Args) -> None:
         None
     )  # what is wrong with it is said here, not in a replica's log
     with ray_session(args.ray_address):
-        serve.run(
-            args.model,
+        config = serve.ServeConfig(
             app_name=args.name,
             replicas=args.replicas,
             max_replicas=args.max_replicas,
@@ -63,14 +63,16 @@ def run(args: Args) -> None:
             threads=args.threads,
             steps=args.steps,
         )
+        serve.deploy(args.model, config)
+        # A clip of 64 windows, after one of 1 window that warms up the replica.
         noise = np.random.default_rng(0)
-        frames = noise.integers(256, size=(64, 5, 64, 64, 3), dtype=np.uint8)
-        actions = noise.integers(5, size=(64, 4))
+        frames = noise.integers(256, size=(WINDOW + 63, 64, 64, 3), dtype=np.uint8)
+        actions = noise.integers(5, size=len(frames) - 1)
         scorer = ServeScorer(args.name)
-        scorer.entropies(frames[:1], actions[:1])
+        scorer.submit(frames[:WINDOW], actions[: WINDOW - 1])()
         started = time.monotonic()
-        scorer.entropies(frames, actions)
-        rate = len(frames) / (time.monotonic() - started)
+        scored = scorer.submit(frames, actions)()
+        rate = len(scored.rewards_B) / (time.monotonic() - started)
         console.print(
             f"{args.name}: {count(args.replicas)} started; "
             f"{rate:,.0f} windows a second from one client"
@@ -81,7 +83,7 @@ def run(args: Args) -> None:
         try:
             _show(args)
         finally:
-            serve.stop(args.name)
+            serve.shutdown(args.name)
 
 
 def _show(args: Args) -> None:

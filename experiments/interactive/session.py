@@ -90,7 +90,7 @@ class World:
         self._frames = [*self._frames, self.frame][-length:]
         self._actions = [*self._actions, action][-length + 1 :]
         window, between = np.stack(self._frames)[None], np.array(self._actions)[None]
-        self.entropy_N = window_entropies(self._model, window, between, context=CONTEXT)[0]
+        self.entropy_N = window_entropies(self._model, window, between)[0]
         self._show()
 
     def picture(self) -> Frames:

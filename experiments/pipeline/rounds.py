@@ -22,9 +22,9 @@ from experiments.pipeline.stages import collect_play, explore, finetuned, stage_
 from experiments.reports.rounds_report import build
 from experiments.reports.screens import seen_by_game
 from exploration.config import explore_preset
-from exploration.reward.token_entropy import cut_windows, uncertainty_reward
+from exploration.reward.token_entropy import uncertainty_reward
 from worldmodel import serve
-from worldmodel.uncertainty import WINDOW, load_model, window_entropies
+from worldmodel.uncertainty import WINDOW, cut_windows, load_model, window_entropies
 
 APP_NAME = "autoexplore-rounds"
 SHARED = ("collect-random", "tokenizer", "dynamics", "model-base")
@@ -43,22 +43,20 @@ class Service:
         """Serve this model; return the seconds of the swap, 0 where the app had to be started."""
         started = time.monotonic()
         if self.running:
-            serve.swap(APP_NAME, model)
+            serve.update_weights(APP_NAME, model)
             return time.monotonic() - started
         chosen = explore_preset(self.config.preset)
-        serve.run(
-            model.absolute(),
-            app_name=APP_NAME,
-            steps=chosen.maskgit_steps,
-            replicas=chosen.replicas,
+        settings = serve.ServeConfig(
+            app_name=APP_NAME, steps=chosen.maskgit_steps, replicas=chosen.replicas
         )
+        serve.deploy(model.absolute(), settings)
         self.running = True
         return 0.0
 
     def stop(self) -> None:
         """Stop the app if it was started."""
         if self.running:
-            serve.stop(APP_NAME)
+            serve.shutdown(APP_NAME)
 
 
 def rounds_table(c: PipelineConfig, rounds: int, service: Service) -> list[Stage]:
@@ -224,9 +222,7 @@ def fixed_windows(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         ]
         for index in dict.fromkeys(index for index, _ in chosen):
             episode = reader[index]
-            windows = cut_windows(
-                episode.frames_THWC, np.asarray(episode.actions), len(episode.frames_THWC) - 1
-            )
+            windows = cut_windows(episode.frames_THWC, episode.actions.astype(np.int64))
             steps = [step for other, step in chosen if other == index]
             frames.append(windows.frames_B5HWC[steps])
             actions.append(windows.actions_B4[steps])

@@ -1,5 +1,4 @@
-"""Intrinsic rewards: token entropy (Eq. 2-4), disagreement and baselines, and the scorers that
-compute them."""
+"""Intrinsic rewards: token entropy (Eq. 2-4), disagreement, baselines, and their scorers."""
 
 from exploration.reward.token_entropy import uncertainty_reward
 

@@ -1,67 +1,65 @@
 """Baseline rewards of Table 6, and two controls.
 
-A baseline answers rewards (B,) where a scorer of `exploration.reward.scorers` answers entropies
-(B, N); the connector takes either. B windows of five frames o_{t-4}..o_t and the four actions
-between them; phi is a network of 512 features.
-
-| name   | reward of a window                                                        | needs       |
+| name   | reward for a window o_{t-4}..o_t                                          | needs       |
 |--------|---------------------------------------------------------------------------|-------------|
 | rf     | sum_i (phi_i(o_t) - phi_i(x_t))^2, x_t the world model's prediction, phi  | model       |
-|        | random and fixed                                                          |             |
+|        | a random network of 512 features                                          |             |
 | vae    | the same, phi the posterior means of a variational autoencoder trained on | model, data |
-|        | `data`                                                                    |             |
-| count  | 1 / sqrt(n), n: how often this runner has seen o_t's screen, including    |             |
+|        | recorded play                                                             |             |
+| count  | 1 / sqrt(n), n: how often this runner has seen the screen o_t, including  |             |
 |        | this time                                                                 |             |
-| random | uniform in [0, 1), whatever the window shows                              |             |
+| random | uniform in [0, 1)                                                         |             |
 
-`disagreement`, the reward that is robust to noise, is in `exploration.reward.disagreement`.
+Shapes: T frames of a clip, B = T - 4 windows and rewards.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from envs.episodes.dataset import EpisodeReader
 from envs.episodes.episode import Episode
+from envs.utils.atomic_io import write_atomic
 from envs.utils.errors import InputError
 from envs.utils.screen_hash import screen_keys
-from exploration.reward.scorers import ScoringError
-from exploration.reward.token_entropy import CONTEXT
-from worldmodel.uncertainty import WINDOW
+from exploration.reward.scorers import ClipRewards, ModelScorer, Pending, ScoringError
+from exploration.reward.token_entropy import TOP_FRACTION
+from worldmodel.data.batch import to_float_frames
+from worldmodel.uncertainty import CONTEXT, WINDOW, Actions, Frames, Windows
 
-Rewards = NDArray[np.float32]
 FEATURES = 512
-FRAME_SIZE = 64
 BATCH = 16
 """Windows in a forward pass."""
 FEATURE_SEED = 6
-"""Seed of the random features: every runner must have the same ones."""
+"""Seed of the random features, the same for every runner."""
 
 
-def checked_rewards(rewards_B: Any, windows: int) -> Rewards:
-    """Return rewards as float32. Raises ScoringError unless `windows` of them, all finite."""
-    array = np.asarray(rewards_B, np.float32)
-    if array.shape != (windows,) or not np.isfinite(array).all():
-        raise ScoringError(
-            f"rewards of shape {array.shape} for {windows} windows, or not all finite"
-        )
-    return array
+def finite_rewards(rewards_B: NDArray[np.float32]) -> ClipRewards:
+    """Wrap rewards. Raises ScoringError unless all are finite."""
+    if not np.isfinite(rewards_B).all():
+        raise ScoringError("rewards are not all finite")
+    return ClipRewards(rewards_B)
 
 
-class FeatureNetwork(nn.Module):
-    """32 filters 8x8 stride 4, 64 4x4 stride 2, 64 3x3 stride 1, then 512 features (Burda et al.
-    2019).
+def load_frames(frames: NDArray[np.uint8]) -> Tensor:
+    """Copy frames uint8 (..., H, W, C), also views, to float (..., C, H, W) in [0, 1]."""
+    return to_float_frames(torch.tensor(frames))
 
-    frames (B, 3, 64, 64) in [0, 1] -> (B, 512).
+
+class FeatureEncoder(nn.Module):
+    """Convolutional network of Burda et al. 2019: (B, 3, 64, 64) in [0, 1] -> (B, 512).
+
+    32 filters 8x8 stride 4, 64 filters 4x4 stride 2, 64 filters 3x3 stride 1, then a linear layer.
     """
 
     def __init__(self) -> None:
@@ -73,28 +71,29 @@ class FeatureNetwork(nn.Module):
         self.features = nn.Linear(1_024, FEATURES)
 
     def forward(self, frames_BCHW: Tensor) -> Tensor:
+        """Compute the features of frames."""
         return self.features(self.trunk(frames_BCHW - 0.5))
 
 
-def random_features() -> FeatureNetwork:
-    """Build the network of the RF baseline: orthogonal weights, the same in every process."""
+def random_features() -> FeatureEncoder:
+    """Return the network of the RF baseline: orthogonal weights, the same in every process."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(FEATURE_SEED)
-        network = FeatureNetwork()
+        network = FeatureEncoder()
         for parameter in network.parameters():
-            nn.init.orthogonal_(parameter, gain=2**0.5) if parameter.ndim > 1 else nn.init.zeros_(
-                parameter
-            )
+            if parameter.ndim > 1:
+                nn.init.orthogonal_(parameter, gain=2**0.5)
+            else:
+                nn.init.zeros_(parameter)
     return network.eval()
 
 
 class Autoencoder(nn.Module):
-    """Small variational autoencoder: the posterior means of `encoder` are the features of the VAE
-    baseline."""
+    """Small variational autoencoder, whose `encoder` gives the features of the VAE baseline."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = FeatureNetwork()
+        self.encoder = FeatureEncoder()
         self.log_variance = nn.Linear(1_024, FEATURES)
         self.expand = nn.Linear(FEATURES, 1_024)
         layers = (
@@ -105,20 +104,17 @@ class Autoencoder(nn.Module):
         self.pixels = nn.ConvTranspose2d(32, 3, 8, 4)
 
     def loss(self, frames_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Compute the negative ELBO of a frame, Gaussian pixels of variance 0.1 (mean over B)."""
+        """Compute the mean negative ELBO of frames, with Gaussian pixels of variance 0.1."""
         hidden_BF = self.encoder.trunk(frames_BCHW - 0.5)
-        mean_BD, log_variance_BD = (
-            self.encoder.features(hidden_BF),
-            self.log_variance(hidden_BF).clamp(-8, 8),
-        )
+        mean_BD = self.encoder.features(hidden_BF)
+        log_variance_BD = self.log_variance(hidden_BF).clamp(-8, 8)
         noise_BD = torch.randn(mean_BD.shape, generator=generator)
         code_BD = mean_BD + noise_BD * (log_variance_BD / 2).exp()
-        drawn_BCHW = (
-            self.pixels(self.decoder(F.relu(self.expand(code_BD)).unflatten(1, (64, 4, 4)))) + 0.5
-        )
-        miss = (drawn_BCHW - frames_BCHW).square().flatten(1).sum(1) / (2 * 0.1)
-        divergence = (mean_BD.square() + log_variance_BD.exp() - 1 - log_variance_BD).sum(1) / 2
-        return (miss + divergence).mean()
+        expanded_BCHW = F.relu(self.expand(code_BD)).unflatten(1, (64, 4, 4))
+        decoded_BCHW = self.pixels(self.decoder(expanded_BCHW)) + 0.5
+        error_B = (decoded_BCHW - frames_BCHW).square().flatten(1).sum(1) / (2 * 0.1)
+        divergence_B = (mean_BD.square() + log_variance_BD.exp() - 1 - log_variance_BD).sum(1) / 2
+        return (error_B + divergence_B).mean()
 
 
 def train_autoencoder(
@@ -129,52 +125,59 @@ def train_autoencoder(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> tuple[Autoencoder, float]:
-    """Train the VAE on frames uint8 (N, 64, 64, 3) -> it, and the mean loss of the last tenth of
-    the updates.
-
-    Raises FloatingPointError, before any weight changes, if the loss is not finite.
-    """
+    """Train the VAE on frames uint8 (N, 64, 64, 3); return it and the result of `minimise`."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Autoencoder()
+
+    def batch_loss() -> Tensor:
+        picked = torch.randint(len(frames_NHWC), (batch,), generator=generator).numpy()
+        frames_BCHW = load_frames(frames_NHWC[picked]).to(memory_format=torch.channels_last)
+        return model.loss(frames_BCHW, generator)
+
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    loss = minimise(batch_loss, optimizer, updates, max_norm=100.0)
+    return model.eval(), loss
+
+
+def minimise(
+    batch_loss: Callable[[], Tensor],
+    optimizer: torch.optim.Optimizer,
+    updates: int,
+    *,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    max_norm: float = math.inf,
+) -> float:
+    """Take `updates` optimizer steps; return the mean loss of the last tenth of them.
+
+    Raises FloatingPointError, before any weight changes, if the loss is not finite.
+    """
     losses = []
     for _ in range(updates):
-        picked = torch.randint(len(frames_NHWC), (batch,), generator=generator).numpy()
-        loss = model.loss(to_pixels(frames_NHWC[picked]), generator)
+        loss = batch_loss()
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss {loss.item()} of the autoencoder")
+            raise FloatingPointError(f"loss {loss.item()} of a reward's network")
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 100.0)
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_norm)
         optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
         losses.append(loss.item())
-    return model.eval(), float(np.mean(losses[-max(updates // 10, 1) :]))
+    return float(np.mean(losses[-max(updates // 10, 1) :]))
 
 
-def to_pixels(frames_NHWC: NDArray[np.uint8]) -> Tensor:
-    """uint8 (N, H, W, C) -> float (N, C, H, W) in [0, 1]."""
-    return torch.tensor(frames_NHWC).permute(0, 3, 1, 2).float() / 255
+def save_reward_network(path: Path, network: nn.Module) -> None:
+    """Write a network's weights atomically."""
+    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    write_atomic(path, safetensors.torch.save(weights))
 
 
-def save_weights(path: Path, network: nn.Module) -> None:
-    """Write a network's weights; `path` is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in network.state_dict().items()}, temporary
-    )
-    temporary.replace(path)
-
-
-def load_weights(path: Path, network: nn.Module) -> nn.Module:
-    """Fill a network from `save_weights`' file, strictly.
-
-    Raises InputError for one that does not fit.
-    """
+def load_reward_network(path: Path, network: nn.Module) -> nn.Module:
+    """Load the weights that `save_reward_network` wrote into a network of the same shape."""
     try:
-        network.load_state_dict(load_file(path))
+        network.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, RuntimeError, SafetensorError) as error:
         first = str(error).splitlines()[0]
         raise InputError(
@@ -183,80 +186,59 @@ def load_weights(path: Path, network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-class PredictionError:
-    """RF and VAE of table 6: how far the world model's prediction of o_t lies from o_t in a
-    network's features."""
+class PredictionError(ModelScorer):
+    """RF and VAE of Table 6: error of the world model's prediction of o_t in feature space."""
 
     def __init__(self, model_path: Path | str, features: Path | None = None) -> None:
-        """`features`: file of the trained encoder; None for random features."""
-        self._model_path, self._features_path = model_path, features
-        self._model: Any = None
+        """Initialise with the file of a trained encoder, or None for random features."""
+        super().__init__(model_path)
+        self._features_path = features
         self._features: nn.Module
 
-    def load(self) -> None:
-        """Load model and features, if that was not done yet.
-
-        Raises InputError for what cannot be used.
-        """
-        if self._model is None:
-            from worldmodel.uncertainty import load_model
-
-            path = self._features_path
-            self._features = (
-                random_features() if path is None else load_weights(path, FeatureNetwork())
-            )
-            self._model = load_model(self._model_path, "cpu")
+    def load_networks(self, model: Any) -> None:
+        """Load the feature network."""
+        path = self._features_path
+        self._features = (
+            random_features() if path is None else load_reward_network(path, FeatureEncoder())
+        )
 
     @torch.inference_mode()
-    def rewards(self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]) -> Rewards:
-        """Compute squared errors (B,), 0 or more, of windows uint8 and their actions."""
-        self.load()
-        parts = []
-        for at in range(0, len(frames_B5HWC), BATCH):
-            windows = frames_B5HWC[at : at + BATCH]
-            given = to_pixels(
-                np.ascontiguousarray(windows[:, :CONTEXT]).reshape(-1, *windows.shape[2:])
-            )
-            predicted = self._model.generate(
-                given.unflatten(0, (len(windows), CONTEXT)),
-                torch.tensor(actions_B4[at : at + BATCH], dtype=torch.int64),
+    def score_windows(self, windows: Windows, top_fraction: float = TOP_FRACTION) -> ClipRewards:
+        """Compute squared errors (B,), 0 or more."""
+        model, rewards = self.load(), []
+        for start in range(0, len(windows.frames_B5HWC), BATCH):
+            frames_B5HWC, actions_B4 = windows.select(slice(start, start + BATCH))
+            predicted = model.generate(
+                load_frames(frames_B5HWC[:, :CONTEXT]),
+                torch.tensor(actions_B4, dtype=torch.int64),
                 steps=1,
                 temperature=0.0,
-            )[:, -1]
-            difference_BD = self._features(to_pixels(windows[:, -1])) - self._features(
-                predicted.clamp(0, 1)
-            )
-            parts.append(difference_BD.square().sum(1).numpy())
-        return checked_rewards(np.concatenate(parts), len(frames_B5HWC))
-
-    def submit(
-        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
-    ) -> Callable[[], Rewards]:
-        """`rewards` when its result is asked for."""
-        return lambda: self.rewards(frames_B5HWC, actions_B4)
+            )[:, -1].clamp(0, 1)
+            newest = load_frames(frames_B5HWC[:, -1]).to(memory_format=torch.channels_last)
+            difference_BD = self._features(newest) - self._features(predicted)
+            rewards.append(difference_BD.square().sum(1).numpy())
+        return finite_rewards(np.concatenate(rewards))
 
 
 class CountBonus:
-    """1 / sqrt(n) of the newest frame's screen (Bellemare et al. 2016, with
-    `envs.utils.screen_hash`'s screens for counts)."""
+    """1 / sqrt(n), n: visits of the newest screen (Bellemare et al. 2016; see `screen_hash`)."""
 
     def __init__(self) -> None:
-        self._seen: Counter[bytes] = Counter()
+        self._visits: Counter[bytes] = Counter()
 
     def reset_counts(self) -> None:
-        """Reset the counts, as an evaluation does, so that agents of different age are judged
-        alike."""
-        self._seen.clear()
+        """Reset the counts, so that evaluation does not depend on an agent's age."""
+        self._visits.clear()
 
     def submit(
-        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
-    ) -> Callable[[], Rewards]:
-        """Count the newest frames in their order, now -> rewards (B,) in (0, 1]."""
+        self, frames_THWC: Frames, actions_T: Actions, top_fraction: float = TOP_FRACTION
+    ) -> Pending:
+        """Count the newest frames of all windows at once; return a call with rewards in (0, 1]."""
         counts = []
-        for key in screen_keys(frames_B5HWC[:, WINDOW - 1]):
-            self._seen[key] += 1
-            counts.append(self._seen[key])
-        return lambda: (1 / np.sqrt(np.array(counts))).astype(np.float32)
+        for key in screen_keys(frames_THWC[WINDOW - 1 :]):
+            self._visits[key] += 1
+            counts.append(self._visits[key])
+        return lambda: ClipRewards((1 / np.sqrt(np.array(counts))).astype(np.float32))
 
 
 class RandomReward:
@@ -266,30 +248,26 @@ class RandomReward:
         self._generator = np.random.default_rng(seed)
 
     def submit(
-        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
-    ) -> Callable[[], Rewards]:
-        """Rewards (B,), uniform in [0, 1)."""
-        rewards_B = self._generator.random(len(frames_B5HWC), np.float32)
-        return lambda: rewards_B
+        self, frames_THWC: Frames, actions_T: Actions, top_fraction: float = TOP_FRACTION
+    ) -> Pending:
+        """Return a call with rewards in [0, 1)."""
+        rewards_B = self._generator.random(len(frames_THWC) - WINDOW + 1, np.float32)
+        return lambda: ClipRewards(rewards_B)
 
 
 def sample_frames(data: Sequence[Path | str], count: int, seed: int = 0) -> NDArray[np.uint8]:
-    """`count` frames uint8 (count, 64, 64, 3) or all, drawn from folders of episodes, as many from
-    each episode.
-
-    Raises InputError where there is no folder, or it holds no episode.
-    """
+    """Draw about `count` frames uint8 (N, 64, 64, 3), equally many from each recorded episode."""
     generator, frames = np.random.default_rng(seed), []
-    for episode, episodes in recorded(data):
-        own = episode.frames_THWC
-        frames.append(own[np.sort(generator.permutation(len(own))[: max(1, count // episodes)])])
+    for episode, episodes in read_episodes(data):
+        order = generator.permutation(len(episode.frames_THWC))
+        frames.append(episode.frames_THWC[np.sort(order[: max(1, count // episodes)])])
     return np.concatenate(frames)
 
 
-def recorded(data: Sequence[Path | str]) -> Iterator[tuple[Episode, int]]:
-    """Iterate over the episodes of some folders, each with the number of all of them.
+def read_episodes(data: Sequence[Path | str]) -> Iterator[tuple[Episode, int]]:
+    """Yield the episodes of some folders, each with the total number of episodes.
 
-    Raises InputError where there is no folder, or it holds no episode.
+    Raises InputError without a folder or an episode.
     """
     readers = [EpisodeReader(folder) for folder in data]
     episodes = sum(map(len, readers))

@@ -1,12 +1,12 @@
 """Rewards by name, from which `explore --reward` chooses.
 
-Rewards with networks of their own are trained once, at the start of a run, on recorded play, and
-kept in the run's folder: <out>/reward/*.safetensors.
+Rewards with trained networks train them on recorded play at the start of a run and store them in
+<out>/reward/*.safetensors.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,27 +26,26 @@ REWARDS = (
 )
 WITHOUT_MODEL = ("count-bonus", "random", "extrinsic")
 TRAINED = ("disagreement", "vae")
-"""Rewards that learn from recorded play first."""
+"""Rewards whose networks are trained on recorded play."""
 TRAINING_FRAMES = 4_000
 TRAINING_TOKENS = 150_000
-"""Tokens to train on: some 600 windows with 256 tokens a frame, or more where a frame has fewer."""
+"""Training tokens of the heads: some 600 windows with 256 tokens a frame."""
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Reward of the agent, and the place where it is computed."""
+    """Reward of the agent, and where it is computed."""
 
     name: str = "token-entropy"
-    """token-entropy: the world model's token entropy (the paper's); disagreement: of heads on it,
-    robust to noise; random-features, vae: error of its prediction in random or learnt features
-    (Table 6); count-bonus: for rare screens; random; extrinsic: the game's own reward."""
+    """token-entropy: the paper's; disagreement: of heads on the world model, robust to noise;
+    random-features, vae: error of its prediction in random or learnt features (Table 6);
+    count-bonus: for rare screens; random; extrinsic: the game's own reward."""
     scorer: str = "local"
-    """local: the model in each runner computes token-entropy; serve: replicas of Ray Serve."""
-    data: tuple[str, ...] = field(default=())
-    """Folders of episodes, which disagreement and vae learn from."""
+    """Place of token-entropy's computation. local: each runner; serve: replicas of Ray Serve."""
+    data: tuple[str, ...] = ()
+    """Folders of episodes that disagreement and vae are trained on."""
     app: str | None = None
-    """With "serve": the name of an app that is running, which is asked and left running; None
-    starts one."""
+    """Name of a running app for "serve", which keeps running; None starts one."""
 
     def check(self, model_path: Path | str | None) -> None:
         """Raise InputError for invalid settings, before anything is started."""
@@ -64,8 +63,7 @@ class RewardConfig:
             )
         if self.name in TRAINED and not self.data:
             raise InputError(
-                f"reward {self.name!r} learns from recorded play first: "
-                "name folders with --reward-data"
+                f"reward {self.name!r} is trained on recorded play: name folders with --reward-data"
             )
         if self.name not in WITHOUT_MODEL:
             if model_path is None:
@@ -76,43 +74,42 @@ class RewardConfig:
     def open(
         self, model_path: Path | str | None, folder: Path, *, steps: int, replicas: int, seed: int
     ) -> Iterator[Callable[[], Any] | None]:
-        """Yield a factory of scorers, None for the game's own reward; with "serve" the app runs as
-        long as the block.
+        """Yield a factory of scorers, None for the game's own reward.
 
-        `folder` keeps what a reward learns; `steps`: MaskGIT passes.
+        With "serve" the app runs during the block. `folder` stores trained networks; `steps`:
+        MaskGIT passes.
         """
         model = None if model_path is None else Path(model_path).absolute()
-        if self.scorer == "serve" and self.app is not None:
+        if self.scorer == "local":
+            yield self._local(model, folder.absolute(), steps, seed)
+        elif self.app is not None:
             yield partial(ServeScorer, self.app)
-            return
-        if self.scorer == "serve":
+        else:
             from worldmodel import serve
 
             assert model is not None
-            app_name = serve.run(model, steps=steps, replicas=replicas)
+            app_name = serve.deploy(model, serve.ServeConfig(steps=steps, replicas=replicas))
             try:
                 yield partial(ServeScorer, app_name)
             finally:
-                serve.stop(app_name)
-            return
-        yield self._local(model, folder.absolute(), steps, seed)
+                serve.shutdown(app_name)
 
     def _local(
         self, model: Path | None, folder: Path, steps: int, seed: int
     ) -> Callable[[], Any] | None:
-        if self.name == "extrinsic":
-            return None
-        if self.name == "token-entropy":
-            assert model is not None
-            return partial(LocalScorer, model, steps=steps)
+        """Return a factory of scorers in the runners; train the networks of the reward first."""
         from exploration.reward.baselines import CountBonus, PredictionError, RandomReward
         from exploration.reward.disagreement import Disagreement
 
+        if self.name == "extrinsic":
+            return None
         if self.name == "count-bonus":
             return CountBonus
         if self.name == "random":
             return partial(RandomReward, seed)
         assert model is not None
+        if self.name == "token-entropy":
+            return partial(LocalScorer, model, steps=steps)
         if self.name == "random-features":
             return partial(PredictionError, model)
         weights = folder / f"{self.name}.safetensors"
@@ -124,23 +121,24 @@ class RewardConfig:
         """Train the networks of the reward on recorded play, and print the loss."""
         from envs.utils.progress import console
         from exploration.reward import baselines, disagreement
+        from worldmodel.uncertainty import load_model
 
         if self.name == "vae":
             frames_NHWC = baselines.sample_frames(self.data, TRAINING_FRAMES, seed)
             model, loss = baselines.train_autoencoder(frames_NHWC, seed=seed)
-            baselines.save_weights(weights, model.encoder)
+            baselines.save_reward_network(weights, model.encoder)
             console.print(
                 f"autoencoder trained on {len(frames_NHWC):,} frames: loss {loss:.1f} a frame"
             )
             return
-        from worldmodel.uncertainty import load_model
-
         world = load_model(model_path)
         windows = disagreement.sample_windows(self.data, TRAINING_TOKENS // world.cfg.grid**2, seed)
-        pairs = disagreement.examples(world, list(windows))
-        heads, loss = disagreement.train_heads(*pairs, world.cfg.tokenizer.codes, seed=seed)
-        baselines.save_weights(weights, heads)
+        hidden_XD, tokens_X = disagreement.examples(world, list(windows))
+        heads, loss = disagreement.train_heads(
+            hidden_XD, tokens_X, world.cfg.tokenizer.codes, seed=seed
+        )
+        baselines.save_reward_network(weights, heads)
         console.print(
-            f"{len(heads.prior.inner)} heads trained on {len(pairs[1]):,} tokens: "
+            f"{len(heads.prior.inner)} heads trained on {len(tokens_X):,} tokens: "
             f"cross-entropy {loss:.3f}"
         )

@@ -1,113 +1,128 @@
-"""Scorers of token entropies: a world model in the process, or the replicas of a Ray Serve app.
+"""Scorers: rewards of clips from a world model in the process or behind Ray Serve.
 
-Both have one method and give the same numbers. This is the only place where the agent meets the
-world model.
+A scorer is the only connection between agent and world model. `LocalScorer` and `ServeScorer` give
+the same numbers. Shapes: T frames of a clip, B = T - 4 windows and rewards, N tokens.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.utils.errors import InputError
-from exploration.reward.token_entropy import CONTEXT
+from exploration.reward.token_entropy import TOP_FRACTION, uncertainty_reward
+from worldmodel.uncertainty import (
+    WINDOW,
+    Actions,
+    Frames,
+    Windows,
+    cut_windows,
+    load_model,
+    window_entropies,
+)
 
-Entropies = NDArray[np.float32]
-Request = tuple[NDArray[np.uint8], NDArray[np.integer]]
 TOLERANCE = 1e-4
 """Largest rounding error by which an entropy may leave [0, 1]."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
-"""Pauses before a full service is asked again; they double each time."""
+"""Pauses before a request to an overloaded service is repeated; they double each time."""
 
 
 class ScoringError(RuntimeError):
-    """Windows that could not be scored, after all retries.
+    """Windows that could not be scored after all retries; their fragment must be dropped."""
 
-    Their fragment must not be learnt from.
-    """
+
+class ClipRewards(NamedTuple):
+    """Rewards of the last B steps of a clip."""
+
+    rewards_B: NDArray[np.float32]
+    tokens_BN: NDArray[np.float32] | None = None
+    """Token entropies or disagreements in [0, 1]; None for rewards that have none."""
+
+
+Pending = Callable[[], ClipRewards]
+"""Call that waits for the rewards of a clip."""
 
 
 class Scorer(Protocol):
-    """Protocol of all rewards: windows in, token entropies out."""
+    """Protocol of all intrinsic rewards."""
 
-    def submit(
-        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
-    ) -> Callable[[], Entropies]:
-        """Begin to score windows; calling what is returned waits for the entropies (B, N) in [0,
-        1].
+    def submit(self, frames_THWC: Frames, actions_T: Actions, top_fraction: float) -> Pending:
+        """Start scoring T >= 5 consecutive frames with the T - 1 actions between them.
 
-        That call raises ScoringError where no score can be had.
+        The returned call waits for the rewards of the last T - 4 steps. It raises ScoringError if
+        they cannot be computed. `top_fraction` is that of `uncertainty_reward`.
         """
 
 
-def checked(entropy_BN: Any, windows: int) -> Entropies:
-    """Return the entropies of `windows` windows as float32 in [0, 1].
+def reward_tokens(tokens_BN: Any, windows: int, top_fraction: float) -> ClipRewards:
+    """Compute the rewards of token entropies or disagreements (Eq. 3-4).
 
-    Raises ScoringError for anything else.
+    Raises ScoringError unless they are of `windows` windows, finite and in [0, 1].
     """
-    array = np.asarray(entropy_BN, np.float32)
+    array = np.asarray(tokens_BN, np.float32)
     if array.ndim != 2 or len(array) != windows or array.shape[1] == 0:
-        raise ScoringError(f"the reward service answered shape {array.shape} for {windows} windows")
+        raise ScoringError(f"the reward model returned shape {array.shape} for {windows} windows")
     if not np.isfinite(array).all():
-        raise ScoringError("the reward service answered entropies that are not finite")
+        raise ScoringError("the reward model returned values that are not finite")
     if array.min() < -TOLERANCE or array.max() > 1 + TOLERANCE:
         raise ScoringError(
-            f"the reward service answered entropies from {array.min()} to {array.max()}, "
-            "not in [0, 1]"
+            f"the reward model returned values from {array.min()} to {array.max()}, not in [0, 1]"
         )
-    return array.clip(0.0, 1.0)
+    array = array.clip(0.0, 1.0)
+    return ClipRewards(uncertainty_reward(array, top_fraction), array)
 
 
-class LocalScorer:
-    """Scorer with a saved world model, loaded into this process at the first window."""
+class ModelScorer(ABC):
+    """Scorer with a saved world model in this process, which it loads for the first clip."""
+
+    def __init__(self, model_path: Path | str, device: str = "cpu") -> None:
+        self._model_path, self._device = model_path, device
+        self._model: Any = None
+
+    def load(self) -> Any:
+        """Return the model, loaded at the first call. Raises InputError for an invalid folder."""
+        if self._model is None:
+            model = load_model(self._model_path, self._device)
+            self.load_networks(model)
+            self._model = model
+        return self._model
+
+    def load_networks(self, model: Any) -> None:  # noqa: B027  # optional
+        """Load further networks of the reward; the default has none."""
+
+    @abstractmethod
+    def score_windows(self, windows: Windows, top_fraction: float = TOP_FRACTION) -> ClipRewards:
+        """Compute the rewards of windows."""
+
+    def submit(
+        self, frames_THWC: Frames, actions_T: Actions, top_fraction: float = TOP_FRACTION
+    ) -> Pending:
+        """Return a call that scores the windows of a clip."""
+        return lambda: self.score_windows(cut_windows(frames_THWC, actions_T), top_fraction)
+
+
+class LocalScorer(ModelScorer):
+    """Token entropy of a saved world model in this process."""
 
     def __init__(
         self, model_path: Path | str, *, steps: int = 1, batch: int = 0, device: str = "cpu"
     ) -> None:
-        """`steps`: MaskGIT passes (1 as published); `batch`: windows in a forward pass, 0 for what
-        suits the device."""
-        self._path, self._steps, self._batch, self._device = model_path, steps, batch, device
-        self._model: Any = None
+        """Initialise with the options of `window_entropies`."""
+        super().__init__(model_path, device)
+        self._steps, self._batch = steps, batch
 
-    def load(self) -> Any:
-        """Return the model, loaded at the first call.
-
-        Raises InputError for a folder that holds none, or a damaged one.
-        """
-        from worldmodel.uncertainty import load_model
-
-        if self._model is None:
-            self._model = load_model(self._path, self._device)
-        return self._model
-
-    def entropies(
-        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
-    ) -> Entropies:
-        """Windows uint8 and their actions -> entropies (B, N) in [0, 1]."""
-        from worldmodel.uncertainty import window_entropies
-
-        entropy_BN = window_entropies(
-            self.load(),
-            frames_B5HWC,
-            actions_B4,
-            context=CONTEXT,
-            steps=self._steps,
-            batch=self._batch,
-        )
-        return checked(entropy_BN, len(frames_B5HWC))
-
-    def submit(
-        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
-    ) -> Callable[[], Entropies]:
-        """`entropies` when its result is asked for."""
-        return lambda: self.entropies(frames_B5HWC, actions_B4)
+    def score_windows(self, windows: Windows, top_fraction: float = TOP_FRACTION) -> ClipRewards:
+        """Compute the rewards of windows (Eq. 2-4)."""
+        entropy_BN = window_entropies(self.load(), *windows, steps=self._steps, batch=self._batch)
+        return reward_tokens(entropy_BN, len(windows.actions_B4), top_fraction)
 
 
 class ServeScorer:
-    """Scorer that asks the app of `worldmodel.serve.run`, with all requests in flight at once."""
+    """Token entropy of a `worldmodel.serve` app, with all requests in flight at once."""
 
     def __init__(
         self,
@@ -118,51 +133,46 @@ class ServeScorer:
         retries: int = 1,
         ahead: int = 64,
     ) -> None:
-        """`windows`: in one request; `timeout_s`: for one answer; `retries`: of a request that
-        failed.
+        """Initialise the client of an app.
 
-        `ahead`: windows of an env that are sent off while it plays on, 0 to send everything at the
-        end. All requests of all runners wait for their turn, so the time-out is that of a queue,
-        not of a calculation. A replica that dies is noticed at once, whatever the time-out; a full
-        service is asked again within the time-out, and that is no retry.
+        `windows`: maximum per request. `timeout_s`: of a request, including its time in queues;
+        within it, requests to an overloaded app are repeated. `retries`: repetitions of a request
+        that timed out or whose replica died. `ahead`: steps of an env after which they are sent
+        while it plays on, 0 to send everything at the end.
         """
         from worldmodel.serve import BATCH_WINDOWS
 
         if not 1 <= windows <= BATCH_WINDOWS:
             raise InputError(f"windows {windows}: a request holds 1 to {BATCH_WINDOWS}")
-        self._app_name, self._windows, self._timeout_s, self._retries = (
-            app_name,
-            windows,
-            timeout_s,
-            retries,
-        )
+        self._app_name, self._windows = app_name, windows
+        self._timeout_s, self._retries = timeout_s, retries
         self.ahead = ahead
         self._handle: Any = None
 
-    def entropies(
-        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
-    ) -> Entropies:
-        """Windows uint8 and their actions -> entropies (B, N) in [0, 1].
-
-        Raises ScoringError after the last retry.
-        """
-        return self.submit(frames_B5HWC, actions_B4)()
-
     def submit(
-        self, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.integer]
-    ) -> Callable[[], Entropies]:
-        """Send all requests now; the returned call waits for them."""
-        spans = [slice(at, at + self._windows) for at in range(0, len(frames_B5HWC), self._windows)]
-        requests = [(_sendable(frames_B5HWC[span]), actions_B4[span]) for span in spans]
-        deadline = time.monotonic() + self._timeout_s
-        sent = [self._send(request) for request in requests]
-        return lambda: np.concatenate(
-            [self._wait(*pair, deadline) for pair in zip(sent, requests, strict=True)]
-        )
+        self, frames_THWC: Frames, actions_T: Actions, top_fraction: float = TOP_FRACTION
+    ) -> Pending:
+        """Send all requests; the returned call waits for the answers.
 
-    def _send(self, request: Request) -> Any:
-        """Send a request; return its future response, or the exception that kept it from being
-        sent."""
+        It raises ScoringError after the last retry, and InputError for a clip that the app refuses.
+        """
+        count, overlap = len(frames_THWC) - WINDOW + 1, WINDOW - 1
+        requests = []
+        for start in range(0, count, self._windows):
+            end = start + self._windows + overlap
+            requests.append((frames_THWC[start:end], actions_T[start : end - 1]))
+        deadline = time.monotonic() + self._timeout_s
+        responses = [self._send(request) for request in requests]
+
+        def receive() -> ClipRewards:
+            pairs = zip(responses, requests, strict=True)
+            entropies = [self._receive(*pair, deadline) for pair in pairs]
+            return reward_tokens(np.concatenate(entropies), count, top_fraction)
+
+        return receive
+
+    def _send(self, request: tuple[Frames, Actions]) -> Any:
+        """Send a request; return its response or the exception that prevented it."""
         from ray import serve
         from ray.serve.exceptions import RayServeException
 
@@ -173,62 +183,35 @@ class ServeScorer:
         except RayServeException as error:  # no such app, or it is being replaced
             return error
 
-    def _wait(self, response: Any, request: Request, deadline: float) -> Entropies:
-        """Await the answer to a request, which is sent again if the replica died or was too late.
-
-        Raises ScoringError after the last retry, and InputError for what the service says it can
-        never score.
-        """
+    def _receive(
+        self, response: Any, request: tuple[Frames, Actions], deadline: float
+    ) -> NDArray[np.float32]:
+        """Wait for a response; repeat the request after a failure or if the app is overloaded."""
         from ray.exceptions import RayError
-        from ray.serve.exceptions import RayServeException
+        from ray.serve.exceptions import BackPressureError, RayServeException
 
-        for attempt in range(self._retries + 1):
-            if attempt:
-                response, deadline = self._send(request), time.monotonic() + self._timeout_s
-            try:
-                return checked(self._answer(response, request, deadline), len(request[1]))
-            except TimeoutError:
-                error: Exception = ScoringError(
-                    f"no answer from app {self._app_name!r} in {self._timeout_s} s"
-                )
-            except InputError as refused:
-                # Ray raises a subclass of the cause's class, with a traceback as its message.
-                raise InputError(str(getattr(refused, "cause", refused))) from refused
-            except (RayError, RayServeException) as failure:
-                error = failure
-        raise ScoringError(f"{len(request[1])} windows without a score: {error}") from error
-
-    def _answer(self, response: Any, request: Request, deadline: float) -> Any:
-        """Await one response; the request is sent again, after a pause, as long as the service is
-        full.
-
-        Raises TimeoutError after the deadline, and the request is called off.
-        """
-        from ray.serve.exceptions import BackPressureError
-
-        pause = FIRST_PAUSE_S
+        retries, pause = self._retries, FIRST_PAUSE_S
         while True:
             try:
                 if isinstance(response, Exception):
                     raise response
                 return response.result(timeout_s=max(deadline - time.monotonic(), 0.0))
-            except BackPressureError:
-                if time.monotonic() + pause > deadline:
-                    raise TimeoutError from None
+            except InputError as error:
+                # Ray raises a subclass of the cause's class, with a traceback as its message.
+                raise InputError(str(getattr(error, "cause", error))) from error
             except TimeoutError:
                 response.cancel()
-                raise
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+                failure: Exception = TimeoutError(
+                    f"no answer from app {self._app_name!r} in {self._timeout_s} s"
+                )
+            except (RayError, RayServeException) as error:
+                failure = error
+            if isinstance(failure, BackPressureError) and time.monotonic() + pause < deadline:
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+            elif retries:
+                retries -= 1
+                deadline = time.monotonic() + self._timeout_s
+            else:
+                raise ScoringError(f"request to the reward service: {failure}") from failure
             response = self._send(request)
-
-
-def _sendable(frames_B5HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Copy overlapping windows (B, 5, H, W, C) for a request.
-
-    Windows of consecutive frames become these frames, (B + 4, H, W, C): a fifth of the bytes.
-    """
-    from worldmodel.uncertainty import to_consecutive_frames
-
-    film = to_consecutive_frames(frames_B5HWC)
-    return np.ascontiguousarray(frames_B5HWC) if film is None else film

@@ -1,4 +1,4 @@
-"""Env runner: RLlib's, with each game in its own process and faults that cost one fragment."""
+"""Env runner: RLlib's, with a process for each game, whose failure costs one fragment."""
 
 from typing import Any
 
@@ -12,17 +12,16 @@ from exploration.rollout.vector_env import close_vector_env, games_of_runner, ve
 
 
 class GameRunner(SingleAgentEnvRunner):
-    """Plays `config.games`, or any env of `config.environment` where no games are set.
+    """Runner of `config.games`, or of the env of `config.environment` if there are no games.
 
-    A game's process that dies is noticed at the next step, one that hangs after
-    `config.step_timeout_s`: RLlib's loop calls `make_env` again, throws away what it had collected
-    since the last `sample()`, and goes on.
+    A dead game process is noticed at the next step, a hung one after `config.step_timeout_s`.
+    RLlib then calls `make_env` again and discards what was collected since the last `sample()`.
     """
 
     games: list[str]
     """Game of each env of this runner."""
     fault: str = ""
-    """Message of an error that a new runner would meet too, e.g. a model that cannot be loaded."""
+    """Message of an error that a restarted runner would repeat, e.g. an invalid model."""
     snapshots: SnapshotPair | None = None
     """Screens of the last sampled fragments."""
     config: Any
@@ -30,8 +29,8 @@ class GameRunner(SingleAgentEnvRunner):
     env: Any
 
     def make_env(self) -> None:
-        """Open the envs, closing those that are open, dead or alive."""
-        # A runner in the learner's own process leaves the learner's threads alone.
+        """Open the envs, after closing those that are open, dead or alive."""
+        # A runner in the learner's process must not change the learner's threads.
         if self.worker_index:
             torch.set_num_threads(max(1, int(self.config.runner_threads)))
         if not self.config.games:
@@ -40,9 +39,9 @@ class GameRunner(SingleAgentEnvRunner):
             return
         if self.env is not None:
             close_vector_env(self.env)
-        # Runners count from 1; a runner in the algorithm's own process is number 0, or has none.
-        place = max((self.worker_index or 0) - 1, 0)
-        self.games = games_of_runner(self.config.games, place, self.config.num_envs_per_env_runner)
+        # Remote runners count from 1; a runner in the algorithm's process has number 0 or none.
+        runner = max((self.worker_index or 0) - 1, 0)
+        self.games = games_of_runner(self.config.games, runner, self.config.num_envs_per_env_runner)
         self.env = DictInfoToList(
             vector_env(self.games, self.config.max_steps, self.config.step_timeout_s)
         )
@@ -50,28 +49,27 @@ class GameRunner(SingleAgentEnvRunner):
         self._needs_initial_reset = True
 
     def stop(self) -> None:
-        """End the processes of the games."""
+        """Stop the game processes."""
         if self.env is not None and self.config.games:
             close_vector_env(self.env)
         else:
             super().stop()
 
     def start_evaluation(self) -> None:
-        """Begin new episodes, and reset counts, so that agents of all ages are evaluated alike."""
+        """Start new episodes and reset counts, so that evaluation does not depend on age."""
         self._needs_initial_reset = True
         for callback in self._callbacks:
             if isinstance(callback, ExploreCallbacks):
                 callback.reset_counts()
 
     def set_exploration(self, epsilon: float, temperature: float, top_fraction: float) -> None:
-        """Set the epsilon and temperature of exploration, and the top fraction of the reward."""
+        """Set epsilon and temperature of exploration and the top fraction of the reward."""
         if self.module is not None:
             self.module.set_exploration(epsilon, temperature)
-        vars(self.config)["top_fraction"] = (
-            top_fraction  # the config is frozen, and a restarted runner's is the first
-        )
+        # The config is frozen. A restarted runner begins with the original value.
+        vars(self.config)["top_fraction"] = top_fraction
 
     def set_weights(self, weights: dict[str, Any]) -> None:
         """Set the weights of the policy, arrays by name."""
-        if self.module is not None:  # where there are remote runners, the local one plays nothing
+        if self.module is not None:  # with remote runners the local one has no module
             self.module.set_state(weights)

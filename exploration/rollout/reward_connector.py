@@ -1,11 +1,10 @@
 """Reward connector: scores the fragments of an env runner and writes the rewards into its episodes.
 
-The policy does not see the reward, so whole fragments are scored at the end of `sample()`, with
-many windows in a request and all requests in flight: a call at every step would halve the rate. A
-fragment that could not be scored is removed and counted; it never carries a made-up reward.
+The policy does not see the reward, so whole fragments are scored at the end of `sample()`, with all
+requests in flight at once; scoring each step would halve the sampling rate. A fragment that could
+not be scored is removed and counted; its steps never get a wrong reward.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,21 +14,19 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
 from exploration.agent.replay_buffer import SCORED
-from exploration.reward.scorers import Scorer, ScoringError
-from exploration.reward.token_entropy import check_top_fraction, cut_windows, uncertainty_reward
+from exploration.reward.scorers import ClipRewards, Pending, Scorer, ScoringError
+from exploration.reward.token_entropy import check_top_fraction
 from worldmodel.uncertainty import WINDOW
 
 LOOKBACK = WINDOW - 1
-"""Steps that a fragment keeps of the one before, so that windows cross the cut."""
-Pending = tuple[NDArray[np.bool_], Callable[[], NDArray[np.float32]] | None]
-"""Some steps of a fragment: which of them are scored, and a call that awaits the answer."""
+"""Steps of the previous fragment that a fragment keeps, so that windows cross the boundary."""
 
 
 class RewardConnector(ConnectorV2):
-    """Writes the rewards and the `scored` column of finished fragments (numpy).
+    """Writes rewards and the `scored` column of finished fragments (numpy).
 
-    Fragments without a score are removed from the list. Until the next call they are kept in
-    `dropped`, and the scorer's answers about the others in `answers`.
+    Fragments without rewards are removed from the list. Until the next call `dropped` holds them,
+    and `rewards` what the scorer returned for the others.
     """
 
     def __init__(self, scorer: Scorer, top_fraction: float) -> None:
@@ -37,86 +34,53 @@ class RewardConnector(ConnectorV2):
         check_top_fraction(top_fraction)
         self.scorer, self.top_fraction = scorer, top_fraction
         self.dropped: list[tuple[SingleAgentEpisode, str]] = []
-        self.answers: list[tuple[SingleAgentEpisode, NDArray[np.float32]]] = []
-        self._sent: dict[tuple[str, int], list[Pending]] = {}
+        self.rewards: list[tuple[SingleAgentEpisode, ClipRewards]] = []
+        self._steps_sent: dict[tuple[str, int], int] = {}
+        self._pending: dict[tuple[str, int], list[Pending]] = {}
 
     def submit_early(self, episode: SingleAgentEpisode) -> None:
-        """Submit the new steps of a fragment that is still being played, once they fill a request.
+        """Submit the new steps of an unfinished fragment once they fill a request.
 
         A service then scores while the games play on. A scorer without `ahead` computes in this
         process, at the end.
         """
         ahead = getattr(self.scorer, "ahead", 0)
-        if ahead and len(episode) - self._steps_sent(episode) >= ahead:
-            self._send(episode)
+        if ahead and len(episode) - self._steps_sent.get(_key(episode), 0) >= ahead:
+            self._submit(episode)
 
     def __call__(
-        self,
-        *,
-        rl_module: Any = None,
-        batch: dict[str, Any] | None = None,
-        episodes: list[Any],
-        explore: bool | None = None,
-        shared_data: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, *, episodes: list[Any], batch: dict[str, Any] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Score all fragments; every request is sent before the first answer is awaited."""
-        self.dropped, self.answers = [], []
+        self.dropped, self.rewards = [], []
         for episode in episodes:
-            self._send(episode)
+            self._submit(episode)
         kept = []
         for episode in episodes:
             try:
-                rewards_T, scored_T, answer = self._receive(episode)
+                rewards = _concat([receive() for receive in self._pending[_key(episode)]])
             except ScoringError as error:
                 self.dropped.append((episode, str(error)))
                 continue
-            write_rewards(episode, rewards_T, scored_T)
-            if answer is not None:
-                self.answers.append((episode, answer))
+            write_rewards(episode, rewards.rewards_B)
+            self.rewards.append((episode, rewards))
             kept.append(episode)
         episodes[:] = kept
-        self._sent.clear()  # also what was sent of fragments that a fault has ended
+        # Also forgets fragments whose env failed.
+        self._steps_sent.clear()
+        self._pending.clear()
         return batch or {}
 
-    def _receive(
-        self, episode: SingleAgentEpisode
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32] | None]:
-        """Await the scores of a fragment; return its rewards, the steps that have one, the answers.
-
-        Raises ScoringError where a part of the fragment could not be scored.
-        """
-        rewards, scored, answers = [], [], []
-        for scored_T, score in self._sent[_key(episode)]:
-            rewards_T = np.zeros(len(scored_T), np.float32)
-            if score is not None:
-                # Entropies (B, N) of a world model, or rewards (B,) of a baseline.
-                answer = score()
-                is_reward = answer.ndim == 1
-                rewards_T[scored_T] = (
-                    answer if is_reward else uncertainty_reward(answer, self.top_fraction)
-                )
-                answers.append(answer)
-            rewards.append(rewards_T)
-            scored.append(scored_T)
-        joined_answers = np.concatenate(answers) if answers else None
-        return np.concatenate(rewards), np.concatenate(scored), joined_answers
-
-    def _steps_sent(self, episode: SingleAgentEpisode) -> int:
-        return sum(len(scored_T) for scored_T, _ in self._sent.get(_key(episode), ()))
-
-    def _send(self, episode: SingleAgentEpisode) -> None:
-        """Submit the windows of those steps of a fragment that were not submitted yet."""
-        steps = len(episode) - self._steps_sent(episode)
-        past = WINDOW - 1 + steps
-        frames_LHWC = np.asarray(episode.observations.data[-past - 1 :])
-        windows = cut_windows(frames_LHWC, np.asarray(episode.actions.data[-past:]), steps)
-        score = (
-            self.scorer.submit(windows.frames_B5HWC, windows.actions_B4)
-            if windows.scored_T.any()
-            else None
-        )
-        self._sent.setdefault(_key(episode), []).append((windows.scored_T, score))
+    def _submit(self, episode: SingleAgentEpisode) -> None:
+        """Submit the windows that end in those steps of a fragment that were not submitted yet."""
+        key = _key(episode)
+        pending = self._pending.setdefault(key, [])
+        new_steps = len(episode) - self._steps_sent.get(key, 0)
+        self._steps_sent[key] = len(episode)
+        frames_THWC = np.asarray(episode.observations.data[-(LOOKBACK + new_steps) :])
+        if len(frames_THWC) >= WINDOW:  # the first four frames of an episode end no window
+            actions_T = np.asarray(episode.actions.data[1 - len(frames_THWC) :])
+            pending.append(self.scorer.submit(frames_THWC, actions_T, self.top_fraction))
 
 
 def _key(episode: SingleAgentEpisode) -> tuple[str, int]:
@@ -124,14 +88,18 @@ def _key(episode: SingleAgentEpisode) -> tuple[str, int]:
     return str(episode.id_), int(episode.t_started)
 
 
-def write_rewards(
-    episode: SingleAgentEpisode, rewards_T: NDArray[np.float32], scored_T: NDArray[np.bool_]
-) -> None:
-    """Replace the rewards of a fragment, and note which of its steps have one."""
-    lookback = episode.rewards.lookback
+def _concat(parts: list[ClipRewards]) -> ClipRewards:
+    """Concatenate the rewards of consecutive parts of a fragment."""
+    tokens = [part.tokens_BN for part in parts if part.tokens_BN is not None]
+    rewards_B = np.concatenate([np.zeros(0, np.float32), *(part.rewards_B for part in parts)])
+    return ClipRewards(rewards_B, np.concatenate(tokens) if tokens else None)
+
+
+def write_rewards(episode: SingleAgentEpisode, rewards_B: NDArray[np.float32]) -> None:
+    """Replace the rewards of a fragment by those of its last B steps, and mark these as scored."""
+    lookback, unscored = episode.rewards.lookback, len(episode) - len(rewards_B)
     # set_rewards would warn about every reward that is a numpy scalar.
-    episode.rewards.data = np.concatenate(
-        [np.asarray(episode.rewards.data[:lookback], np.float32), rewards_T]
-    )
-    column_T = np.concatenate([np.zeros(lookback, np.bool_), scored_T])
-    episode.extra_model_outputs[SCORED] = InfiniteLookbackBuffer(column_T, lookback=lookback)
+    before = [*episode.rewards.data[:lookback], *[0.0] * unscored]
+    episode.rewards.data = np.concatenate([np.array(before, np.float32), rewards_B])
+    scored = np.arange(lookback + len(episode)) >= lookback + unscored
+    episode.extra_model_outputs[SCORED] = InfiniteLookbackBuffer(scored, lookback=lookback)

@@ -1,8 +1,7 @@
-"""Snapshots: single screens from an agent's play, with the model's uncertainty about each part of
-them.
+"""Snapshots: screens from an agent's play, with the model's uncertainty about each of their tokens.
 
-They are by-products of the scoring, and leave a runner once an epoch, so sampling does not wait for
-them. The screen with the highest reward of each epoch is kept in <run>/snapshots/.
+They are by-products of scoring and leave a runner once an epoch. <run>/snapshots/ stores the screen
+with the highest reward of each epoch.
 """
 
 import io
@@ -18,28 +17,25 @@ from numpy.typing import NDArray
 from envs.utils.atomic_io import write_atomic
 from envs.utils.images import Frames, heat_map
 from exploration.agent.replay_buffer import GAME
+from exploration.reward.scorers import ClipRewards
 
 FOLDER = "snapshots"
 HEAT_HIGH = 0.8
-"""Entropy in [0, 1] that is drawn brightest."""
+"""Entropy in [0, 1] that is drawn with the brightest colour."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Frame uint8 (H, W, 3), the entropies (N,) of its tokens in [0, 1], and the reward for
-    reaching it.
-
-    `entropy_N` is empty where the reward does not come from token entropies.
-    """
+    """Screen with the uncertainty of its tokens and the reward for reaching it."""
 
     game: str
     frame_HWC: NDArray[np.uint8]
     entropy_N: NDArray[np.float32]
+    """Token entropies in [0, 1]; empty if the reward has none."""
     reward: float
 
     def map(self) -> Frames | None:
-        """Draw the entropies in colour over the grey frame, uint8 (H, W, 3); None if the tokens
-        form no square."""
+        """Draw the entropies over the grey frame, uint8 (H, W, 3); None unless N is a square."""
         side = math.isqrt(len(self.entropy_N))
         if side < 2 or side**2 != len(self.entropy_N) or self.frame_HWC.shape[0] % side:
             return None
@@ -47,8 +43,8 @@ class Snapshot:
 
     def pair(self) -> Frames:
         """Draw frame and map side by side, or the frame alone."""
-        shown = self.map()
-        return self.frame_HWC if shown is None else np.concatenate([self.frame_HWC, shown], axis=1)
+        drawn = self.map()
+        return self.frame_HWC if drawn is None else np.concatenate([self.frame_HWC, drawn], axis=1)
 
 
 @dataclass(frozen=True)
@@ -59,51 +55,48 @@ class SnapshotPair:
     peak: Snapshot
 
 
-def take_snapshots(answers: Sequence[tuple[Any, NDArray[np.float32]]]) -> SnapshotPair | None:
+def take_snapshots(scored: Sequence[tuple[Any, ClipRewards]]) -> SnapshotPair | None:
     """Return the newest screen of the last fragment and the highest-reward one of all fragments.
 
-    `answers`: fragments (numpy) that have their rewards, each with its scorer's answer about its
-    last B steps: entropies (B, N) or rewards (B,).
+    `scored`: fragments (numpy) with the rewards of their last B steps.
     """
-    newest, peak = None, None
-    for episode, answer in answers:
-        rewards_B = np.asarray(episode.rewards.data[-len(answer) :])
-        newest = _snapshot(episode, answer, rewards_B, len(answer) - 1)
-        best = _snapshot(episode, answer, rewards_B, int(np.argmax(rewards_B)))
-        if peak is None or best.reward > peak.reward:
-            peak = best
-    return None if newest is None or peak is None else SnapshotPair(newest, peak)
+    newest: Snapshot | None = None
+    peaks = []
+    for episode, rewards in scored:
+        if len(rewards.rewards_B):
+            newest = _snapshot(episode, rewards, len(rewards.rewards_B) - 1)
+            peaks.append(_snapshot(episode, rewards, int(np.argmax(rewards.rewards_B))))
+    return None if newest is None else SnapshotPair(newest, max(peaks, key=_reward))
 
 
-def _snapshot(
-    episode: Any, answer: NDArray[np.float32], rewards_B: NDArray[np.floating], step: int
-) -> Snapshot:
+def _reward(snapshot: Snapshot) -> float:
+    return snapshot.reward
+
+
+def _snapshot(episode: Any, rewards: ClipRewards, step: int) -> Snapshot:
     """Return the screen that one of the last B steps of a fragment led to."""
-    frames = episode.observations.data
-    frame_HWC = np.asarray(frames[len(frames) - len(answer) + step])
-    entropy_N = answer[step] if answer.ndim == 2 else np.empty(0, np.float32)
-    return Snapshot(episode.custom_data.get(GAME, ""), frame_HWC, entropy_N, float(rewards_B[step]))
+    frame_HWC = np.asarray(episode.observations.data[step - len(rewards.rewards_B)])
+    tokens_BN = rewards.tokens_BN
+    entropy_N = np.empty(0, np.float32) if tokens_BN is None else tokens_BN[step]
+    game = episode.custom_data.get(GAME, "")
+    return Snapshot(game, frame_HWC, entropy_N, float(rewards.rewards_B[step]))
 
 
-def joined(of_runners: Iterable[SnapshotPair | None]) -> SnapshotPair | None:
-    """Return the first runner's newest screen and the highest-reward one of all runners; None if
-    there is none."""
-    seen = [one for one in of_runners if one is not None]
-    if not seen:
+def merge_snapshots(of_runners: Iterable[SnapshotPair | None]) -> SnapshotPair | None:
+    """Return the first runner's newest screen and the highest-reward one of all runners."""
+    pairs = [pair for pair in of_runners if pair is not None]
+    if not pairs:
         return None
-    return SnapshotPair(
-        seen[0].newest, max((one.peak for one in seen), key=lambda snapshot: snapshot.reward)
-    )
+    return SnapshotPair(pairs[0].newest, max((pair.peak for pair in pairs), key=_reward))
 
 
 def save_snapshot(run: Path, epoch: int, snapshot: Snapshot) -> None:
-    """Write <run>/snapshots/epoch-<epoch>.npz: a few KB."""
+    """Write <run>/snapshots/epoch-<epoch>.npz, a few KB."""
     file = io.BytesIO()
-    entropy = snapshot.entropy_N.astype(np.float16)
     np.savez_compressed(
         file,
         frame=snapshot.frame_HWC,
-        entropy=entropy,
+        entropy=snapshot.entropy_N.astype(np.float16),
         reward=np.float32(snapshot.reward),
         game=np.array(snapshot.game),
     )

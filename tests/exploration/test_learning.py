@@ -8,6 +8,8 @@ import torch
 from envs.games.corridor import CELLS_PER_ROOM, ROOMS, CorridorEnv, read_cell
 from exploration.agent.policy import Agent
 from exploration.algorithm import AutoExploreConfig
+from exploration.reward.scorers import ClipRewards
+from worldmodel.uncertainty import WINDOW
 
 LAST_ROOM = (ROOMS - 1) * CELLS_PER_ROOM
 TINY = {"channels": (4, 4, 8, 8), "lstm_dim": 16, "precision": "fp32"}
@@ -24,9 +26,9 @@ class FarAwayScorer:
     """Knows the rooms on the left, and is the less sure the farther to the right the newest frame
     is."""
 
-    def submit(self, frames_B5HWC, actions_B4):
-        places = np.array([read_cell(frames[-1]) for frames in frames_B5HWC], np.float32)
-        return lambda: (places / (ROOMS * CELLS_PER_ROOM))[:, None]
+    def submit(self, frames_THWC, actions_T, top_fraction):
+        cells_B = np.array([read_cell(frame) for frame in frames_THWC[WINDOW - 1 :]], np.float32)
+        return lambda: ClipRewards(cells_B / (ROOMS * CELLS_PER_ROOM))
 
 
 def corridor(seed: int, **settings):

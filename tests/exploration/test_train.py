@@ -22,8 +22,10 @@ from exploration.agent.policy import behaviour_log_probabilities
 from exploration.agent.replay_buffer import ReplayBuffer
 from exploration.algorithm import AutoExplore, AutoExploreConfig
 from exploration.config import PRESETS, ExploreConfig, explore_preset
-from exploration.reward.scorers import LocalScorer
+from exploration.reward.scorers import ClipRewards, LocalScorer
 from exploration.train import evaluation_metrics
+from tests.fixtures.explorers import small_explorer
+from worldmodel.uncertainty import WINDOW
 
 
 class TwoArmedWorld(gymnasium.Env):
@@ -58,9 +60,9 @@ class ArmScorer:
     def __call__(self):
         return self
 
-    def submit(self, frames_B5HWC, actions_B4):
-        entropies = np.repeat((actions_B4[:, -1:] == self.arm).astype(np.float32), 8, 1)
-        return lambda: entropies
+    def submit(self, frames_THWC, actions_T, top_fraction):
+        rewards_B = (actions_T[WINDOW - 2 :] == self.arm).astype(np.float32)
+        return lambda: ClipRewards(rewards_B)
 
 
 def two_armed(seed: int, epochs: int, **settings):
@@ -296,12 +298,8 @@ def test_presets_and_schedule():
 
 def test_what_a_runner_cannot_use_reaches_the_caller(ray_cluster, tmp_path):
     """RLlib would restart such a runner for ever."""
-    config = AutoExploreConfig().explore_settings(
-        games=["Counting"], scorer=partial(LocalScorer, tmp_path)
-    )
-    config.env_runners(num_env_runners=0, num_envs_per_env_runner=1)
-    config.training(steps_per_epoch=10, channels=(4, 4, 4, 4), lstm_dim=8)
-    algorithm = config.debugging(log_level="ERROR").build_algo()
+    config = small_explorer(scorer=partial(LocalScorer, tmp_path), envs=1, steps_per_epoch=10)
+    algorithm = config.build_algo()
     try:
         with pytest.raises(InputError, match="no saved model"):
             algorithm.train()
@@ -310,17 +308,7 @@ def test_what_a_runner_cannot_use_reaches_the_caller(ray_cluster, tmp_path):
 
 
 def test_killed_game_and_killed_runner_do_not_stop_training(ray_cluster):
-    config = AutoExploreConfig().explore_settings(games=["Counting"], max_steps=30)
-    config.env_runners(num_env_runners=2, num_envs_per_env_runner=2)
-    config.training(
-        steps_per_epoch=10,
-        updates_per_epoch=1,
-        batch_size=2,
-        seq_len=4,
-        channels=(4, 4, 4, 4),
-        lstm_dim=8,
-    )
-    algorithm = config.debugging(log_level="ERROR").build_algo()
+    algorithm = small_explorer(max_steps=30, runners=2, steps_per_epoch=10).build_algo()
 
     def processes():
         return algorithm.env_runner_group.foreach_env_runner(

@@ -18,8 +18,8 @@ from experiments.__main__ import execute, parse
 from exploration import explore, mutable_settings
 from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint
 from exploration.agent.policy import CnnLstm, load_policy
-from exploration.algorithm import AutoExploreConfig
 from exploration.reward.scorers import LocalScorer
+from tests.fixtures.explorers import small_explorer
 
 NEW = {"lr": 0.003, "entropy_coeff": 0.05, "epsilon": 0.7, "temperature": 1.7, "top_fraction": 0.5}
 
@@ -27,17 +27,8 @@ NEW = {"lr": 0.003, "entropy_coeff": 0.05, "epsilon": 0.7, "temperature": 1.7, "
 def test_settings_and_weights_reach_learner_runner_and_evaluation_and_nothing_is_built(
     ray_cluster, tiny_world
 ):
-    config = AutoExploreConfig().explore_settings(
-        games=["Counting"], scorer=partial(LocalScorer, tiny_world), max_steps=30
-    )
-    config.env_runners(num_env_runners=1, num_envs_per_env_runner=1)
-    config.training(
-        steps_per_epoch=8,
-        updates_per_epoch=1,
-        batch_size=2,
-        seq_len=4,
-        channels=(4, 4, 4, 4),
-        lstm_dim=8,
+    config = small_explorer(
+        scorer=partial(LocalScorer, tiny_world), max_steps=30, runners=1, envs=1, steps_per_epoch=8
     )
     config.evaluation(
         evaluation_interval=1,
@@ -45,7 +36,7 @@ def test_settings_and_weights_reach_learner_runner_and_evaluation_and_nothing_is
         evaluation_duration=8,
         evaluation_config={"explore": False, "top_fraction": 0.25, "steps_per_epoch": 8},
     )
-    algorithm = config.debugging(log_level="ERROR").build_algo()
+    algorithm = config.build_algo()
 
     def runner_is():
         return algorithm.env_runner_group.foreach_env_runner(

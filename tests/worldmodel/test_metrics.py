@@ -1,6 +1,5 @@
-"""Metrics against plain loops, closed forms and scipy; delta-PSNR against a model that records how
-it was asked.
-"""
+"""Metrics against plain loops, closed forms and scipy; delta-PSNR with a model that records
+its calls."""
 
 import math
 
@@ -35,7 +34,7 @@ def test_frames_of_different_shape_are_refused() -> None:
 
 
 def ssim_loop(x: np.ndarray, y: np.ndarray) -> float:
-    """SSIM of one frame (C, H, W), place by place, from the formula."""
+    """SSIM of one frame (C, H, W), pixel by pixel, from the formula."""
     offsets = np.arange(11) - 5
     window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
     window /= window.sum()
@@ -138,9 +137,7 @@ def test_estimate_has_the_textbook_interval_and_counts_episodes_not_windows() ->
 
 
 class ActionPainter:
-    """A model that paints what it was asked: each predicted frame shows its action and the noise it
-    drew.
-    """
+    """Model whose predicted frames show their actions; it records its calls and their noise."""
 
     def __init__(self) -> None:
         self.calls: list[dict] = []
@@ -168,13 +165,13 @@ def test_delta_psnr_gives_both_branches_equal_steps_and_equal_noise() -> None:
     assert torch.equal(true_branch["noise"], random_branch["noise"])
     assert torch.equal(true_branch["frames"], random_branch["frames"])
     assert torch.equal(true_branch["actions"], actions[:, :5])
-    # What made the given frames stays; what makes the predicted ones is drawn anew.
+    # Actions between the given frames stay, those into the predicted ones are random.
     assert torch.equal(random_branch["actions"][:, :1], actions[:, :1])
-    drawn = random_branch["actions"][:, 1:]
-    assert not torch.equal(drawn, actions[:, 1:5])
+    random_BT = random_branch["actions"][:, 1:]
+    assert not torch.equal(random_BT, actions[:, 1:5])
     # By hand: the true branch is perfect at frame 5 (made by action 4), the random one is off by |a
     # - a'| / 10.
-    error = ((drawn[:, 3] - actions[:, 4]) / 10.0).square().clamp_min(metrics.ERROR_FLOOR)
+    error = ((random_BT[:, 3] - actions[:, 4]) / 10.0).square().clamp_min(metrics.ERROR_FLOOR)
     expected = metrics.PSNR_CAP + 10 * error.log10()
     torch.testing.assert_close(result.values_B, expected, atol=1e-3, rtol=0)
     assert result.mean == pytest.approx(expected.mean().item(), abs=1e-3)

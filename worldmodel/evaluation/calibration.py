@@ -1,4 +1,4 @@
-"""Calibration of the reward query: predicted distribution against the actual tokens, AUC of motion.
+"""Calibration of predicted tokens, and AUC of the uncertainty as a detector of motion.
 
 Shapes: M samples (tokens, patches or scenes).
 """
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def reliability(confidence_M: Tensor, correct_M: Tensor, bins: int = 15) -> dict[str, Any]:
-    """Compute the reliability curve and expected calibration error of the likeliest code.
+    """Compute the reliability curve and expected calibration error of the most probable code.
 
-    See Guo et al. 2017. `bins` hold equally many tokens each: most tokens of a game are certain,
-    and equal widths would leave most bins empty. -> {"ece": mean over tokens of |mean confidence -
-    accuracy| of their bin, "bins": [{"confidence", "accuracy", "tokens"}]}, confidence ascending.
+    See Guo et al. 2017. Bins hold equally many tokens, because most tokens of a game are certain.
+    Returns {"ece": mean over tokens of |mean confidence - accuracy| of their bin, "bins":
+    [{"confidence", "accuracy", "tokens"}]}, ordered by confidence.
     """
     order = confidence_M.argsort()
     parts = []
@@ -27,9 +27,9 @@ def reliability(confidence_M: Tensor, correct_M: Tensor, bins: int = 15) -> dict
 
 
 def auc(scores_M: Tensor, positive_M: Tensor) -> float | None:
-    """Compute the chance that a positive scores higher than a negative; ties count half.
+    """Compute the probability that a positive scores higher than a negative; ties count half.
 
-    None where one of the two kinds is missing.
+    None without positives or without negatives.
     """
     above, below = int(positive_M.sum()), int((~positive_M).sum())
     if not above or not below:

@@ -1,9 +1,9 @@
 """Evaluation of a world model's predictions on held-out episodes (App. A.2).
 
-Windows of context + horizon frames, one at every `stride`-th frame: the context is given, the rest
-predicted with the true actions. Everything is compared with copying the last given frame, and on
-moving pixels too, since most of a retro game's screen never moves. A batch of windows is scored
-with noise of its own, so that batches may be scored anywhere.
+A window of context + horizon frames starts at every `stride`-th frame. The context is given, the
+rest predicted with the true actions. The baseline copies the last given frame. Moving pixels are
+also measured on their own, because most of a retro game's screen never moves. Each batch of windows
+has its own noise seed, so that any process can score it.
 """
 
 import dataclasses
@@ -33,24 +33,13 @@ from worldmodel.evaluation.window_metrics import (
     Scores,
     Settings,
     concat_scores,
+    device_of,
     measure_windows,
 )
 from worldmodel.models.genie import WorldModel
 from worldmodel.statistics import estimate
 
-__all__ = [
-    "ExternalPredictions",
-    "Scores",
-    "Settings",
-    "concat_scores",
-    "evaluate",
-    "export",
-    "measure_windows",
-    "plan_windows",
-    "summarise",
-]
-
-_JOIN_EVERY = 64
+_CONCAT_EVERY = 64
 
 
 def evaluate(
@@ -66,15 +55,13 @@ def evaluate(
     workers: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
-    """Measure a model on episodes of `data` (of one `split`, or None for all); the result is JSON
-    data.
+    """Measure a model on the episodes of `data`; return JSON data, also written to `out`.
 
-    `limit`: most windows per game, evenly spaced. `inception`: TorchScript file for
-    FID proper, see `worldmodel.evaluation.feature_networks`; `distance` False leaves the Frechet
-    distance out. `options` are fields of `Settings`. `out`: write the result there too, atomically.
-    `cache_dir` holds the staged episodes, by default for this call only. `workers` Ray workers
-    score the windows, each with one thread; 0 does it in this process. The numbers are the same. A
-    `ExternalPredictions` is scored by the pictures that it made.
+    `split`: "train", "val" or None for both. `limit`: maximum number of windows per game, evenly
+    spaced. `inception`: TorchScript file for FID, see `feature_networks`; `distance` False omits
+    the Frechet distance. `cache_dir` holds the staged episodes, by default during this call.
+    `workers`: number of Ray workers, with one thread each; 0 uses this process, with the same
+    result. `options` are fields of `Settings`.
 
         {"settings": ..., "distance_name": "FID-EfficientNetLite0" or null,
          "overall": SET, "games": {game: SET}}
@@ -87,30 +74,25 @@ def evaluate(
                 "distance"}
         FIGURES = {"psnr", "ssim", "moving_psnr"}
 
-    PSNR in dB, at most `metrics.PSNR_CAP`. A figure that nothing says anything about (no pixel
-    moved, one episode only) is null. Raise InputError for bad settings, and where no episode is
-    long enough for a window.
+    PSNR is in dB, at most `metrics.PSNR_CAP`. Undefined figures (no moving pixel, a single episode)
+    are null. Raises InputError for bad settings, and for a game without an episode of a window's
+    length.
     """
     settings = Settings(**options)
+    uris = [str(uri) for uri in data]
     with tempfile.TemporaryDirectory() as temporary:
-        length = settings.context + settings.horizon
-        clips = ClipDataset(
-            data, cache_dir or temporary, length=length, stride=settings.stride, split=split
-        )
+        source = ClipSource(uris, str(cache_dir or temporary), split)
+        clips = source.open(settings)
         batches = plan_batches(clips, settings, limit)
-        sources = ([str(uri) for uri in data], str(cache_dir or temporary), split)
-        how = EvalWorker(model, settings, sources, str(inception) if inception else None, distance)
-        games = _gather(how, clips, batches, workers)
+        worker = EvalWorker(
+            model, settings, source, str(inception) if inception else None, distance
+        )
+        games = _score_games(worker, clips, batches, workers)
     result = {
-        "settings": {
-            **settings.__dict__,
-            "split": split,
-            "limit": limit,
-            "data": [str(uri) for uri in data],
-        },
+        "settings": {**settings.__dict__, "split": split, "limit": limit, "data": uris},
         "distance_name": network_name(inception) if distance else None,
-        "overall": summarise(concat_scores(list(games.values())), settings),
-        "games": {game: summarise(scores, settings) for game, scores in games.items()},
+        "overall": summarise_scores(concat_scores(list(games.values())), settings),
+        "games": {game: summarise_scores(scores, settings) for game, scores in games.items()},
     }
     if out is not None:
         write_json_atomic(Path(out), result)
@@ -118,23 +100,42 @@ def evaluate(
 
 
 @dataclass(frozen=True)
+class ClipSource:
+    """Data sets, the folder of their staged copies, and the split."""
+
+    data: list[str]
+    cache_dir: str
+    split: str | None
+
+    def open(self, settings: Settings) -> ClipDataset:
+        """Open the windows of an evaluation."""
+        return ClipDataset(
+            self.data,
+            self.cache_dir,
+            length=settings.context + settings.horizon,
+            stride=settings.stride,
+            split=self.split,
+        )
+
+
+@dataclass(frozen=True)
 class EvalBatch:
-    """Windows of one game that are scored together, with the same noise on any process."""
+    """Windows of one game that are scored together, with the seed of their noise."""
 
     game: str
     window_ids: np.ndarray
     seed: int
     distance_share: float
+    """Share of the predicted frames that enter the Frechet distance."""
 
 
 @dataclass(frozen=True)
 class EvalWorker:
-    """Everything a process needs to score batches."""
+    """Everything that a process needs to score batches."""
 
     model: WorldModel | ExternalPredictions
     settings: Settings
-    sources: tuple[list[str], str, str | None]
-    """Data sets, the folder of their local copies, and the split."""
+    source: ClipSource
     inception: str | None
     distance: bool
 
@@ -142,23 +143,12 @@ class EvalWorker:
         self, batches: Sequence[EvalBatch], clips: ClipDataset | None = None
     ) -> Iterator[Scores]:
         """Yield the scores of batches, in order."""
-        if clips is None:
-            length = self.settings.context + self.settings.horizon
-            uris, cache, split = self.sources
-            clips = ClipDataset(
-                uris, cache, length=length, stride=self.settings.stride, split=split
-            )
-        device = (
-            "cpu"
-            if isinstance(self.model, ExternalPredictions)
-            else str(next(self.model.parameters()).device)
-        )
+        clips = clips or self.source.open(self.settings)
+        device = str(device_of(self.model))
         network = feature_network(self.inception, device) if self.distance else None
         for batch in batches:
             yield measure_windows(
-                self.model
-                if isinstance(self.model, ExternalPredictions)
-                else self.model.for_game(batch.game),
+                self.model.for_game(batch.game),
                 clips,
                 batch.window_ids,
                 self.settings,
@@ -168,58 +158,52 @@ class EvalWorker:
             )
 
 
-def _score_elsewhere(scorer: EvalWorker, batches: Sequence[EvalBatch]) -> list[Scores]:
+def _score_remotely(worker: EvalWorker, batches: Sequence[EvalBatch]) -> list[Scores]:
     """Score batches on a Ray worker, on its GPU if it has one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = (
-        scorer.model if isinstance(scorer.model, ExternalPredictions) else scorer.model.to(device)
-    )
-    return list(dataclasses.replace(scorer, model=model).score(batches))
+    return list(dataclasses.replace(worker, model=worker.model.to(device)).score(batches))
 
 
-def _gather(
-    scorer: EvalWorker, clips: ClipDataset, batches: Sequence[EvalBatch], workers: int
+def _score_games(
+    worker: EvalWorker, clips: ClipDataset, batches: Sequence[EvalBatch], workers: int
 ) -> dict[str, Scores]:
-    """Collect the scores of each game, batches concatenated in their order.
+    """Score all batches and concatenate those of each game.
 
-    Statistics of the distance are summed up as they come, so that a large test set needs no more
-    memory.
+    Scores are concatenated on the way, so that a large test set needs no more memory.
     """
     games: dict[str, list[Scores]] = {}
     with progress("evaluating windows", sum(len(batch.window_ids) for batch in batches)) as bar:
-        parts = scorer.score(batches, clips) if workers < 1 else _spread(scorer, batches, workers)
+        parts = (
+            worker.score(batches, clips) if workers < 1 else _distribute(worker, batches, workers)
+        )
         for batch, scores in zip(batches, parts, strict=True):
-            parts_of_game = games.setdefault(batch.game, [])
-            parts_of_game.append(scores)
-            if len(parts_of_game) == _JOIN_EVERY:
-                games[batch.game] = [concat_scores(parts_of_game)]
+            scores_of_game = games.setdefault(batch.game, [])
+            scores_of_game.append(scores)
+            if len(scores_of_game) == _CONCAT_EVERY:
+                games[batch.game] = [concat_scores(scores_of_game)]
             bar.advance(len(batch.window_ids), batch.game)
-    return {game: concat_scores(parts) for game, parts in games.items()}
+    return {game: concat_scores(scores) for game, scores in games.items()}
 
 
-def _spread(scorer: EvalWorker, batches: Sequence[EvalBatch], workers: int) -> Iterator[Scores]:
-    """Score batches on Ray workers, a few batches per task, and yield them in order."""
-    gpu = (
-        not isinstance(scorer.model, ExternalPredictions)
-        and next(scorer.model.parameters()).device.type == "cuda"
-    )
-    model = scorer.model.to("cpu") if gpu else scorer.model  # type: ignore[union-attr]
+def _distribute(worker: EvalWorker, batches: Sequence[EvalBatch], workers: int) -> Iterator[Scores]:
+    """Score batches on Ray workers, several batches per task, and yield the scores in order."""
+    gpu = device_of(worker.model).type == "cuda"
     size = max(1, min(16, len(batches) // (4 * workers)))
-    early: dict[int, list[Scores]] = {}
-    wanted = 0
+    finished: dict[int, list[Scores]] = {}
+    next_task = 0
     with ray_session():
         import ray
 
-        place = node_resources("train")
+        nodes = node_resources("train")
         if gpu:
-            place = dataclasses.replace(place, gpus=1.0)
-        kept = ray.put(dataclasses.replace(scorer, model=model))
-        calls = [(kept, batches[at : at + size]) for at in range(0, len(batches), size)]
-        for number, scores in map_ray_tasks(_score_elsewhere, calls, at_a_time=workers, on=place):
-            early[number] = scores
-            while wanted in early:
-                yield from early.pop(wanted)
-                wanted += 1
+            nodes = dataclasses.replace(nodes, gpus=1.0)
+        stored = ray.put(dataclasses.replace(worker, model=worker.model.to("cpu")))
+        calls = [(stored, batches[start : start + size]) for start in range(0, len(batches), size)]
+        for number, scores in map_ray_tasks(_score_remotely, calls, at_a_time=workers, on=nodes):
+            finished[number] = scores
+            while next_task in finished:
+                yield from finished.pop(next_task)
+                next_task += 1
 
 
 def plan_batches(clips: ClipDataset, settings: Settings, limit: int | None) -> list[EvalBatch]:
@@ -242,17 +226,17 @@ def export(
     limit: int | None = None,
     **options: Any,
 ) -> int:
-    """Write the windows that `evaluate` scores with these settings for another model to predict;
-    return their number. See `worldmodel.evaluation.external_predictions`.
+    """Write the windows that `evaluate` scores with these settings for another model to predict.
 
-    Their random actions are those that a model of 5 actions gets with mode = one_pass.
+    Returns their number. The random actions are those of a model of 5 actions in mode one_pass. See
+    `worldmodel.evaluation.external_predictions`.
     """
     settings = Settings(**options)
     with tempfile.TemporaryDirectory() as cache:
-        length = settings.context + settings.horizon
-        clips = ClipDataset(data, cache, length=length, stride=settings.stride, split=split)
+        clips = ClipSource([str(uri) for uri in data], cache, split).open(settings)
         batches = plan_batches(clips, settings, limit)
-        with progress("writing windows", sum(len(batch.window_ids) for batch in batches)) as bar:
+        count = sum(len(batch.window_ids) for batch in batches)
+        with progress("writing windows", count) as bar:
             for batch in batches:
                 export_windows(
                     Path(root),
@@ -264,47 +248,47 @@ def export(
                     action_count=len(ACTIONS),
                 )
                 bar.advance(len(batch.window_ids), batch.game)
-    return sum(len(batch.window_ids) for batch in batches)
+    return count
 
 
 def plan_windows(clips: ClipDataset, limit: int | None) -> dict[str, np.ndarray]:
-    """Choose the windows of each game: at most `limit`, evenly spaced."""
-    of_game: dict[str, list[int]] = {game: [] for game in clips.games}
-    for window_id in range(len(clips)):
-        of_game[clips.window_game(window_id)].append(window_id)
-    short = [game for game, window_ids in of_game.items() if not window_ids]
-    if short or not of_game:
-        named = ", ".join(short) or "the data"
-        raise InputError(
-            f"no episode of {named} has the {clips.length} frames of a window: give longer ones"
-        )
+    """Select the windows of each game: at most `limit`, evenly spaced."""
     if limit is not None and limit < 1:
         raise InputError(f"limit = {limit}: must be 1 or more")
+    by_game: dict[str, list[int]] = {game: [] for game in clips.games}
+    for window_id in range(len(clips)):
+        by_game[clips.window_game(window_id)].append(window_id)
+    too_short = [game for game, window_ids in by_game.items() if not window_ids]
+    if too_short or not by_game:
+        raise InputError(
+            f"no episode of {', '.join(too_short) or 'the data'} has the {clips.length} frames "
+            "of a window: give longer ones"
+        )
     plan = {}
-    for game, window_ids in of_game.items():
+    for game, window_ids in by_game.items():
         count = len(window_ids) if limit is None else min(limit, len(window_ids))
         plan[game] = np.array(window_ids)[np.arange(count) * len(window_ids) // count]
     return plan
 
 
-def summarise(scores: Scores, settings: Settings) -> dict[str, Any]:
+def summarise_scores(scores: Scores, settings: Settings) -> dict[str, Any]:
     """Compute the metrics of a set of windows, see `evaluate`."""
     numbers = {session: number for number, session in enumerate(dict.fromkeys(scores.sessions))}
-    known = ~scores.delta_B.isnan()
     groups_B = torch.tensor([numbers[session] for session in scores.sessions])
+    known = ~scores.delta_B.isnan()
     delta = estimate(scores.delta_B[known], groups_B[known])
     background = static_token_stats(scores.codes_2K) if scores.codes_2K.shape[1] else {}
     sides = {}
     for side in MODEL_AND_BASELINE:
-        by_step = {name: values.nanmean(0) for name, values in scores.frames[side].items()}
+        metrics = scores.frames[side]
+        by_step = {
+            name: [_number(value) for value in values.nanmean(0)]
+            for name, values in metrics.items()
+        }
         sides[side] = {
-            "one_step": {name: _number(values[0]) for name, values in by_step.items()},
-            "mean": {
-                name: _number(values.nanmean()) for name, values in scores.frames[side].items()
-            },
-            "by_step": {
-                name: [_number(value) for value in values] for name, values in by_step.items()
-            },
+            "one_step": {name: values[0] for name, values in by_step.items()},
+            "mean": {name: _number(values.nanmean()) for name, values in metrics.items()},
+            "by_step": by_step,
             "distance": scores.fits[side].distance(scores.fits["real"]) if scores.fits else None,
         }
     return {
@@ -316,14 +300,13 @@ def summarise(scores: Scores, settings: Settings) -> dict[str, Any]:
         "background": {name: _number(value) for name, value in background.items()},
         **sides,
         "delta_psnr": {
-            "t": min(settings.delta_t, settings.horizon),
-            "mean": _number(delta.mean),
-            "low": _number(delta.low),
-            "high": _number(delta.high),
+            "t": settings.delta_frame,
+            **{name: _number(getattr(delta, name)) for name in ("mean", "low", "high")},
         },
     }
 
 
 def _number(value: Tensor | float) -> float | None:
+    """Return a number for JSON, None unless it is finite."""
     value = float(value)
     return value if math.isfinite(value) else None

@@ -1,24 +1,22 @@
 """Exchange of test windows with other models: windows and predictions as folders of PNG files.
 
     DIR/<session>/<first frame>/
-        window.json       {"game", "context", "horizon", "delta_t", "actions", "random_actions"}:
-                          action k turned frame k into frame k + 1; those of the given frames
-                          come first
-        given-000.png     the given frames, 64x64 RGB; the last one is the newest
+        window.json       {"game", "context", "horizon", "delta_t", "actions", "random_actions"};
+                          action k turned frame k (from the first given one) into frame k + 1
+        given-000.png     the given frames, 64x64 RGB, in order
         truth-000.png     the frames to predict
 
-A peer reads `window.json` and the given frames, and writes, into the same folders or into a tree of
-the same shape,
+The other model reads `window.json` and the given frames, and writes, into the same folders or into
+a tree of the same shape,
 
-        frame-000.png     its prediction of truth-000.png, and so on: one for each truth
+        frame-000.png     its prediction of truth-000.png, and so on for each true frame
         random-003.png    optional, for delta-PSNR: its prediction of frame `delta_t` (here 4)
                           with `random_actions`
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import numpy as np
 import torch
@@ -34,13 +32,13 @@ from worldmodel.metrics import frame_psnr, random_actions
 
 def window_folder(root: Path, clips: ClipDataset, window_id: int) -> Path:
     """Return the folder of a window."""
-    place, start = clips.locate(window_id)
-    return root / clips.episodes[place].session_id.replace("/", "_") / str(start)
+    episode, start = clips.locate(window_id)
+    return root / clips.episodes[episode].session_id.replace("/", "_") / str(start)
 
 
 @dataclass(frozen=True)
 class ExternalPredictions:
-    """Predictions of another model, as PNG files. Raise InputError for a missing folder."""
+    """Predictions of another model, as PNG files."""
 
     root: Path
 
@@ -48,36 +46,44 @@ class ExternalPredictions:
         if not self.root.is_dir():
             raise InputError(f"{self.root}: no folder of a peer's predictions")
 
+    def for_game(self, game: str) -> Self:
+        """Return itself: predictions exist for all games."""
+        return self
+
+    def to(self, device: str) -> Self:
+        """Return itself: predictions are read into memory."""
+        return self
+
     def predict(
         self, clips: ClipDataset, window_ids: np.ndarray, truth_BFCHW: Tensor, delta_t: int
     ) -> tuple[Tensor, Tensor]:
-        """Read predicted frames (B, F, 3, H, W) and compute delta-PSNR (B,), NaN without a random
-        branch.
+        """Read predicted frames (B, F, 3, H, W) and compute delta-PSNR (B,).
 
-        Raise InputError that names the file where a frame is missing, no picture or of another
-        size.
+        Delta-PSNR is NaN without a prediction from random actions. Raises InputError for a file
+        that is missing, not an image or of another size.
         """
-        shape, films, deltas = truth_BFCHW.shape, [], []
+        horizon, size, t = truth_BFCHW.shape[1], truth_BFCHW.shape[-2:], delta_t - 1
+        predictions, deltas = [], []
         for window_id, truth_FCHW in zip(window_ids.tolist(), truth_BFCHW, strict=True):
             folder = window_folder(self.root, clips, window_id)
-            film = torch.stack(
-                [read_frame(folder / f"frame-{k:03d}.png", shape[-2:]) for k in range(shape[1])]
+            predicted_FCHW = torch.stack(
+                [read_png_frame(folder / f"frame-{k:03d}.png", size) for k in range(horizon)]
             )
-            films.append(film)
-            random, t = folder / f"random-{delta_t - 1:03d}.png", delta_t - 1
-            delta = torch.tensor(torch.nan)
-            if random.exists():
-                delta = frame_psnr(truth_FCHW[t], film[t]) - frame_psnr(
-                    truth_FCHW[t], read_frame(random, shape[-2:])
+            predictions.append(predicted_FCHW)
+            random_file, delta = folder / f"random-{t:03d}.png", torch.tensor(torch.nan)
+            if random_file.exists():
+                random_CHW = read_png_frame(random_file, size)
+                delta = frame_psnr(truth_FCHW[t], predicted_FCHW[t]) - frame_psnr(
+                    truth_FCHW[t], random_CHW
                 )
             deltas.append(delta)
-        return torch.stack(films), torch.stack(deltas)
+        return torch.stack(predictions), torch.stack(deltas)
 
 
-def read_frame(file: Path, size: tuple[int, ...]) -> Tensor:
+def read_png_frame(file: Path, size: tuple[int, ...]) -> Tensor:
     """Read an image as (3, H, W) in [0, 1]."""
     try:
-        pixels = np.asarray(Image.open(file).convert("RGB"))
+        pixels = np.array(Image.open(file).convert("RGB"))
     except FileNotFoundError as error:
         raise InputError(
             f"{file} is missing: a peer's folder holds every predicted frame of every window"
@@ -88,7 +94,7 @@ def read_frame(file: Path, size: tuple[int, ...]) -> Tensor:
         raise InputError(
             f"{file}: expected {size[1]}x{size[0]} pixels, got {pixels.shape[1]}x{pixels.shape[0]}"
         )
-    return to_float_frames(torch.from_numpy(pixels.copy()))
+    return to_float_frames(torch.from_numpy(pixels))
 
 
 def export_windows(
@@ -103,22 +109,21 @@ def export_windows(
 ) -> None:
     """Write windows in the layout above."""
     batch = clips.batch(window_ids)
-    drawn = random_actions(batch.actions_BT, context, seed, action_count)
+    random_BT = random_actions(batch.actions_BT, context, seed, action_count)
     horizon = clips.length - context
-    for number, window_id in enumerate(window_ids.tolist()):
+    names = [f"given-{k:03d}.png" for k in range(context)]
+    names += [f"truth-{k:03d}.png" for k in range(horizon)]
+    for row, window_id in enumerate(window_ids.tolist()):
         folder = window_folder(root, clips, window_id)
         folder.mkdir(parents=True, exist_ok=True)
-        for place, pixels in enumerate(batch.frames_BTHWC[number].numpy()):
-            name = (
-                f"given-{place:03d}.png" if place < context else f"truth-{place - context:03d}.png"
-            )
+        for name, pixels in zip(names, batch.frames_BTHWC[row].numpy(), strict=True):
             Image.fromarray(pixels).save(folder / name)
-        told: dict[str, Any] = {
+        window = {
             "game": clips.window_game(window_id),
             "context": context,
             "horizon": horizon,
             "delta_t": min(delta_t, horizon),
-            "actions": batch.actions_BT[number].tolist(),
-            "random_actions": drawn[number].tolist(),
+            "actions": batch.actions_BT[row].tolist(),
+            "random_actions": random_BT[row].tolist(),
         }
-        write_json_atomic(folder / "window.json", json.loads(json.dumps(told)))
+        write_json_atomic(folder / "window.json", window)

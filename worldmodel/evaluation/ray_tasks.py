@@ -1,4 +1,4 @@
-"""Run many calls of one function as Ray tasks, a few at a time."""
+"""Many calls of one function as Ray tasks, a few at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,21 +13,18 @@ def map_ray_tasks(
     calls: Sequence[tuple[Any, ...]],
     *,
     at_a_time: int,
-    retries: int = 1,
     on: NodeResources | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """Yield (number of the call, result) as calls end; `at_a_time` run in parallel.
+    """Yield (number of the call, result) as calls end, with `at_a_time` of them in parallel.
 
-    Each runs in a process of its own with one torch thread, which on a few cores is faster than one
-    call after the other with all of them, and runs `on` the machines that are given, with a GPU
-    where they have some. A call whose process dies is made again up to `retries` times. What a call
-    raises is raised here, and those that still run are cancelled, as when the caller stops
-    listening. A Ray session must be there.
+    Each call runs in a process with one torch thread, on the nodes and the GPUs of `on`. A call
+    whose process dies is repeated once. An exception is raised here and cancels the running calls,
+    as closing this generator does. Needs a Ray session.
     """
     import ray
 
     on = on or NodeResources()
-    task = ray.remote(num_cpus=1, num_gpus=on.gpus, resources=on.resources, max_retries=retries)(
+    task = ray.remote(num_cpus=1, num_gpus=on.gpus, resources=on.resources, max_retries=1)(
         _single_threaded
     )
     waiting = list(enumerate(calls))[::-1]
@@ -37,13 +34,13 @@ def map_ray_tasks(
             while waiting and len(running) < at_a_time:
                 number, call = waiting.pop()
                 running[task.remote(function, *call)] = number
-            (done,), _ = ray.wait(list(running))
-            number = running.pop(done)
-            yield number, ray.get(done)
+            (finished,), _ = ray.wait(list(running))
+            number = running.pop(finished)
+            yield number, ray.get(finished)
     finally:
-        # Not by force: a training run that is asked to stop saves a checkpoint first.
-        for left in running:
-            ray.cancel(left)
+        # Not by force: a cancelled training run saves a checkpoint first.
+        for remaining in running:
+            ray.cancel(remaining)
         if running:
             ray.wait(list(running), num_returns=len(running), timeout=60)
 

@@ -1,4 +1,4 @@
-"""Metrics of single windows: predictions, reconstructions and the copy baseline against the truth.
+"""Metrics of windows: prediction, reconstruction and copy baseline compared with the true frames.
 
 Shapes: B windows, T = context + F frames, F predicted frames, K codes.
 """
@@ -30,8 +30,7 @@ from worldmodel.metrics import (
 from worldmodel.models.genie import WorldModel
 
 MODEL_AND_BASELINE = ("prediction", "copy")
-"""The two predictions compared with the true frames: the model's, and a copy of the last given
-frame."""
+"""Predictions compared with the true frames: the model's, and a copy of the last given frame."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,9 @@ class Settings:
     """Settings of an evaluation, stored with its result."""
 
     context: int = 2
-    """Frames given."""
+    """Given frames."""
     horizon: int = 10
-    """Frames predicted."""
+    """Predicted frames."""
     stride: int = 20
     """Frames between the starts of neighbouring windows."""
     mode: GenerationMode = "one_pass"
@@ -51,11 +50,11 @@ class Settings:
     temperature: float = 1.0
     """Temperature of the sampling noise."""
     delta_t: int = 4
-    """Predicted frame that delta-PSNR is measured at; the last one of a shorter horizon."""
+    """Predicted frame at which delta-PSNR is measured; the last one of a shorter horizon."""
     distance_frames: int = 0
     """Predicted frames per game that enter the Frechet distance, evenly spaced; 0 for all."""
     precision: str = "fp32"
-    """fp32, or bf16 (autocast): about a third less time on a CPU, for figures that differ a little.
+    """fp32 or bf16 (autocast). bf16 takes a third less time on a CPU and changes figures slightly.
     """
     batch_size: int = 8
     """Windows predicted together."""
@@ -69,47 +68,58 @@ class Settings:
         if self.precision not in ("fp32", "bf16"):
             raise InputError(f"precision = {self.precision!r}: choose fp32 or bf16")
 
+    @property
+    def delta_frame(self) -> int:
+        """Predicted frame at which delta-PSNR is measured, from 1."""
+        return min(self.delta_t, self.horizon)
+
 
 @dataclass
 class Scores:
-    """Measurements of windows of one game; `concat_scores` joins parts, however they are split."""
+    """Measurements of windows of one game; `concat_scores` joins those of several batches."""
 
     sessions: list[str]
     """Episode of each window."""
     reconstruction: dict[str, Tensor]
-    """psnr, ssim: (B, T); moving_psnr: (B, T - 1), NaN where nothing moved since the frame before.
-    Empty for another model."""
+    """psnr, ssim (B, T) and moving_psnr (B, T - 1), NaN where nothing moved since the frame before.
+    Empty for external predictions."""
     frames: dict[str, dict[str, Tensor]]
-    """psnr, ssim, moving_psnr (B, F) of the model and the baseline; the last is NaN where nothing
-    moved since the last given frame."""
+    """psnr, ssim, moving_psnr (B, F) of model and baseline; moving_psnr is NaN where nothing moved
+    since the last given frame."""
     delta_B: Tensor
-    """Delta-PSNR of each window; NaN where another model has no random branch."""
+    """Delta-PSNR of each window; NaN for external predictions without random actions."""
     codes_2K: Tensor
-    """`worldmodel.evaluation.codebook_stats.count_codes`; no codes for another model."""
+    """See `codebook_stats.count_codes`; K = 0 for external predictions."""
     fits: dict[str, GaussianFit]
-    """Features of `real` frames and of model and baseline; empty without a feature network."""
+    """Features of `real` frames, model and baseline; empty without a feature network."""
 
 
 def concat_scores(parts: Sequence[Scores]) -> Scores:
     """Concatenate the scores of several sets of windows."""
     first = parts[0]
 
-    def cat(pick: Any) -> dict[str, Tensor]:
-        return {name: torch.cat([pick(part)[name] for part in parts]) for name in pick(first)}
+    def concat(metrics: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.cat([part[name] for part in metrics]) for name in metrics[0]}
 
-    fits = {}
-    for name, fit in first.fits.items():
-        fits[name] = GaussianFit(fit.dimensions)
+    fits = {name: GaussianFit(fit.dimensions) for name, fit in first.fits.items()}
+    for name, fit in fits.items():
         for part in parts:
-            fits[name].merge(part.fits[name])
+            fit.merge(part.fits[name])
     return Scores(
         [session for part in parts for session in part.sessions],
-        cat(lambda part: part.reconstruction),
-        {side: cat(lambda part, side=side: part.frames[side]) for side in MODEL_AND_BASELINE},
+        concat([part.reconstruction for part in parts]),
+        {side: concat([part.frames[side] for part in parts]) for side in MODEL_AND_BASELINE},
         torch.cat([part.delta_B for part in parts]),
         torch.stack([part.codes_2K for part in parts]).sum(0),
         fits,
     )
+
+
+def device_of(model: WorldModel | ExternalPredictions) -> torch.device:
+    """Return the device of a model; external predictions are on the CPU."""
+    if isinstance(model, ExternalPredictions):
+        return torch.device("cpu")
+    return next(model.parameters()).device
 
 
 @torch.no_grad()
@@ -123,35 +133,33 @@ def measure_windows(
     seed: int = 0,
     distance_share: float = 1.0,
 ) -> Scores:
-    """Measure one batch of windows. `seed` seeds its noise; `distance_share` of its frames enter
-    the Frechet distance.
+    """Measure one batch of windows, with noise of `seed`.
+
+    `distance_share` of the predicted frames enter the Frechet distance.
     """
-    device = (
-        torch.device("cpu")
-        if isinstance(model, ExternalPredictions)
-        else next(model.parameters()).device
-    )
+    device = device_of(model)
     batch = clips.batch(window_ids).to(device)
     frames, context = to_float_frames(batch.frames_BTHWC), settings.context
     given, truth = frames[:, :context], frames[:, context:]
     reconstruction, codes_2K = {}, torch.zeros(2, 0, dtype=torch.int64)
     if isinstance(model, ExternalPredictions):
-        predicted, delta_B = model.predict(
-            clips, window_ids, truth, min(settings.delta_t, settings.horizon)
-        )
+        predicted, delta_B = model.predict(clips, window_ids, truth, settings.delta_frame)
     else:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             tokens = model.tokenizer.encode(frames)
-            reconstruction = _reconstruction(frames, model.tokenizer.decode(tokens).float())
+            reconstructed = model.tokenizer.decode(tokens).float()
             predicted, delta_B = _predict(model, frames, batch.actions_BT, settings, seed)
+        moving = moving_pixels(frames[:, 1:], frames[:, :-1])
+        reconstruction = {
+            "psnr": frame_psnr(reconstructed, frames).cpu(),
+            "ssim": frame_ssim(reconstructed, frames).cpu(),
+            "moving_psnr": moving_psnr(frames[:, 1:], reconstructed[:, 1:], moving).cpu(),
+        }
         codes_2K = count_codes(tokens, frames, model.cfg.tokenizer.codes).cpu()
     sides = {"prediction": predicted, "copy": given[:, -1:].expand_as(truth)}
     moving = moving_pixels(truth, given[:, -1:])
     return Scores(
-        [
-            clips.episodes[clips.locate(window_id)[0]].session_id
-            for window_id in window_ids.tolist()
-        ],
+        [clips.episodes[clips.locate(number)[0]].session_id for number in window_ids.tolist()],
         reconstruction,
         {
             side: {
@@ -163,18 +171,8 @@ def measure_windows(
         },
         delta_B.cpu(),
         codes_2K,
-        {} if network is None else _fits(network, {"real": truth, **sides}, distance_share),
+        {} if network is None else _fit_features(network, {"real": truth, **sides}, distance_share),
     )
-
-
-def _reconstruction(frames_BTCHW: Tensor, made_BTCHW: Tensor) -> dict[str, Tensor]:
-    """Measure the tokenizer's reconstruction of all frames, see `Scores`."""
-    moved = moving_pixels(frames_BTCHW[:, 1:], frames_BTCHW[:, :-1])
-    return {
-        "psnr": frame_psnr(made_BTCHW, frames_BTCHW).cpu(),
-        "ssim": frame_ssim(made_BTCHW, frames_BTCHW).cpu(),
-        "moving_psnr": moving_psnr(frames_BTCHW[:, 1:], made_BTCHW[:, 1:], moved).cpu(),
-    }
 
 
 def _predict(
@@ -183,14 +181,16 @@ def _predict(
     """Predict frames (B, F, C, H, W) and compute each window's delta-PSNR (B,)."""
     generator = torch.Generator(frames_BTCHW.device).manual_seed(seed)
     sampling: dict[str, Any] = {
-        "steps": settings.steps,
-        "mode": settings.mode,
-        "temperature": settings.temperature,
+        name: getattr(settings, name) for name in ("steps", "mode", "temperature")
     }
-    predicted = model.generate(
-        frames_BTCHW[:, : settings.context], actions_BT, generator=generator, **sampling
-    ).float()
-    t = min(settings.delta_t, settings.horizon)
+    given_BPCHW = frames_BTCHW[:, : settings.context]
+    predicted = model.generate(given_BPCHW, actions_BT, generator=generator, **sampling).float()
+    # The random branch generates only the frames that determine frame t: all of them in one pass,
+    # otherwise up to the end of its pair. Its noise is then that of the true branch.
+    t = settings.delta_frame
+    frames_needed = settings.horizon
+    if settings.mode != "one_pass":
+        frames_needed = min(settings.horizon, t + t % 2)
     delta = delta_psnr(
         model,
         frames_BTCHW,
@@ -198,37 +198,26 @@ def _predict(
         t=t,
         context=settings.context,
         seed=seed,
-        predicted_BFCHW=predicted[:, : shared_frames(settings, t)],
+        predicted_BFCHW=predicted[:, :frames_needed],
         action_count=model.actions,
         **sampling,
     )
     return predicted, delta.values_B
 
 
-def shared_frames(settings: Settings, t: int) -> int:
-    """Return how many predicted frames determine frame t: all in one pass, else its pair and those
-    before.
-
-    The branch with random actions needs to predict only these; its noise is then that of the branch
-    with true ones.
-    """
-    return settings.horizon if settings.mode == "one_pass" else min(settings.horizon, t + t % 2)
-
-
-def _fits(network: FeatureNetwork, sets: dict[str, Tensor], share: float) -> dict[str, GaussianFit]:
-    """Extract features of the same frames of each set; the copied frame's once per window."""
+def _fit_features(
+    network: FeatureNetwork, sets: dict[str, Tensor], share: float
+) -> dict[str, GaussianFit]:
+    """Fit features of the same `share` of the frames (B, F, 3, H, W) of each set."""
     fits = {}
     windows, horizon = sets["real"].shape[:2]
-    chosen = (
-        torch.arange(math.ceil(windows * horizon * share))
-        .div(share)
-        .long()
-        .clamp_max(windows * horizon - 1)
-    )
+    count = windows * horizon
+    chosen = torch.arange(math.ceil(count * share)).div(share).long().clamp_max(count - 1)
     for name, frames_BFCHW in sets.items():
         fits[name] = GaussianFit(network.dimensions)
-        if name == "copy":
-            fits[name].add(network.extract(frames_BFCHW[:, 0])[chosen // horizon])
+        if name == "copy":  # extracted once per window
+            features = network.extract(frames_BFCHW[:, 0])[chosen // horizon]
         else:
-            fits[name].add(network.extract(frames_BFCHW.flatten(0, 1)[chosen]))
+            features = network.extract(frames_BFCHW.flatten(0, 1)[chosen])
+        fits[name].add(features)
     return fits

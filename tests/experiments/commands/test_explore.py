@@ -156,7 +156,7 @@ def test_agents_are_compared_over_seeds(ray_cluster, tiny_world, tmp_path: Path,
     table = summary(rows)
     assert table["uncertainty"]["difference"] == {
         "mean": 1.5,
-        "half_width": pytest.approx(12.71 * 0.5),
+        "half_width": pytest.approx(12.7062 * 0.5),
     }
     assert table["screens"]["difference"] == {"mean": 3.0, "half_width": 0.0}
     assert interval(np.array([1.0]))["half_width"] == float("inf")

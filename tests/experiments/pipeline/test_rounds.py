@@ -20,11 +20,11 @@ from worldmodel import serve
 def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """What the service was told to answer from, while it really does."""
     told: list[tuple[str, str]] = []
-    for name in ("run", "swap"):
+    for name in ("deploy", "update_weights"):
         real = getattr(serve, name)
 
         def noted(*arguments: Any, real: Any = real, name: str = name, **options: Any) -> Any:
-            path = arguments[0] if name == "run" else arguments[1]
+            path = arguments[0] if name == "deploy" else arguments[1]
             told.append((name, Path(path).name))
             return real(*arguments, **options)
 
@@ -41,7 +41,7 @@ def test_two_rounds_as_one_command_and_again_only_what_is_missing(
     out = tmp_path / "run"
     argv = ["pipeline", "--out", str(out), "--preset", "debug", "--rounds", "2"]
     assert execute(argv) == 0
-    assert served == [("run", "base"), ("swap", "1")]
+    assert served == [("deploy", "base"), ("update_weights", "1")]
     record = json.loads((out / "stages/explore-2.json").read_text())["result"]
     assert record["swap_seconds"] > 0
     assert "Round 2:" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Rewards to compare: each against its definition."""
+"""Baseline rewards and disagreement: each against its definition."""
 
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from envs.utils.errors import InputError
 from exploration.agent.replay_buffer import to_fragment
 from exploration.reward import baselines, disagreement
 from exploration.reward.factory import RewardConfig
-from exploration.reward.scorers import ScoringError
+from exploration.reward.scorers import ClipRewards, ScoringError
+from exploration.reward.token_entropy import uncertainty_reward
 from exploration.rollout.reward_connector import RewardConnector
 from tests.fixtures.datasets import record
+from tests.fixtures.explorers import counting_episode, random_clip
 from worldmodel import (
     ActionMap,
     Dynamics,
@@ -25,19 +27,13 @@ from worldmodel import (
     Tokenizer,
     preset,
 )
-from worldmodel.uncertainty import validate_windows
+from worldmodel.uncertainty import check_clip, cut_windows
 
 RIGHT, LEFT, UP = 0, 1, 2
 
 
-def windows(count: int = 6, seed: int = 0):
-    generator = np.random.default_rng(seed)
-    frames_B5HWC = generator.integers(0, 256, (count, 5, 64, 64, 3), dtype=np.uint8)
-    return frames_B5HWC, generator.integers(0, 5, (count, 4))
-
-
 def test_feature_networks_have_the_published_shape():
-    network = baselines.FeatureNetwork()
+    network = baselines.FeatureEncoder()
     layers = [part for part in network.trunk if isinstance(part, torch.nn.Conv2d)]
     assert [(x.out_channels, x.kernel_size, x.stride) for x in layers] == [
         (32, (8, 8), (4, 4)),
@@ -52,22 +48,24 @@ def test_feature_networks_have_the_published_shape():
 
 
 def test_rf_is_the_error_of_the_models_prediction(tiny_world):
-    frames_B5HWC, actions_B4 = windows()
-    rewards_B = baselines.PredictionError(tiny_world).submit(frames_B5HWC, actions_B4)()
+    frames_THWC, actions_T = random_clip(6)
+    rewards_B = baselines.PredictionError(tiny_world).submit(frames_THWC, actions_T)().rewards_B
+    assert rewards_B.shape == (6,)
     model, network = GenieReduxG.load(tiny_world), baselines.random_features()
     for row in range(len(rewards_B)):
-        frames = torch.from_numpy(frames_B5HWC[row]).permute(0, 3, 1, 2).float() / 255
-        actions = torch.from_numpy(actions_B4[row])[None]
-        drawn = model.generate(frames[None, :2], actions, steps=1, temperature=0.0)[0, -1]
+        window = torch.from_numpy(frames_THWC[row : row + 5])
+        frames = window.permute(0, 3, 1, 2).float() / 255
+        actions = torch.from_numpy(actions_T[row : row + 4])[None]
+        predicted = model.generate(frames[None, :2], actions, steps=1, temperature=0.0)[0, -1]
         with torch.no_grad():
-            expected = F.mse_loss(network(drawn[None]), network(frames[4:]), reduction="sum")
+            expected = F.mse_loss(network(predicted[None]), network(frames[4:]), reduction="sum")
         assert rewards_B[row] == pytest.approx(float(expected), rel=1e-3)
     assert rewards_B.min() > 0
     with pytest.raises(ScoringError):
-        baselines.checked_rewards(np.array([1.0, np.nan]), 2)
+        baselines.finite_rewards(np.array([1.0, np.nan], np.float32))
 
 
-def test_vae_learns_to_draw_frames_and_is_kept_for_the_run(tiny_world, tmp_path, capsys):
+def test_vae_learns_to_reconstruct_frames_and_is_stored_for_the_run(tiny_world, tmp_path, capsys):
     data = record(tmp_path / "data", episodes=2, steps=30)
     frames_NHWC = baselines.sample_frames([data], 40)
     assert frames_NHWC.shape[1:] == (64, 64, 3)
@@ -75,44 +73,46 @@ def test_vae_learns_to_draw_frames_and_is_kept_for_the_run(tiny_world, tmp_path,
     _, late = baselines.train_autoencoder(frames_NHWC, updates=60, batch=8)
     assert late < early / 2
     weights = tmp_path / "run" / "vae.safetensors"
-    baselines.save_weights(
+    baselines.save_reward_network(
         weights, baselines.train_autoencoder(frames_NHWC, updates=5, batch=8)[0].encoder
     )
     source = RewardConfig("vae", data=(data,))
     # Trains nothing again.
     with source.open(tiny_world, tmp_path / "run", steps=1, replicas=1, seed=0) as make:
         assert make is not None
-        rewards_B = make().submit(*windows())()
+        rewards_B = make().submit(*random_clip(6))().rewards_B
     assert rewards_B.shape == (6,)
     weights.write_bytes(b"cut short")
     with (
         source.open(tiny_world, tmp_path / "run", steps=1, replicas=1, seed=0) as make,
         pytest.raises(InputError),
     ):
-        make().submit(*windows())()
+        make().submit(*random_clip(6))()
 
 
-def test_counting_pays_rare_screens_and_forgets_when_told():
-    frames_B5HWC, actions_B4 = windows(4)
-    frames_B5HWC[1] = frames_B5HWC[3] = frames_B5HWC[0]
+def test_count_bonus_rewards_rare_screens_and_can_be_reset():
+    frames_THWC, actions_T = random_clip(4)
+    frames_THWC[5] = frames_THWC[7] = frames_THWC[4]
     count = baselines.CountBonus()
-    rewards_B = count.submit(frames_B5HWC, actions_B4)()
+    rewards_B = count.submit(frames_THWC, actions_T)().rewards_B
     np.testing.assert_allclose(rewards_B, [1, 2**-0.5, 1, 3**-0.5], rtol=1e-6)
-    assert count.submit(frames_B5HWC[:1], actions_B4[:1])()[0] == pytest.approx(0.5)
+    assert count.submit(frames_THWC[:5], actions_T[:4])().rewards_B[0] == pytest.approx(0.5)
     count.reset_counts()
-    assert count.submit(frames_B5HWC[:1], actions_B4[:1])()[0] == 1
-    chance = baselines.RandomReward(3).submit(*windows(50))()
-    assert chance.min() >= 0
-    assert chance.max() < 1
-    assert chance.std() > 0.2
+    assert count.submit(frames_THWC[:5], actions_T[:4])().rewards_B[0] == 1
 
 
-def test_a_baselines_rewards_reach_the_fragment_as_they_are():
-    from tests.exploration.reward.test_token_entropy import counting_episode
+def test_random_rewards_are_uniform():
+    rewards_B = baselines.RandomReward(3).submit(*random_clip(50))().rewards_B
+    assert rewards_B.shape == (50,)
+    assert rewards_B.min() >= 0
+    assert rewards_B.max() < 1
+    assert rewards_B.std() > 0.2
 
+
+def test_rewards_of_a_baseline_reach_the_fragment_unchanged():
     class Large:
-        def submit(self, frames_B5HWC, actions_B4):
-            return lambda: np.arange(len(actions_B4), dtype=np.float32) * 100
+        def submit(self, frames_THWC, actions_T, top_fraction):
+            return lambda: ClipRewards(np.arange(len(frames_THWC) - 4, dtype=np.float32) * 100)
 
     episode = counting_episode(6).to_numpy()
     RewardConnector(Large(), 0.25)(episodes=[episode])
@@ -121,9 +121,8 @@ def test_a_baselines_rewards_reach_the_fragment_as_they_are():
 
 def test_disagreement_by_hand():
     same = torch.tensor([[0.5, 0.5, 0, 0], [0.25] * 4]) + 1e-30
-    other = torch.tensor([[0.5, 0.5, 0, 0], [0.25] * 4]) + 1e-30
     torch.testing.assert_close(
-        disagreement.disagreement(torch.stack([same, other]).log()), torch.zeros(2)
+        disagreement.disagreement(torch.stack([same, same]).log()), torch.zeros(2)
     )
     sure = torch.eye(4)[[0, 1]][:, None] + 1e-30  # two heads, sure of different codes: ln 2 / ln 2
     torch.testing.assert_close(
@@ -135,7 +134,7 @@ def test_disagreement_by_hand():
     assert float(disagreement.disagreement(half.log())) == pytest.approx(expected, abs=1e-5)
 
 
-def test_disagreement_of_a_genie_redux_takes_each_button_for_its_latent_action(
+def test_disagreement_of_a_genie_redux_maps_buttons_to_latent_actions(
     tmp_path: Path,
 ) -> None:
     config = preset("debug")
@@ -148,26 +147,27 @@ def test_disagreement_of_a_genie_redux_takes_each_button_for_its_latent_action(
     parts = Tokenizer(config), LatentActionModel(config), dynamics
     model = GenieRedux(*parts, ActionMap({"Counting": counts})).eval()
     model.save(tmp_path / "model")
-    frames_B5HWC, buttons_B4 = windows()
-    mapped_B4 = latents[torch.from_numpy(buttons_B4)].numpy()
-    expected_BND = disagreement.hidden_states(model, frames_B5HWC, mapped_B4)
+    frames_THWC, buttons_T = random_clip(6)
+    windows = cut_windows(frames_THWC, buttons_T)
+    mapped_B4 = latents[torch.tensor(windows.actions_B4)].numpy()
+    expected_BND = disagreement.hidden_states(model, windows._replace(actions_B4=mapped_B4))
     for game in ("Counting", None):
         driven = model.for_game(game)
-        hidden_BND = disagreement.hidden_states(driven, frames_B5HWC, buttons_B4)
-        assert torch.equal(hidden_BND, expected_BND)
-        assert len(validate_windows(driven, frames_B5HWC, buttons_B4)) == len(buttons_B4)
+        assert torch.equal(disagreement.hidden_states(driven, windows), expected_BND)
+        check_clip(driven, frames_THWC, buttons_T)
         with pytest.raises(InputError, match="the model has 5"):
-            validate_windows(driven, frames_B5HWC, np.full_like(buttons_B4, 6))
-    unmapped_BND = disagreement.hidden_states(model, frames_B5HWC, buttons_B4)
+            check_clip(driven, frames_THWC, np.full_like(buttons_T, 6))
+    unmapped_BND = disagreement.hidden_states(model, windows)
     assert not torch.allclose(expected_BND, unmapped_BND, atol=0.1)
 
     heads = disagreement.PriorEnsemble(config.dynamics.dim, config.tokenizer.codes)
-    baselines.save_weights(tmp_path / "heads.safetensors", heads)
+    baselines.save_reward_network(tmp_path / "heads.safetensors", heads)
     scorer = disagreement.Disagreement(tmp_path / "model", tmp_path / "heads.safetensors")
     with torch.no_grad():
         expected_B = disagreement.disagreement(heads(expected_BND.flatten(0, 1)))
-    scored = torch.from_numpy(scorer.entropies(frames_B5HWC, buttons_B4))
-    torch.testing.assert_close(scored.flatten(), expected_B)
+    scored = scorer.submit(frames_THWC, buttons_T)()
+    torch.testing.assert_close(torch.from_numpy(scored.tokens_BN).flatten(), expected_B)
+    np.testing.assert_array_equal(scored.rewards_B, uncertainty_reward(scored.tokens_BN))
 
 
 def test_heads_are_trained_at_the_start_of_a_run(tiny_world, tmp_path):
@@ -176,15 +176,15 @@ def test_heads_are_trained_at_the_start_of_a_run(tiny_world, tmp_path):
     with source.open(tiny_world, tmp_path / "reward", steps=1, replicas=1, seed=0) as make:
         written = (tmp_path / "reward" / "disagreement.safetensors").stat().st_mtime_ns
         assert make is not None
-        answer = make().entropies(*windows(3))
-    assert answer.shape == (3, 64)
-    assert 0 <= answer.min() < answer.max() <= 1
+        tokens_BN = make().submit(*random_clip(3))().tokens_BN
+    assert tokens_BN.shape == (3, 64)
+    assert 0 <= tokens_BN.min() < tokens_BN.max() <= 1
     with source.open(tiny_world, tmp_path / "reward", steps=1, replicas=1, seed=0):
         assert (tmp_path / "reward" / "disagreement.safetensors").stat().st_mtime_ns == written
     assert len(list(disagreement.sample_windows([data], 10))) == 2
 
 
-def test_the_corridor_is_what_it_says(tmp_path: Path):
+def test_the_corridor_has_rooms_rewards_and_a_television(tmp_path: Path):
     env = envs.make("NoisyTV", max_steps=30)
     frames = [env.reset(seed=1)[0]]
     for action in [LEFT] * 6 + [RIGHT] * 12 + [UP]:
@@ -211,7 +211,7 @@ def test_the_corridor_is_what_it_says(tmp_path: Path):
         ({"name": "random-features"}, "--model"),
     ],
 )
-def test_rewards_that_cannot_be_meant(change, message):
+def test_invalid_reward_settings_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         RewardConfig(**change).check(None)
     with pytest.raises(InputError, match="--reward-data"):

@@ -16,14 +16,15 @@ from envs.episodes.dataset import EpisodeReader
 from envs.games.corridor import CELLS_PER_ROOM, ROOMS, CorridorEnv
 from exploration.agent.policy import PolicyConfig, load_policy
 from exploration.config import ExploreConfig
-from exploration.reward import baselines
 from exploration.reward.factory import RewardConfig
-from exploration.reward.token_entropy import cut_windows, uncertainty_reward
+from exploration.reward.token_entropy import TOP_FRACTION
 from exploration.train import explore
 from tests.fixtures.datasets import record
 from worldmodel import Dynamics, GenieReduxG, Tokenizer
 from worldmodel.config import DynamicsConfig, TokenizerConfig, WorldModelConfig
+from worldmodel.data.batch import to_float_frames
 from worldmodel.models.cpu_kernels import use_cpu_kernels
+from worldmodel.uncertainty import cut_windows
 
 RIGHT, LEFT, UP = 0, 1, 2
 REWARDS = {"entropy": "token-entropy", "disagreement": "disagreement"}
@@ -48,7 +49,7 @@ def television(tmp_path_factory) -> World:
     data = record(folder / "data", games=("NoisyTV",), episodes=32, steps=40)
     reader = EpisodeReader(data)
     episodes = [reader[index] for index in range(len(reader))]
-    cut = [cut_windows(e.frames_THWC, e.actions.astype(np.int64), len(e.actions)) for e in episodes]
+    cut = [cut_windows(e.frames_THWC, e.actions.astype(np.int64)) for e in episodes]
     frames_B5HWC = np.concatenate([part.frames_B5HWC for part in cut])
     actions = torch.from_numpy(np.concatenate([part.actions_B4 for part in cut]))
     sizes = {"dim": 32, "heads": 2, "head_dim": 16}
@@ -94,9 +95,7 @@ def television(tmp_path_factory) -> World:
 
 def pixels(frames_BTHWC: NDArray[np.uint8]) -> torch.Tensor:
     """(B, T, 64, 64, 3) -> float (B, T, 3, 64, 64)."""
-    return baselines.to_pixels(frames_BTHWC.reshape(-1, 64, 64, 3)).unflatten(
-        0, frames_BTHWC.shape[:2]
-    )
+    return to_float_frames(torch.from_numpy(frames_BTHWC))
 
 
 def test_noise_draws_entropy_and_not_disagreement(television, tmp_path):
@@ -118,10 +117,9 @@ def test_noise_draws_entropy_and_not_disagreement(television, tmp_path):
             frames = np.stack(
                 [env.reset(seed=5)[0], *(env.step(np.int64(action))[0] for action in actions)]
             )
-            cut = cut_windows(frames, np.array(actions), len(actions) - 4)
-            paid[name][place] = float(
-                uncertainty_reward(scorer.submit(cut.frames_B5HWC, cut.actions_B4)()).mean()
-            )
+            # Without the first frame: four frames of context and a step for each reward.
+            clip = frames[1:], np.array(actions[1:])
+            paid[name][place] = float(scorer.submit(*clip, TOP_FRACTION)().rewards_B.mean())
     print(paid)
     entropy, doubt = paid["entropy"], paid["disagreement"]
     # Nothing beats the television, though it can teach nothing: entropy has an agent stay there.

@@ -1,73 +1,27 @@
-"""The reward: eq. 2-4 by hand, which steps have one, which action belongs to which frame, and
-faults of a scorer."""
+"""The reward: Eq. 2-4 by hand, which steps have one, actions and their frames, failed scorers."""
+
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from envs.games.counting import CountingEnv, read_frame
 from envs.utils.errors import InputError
 from exploration.agent.replay_buffer import SCORED, to_fragment
-from exploration.algorithm import AutoExploreConfig
-from exploration.reward.scorers import LocalScorer, ScoringError, checked
-from exploration.reward.token_entropy import cut_windows, uncertainty_reward
+from exploration.reward.scorers import LocalScorer, ScoringError, reward_tokens
+from exploration.reward.token_entropy import uncertainty_reward
 from exploration.rollout.reward_connector import RewardConnector
-from worldmodel.uncertainty import to_consecutive_frames, to_windows
+from tests.fixtures.explorers import (
+    ActionScorer,
+    add_step,
+    counting_episode,
+    random_clip,
+    small_explorer,
+)
+from worldmodel.uncertainty import cut_windows
 
 GREY = 128
-
-
-class ActionScorer:
-    """Reads the counting frames of every window it gets, checks them, and answers the newest action
-    as an entropy."""
-
-    def __init__(self, fail_at_step: int = -1, answer_nan: bool = False) -> None:
-        self.fail_at_step, self.answer_nan = fail_at_step, answer_nan
-        self.newest_steps: list[int] = []
-
-    def submit(self, frames_B5HWC, actions_B4):
-        shown = [[read_frame(frame) for frame in frames] for frames in frames_B5HWC]
-        for frames, actions in zip(shown, actions_B4, strict=True):
-            steps = [step for step, _ in frames]
-            assert steps == list(range(steps[0], steps[0] + 5)), "five consecutive frames"
-            # Frame i + 1 shows the action that made it.
-            assert [action for _, action in frames[1:]] == list(actions), (
-                "the action beside frame t makes frame t + 1"
-            )
-        self.newest_steps += [frames[-1][0] for frames in shown]
-        if any(frames[-1][0] == self.fail_at_step for frames in shown):
-            return self._fail
-        value = np.float32("nan") if self.answer_nan else np.float32(1)
-        entropies = np.stack(
-            [np.full(8, value * frames[-1][1] / 10, np.float32) for frames in shown]
-        )
-        return lambda: checked(entropies, len(frames_B5HWC))
-
-    def _fail(self):
-        raise ScoringError("refused")
-
-
-def counting_episode(steps: int, seed: int = 0) -> SingleAgentEpisode:
-    """An episode of the counting env with random actions, as an environment runner would have
-    collected it."""
-    env = CountingEnv()
-    generator = np.random.default_rng(seed)
-    episode = SingleAgentEpisode(
-        observation_space=env.observation_space, action_space=env.action_space
-    )
-    episode.add_env_reset(env.reset()[0])
-    for _ in range(steps):
-        action = generator.integers(5)
-        frame, reward, *_ = env.step(action)
-        state = {"h": np.zeros(4, np.float32), "c": np.zeros(4, np.float32)}
-        episode.add_env_step(
-            frame,
-            action,
-            reward,
-            extra_model_outputs={"action_logp": np.float32(-1), "state_out": state},
-        )
-    return episode
 
 
 def test_reward_by_hand():
@@ -129,15 +83,7 @@ def test_windows_cross_the_cut_between_fragments():
     for stop in (17, 23, 30):  # fragments of 12, 5, 6 and 7 steps
         piece = pieces[-1].cut(len_lookback_buffer=4)
         for step in range(piece.t_started, stop):
-            piece.add_env_step(
-                whole.get_observations(step + 1),
-                whole.get_actions(step),
-                0.0,
-                extra_model_outputs={
-                    "action_logp": np.float32(-1),
-                    "state_out": {"h": np.ones(4), "c": np.ones(4)},
-                },
-            )
+            add_step(piece, whole.get_observations(step + 1), whole.get_actions(step), state=1.0)
         pieces.append(piece)
     fragments = [piece.to_numpy() for piece in pieces]
     RewardConnector(ActionScorer(), 0.25)(episodes=[whole])
@@ -161,39 +107,25 @@ def test_what_is_sent_while_an_env_plays_is_not_sent_again():
     env = CountingEnv()
     env.reset()
     for action in whole.get_actions():
-        frame = env.step(action)[0]
-        state = {"h": np.zeros(4, np.float32), "c": np.zeros(4, np.float32)}
-        playing.add_env_step(
-            frame,
-            action,
-            0.0,
-            extra_model_outputs={"action_logp": np.float32(-1), "state_out": state},
-        )
+        add_step(playing, env.step(action)[0], action)
         connector.submit_early(playing)
         sent.append(len(scorer.newest_steps))
     assert sent == [max(0, step // 4 * 4 - 3) for step in range(1, 31)]
     connector(episodes=[playing.to_numpy()])
     assert scorer.newest_steps == list(range(4, 31))
-    for mine, expected in zip(
-        to_fragment(playing).rewards_T, to_fragment(whole).rewards_T, strict=True
-    ):
-        assert mine == expected
+    np.testing.assert_array_equal(to_fragment(playing).rewards_T, to_fragment(whole).rewards_T)
 
 
-def test_windows_travel_as_the_film_they_were_cut_from():
-    frames_B5HWC = cut_windows(*_film(9), 6).frames_B5HWC
-    film = to_consecutive_frames(frames_B5HWC)
-    assert film.shape == (len(frames_B5HWC) + 4, 64, 64, 3)
-    np.testing.assert_array_equal(to_windows(film), frames_B5HWC)
-    assert to_consecutive_frames(frames_B5HWC.copy()) is None
-    assert to_consecutive_frames(frames_B5HWC[:1]) is None
-
-
-def _film(frames: int):
-    generator = np.random.default_rng(0)
-    return generator.integers(0, 256, (frames, 64, 64, 3), dtype=np.uint8), generator.integers(
-        0, 5, frames - 1
-    )
+def test_windows_are_cut_from_consecutive_frames_without_copies():
+    frames_THWC, actions_T = random_clip(5)
+    windows = cut_windows(frames_THWC, actions_T)
+    assert windows.frames_B5HWC.shape == (5, 5, 64, 64, 3)
+    assert np.shares_memory(windows.frames_B5HWC, frames_THWC)
+    for start in range(5):
+        np.testing.assert_array_equal(windows.frames_B5HWC[start], frames_THWC[start : start + 5])
+        np.testing.assert_array_equal(windows.actions_B4[start], actions_T[start : start + 4])
+    with pytest.raises(ValueError, match="actions"):
+        cut_windows(np.zeros((5, 8, 8, 3), np.uint8), np.zeros(5, np.int64))
 
 
 def test_fragments_shorter_than_a_window():
@@ -205,8 +137,6 @@ def test_fragments_shorter_than_a_window():
     assert scorer.newest_steps == []
     assert to_fragment(episode).scored_T.tolist() == [False, False]
     assert len(later) == 0
-    with pytest.raises(ValueError, match="actions"):
-        cut_windows(np.zeros((5, 8, 8, 3), np.uint8), np.zeros(5, np.int64), 4)
 
 
 @pytest.mark.parametrize("scorer", [ActionScorer(fail_at_step=14), ActionScorer(answer_nan=True)])
@@ -234,34 +164,12 @@ def test_a_fragment_without_a_score_is_dropped_and_never_gets_a_false_reward(sco
 )
 def test_answers_that_cannot_be_entropies_are_refused(answer, windows):
     with pytest.raises(ScoringError):
-        checked(answer, windows)
+        reward_tokens(answer, windows, 0.25)
 
 
-class ActionScorers:
-    """Makes the scorer of a runner."""
-
-    def __init__(self, fail_at_step: int = -1) -> None:
-        self.fail_at_step = fail_at_step
-
-    def __call__(self) -> ActionScorer:
-        return ActionScorer(self.fail_at_step)
-
-
-def test_actions_stay_beside_their_frames_through_rllib(ray_cluster):
-    """Counting envs in processes of their own -> RLlib's runner -> connector, which asserts it ->
-    replay."""
-    config = AutoExploreConfig().explore_settings(
-        games=["Counting"], scorer=ActionScorers(), max_steps=13
-    )
-    config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    config.training(
-        steps_per_epoch=11,
-        updates_per_epoch=1,
-        batch_size=2,
-        seq_len=4,
-        channels=(4, 4, 4, 4),
-        lstm_dim=8,
-    )
+def test_rllib_keeps_actions_with_their_frames(ray_cluster):
+    """Through env processes, runner, connector, whose scorer asserts it, and replay buffer."""
+    config = small_explorer(scorer=ActionScorer, max_steps=13, steps_per_epoch=11)
     algorithm = config.build_algo()
     try:
         for _ in range(3):
@@ -293,19 +201,10 @@ def test_actions_stay_beside_their_frames_through_rllib(ray_cluster):
 
 
 def test_dropped_fragments_are_counted_and_reach_neither_replay_nor_returns(ray_cluster):
-    config = AutoExploreConfig().explore_settings(
-        games=["Counting"], scorer=ActionScorers(fail_at_step=8), max_steps=20
+    config = small_explorer(
+        scorer=partial(ActionScorer, fail_at_step=8), max_steps=20, steps_per_epoch=10
     )
-    config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    config.training(
-        steps_per_epoch=10,
-        updates_per_epoch=1,
-        batch_size=2,
-        seq_len=4,
-        channels=(4, 4, 4, 4),
-        lstm_dim=8,
-    )
-    algorithm = config.debugging(log_level="ERROR").build_algo()
+    algorithm = config.build_algo()
     try:
         result = algorithm.train()  # the first try brings nothing, so that the epoch collects again
         stretches = list(algorithm.replay._stretches)
@@ -321,21 +220,24 @@ def test_dropped_fragments_are_counted_and_reach_neither_replay_nor_returns(ray_
 
 
 def test_local_scorer_is_the_models_own_calculation(tiny_world):
-    generator = np.random.default_rng(0)
-    frames_B5HWC = generator.integers(0, 256, (6, 5, 64, 64, 3), dtype=np.uint8)
-    actions_B4 = generator.integers(0, 5, (6, 4))
-    entropy_BN = LocalScorer(tiny_world).entropies(frames_B5HWC, actions_B4)
     from worldmodel import GenieReduxG
 
+    frames_THWC, actions_T = random_clip(6)
+    scorer = LocalScorer(tiny_world)
+    scored = scorer.submit(frames_THWC, actions_T)()
     model = GenieReduxG.load(tiny_world)
-    frames = torch.from_numpy(frames_B5HWC).permute(0, 1, 4, 2, 3).float() / 255
-    plain = model.token_entropy(frames, torch.from_numpy(actions_B4), context=2, steps=1).numpy()
-    np.testing.assert_allclose(entropy_BN, plain, atol=1e-5)
+    windows = cut_windows(frames_THWC, actions_T)
+    frames = torch.tensor(windows.frames_B5HWC).permute(0, 1, 4, 2, 3).float() / 255
+    actions = torch.tensor(windows.actions_B4)
+    plain_BN = model.token_entropy(frames, actions, context=2, steps=1).numpy()
+    np.testing.assert_allclose(scored.tokens_BN, plain_BN, atol=1e-5)
+    np.testing.assert_array_equal(scored.rewards_B, uncertainty_reward(scored.tokens_BN))
+    half_B = scorer.submit(frames_THWC, actions_T, 0.5)().rewards_B
+    np.testing.assert_array_equal(half_B, uncertainty_reward(scored.tokens_BN, 0.5))
     # The newest frame itself is not shown to the model, the actions are.
-    changed = frames_B5HWC.copy()
+    changed = windows.frames_B5HWC.copy()
     changed[:, 2:] = GREY
-    np.testing.assert_array_equal(
-        LocalScorer(tiny_world).entropies(changed, actions_B4), entropy_BN
-    )
-    other = LocalScorer(tiny_world).entropies(frames_B5HWC, (actions_B4 + 1) % 5)
-    assert not np.allclose(other, entropy_BN, atol=1e-6)
+    hidden = scorer.score_windows(windows._replace(frames_B5HWC=changed))
+    np.testing.assert_array_equal(hidden.tokens_BN, scored.tokens_BN)
+    other = scorer.submit(frames_THWC, (actions_T + 1) % 5)()
+    assert not np.allclose(other.tokens_BN, scored.tokens_BN, atol=1e-6)

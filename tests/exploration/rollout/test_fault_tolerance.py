@@ -1,28 +1,20 @@
-"""Exploring while things break: the service is overloaded, hangs, dies, answers nonsense; a game
-hangs."""
+"""Exploring with failures: an overloaded, hung, dead or wrong reward service, and a hung game."""
 
 import os
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from ray.exceptions import RayActorError
 
-from exploration.algorithm import AutoExploreConfig
 from exploration.reward.scorers import LocalScorer, ScoringError, ServeScorer
+from tests.fixtures.explorers import random_clip, small_explorer
 
-SMALL = {
-    "updates_per_epoch": 1,
-    "batch_size": 2,
-    "seq_len": 4,
-    "channels": (4, 4, 4, 4),
-    "lstm_dim": 8,
-}
 QUEUED = 4
 
 
@@ -30,27 +22,21 @@ QUEUED = 4
 def app(ray_cluster: None, tiny_world: Path) -> Any:
     from worldmodel import serve
 
-    name = serve.run(tiny_world, app_name="faulty", num_cpus=0.5, max_queued_requests=QUEUED)
-    yield name
-    serve.stop(name)
+    config = serve.ServeConfig(app_name="faulty", num_cpus=0.5, max_queued_requests=QUEUED)
+    yield serve.deploy(tiny_world, config)
+    serve.shutdown("faulty")
 
 
 @pytest.fixture
 def figure(record_property: Any, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Tells a measured figure, and keeps it in the report that `--junitxml` writes."""
+    """Print a measured figure and store it in the report of `--junitxml`."""
 
-    def tell(name: str, value: float) -> None:
+    def show(name: str, value: float) -> None:
         record_property(name, value)
         with capsys.disabled():
             print(f"\n  {name}: {value:.3g}")
 
-    return tell
-
-
-def windows(count: int) -> tuple[Any, Any]:
-    generator = np.random.default_rng(0)
-    frames_B5HWC = generator.integers(0, 256, (count, 5, 64, 64, 3), dtype=np.uint8)
-    return frames_B5HWC, generator.integers(0, 5, (count, 4))
+    return show
 
 
 def resident_bytes(pid: int) -> int:
@@ -62,15 +48,9 @@ def resident_bytes(pid: int) -> int:
     return 1024 * int(line.split()[1])
 
 
-def train_once(games: list[str], scorer: Any, **settings: Any) -> tuple[Any, Any]:
-    """Run one epoch of the real algorithm here -> its result, and the steps in its replay."""
-    config = AutoExploreConfig().explore_settings(games=games, scorer=scorer, max_steps=100)
-    config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    algorithm = (
-        config.training(steps_per_epoch=12, **SMALL, **settings)
-        .debugging(log_level="ERROR")
-        .build_algo()
-    )
+def train_once(scorer: Any) -> tuple[Any, int]:
+    """Run one epoch of the real algorithm; return its result and the steps in its replay buffer."""
+    algorithm = small_explorer(scorer=scorer, steps_per_epoch=12).build_algo()
     try:
         return algorithm.train(), len(algorithm.replay)
     finally:
@@ -78,15 +58,14 @@ def train_once(games: list[str], scorer: Any, **settings: Any) -> tuple[Any, Any
 
 
 def test_ten_times_what_it_can_queue_is_refused_and_takes_no_memory(app: str, figure: Any) -> None:
-    """A burst of ten times what the replica and the caller's queue hold: answers or
-    BackPressureError, nothing else."""
+    """Each request of a burst of ten times the queues is answered or gets BackPressureError."""
     from ray import serve as ray_serve
     from ray.serve.exceptions import BackPressureError
 
     from worldmodel import serve
     from worldmodel.serve import ONGOING
 
-    handle, (frames, actions) = ray_serve.get_app_handle(app), windows(8)
+    handle, (frames, actions) = ray_serve.get_app_handle(app), random_clip(8)
 
     def burst(times: int) -> list[str]:
         sent = [handle.entropies.remote(frames, actions) for _ in range(times * (ONGOING + QUEUED))]
@@ -112,16 +91,14 @@ def test_ten_times_what_it_can_queue_is_refused_and_takes_no_memory(app: str, fi
     assert ends.count("answered") >= ONGOING
     assert ends.count("refused") > len(ends) / 2
     assert max(growth) < 0.1, growth
-    # A scorer waits its turn, and gets everything.
-    many, some = ServeScorer(app, windows=1), windows(60)
-    np.testing.assert_array_equal(
-        many.entropies(*some).shape, ServeScorer(app).entropies(*some).shape
-    )
+    # A scorer repeats refused requests until it has all rewards.
+    clip = random_clip(60)
+    scored = [scorer.submit(*clip)() for scorer in (ServeScorer(app, windows=1), ServeScorer(app))]
+    assert scored[0].rewards_B.shape == scored[1].rewards_B.shape == (60,)
 
 
 def test_a_service_that_hangs_costs_fragments_and_is_asked_again(app: str, figure: Any) -> None:
-    """SIGSTOP to the replica: what it does not answer in time is dropped and counted; afterwards
-    all is well."""
+    """SIGSTOP to the replica: late fragments are dropped and counted, later ones are scored."""
     from worldmodel import serve
 
     (replica,) = serve.describe(app)
@@ -129,7 +106,7 @@ def test_a_service_that_hangs_costs_fragments_and_is_asked_again(app: str, figur
     try:
         started = time.monotonic()
         with pytest.raises(ScoringError, match="no answer"):
-            ServeScorer(app, timeout_s=1.0).entropies(*windows(2))
+            ServeScorer(app, timeout_s=1.0).submit(*random_clip(2))()
         figure(
             "seconds until a late answer is given up, two time-outs of 1 s",
             time.monotonic() - started,
@@ -137,23 +114,13 @@ def test_a_service_that_hangs_costs_fragments_and_is_asked_again(app: str, figur
         assert time.monotonic() - started < 10
         waker = threading.Timer(6.0, os.kill, (replica["pid"], signal.SIGCONT))
         waker.start()
-        result, steps = train_once(["Counting"], Late(app))
+        result, steps = train_once(partial(ServeScorer, app, timeout_s=1.0))
     finally:
         os.kill(replica["pid"], signal.SIGCONT)
     dropped = result["env_runners"]["games"]["Counting"]["dropped"]
     figure("fragments dropped", dropped)
     assert dropped >= 1
     assert steps >= 12
-
-
-class Late:
-    """Makes the scorer of a runner that waits for a second only."""
-
-    def __init__(self, app: str) -> None:
-        self.app = app
-
-    def __call__(self) -> ServeScorer:
-        return ServeScorer(self.app, timeout_s=1.0)
 
 
 def test_answers_that_are_not_numbers_are_refused(
@@ -167,18 +134,18 @@ def test_answers_that_are_not_numbers_are_refused(
         for parameter in model.dynamics.head.parameters():
             parameter.fill_(float("nan"))
     model.save(tmp_path / "nan")
-    broken = serve.run(tmp_path / "nan", app_name="broken", num_cpus=0.25)
+    config = serve.ServeConfig(app_name="broken", num_cpus=0.25)
+    broken = serve.deploy(tmp_path / "nan", config)
     try:
         for scorer in (ServeScorer(broken), LocalScorer(tmp_path / "nan")):
             with pytest.raises(ScoringError, match="not finite"):
-                scorer.entropies(*windows(2))
+                scorer.submit(*random_clip(2))()
     finally:
-        serve.stop(broken)
+        serve.shutdown(broken)
 
 
 def test_requests_survive_a_killed_replica(app: str, figure: Any) -> None:
-    """SIGKILL while four clients ask: with one retry at least 95 % are answered, and it is whole
-    within 45 s."""
+    """SIGKILL with four clients: one retry gets 95 % answers, and the app recovers in 45 s."""
     from worldmodel import serve
 
     (replica,) = serve.describe(app)
@@ -186,10 +153,10 @@ def test_requests_survive_a_killed_replica(app: str, figure: Any) -> None:
     stop = threading.Event()
 
     def ask() -> None:
-        scorer, some = ServeScorer(app), windows(4)
+        scorer, clip = ServeScorer(app), random_clip(4)
         while not stop.is_set():
             try:
-                scorer.entropies(*some)
+                scorer.submit(*clip)()
                 ends.append(True)
             except ScoringError:
                 ends.append(False)
@@ -200,8 +167,8 @@ def test_requests_survive_a_killed_replica(app: str, figure: Any) -> None:
     try:
         wait_for(lambda: len(ends) >= 20)
         os.kill(replica["pid"], signal.SIGKILL)
-        killed, asked = time.monotonic(), len(ends)
-        wait_for(lambda: len(ends) >= asked + 20, 90)
+        killed, before = time.monotonic(), len(ends)
+        wait_for(lambda: len(ends) >= before + 20, 90)
         healthy = time.monotonic() - killed
     finally:
         stop.set()
@@ -222,12 +189,8 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
 
 
 def test_a_hung_game_is_replaced(ray_cluster: None, figure: Any) -> None:
-    """SIGSTOP to a game's process: after the time-out all of the runner's games are opened again,
-    and it plays on."""
-    config = AutoExploreConfig().explore_settings(games=["Counting"], max_steps=100)
-    config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    config.training(steps_per_epoch=10, step_timeout_s=2.0, **SMALL)
-    algorithm: Any = config.debugging(log_level="ERROR").build_algo()
+    """SIGSTOP to a game process: after the time-out the runner reopens its games and goes on."""
+    algorithm: Any = small_explorer(steps_per_epoch=10, step_timeout_s=2.0).build_algo()
     try:
         algorithm.train()
         hung = algorithm.env_runner.env.unwrapped.processes[0]
@@ -245,13 +208,8 @@ def test_a_hung_game_is_replaced(ray_cluster: None, figure: Any) -> None:
 
 
 def test_a_killed_learner_is_an_error_that_explore_can_name(ray_cluster: None) -> None:
-    """SIGKILL to the one learner's process: the next epoch raises what `explore` turns into one
-    line with --resume."""
-    config = AutoExploreConfig().explore_settings(games=["Counting"], max_steps=100)
-    config.env_runners(num_env_runners=0, num_envs_per_env_runner=2).learners(num_learners=1)
-    algorithm: Any = (
-        config.training(steps_per_epoch=10, **SMALL).debugging(log_level="ERROR").build_algo()
-    )
+    """SIGKILL to the only learner: the next epoch raises what `explore` reports in one line."""
+    algorithm: Any = small_explorer(steps_per_epoch=10).learners(num_learners=1).build_algo()
     try:
         algorithm.train()
         (learner,) = [

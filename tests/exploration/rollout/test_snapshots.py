@@ -1,5 +1,4 @@
-"""Screens and films of an agent that learns: the right ones, on disk, in TensorBoard and on the
-report page."""
+"""Snapshots and videos of an explorer: which ones, on disk, in TensorBoard and in the report."""
 
 from pathlib import Path
 
@@ -13,12 +12,12 @@ from exploration.rollout.reward_connector import RewardConnector
 from exploration.rollout.snapshots import (
     Snapshot,
     SnapshotPair,
-    joined,
     load_snapshots,
+    merge_snapshots,
     save_snapshot,
     take_snapshots,
 )
-from tests.exploration.reward.test_token_entropy import ActionScorer, counting_episode
+from tests.fixtures.explorers import ActionScorer, counting_episode
 
 
 def snapshot(reward: float, tokens: int = 256) -> Snapshot:
@@ -26,20 +25,20 @@ def snapshot(reward: float, tokens: int = 256) -> Snapshot:
     return Snapshot("Counting", frame, np.linspace(0, 0.8, tokens, dtype=np.float32), reward)
 
 
-def test_snapshots_are_the_newest_screen_and_the_one_that_paid_most() -> None:
+def test_snapshots_are_the_newest_screen_and_the_one_of_the_highest_reward() -> None:
     long, short = counting_episode(20).to_numpy(), counting_episode(9, seed=1).to_numpy()
     connector = RewardConnector(ActionScorer(), 0.25)
     connector(episodes=[long, short])
-    seen = take_snapshots(connector.answers)
+    seen = take_snapshots(connector.rewards)
     assert seen is not None
     assert read_frame(seen.newest.frame_HWC) == (9, int(short.actions.data[-1]))
     rewards = {len(episode): np.asarray(episode.rewards.data) for episode in (long, short)}
     best = max(float(values.max()) for values in rewards.values())
     assert seen.peak.reward == pytest.approx(best)
     step, action = read_frame(seen.peak.frame_HWC)
-    assert action == round(best * 10), "the scorer pays a tenth of the action's number"
+    assert action == round(best * 10), "the reward is a tenth of the action"
     assert step >= 4
-    both = joined(
+    both = merge_snapshots(
         [
             None,
             SnapshotPair(snapshot(0.1), snapshot(0.2)),
@@ -48,7 +47,7 @@ def test_snapshots_are_the_newest_screen_and_the_one_that_paid_most() -> None:
     )
     assert both is not None
     assert (both.newest.reward, both.peak.reward) == (0.1, 0.4)
-    assert joined([None]) is None
+    assert merge_snapshots([None]) is None
 
 
 def test_snapshots_survive_the_disk(tmp_path: Path) -> None:
@@ -77,10 +76,10 @@ def test_a_run_leaves_screens_films_and_a_page(
     assert b"\x89PNG" in events
     assert execute(["report", str(out)]) == 0
     page = (out / "report/index.html").read_text()
-    for words in (
+    for text in (
         "Training of the explorer",
         "Uncertainty over time",
         "The best agent and random play",
         "data:image/gif",
     ):
-        assert words in page, words
+        assert text in page, text

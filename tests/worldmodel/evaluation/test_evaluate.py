@@ -19,7 +19,7 @@ from tests.fixtures.datasets import record
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.codebook_stats import moving_patches
-from worldmodel.evaluation.evaluate import evaluate, export, plan_windows, summarise
+from worldmodel.evaluation.evaluate import evaluate, export, plan_windows, summarise_scores
 from worldmodel.evaluation.external_predictions import ExternalPredictions
 from worldmodel.evaluation.feature_networks import feature_network
 from worldmodel.evaluation.window_metrics import Settings, concat_scores, measure_windows
@@ -55,7 +55,7 @@ class CountingModel(torch.nn.Module):
         self.actions = 5
         self.cfg = SimpleNamespace(tokenizer=SimpleNamespace(codes=3))
         self.tokenizer = PerfectTokenizer()
-        self.asked: list[dict[str, Any]] = []
+        self.calls: list[dict[str, Any]] = []
 
     def for_game(self, game):
         return self
@@ -63,14 +63,14 @@ class CountingModel(torch.nn.Module):
     def generate(
         self, frames, actions, *, steps=25, temperature=1.0, mode="one_pass", generator=None
     ):
-        self.asked.append({"steps": steps, "mode": mode, "frames": tuple(frames.shape)})
-        films = []
+        self.calls.append({"steps": steps, "mode": mode, "frames": tuple(frames.shape)})
+        videos = []
         for given, taken in zip(frames, actions[:, frames.shape[1] - 1 :].tolist(), strict=True):
             env = CountingEnv()
             env._step, _ = read_frame((given[-1].movedim(0, -1) * 255).byte().numpy())
             shown = [env.step(np.int64(0 if self.blind else action))[0] for action in taken]
-            films.append(torch.from_numpy(np.stack(shown)).movedim(-1, 1) / 255)
-        return torch.stack(films)
+            videos.append(torch.from_numpy(np.stack(shown)).movedim(-1, 1) / 255)
+        return torch.stack(videos)
 
 
 def test_a_model_that_knows_the_game_is_perfect_and_copying_is_not(data: str) -> None:
@@ -103,8 +103,8 @@ def test_a_model_that_knows_the_game_is_perfect_and_copying_is_not(data: str) ->
     assert overall["background"]["moving"] == 0
     assert overall["background"]["codes_used"] == pytest.approx(2 / 3)
     assert result["games"] == {"Counting": overall}
-    assert all(asked["steps"] == 3 and asked["mode"] == "autoregressive" for asked in model.asked)
-    assert all(asked["frames"][1] == 2 for asked in model.asked)
+    assert all(call["steps"] == 3 and call["mode"] == "autoregressive" for call in model.calls)
+    assert all(call["frames"][1] == 2 for call in model.calls)
     delta = overall["delta_psnr"]
     assert delta["t"] == 4
     assert delta["low"] < delta["mean"] < delta["high"]
@@ -116,9 +116,9 @@ def test_copying_is_scored_against_each_predicted_frame(data: str, tmp_path: Pat
     clips = ClipDataset([data], tmp_path, length=12, stride=20, split=None)
     expected = []
     for number in range(len(clips)):
-        place, start = clips.locate(number)
+        episode_id, start = clips.locate(number)
         episode = next(
-            e for e in EpisodeReader(data) if e.session_id == clips.episodes[place].session_id
+            e for e in EpisodeReader(data) if e.session_id == clips.episodes[episode_id].session_id
         )
         frames = episode.frames_THWC[start : start + 12] / 255
         expected.append(
@@ -144,12 +144,12 @@ def test_figures_do_not_depend_on_how_windows_are_batched_or_joined(
     ids = plan_windows(clips, 7)["Counting"]
     assert len(ids) == 7
     model: Any = CountingModel(blind=True)
-    whole = summarise(measure_windows(model, clips, ids, settings, network), settings)
+    whole = summarise_scores(measure_windows(model, clips, ids, settings, network), settings)
     parts = [
         measure_windows(model, clips, part, settings, network)
         for part in (ids[:1], ids[1:5], ids[5:])
     ]
-    split = summarise(concat_scores(parts), settings)
+    split = summarise_scores(concat_scores(parts), settings)
     assert split["prediction"]["distance"] == pytest.approx(
         whole["prediction"]["distance"], rel=1e-4
     )
@@ -218,23 +218,23 @@ def test_a_peer_is_scored_by_its_pictures(data: str, tmp_path: Path) -> None:
     assert export(root, [data], **options) == 3
     model = CountingModel()
     for file in sorted(root.rglob("window.json")):
-        told = json.loads(file.read_text())
+        window = json.loads(file.read_text())
         given = [np.asarray(Image.open(file.parent / f"given-{k:03d}.png")) for k in range(2)]
-        assert told["context"] == 2
-        assert len(told["actions"]) == 6
+        assert window["context"] == 2
+        assert len(window["actions"]) == 6
         for name, kind in (("actions", "frame"), ("random_actions", "random")):
             frames = torch.from_numpy(np.stack(given)).movedim(-1, 1)[None] / 255
-            made = model.generate(frames, torch.tensor([told[name]]))[0]
-            for place, pixels in enumerate(made):
-                if kind == "frame" or place == told["delta_t"] - 1:
+            made = model.generate(frames, torch.tensor([window[name]]))[0]
+            for step, pixels in enumerate(made):
+                if kind == "frame" or step == window["delta_t"] - 1:
                     picture = Image.fromarray((pixels.movedim(0, -1) * 255).round().byte().numpy())
-                    picture.save(file.parent / f"{kind}-{place:03d}.png")
-    found = evaluate(ExternalPredictions(root), [data], distance=False, **options)
-    wanted = evaluate(model, [data], distance=False, **options)  # type: ignore[arg-type]
+                    picture.save(file.parent / f"{kind}-{step:03d}.png")
+    external = evaluate(ExternalPredictions(root), [data], distance=False, **options)
+    expected = evaluate(model, [data], distance=False, **options)  # type: ignore[arg-type]
     for name in ("prediction", "copy", "delta_psnr"):
-        assert found["overall"][name] == wanted["overall"][name]
-    assert found["overall"]["reconstruction"] == found["overall"]["background"] == {}
-    assert found["overall"]["delta_psnr"]["mean"] > 5
+        assert external["overall"][name] == expected["overall"][name]
+    assert external["overall"]["reconstruction"] == external["overall"]["background"] == {}
+    assert external["overall"]["delta_psnr"]["mean"] > 5
 
     for file in root.rglob("random-*.png"):
         file.unlink()
@@ -289,8 +289,8 @@ def test_delta_psnr_of_the_prediction_at_hand_is_that_of_two_whole_predictions(
             whole = (
                 5 if mode == "one_pass" else t + t % 2
             )  # the shape that random actions are drawn in
-            drawn = torch.randint(5, (3, 1 + whole), generator=torch.Generator().manual_seed(7))
-            actions[:, 1 : 1 + whole] = drawn[:, 1:]
+            random_BT = torch.randint(5, (3, 1 + whole), generator=torch.Generator().manual_seed(7))
+            actions[:, 1 : 1 + whole] = random_BT[:, 1:]
         options: dict[str, Any] = {
             "steps": 3,
             "mode": mode,
