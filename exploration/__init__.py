@@ -1,7 +1,7 @@
 """Exploration by an agent whose reward is the world model's uncertainty.
 
-Names are loaded when they are first asked for: the processes that hold emulators import this
-package too, and must load neither torch nor RLlib.
+Names are imported on first use: emulator processes import this package too, and must load neither
+torch nor RLlib.
 """
 
 from importlib import import_module

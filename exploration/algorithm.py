@@ -1,6 +1,6 @@
 """AutoExplore as an RLlib `Algorithm`: collect, score, store, learn.
 
-One iteration is one epoch of App. A.3. `exploration.train.explore` makes a whole run.
+One iteration is one epoch of App. A.3; `exploration.train.explore` makes a whole run.
 """
 
 import time
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
@@ -29,8 +29,8 @@ from exploration.agent.loss import LOSS_PARTS, LossConfig
 from exploration.agent.policy import CnnLstm, PolicyConfig
 from exploration.agent.replay_buffer import Batch, Fragment, ReplayBuffer, Scale, to_fragment
 from exploration.agent.rl_module import AgentModule
-from exploration.config import ExploreConfig, algorithm_settings, epsilon_at
-from exploration.mutable_settings import MUTABLE_SETTINGS, apply
+from exploration.config import ExploreConfig, epsilon_at
+from exploration.mutable_settings import MUTABLE_SETTINGS, apply_settings
 from exploration.reward.scorers import Scorer
 from exploration.reward.token_entropy import TOP_FRACTION, check_top_fraction
 from exploration.rollout.callbacks import ExploreCallbacks
@@ -40,12 +40,15 @@ from exploration.rollout.snapshots import SnapshotPair, merge_snapshots
 from exploration.rollout.vector_env import STEP_SECONDS, check_env_slots
 
 GAMES_ENV = "autoexplore-games"
-OWN_SETTINGS = frozenset((*algorithm_settings(ExploreConfig()), "runner_threads", "step_timeout_s"))
-"""Settings that `AutoExploreConfig.training` takes besides RLlib's."""
+DEFAULTS: dict[str, Any] = ExploreConfig().algorithm_settings() | {
+    "runner_threads": 1,
+    "step_timeout_s": STEP_SECONDS,
+}
+"""Settings that `AutoExploreConfig.training` takes besides RLlib's, with their defaults."""
 SAMPLE_TIMEOUT_S = 900.0
 """Longest wait of an epoch for a live env runner."""
 RUNNER_TIMEOUT_S = 120.0
-"""Longest wait of an epoch for any env runner to come back."""
+"""Longest wait of an epoch for a lost env runner to restart, if no other is left."""
 
 
 class AutoExploreConfig(AlgorithmConfig):
@@ -54,14 +57,12 @@ class AutoExploreConfig(AlgorithmConfig):
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Return a field of `ExploreConfig`, which are set in a loop."""
+            """Return a setting of DEFAULTS."""
 
-    # RLlib gives these no type, or that of its own default alone.
-    lr: Any
+    # RLlib declares these with the type of their defaults alone.
     env_runner_cls: Any
     num_cpus_per_env_runner: Any
     evaluation_config: Any
-    grad_clip: Any
     gamma: Any
     seed: Any
     callbacks_class: Any
@@ -69,12 +70,9 @@ class AutoExploreConfig(AlgorithmConfig):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or AutoExplore)
-        for name, value in algorithm_settings(ExploreConfig()).items():
-            setattr(self, name, value)
+        vars(self).update(DEFAULTS)
         self.games: tuple[str, ...] = ()
         self.scorer: Callable[[], Scorer] | None = None
-        self.runner_threads = 1
-        self.step_timeout_s = STEP_SECONDS
         self.grad_clip_by = "global_norm"
         self.env_runner_cls = GameRunner
         self.callbacks_class = ExploreCallbacks
@@ -84,44 +82,38 @@ class AutoExploreConfig(AlgorithmConfig):
         self.episode_lookback_horizon = LOOKBACK
         self.evaluation_duration_unit = "timesteps"
         self.evaluation_force_reset_envs_before_iteration = True
-        # Agents are compared by the paper's fraction and without random actions, whatever is tuned.
+        # Agents are compared by the paper's fraction and without random actions.
         self.evaluation_config = {"explore": False, "top_fraction": TOP_FRACTION}
         self.restart_failed_env_runners = self.restart_failed_sub_environments = True
         self.delay_between_env_runner_restarts_s = 1.0
-        # RLlib would throw away what a runner brings after a minute; an epoch with its rewards may
-        # take longer.
+        # An epoch with its rewards may take longer than RLlib's default of a minute.
         self.sample_timeout_s = self.evaluation_sample_timeout_s = SAMPLE_TIMEOUT_S
 
     def explore_settings(
         self,
         *,
-        games: Sequence[str] | Any = NotProvided,
-        scorer: Callable[[], Scorer] | Any | None = NotProvided,
-        max_steps: int | Any | None = NotProvided,
-        top_fraction: float | Any = NotProvided,
+        games: Sequence[str] = (),
+        scorer: Callable[[], Scorer] | None = None,
+        max_steps: int | None = None,
     ) -> Self:
-        """Set which games are explored and for which reward.
+        """Set the games to explore, the reward and the maximum episode length.
 
-        `games`: the envs get them in turn (or none, with `.environment(env)` for any env of uint8
-        HWC frames); `scorer`: makes a runner's scorer, or None for the env's own reward;
-        `max_steps`: after which an episode is cut.
+        `games`: assigned to the envs in turn; without any set `.environment(env)` to an env of
+        uint8 HWC frames. `scorer`: creates the scorer of a runner; without one the env's own reward
+        is used.
         """
-        given: dict[str, Any] = {
-            "games": games,
-            "scorer": scorer,
-            "max_steps": max_steps,
-            "top_fraction": top_fraction,
-        }
-        for name, value in given.items():
-            if value is not NotProvided:
-                setattr(self, name, tuple(value) if name == "games" else value)
-        if self.games:
+        if games:
+            self.games = tuple(games)
             self.environment(GAMES_ENV)
+        if scorer is not None:
+            self.scorer = scorer
+        if max_steps is not None:
+            self.max_steps = max_steps
         return self
 
     def training(self, **settings: Any) -> Self:
-        """Set RLlib's own settings, and those of `ExploreConfig` by their names."""
-        own = {name: settings.pop(name) for name in OWN_SETTINGS & settings.keys()}
+        """Set settings of RLlib, and those of DEFAULTS."""
+        own = {name: settings.pop(name) for name in DEFAULTS.keys() & settings.keys()}
         super().training(**settings)
         for name, value in own.items():
             setattr(self, name, value)
@@ -129,7 +121,7 @@ class AutoExploreConfig(AlgorithmConfig):
 
     @property
     def loss(self) -> LossConfig:
-        """Coefficients of the loss, as the learner takes them."""
+        """Coefficients of the loss."""
         return LossConfig(**{field.name: getattr(self, field.name) for field in fields(LossConfig)})
 
     def validate(self) -> None:
@@ -145,34 +137,37 @@ class AutoExploreConfig(AlgorithmConfig):
             )
         if self.num_learners > 1 and self.batch_size % self.num_learners:
             raise InputError(
-                f"{self.batch_size} segments cannot be shared out to {self.num_learners} learners"
+                f"batch_size {self.batch_size} is not divisible by {self.num_learners} learners"
             )
 
     def get_default_learner_class(self) -> type:
+        """Return the class of the learners."""
         return ExploreLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        model: dict[str, Any] = {
+        """Return the agent's network as RLlib builds it."""
+        model = {
             "channels": tuple(self.channels),
             "lstm_dim": self.lstm_dim,
             "max_seq_len": self.seq_len + 1,
+            "precision": self.precision,
         }
-        model["precision"] = self.precision
         return RLModuleSpec(module_class=AgentModule, model_config=model)
 
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
-        """Return the steps that an env plays in one `sample()`: those of an epoch."""
+        """Return the steps that each env plays in one `sample()`: those of an epoch."""
         return self.steps_per_epoch
 
 
 class AutoExplore(Algorithm):
-    """Algorithm of App. A.3. One `train()` is one epoch.
+    """Algorithm of App. A.3.
 
-    Every env plays `steps_per_epoch` steps, then there are `updates_per_epoch` updates.
+    One `train()` is one epoch: every env plays `steps_per_epoch` steps, then the learner makes
+    `updates_per_epoch` updates.
     """
 
     config: AutoExploreConfig
-    # RLlib declares these as None until setup() has run.
+    # RLlib declares these as None until `setup`.
     learner_group: Any
     env_runner_group: Any
     spaces: Any
@@ -180,9 +175,11 @@ class AutoExplore(Algorithm):
 
     @classmethod
     def get_default_config(cls) -> AutoExploreConfig:
+        """Return the default settings."""
         return AutoExploreConfig()
 
     def setup(self, config: Any) -> None:
+        """Build runners, learners and an empty replay buffer."""
         super().setup(config)
         self.settings = self.config
         self.replay = ReplayBuffer(self.config.replay_capacity, seed=self.config.seed or 0)
@@ -190,19 +187,17 @@ class AutoExplore(Algorithm):
         self.snapshots: SnapshotPair | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Change the `MUTABLE_SETTINGS` without rebuilding anything; Tune calls it.
+        """Change the MUTABLE_SETTINGS without rebuilding anything; Tune calls it.
 
-        False, and nothing is changed, where another setting of this class differs: that needs a new
-        algorithm.
+        Returns False, and changes nothing, if another setting differs, which needs a new algorithm.
         """
-        self.config = self.settings  # Tune puts its dict there, but everything reads the object
-        fixed = OWN_SETTINGS - MUTABLE_SETTINGS.keys() - {"final_epsilon"}
-        if any(
-            new_config.get(name, getattr(self.config, name)) != getattr(self.config, name)
-            for name in fixed
-        ):
-            return False
-        apply(self, {name: new_config[name] for name in MUTABLE_SETTINGS if name in new_config})
+        self.config = self.settings  # Tune replaces the config by a dict
+        for name in DEFAULTS.keys() - MUTABLE_SETTINGS.keys() - {"final_epsilon"}:
+            current = getattr(self.config, name)
+            if new_config.get(name, current) != current:
+                return False
+        mutable = [name for name in MUTABLE_SETTINGS if name in new_config]
+        apply_settings(self, {name: new_config[name] for name in mutable})
         return True
 
     @property
@@ -227,10 +222,10 @@ class AutoExplore(Algorithm):
         self.metrics.log_dict(seconds, key="seconds", window=1)
 
     def _collect(self) -> None:
-        """Add one epoch's steps to the replay buffer, and take over the runners' snapshots.
+        """Collect one epoch: add its steps to the replay buffer, and keep the runners' snapshots.
 
-        Waits up to RUNNER_TIMEOUT_S for a runner to come back where none answers. Raises InputError
-        with the message of a runner that cannot go on.
+        Waits up to RUNNER_TIMEOUT_S for a runner to restart if none answers. Raises InputError with
+        the message of a runner that has failed for good.
         """
         deadline = time.monotonic() + RUNNER_TIMEOUT_S
         while not (episodes := self._sample_fragments()):
@@ -243,21 +238,19 @@ class AutoExplore(Algorithm):
             self.restore_env_runners(self.env_runner_group)
         for episode in episodes:
             self._add_to_replay(to_fragment(episode))
-        runners = self.env_runner_group
-        snapshots = runners.foreach_env_runner(lambda runner: runner.snapshots)
+        snapshots = self.env_runner_group.foreach_env_runner(lambda runner: runner.snapshots)
         self.snapshots = merge_snapshots(snapshots)
 
     def _sample_fragments(self) -> list[Any]:
         """Let every runner play with the current exploration settings; return scored fragments."""
-        # Pushed before every sampling, so that the settings reach runners that were restarted.
-        self.env_runner_group.foreach_env_runner(
-            partial(
-                GameRunner.set_exploration,
-                epsilon=self.epsilon,
-                temperature=self.config.temperature,
-                top_fraction=self.config.top_fraction,
-            )
+        # Set before every sampling, so that the settings reach restarted runners.
+        set_exploration = partial(
+            GameRunner.set_exploration,
+            epsilon=self.epsilon,
+            temperature=self.config.temperature,
+            top_fraction=self.config.top_fraction,
         )
+        self.env_runner_group.foreach_env_runner(set_exploration)
         sampled: Any = synchronous_parallel_sample(
             worker_set=self.env_runner_group,
             max_env_steps=self.config.steps_per_epoch * self.config.num_envs_per_env_runner,
@@ -271,72 +264,63 @@ class AutoExplore(Algorithm):
         return [episode for episode in episodes if len(episode)]
 
     def _raise_runner_fault(self) -> None:
-        """Raise InputError with the message of the first runner that cannot go on, if any."""
-        faults = self.env_runner_group.foreach_env_runner(lambda runner: runner.fault)
-        if any(faults):
-            raise InputError(next(filter(None, faults)))
+        """Raise InputError if a runner has failed for good, with the message of the first one."""
+        for fault in self.env_runner_group.foreach_env_runner(lambda runner: runner.fault):
+            if fault:
+                raise InputError(fault)
 
     def _add_to_replay(self, fragment: Fragment) -> None:
-        """Add a fragment to the replay buffer, and its screens to those seen of its game."""
+        """Add a fragment to the replay buffer, and its screens to those of its game."""
         if self.config.reward_clipping:
             fragment = replace(fragment, rewards_T=fragment.rewards_T.clip(-1, 1))
         self.replay.add(fragment)
         if self.config.games:
-            self.screens.setdefault(fragment.game, set()).update(
-                distinct_screens(fragment.frames_THWC)
-            )
+            screens = self.screens.setdefault(fragment.game, set())
+            screens.update(distinct_screens(fragment.frames_THWC))
 
     def _learn(self) -> None:
         """Make one epoch's updates, and log the means of the loss terms under `learning`."""
         c = self.config
         scale = self._reward_scale() if c.normalize_rewards else None
-        means: dict[str, list[float]] = {}
+        terms: dict[str, list[float]] = {name: [] for name in LOSS_PARTS}
         for _ in range(c.updates_per_epoch):
             results = self._update(self.replay.sample(c.batch_size, c.seq_len, c.burn_in, scale))
-            for name in LOSS_PARTS:
-                means.setdefault(name, []).append(float(results[0][DEFAULT_MODULE_ID][name].peek()))
+            for name, values in terms.items():
+                values.append(float(results[0][DEFAULT_MODULE_ID][name].peek()))
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        self.metrics.log_dict(
-            {name: float(np.mean(values)) for name, values in means.items()},
-            key="learning",
-            window=1,
-        )
+        means = {name: float(np.mean(values)) for name, values in terms.items()}
+        self.metrics.log_dict(means, key="learning", window=1)
 
     def _reward_scale(self) -> Scale:
-        """Scale rewards to mean 0 and deviation 1 - gamma, game by game.
+        """Compute the scale of rewards to mean 0 and deviation 1 - gamma, game by game.
 
         A return is then a weighted mean of rewards of deviation 1.
         """
         horizon = 1 / max(1 - float(self.config.gamma), 1e-3)
-        return {
-            game: (middle, width * horizon)
-            for game, (middle, width) in self.replay.reward_scale().items()
-        }
+        scale = self.replay.reward_scale()
+        return {game: (mean, width * horizon) for game, (mean, width) in scale.items()}
 
     def _update(self, batch: Batch) -> Any:
-        """Make one update by all learners; return their metrics."""
-        steps = {
-            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek(
-                (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
-            )
-        }
+        """Make one update with all learners; return their metrics."""
+        lifetime = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
+        steps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek(lifetime)}
         learners = self.config.num_learners
         if learners < 2:
-            with quiet_actor_errors():
-                return self.learner_group.update(batch=as_learner_batch(batch), timesteps=steps)
-        # RLlib would cut one batch in the middle of a segment; each learner gets whole ones.
-        count = np.full(len(batch["learn"]), max(batch["learn"].sum(), 1) / learners, np.float32)
-        shards = [
-            {name: rows[part::learners] for name, rows in (batch | {"count": count}).items()}
-            for part in range(learners)
-        ]
+            data: dict[str, Any] = {"batch": as_learner_batch(batch)}
+        else:
+            # RLlib would cut one batch inside a segment; each learner gets whole ones.
+            count = max(batch["learn"].sum(), 1) / learners
+            rows = batch | {"count": np.full(len(batch["learn"]), count, np.float32)}
+            parts = [
+                {name: values[part::learners] for name, values in rows.items()}
+                for part in range(learners)
+            ]
+            data = {"batches": [as_learner_batch(part) for part in parts]}
         with quiet_actor_errors():
-            return self.learner_group.update(
-                batches=[as_learner_batch(shard) for shard in shards], timesteps=steps
-            )
+            return self.learner_group.update(**data, timesteps=steps)
 
     def _before_evaluate(self) -> None:
-        """Reset the envs of a local evaluation runner, as RLlib does with those of remote ones."""
+        """Reset the envs of a local evaluation runner; RLlib resets only those of remote ones."""
         if self.eval_env_runner is not None:
             self.eval_env_runner.start_evaluation()
 
@@ -351,24 +335,22 @@ class AutoExplore(Algorithm):
             size=spaces[0].shape[0],
         )
         network = CnnLstm(shape)
-        weights = {
-            name.removeprefix("network."): torch.tensor(array) for name, array in state.items()
-        }
-        network.load_state_dict(weights)
+        arrays = {name.removeprefix("network."): array for name, array in state.items()}
+        network.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
         return network
 
     def set_network(self, network: CnnLstm) -> None:
-        """Set the weights of the network; optimizer, replay buffer and epoch stay the same."""
+        """Set the weights of the network; optimizer, replay buffer and epoch stay."""
         weights = {
             f"network.{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()
         }
         self.learner_group.set_weights({DEFAULT_MODULE_ID: weights})
         for group in filter(None, (self.env_runner_group, self.eval_env_runner_group)):
-            # RLlib's own way drops weights that are of no later update than the runner's.
+            # RLlib's own synchronisation drops weights that are not newer than the runner's.
             group.foreach_env_runner(partial(GameRunner.set_weights, weights=weights))
 
     def get_state(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Return RLlib's state and, if the configuration says so, the replay buffer."""
+        """Return RLlib's state, the screens and, with `replay_in_checkpoint`, the replay buffer."""
         state: dict[str, Any] = super().get_state(*arguments, **options)
         state["screens"] = {game: sorted(keys) for game, keys in self.screens.items()}
         if self.config.replay_in_checkpoint:
@@ -376,7 +358,7 @@ class AutoExplore(Algorithm):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore a `get_state`; the replay buffer stays empty where none was stored."""
+        """Restore a state of `get_state`, and the replay buffer if it was stored."""
         super().set_state(state)
         self.screens = {game: set(keys) for game, keys in state.get("screens", {}).items()}
         if "replay" in state:

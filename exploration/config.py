@@ -1,11 +1,11 @@
-"""Settings of an exploration run, and presets of them.
+"""Settings of an exploration run, and their presets.
 
-`paper` holds the values of appendix A.3 and, where it is silent, those of the published code; `cpu`
-is what a few minutes of two cores allow; `debug` finishes in seconds and learns nothing. `expert-*`
-are for agents that learn from a game's own reward (`reward="env"`) and record test sets (section 9
-of the paper: Agent57, epsilon 0.15).
+`paper` has the values of App. A.3 and, where it is silent, those of the published code; `cpu` takes
+a few minutes on two cores; `debug` takes seconds and learns nothing. `expert-*` are for agents that
+learn from a game's own reward and record test sets (App. A.2).
 """
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -17,21 +17,21 @@ from exploration.reward.token_entropy import TOP_FRACTION, check_top_fraction
 
 @dataclass(frozen=True)
 class ExploreConfig:
-    """Settings of a run, and the only place where they are listed. The defaults are the paper's."""
+    """Settings of a run. The defaults are the paper's."""
 
     epochs: int = 300
     """Number of collect-and-learn epochs."""
     runners: int = 2
-    """Env runner processes; 0 plays in the process that learns."""
+    """Env runner processes; 0 plays in the learner's process."""
     envs_per_runner: int = 4
-    """Games that each runner plays at a time."""
+    """Envs of each runner, which play in parallel."""
     learners: int = 0
-    """Learner processes, which share each batch; 0 learns in the process that leads the run or,
-    where a cluster has machines with GPUs for learners, in one there."""
+    """Learner processes, which share each batch; 0 learns in the driver or, on a cluster with GPU
+    nodes, in one process there."""
     steps_per_epoch: int = 200
-    """Steps that every env plays in an epoch."""
+    """Steps of each env in an epoch."""
     max_steps: int = 1_000
-    """Steps after which an episode is cut off."""
+    """Maximum episode length in steps."""
     updates_per_epoch: int = 200
     """Updates in an epoch."""
     batch_size: int = 128
@@ -39,92 +39,96 @@ class ExploreConfig:
     seq_len: int = 20
     """Steps in a segment."""
     burn_in: int = 0
-    """Steps before a segment that only warm up the LSTM, from the stored state."""
+    """First steps of a segment that only warm up the LSTM, from the stored state."""
     replay_capacity: int = 100_000
-    """Steps that the replay buffer keeps."""
+    """Capacity of the replay buffer in steps."""
     replay_in_checkpoint: bool = True
-    """Keep the replay buffer in checkpoints, so that a resumed run goes on exactly."""
+    """Save the replay buffer in checkpoints, so that a resumed run continues exactly."""
     lr: float = 1e-4
-    """Adam's learning rate."""
+    """Learning rate of Adam."""
     grad_clip: float = 10.0
-    """Largest norm of a gradient."""
+    """Maximum gradient norm."""
     normalize_rewards: bool = False
-    """Learn from rewards that have mean 0 and deviation 1 - gamma in the replay, game by game. A
-    reward that is always above 0 otherwise makes the value learn its level first: until then it
-    says no more than how far a segment's end is, and the end of an episode looks like a loss."""
+    """Learn from rewards of mean 0 and deviation 1 - gamma over the replay buffer, game by game. A
+    reward that is always positive otherwise makes the value learn its level first: until then the
+    value only counts the steps to a segment's end, and the end of an episode looks like a loss."""
     reward_clipping: bool = False
     """Learn from rewards clipped to [-1, 1]: for a game's own reward, which may be thousands of
     points."""
     loss: LossConfig = field(default_factory=LossConfig)
     network: PolicyConfig = field(default_factory=PolicyConfig)
     precision: str = "auto"
-    """Precision of the learner's forward pass: fp32, bf16 (autocast), or auto: bf16 where the
-    hardware multiplies it."""
+    """Precision of the learner's forward pass: fp32, bf16 (autocast), or auto (bf16 if the hardware
+    supports it)."""
     epsilon: float = 0.1
-    """Share of uniform actions in the first epoch."""
+    """Probability of a uniformly random action in the first epoch."""
     final_epsilon: float = 0.01
-    """Share of uniform actions from `epsilon_epochs` on."""
+    """Probability of a uniformly random action from epoch `epsilon_epochs` on."""
     epsilon_epochs: int = 150
-    """Epochs over which it falls linearly."""
+    """Epochs over which epsilon falls linearly."""
     temperature: float = 1.0
-    """Temperature of the softmax that the agent samples actions from."""
+    """Temperature of the softmax from which actions are sampled."""
     top_fraction: float = TOP_FRACTION
-    """Share of a frame's tokens, the most uncertain, whose mean entropy is the reward."""
+    """Fraction of a frame's tokens, the most uncertain, whose mean entropy is the reward."""
     maskgit_steps: int = 1
     """MaskGIT passes of the world model for one reward."""
     replicas: int = 2
-    """Replicas of the world model, where the scorer is "serve"."""
+    """Replicas of the world model in a reward service."""
     evaluate_every: int = 5
-    """Epochs between evaluations; there is always one at the end."""
+    """Epochs between evaluations; the last epoch is always evaluated."""
     evaluation_steps: int = 200
-    """Steps that every env plays in an evaluation, from a fresh start."""
+    """Steps of each env in an evaluation, which begins with new episodes."""
     evaluate_greedily: bool = True
     """Evaluate the most likely actions; otherwise actions are sampled as in collecting."""
     keep_last: int = 2
-    """Checkpoints to keep."""
+    """Number of checkpoints to keep."""
 
     def __post_init__(self) -> None:
-        # Every whole number is a count; four of them may be 0.
-        may_be_0 = ("runners", "learners", "burn_in", "epsilon_epochs")
-        for count in (item for item in fields(self) if item.type is int):
-            value, least = getattr(self, count.name), 0 if count.name in may_be_0 else 1
-            if value < least:
-                raise InputError(f"{count.name} {value}: must be {least} or more")
+        # Every integer is a count; these may be 0.
+        optional = ("runners", "learners", "burn_in", "epsilon_epochs")
+        for name in (item.name for item in fields(self) if item.type is int):
+            value, low = getattr(self, name), 0 if name in optional else 1
+            if value < low:
+                raise InputError(f"{name} {value}: must be {low} or more")
         if self.lr <= 0 or self.grad_clip <= 0:
             raise InputError(f"lr {self.lr} and grad_clip {self.grad_clip} must be above 0")
         check_exploration(self.epsilon, self.temperature)
         check_exploration(self.final_epsilon, self.temperature)
         check_top_fraction(self.top_fraction)
 
-    def epsilon_at(self, epoch: int) -> float:
-        """Compute epsilon of an epoch, counted from 0: linear to `final_epsilon` over
-        `epsilon_epochs`, then constant."""
-        return epsilon_at(epoch, self.epsilon, self.final_epsilon, self.epsilon_epochs)
+    def with_envs_for(self, games: int) -> "ExploreConfig":
+        """Return the config with at least one env for each of so many games."""
+        needed = math.ceil(games / max(self.runners, 1))
+        return replace(self, envs_per_runner=max(self.envs_per_runner, needed))
+
+    def algorithm_settings(self) -> dict[str, Any]:
+        """Return the settings of the algorithm itself as a flat mapping."""
+        settings = {name: value for name, value in vars(self).items() if name not in RUN_SETTINGS}
+        loss, network = settings.pop("loss"), settings.pop("network")
+        return settings | vars(loss) | {"channels": network.channels, "lstm_dim": network.lstm_dim}
 
 
-RUN_SETTINGS = frozenset(
-    (
-        *(
-            "epochs",
-            "runners",
-            "envs_per_runner",
-            "learners",
-            "keep_last",
-            "maskgit_steps",
-            "replicas",
-        ),
-        *("evaluate_every", "evaluation_steps", "evaluate_greedily"),
-    )
+RUN_SETTINGS = (
+    "epochs",
+    "runners",
+    "envs_per_runner",
+    "learners",
+    "keep_last",
+    "maskgit_steps",
+    "replicas",
+    "evaluate_every",
+    "evaluation_steps",
+    "evaluate_greedily",
 )
-"""Fields of `ExploreConfig` that describe a run around the algorithm, or that RLlib has under names
-of its own."""
+"""Fields of `ExploreConfig` that describe the run around the algorithm, or that RLlib has under
+names of its own."""
 
 
 def epsilon_at(epoch: int, start: float, end: float, epochs: int) -> float:
     """Interpolate linearly from `start` in epoch 0 to `end` in epoch `epochs`, then constant
-    (appendix A.3: 0.1 -> 0.01 over 150)."""
-    share = 1.0 if epochs == 0 else min(epoch / epochs, 1.0)
-    return start + (end - start) * share
+    (App. A.3: 0.1 to 0.01 over 150 epochs)."""
+    progress = min(epoch / epochs, 1.0) if epochs else 1.0
+    return start + (end - start) * progress
 
 
 PRESETS: dict[str, ExploreConfig] = {
@@ -152,12 +156,12 @@ PRESETS: dict[str, ExploreConfig] = {
         batch_size=16,
         replay_capacity=20_000,
         lr=7e-4,
-        # The level of the reward, 0.2 or so, is many times its spread, 0.03 or so: unscaled, the
-        # value learns the level all run long and the policy hardly anything.
+        # The level of the reward, about 0.2, is many times its spread, about 0.03: unscaled, the
+        # value learns the level in the whole run, and the policy hardly anything.
         normalize_rewards=True,
         # Advantages of deviation 1 need a larger bonus than the published 0.001. With 0.2 the agent
-        # stays close to random; with 0.05 it settles within sixty updates, and epsilon, which
-        # stays, shows it what else there is.
+        # stays nearly random; with 0.05 it settles within 60 updates, and the constant epsilon
+        # still shows it other actions.
         loss=LossConfig(gamma=0.95, entropy_coeff=0.05, normalize_advantages=True),
         final_epsilon=0.1,
         network=PolicyConfig(channels=(16, 16, 32, 32), lstm_dim=256),
@@ -169,23 +173,18 @@ PRESETS: dict[str, ExploreConfig] = {
 }
 
 
-def _expert(preset: str, **changes: Any) -> ExploreConfig:
-    """Return a preset for learning from a game's own reward: cheap to collect, so it plays longer,
-    and far-sighted."""
-    config = PRESETS[preset]
+def _expert(config: ExploreConfig, **changes: Any) -> ExploreConfig:
+    """Return a preset for a game's own reward, with a larger discount factor."""
     loss = replace(config.loss, gamma=0.99, normalize_advantages=True, entropy_coeff=0.01)
-    fixed: dict[str, Any] = {
-        "normalize_rewards": False,
-        "reward_clipping": True,
-        "evaluate_greedily": False,
-    }
-    return replace(config, loss=loss, **fixed, **changes)
+    config = replace(config, loss=loss, normalize_rewards=False, reward_clipping=True)
+    return replace(config, evaluate_greedily=False, **changes)
 
 
 PRESETS |= {
-    "expert-debug": _expert("debug"),
+    "expert-debug": _expert(PRESETS["debug"]),
+    # A game's own reward is cheap to compute, so that the agent plays and learns for longer.
     "expert-cpu": _expert(
-        "cpu",
+        PRESETS["cpu"],
         epochs=25,
         steps_per_epoch=100,
         updates_per_epoch=40,
@@ -194,33 +193,15 @@ PRESETS |= {
         evaluation_steps=400,
         lr=1e-3,
     ),
-    "expert-paper": _expert("paper"),
+    "expert-paper": _expert(PRESETS["paper"]),
 }
 
 
 def explore_preset(preset: str, **changes: Any) -> ExploreConfig:
-    """Return a preset with some fields replaced; None keeps the preset's value.
+    """Return a preset with some fields replaced.
 
-    Raises InputError for an unknown preset.
+    Raises InputError for an unknown preset or an invalid value.
     """
     if preset not in PRESETS:
-        raise InputError(f"preset {preset!r} is not known: choose one of {', '.join(PRESETS)}")
-    return changed(PRESETS[preset], **changes)
-
-
-def changed(config: ExploreConfig, **changes: Any) -> ExploreConfig:
-    """Return a config with some fields replaced; None keeps the config's value.
-
-    Raises InputError for invalid values.
-    """
-    unknown = changes.keys() - {field.name for field in fields(ExploreConfig)}
-    if unknown:
-        raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")
-    return replace(config, **{name: value for name, value in changes.items() if value is not None})
-
-
-def algorithm_settings(config: ExploreConfig) -> dict[str, Any]:
-    """Return the settings that the algorithm itself has, flat: name -> value."""
-    settings = {name: value for name, value in vars(config).items() if name not in RUN_SETTINGS}
-    loss, network = settings.pop("loss"), settings.pop("network")
-    return settings | vars(loss) | {"channels": network.channels, "lstm_dim": network.lstm_dim}
+        raise InputError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    return replace(PRESETS[preset], **changes)

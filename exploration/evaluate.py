@@ -1,7 +1,7 @@
-"""Comparison of trained explorers with random agents, over seeds and by the same measures.
+"""Comparison of trained explorers with random agents, over several seeds.
 
 <out>/seed-<s>/agent/             the explorer's run
-<out>/seed-<s>/explorer/ random/  episodes of either agent
+<out>/seed-<s>/explorer/ random/  episodes of each agent
 <out>/seed-<s>/measured-*.json    measures of one seed
 <out>/agents.json                 what `evaluate_explorers` returns
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from envs.collect.collector import collect
 from envs.episodes.dataset import EpisodeReader
@@ -24,6 +25,7 @@ from envs.utils.errors import InputError
 from envs.utils.progress import progress
 from envs.utils.screen_hash import distinct_screens
 from exploration.agent.policy import policy_spec
+from exploration.config import ExploreConfig
 from exploration.reward.scorers import LocalScorer
 from exploration.train import explore
 from worldmodel.statistics import estimate
@@ -33,14 +35,34 @@ AGENTS = ("explorer", "random")
 
 
 @dataclass(frozen=True)
+class ComparisonConfig:
+    """Play by which agents are compared."""
+
+    seeds: int = 3
+    """Number of explorers, with the seeds 0 to seeds - 1."""
+    episodes: int = 4
+    """Episodes of each game, seed and agent."""
+    steps: int = 400
+    """Maximum episode length in steps."""
+    epsilon: float = 0.1
+    """Probability of a random action in the explorer's episodes."""
+    windows: int = 60
+    """Windows of each episode, evenly spread, that the world model scores."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.windows < 1:
+            raise InputError(f"{self.seeds} seeds, {self.windows} windows: give 1 or more of each")
+
+
+@dataclass(frozen=True)
 class ExplorationStats:
     """Measures of one agent's episodes of one game."""
 
     frames: int
     screens: int
-    """Distinct ones among as many frames as the agent that played fewer has."""
+    """Distinct screens among the first frames, as many as both agents have."""
     uncertainty: float
-    """Mean reward (eq. 2-4) of the windows that were scored."""
+    """Mean reward (Eq. 2-4) of the scored windows."""
 
 
 def evaluate_explorers(
@@ -48,90 +70,69 @@ def evaluate_explorers(
     model_path: Path | str,
     out: Path | str,
     *,
-    preset: str = "cpu",
-    seeds: Sequence[int] = (0, 1, 2),
-    episodes: int = 4,
-    steps: int = 400,
-    epsilon: float = 0.1,
-    windows: int = 60,
-    **options: Any,
+    explorer: ExploreConfig,
+    comparison: ComparisonConfig,
 ) -> dict[str, Any]:
     """Train an explorer for each seed, let it and a random agent play, and measure both.
 
-    Returns {"seeds": {seed: {game: {agent: ExplorationStats}}}, "summary": {game: what `summary`
-    gives}}.
-
-    `episodes` of at most `steps` steps a game, seed and agent; `windows` of each episode are scored
-    by the world model, spread evenly; `epsilon` is what the explorer collects with. `options` go to
-    `exploration.explore`. What is there already is not done again. Needs the Ray that the process
-    is connected to. Raises InputError for bad input.
+    Returns {"seeds": {seed: {game: {agent: ExplorationStats}}}, "summary": {game: what
+    `summarize_seeds` returns}}. Complete parts in `out` are reused. Requires a connected Ray.
+    Raises InputError for bad input.
     """
-    if not seeds or windows < 1:
-        raise InputError(f"{len(seeds)} seeds and {windows} windows: give at least one of each")
     out, scorer = Path(out), LocalScorer(model_path)
     by_seed: dict[str, Any] = {}
-    with progress("comparing agents", len(seeds)) as bar:
-        for seed in seeds:
+    with progress("comparing agents", comparison.seeds) as bar:
+        for seed in range(comparison.seeds):
             folder = out / f"seed-{seed}"
             agent = folder / "agent"
             best = explore(
-                games, model_path, agent, preset=preset, resume=agent.exists(), seed=seed, **options
+                games, model_path, agent, config=explorer, resume=agent.exists(), seed=seed
             )
-            for name in AGENTS:
-                policy = (
-                    policy_spec(f"checkpoint:{best}", epsilon=epsilon)
-                    if name == "explorer"
-                    else "random"
-                )
+            for name, policy in zip(AGENTS, (f"checkpoint:{best}", "random"), strict=True):
                 collect(
                     games,
                     str(folder / name),
-                    episodes=episodes,
-                    steps=steps,
-                    policy=policy,
+                    episodes=comparison.episodes,
+                    steps=comparison.steps,
+                    policy=policy_spec(policy, epsilon=comparison.epsilon),
                     seed=seed,
                     progress=False,
                 )
-            measured = folder / f"measured-{windows}.json"
+            measured = folder / f"measured-{comparison.windows}.json"
             if not measured.exists():
-                write_json_atomic(measured, measure(games, folder, scorer, windows))
+                stats = measure_agents(games, folder, scorer, comparison.windows)
+                write_json_atomic(measured, stats)
             by_seed[str(seed)] = json.loads(measured.read_text())
             bar.advance()
-    result = {
-        "seeds": by_seed,
-        "summary": {game: summary([rows[game] for rows in by_seed.values()]) for game in games},
-    }
+    summary = {game: summarize_seeds([rows[game] for rows in by_seed.values()]) for game in games}
+    result = {"seeds": by_seed, "summary": summary}
     write_json_atomic(out / "agents.json", result)
     return result
 
 
-def measure(
+def measure_agents(
     games: Sequence[str], folder: Path, scorer: LocalScorer, windows: int
 ) -> dict[str, dict[str, Any]]:
-    """`ExplorationStats` of each agent, by game, from the episodes in `folder`/<agent>."""
-    rows: dict[str, dict[str, Any]] = {}
+    """Compute the `ExplorationStats` of each agent, by game, from the episodes in `folder`."""
+    rows: dict[str, dict[str, Any]] = {game: {} for game in games}
     readers = {name: EpisodeReader(folder / name) for name in AGENTS}
     for game in games:
-        films = {
-            name: [reader[index] for index, own in enumerate(reader.games) if own == game]
+        episodes = {
+            name: [reader[index] for index, played in enumerate(reader.games) if played == game]
             for name, reader in readers.items()
         }
-        shared = min(sum(episode.num_frames for episode in own) for own in films.values())
-        rows[game] = {}
-        for name, own in films.items():
+        shared = min(sum(episode.num_frames for episode in own) for own in episodes.values())
+        for name, own in episodes.items():
             frames = np.concatenate([episode.frames_THWC for episode in own])
-            rewards = [
-                reward for episode in own for reward in sample_rewards(episode, scorer, windows)
-            ]
+            rewards = np.concatenate([sample_rewards(episode, scorer, windows) for episode in own])
             screens = len(distinct_screens(frames[:shared]))
-            rows[game][name] = dataclasses.asdict(
-                ExplorationStats(len(frames), screens, float(np.mean(rewards)))
-            )
+            stats = ExplorationStats(len(frames), screens, float(rewards.mean()))
+            rows[game][name] = dataclasses.asdict(stats)
     return rows
 
 
 def sample_rewards(episode: Any, scorer: LocalScorer, count: int) -> list[float]:
-    """Compute the rewards of `count` windows of an episode, or of all, spread evenly over it."""
+    """Compute the rewards of up to `count` windows, evenly spread over an episode."""
     if len(episode.frames_THWC) < WINDOW:
         return []
     windows = cut_windows(episode.frames_THWC, episode.actions)
@@ -140,22 +141,18 @@ def sample_rewards(episode: Any, scorer: LocalScorer, count: int) -> list[float]
     return rewards
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Compute means over seeds of each agent and of explorer minus random, with half widths of 95 %
-    intervals.
-
-    Student's t over seeds; infinite for a single one.
-    """
+def summarize_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Compute the mean over seeds of each agent, and of explorer minus random."""
     table: dict[str, Any] = {}
     for quantity in ("uncertainty", "screens"):
         values = {name: np.array([row[name][quantity] for row in rows], float) for name in AGENTS}
         values["difference"] = values["explorer"] - values["random"]
-        table[quantity] = {name: interval(own) for name, own in values.items()}
+        table[quantity] = {name: mean_with_interval(own) for name, own in values.items()}
     return table
 
 
-def interval(values: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Compute the mean and the half width of its 95 % interval."""
+def mean_with_interval(values: NDArray[np.float64]) -> dict[str, float]:
+    """Compute the mean and the half width of its 95 % interval, infinite for a single value."""
     if len(values) < 2:
         return {"mean": float(values.mean()), "half_width": math.inf}
     mean = estimate(torch.from_numpy(values))

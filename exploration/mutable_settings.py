@@ -1,17 +1,13 @@
-"""Settings of an agent that may change while it learns: their limits, and their way to every
-process.
+"""Settings that may change while an agent learns, and their way to every process.
 
-A user changes them with `autoexplore tune set RUN name=value`: the request is a line of
-<run>/changes.jsonl, which the run reads before each epoch. Tune changes them through
-`AutoExplore.reset_config`. Both end in `apply`.
+`autoexplore tune set RUN name=value` appends a request to <run>/changes.jsonl, which the run reads
+before each epoch. Ray Tune changes settings through `AutoExplore.reset_config`.
 """
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,194 +16,151 @@ from envs.utils.errors import InputError
 
 CHANGES = "changes.jsonl"
 FIXED_IN_EVALUATION = ("top_fraction",)
-"""Settings that do not change in evaluation: agents are compared by the paper's fraction."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Smallest and largest value of a setting."""
-
-    low: float
-    high: float
-
-    def holds(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
-
-MUTABLE_SETTINGS: dict[str, Limits] = {
-    "lr": Limits(1e-8, 1.0),
-    "entropy_coeff": Limits(0.0, 10.0),
-    "epsilon": Limits(0.0, 1.0),
-    "temperature": Limits(0.0, 100.0),
-    "top_fraction": Limits(1e-6, 1.0),
+"""Settings that never change in evaluation: agents are compared by the paper's fraction."""
+MUTABLE_SETTINGS: dict[str, tuple[float, float]] = {
+    "lr": (1e-8, 1.0),
+    "entropy_coeff": (0.0, 10.0),
+    "epsilon": (0.0, 1.0),
+    "temperature": (0.0, 100.0),
+    "top_fraction": (1e-6, 1.0),
 }
-"""A change of `epsilon` replaces its schedule by a constant."""
+"""Smallest and largest value of each setting. A new `epsilon` replaces its schedule by a constant.
+"""
 
 
-def check(values: dict[str, Any]) -> dict[str, float]:
+def check_changes(values: dict[str, Any]) -> dict[str, float]:
     """Convert the values to floats.
 
     Raises InputError for an immutable setting and for a value out of its limits.
     """
-    checked = {}
+    numbers = {}
     for name, value in values.items():
         if name not in MUTABLE_SETTINGS:
             raise InputError(
                 f"{name!r} cannot be changed while a run learns: "
                 f"choose among {', '.join(MUTABLE_SETTINGS)}"
             )
-        limits = MUTABLE_SETTINGS[name]
+        low, high = MUTABLE_SETTINGS[name]
         try:
-            number = float(value)
+            numbers[name] = float(value)
         except (TypeError, ValueError):
-            number = math.nan
-        if not limits.holds(number):
-            raise InputError(
-                f"{name}={value}: must be a number from {limits.low:g} to {limits.high:g}"
-            )
-        checked[name] = number
-    return checked
+            numbers[name] = math.nan
+        if not low <= numbers[name] <= high:
+            raise InputError(f"{name}={value}: must be a number from {low:g} to {high:g}")
+    return numbers
 
 
-def apply(algorithm: Any, values: dict[str, Any]) -> None:
-    """Set new values in a running algorithm: its config, every learner, every runner, every
-    evaluation runner.
+def apply_settings(algorithm: Any, values: dict[str, Any]) -> None:
+    """Set new values in the config of a running algorithm and in all its learners and runners.
 
-    Nothing is rebuilt. Raises InputError as `check` does, before anything has changed.
+    Raises InputError like `check_changes`, before anything has changed.
     """
-    changes = check(values)
+    changes = check_changes(values)
     if "epsilon" in changes:
         changes["final_epsilon"] = changes["epsilon"]
-    _write(algorithm.config, changes)
-    for answer in algorithm.learner_group.foreach_learner(partial(_tell_learner, changes=changes)):
+    _write(algorithm, changes)
+    answers = algorithm.learner_group.foreach_learner(partial(_write_learner, changes=changes))
+    for answer in answers:
         if not answer.ok:
             raise answer.get()
-    algorithm.env_runner_group.foreach_env_runner(partial(_tell_runner, changes=changes))
+    algorithm.env_runner_group.foreach_env_runner(partial(_write, changes=changes))
     if algorithm.eval_env_runner_group is not None:
-        same = {name: value for name, value in changes.items() if name not in FIXED_IN_EVALUATION}
-        algorithm.eval_env_runner_group.foreach_env_runner(partial(_tell_runner, changes=same))
+        mutable = {name: v for name, v in changes.items() if name not in FIXED_IN_EVALUATION}
+        algorithm.eval_env_runner_group.foreach_env_runner(partial(_write, changes=mutable))
 
 
-def current(config: Any) -> dict[str, float]:
-    """Return the values that a configuration has now."""
+def current_settings(config: Any) -> dict[str, float]:
+    """Return the values in a config."""
     return {name: float(getattr(config, name)) for name in MUTABLE_SETTINGS}
 
 
-def in_effect(algorithm: Any) -> dict[str, float]:
-    """Return the values that learners and runners really use."""
-    values = current(algorithm.config)
-    for answer in algorithm.learner_group.foreach_learner(_learner_says):
+def settings_in_effect(algorithm: Any) -> dict[str, float]:
+    """Return the values that learners and runners use."""
+    values = current_settings(algorithm.config)
+    for answer in algorithm.learner_group.foreach_learner(_read_learner):
         values |= answer.get() if answer.ok else {}
-    for said in algorithm.env_runner_group.foreach_env_runner(_runner_says):
-        values |= said or {}
+    for answer in algorithm.env_runner_group.foreach_env_runner(_read_runner):
+        values |= answer or {}
     return values
 
 
-def _learner_says(learner: Any) -> dict[str, float]:
+def _read_learner(learner: Any) -> dict[str, float]:
     (optimizer, *_) = learner._named_optimizers.values()
-    rate = float(learner._get_optimizer_lr(optimizer))
-    return {"lr": rate, "entropy_coeff": float(learner.config.loss.entropy_coeff)}
+    lr = float(learner._get_optimizer_lr(optimizer))
+    return {"lr": lr, "entropy_coeff": float(learner.config.loss.entropy_coeff)}
 
 
-def _runner_says(runner: Any) -> dict[str, float]:
-    if runner.module is None:  # idle, where there are remote runners
+def _read_runner(runner: Any) -> dict[str, float]:
+    module = runner.module
+    if module is None:  # the local runner of an algorithm with remote ones
         return {}
-    acting = {
-        "epsilon": float(runner.module.epsilon),
-        "temperature": float(runner.module.temperature),
-    }
-    return acting | {"top_fraction": float(runner.config.top_fraction)}
+    values = {"epsilon": module.epsilon, "temperature": module.temperature}
+    values["top_fraction"] = runner.config.top_fraction
+    return {name: float(value) for name, value in values.items()}
 
 
-def _write(config: Any, changes: dict[str, float]) -> None:
-    """Write into the same object, although it is frozen: everything that holds it must see the new
-    values."""
-    vars(config).update(changes)
+def _write(owner: Any, changes: dict[str, float]) -> None:
+    """Write into a config in place, although it is frozen, so that every holder sees the values."""
+    vars(owner.config).update(changes)
 
 
-def _tell_learner(learner: Any, changes: dict[str, float]) -> None:
+def _write_learner(learner: Any, changes: dict[str, float]) -> None:
     from ray.rllib.utils.schedules.scheduler import Scheduler
 
-    _write(learner.config, changes)
-    if "lr" in changes:
-        for optimizer in learner._named_optimizers.values():
-            # RLlib sets an optimizer's rate from its schedule after every update: the schedule is
-            # what must change.
-            rate = Scheduler(
-                fixed_value_or_schedule=changes["lr"], framework="torch", device=learner._device
-            )
-            learner._optimizer_lr_schedules[optimizer] = rate
-            learner._set_optimizer_lr(optimizer, changes["lr"])
+    _write(learner, changes)
+    if "lr" not in changes:
+        return
+    for optimizer in learner._named_optimizers.values():
+        # RLlib sets the learning rate from its schedule after every update.
+        learner._optimizer_lr_schedules[optimizer] = Scheduler(
+            fixed_value_or_schedule=changes["lr"], framework="torch", device=learner._device
+        )
+        learner._set_optimizer_lr(optimizer, changes["lr"])
 
 
-def _tell_runner(runner: Any, changes: dict[str, float]) -> None:
-    _write(runner.config, changes)
+def request_change(run: Path, pairs: Sequence[str], *, epochs_done: int) -> dict[str, float]:
+    """Request new settings, each written `name=value`, from the next epoch of a run on.
 
-
-def request(run: Path, pairs: Sequence[str], *, epochs_done: int) -> dict[str, float]:
-    """Ask the exploration run in a folder to change settings, each given as `name=value`, at its
-    next epoch.
-
-    `epochs_done`: of its newest checkpoint. The request is one line of <run>/changes.jsonl and
-    stays there. Raises InputError where the folder holds no exploration run or a finished one, and
-    as `check` does; then nothing is asked.
+    `epochs_done`: the epoch of the run's newest checkpoint. Raises InputError, without a request,
+    for a folder without a run, for a finished run, and for invalid settings.
     """
     given = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     if not pairs or len(given) != len(pairs):
         raise InputError(
             f"{' '.join(pairs) or 'nothing to set'}: write each change once, as name=value"
         )
-    values = check(given)
-    epochs = _epochs(run)
+    values = check_changes(given)
+    try:
+        epochs = int(json.loads((run / "config.json").read_text())["epochs"])
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{run} holds no exploration run: give the --out of `autoexplore explore`"
+        ) from error
     if epochs_done >= epochs:
         raise InputError(
             f"{run} is finished ({epochs} epochs): settings can change only while a run learns"
         )
-    line = json.dumps({"time": round(time.time(), 3), "set": values}) + "\n"
-    # One write to a file opened for appending: two requests at the same moment both get their line.
-    handle = os.open(run / CHANGES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(handle, line.encode())
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    # One write in append mode, so that two requests at the same time both get their line.
+    with (run / CHANGES).open("a") as file:
+        file.write(json.dumps({"time": round(time.time(), 3), "set": values}) + "\n")
     return values
 
 
-def _epochs(run: Path) -> int:
-    """Read the number of epochs of a run."""
-    try:
-        config = json.loads((run / "config.json").read_text())
-        return int(config["epochs"])
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-        json.JSONDecodeError,
-        KeyError,
-        TypeError,
-    ) as error:
-        raise InputError(
-            f"{run} holds no exploration run: give the --out of `autoexplore explore`"
-        ) from error
+def read_requests(run: Path, after: int) -> list[dict[str, Any]]:
+    """Read the requests of a run after its first `after` ones: {"time": seconds, "set": values}.
 
-
-def requests(run: Path, after: int) -> list[dict[str, Any]]:
-    """Read the requests of a run after its first `after` ones; a last line without its end is left
-    for later.
-
-    Each is {"time": seconds, "set": values}. A line that was damaged by hand sets nothing, but
-    counts.
+    A last line that is not complete yet is left for later. A damaged line counts, but sets nothing.
     """
     file = run / CHANGES
     if not file.exists():
         return []
     lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [_request(line) for line in lines[after:]]
+    return [_parse_request(line) for line in lines[after:]]
 
 
-def _request(line: str) -> dict[str, Any]:
+def _parse_request(line: str) -> dict[str, Any]:
     try:
-        asked = json.loads(line)
-        return {"time": float(asked["time"]), "set": check(asked["set"])}
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        request = json.loads(line)
+        return {"time": float(request["time"]), "set": check_changes(request["set"])}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         return {"time": 0.0, "set": {}, "refused": str(error)}

@@ -1,16 +1,15 @@
 """Population-based training of explorers (Jaderberg et al. 2017) with Ray Tune.
 
-Every `every` epochs the worst agents copy weights, optimizer and replay buffer of the best ones and
-perturb their settings. Agents learn from rewards of their own `top_fraction`, but are compared by
-evaluations at the paper's fraction, without epsilon and at temperature 1: otherwise the smallest
-fraction would always look the best. Evaluation at `cpu` samples actions, as the preset has it:
-there the most likely action alone is often one button for ever.
+Every `evaluate_every` epochs the worst agents copy weights, optimizer and replay buffer of the best
+ones and perturb their settings. Each agent learns with its own `top_fraction`, but all are compared
+by evaluations at the paper's fraction, without epsilon and at temperature 1; otherwise the smallest
+fraction would always look best.
 
-<out>/config.json   as every run
-<out>/rows.jsonl    every epoch of every agent, as it was played
+<out>/config.json   settings
+<out>/rows.jsonl    metrics of every epoch of every agent
 <out>/trials/       Tune's own folder; its state is a pickle: resume only your own runs
-<out>/tune.json     what changed when, and the best agent; written last
-<out>/best/         that agent; `load_policy` plays it
+<out>/tune.json     curves, changes of settings, and the best agent; written last
+<out>/best/         the best agent, for `load_policy`
 """
 
 import dataclasses
@@ -33,13 +32,18 @@ from envs.utils.errors import InputError
 from envs.utils.progress import Bar, progress
 from envs.utils.ray_session import ray_session
 from envs.utils.run_dir import RunDir
-from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from exploration.agent.checkpoint import (
+    complete_checkpoints,
+    load_checkpoint,
+    save_agent_checkpoint,
+)
 from exploration.agent.policy import load_network, save_policy
 from exploration.algorithm import AutoExplore
 from exploration.config import ExploreConfig
-from exploration.mutable_settings import apply, current, in_effect
+from exploration.mutable_settings import apply_settings, current_settings, settings_in_effect
 from exploration.reward.factory import RewardConfig
 from exploration.train import (
+    RETURN,
     configure,
     evaluation_metrics,
     game_name,
@@ -55,18 +59,17 @@ RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0.5, 2.0),
     "top_fraction": (0.05, 1.0),
 }
-"""Range of each setting, from which its first values are drawn log-uniformly."""
+"""Range of each tuned setting. Initial values are drawn log-uniformly."""
 ROWS = "rows.jsonl"
 QUANTILE = 0.25
+"""Fraction of the agents that copy another one."""
 RESAMPLE = 0.25
+"""Probability that a perturbed setting is drawn again from its range."""
 
 
 class TuneTrial(AutoExplore):
-    """AutoExplore as Tune runs it: its results are plain figures, its checkpoints those of
+    """AutoExplore as Tune runs it, with plain metrics and the checkpoints of
     `exploration.agent.checkpoint`."""
-
-    copied: str | None
-    """Agent whose checkpoint this one took over, until its next epoch has been recorded."""
 
     @property
     def name(self) -> str:
@@ -75,71 +78,67 @@ class TuneTrial(AutoExplore):
         return str(storage.trial_dir_name)
 
     def setup(self, config: Any) -> None:
+        """Build the algorithm with a constant epsilon."""
         super().setup(config)
-        apply(self, current(self.config))  # epsilon is one number here, not the start of a schedule
+        self._begin()
         self.fresh = plain_state(self)
-        self.judged, self.copied = 0.0, None
+
+    def _begin(self) -> None:
+        self.last_return = 0.0
+        # Agent whose checkpoint this one copied, until the next epoch is recorded.
+        self.copied: str | None = None
+        # Makes epsilon constant, and restores the learning rate after a copy of the optimizer.
+        apply_settings(self, current_settings(self.config))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Reset to a new agent with these settings; Tune then loads a checkpoint, if it has one."""
+        """Reset to a new agent with these settings; Tune may then load a checkpoint."""
         if not super().reset_config(new_config):
             return False
         self.set_state(self.fresh)
-        self.judged, self.copied = 0.0, None
-        apply(self, current(self.config))
+        self._begin()
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch -> its metrics, its settings, and the return of the newest evaluation (0
+        """Train one epoch; return its metrics, the settings, and the newest evaluation return (0
         before the first)."""
         epoch = self.iteration + 1
         result = super().step()
         if epoch % self.config.evaluation_interval == 0:
-            self.judged = evaluation_metrics(result["evaluation"]).get(
-                "evaluation/intrinsic_return", self.judged
-            )
-        screens = sum(len(keys) for keys in self.screens.values())
+            evaluation = evaluation_metrics(result["evaluation"])
+            self.last_return = evaluation.get(RETURN, self.last_return)
         copied, self.copied = self.copied, None
-        about = {
-            METRIC: self.judged,
-            "screens": screens,
-            "settings": in_effect(self),
+        return training_metrics(result) | {
+            METRIC: self.last_return,
+            "screens": sum(map(len, self.screens.values())),
+            "settings": settings_in_effect(self),
             "copied": copied,
         }
-        return training_metrics(result) | about
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Save a checkpoint of `exploration.agent.checkpoint` inside Tune's folder."""
+        """Save a checkpoint of `exploration.agent.checkpoint` in Tune's folder."""
         about = {
-            "settings": current(self.config),
+            "settings": current_settings(self.config),
             "games": list(self.config.games),
-            METRIC: self.judged,
+            METRIC: self.last_return,
+            "trial": self.name,
         }
-        about["trial"] = self.name
-        save_checkpoint(
-            Path(checkpoint_dir),
-            self.iteration,
-            self.network(),
-            plain_state(self),
-            about,
-            keep_last=1,
-        )
+        folder, state = Path(checkpoint_dir), plain_state(self)
+        save_agent_checkpoint(folder, self.iteration, self.network(), state, about, keep_last=1)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Load another agent's weights, optimizer and replay buffer; the settings stay this trial's
-        own."""
+        """Load weights, optimizer and replay buffer of an agent; keep this trial's settings."""
         _, state, about = load_checkpoint(complete_checkpoints(Path(checkpoint))[-1])
         self.set_state(state)
-        self.judged = float(about[METRIC])
+        self._begin()
+        self.last_return = float(about[METRIC])
         self.copied = about["trial"] if about["trial"] != self.name else None
-        apply(self, current(self.config))  # the optimizer came with the other's learning rate
 
 
 class ProgressCallback(ray_tune.Callback):
-    """Moves the progress bar and keeps the figures of every epoch: Tune's own files lose some when
-    an agent is paused.
+    """Callback that moves the progress bar and records every epoch in ROWS.
 
-    Tune pickles callbacks, so bar and folder are the class's, not the object's.
+    Tune's own files lose some epochs when an agent is paused. Bar and path are attributes of the
+    class, because Tune pickles callbacks.
     """
 
     bar: ClassVar[Bar | None] = None
@@ -149,18 +148,17 @@ class ProgressCallback(ray_tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        """Record an epoch that an agent has finished."""
-        if ProgressCallback.rows is not None:
-            row = {
-                name: result[name]
-                for name in ("settings", "copied", METRIC, "screens", "explore/reward", "pid")
-            }
-            row |= {"trial": short_name(trial.trial_id), "epoch": result["training_iteration"]}
-            with ProgressCallback.rows.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        ProgressCallback.best = max(ProgressCallback.best, float(result[METRIC]))
-        if ProgressCallback.bar is not None:
-            ProgressCallback.bar.advance(note=f"best return {ProgressCallback.best:.2f}")
+        """Record an epoch of an agent."""
+        cls = ProgressCallback
+        if cls.bar is None or cls.rows is None:
+            return
+        names = ("settings", "copied", METRIC, "screens", "explore/reward", "pid")
+        row = {name: result[name] for name in names}
+        row |= {"trial": trial_label(trial.trial_id), "epoch": result["training_iteration"]}
+        with cls.rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        cls.best = max(cls.best, float(result[METRIC]))
+        cls.bar.advance(note=f"best return {cls.best:.2f}")
 
 
 @ray_session()
@@ -175,13 +173,13 @@ def tune(
     resume: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Train `trials` agents; at each evaluation the worst of them copy the best.
+    """Train a population of agents; at each evaluation the worst of them copy the best.
 
-    The first agent starts with the settings of `config`, the others with ones drawn from RANGES.
-    With the scorer "serve" all share one reward service. Returns what <out>/tune.json holds. With
-    `resume` an interrupted run goes on from the newest checkpoint of each agent. Runs on the
-    connected Ray, or on a local one; on a cluster `out` must be on storage that all its machines
-    share. Raises InputError for invalid settings.
+    The first agent starts with the settings of `config`, the others with settings drawn from
+    RANGES. With the scorer "serve" all share one reward service. Returns the contents of
+    <out>/tune.json. `resume` continues the newest checkpoint of each agent. Runs on the connected
+    Ray, or on a local one; on a cluster `out` must be shared storage. Raises InputError for invalid
+    settings.
     """
     if trials < 2:
         raise InputError(f"{trials} trials: a population needs 2 or more")
@@ -192,48 +190,40 @@ def tune(
         )
     names = [game_name(game) for game in games]
     out = Path(out)
-    told = {
-        "games": names,
-        "model": str(model_path),
-        "scorer": scorer,
-        "seed": seed,
-        "trials": trials,
-    }
-    asked = json.loads(json.dumps({"tune": told | dataclasses.asdict(config)}))
+    run_settings: dict[str, Any] = {"games": names, "model": str(model_path), "scorer": scorer}
+    run_settings |= {"seed": seed, "trials": trials, **dataclasses.asdict(config)}
+    written = json.loads(json.dumps({"tune": run_settings}))
     if resume and (out / "config.json").exists():
-        if json.loads((out / "config.json").read_text()) != asked:
+        if json.loads((out / "config.json").read_text()) != written:
             raise InputError(f"{out} was started with other settings: resume it as it was started")
         if (out / "tune.json").exists():
             return dict(json.loads((out / "tune.json").read_text()))
-    source = RewardConfig(scorer=scorer)
-    # A model that cannot be used is named here, before anything is started.
-    source.check(model_path)
-    opened = source.open(
+    reward = RewardConfig(scorer=scorer)
+    reward.check(model_path)  # before anything is started
+    scorers = reward.open(
         model_path, out / "reward", steps=config.maskgit_steps, replicas=config.replicas, seed=seed
     )
-    with RunDir(out, asked, resume=resume) as run, opened as factory:
+    with RunDir(out, written, resume=resume) as run, scorers as make_scorer:
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-        space = configure(config, names, factory, seed=seed).to_dict()
-        results = _fit(out, config, trials, space, resume=resume, seed=seed)
-        found = summary(out)
-        _log(run, found)
-    best = next(result for result in results if Path(result.path).name == found["best"])
+        space = configure(config, names, make_scorer, seed=seed).to_dict()
+        tuner = _tuner(out, config, trials, space, resume=resume, seed=seed)
+        results = _fit(tuner, out, trials, config.epochs)
+        summary = summarize_population(out)
+        _log(run, summary)
+    best = next(result for result in results if Path(result.path).name == summary["best"])
     network = load_network(complete_checkpoints(Path(best.checkpoint.path))[-1])
     save_policy(out / "best", network, {"games": names, "evaluation_return": best.metrics[METRIC]})
-    write_json_atomic(out / "tune.json", found)
-    return found
+    write_json_atomic(out / "tune.json", summary)
+    return summary
 
 
-def _fit(
-    out: Path, config: ExploreConfig, trials: int, space: dict[str, Any], *, resume: bool, seed: int
-) -> list[Any]:
+def _fit(tuner: ray_tune.Tuner, out: Path, trials: int, epochs: int) -> list[Any]:
     """Train the population under a progress bar; return Tune's result of every agent.
 
-    Raises KeyboardInterrupt where Ctrl+C ended it: Tune catches it, saves its state and returns.
+    Raises KeyboardInterrupt after Ctrl+C, which Tune catches to save its state.
     """
-    tuner = _tuner(out, config, trials, space, resume=resume, seed=seed)
-    total = trials * config.epochs
-    done = min(sum(len(rows) for rows in read_rows(out).values()), total)
+    total = trials * epochs
+    done = min(sum(map(len, read_rows(out).values())), total)
     with progress(f"tune {trials} agents", total, done=done) as bar:
         ProgressCallback.bar, ProgressCallback.rows = bar, out / ROWS
         try:
@@ -242,7 +232,7 @@ def _fit(
             ProgressCallback.bar = ProgressCallback.rows = None
     for error in results.errors:
         raise error
-    finished = [rows for rows in read_rows(out).values() if max(rows) == config.epochs]
+    finished = [rows for rows in read_rows(out).values() if max(rows) == epochs]
     if len(finished) < trials:
         raise KeyboardInterrupt
     return [results[index] for index in range(len(results))]
@@ -252,9 +242,9 @@ def _tuner(
     out: Path, config: ExploreConfig, trials: int, space: dict[str, Any], *, resume: bool, seed: int
 ) -> ray_tune.Tuner:
     """Build the Tuner of a new run, or restore that of an interrupted one."""
-    # Its boxes of settings, which `verbose` does not silence.
+    # Tune prints tables of settings, which `verbose` does not silence.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    random.seed(seed)  # PBT draws from the global generators
+    random.seed(seed)  # PBT uses the global generators
     np.random.seed(seed)
     folder = out.absolute() / "trials"
     domains = {name: ray_tune.loguniform(*limits) for name, limits in RANGES.items()}
@@ -269,7 +259,7 @@ def _tuner(
         quantile_fraction=QUANTILE,
         resample_probability=RESAMPLE,
         custom_explore_fn=within_ranges,
-        synch=True,  # agents are compared at the same age, also where they run in turn
+        synch=True,  # compare agents at the same epoch, even if they run one after another
     )
     first = {name: float(space[name]) for name in RANGES}
     return ray_tune.Tuner(
@@ -282,7 +272,7 @@ def _tuner(
             scheduler=scheduler,
             reuse_actors=True,
             search_alg=BasicVariantGenerator(points_to_evaluate=[first], random_state=seed),
-            trial_dirname_creator=lambda trial: short_name(trial.trial_id),
+            trial_dirname_creator=lambda trial: trial_label(trial.trial_id),
         ),
         run_config=ray_tune.RunConfig(
             name=folder.name,
@@ -298,13 +288,13 @@ def _tuner(
     )
 
 
-def short_name(trial_id: str) -> str:
-    """ab12c_00003 -> 00003: the same in every file of a run."""
+def trial_label(trial_id: str) -> str:
+    """Return the number of a trial, its name in every file of a run: ab12c_00003 -> 00003."""
     return trial_id.rsplit("_", 1)[-1]
 
 
 def within_ranges(config: dict[str, Any]) -> dict[str, Any]:
-    """Clip every tuned setting of a varied configuration to RANGES."""
+    """Clip the tuned settings of a perturbed configuration to RANGES."""
     return config | {name: float(np.clip(config[name], *limits)) for name, limits in RANGES.items()}
 
 
@@ -312,58 +302,44 @@ def read_rows(out: Path) -> dict[str, dict[int, dict[str, Any]]]:
     """Read the metrics of every agent: trial -> epoch -> row. The last row of an epoch counts."""
     file = out / ROWS
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
     trials: dict[str, dict[int, dict[str, Any]]] = {}
-    for row in sorted(
-        (json.loads(line) for line in lines if line.endswith("\n")), key=lambda row: row["trial"]
-    ):
+    for row in sorted(rows, key=lambda row: row["trial"]):
         trials.setdefault(row["trial"], {})[row["epoch"]] = row
     return trials
 
 
-def summary(out: Path) -> dict[str, Any]:
-    """Summarise a run: curves of every agent, and each change of settings with the agent that was
-    copied."""
-    histories: dict[str, dict[str, Any]] = {}
+def summarize_population(out: Path) -> dict[str, Any]:
+    """Summarize a run: curves of every agent, changes of settings, and the best agent."""
+    trials: dict[str, dict[str, Any]] = {}
     changes: list[dict[str, Any]] = []
-    for name, rows in read_rows(out).items():
-        epochs = sorted(rows)
-        histories[name] = {
-            "epochs": epochs,
-            METRIC: [rows[epoch][METRIC] for epoch in epochs],
-            "reward": [rows[epoch]["explore/reward"] for epoch in epochs],
-            "screens": [rows[epoch]["screens"] for epoch in epochs],
-            "settings": {key: [rows[epoch]["settings"][key] for epoch in epochs] for key in RANGES},
+    for name, by_epoch in read_rows(out).items():
+        rows = [by_epoch[epoch] for epoch in sorted(by_epoch)]
+        trials[name] = {
+            "epochs": [row["epoch"] for row in rows],
+            METRIC: [row[METRIC] for row in rows],
+            "reward": [row["explore/reward"] for row in rows],
+            "screens": [row["screens"] for row in rows],
+            "settings": {key: [row["settings"][key] for row in rows] for key in RANGES},
         }
-        for before, epoch in pairwise(epochs):
-            old, new, source = (
-                rows[before]["settings"],
-                rows[epoch]["settings"],
-                rows[epoch]["copied"],
-            )
-            moved = {key: [old[key], new[key]] for key in RANGES if old[key] != new[key]}
-            if moved or source:
-                changes.append(
-                    {"trial": name, "from_epoch": epoch, "copied": source, "settings": moved}
-                )
-    best = max(histories, key=lambda name: histories[name][METRIC][-1]) if histories else None
-    return {
-        "trials": histories,
-        "changes": sorted(changes, key=lambda change: change["from_epoch"]),
-        "best": best,
-    }
+        for before, after in pairwise(rows):
+            values = {key: [before["settings"][key], after["settings"][key]] for key in RANGES}
+            changed = {key: [old, new] for key, (old, new) in values.items() if old != new}
+            if changed or after["copied"]:
+                change = {"trial": name, "from_epoch": after["epoch"], "copied": after["copied"]}
+                changes.append(change | {"settings": changed})
+    best = max(trials, key=lambda name: trials[name][METRIC][-1], default=None)
+    changes.sort(key=lambda change: change["from_epoch"])
+    return {"trials": trials, "changes": changes, "best": best}
 
 
-def _log(run: RunDir, found: dict[str, Any]) -> None:
-    """Log the curves of all trials as the run's metrics."""
-    epochs = sorted({epoch for history in found["trials"].values() for epoch in history["epochs"]})
-    for place, epoch in enumerate(epochs):
-        values: dict[str, float] = {}
-        for name, history in found["trials"].items():
-            if place < len(history["epochs"]):
-                values |= {
-                    f"{name}/{key}": history[key][place] for key in (METRIC, "reward", "screens")
-                }
-                values |= {
-                    f"{name}/{key}": series[place] for key, series in history["settings"].items()
-                }
-        run.log(epoch, values)
+def _log(run: RunDir, summary: dict[str, Any]) -> None:
+    """Log the curves of all trials as metrics of the run."""
+    values: dict[int, dict[str, float]] = {}
+    for name, trial in summary["trials"].items():
+        curves = {key: trial[key] for key in (METRIC, "reward", "screens")} | trial["settings"]
+        for index, epoch in enumerate(trial["epochs"]):
+            metrics = {f"{name}/{key}": curve[index] for key, curve in curves.items()}
+            values.setdefault(epoch, {}).update(metrics)
+    for epoch in sorted(values):
+        run.log(epoch, values[epoch])

@@ -24,6 +24,7 @@ from envs.collect.worker import EpisodeKey, play_episode
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 from envs.utils.ray_session import ray_session
 from envs.utils.run_dir import read_metrics
+from exploration.config import explore_preset
 from worldmodel.config import SamplingConfig, preset
 from worldmodel.models.upscaler import SHAPES, Upscaler
 from worldmodel.training.config import train_preset
@@ -124,10 +125,9 @@ def state_keys(model: worldmodel.GenieReduxG) -> dict[str, list[str]]:
 
 def explored(folder: Path) -> dict[str, list[float]]:
     """Explore Counting for three epochs at `debug` -> metrics of each epoch."""
+    config = explore_preset("debug", epochs=3)
     with ray_session(None):
-        exploration.explore(
-            ["Counting"], folder / "world", folder / "explore", preset="debug", epochs=3, seed=0
-        )
+        exploration.explore(["Counting"], folder / "world", folder / "explore", config=config)
     rows = [row for row in read_metrics(folder / "explore") if "explore/reward" in row]
     return {name: [row[f"explore/{name}"] for row in rows] for name in EXPLORED}
 

@@ -12,7 +12,7 @@ from experiments.arguments import GameArgs, Preset, RayArgs, check_at_least, che
 from experiments.commands.explore import agent_of_run
 from experiments.configuration import default_args, flag_value
 from exploration.config import ExploreConfig, explore_preset
-from exploration.evaluate import AGENTS, evaluate_explorers
+from exploration.evaluate import AGENTS, ComparisonConfig, evaluate_explorers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +58,10 @@ def run(args: Args) -> None:
             games,
             args.model,
             args.out,
-            config=args.explorer,
-            seeds=range(args.seeds),
-            episodes=args.episodes,
-            steps=args.steps,
-            epsilon=args.epsilon,
-            windows=args.windows,
+            explorer=args.explorer.with_envs_for(len(games)),
+            comparison=ComparisonConfig(
+                args.seeds, args.episodes, args.steps, args.epsilon, args.windows
+            ),
         )
     table = Table("game", "", *AGENTS, "difference", box=None, header_style="bold")
     for game, quantities in result["summary"].items():

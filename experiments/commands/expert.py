@@ -19,6 +19,7 @@ from experiments.commands.explore import agent_of_run
 from experiments.configuration import default_args, flag_value
 from exploration.agent.policy import check_exploration, policy_spec
 from exploration.config import ExploreConfig, explore_preset
+from exploration.reward.factory import RewardConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ def run(args: Args) -> None:
             None,
             agent,
             config=args.explorer,
-            reward="extrinsic",
+            reward=RewardConfig("extrinsic"),
             resume=args.resume,
             seed=args.seed,
         )

@@ -12,6 +12,7 @@ from envs.utils.ray_session import ray_session
 from experiments.arguments import GameArgs, Preset, RunArgs, check_folder
 from experiments.configuration import Flat, default_args, flag_value
 from exploration.config import ExploreConfig, explore_preset
+from exploration.reward.factory import RewardConfig
 
 Reward = Literal[
     "token-entropy",
@@ -73,28 +74,22 @@ def run(args: Args) -> None:
         check_folder(Path(folder), "data folder", "collect")
     if args.model is not None:
         check_folder(args.model, "world model", "pipeline")
+    config = args.explorer
+    if config.envs_per_runner == explore_preset(args.preset).envs_per_runner:
+        config = config.with_envs_for(len(games))  # the flag is not set
     with ray_session(args.ray_address):
         best = exploration.explore(
             games,
             args.model,
             args.out,
-            config=args.explorer,
-            reward=args.reward,
-            reward_data=args.reward_data,
-            scorer=args.reward_backend,
-            envs_per_runner=chosen_envs(args),
+            config=config,
+            reward=RewardConfig(args.reward, args.reward_backend, args.reward_data),
             resume=args.resume,
             seed=args.seed,
         )
     console.print(
         f"best checkpoint: {best}; play it with `autoexplore collect --policy checkpoint:{best}`"
     )
-
-
-def chosen_envs(args: Args) -> int | None:
-    """Return --envs-per-runner, None where it is the preset's: then many games get more."""
-    envs = args.explorer.envs_per_runner
-    return None if envs == explore_preset(args.preset).envs_per_runner else envs
 
 
 def agent_of_run(recorded: dict[str, Any]) -> dict[str, Any]:

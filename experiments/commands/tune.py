@@ -16,7 +16,7 @@ from experiments.configuration import Flat, default_args, flag_value
 from experiments.reports.tune_report import build
 from exploration.agent.checkpoint import complete_checkpoints
 from exploration.config import ExploreConfig, explore_preset
-from exploration.mutable_settings import request
+from exploration.mutable_settings import request_change
 from exploration.tune import tune
 from worldmodel import load_world_model
 
@@ -83,7 +83,7 @@ def set_values(words: tuple[str, ...]) -> None:
     folder = Path(words[0])
     checkpoints = complete_checkpoints(folder)
     done = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
-    values = request(folder, words[1:], epochs_done=done)
+    values = request_change(folder, words[1:], epochs_done=done)
     changes = ", ".join(f"{name}={value:g}" for name, value in values.items())
     console.print(f"{folder}: {changes} from its next epoch on")
 

@@ -20,7 +20,8 @@ from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.runner import Stage, StageContext
 from experiments.reports.build import build
 from exploration.agent.policy import policy_spec
-from exploration.config import PRESETS
+from exploration.config import explore_preset
+from exploration.reward.factory import RewardConfig
 from worldmodel import GenieReduxG, loading, preset
 from worldmodel.evaluation.evaluate import evaluate
 from worldmodel.training.config import train_preset
@@ -124,7 +125,7 @@ def check_settings(c: PipelineConfig) -> None:
         ("dynamics", train_preset("dynamics", c.preset)),
         ("decoder_finetune", train_preset("tokenizer", c.preset, "finetune")),
         ("dynamics_finetune", train_preset("dynamics", c.preset, "finetune")),
-        ("explore", PRESETS[c.preset]),
+        ("explore", explore_preset(c.preset)),
     ):
         override(base, getattr(c, name), "settings", f"{name}.")
 
@@ -354,20 +355,30 @@ def join(job: StageContext, *, tokenizer: str, dynamics: str) -> dict[str, Any]:
 
 
 def explore(
-    job: StageContext, *, model: str = "model-base", place: int = 0, **options: Any
+    job: StageContext,
+    *,
+    model: str = "model-base",
+    place: int = 0,
+    app: str | None = None,
+    init: Path | None = None,
 ) -> dict[str, Any]:
-    """Train the explorer on the uncertainty of a stage's model. options: of
-    `exploration.explore`."""
+    """Train the explorer on the uncertainty of a stage's model, from the policy `init` if given.
+
+    app: the running reward service.
+    """
     c: PipelineConfig = job.config
+    explorer = override(explore_preset(c.preset), c.explore, "settings", "explore.")
+    if "envs_per_runner" not in c.explore:
+        explorer = explorer.with_envs_for(len(c.games))
     exploration.explore(
-        list(c.games),
+        c.games,
         job.path(model),
         job.out,
-        preset=c.preset,
-        scorer=c.reward_backend,
+        config=explorer,
+        reward=RewardConfig(scorer=c.reward_backend, app=app),
+        init=init,
         resume=job.resume,
         seed=part_seed(c, "explore", place),
-        **{**c.explore, **options},
     )
     return {}
 

@@ -94,7 +94,7 @@ def _decompress(packed: Arrays, shapes: dict[str, list[int]]) -> Arrays:
     return whole
 
 
-def save_checkpoint(
+def save_agent_checkpoint(
     run: Path,
     step: int,
     network: CnnLstm,

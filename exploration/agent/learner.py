@@ -1,11 +1,11 @@
-"""RLlib's learner around the actor-critic loss of `exploration.agent.loss`."""
+"""RLlib's learner with the actor-critic loss of `exploration.agent.loss`."""
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from ray.exceptions import RayActorError
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -17,19 +17,8 @@ from torch import Tensor
 from exploration.agent.loss import actor_critic_loss
 from exploration.agent.replay_buffer import Batch
 
-ANSWER_SECONDS = 30.0
-"""Longest time in which a live learner answers; one that waits for another learner does not."""
-
-
-def deep_copy_arrays(value: Any) -> Any:
-    """Copy every array of a nested state."""
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    if isinstance(value, dict):
-        return {key: deep_copy_arrays(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(deep_copy_arrays(item) for item in value)
-    return value
+PING_SECONDS = 30.0
+"""Longest answer of a live learner. One that waits for another learner does not answer."""
 
 
 class ExploreLearner(TorchLearner):
@@ -39,21 +28,20 @@ class ExploreLearner(TorchLearner):
     """
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take over a state as a whole, also where RLlib would keep weights that have seen as many
-        updates.
+        """Restore a whole state, even if RLlib would keep weights with as many updates.
 
-        The arrays are copied: the optimizer writes into the arrays that it is given, and those in
-        Ray's object store are shared by all learners of a machine.
+        The arrays are copied: the optimizer writes into the arrays it is given, and all learners of
+        a machine share those in Ray's object store.
         """
         before, self._weights_seq_no = self._weights_seq_no, 0
-        super().set_state(deep_copy_arrays(state))
-        if before:  # runners take over only weights that are newer than theirs
+        super().set_state(copy.deepcopy(state))
+        if before:  # runners accept only weights newer than theirs
             self._weights_seq_no = max(self._weights_seq_no, before + 1)
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
-        """Compute the loss of one batch.
+        """Compute the loss of a batch.
 
         Raises FloatingPointError, before any weight changes, if it is not finite.
         """
@@ -62,25 +50,23 @@ class ExploreLearner(TorchLearner):
         )
         loss = parts.pop("loss")
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"loss {loss.item()} with parts { {k: v.item() for k, v in parts.items()} }"
-            )
+            values = {name: value.item() for name, value in parts.items()}
+            raise FloatingPointError(f"loss {loss.item()} with parts {values}")
         self.metrics.log_dict(parts, key=module_id, window=1)
         return loss
 
 
 def as_learner_batch(batch: Batch) -> MultiAgentBatch:
-    """Convert the arrays of `ReplayBuffer.sample` to the batch that RLlib's learner takes."""
+    """Convert the arrays of `ReplayBuffer.sample` to a batch of RLlib's learner."""
     columns: dict[str, Any] = {name: rows for name, rows in batch.items() if name not in ("h", "c")}
     columns[Columns.STATE_IN] = {"h": batch["h"], "c": batch["c"]}
-    return MultiAgentBatch(
-        {DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=int(np.sum(batch["valid"]))
-    )
+    steps = int(batch["valid"].sum())
+    return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=steps)
 
 
 @contextmanager
 def quiet_actor_errors() -> Iterator[None]:
-    """Keep RLlib from logging the errors of learners, which are raised here anyway."""
+    """Keep RLlib from logging errors of learners, which are raised anyway."""
     logger = logging.getLogger("ray.rllib.utils.actor_manager")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -90,13 +76,15 @@ def quiet_actor_errors() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def learner_is_gone(algorithm: Any) -> bool:
-    """Return True if the process of a learner has ended; the other learners report only a broken
-    connection."""
+def learner_is_lost(algorithm: Any) -> bool:
+    """Return True if the process of a learner has died.
+
+    The other learners report only a broken connection.
+    """
     if not algorithm.config.num_learners:
         return False
     answers = algorithm.learner_group.foreach_learner(
-        _ping, healthy_only=False, timeout_seconds=ANSWER_SECONDS
+        _ping, healthy_only=False, timeout_seconds=PING_SECONDS
     )
     return any(isinstance(answer.get(), RayActorError) for answer in answers)
 

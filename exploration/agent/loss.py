@@ -1,10 +1,8 @@
-"""Actor-critic loss: returns (lambda, V-trace), policy gradient, value and entropy terms.
+"""Actor-critic loss: returns (lambda or V-trace), policy gradient, value and entropy terms.
 
-Needs torch only.
-
-The actions in the loss are the stored ones (the published loss draws new ones and learns nothing).
-Segments of the replay buffer are older than the weights: `rho_clip` weighs each step's policy
-gradient by min(rho_clip, pi(a) / mu(a)), mu being the policy that acted, and returns="vtrace"
+The loss uses the stored actions; the published code draws new ones, from which nothing is learnt.
+Segments of the replay buffer are older than the weights: `rho_clip` weights each step's policy
+gradient by min(rho_clip, pi(a) / mu(a)), where mu is the policy that acted, and returns="vtrace"
 corrects the returns as well.
 
 Shapes: B segments, T steps, T1 = T + 1 observations, A actions.
@@ -27,7 +25,7 @@ LOSS_PARTS = (
     "ratio",
     "learn_share",
 )
-"""Metrics that a learner logs for each update; the first is RLlib's name for the whole loss."""
+"""Metrics of an update; the first is RLlib's name for the whole loss."""
 
 
 def lambda_returns(
@@ -40,9 +38,8 @@ def lambda_returns(
 ) -> Tensor:
     """Compute G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}), (B, T).
 
-    What follows a termination is worth 0. A segment that stops without a termination is worth V of
-    its last observation, wherever in the row it stops: on rows past the end (not `valid`) G is V
-    itself.
+    The return after a termination is 0. A segment that stops without one is bootstrapped from V of
+    its last observation, wherever in the row it stops: at steps that are not `valid`, G is V.
     """
     returns_BT = torch.zeros_like(rewards_BT)
     following_B = values_BT1[:, -1]
@@ -64,12 +61,11 @@ def vtrace_returns(
     lambda_: float,
     rho_clip: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Compute V-trace (Espeholt et al. 2018, eq. 1) with trace lambda * min(1, ratio).
+    """Compute V-trace targets (Espeholt et al. 2018, Eq. 1) with trace lambda * min(1, ratio).
 
-    Returns value targets and advantages, (B, T) each.
-
-    The advantages do not hold rho yet. Ends of segments are treated as in `lambda_returns`; with
-    every ratio 1 the targets are those of `lambda_returns`.
+    Returns value targets and advantages, (B, T) each; the advantages are not yet weighted by rho.
+    Ends of segments are treated as in `lambda_returns`, which gives the same targets if every ratio
+    is 1.
     """
     targets_BT, advantages_BT = torch.zeros_like(rewards_BT), torch.zeros_like(rewards_BT)
     following_B = values_BT1[:, -1]
@@ -88,28 +84,27 @@ def vtrace_returns(
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Coefficients of the loss.
-
-    The defaults are those of the paper (App. A.3) and its published code.
-    """
+    """Coefficients of the loss. The defaults are those of App. A.3 and the published code."""
 
     gamma: float = 0.995
+    """Discount factor."""
     lambda_: float = 0.95
+    """Trace decay of the returns."""
     entropy_coeff: float = 0.001
+    """Coefficient of the entropy bonus."""
     value_coeff: float = 1.0
+    """Coefficient of the value loss."""
     returns: str = "lambda"
-    """lambda, or vtrace (off-policy corrected)."""
+    """Value targets: lambda, or vtrace (off-policy corrected)."""
     rho_clip: float = 1.0
-    """Largest weight of a step's policy gradient, pi / mu below it. 0 weighs every step 1, as
-    published."""
+    """Maximum importance ratio pi / mu that weights a step's policy gradient; 0 disables the
+    weighting, as published."""
     normalize_advantages: bool = False
-    """Give the advantages of a batch mean 0 and deviation 1."""
+    """Normalize the advantages of a batch to mean 0 and standard deviation 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1 or not 0 <= self.lambda_ <= 1:
-            raise InputError(
-                f"gamma {self.gamma} and lambda_ {self.lambda_} must lie between 0 and 1"
-            )
+            raise InputError(f"gamma {self.gamma}, lambda_ {self.lambda_}: must be from 0 to 1")
         if self.returns not in RETURNS:
             raise InputError(f"returns {self.returns!r}: choose one of {', '.join(RETURNS)}")
         if self.rho_clip < 0 or (self.returns == "vtrace" and self.rho_clip == 0):
@@ -121,12 +116,11 @@ class LossConfig:
 def actor_critic_loss(
     logits_BT1A: Tensor, values_BT1: Tensor, batch: dict[str, Tensor], config: LossConfig
 ) -> dict[str, Tensor]:
-    """Compute the terms of the loss, means over the steps to `learn` from; `loss` is what is
-    optimised.
+    """Compute the loss to minimise, `loss`, and its terms, all means over the `learn` steps.
 
-    `batch` holds the arrays of `ReplayBuffer.sample`. Without any step to learn from the loss is 0.
-    Where several learners share a batch, `count` (B,) is the mean number of steps to learn from of
-    a part: the mean of the parts' losses is then the loss of the whole batch. Advantages are
+    `batch` holds the arrays of `ReplayBuffer.sample`. Without a step to learn from the loss is 0.
+    If several learners share a batch, `count` (B,) is the mean number of `learn` steps of their
+    parts, so that the mean of their losses is the loss of the whole batch. Advantages are
     normalised within a part.
     """
     learn_BT = batch["learn"]
@@ -153,9 +147,8 @@ def actor_critic_loss(
         advantages_BT = centred_BT / (deviation + 1e-6)
 
     # Policy gradient loss, each step weighted by its clipped importance ratio.
-    weight_BT = torch.ones_like(ratio_BT)
-    if config.rho_clip:
-        weight_BT = ratio_BT.clamp(max=config.rho_clip)
+    clipped_BT = ratio_BT.clamp(max=config.rho_clip)
+    weight_BT = clipped_BT if config.rho_clip else torch.ones_like(ratio_BT)
     policy_loss = -mean(log_pi_BT * advantages_BT * weight_BT)
 
     # Value loss: squared error to the lambda returns or V-trace targets.
@@ -178,20 +171,10 @@ def actor_critic_loss(
 def _targets_and_advantages(
     values_BT1: Tensor, ratio_BT: Tensor, batch: dict[str, Tensor], config: LossConfig
 ) -> tuple[Tensor, Tensor]:
-    """Compute value targets and advantages (B, T) by the kind of returns that is configured."""
-    rewards_BT, terminated_BT, valid_BT = batch["rewards"], batch["terminated"], batch["valid"]
+    """Compute value targets and advantages (B, T) with the configured kind of returns."""
+    segments = batch["rewards"], values_BT1, batch["terminated"], batch["valid"]
+    discounts = config.gamma, config.lambda_
     if config.returns == "vtrace":
-        return vtrace_returns(
-            rewards_BT,
-            values_BT1,
-            terminated_BT,
-            valid_BT,
-            ratio_BT,
-            config.gamma,
-            config.lambda_,
-            config.rho_clip,
-        )
-    targets_BT = lambda_returns(
-        rewards_BT, values_BT1, terminated_BT, valid_BT, config.gamma, config.lambda_
-    )
+        return vtrace_returns(*segments, ratio_BT, *discounts, config.rho_clip)
+    targets_BT = lambda_returns(*segments, *discounts)
     return targets_BT, targets_BT - values_BT1[:, :-1]

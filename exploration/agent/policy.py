@@ -1,6 +1,6 @@
-"""Network of the agent, its folder on disk, and the policy that plays with it.
+"""The agent's network, its folder on disk, and the policy that plays with it.
 
-Torch only: collectors load no RLlib.
+Needs torch, but not RLlib, so that processes that collect episodes stay small.
 
     <policy>/module.safetensors   weights
     <policy>/config.json          action set, architecture, and the origin of the weights
@@ -13,6 +13,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,19 @@ from envs.utils.errors import InputError
 
 FORMAT = "autoexplore-policy-1"
 EXPERT_EPSILON = 0.15
-"""Share of random actions in expert play that is recorded as a test set (App. A.2)."""
+"""Probability of a random action in the expert play of a test set (App. A.2)."""
 State = tuple[Tensor, Tensor]
+"""LSTM state (h_BD, c_BD)."""
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Architecture of the agent.
-
-    The defaults are the paper's (App. A.3): 3.22 M parameters with 5 actions.
-    """
+    """Architecture of the agent. The defaults are those of App. A.3: 3.22 M parameters."""
 
     actions: int = len(ACTIONS)
-    """Actions to choose from."""
+    """Number of actions."""
     channels: tuple[int, ...] = (32, 32, 64, 64)
-    """Channels after each convolution; every one of them halves the picture."""
+    """Channels of each convolution. Each is followed by a pooling that halves the frame."""
     lstm_dim: int = 512
     """Units of the LSTM."""
     size: int = 64
@@ -68,33 +67,28 @@ class PolicyConfig:
 
 
 class CnnLstm(nn.Module):
-    """Appendix A.3: 4 x [conv 3x3 stride 1, max-pool 2, ReLU] -> LSTM -> policy head and value
-    head."""
+    """Network of App. A.3: 4 x [conv 3x3, max-pool 2, ReLU] -> LSTM -> policy and value heads."""
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
         layers: list[nn.Module] = []
-        for channels_in, channels_out in zip((3, *config.channels), config.channels, strict=False):
-            layers += [
-                nn.Conv2d(channels_in, channels_out, 3, padding=1),
-                nn.MaxPool2d(2),
-                nn.ReLU(),
-            ]
+        for channels_in, channels_out in pairwise((3, *config.channels)):
+            conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+            layers += [conv, nn.MaxPool2d(2), nn.ReLU()]
         self.convolutions = nn.Sequential(*layers)
         self.lstm = nn.LSTM(config.features, config.lstm_dim, batch_first=True)
         self.policy = nn.Linear(config.lstm_dim, config.actions)
         self.value = nn.Linear(config.lstm_dim, 1)
-        # The untrained agent is uniform and promises nothing.
+        # The untrained policy is uniform, and its values are 0.
         for head in (self.policy, self.value):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
     def forward(self, frames_BTHWC: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """Compute (logits_BTA, values_BT, next state) of frames uint8; state = (h_BD, c_BD)."""
+        """Compute (logits_BTA, values_BT, next state) of frames uint8 in [0, 255]."""
         batch, steps = frames_BTHWC.shape[:2]
-        # uint8 HWC read as CHW is torch's channels-last layout, so that nothing is copied before
-        # the scaling.
+        # HWC permuted to CHW is torch's channels-last layout: nothing is copied before the scaling.
         pixels = frames_BTHWC.flatten(0, 1).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
         features_BTF = self.convolutions(pixels).reshape(batch, steps, -1)
         hidden_BTD, (h_1BD, c_1BD) = self.lstm(
@@ -103,19 +97,17 @@ class CnnLstm(nn.Module):
         return self.policy(hidden_BTD), self.value(hidden_BTD).squeeze(-1), (h_1BD[0], c_1BD[0])
 
     def start_state(self, batch: int) -> State:
-        """Return the state at the start of an episode: zeros (batch, D)."""
-        device = self.value.weight.device
-        return torch.zeros(batch, self.config.lstm_dim, device=device), torch.zeros(
-            batch, self.config.lstm_dim, device=device
-        )
+        """Return the state at the start of an episode: zeros."""
+        zeros_BD = torch.zeros(batch, self.config.lstm_dim, device=self.value.weight.device)
+        return zeros_BD, zeros_BD.clone()
 
 
 def behaviour_log_probabilities(logits: Tensor, epsilon: float, temperature: float) -> Tensor:
     """Compute log((1 - epsilon) softmax(logits / temperature) + epsilon / A), (..., A) -> (..., A).
 
-    Epsilon is part of the distribution, not a separate draw, so the stored log-probability of an
-    action is the one it was chosen with (App. A.3: epsilon-greedy, temperature 1). Temperature 0 is
-    the most likely action.
+    Epsilon is part of the distribution, not a separate draw, so that the stored log-probability of
+    an action is exact (App. A.3: epsilon-greedy, temperature 1). Temperature 0 is the most likely
+    action.
     """
     if temperature > 0:
         probabilities = torch.softmax(logits / temperature, dim=-1)
@@ -133,7 +125,7 @@ def check_exploration(epsilon: float, temperature: float) -> None:
 
 
 class Agent:
-    """Plays one episode after another with a trained network, one frame at a time, on the CPU."""
+    """Policy that plays one episode at a time with a trained network, on the CPU."""
 
     def __init__(self, network: CnnLstm, epsilon: float, temperature: float) -> None:
         check_exploration(epsilon, temperature)
@@ -143,7 +135,7 @@ class Agent:
         self._generator = torch.Generator()
 
     def reset(self, seed: int) -> None:
-        """Begin an episode, with an empty LSTM state and random numbers of the seed."""
+        """Begin an episode: clear the LSTM state and seed the sampling of actions."""
         self._state = self.network.start_state(1)
         self._generator.manual_seed(seed)
 
@@ -231,12 +223,12 @@ def load_policy(path: Path | str, epsilon: float = 0.0, temperature: float = 1.0
 
 
 def policy_spec(name: str, *, epsilon: float | None = None, temperature: float = 1.0) -> PolicySpec:
-    """Return what `envs.collect.collect` plays by, from the name of a policy.
+    """Return the policy of `envs.collect.collect` that has this name.
 
-    random, sticky:P: see `builtin_policy`. checkpoint:FOLDER, expert:FOLDER: an agent that acts
-    with `epsilon` (by default 0, and 0.15 for an expert) and `temperature`; its name in episodes
-    depends on its weights, not on where they lie. Raises InputError for another name and for a
-    folder that is not there.
+    `random` and `sticky:P` are those of `builtin_policy`. `checkpoint:FOLDER` and `expert:FOLDER`
+    are agents that act with `epsilon` (by default 0, and 0.15 for an expert) and `temperature`;
+    their name in episodes depends on the weights, not on the path. Raises InputError for an unknown
+    name or a missing folder.
     """
     kind, _, path = name.partition(":")
     if kind not in ("checkpoint", "expert"):
@@ -251,13 +243,9 @@ def policy_spec(name: str, *, epsilon: float | None = None, temperature: float =
         epsilon = EXPERT_EPSILON if kind == "expert" else 0.0
     digest = hashlib.sha256()
     for file in sorted(item for item in folder.rglob("*") if item.is_file()):
-        digest.update(
-            file.relative_to(folder).as_posix().encode()
-            + b"\0"
-            + hashlib.sha256(file.read_bytes()).digest()
-        )
-    about = f"{kind}-{digest.hexdigest()[:12]}-epsilon{epsilon:g}-temperature{temperature:g}"
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    policy_id = f"{kind}-{digest.hexdigest()[:12]}-epsilon{epsilon:g}-temperature{temperature:g}"
     # Absolute: a worker process may run in another folder.
-    return PolicySpec(
-        about, partial(load_policy, folder.resolve(), epsilon=epsilon, temperature=temperature)
-    )
+    load = partial(load_policy, folder.resolve(), epsilon=epsilon, temperature=temperature)
+    return PolicySpec(policy_id, load)

@@ -1,6 +1,5 @@
-"""Network of the agent as an RLlib module, for env runners and learners."""
+"""The agent's network as an RLlib module, for env runners and learners."""
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -17,28 +16,28 @@ from exploration.agent.policy import (
     check_exploration,
 )
 
+PRECISIONS = ("fp32", "bf16", "auto")
+
 
 def use_half(precision: str, device: torch.device) -> bool:
     """Return True to train under bf16 autocast.
 
-    Raises InputError for a precision that is none of fp32, bf16, auto.
+    Raises InputError for a precision that is not in PRECISIONS.
     """
-    if precision not in ("fp32", "bf16", "auto"):
-        raise InputError(f"precision {precision!r}: choose fp32, bf16 or auto")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if precision != "auto":
         return precision == "bf16"
-    # Emulated, bf16 is slower than fp32; with matrix instructions for it an update takes half the
-    # time.
+    # With matrix instructions for bf16 an update takes half the time; emulated, it is slower.
     return device.type == "cuda" or bool(torch.cpu._is_amx_tile_supported())
 
 
 class AgentModule(TorchRLModule, ValueFunctionAPI):
-    """Recurrent policy and value.
+    """Recurrent policy and value function.
 
-    `model_config` holds `channels` and `lstm_dim` of `PolicyConfig`, and `precision`.
-
-    Observations uint8 BTHWC; state {"h": (B, D), "c": (B, D)}. Acting for exploration goes by the
-    mixture of `behaviour_log_probabilities`, evaluation by the most likely action.
+    `model_config` holds `channels` and `lstm_dim` of `PolicyConfig`, and `precision`. Observations
+    are uint8 BTHWC; the state is {"h": (B, D), "c": (B, D)}. Exploration samples actions from
+    `behaviour_log_probabilities`, evaluation takes the most likely one.
     """
 
     model_config: Any
@@ -46,23 +45,25 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
     observation_space: Any
 
     def setup(self) -> None:
-        """Build the network for the env's frames and number of actions."""
-        fields = {field.name for field in dataclasses.fields(PolicyConfig)} - {"actions", "size"}
-        given = {name: value for name, value in self.model_config.items() if name in fields}
-        if "channels" in given:
-            given["channels"] = tuple(given["channels"])
-        size = self.observation_space.shape[0]
-        self.network = CnnLstm(PolicyConfig(actions=int(self.action_space.n), size=size, **given))
+        """Build the network for the env's frame size and number of actions."""
+        settings = self.model_config
+        network = PolicyConfig(
+            actions=int(self.action_space.n),
+            channels=tuple(settings["channels"]),
+            lstm_dim=settings["lstm_dim"],
+            size=self.observation_space.shape[0],
+        )
+        self.network = CnnLstm(network)
         self.epsilon, self.temperature = 0.0, 1.0
-        self.precision = self.model_config.get("precision", "fp32")
+        self.precision = settings["precision"]
 
     def set_exploration(self, epsilon: float, temperature: float) -> None:
-        """Set the epsilon and temperature that `forward_exploration` acts with."""
+        """Set the epsilon and temperature of `forward_exploration`."""
         check_exploration(epsilon, temperature)
         self.epsilon, self.temperature = epsilon, temperature
 
     def get_initial_state(self) -> dict[str, Tensor]:
-        """Return the state of one episode at its start, without a batch dimension."""
+        """Return the state at the start of an episode, without a batch dimension."""
         h_BD, c_BD = self.network.start_state(1)
         return {"h": h_BD[0], "c": c_BD[0]}
 
@@ -80,26 +81,23 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         with torch.no_grad():
             output = self._forward(batch)
-        logits_BTA = output.pop(Columns.ACTION_DIST_INPUTS)
-        # Every output is kept with its step, and the old values are not needed.
+        # Every output is stored with its step, and the old values are not needed.
         del output[Columns.VF_PREDS]
-        # Categorical(logits=log p) is p, so that RLlib's ACTION_LOGP is the mixture's own.
+        # Categorical(logits=log p) is p, so that RLlib's ACTION_LOGP is that of the mixture.
         output[Columns.ACTION_DIST_INPUTS] = behaviour_log_probabilities(
-            logits_BTA, self.epsilon, self.temperature
+            output[Columns.ACTION_DIST_INPUTS], self.epsilon, self.temperature
         )
         return output
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        device = next(
-            self.network.parameters()
-        ).device  # known only now: RLlib moves the module after its set-up
+        # RLlib moves the module to its device after `setup`.
+        device = next(self.network.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=use_half(self.precision, device)):
             output = self._forward(batch)
-        return {
-            name: output[name].float() for name in (Columns.ACTION_DIST_INPUTS, Columns.VF_PREDS)
-        }
+        outputs = (Columns.ACTION_DIST_INPUTS, Columns.VF_PREDS)
+        return {name: output[name].float() for name in outputs}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any | None = None) -> Tensor:
-        """Compute the values (B, T) of a batch's observations."""
+        """Compute the values (B, T) of a batch of observations."""
         values_BT: Tensor = self._forward(batch)[Columns.VF_PREDS]
         return values_BT

@@ -1,5 +1,4 @@
-"""Learning, shown: a corridor that is walked to its end, both kinds of returns, and two learners
-that are one."""
+"""Learning to walk a corridor with both kinds of returns, and updates with two learners."""
 
 import numpy as np
 import pytest
@@ -23,8 +22,7 @@ class ShortCorridor(CorridorEnv):
 
 
 class FarAwayScorer:
-    """Knows the rooms on the left, and is the less sure the farther to the right the newest frame
-    is."""
+    """Scorer whose uncertainty grows with the position of the newest frame in the corridor."""
 
     def submit(self, frames_THWC, actions_T, top_fraction):
         cells_B = np.array([read_cell(frame) for frame in frames_THWC[WINDOW - 1 :]], np.float32)
@@ -34,30 +32,22 @@ class FarAwayScorer:
 def corridor(seed: int, **settings):
     config = AutoExploreConfig().environment(ShortCorridor).explore_settings(scorer=FarAwayScorer)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=4)
-    sizes = {
-        "steps_per_epoch": 40,
-        "updates_per_epoch": 16,
-        "batch_size": 8,
-        "seq_len": 10,
-        "lr": 5e-3,
-        "gamma": 0.9,
-    }
-    config.training(
-        **{**TINY, **sizes, "entropy_coeff": 0.01, "normalize_rewards": True, **settings}
-    )
+    sizes = {"steps_per_epoch": 40, "updates_per_epoch": 16, "batch_size": 8, "seq_len": 10}
+    learning = {"lr": 5e-3, "gamma": 0.9, "entropy_coeff": 0.01, "normalize_rewards": True}
+    config.training(**TINY, **sizes, **learning, **settings)
     return config.debugging(seed=seed, log_level="ERROR").build_algo()
 
 
 def farthest(agent: Agent, seed: int) -> int:
-    """The farthest place of one episode."""
+    """The farthest position in one episode."""
     env = CorridorEnv()
     frame, _ = env.reset(seed=seed)
     agent.reset(seed)
-    places = []
+    cells = []
     for _ in range(40):
         frame, *_ = env.step(np.int64(agent.act(frame)))
-        places.append(env.cell)
-    return max(places)
+        cells.append(env.cell)
+    return max(cells)
 
 
 @pytest.mark.parametrize("returns", ["lambda", "vtrace"])
@@ -77,18 +67,16 @@ def test_the_agent_walks_the_corridor_to_its_end_over_five_seeds(ray_cluster, re
 
 
 def test_two_learners_make_the_update_of_one(ray_cluster):
-    """The same segments, shared out, give the same weights, also where one part has fewer steps to
-    learn from."""
+    """Also if the parts of a batch differ in the number of steps to learn from."""
     config = AutoExploreConfig().explore_settings(games=["Corridor"], max_steps=30)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    config.training(
-        **TINY, steps_per_epoch=30, updates_per_epoch=1, batch_size=4, seq_len=10, lr=5e-3
-    )
-    config.debugging(log_level="ERROR")
-    configs = [
-        config.copy(copy_frozen=False).learners(num_learners=n).debugging(seed=n) for n in (0, 2)
+    sizes = {"steps_per_epoch": 30, "updates_per_epoch": 1, "batch_size": 4, "seq_len": 10}
+    config.training(**TINY, **sizes, lr=5e-3).debugging(log_level="ERROR")
+    copies = {learners: config.copy(copy_frozen=False) for learners in (0, 2)}
+    algorithms = [
+        copy.learners(num_learners=learners).debugging(seed=learners).build_algo()
+        for learners, copy in copies.items()
     ]
-    algorithms = [own.build_algo() for own in configs]
     one, two = algorithms
     try:
         one.train()

@@ -1,4 +1,4 @@
-"""Learning on a two-armed world, whole runs, resuming, and what is killed on the way."""
+"""Learning on a two-armed world, whole runs, resuming, and killed processes."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import gymnasium
@@ -21,7 +22,8 @@ from exploration.agent.loss import LossConfig
 from exploration.agent.policy import behaviour_log_probabilities
 from exploration.agent.replay_buffer import ReplayBuffer
 from exploration.algorithm import AutoExplore, AutoExploreConfig
-from exploration.config import PRESETS, ExploreConfig, explore_preset
+from exploration.config import PRESETS, ExploreConfig, epsilon_at, explore_preset
+from exploration.reward.factory import RewardConfig
 from exploration.reward.scorers import ClipRewards, LocalScorer
 from exploration.train import evaluation_metrics
 from tests.fixtures.explorers import small_explorer
@@ -52,7 +54,7 @@ class TwoArmedWorld(gymnasium.Env):
 
 
 class ArmScorer:
-    """Unsure of a window that one of the two actions led to."""
+    """Scorer that is uncertain about windows that end with one of the two actions."""
 
     def __init__(self, arm):
         self.arm = arm
@@ -65,52 +67,42 @@ class ArmScorer:
         return lambda: ClipRewards(rewards_B)
 
 
-def two_armed(seed: int, epochs: int, **settings):
-    """Train the real algorithm, with its runner, connector, replay and learner -> P(rewarded arm),
-    metrics."""
-    arm = seed % 2
+SMALL = {"channels": (4, 4, 4, 4), "lstm_dim": 8}
+
+
+def two_armed(arm: int, seed: int, envs: int = 2, **settings):
+    """Build the real algorithm, with its runner, connector, replay buffer and learner."""
     config = AutoExploreConfig().environment(TwoArmedWorld).explore_settings(scorer=ArmScorer(arm))
-    config.env_runners(num_env_runners=0, num_envs_per_env_runner=4)
-    small = {"channels": (4, 4, 4, 4), "lstm_dim": 8, "lr": 1e-2, "gamma": 0.9, "precision": "fp32"}
+    config.env_runners(num_env_runners=0, num_envs_per_env_runner=envs)
+    config.training(**SMALL, **settings).debugging(seed=seed, log_level="ERROR")
+    return config.build_algo()
+
+
+def probability_of_rewarded_arm(seed: int) -> float:
+    """Train six epochs; return the least probability of the rewarded arm over 20 noise frames."""
+    arm = seed % 2
     sizes = {"steps_per_epoch": 20, "updates_per_epoch": 10, "batch_size": 8, "seq_len": 10}
-    config.training(**{**small, **sizes, **settings}).debugging(seed=seed, log_level="ERROR")
-    algorithm = config.build_algo()
+    algorithm = two_armed(arm, seed, envs=4, lr=1e-2, gamma=0.9, precision="fp32", **sizes)
     try:
-        for _ in range(epochs):
-            result = algorithm.train()
+        for _ in range(6):
+            algorithm.train()
         network = algorithm.network()
     finally:
         algorithm.stop()
     frames = torch.randint(0, 256, (1, 20, 64, 64, 3), dtype=torch.uint8)
     with torch.no_grad():
         logits_BTA, _, _ = network(frames, network.start_state(1))
-    return float(logits_BTA.softmax(-1)[0, :, arm].min()), result
+    return float(logits_BTA.softmax(-1)[0, :, arm].min())
 
 
-def test_the_agent_learns_the_arm_that_pays_over_five_seeds(ray_cluster):
-    likely = {seed: two_armed(seed, epochs=6)[0] for seed in range(5)}
+def test_the_agent_learns_the_rewarded_arm_over_five_seeds(ray_cluster):
+    likely = {seed: probability_of_rewarded_arm(seed) for seed in range(5)}
     assert min(likely.values()) > 0.9, likely
 
 
-def test_learning_goes_on_exactly_from_a_state(ray_cluster):
-    def build(seed):
-        config = (
-            AutoExploreConfig().environment(TwoArmedWorld).explore_settings(scorer=ArmScorer(1))
-        )
-        config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-        config.training(
-            steps_per_epoch=15,
-            updates_per_epoch=2,
-            batch_size=4,
-            seq_len=5,
-            channels=(4, 4, 4, 4),
-            lstm_dim=8,
-        )
-        return (
-            config.training(epsilon_epochs=4).debugging(seed=seed, log_level="ERROR").build_algo()
-        )
-
-    first, second = build(0), build(1)
+def test_learning_continues_exactly_from_a_state(ray_cluster):
+    sizes = {"steps_per_epoch": 15, "updates_per_epoch": 2, "batch_size": 4, "seq_len": 5}
+    first, second = (two_armed(1, seed, epsilon_epochs=4, **sizes) for seed in (0, 1))
     try:
         first.train()
         first.train()
@@ -131,17 +123,9 @@ def test_learning_goes_on_exactly_from_a_state(ray_cluster):
 
 
 def test_stored_log_probabilities_are_exact(ray_cluster):
-    """What the replay says an action was chosen with is what the network of that time gives,
-    epsilon included."""
-    config = AutoExploreConfig().environment(TwoArmedWorld).explore_settings(scorer=ArmScorer(1))
-    config.env_runners(num_env_runners=0, num_envs_per_env_runner=2)
-    config.training(
-        steps_per_epoch=30, updates_per_epoch=3, batch_size=4, seq_len=5, lr=0.05, epsilon=0.3
-    )
-    config.training(channels=(4, 4, 4, 4), lstm_dim=8, temperature=1.5).debugging(
-        seed=0, log_level="ERROR"
-    )
-    algorithm = config.build_algo()
+    """They are those of the network that acted, epsilon included."""
+    sizes = {"steps_per_epoch": 30, "updates_per_epoch": 3, "batch_size": 4, "seq_len": 5}
+    algorithm = two_armed(1, seed=0, lr=0.05, epsilon=0.3, temperature=1.5, **sizes)
     try:
         algorithm.train()
         algorithm.replay = ReplayBuffer(1_000)
@@ -151,29 +135,29 @@ def test_stored_log_probabilities_are_exact(ray_cluster):
         algorithm.stop()
     assert network.policy.weight.abs().max() > 0.01
     assert len(replay) == 60
-    for stretch in replay._stretches:
-        state = [torch.from_numpy(x[:1].astype(np.float32)) for x in (stretch.h_TD, stretch.c_TD)]
+    for fragment in replay._fragments:
+        state = [torch.from_numpy(x[:1].astype(np.float32)) for x in (fragment.h_TD, fragment.c_TD)]
         with torch.no_grad():
-            logits, _, _ = network(torch.from_numpy(stretch.frames_THWC[None, :-1]), tuple(state))
-        chosen = range(len(stretch)), stretch.actions_T
+            logits, _, _ = network(torch.from_numpy(fragment.frames_THWC[None, :-1]), tuple(state))
+        chosen = range(len(fragment)), fragment.actions_T
         expected = behaviour_log_probabilities(logits[0], epsilon, 1.5)[chosen]
-        np.testing.assert_allclose(stretch.log_probabilities_T, expected.numpy(), atol=2e-3)
+        np.testing.assert_allclose(fragment.log_probabilities_T, expected.numpy(), atol=2e-3)
         greedy = behaviour_log_probabilities(logits[0], 0.0, 1.5)[chosen]
-        assert not np.allclose(stretch.log_probabilities_T, greedy.numpy(), atol=2e-3)
+        assert not np.allclose(fragment.log_probabilities_T, greedy.numpy(), atol=2e-3)
 
 
 GAMES = ["Airstriker-Genesis", "Kangaroo-Atari2600"]
+COUNT_BONUS = RewardConfig("count-bonus")
 
 
-def test_a_run_leaves_an_agent_that_plays_and_goes_on_where_it_was(
-    ray_cluster, tiny_world, tmp_path
-):
+def test_a_run_writes_an_agent_that_plays_and_can_be_resumed(ray_cluster, tiny_world, tmp_path):
     out = tmp_path / "run"
-    small = {"preset": "debug", "runners": 0, "seed": 3}
-    explore(GAMES, tiny_world, out, epochs=1, **small)
+    config = explore_preset("debug", runners=0, epochs=3)
+    resumed = {"games": GAMES, "model": tiny_world, "out": out, "resume": True, "seed": 3}
+    explore(GAMES, tiny_world, out, config=replace(config, epochs=1), seed=3)
     with pytest.raises(InputError, match="already holds a run"):
-        explore(GAMES, tiny_world, out, epochs=2, **small)
-    best = explore(GAMES, tiny_world, out, epochs=3, resume=True, **small)
+        explore(GAMES, tiny_world, out, config=config, seed=3)
+    best = explore(**resumed, config=config)
     rows = read_metrics(out)
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert [row["explore/epsilon"] for row in rows] == pytest.approx([0.1, 0.01, 0.01])
@@ -199,22 +183,11 @@ def test_a_run_leaves_an_agent_that_plays_and_goes_on_where_it_was(
 
     checkpoints = complete_checkpoints(out)
     assert [path.name for path in checkpoints] == ["step-00000002", "step-00000003"]
-    assert explore(GAMES, tiny_world, out, epochs=3, resume=True, **small) == best, (
-        "finished: nothing to do"
-    )
+    assert explore(**resumed, config=config) == best, "finished: nothing to do"
     load_policy(checkpoints[-1])
-    for other in ({"games": GAMES[:1]}, {"preset": "cpu"}):
+    for other in ({"games": GAMES[:1]}, {"config": replace(PRESETS["cpu"], runners=0)}):
         with pytest.raises(InputError, match="resume it as it was started"):
-            explore(
-                **{
-                    "games": GAMES,
-                    "model": tiny_world,
-                    "out": out,
-                    "resume": True,
-                    **small,
-                    **other,
-                }
-            )
+            explore(**{**resumed, "config": config, **other})
     (checkpoints[-1] / "arrays.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match="sha256"):
         load_checkpoint(checkpoints[-1])
@@ -225,28 +198,38 @@ def test_a_run_leaves_an_agent_that_plays_and_goes_on_where_it_was(
     [
         ({"games": []}, "no game"),
         ({"games": ["NoSuchGame"]}, "NoSuchGame"),
-        ({"games": ["Counting"] * 9, "envs_per_runner": 4}, "9 games need as many envs"),
-        ({"preset": "huge"}, "huge"),
-        ({"scorer": "oracle"}, "oracle"),
-        ({"epochs": 0}, "epochs"),
-        ({"runners": -1}, "runners"),
+        ({"games": ["Counting"] * 9}, "9 games need as many envs"),
+        ({"reward": RewardConfig(scorer="oracle")}, "oracle"),
         ({"model": "/nowhere"}, "/nowhere"),
     ],
 )
-def test_what_cannot_be_meant_is_one_line(change, message, tmp_path):
-    asked = {
-        "games": ["Counting"],
-        "model": tmp_path,
-        "out": tmp_path / "out",
-        "preset": "cpu",
-        **change,
-    }
+def test_bad_input_of_a_run_is_one_line(change, message, tmp_path):
+    run = {"games": ["Counting"], "model": tmp_path, "out": tmp_path / "out"}
     with pytest.raises(InputError, match=message) as caught:
-        explore(**asked)
+        explore(**{**run, "config": PRESETS["cpu"], **change})
     assert "\n" not in str(caught.value)
 
 
-def test_an_evaluation_with_a_hole_is_none():
+@pytest.mark.parametrize(
+    ("preset", "change", "message"),
+    [
+        ("huge", {}, "huge"),
+        ("cpu", {"epochs": 0}, "epochs"),
+        ("cpu", {"runners": -1}, "runners"),
+        ("cpu", {"top_fraction": 0.0}, "top_fraction"),
+        ("cpu", {"top_fraction": 2.0}, "top_fraction"),
+        ("cpu", {"epsilon": 1.5}, "epsilon"),
+        ("cpu", {"updates_per_epoch": 0}, "updates_per_epoch"),
+        ("cpu", {"lr": 0.0}, "lr"),
+    ],
+)
+def test_bad_settings_are_one_line(preset, change, message):
+    with pytest.raises(InputError, match=message) as caught:
+        explore_preset(preset, **change)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_incomplete_evaluation_has_no_mean():
     games = {
         "a": {"reward": 6.0, "envs": 2.0, "dropped": 0.0},
         "b": {"reward": 1.0, "envs": 1.0, "dropped": 0.0},
@@ -263,30 +246,15 @@ def test_an_evaluation_with_a_hole_is_none():
 def test_presets_and_schedule():
     paper = PRESETS["paper"]
     assert paper == ExploreConfig()
-    assert (paper.epochs, paper.runners * paper.envs_per_runner, paper.steps_per_epoch) == (
-        300,
-        8,
-        200,
-    )
+    assert (paper.epochs, paper.steps_per_epoch) == (300, 200)
+    assert paper.runners * paper.envs_per_runner == 8
     assert (paper.updates_per_epoch, paper.batch_size, paper.seq_len) == (200, 128, 20)
     assert (paper.loss.gamma, paper.loss.lambda_, paper.loss.entropy_coeff) == (0.995, 0.95, 0.001)
-    assert (paper.lr, paper.grad_clip, paper.temperature, paper.top_fraction) == (
-        1e-4,
-        10.0,
-        1.0,
-        0.25,
-    )
-    schedule = [paper.epsilon_at(epoch) for epoch in (0, 75, 150, 299)]
+    assert (paper.lr, paper.grad_clip) == (1e-4, 10.0)
+    assert (paper.temperature, paper.top_fraction) == (1.0, 0.25)
+    epsilon = paper.epsilon, paper.final_epsilon, paper.epsilon_epochs
+    schedule = [epsilon_at(epoch, *epsilon) for epoch in (0, 75, 150, 299)]
     assert schedule == pytest.approx([0.1, 0.055, 0.01, 0.01])
-    for wrong in (
-        {"top_fraction": 0.0},
-        {"top_fraction": 2.0},
-        {"epsilon": 1.5},
-        {"updates_per_epoch": 0},
-        {"lr": 0.0},
-    ):
-        with pytest.raises(InputError):
-            explore_preset("cpu", **wrong)
     for wrong in (
         {"gamma": 1.5},
         {"returns": "montecarlo"},
@@ -296,7 +264,7 @@ def test_presets_and_schedule():
             LossConfig(**wrong)
 
 
-def test_what_a_runner_cannot_use_reaches_the_caller(ray_cluster, tmp_path):
+def test_a_model_that_no_runner_can_load_reaches_the_caller(ray_cluster, tmp_path):
     """RLlib would restart such a runner for ever."""
     config = small_explorer(scorer=partial(LocalScorer, tmp_path), envs=1, steps_per_epoch=10)
     algorithm = config.build_algo()
@@ -310,14 +278,12 @@ def test_what_a_runner_cannot_use_reaches_the_caller(ray_cluster, tmp_path):
 def test_killed_game_and_killed_runner_do_not_stop_training(ray_cluster):
     algorithm = small_explorer(max_steps=30, runners=2, steps_per_epoch=10).build_algo()
 
+    def pids(runner):
+        return os.getpid(), [process.pid for process in runner.env.unwrapped.processes]
+
     def processes():
-        return algorithm.env_runner_group.foreach_env_runner(
-            lambda runner: (
-                os.getpid(),
-                [process.pid for process in runner.env.unwrapped.processes],
-            ),
-            local_env_runner=False,
-        )
+        runners = algorithm.env_runner_group
+        return runners.foreach_env_runner(pids, local_env_runner=False)
 
     try:
         algorithm.train()
@@ -326,25 +292,22 @@ def test_killed_game_and_killed_runner_do_not_stop_training(ray_cluster):
         (_, games), (runner, _) = processes()
         os.kill(games[0], signal.SIGKILL)
         algorithm.train()
-        assert len(algorithm.replay) == steps + 40, (
-            "the runner opened its games again and played on"
-        )
+        assert len(algorithm.replay) == steps + 40, "the runner opened its games again"
         os.kill(runner, signal.SIGKILL)
         algorithm.train()
-        assert len(algorithm.replay) >= steps + 60, "the other runner brought its steps"
+        assert len(algorithm.replay) >= steps + 60, "the other runner played its steps"
         deadline = time.monotonic() + 60
         while len({pid for pid, _ in processes()}) < 2 and time.monotonic() < deadline:
             algorithm.train()
-        pids = [pid for pid, _ in processes()]
-        assert len(pids) == 2
-        assert runner not in pids
+        runners = [pid for pid, _ in processes()]
+        assert len(runners) == 2
+        assert runner not in runners
     finally:
         algorithm.stop()
 
 
-def test_ctrl_c_that_something_swallows_still_ends_the_run(ray_cluster, tmp_path, monkeypatch):
-    """As Python drops what a finaliser raises: the epoch is played to its end and saved, and no
-    other begins."""
+def test_a_swallowed_ctrl_c_still_ends_the_run(ray_cluster, tmp_path, monkeypatch):
+    """Python drops what a finaliser raises: the epoch ends and is saved, and no other begins."""
     train = AutoExplore.train
 
     def interrupted(algorithm):
@@ -355,15 +318,8 @@ def test_ctrl_c_that_something_swallows_still_ends_the_run(ray_cluster, tmp_path
         return train(algorithm)
 
     monkeypatch.setattr(AutoExplore, "train", interrupted)
+    config = explore_preset("debug", runners=0, epochs=50)
     with pytest.raises(KeyboardInterrupt):
-        explore(
-            ["Counting"],
-            None,
-            tmp_path / "run",
-            preset="debug",
-            reward="count-bonus",
-            runners=0,
-            epochs=50,
-        )
+        explore(["Counting"], None, tmp_path / "run", config=config, reward=COUNT_BONUS)
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1]
     assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step-00000001"]

@@ -1,11 +1,11 @@
-"""Settings that change while an agent learns: they reach every process, by hand and by a
-population, and stay."""
+"""Settings that change while an agent learns, by `tune set` and in a population."""
 
 import json
 import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,18 +15,18 @@ import torch
 from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute, parse
-from exploration import explore, mutable_settings
+from exploration import explore
 from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint
 from exploration.agent.policy import CnnLstm, load_policy
+from exploration.config import explore_preset
+from exploration.mutable_settings import CHANGES, check_changes, read_requests, settings_in_effect
 from exploration.reward.scorers import LocalScorer
 from tests.fixtures.explorers import small_explorer
 
 NEW = {"lr": 0.003, "entropy_coeff": 0.05, "epsilon": 0.7, "temperature": 1.7, "top_fraction": 0.5}
 
 
-def test_settings_and_weights_reach_learner_runner_and_evaluation_and_nothing_is_built(
-    ray_cluster, tiny_world
-):
+def test_settings_and_weights_reach_every_process_without_a_rebuild(ray_cluster, tiny_world):
     config = small_explorer(
         scorer=partial(LocalScorer, tiny_world), max_steps=30, runners=1, envs=1, steps_per_epoch=8
     )
@@ -47,13 +47,11 @@ def test_settings_and_weights_reach_learner_runner_and_evaluation_and_nothing_is
         algorithm.train()
         before, held, learner = runner_is(), algorithm.config, id(algorithm.learner_group._learner)
         assert algorithm.reset_config({**held.to_dict(), "lstm_dim": 16}) is False
-        assert mutable_settings.in_effect(algorithm)["lr"] == held.lr
+        assert settings_in_effect(algorithm)["lr"] == held.lr
         algorithm.config = {}  # as Tune leaves it
         assert algorithm.reset_config({**held.to_dict(), **NEW}) is True
         algorithm.train()
-        assert mutable_settings.in_effect(algorithm) == pytest.approx(NEW), (
-            "after an update and a fragment"
-        )
+        assert settings_in_effect(algorithm) == pytest.approx(NEW), "after an update"
         assert algorithm.config is held
         assert (runner_is(), id(algorithm.learner_group._learner)) == (before, learner)
         assert algorithm.eval_env_runner.config.top_fraction == 0.25
@@ -64,7 +62,8 @@ def test_settings_and_weights_reach_learner_runner_and_evaluation_and_nothing_is
         algorithm.set_network(other)
         for name, tensor in algorithm.network().state_dict().items():
             assert torch.equal(tensor, other.state_dict()[name]), name
-        biases = algorithm.env_runner_group.foreach_env_runner(
+        runners = algorithm.env_runner_group
+        biases = runners.foreach_env_runner(
             lambda runner: runner.module.network.policy.bias.tolist(), local_env_runner=False
         )
         assert biases == [[3.0] * 5]
@@ -79,34 +78,13 @@ def interrupt_after_the_first_epoch(run: Path) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_population_copies_its_best_and_varies_it_also_after_ctrl_c(
+def test_a_population_copies_and_perturbs_its_best_also_after_ctrl_c(
     ray_cluster, tiny_world, tmp_path, capsys
 ):
     out = tmp_path / "tune"
-    argv = [
-        "tune",
-        "Counting",
-        "--model",
-        str(tiny_world),
-        "--out",
-        str(out),
-        "--preset",
-        "debug",
-        "--trials",
-        "2",
-    ]
-    argv += [
-        "--epochs",
-        "3",
-        "--perturbation-interval",
-        "1",
-        "--runners",
-        "0",
-        "--envs-per-runner",
-        "2",
-        "--reward-backend",
-        "serve",
-    ]
+    argv = f"tune Counting --model {tiny_world} --out {out} --preset debug --trials 2".split()
+    argv += ["--epochs", "3", "--perturbation-interval", "1", "--reward-backend", "serve"]
+    argv += ["--runners", "0", "--envs-per-runner", "2"]
     person = threading.Thread(target=interrupt_after_the_first_epoch, args=(out,))
     person.start()
     assert execute(argv) == 130
@@ -114,17 +92,15 @@ def test_a_population_copies_its_best_and_varies_it_also_after_ctrl_c(
     assert "--resume" in capsys.readouterr().err
     assert not (out / "tune.json").exists()
     assert execute([*argv, "--resume"]) == 0
-    found = json.loads((out / "tune.json").read_text())
-    assert [trial["epochs"] for trial in found["trials"].values()] == [[1, 2, 3]] * 2
-    copied = [change for change in found["changes"] if change["copied"]]
+    summary = json.loads((out / "tune.json").read_text())
+    assert [trial["epochs"] for trial in summary["trials"].values()] == [[1, 2, 3]] * 2
+    copied = [change for change in summary["changes"] if change["copied"]]
     assert copied
     for change in copied:
         assert change["trial"] != change["copied"]
-        assert change["settings"], "a copy is varied"
+        assert change["settings"], "a copy is perturbed"
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    assert len({row["pid"] for row in rows}) <= 4, (
-        "two actors before Ctrl+C and two after it, used again and again"
-    )
+    assert len({row["pid"] for row in rows}) <= 4, "two actors before Ctrl+C and two after it"
     for row in rows:
         assert 0 < row["evaluation_return"] <= 10
         for name, (low, high) in (("lr", (1e-5, 3e-3)), ("top_fraction", (0.05, 1.0))):
@@ -137,24 +113,20 @@ def test_a_population_copies_its_best_and_varies_it_also_after_ctrl_c(
     assert "already holds a run" in capsys.readouterr().err
 
 
-def set_after(epoch: int, run: Path, codes: list[int]) -> None:
+def set_after_the_first_epoch(run: Path, codes: list[int]) -> None:
     deadline = time.monotonic() + 60
-    while (
-        not any(row["step"] >= epoch for row in read_metrics(run)) and time.monotonic() < deadline
-    ):
+    while not read_metrics(run) and time.monotonic() < deadline:
         time.sleep(0.02)
     codes.append(execute(["tune", "set", str(run), "entropy_coeff=0.002", "epsilon=0.5"]))
 
 
-def test_a_running_experiment_takes_a_change_and_keeps_it(
-    ray_cluster, tiny_world, tmp_path, capsys
-):
+def test_a_run_takes_a_change_and_keeps_it(ray_cluster, tiny_world, tmp_path, capsys):
     out, codes = tmp_path / "run", []
-    small = {"preset": "debug", "runners": 0, "envs_per_runner": 1}
+    config = explore_preset("debug", runners=0, envs_per_runner=1, epochs=12)
     parse(["tune", "set", str(out), "lr=1"])  # loads the commands, so that the change comes in time
-    person = threading.Thread(target=set_after, args=(1, out, codes))
+    person = threading.Thread(target=set_after_the_first_epoch, args=(out, codes))
     person.start()
-    explore(["Counting"], tiny_world, out, epochs=12, **small)
+    explore(["Counting"], tiny_world, out, config=config)
     person.join()
     assert codes == [0]
     (change,) = json.loads((out / "history.json").read_text())
@@ -169,11 +141,11 @@ def test_a_running_experiment_takes_a_change_and_keeps_it(
     _, _, about = load_checkpoint(complete_checkpoints(out)[-1])
     assert about["settings"] == change["set"]
 
-    explore(["Counting"], tiny_world, out, epochs=13, resume=True, **small)
+    explore(["Counting"], tiny_world, out, config=replace(config, epochs=13), resume=True)
     assert read_metrics(out)[-1]["settings/entropy_coeff"] == 0.002
-    assert len(json.loads((out / "history.json").read_text())) == 1, "asked for once"
-    before = (out / mutable_settings.CHANGES).read_text()
-    for words, told in (
+    assert len(json.loads((out / "history.json").read_text())) == 1, "applied once"
+    before = (out / CHANGES).read_text()
+    for words, message in (
         ([str(out), "lr=0.001"], "finished"),
         ([str(tmp_path), "lr=0.001"], "no exploration run"),
         ([str(out), "gamma=0.9"], "'gamma' cannot be changed"),
@@ -183,17 +155,17 @@ def test_a_running_experiment_takes_a_change_and_keeps_it(
     ):
         assert execute(["tune", "set", *words]) == 2
         error = capsys.readouterr().err
-        assert told in error
+        assert message in error
         assert error.count("\n") == 1
-    assert (out / mutable_settings.CHANGES).read_text() == before
+    assert (out / CHANGES).read_text() == before
 
 
-def test_a_line_broken_by_hand_sets_nothing(tmp_path):
-    (tmp_path / mutable_settings.CHANGES).write_text(
+def test_a_damaged_request_sets_nothing(tmp_path):
+    (tmp_path / CHANGES).write_text(
         '{"time": 1, "set": {"lr": 0.5}}\nnonsense\n{"time": 2, "set": {"lr": 9}}\n{"ti'
     )
-    asked = mutable_settings.requests(tmp_path, after=0)
-    assert [one["set"] for one in asked] == [{"lr": 0.5}, {}, {}]
-    assert mutable_settings.requests(tmp_path, after=2) == asked[2:]
+    requests = read_requests(tmp_path, after=0)
+    assert [request["set"] for request in requests] == [{"lr": 0.5}, {}, {}]
+    assert read_requests(tmp_path, after=2) == requests[2:]
     with pytest.raises(InputError, match="lr=nan"):
-        mutable_settings.check({"lr": "nan"})
+        check_changes({"lr": "nan"})

@@ -118,7 +118,7 @@ def test_a_killed_learner_ends_the_command_with_what_to_do(
     told = command.communicate(timeout=100)[1]
     assert command.returncode == 2, told
     assert told.splitlines() == [
-        f"autoexplore: {out}: a learner's process died; go on from the newest checkpoint "
+        f"autoexplore: {out}: a learner process died; continue from the newest checkpoint "
         "with --resume"
     ]
     epoch = int(complete_checkpoints(out)[-1].name.removeprefix("step-"))

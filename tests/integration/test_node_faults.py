@@ -35,6 +35,7 @@ torch.set_num_threads(1)
 quiet_ray()
 
 from envs.utils.run_dir import read_metrics
+from exploration.config import explore_preset
 from exploration.train import ExploreLoop, explore
 from worldmodel.config import preset
 from worldmodel.training.train import TrainingRun, train, train_preset
@@ -81,7 +82,8 @@ ExploreLoop._save = save
 
 explored, trained = out + "/explore", out + "/tokenizer"
 told = {"explore": while_one_goes(explored, 3, lambda: explore(
-    ["Counting"], model, explored, preset="debug", runners=3, envs_per_runner=1, epochs=epochs))}
+    ["Counting"], model, explored,
+    config=explore_preset("debug", runners=3, envs_per_runner=1, epochs=epochs)))}
 cluster.add_node(**shape)
 changes = {"batch_size": 2, "log_every": 1, "checkpoint_every": 2, "keep_last": 99}
 settings = train_preset("tokenizer", "debug", iterations=steps, **changes)

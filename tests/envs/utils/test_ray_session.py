@@ -22,6 +22,8 @@ quiet_ray()
 
 from envs.utils.ray_session import node_resources
 from envs.collect import collect
+from exploration.config import explore_preset
+from exploration.reward.factory import RewardConfig
 from exploration.train import explore
 from worldmodel.config import preset
 from worldmodel.training.config import train_preset
@@ -64,7 +66,8 @@ train(run, workers=1)
 add("serve", labels={LABEL + "train": "gpu"})
 scaling = _scaling(99)
 told["with gpus"] = [node_resources("train").gpus, scaling.use_gpu, scaling.resources_per_worker]
-explore(["Counting"], model, out + "/explore", preset="debug", scorer="serve", learners=1, epochs=1)
+config = explore_preset("debug", learners=1, epochs=1)
+explore(["Counting"], model, out + "/explore", config=config, reward=RewardConfig(scorer="serve"))
 over.set()
 watching.join()
 told["actors"] = sorted({(name, kinds[node]) for name, node in seen})

@@ -15,8 +15,9 @@ from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
 from experiments.arguments import GameArgs
 from exploration.agent.policy import CnnLstm, PolicyConfig, save_policy
-from exploration.config import PRESETS
-from exploration.evaluate import interval, summary
+from exploration.config import PRESETS, explore_preset
+from exploration.evaluate import mean_with_interval, summarize_seeds
+from exploration.reward.factory import RewardConfig
 from exploration.train import explore
 from tests.experiments.test_cli import ROM_IS_MISSING, complaint
 
@@ -76,16 +77,16 @@ def test_games_by_query():
 
 def test_many_games_get_an_env_each_and_a_return_each(ray_cluster, tmp_path):
     games = ["Counting", "Corridor", "NoisyTV"]
-    explore(games, None, tmp_path, preset="debug", reward="count-bonus", runners=1, epochs=1)
+    config = explore_preset("debug", runners=1, epochs=1).with_envs_for(len(games))
+    explore(games, None, tmp_path, config=config, reward=RewardConfig("count-bonus"))
     (row,) = read_metrics(tmp_path)
     for game in games:
         assert row[f"explore/intrinsic_return/{game}"] > 0
         assert row[f"evaluation/intrinsic_return/{game}"] > 0
     assert json.loads((tmp_path / "config.json").read_text())["envs_per_runner"] == 3
+    longer = dataclasses.replace(config, epochs=2)
     with pytest.raises(InputError, match="reward"):
-        explore(
-            games, None, tmp_path, preset="debug", reward="random", runners=1, epochs=2, resume=True
-        )
+        explore(games, None, tmp_path, config=longer, reward=RewardConfig("random"), resume=True)
 
 
 def test_from_a_game_to_a_test_set_of_deep_play(ray_cluster, tmp_path, monkeypatch, capsys):
@@ -153,10 +154,10 @@ def test_agents_are_compared_over_seeds(ray_cluster, tiny_world, tmp_path: Path,
         {"explorer": {"uncertainty": 3, "screens": 4}, "random": {"uncertainty": x, "screens": 1}}
         for x in (1, 2)
     ]
-    table = summary(rows)
+    table = summarize_seeds(rows)
     assert table["uncertainty"]["difference"] == {
         "mean": 1.5,
         "half_width": pytest.approx(12.7062 * 0.5),
     }
     assert table["screens"]["difference"] == {"mean": 3.0, "half_width": 0.0}
-    assert interval(np.array([1.0]))["half_width"] == float("inf")
+    assert mean_with_interval(np.array([1.0]))["half_width"] == float("inf")

@@ -1,4 +1,4 @@
-"""The agent's network, what it acts by, and its folder on disk."""
+"""The agent's network, its behaviour policy, and its folder on disk."""
 
 import json
 
@@ -26,7 +26,7 @@ from exploration.rollout.vector_env import spaces
 SMALL = PolicyConfig(channels=(4, 4, 8, 8), lstm_dim=16)
 
 
-def awake(config: PolicyConfig, seed: int = 0) -> CnnLstm:
+def trained(config: PolicyConfig, seed: int = 0) -> CnnLstm:
     """A network whose heads are not zero."""
     torch.manual_seed(seed)
     network = CnnLstm(config)
@@ -43,14 +43,12 @@ def frames(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_paper_size():
     network = CnnLstm(PolicyConfig())
     assert network.config.features == 1024
-    # The paper's 3.22 M.
-    assert sum(parameter.numel() for parameter in network.parameters()) == 3_218_470
+    assert sum(parameter.numel() for parameter in network.parameters()) == 3_218_470  # 3.22 M
     kinds = [type(layer).__name__ for layer in network.convolutions]
     assert kinds == ["Conv2d", "MaxPool2d", "ReLU"] * 4
     assert [layer.out_channels for layer in network.convolutions[::3]] == [32, 32, 64, 64]
-    assert {(layer.kernel_size, layer.stride) for layer in network.convolutions[::3]} == {
-        ((3, 3), (1, 1))
-    }
+    shapes = {(layer.kernel_size, layer.stride) for layer in network.convolutions[::3]}
+    assert shapes == {((3, 3), (1, 1))}
     config = AutoExploreConfig()
     observation, action = spaces()
     spec = config.get_default_rl_module_spec()
@@ -67,8 +65,8 @@ def test_the_untrained_agent_is_uniform():
     assert torch.equal(values_BT, torch.zeros(2, 3))
 
 
-def test_one_step_at_a_time_is_the_whole_sequence():
-    network = awake(SMALL).eval()
+def test_single_steps_equal_the_whole_sequence():
+    network = trained(SMALL).eval()
     frames_BTHWC = frames(2, 6)
     logits_BTA, values_BT, last = network(frames_BTHWC, network.start_state(2))
     state = network.start_state(2)
@@ -77,8 +75,7 @@ def test_one_step_at_a_time_is_the_whole_sequence():
         torch.testing.assert_close(logits[:, 0], logits_BTA[:, t], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(values[:, 0], values_BT[:, t], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(state[0], last[0], atol=1e-5, rtol=1e-4)
-    # Every pixel level counts: a buffer that turns pixels into {0, 1} / 255 would not tell these
-    # apart.
+    # Every pixel level counts: a buffer that kept 0 or 1 only could not tell these apart.
     assert not torch.allclose(
         network(frames_BTHWC // 2, network.start_state(2))[0], logits_BTA, atol=1e-3
     )
@@ -104,7 +101,7 @@ def test_module_explores_by_the_mixture_and_evaluates_without():
         model_config={"channels": SMALL.channels, "lstm_dim": SMALL.lstm_dim, "precision": "fp32"},
     )
     module = spec.build()
-    module.network.load_state_dict(awake(SMALL).state_dict())
+    module.network.load_state_dict(trained(SMALL).state_dict())
     state = {name: value[None].repeat(3, 1) for name, value in module.get_initial_state().items()}
     batch = {Columns.OBS: frames(3, 1), Columns.STATE_IN: state}
     logits = module.forward_inference(batch)[Columns.ACTION_DIST_INPUTS]
@@ -126,7 +123,7 @@ def test_module_explores_by_the_mixture_and_evaluates_without():
 
 
 def test_saved_agent_plays_the_same(tmp_path):
-    network = awake(SMALL)
+    network = trained(SMALL)
     save_policy(tmp_path / "agent", network, {"epoch": 3})
     assert sorted(file.name for file in (tmp_path / "agent").iterdir()) == [
         "config.json",
@@ -148,21 +145,18 @@ def test_saved_agent_plays_the_same(tmp_path):
     agent.reset(1)
     first = [agent.act(frame) for frame in frames_THWC]
     agent.reset(1)
-    assert [agent.act(frame) for frame in frames_THWC] == first == play(1), (
-        "reset forgets the episode before"
-    )
+    assert [agent.act(frame) for frame in frames_THWC] == first == play(1), "reset forgets"
 
 
 def test_other_agents_are_refused(tmp_path):
-    good = save_policy(tmp_path / "good", awake(SMALL))
+    good = save_policy(tmp_path / "good", trained(SMALL))
     with pytest.raises(InputError, match="no policy here"):
         load_policy(tmp_path / "nowhere")
     for epsilon, temperature in ((2.0, 1.0), (0.0, -1.0)):
         with pytest.raises(InputError):
             load_policy(good, epsilon=epsilon, temperature=temperature)
-    two = save_policy(
-        tmp_path / "two", CnnLstm(PolicyConfig(actions=2, channels=(4, 4, 4, 4), lstm_dim=8))
-    )
+    network = CnnLstm(PolicyConfig(actions=2, channels=(4, 4, 4, 4), lstm_dim=8))
+    two = save_policy(tmp_path / "two", network)
     assert load_network(two).config.actions == 2
     with pytest.raises(InputError, match="actions"):
         load_policy(two)

@@ -155,10 +155,8 @@ def learnt(world: World, reward: str, seed: int, folder: Path) -> NDArray[np.int
     config = dataclasses.replace(
         config, loss=dataclasses.replace(config.loss, gamma=0.9, entropy_coeff=0.02)
     )
-    data = (world.data,)
-    best = explore(
-        ["NoisyTV"], world.model, folder, config=config, reward=reward, reward_data=data, seed=seed
-    )
+    paid = RewardConfig(reward, data=(world.data,))
+    best = explore(["NoisyTV"], world.model, folder, config=config, reward=paid, seed=seed)
     agent = load_policy(best)
 
     def act(frame, episode, step):

@@ -8,6 +8,7 @@ import pytest
 from envs.games.counting import read_frame
 from experiments.__main__ import execute
 from exploration import explore
+from exploration.config import explore_preset
 from exploration.rollout.reward_connector import RewardConnector
 from exploration.rollout.snapshots import (
     Snapshot,
@@ -63,7 +64,8 @@ def test_a_run_leaves_screens_films_and_a_page(
     ray_cluster: None, tiny_world: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    explore(["Counting"], tiny_world, out, preset="debug", runners=0, envs_per_runner=1)
+    config = explore_preset("debug", runners=0, envs_per_runner=1)
+    explore(["Counting"], tiny_world, out, config=config)
     kept = load_snapshots(out)
     assert list(kept) == [1, 2]
     for epoch, seen in kept.items():
