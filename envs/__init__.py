@@ -13,7 +13,7 @@ BUILTIN = (COUNTING, CORRIDOR, NOISY_TV, COINRUN)
 
 
 def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
-    """Return the env of a game: observations uint8 (64, 64, 3), actions Discrete(5) in the order of
+    """Return the env of a game: frames uint8 (64, 64, 3), actions Discrete(5) in the order of
     `envs.controls.ACTIONS`.
 
     `game` is a name of stable-retro, with or without "-v0", or one of these games, which need no
@@ -48,7 +48,7 @@ def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
 def builtin_name(game: str) -> str | None:
     """Return the name of a game of `BUILTIN`, or None for a game of stable-retro.
 
-    The package of CoinRun is loaded, because an installed package may still lack a system library.
+    CoinRun's package is loaded, because an installed package may still lack a system library.
 
     Raises: InputError if the game's package cannot be loaded.
     """

@@ -36,7 +36,6 @@ TO_RENAME = {
     "Block",
     "Difference",
     "FeatureNetwork",
-    "Source",
     "agreement",
     "as_table",
     "build",
@@ -48,12 +47,10 @@ TO_RENAME = {
     "games",
     "interval",
     "joined",
-    "load",
     "load_weights",
     "measure",
     "open_model",
     "plot",
-    "read_frame",
     "save_checkpoint",
     "short_name",
     "summarise",
@@ -62,7 +59,6 @@ TO_RENAME = {
     "train",
     "training",
     "verdict",
-    "write",
 }
 """Names that several modules define without a reason: delete each when it is unique."""
 

@@ -13,12 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from envs.episodes import manifest
-from envs.episodes.dataset import EpisodeReader
 from envs.episodes.shards import SCHEMA
 from envs.episodes.stats import compute_stats
 from envs.episodes.verify import verify
 from experiments.__main__ import execute
-from tests.fixtures.datasets import record
+from tests.fixtures.datasets import read_encoded, record
 
 GAMES = ("Counting", "Kangaroo-Atari2600")
 EPISODES = 4
@@ -26,7 +25,7 @@ EPISODES = 4
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four episodes of 40 to 43 steps of two games. Nobody may change it."""
+    """Four episodes of 40 to 43 steps of two games. Tests must not change it."""
     return Path(
         record(
             tmp_path_factory.mktemp("recorded") / "data", games=GAMES, episodes=EPISODES, steps=40
@@ -36,7 +35,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(recorded: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(recorded, tmp_path / "data"))
 
 
@@ -230,11 +229,7 @@ def test_figures_of_the_games(
     assert counting["terminated_share"] == 0
     assert counting["validation_episodes"] == 1
     actions = np.concatenate(
-        [
-            episode.actions
-            for episode in EpisodeReader(data).iter_encoded()
-            if episode.game == "Counting"
-        ]
+        [episode.actions for episode in read_encoded(data) if episode.game == "Counting"]
     )
     shares = np.bincount(actions, minlength=5) / len(actions)
     assert list(counting["action_shares"].values()) == pytest.approx(shares.tolist())

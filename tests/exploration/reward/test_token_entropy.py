@@ -6,7 +6,7 @@ import pytest
 import torch
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from envs.games.counting import CountingEnv, read_frame
+from envs.games.counting import CountingEnv, read_step_and_action
 from envs.utils.errors import InputError
 from exploration.agent.replay_buffer import SCORED, to_fragment
 from exploration.algorithm import AutoExploreConfig
@@ -27,7 +27,7 @@ class ActionScorer:
         self.newest_steps: list[int] = []
 
     def submit(self, frames_B5HWC, actions_B4):
-        shown = [[read_frame(frame) for frame in frames] for frames in frames_B5HWC]
+        shown = [[read_step_and_action(frame) for frame in frames] for frames in frames_B5HWC]
         for frames, actions in zip(shown, actions_B4, strict=True):
             steps = [step for step, _ in frames]
             assert steps == list(range(steps[0], steps[0] + 5)), "five consecutive frames"
@@ -276,7 +276,7 @@ def test_actions_stay_beside_their_frames_through_rllib(ray_cluster):
     )
     for stretch in stretches:
         assert len(stretch) <= 13
-        shown = [read_frame(frame) for frame in stretch.frames_THWC]
+        shown = [read_step_and_action(frame) for frame in stretch.frames_THWC]
         assert [step for step, _ in shown] == list(range(len(stretch) + 1))
         assert [action for _, action in shown[1:]] == stretch.actions_T.tolist()
         assert stretch.scored_T.tolist() == [False] * min(3, len(stretch)) + [True] * max(
