@@ -5,7 +5,6 @@ at any size. Each frame is compared with the record; an emulator or ROM that div
 """
 
 import dataclasses
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from envs import BUILTIN
 from envs.collect.collector import playable
-from envs.collect.worker import EmulatorSlot, EpisodeResult, GameError
+from envs.collect.worker import EpisodeResult, GameError, GameWorker
 from envs.collect.worker_pool import CollectSummary, WorkerSpec, default_timeout, play_missing
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 from envs.episodes.episode import Episode
@@ -71,46 +70,35 @@ def rerender(
     return summary
 
 
-class RerenderWorker:
+class RerenderWorker(GameWorker):
     """Ray actor that plays recorded episodes again and writes them at another frame size."""
 
     def __init__(self, source: str, out: str, size: int) -> None:
+        super().__init__()
         self._source, self._out, self._size = source, parse_uri(out), size
         self._reader: EpisodeReader | None = None
-        self._emulator = EmulatorSlot()
-
-    def process(self) -> int:
-        """Return the process id."""
-        return os.getpid()
 
     def play(self, task: RecordedEpisode) -> EpisodeResult:
         """Re-render one episode.
 
-        Raises: GameError if its game cannot be opened, InputError if the play differs from the
-        record.
+        Raises: GameError if its game cannot be opened or has another ROM, InputError if the play
+        differs from the record.
         """
         started = time.process_time()
         self._reader = self._reader or EpisodeReader(self._source)
         recorded = self._reader[task.episode]
-        episode = rerender_episode(self._open(recorded), recorded)
-        shard = write_shard(self._out, [episode.encode()], recorded.session_id)
-        return EpisodeResult(shard, time.process_time() - started)
-
-    def _open(self, recorded: Episode) -> gymnasium.Env[Any, Any]:
-        """Return an env of the episode's game and start state, if the ROM is the same."""
         if recorded.game in BUILTIN:
             raise GameError("it is drawn at a single size and cannot be re-rendered")
-        env = self._emulator.open(
-            recorded.game,
-            frame_skip=recorded.frame_skip,
-            state=recorded.init_state or None,
-            size=self._size,
-        )
+        state, frame_skip = recorded.init_state or None, recorded.frame_skip
+        env = self._open(recorded.game, frame_skip=frame_skip, state=state, size=self._size)
         if env.unwrapped.rom_sha1 != recorded.rom_sha1:  # type: ignore[attr-defined]
             raise GameError(
                 f"the installed ROM is not the one of episode {recorded.session_id} (sha1 differs)"
             )
-        return env
+        shard = write_shard(
+            self._out, [rerender_episode(env, recorded).encode()], recorded.session_id
+        )
+        return EpisodeResult(shard, time.process_time() - started)
 
 
 def rerender_episode(env: gymnasium.Env[Any, Any], recorded: Episode) -> Episode:

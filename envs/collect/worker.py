@@ -97,14 +97,27 @@ def play_episode(
     )
 
 
-class EmulatorSlot:
-    """The one emulator of a process; another game, or other options, replace it."""
+@dataclass(frozen=True)
+class EpisodeResult:
+    """Report of a worker about one episode."""
+
+    shard: Shard
+    cpu_seconds: float
+    """CPU time of the worker's process for playing, compressing and writing."""
+
+
+class GameWorker:
+    """Base of the Ray actors that play: it holds one emulator, replaced for another game."""
 
     def __init__(self) -> None:
         self._env: gymnasium.Env[Any, Any] | None = None
         self._opened: tuple[Any, ...] = ()
 
-    def open(self, game: str, **options: Any) -> gymnasium.Env[Any, Any]:
+    def process(self) -> int:
+        """Return the process id."""
+        return os.getpid()
+
+    def _open(self, game: str, **options: Any) -> gymnasium.Env[Any, Any]:
         """Return `envs.make(game, **options)`, the same env as before if nothing differs.
 
         Raises: GameError if the game cannot be opened.
@@ -121,28 +134,15 @@ class EmulatorSlot:
         return self._env
 
 
-@dataclass(frozen=True)
-class EpisodeResult:
-    """Report of a worker about one episode."""
-
-    shard: Shard
-    cpu_seconds: float
-    """CPU time of the worker's process for playing, compressing and writing."""
-
-
-class CollectWorker:
+class CollectWorker(GameWorker):
     """Ray actor that plays episodes and writes their shards."""
 
     def __init__(self, root: str, build_policy: Callable[[], Policy], steps: int) -> None:
+        super().__init__()
         self._root, self._steps = parse_uri(root), steps
         # Built on first use: Ray reports an error in an actor's constructor as the actor's death.
         self._policy: Policy | None = None
         self._build_policy = build_policy
-        self._emulator = EmulatorSlot()
-
-    def process(self) -> int:
-        """Return the process id."""
-        return os.getpid()
 
     def play(self, key: EpisodeKey) -> EpisodeResult:
         """Play one episode. Its shard is completely on disk when this returns.
@@ -151,7 +151,6 @@ class CollectWorker:
         """
         started = time.process_time()
         self._policy = self._policy or self._build_policy()
-        env = self._emulator.open(key.game)
-        episode = play_episode(env, self._policy, key, steps=self._steps)
+        episode = play_episode(self._open(key.game), self._policy, key, steps=self._steps)
         shard = write_shard(self._root, [episode.encode()], key.id)
         return EpisodeResult(shard, time.process_time() - started)

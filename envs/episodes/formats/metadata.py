@@ -10,18 +10,25 @@ from envs.utils.errors import InputError
 
 KEY = "autoexplore"
 """Key of the metadata in other formats' JSON."""
-_TYPES = {
-    field.name: {"seed": int, "frame_skip": int, "buttons": list, "info": dict}.get(field.name, str)
-    for field in dataclasses.fields(EpisodeMetadata)
-    if field.name not in ("actions", "rewards", "terminated", "truncated")
+_NOT_TEXT: dict[str, type] = {
+    "seed": int,
+    "frame_skip": int,
+    "terminated": bool,
+    "truncated": bool,
+    "buttons": list,
+    "info": dict,
 }
-"""JSON type of each field but the arrays and the two flags."""
-_FIELDS = (*_TYPES, "terminated", "truncated")
+_TYPES = {
+    field.name: _NOT_TEXT.get(field.name, str)
+    for field in dataclasses.fields(EpisodeMetadata)
+    if field.name not in ("actions", "rewards")
+}
+"""JSON type of each field but the arrays."""
 
 
 def episode_metadata(episode: EpisodeMetadata) -> dict[str, Any]:
     """Return an episode's fields without its arrays as JSON values."""
-    return {name: getattr(episode, name) for name in _FIELDS} | {"buttons": list(episode.buttons)}
+    return {name: getattr(episode, name) for name in _TYPES} | {"buttons": list(episode.buttons)}
 
 
 def metadata_fields(values: Any, where: Path) -> dict[str, Any]:
@@ -29,14 +36,14 @@ def metadata_fields(values: Any, where: Path) -> dict[str, Any]:
 
     Raises: InputError naming `where` for missing fields and wrong types.
     """
-    if not isinstance(values, dict) or not set(_FIELDS) <= set(values):
+    if not isinstance(values, dict) or not set(_TYPES) <= set(values):
         raise InputError(
             f"{where} does not describe its episodes: export it again, or delete its {KEY!r} "
             "entries"
         )
     if not all(isinstance(values[name], kind) for name, kind in _TYPES.items()):
         raise InputError(f"{where} has values of the wrong type for an episode: export it again")
-    return {name: values[name] for name in _FIELDS} | {"buttons": tuple(values["buttons"])}
+    return {name: values[name] for name in _TYPES} | {"buttons": tuple(values["buttons"])}
 
 
 def known_game(name: str) -> str | None:

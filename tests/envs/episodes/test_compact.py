@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from contextlib import closing
@@ -21,23 +20,7 @@ from envs.episodes.verify import verify
 from envs.utils.errors import InputError
 from envs.utils.storage import lock
 from experiments.__main__ import execute
-from tests.fixtures.datasets import read_encoded, record
-
-GAMES = ("Counting", "Kangaroo-Atari2600")
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four episodes of 40 to 43 steps of two games. Tests must not change it."""
-    return Path(
-        record(tmp_path_factory.mktemp("recorded") / "data", games=GAMES, episodes=4, steps=40)
-    )
-
-
-@pytest.fixture
-def data(recorded: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(recorded, tmp_path / "data"))
+from tests.fixtures.datasets import read_encoded, record, shard_files
 
 
 def content(folder: Path) -> tuple[list[EncodedEpisode], list[str], list[str]]:
@@ -55,17 +38,13 @@ def equal(one: tuple[list[EncodedEpisode], list[str], list[str]], other: Any) ->
     return one[1:] == other[1:] and all(equal_episodes(a, b) for a, b in pairs)
 
 
-def files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("env=*/*.parquet"))
-
-
 def test_merging_files_changes_no_session_and_no_split(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = content(data)
     assert execute(["data", "compact", str(data)]) == 0
     assert "8 files became 2" in capsys.readouterr().out
-    assert len(files(data)) == 2
+    assert len(shard_files(data)) == 2
     assert equal(content(data), before)
     assert verify(str(data)).faults == {}
     merged = (data / manifest.NAME).read_bytes()
@@ -78,9 +57,9 @@ def test_a_merged_set_grows_and_is_merged_again(data: Path) -> None:
     compact(str(data))
     record(data, episodes=6, steps=40, seed=1)
     before = content(data)
-    assert len(files(data)) == 8
+    assert len(shard_files(data)) == 8
     compact(str(data))
-    assert len(files(data)) == 2
+    assert len(shard_files(data)) == 2
     assert equal(content(data), before)
 
 
@@ -99,8 +78,10 @@ def test_files_are_filled_up_to_their_size(tmp_path: Path) -> None:
             writer.add(type(episode)(**fields))
     before = content(tmp_path / "data")
     compact(str(tmp_path / "data"), megabytes=1)  # a session has 0.37 MB
-    assert [len(EpisodeReader(tmp_path / "data")), len(files(tmp_path / "data"))] == [8, 4]
-    assert all(500_000 < file.stat().st_size <= 1_000_000 for file in files(tmp_path / "data"))
+    assert [len(EpisodeReader(tmp_path / "data")), len(shard_files(tmp_path / "data"))] == [8, 4]
+    assert all(
+        500_000 < file.stat().st_size <= 1_000_000 for file in shard_files(tmp_path / "data")
+    )
     assert equal(content(tmp_path / "data"), before)
 
 
@@ -143,7 +124,7 @@ def test_killed_at_any_point_the_set_is_whole_and_the_next_run_finishes(
     assert equal(content(data), before)
     result = compact(str(data))
     assert equal(content(data), before)
-    assert len(files(data)) == 2
+    assert len(shard_files(data)) == 2
     assert verify(str(data)).faults == {}
     assert result.leftovers == {2: 0, 3: 1, 4: 4, 6: 2, 8: 0, 9: 1, 13: 1}[calls]
 
@@ -163,7 +144,7 @@ def test_leftovers_are_not_taken_in_twice(data: Path, calls: int) -> None:
         )
     assert equal(content(data), before)
     compact(str(data))
-    assert len(files(data)) == 2
+    assert len(shard_files(data)) == 2
     assert equal(content(data), before)
 
 
@@ -192,7 +173,7 @@ def test_what_cannot_be_merged(
     assert not (tmp_path / "none").exists()
     with closing(lock(data)), pytest.raises(InputError, match="being written"):
         compact(str(data))
-    file = files(data)[1]
+    file = shard_files(data)[1]
     whole = bytearray(file.read_bytes())
     whole[len(whole) // 2] ^= 1
     file.write_bytes(bytes(whole))
@@ -200,7 +181,7 @@ def test_what_cannot_be_merged(
     with pytest.raises(InputError, match="sha256 differs"):
         compact(str(data))
     assert (data / manifest.NAME).read_bytes() == before
-    assert len(files(data)) == 8
+    assert len(shard_files(data)) == 8
     file.write_bytes(whole[:-1])
     with pytest.raises(InputError, match=f"{file.name} is damaged or missing"):
         compact(str(data))

@@ -16,7 +16,7 @@ from envs.episodes.formats.convert import import_episodes
 from envs.episodes.verify import verify
 from envs.games.counting import read_step_and_action
 from envs.utils.errors import InputError
-from tests.fixtures.datasets import FORMAT_GAMES, read_all
+from tests.fixtures.datasets import TWO_GAMES, read_all
 
 
 @pytest.fixture
@@ -31,11 +31,11 @@ def spoiled(published: Path, tmp_path: Path) -> Path:
 
 def test_the_published_layout_as_its_own_reader_takes_it(data: str, published: Path) -> None:
     assert sorted(item.name for item in published.iterdir()) == [
-        f"retro_{game.lower()}_v0.0.0" for game in FORMAT_GAMES
+        f"retro_{game.lower()}_v0.0.0" for game in TWO_GAMES
     ]
     for home in published.iterdir():
         info = json.loads((home / "info.json").read_text())
-        assert info["info"]["game"] in FORMAT_GAMES
+        assert info["info"]["game"] in TWO_GAMES
         assert info["name"] == home.name.removesuffix("_v0.0.0")
         assert (info["version"], info["generator_config"]["output_mode"]) == ("0.0.0", "frame")
         assert info["info"]["action_captions"] == [

@@ -17,15 +17,6 @@ from envs.episodes.episode import Episode
 from envs.episodes.formats import lerobot
 from envs.episodes.formats.convert import export_episodes
 from experiments.__main__ import execute
-from tests.fixtures.datasets import record
-
-GAMES = ("Counting", "Kangaroo-Atari2600")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Three episodes of 30 to 32 steps of two games."""
-    return record(tmp_path_factory.mktemp("recorded") / "data", games=GAMES, episodes=3, steps=30)
 
 
 def check_lerobot(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from envs.episodes.formats.convert import export_episodes, import_episodes
 from envs.games.counting import read_step_and_action
 from envs.utils.errors import InputError
 from experiments.__main__ import execute
-from tests.fixtures.datasets import FORMAT_GAMES, read_all, read_encoded
+from tests.fixtures.datasets import TWO_GAMES, read_all, read_encoded
 
 
 def test_minari_loads_what_was_written(
@@ -23,7 +23,7 @@ def test_minari_loads_what_was_written(
 ) -> None:
     export_episodes(data, tmp_path / "minari", "minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    for game in FORMAT_GAMES:
+    for game in TWO_GAMES:
         dataset = minari.load_dataset(f"autoexplore/{game}-v0")
         originals = [episode for episode in read_all(data) if episode.game == game]
         assert (dataset.total_episodes, dataset.total_steps) == (
