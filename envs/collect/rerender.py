@@ -88,7 +88,7 @@ class RerenderWorker(GameWorker):
         self._reader = self._reader or EpisodeReader(self._source)
         recorded = self._reader[task.episode]
         if recorded.game in BUILTIN:
-            raise GameError("it is drawn at a single size and cannot be re-rendered")
+            raise GameError("its frames have a fixed size and cannot be re-rendered")
         state, frame_skip = recorded.init_state or None, recorded.frame_skip
         env = self._open(recorded.game, frame_skip=frame_skip, state=state, size=self._size)
         if env.unwrapped.rom_sha1 != recorded.rom_sha1:  # type: ignore[attr-defined]

@@ -97,7 +97,7 @@ _threads = threading.local()
 def _decompress(chunks: Sequence[bytes | memoryview], index: int, limit: int) -> bytes:
     """Return the content of blob `index`, at most `limit` bytes.
 
-    A zstd decompressor must not be shared between threads, so each thread has its own.
+    A zstd decompressor must not be shared between threads, so each thread creates one.
     """
     if index >= len(chunks):
         raise InputError(f"frame chunk {index} does not exist: the episode has {len(chunks)}")
@@ -105,7 +105,7 @@ def _decompress(chunks: Sequence[bytes | memoryview], index: int, limit: int) ->
         _threads.decompressor = zstandard.ZstdDecompressor()
     try:
         if zstandard.frame_content_size(chunks[index]) > limit:
-            raise InputError(f"frame chunk {index} says it holds more than {limit} bytes")
+            raise InputError(f"the header of frame chunk {index} states more than {limit} bytes")
         return _threads.decompressor.decompress(chunks[index])
     except zstandard.ZstdError as error:
         raise InputError(f"frame chunk {index} is damaged ({error})") from error

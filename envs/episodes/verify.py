@@ -34,7 +34,7 @@ def verify(uri: str, *, workers: int = 2) -> Verification:
 
     Per file: size, sha256 and page checksums, the episodes against the manifest, every frame, the
     range of the actions, finite rewards. For the whole data set: every episode is stored once, the
-    split lists every episode under its own game, and every file is in the manifest.
+    split lists every episode under its game, and every file is in the manifest.
 
     Raises: InputError if there is no readable manifest or `workers` is below 1.
     """
@@ -80,7 +80,7 @@ def _shard_fault(root: StoragePath, shard: Shard) -> str:
             episode = read_row(root / shard.path, row)
             name = f"episode {episode.session_id} of {episode.game}"
             if session_record(episode) != record:
-                return f"row {row} holds {name}, not what the manifest says"
+                return f"row {row} holds {name}, not the episode that the manifest lists"
             if shard.path.split("/")[0] != f"env={episode.game}":
                 return f"{name} is in another game's folder"
             _check_content(episode)

@@ -91,7 +91,7 @@ def ray_session(address: str | None = None, cpus: int = 0) -> Iterator[None]:
     try:
         yield
     finally:
-        # Ray reports calls to Serve's controller that its own shutdown cuts off as errors.
+        # Ray reports calls to Serve's controller that the shutdown cuts off as errors.
         with captured_output(drop="Task ServeController."):
             if "ray.serve" in sys.modules:
                 from ray import serve

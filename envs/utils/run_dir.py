@@ -51,10 +51,8 @@ class RunDir:
     def log(self, step: int, values: dict[str, float]) -> None:
         """Log scalars of a step to both files. Names contain slashes, e.g. `train/loss`."""
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
-        self._add(
-            step,
-            *(Summary.Value(tag=name, simple_value=value) for name, value in values.items()),
-        )
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._add(step, *scalars)
 
     def log_text(self, step: int, name: str, text: str) -> None:
         """Log a line of text to TensorBoard's text page."""

@@ -199,8 +199,8 @@ class FolderLock:
 class RemoteLock:
     """Lock on an object store: an object that a thread renews every 10 s and that expires in 60 s.
 
-    A store has no lock of its own. Two writers that start within the same half second can both get
-    in; the episodes of both are then complete, but the manifest is that of the last writer.
+    Object stores have no locks. Two writers that start within half a second may both succeed; the
+    episodes of both are then complete, but the manifest is that of the last writer.
     """
 
     def __init__(self, root: RemotePath) -> None:
