@@ -77,8 +77,10 @@ def default_timeout(steps: int) -> float:
 def play_missing(
     writer: EpisodeWriter, tasks: Sequence[Task], workers: WorkerSpec, *, title: str, shown: bool
 ) -> CollectSummary:
-    """Play the tasks whose episodes the folder of `writer` lacks, in the connected Ray cluster or
-    a local one, and show the progress as `title` if `shown`.
+    """Play the tasks whose episodes the folder of `writer` lacks.
+
+    Uses the connected Ray cluster or a local one. `title` describes the progress bar, which appears
+    only if `shown`.
     """
     started = time.monotonic()
     held = writer.sessions

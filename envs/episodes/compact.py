@@ -1,5 +1,4 @@
-"""Compaction: merge the small files of a data set into a few large ones without changing any
-episode.
+"""Compaction: small files of a data set are merged into large ones, without changing an episode.
 
 A large file is written completely, read back, and entered into the manifest while its small files
 are removed from it (one rename). Only then are the small files deleted. Readers therefore find

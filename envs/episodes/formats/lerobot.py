@@ -155,6 +155,7 @@ class _DataFiles:
         return divmod(self._number, FILES_PER_CHUNK)
 
     def close(self) -> None:
+        """Finish the open file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
