@@ -13,12 +13,12 @@ BUILTIN = (COUNTING, CORRIDOR, NOISY_TV, COINRUN)
 
 
 def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
-    """Return the env of a game: observations uint8 (64, 64, 3), actions Discrete(5) in the order of
-    `envs.controls.ACTIONS`.
+    """Return the env of a game: observations uint8 (64, 64, 3), actions Discrete(5).
 
-    `game` is a name of stable-retro, with or without "-v0", or one of these games, which need no
-    ROM: "Counting" (`envs.games.counting`), "Corridor" and "NoisyTV" (`envs.games.corridor`),
-    "CoinRun" (`envs.games.coinrun`, with seven actions and more options).
+    Actions are in the order of `envs.controls.ACTIONS`. `game` is a name of stable-retro, with or
+    without "-v0", or one of these games, which need no ROM: "Counting" (`envs.games.counting`),
+    "Corridor" and "NoisyTV" (`envs.games.corridor`), "CoinRun" (`envs.games.coinrun`, with seven
+    actions and more options).
 
     Options: frame_skip=4 (CoinRun: 1), size=64, seed=None, state=None (name of a savestate),
     max_steps=None. A process holds one emulator at a time: close an env before you make the next
@@ -48,7 +48,7 @@ def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
 def builtin_name(game: str) -> str | None:
     """Return the name of a game of `BUILTIN`, or None for a game of stable-retro.
 
-    The package of CoinRun is loaded, because an installed package may still lack a system library.
+    CoinRun's package is loaded, because an installed package may still lack a system library.
 
     Raises: InputError if the game's package cannot be loaded.
     """

@@ -27,19 +27,8 @@ SUBSETS_FOLDER = Path(__file__).with_name("subsets")
 VIEWS = ("side", "third person", "top", "first person", "several")
 AXES = ("free", "horizontal", "vertical", "fixed", "tube")
 MOTIONS = (
-    *(
-        "platformer",
-        "space_shooter",
-        "fight",
-        "shooter",
-        "action",
-        "sport",
-        "maze",
-        "race",
-        "grid",
-        "pong",
-    ),
-    *("simulation", "pinball", "flying_platformer", "tetris", "other"),
+    *("platformer", "space_shooter", "fight", "shooter", "action", "sport", "maze", "race"),
+    *("grid", "pong", "simulation", "pinball", "flying_platformer", "tetris", "other"),
 )
 CONTROLS = ("right", "left", "up", "down", "jump", "secondary")
 
@@ -56,63 +45,37 @@ def games(
     limit: int | None = None,
     *,
     subset: str | None = None,
-    right: Choice = None,
-    left: Choice = None,
-    up: Choice = None,
-    down: Choice = None,
-    jump: Choice = None,
-    secondary: Choice = None,
-    transition: Choice = None,
-    scrolling: Choice = None,
     min_confidence: float = 0.0,
+    **labels: Choice,
 ) -> list[str]:
-    """Return the names of the games that match every given value, in alphabetical order, without
-    "-v0".
+    """Return the names of the games that match every given value, sorted and without "-v0".
 
-    The labels are those of `table`. A value is one label or several alternatives, e.g.
-    motion="platformer", up=("climb", "none"). `playable` selects games with (True) or without
-    (False) a ROM, `subset` the games of a named list (`subsets`), `min_confidence` in [0, 1] labels
-    of at least this confidence; `limit` cuts the list.
+    A value is one label or several alternatives, e.g. motion="platformer". `labels` are values of
+    other columns of `table`, e.g. up=("climb", "none"). `playable` selects games with (True) or
+    without (False) a ROM, `subset` the games of a named list (`subsets`), `min_confidence` in
+    [0, 1] labels of at least this confidence; `limit` cuts the list.
 
-    Raises: InputError for a label or console that no game has, an unknown subset, or a number out
-    of range.
+    Raises: InputError for a value that no game has, an unknown subset, or a number out of range.
     """
     if not 0 <= min_confidence <= 1 or (limit is not None and limit < 0):
         raise InputError(
             f"min_confidence {min_confidence} must be in [0, 1] and limit {limit} 0 or more"
         )
-    wanted = {
-        "console": console,
-        "view": view,
-        "axis": axis,
-        "motion": motion,
-        "right": right,
-        "left": left,
-        "up": up,
-    }
-    wanted |= {
-        "down": down,
-        "jump": jump,
-        "secondary": secondary,
-        "transition": transition,
-        "scrolling": scrolling,
-    }
-    rows = rows_of = table()
-    for column, choice in wanted.items():
-        if choice is not None:
-            labels = [choice] if isinstance(choice, str) else list(choice)
-            known = sorted(rows_of[column].unique())
-            if strange := set(labels) - set(known):
-                raise InputError(
-                    f"no game has {column} {sorted(strange)[0]!r}: known are {', '.join(known)}"
-                )
-            rows = rows[rows[column].isin(labels)]
+    rows = all_rows = table()
+    columns = {"console": console, "view": view, "axis": axis, "motion": motion, **labels}
+    for column, choice in columns.items():
+        if choice is None:
+            continue
+        values = {choice} if isinstance(choice, str) else set(choice)
+        known = sorted(all_rows[column].unique())
+        if unknown := sorted(values - set(known)):
+            raise InputError(f"no game has {column} {unknown[0]!r}: known are {', '.join(known)}")
+        rows = rows[rows[column].isin(values)]
     if subset is not None:
         rows = rows[rows["game"].isin(read_subset(subset))]
     if playable is not None:
         rows = rows[rows["playable"] == playable]
-    rows = rows[rows["confidence"] >= min_confidence]
-    return list(rows["game"][:limit])
+    return list(rows["game"][rows["confidence"] >= min_confidence][:limit])
 
 
 def subsets() -> list[str]:
@@ -121,11 +84,11 @@ def subsets() -> list[str]:
 
 
 def read_subset(name: str) -> list[str]:
-    """Return the games of a named subset, in its own order.
+    """Return the games of a named subset in the order of its file.
 
     platformers-200: the first 200 platformers in alphabetical order. platformers-50: 50 platformers
-    whose right, left, up, down and jump act alike, drawn by the hash of their names (section 3 of
-    the paper).
+    whose right, left, up, down and jump act alike, selected by the hash of their names (section 3
+    of the paper).
 
     Raises: InputError for an unknown name.
     """
@@ -143,27 +106,20 @@ def expand(names: Iterable[str]) -> list[str]:
 
 
 def table() -> "pd.DataFrame":
-    """Return one row per game: game, console, playable (its ROM is imported) and the labels of
-    `catalog.csv`.
+    """Return one row per game: game, console, playable (its ROM is imported) and labels.
 
-    The labels are view (side, third person, top, first person, several), axis (free, horizontal,
-    vertical, fixed, tube), motion (platformer, fight, ...), right to secondary (the effect of each
-    control), transition and scrolling (yes, no), each "unknown" where no annotator knew; confidence
-    in [0, 1] of the whole row; source (knowledge, probed, watched).
+    The labels are the columns of `catalog.csv`: view (`VIEWS`), axis (`AXES`), motion (`MOTIONS`),
+    right to secondary (the effect of each control), transition and scrolling (yes, no), each
+    "unknown" if no annotator knew; confidence in [0, 1] of the whole row; source (knowledge,
+    probed, watched).
     """
     import pandas as pd  # here, because processes that play games need no tables
 
     rows = [{"game": game, "playable": has_rom(game)} for game in integrations()]
     labels = pd.read_csv(LABELS_FILE, keep_default_na=False, dtype={"title": str})
     frame = pd.DataFrame(rows).merge(labels, on="game", how="left", validate="one_to_one")
-    return frame[
-        [
-            "game",
-            "console",
-            "playable",
-            *(name for name in labels if name not in ("game", "console")),
-        ]
-    ]
+    first = ["game", "console", "playable"]
+    return frame[[*first, *(name for name in labels if name not in first)]]
 
 
 @cache
@@ -186,17 +142,15 @@ def canonical(game: str) -> str:
     name = game.removesuffix("-v0")
     if name in integrations():
         return name
-    folded = {known.casefold(): known for known in integrations()}
+    name = name.casefold()
+    full = {known.casefold(): known for known in integrations()}
     short = {known.rsplit("-", 1)[0].casefold(): known for known in integrations()}
-    wanted = name.casefold()
-    near = [short[wanted]] if wanted in short else []
-    near += [folded[match] for match in difflib.get_close_matches(wanted, folded, n=3, cutoff=0.5)]
-    near += [short[match] for match in difflib.get_close_matches(wanted, short, n=3, cutoff=0.7)]
-    hint = (
-        f"did you mean {', '.join(dict.fromkeys(near))}?"
-        if near
-        else "see `autoexplore catalog` for all names"
-    )
+    near = [short[name]] if name in short else []
+    near += [full[match] for match in difflib.get_close_matches(name, full, n=3, cutoff=0.5)]
+    near += [short[match] for match in difflib.get_close_matches(name, short, n=3, cutoff=0.7)]
+    hint = "see `autoexplore catalog` for all names"
+    if near:
+        hint = f"did you mean {', '.join(dict.fromkeys(near))}?"
     raise InputError(f"no game is called {game!r}: {hint}")
 
 
@@ -231,7 +185,7 @@ def has_rom(game: str) -> bool:
 
 
 def states(game: str) -> list[str]:
-    """Return the names of the game's savestates."""
+    """Return the names of the game's savestates, sorted."""
     return sorted(
         file.stem for file in folder(game).glob("*.state") if not file.name.startswith("_")
     )

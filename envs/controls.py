@@ -13,30 +13,17 @@ ACTIONS: tuple[str, ...] = ("right", "left", "up", "down", "jump")
 
 DIRECTIONS = {"right": "RIGHT", "left": "LEFT", "up": "UP", "down": "DOWN"}
 
-# The first button of RetroAct's pairs (jump / secondary); other consoles follow the most similar
-# one.
+# Arcade and its core FBNeo number their buttons from B, libretro's name for the first one.
 JUMP_BUTTON = {
-    "Nes": "A",
-    "Sms": "A",
-    "GameBoy": "A",
-    "GbColor": "A",
-    "GbAdvance": "A",
-    "GameGear": "A",
-    "Snes": "B",
-    "32x": "B",
-    "NintendoDs": "B",
-    "Genesis": "C",
-    "SCD": "C",
-    "Saturn": "C",
-    "N64": "A",
+    **dict.fromkeys(("Nes", "Sms", "GameBoy", "GbColor", "GbAdvance", "GameGear", "N64"), "A"),
+    **dict.fromkeys(("Snes", "32x", "NintendoDs", "Arcade", "FBNeo"), "B"),
+    **dict.fromkeys(("Genesis", "SCD", "Saturn"), "C"),
     "PCEngine": "I",
-    "Arcade": "B",  # libretro's name for the first button of an arcade board
-    "FBNeo": "B",  # the core behind Arcade
     "Atari2600": "BUTTON",
 }
+"""First button of RetroAct's pair (jump / secondary); that of the most similar console elsewhere.
+"""
 
-
-# The second button of these pairs; Atari 2600 has a single button.
 SECONDARY_BUTTON = {
     **dict.fromkeys(
         ("Nes", "Sms", "GameBoy", "GbColor", "GbAdvance", "GameGear", "SCD", "Genesis", "N64"), "B"
@@ -45,10 +32,11 @@ SECONDARY_BUTTON = {
     **dict.fromkeys(("Saturn", "Arcade", "FBNeo"), "A"),
     "PCEngine": "II",
 }
+"""Second button of these pairs; Atari 2600 has a single button."""
 
 
 def button_mask(action: int, buttons: Sequence[str | None], console: str) -> int:
-    """Return the buttons of `action` as a uint16 mask: bit i is `buttons[i]` of the emulator core.
+    """Return the button of `action` as a uint16 mask: bit i is `buttons[i]` of the emulator core.
 
     `action` is an index into `ACTIONS`; `buttons` is `env.buttons` of stable-retro, with None for
     unused positions.
@@ -65,12 +53,12 @@ def button_mask(action: int, buttons: Sequence[str | None], console: str) -> int
         raise InputError(
             f"no jump button is known for console {console!r}: add it to envs.controls.JUMP_BUTTON"
         )
-    wanted = DIRECTIONS.get(name) or JUMP_BUTTON[console]
-    if wanted not in buttons:
+    button = DIRECTIONS.get(name) or JUMP_BUTTON[console]
+    if button not in buttons:
         raise InputError(
-            f"console {console} has no button {wanted}: it has {', '.join(b for b in buttons if b)}"
+            f"console {console} has no button {button}: it has {', '.join(b for b in buttons if b)}"
         )
-    return 1 << list(buttons).index(wanted)
+    return 1 << list(buttons).index(button)
 
 
 def action_masks(buttons: Sequence[str | None], console: str) -> tuple[int, ...]:
@@ -79,9 +67,7 @@ def action_masks(buttons: Sequence[str | None], console: str) -> tuple[int, ...]
 
 
 def control_buttons(buttons: Sequence[str | None], console: str) -> dict[str, str]:
-    """Return control -> console button, for the five actions and, if the console has one,
-    `secondary`.
-    """
+    """Return control -> button, for the five actions and `secondary` if the console has it."""
     named = {**DIRECTIONS, "jump": JUMP_BUTTON[console]}
     second = SECONDARY_BUTTON.get(console)
     return {**named, "secondary": second} if second is not None and second in buttons else named

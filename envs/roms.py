@@ -20,12 +20,13 @@ from envs import catalog
 from envs.utils.atomic_io import write_atomic
 from envs.utils.errors import InputError
 
-MAX_ROM = 2**25  # bytes; the largest that stable-retro takes
+MAX_ROM_BYTES = 2**25
+"""Size of the largest ROM that stable-retro accepts."""
+EXTENSIONS = {*stable_retro.data.EMU_EXTENSIONS, ".bin", ".smd", ".smc", ".zip"}
 
 
 def import_roms(folder: Path) -> list[str]:
-    """Import every ROM below `folder`, also from zip archives, and return the imported games in
-    alphabetical order.
+    """Import every ROM below `folder`, also from zip archives, and return the new games, sorted.
 
     Raises: InputError if `folder` does not exist or a ROM cannot be stored.
     """
@@ -33,7 +34,7 @@ def import_roms(folder: Path) -> list[str]:
         raise InputError(f"there is no folder {folder}: give a folder with ROM files")
     known = stable_retro.data.get_known_hashes()
     imported = []
-    for file in sorted(item for item in folder.rglob("*") if item.suffix.lower() in _extensions()):
+    for file in sorted(item for item in folder.rglob("*") if item.suffix.lower() in EXTENSIONS):
         for name, data in _contents(file):
             rom, sha1 = _groom(name, data)
             if sha1 not in known:
@@ -46,22 +47,14 @@ def import_roms(folder: Path) -> list[str]:
     return sorted(imported)
 
 
-def _extensions() -> set[str]:
-    """Return the extensions of ROM files: those of the cores, .bin, .smd, .smc and .zip."""
-    return {*stable_retro.data.EMU_EXTENSIONS, ".bin", ".smd", ".smc", ".zip"}
-
-
 def _contents(file: Path) -> Iterator[tuple[str, bytes]]:
     """Yield (name, content) of the file itself and of the ROMs in it if it is a zip archive."""
-    data = file.read_bytes()
-    yield file.name, data
+    yield file.name, file.read_bytes()
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             for entry in archive.infolist():
-                if (
-                    Path(entry.filename).suffix.lower() in _extensions()
-                    and entry.file_size <= MAX_ROM
-                ):
+                is_rom = Path(entry.filename).suffix.lower() in EXTENSIONS
+                if is_rom and entry.file_size <= MAX_ROM_BYTES:
                     yield entry.filename, archive.read(entry)
 
 
@@ -69,11 +62,8 @@ def _groom(name: str, data: bytes) -> tuple[bytes, str]:
     """Return a ROM without copier header and its SHA-1, empty if stable-retro cannot read it."""
     try:
         return stable_retro.data.groom_rom(name, io.BytesIO(data))
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # its reader of interleaved .smd files is from Python 2
+    # stable-retro's reader of interleaved .smd files does not run on Python 3.
+    except (ValueError, TypeError, AttributeError) as error:
         print(f"{name} is not a readable ROM: {error}", file=sys.stderr)
         return data, ""
 
@@ -92,7 +82,7 @@ def _store(target: Path, rom: bytes) -> None:
 
 
 def bundled_folder() -> Path | None:
-    """Return the folder of Atari ROMs in `ale-py`, not importing it; None if not installed."""
+    """Return the folder of Atari ROMs in `ale-py` without importing it; None if not installed."""
     spec = importlib.util.find_spec("ale_py")
     if spec is None or spec.origin is None:
         return None
@@ -106,16 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m envs.roms", description="Import game ROMs into stable-retro."
     )
     parser.add_argument(
-        "folders", nargs="*", type=Path, help="folders with ROM files; default: those of ale-py"
+        "folders", nargs="*", type=Path, help="folders with ROM files (default: those of ale-py)"
     )
     folders = parser.parse_args(arguments).folders
-    if not folders:
-        bundled = bundled_folder()
-        if bundled is None:
-            print(
-                "ale-py is not installed: `pip install 'autoexplore[atari]'` brings 32 Atari games"
-            )
-        folders = [bundled] if bundled else []
+    if not folders and (bundled := bundled_folder()) is not None:
+        folders = [bundled]
+    elif not folders:
+        print("ale-py is not installed: `pip install 'autoexplore[atari]'` brings 32 Atari games")
     new = sum(len(import_roms(folder)) for folder in folders)
     playable = len(catalog.games(playable=True))
     print(f"{new} games imported; {playable} of {len(catalog.integrations())} can be played")

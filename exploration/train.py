@@ -219,7 +219,7 @@ class ExploreLoop:
         bar_of_epochs = progress(f"explore {len(self.games)} games", self.config.epochs, done=epoch)
         with bar_of_epochs as bar, GracefulInterrupt(at_once=True) as interrupt:
             while epoch < self.config.epochs:
-                if interrupt.asked():
+                if interrupt.requested():
                     raise KeyboardInterrupt
                 epoch += 1
                 metrics = self._train_epoch(epoch)

@@ -34,7 +34,6 @@ SHARED_NAMES = {
 TO_RENAME = {
     "Bar",
     "Difference",
-    "Source",
     "agreement",
     "as_table",
     "build",
@@ -44,7 +43,6 @@ TO_RENAME = {
     "explore",
     "games",
     "joined",
-    "load",
     "measure",
     "open_model",
     "plot",
@@ -52,7 +50,6 @@ TO_RENAME = {
     "table",
     "train",
     "verdict",
-    "write",
 }
 """Names that several modules define without a reason: delete each when it is unique."""
 

@@ -4,21 +4,16 @@ Every episode is identified before it is played. A killed run therefore resumes 
 and the frames do not depend on the number of workers.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from envs import BUILTIN, builtin_name, catalog
 from envs.collect.policies import PolicySpec, builtin_policy
-from envs.collect.worker import CollectWorker, EpisodeKey, play_episode
-from envs.collect.worker_pool import CollectSummary, WorkerPool, episode_timeout
+from envs.collect.worker import CollectWorker, EpisodeKey
+from envs.collect.worker_pool import CollectSummary, WorkerSpec, default_timeout, play_missing
 from envs.episodes.dataset import EpisodeWriter
 from envs.utils.errors import InputError
 from envs.utils.progress import console
-from envs.utils.progress import progress as progress_bar
-from envs.utils.ray_session import ray_session
-
-__all__ = ["CollectSummary", "EpisodeKey", "collect", "play_episode"]
 
 
 def collect(
@@ -51,58 +46,38 @@ def collect(
         )
     if timeout is not None and timeout <= 0:
         raise InputError(f"timeout {timeout} must be above 0 seconds")
-    started = time.monotonic()
     spec = builtin_policy(policy) if isinstance(policy, str) else policy
     names, skipped = playable(games)
-    summary = CollectSummary()
     keys = [
         EpisodeKey(game, spec.name, seed, number) for game in names for number in range(episodes)
     ]
     with EpisodeWriter(out) as writer:
         # The split is fixed before anything is played, so it does not depend on interruptions.
-        planned = ((key.game, key.id) for key in keys)
-        writer.plan(planned, f"{spec.name} seed {seed}", {"steps": steps})
+        sessions = ((key.game, key.id) for key in keys)
+        writer.plan(sessions, f"{spec.name} seed {seed}", {"steps": steps})
         for path in writer.damaged:
             console.print(
                 f"{writer.root / path} is damaged or missing: its episodes are played again"
             )
 
         # Validation episodes first: a run that is cut short can still be evaluated.
-        held = writer.sessions
-        missing = [key for key in keys if key.id not in held]
-        missing.sort(
-            key=lambda key: (
-                names.index(key.game),
-                not writer.is_validation(key.game, key.id),
-                key.episode,
-            )
-        )
-        if missing:
-            options = (str(writer.root.resolve()), spec.build, steps)
-            done = len(keys) - len(missing)
-            with (
-                ray_session(cpus=workers),
-                progress_bar("collect", len(keys), done, shown=progress) as bar,
-            ):
-                limit = timeout or episode_timeout(steps)
-                pool = WorkerPool(writer, CollectWorker, options, timeout=limit, bar=bar)
-                summary = pool.play(missing, min(workers, len(missing)))
+        def order(key: EpisodeKey) -> tuple[int, bool, int]:
+            is_validation = writer.manifest.is_validation(key.game, key.id)
+            return names.index(key.game), not is_validation, key.episode
 
-        wanted = {key.id for key in keys}
-        records = [record for name, record in writer.sessions.items() if name in wanted]
+        keys.sort(key=order)
+        arguments = (str(writer.root.resolve()), spec.build, steps)
+        actors = WorkerSpec(CollectWorker, arguments, workers, timeout or default_timeout(steps))
+        summary = play_missing(writer, keys, actors, title="collect", shown=progress)
     summary.skipped = skipped | summary.skipped
-    if not records:
+    if not summary.episodes:
         reasons = "; ".join(f"{game}: {reason}" for game, reason in summary.skipped.items())
         raise InputError(f"no episode could be played: {reasons}")
-    summary.episodes = len(records)
-    summary.frames = sum(record.num_frames for record in records)
-    summary.seconds = time.monotonic() - started
     return summary
 
 
 def playable(games: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the canonical names of the playable games, without repeats, and the other games with
-    the reason.
+    """Return the names of the playable games, without repeats, and game -> reason of the others.
 
     Raises: InputError for an unknown game, and if no game is left.
     """
@@ -115,8 +90,8 @@ def playable(games: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     names = [game for game in dict.fromkeys(known) if game in BUILTIN or catalog.has_rom(game)]
     skipped = {game: "its ROM is not imported" for game in known if game not in names}
     if not names:
-        some = ", ".join(list(skipped)[:3]) + (", ..." if len(skipped) > 3 else "")
-        raise InputError(f"no ROM for {some}: import yours with `python -m envs.roms FOLDER`")
+        examples = ", ".join(list(skipped)[:3]) + (", ..." if len(skipped) > 3 else "")
+        raise InputError(f"no ROM for {examples}: import yours with `python -m envs.roms FOLDER`")
     for game, reason in skipped.items():
         console.print(f"{game} is skipped: {reason}")
     return names, skipped

@@ -16,16 +16,17 @@ class Policy(Protocol):
     """A policy that plays episodes frame by frame."""
 
     def reset(self, seed: int) -> None:
-        """Begin an episode; its actions depend on the seed and the frames alone."""
+        """Begin an episode, whose actions depend only on the seed and the frames."""
 
     def act(self, frame_HWC: NDArray[np.uint8]) -> int:
         """Return the action for the newest frame."""
 
 
 class RandomPolicy:
-    """The paper's random agent: one uniformly drawn action per step."""
+    """The paper's random agent: one uniformly random action per step."""
 
     actions = len(ACTIONS)
+    """Number of actions of the game."""
 
     def reset(self, seed: int) -> None:
         """Begin an episode."""
@@ -43,6 +44,7 @@ class StickyPolicy:
     """
 
     actions = len(ACTIONS)
+    """Number of actions of the game."""
 
     def __init__(self, stickiness: float) -> None:
         self._stickiness = stickiness
@@ -70,8 +72,7 @@ class PolicySpec:
 
 
 def builtin_policy(name: str) -> PolicySpec:
-    """Return the policy `random` (uniform over the actions) or `sticky:P` (repeats with probability
-    P).
+    """Return the policy `random` or `sticky:P`, which repeats an action with probability P.
 
     Raises: InputError for another name and for a P outside [0, 1).
     """

@@ -5,8 +5,6 @@ at any size. Each frame is compared with the record; an emulator or ROM that div
 """
 
 import dataclasses
-import hashlib
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +13,15 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-import envs
-from envs import BUILTIN, catalog
+from envs import BUILTIN
 from envs.collect.collector import playable
-from envs.collect.worker import EpisodeResult, GameError
-from envs.collect.worker_pool import CollectSummary, WorkerPool, episode_timeout
+from envs.collect.worker import EpisodeResult, GameError, GameWorker
+from envs.collect.worker_pool import CollectSummary, WorkerSpec, default_timeout, play_missing
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 from envs.episodes.episode import Episode
 from envs.episodes.shards import write_shard
 from envs.games.retro import letterbox
 from envs.utils.errors import InputError
-from envs.utils.progress import progress as progress_bar
-from envs.utils.ray_session import ray_session
 from envs.utils.storage import parse_uri
 
 
@@ -45,7 +40,6 @@ def rerender(
     *,
     size: int = 256,
     workers: int = 2,
-    timeout: float | None = None,
     progress: bool = True,
 ) -> CollectSummary:
     """Play the episodes of `source` again and write them to `out` with frames of `size` x `size`.
@@ -59,10 +53,8 @@ def rerender(
     """
     if size < 16 or workers < 1:
         raise InputError(f"size {size} must be at least 16 and workers {workers} at least 1")
-    started = time.monotonic()
     reader = EpisodeReader(source)
     names, skipped = playable(sorted(set(reader.games)))
-    summary = CollectSummary()
     tasks = [
         RecordedEpisode(record.game, record.session_id, index)
         for index, record in enumerate(reader.records)
@@ -70,107 +62,71 @@ def rerender(
     ]
     with EpisodeWriter(out) as writer:
         writer.copy_plan(reader, {"source": reader.manifest_hash, "size": size})
-        missing = [task for task in tasks if task.id not in writer.sessions]
-        if missing:
-            steps = max(record.num_frames for record in reader.records)
-            options = (str(reader.root.resolve()), str(writer.root.resolve()), size)
-            done = len(tasks) - len(missing)
-            with (
-                ray_session(cpus=workers),
-                progress_bar("rerender", len(tasks), done, shown=progress) as bar,
-            ):
-                limit = timeout or episode_timeout(steps)
-                pool = WorkerPool(writer, RerenderWorker, options, timeout=limit, bar=bar)
-                summary = pool.play(missing, min(workers, len(missing)))
-        records = list(writer.sessions.values())
+        arguments = (str(reader.root.resolve()), str(writer.root.resolve()), size)
+        timeout = default_timeout(max(record.num_frames for record in reader.records))
+        actors = WorkerSpec(RerenderWorker, arguments, workers, timeout)
+        summary = play_missing(writer, tasks, actors, title="rerender", shown=progress)
     summary.skipped = skipped | summary.skipped
-    summary.episodes = len(records)
-    summary.frames = sum(record.num_frames for record in records)
-    summary.seconds = time.monotonic() - started
     return summary
 
 
-class RerenderWorker:
+class RerenderWorker(GameWorker):
     """Ray actor that plays recorded episodes again and writes them at another frame size."""
 
     def __init__(self, source: str, out: str, size: int) -> None:
+        super().__init__()
         self._source, self._out, self._size = source, parse_uri(out), size
         self._reader: EpisodeReader | None = None
-        self._env: gymnasium.Env[Any, Any] | None = None
-        self._opened: tuple[Any, ...] = ()
-
-    def process(self) -> int:
-        """Return the process id."""
-        return os.getpid()
 
     def play(self, task: RecordedEpisode) -> EpisodeResult:
         """Re-render one episode.
 
-        Raises: GameError if its game cannot be opened, InputError if the play differs from the
-        record.
+        Raises: GameError if its game cannot be opened or has another ROM, InputError if the play
+        differs from the record.
         """
         started = time.process_time()
         self._reader = self._reader or EpisodeReader(self._source)
         recorded = self._reader[task.episode]
-        episode = rerender_episode(self._open(recorded), recorded)
-        shard = write_shard(self._out, [episode.encode()], recorded.session_id)
+        if recorded.game in BUILTIN:
+            raise GameError("its frames have a fixed size and cannot be re-rendered")
+        state, frame_skip = recorded.init_state or None, recorded.frame_skip
+        env = self._open(recorded.game, frame_skip=frame_skip, state=state, size=self._size)
+        if env.unwrapped.rom_sha1 != recorded.rom_sha1:  # type: ignore[attr-defined]
+            raise GameError(
+                f"the installed ROM is not the one of episode {recorded.session_id} (sha1 differs)"
+            )
+        shard = write_shard(
+            self._out, [rerender_episode(env, recorded).encode()], recorded.session_id
+        )
         return EpisodeResult(shard, time.process_time() - started)
-
-    def _open(self, recorded: Episode) -> gymnasium.Env[Any, Any]:
-        """Return an env of the episode's game and start state; the open one if it fits."""
-        wanted = (recorded.game, recorded.init_state, recorded.frame_skip)
-        if self._env is None or self._opened != wanted:
-            if self._env is not None:
-                self._env.close()
-                self._env = None
-            _check_rom(recorded)
-            state = recorded.init_state or None
-            try:
-                self._env = envs.make(
-                    recorded.game, frame_skip=recorded.frame_skip, state=state, size=self._size
-                )
-            except InputError as error:
-                raise GameError(str(error)) from error
-            self._opened = wanted
-        return self._env
 
 
 def rerender_episode(env: gymnasium.Env[Any, Any], recorded: Episode) -> Episode:
-    """Return the recorded episode with the frames of `env`: its game and start state at another
-    size.
+    """Return the recorded episode with frames of `env`, the same game at another size.
 
     Raises: InputError if a frame, shrunk to the recorded size, or a reward differs from the record.
     """
-    size = recorded.frames_THWC.shape[1]
     frames = [env.reset()[0]]
-    _check_same(recorded, 0, letterbox(env.render(), size), 0.0, 0.0)  # type: ignore[arg-type]
+    _check_same(env, recorded, 0)
     for step, action in enumerate(recorded.actions):
         frame_HWC, reward, *_ = env.step(np.int64(action))
         frames.append(frame_HWC)
-        shrunk_HWC = letterbox(env.render(), size)  # type: ignore[arg-type]
-        expected = float(recorded.rewards[step])
-        _check_same(recorded, step + 1, shrunk_HWC, float(np.float32(reward)), expected)
+        _check_same(env, recorded, step + 1, float(reward))
     return dataclasses.replace(recorded, frames_THWC=np.stack(frames))
 
 
 def _check_same(
-    recorded: Episode, index: int, frame_HWC: Any, reward: float, recorded_reward: float
+    env: gymnasium.Env[Any, Any], recorded: Episode, index: int, reward: float = 0.0
 ) -> None:
-    same_frame = np.array_equal(frame_HWC, recorded.frames_THWC[index])
-    if not same_frame or reward != recorded_reward:
+    """Compare the screen and the reward that came with it with frame `index` of the record."""
+    expected_HWC = recorded.frames_THWC[index]
+    screen_HWC: Any = env.render()
+    same_reward = index == 0 or np.float32(reward) == recorded.rewards[index - 1]
+    if not same_reward or not np.array_equal(
+        letterbox(screen_HWC, len(expected_HWC)), expected_HWC
+    ):
         raise InputError(
             f"episode {recorded.session_id} of {recorded.game}: frame {index} differs from the "
-            "record, "
-            f"which was made by stable-retro {recorded.retro_version or '?'} with resize "
+            f"record, which was made by stable-retro {recorded.retro_version or '?'} with resize "
             f"{recorded.resize or '?'}: install that version, or collect again"
-        )
-
-
-def _check_rom(recorded: Episode) -> None:
-    if recorded.game in BUILTIN:
-        raise GameError("it is drawn at a single size and cannot be re-rendered")
-    path = catalog.rom_path(recorded.game)
-    if path is not None and hashlib.sha1(path.read_bytes()).hexdigest() != recorded.rom_sha1:
-        raise GameError(
-            f"the installed ROM is not the one of episode {recorded.session_id} (sha1 differs)"
         )

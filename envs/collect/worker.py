@@ -20,6 +20,10 @@ from envs.utils.errors import InputError
 from envs.utils.storage import parse_uri
 
 
+class GameError(InputError):
+    """An error that concerns a single game; the others can still be played."""
+
+
 @dataclass(frozen=True)
 class EpisodeKey:
     """Identity of an episode: equal keys give equal frames."""
@@ -49,9 +53,9 @@ class EpisodeKey:
 def play_episode(
     env: gymnasium.Env[Any, Any], policy: Policy, key: EpisodeKey, *, steps: int
 ) -> Episode:
-    """Play the episode `key` until the game ends or `steps` steps are done.
+    """Play the episode `key` in `envs.make(key.game)` until the game ends, at most `steps` steps.
 
-    `env` comes from `envs.make(key.game)`.
+    Raises: GameError for a policy with another number of actions than the game.
     """
     game: Any = env.unwrapped
     count = int(game.action_space.n)
@@ -93,10 +97,6 @@ def play_episode(
     )
 
 
-class GameError(InputError):
-    """An error that concerns a single game; the others can still be played."""
-
-
 @dataclass(frozen=True)
 class EpisodeResult:
     """Report of a worker about one episode."""
@@ -106,23 +106,43 @@ class EpisodeResult:
     """CPU time of the worker's process for playing, compressing and writing."""
 
 
-class CollectWorker:
-    """Ray actor that plays episodes and writes their shards.
+class GameWorker:
+    """Base of the Ray actors that play: it holds one emulator, replaced for another game."""
 
-    It holds one emulator and swaps it when the game changes.
-    """
-
-    def __init__(self, root: str, build_policy: Callable[[], Policy], steps: int) -> None:
-        self._root, self._steps = parse_uri(root), steps
-        # Built on first use: Ray reports an error in an actor's constructor as the actor's death.
-        self._policy: Policy | None = None
-        self._build_policy = build_policy
+    def __init__(self) -> None:
         self._env: gymnasium.Env[Any, Any] | None = None
-        self._game = ""
+        self._opened: tuple[Any, ...] = ()
 
     def process(self) -> int:
         """Return the process id."""
         return os.getpid()
+
+    def _open(self, game: str, **options: Any) -> gymnasium.Env[Any, Any]:
+        """Return `envs.make(game, **options)`, the same env as before if nothing differs.
+
+        Raises: GameError if the game cannot be opened.
+        """
+        if self._env is None or self._opened != (game, options):
+            if self._env is not None:
+                self._env.close()
+                self._env = None
+            try:
+                self._env = envs.make(game, **options)
+            except InputError as error:
+                raise GameError(str(error)) from error
+            self._opened = (game, options)
+        return self._env
+
+
+class CollectWorker(GameWorker):
+    """Ray actor that plays episodes and writes their shards."""
+
+    def __init__(self, root: str, build_policy: Callable[[], Policy], steps: int) -> None:
+        super().__init__()
+        self._root, self._steps = parse_uri(root), steps
+        # Built on first use: Ray reports an error in an actor's constructor as the actor's death.
+        self._policy: Policy | None = None
+        self._build_policy = build_policy
 
     def play(self, key: EpisodeKey) -> EpisodeResult:
         """Play one episode. Its shard is completely on disk when this returns.
@@ -131,20 +151,6 @@ class CollectWorker:
         """
         started = time.process_time()
         self._policy = self._policy or self._build_policy()
-        if self._game != key.game:
-            self._open(key.game)
-        assert self._env is not None
-        episode = play_episode(self._env, self._policy, key, steps=self._steps)
+        episode = play_episode(self._open(key.game), self._policy, key, steps=self._steps)
         shard = write_shard(self._root, [episode.encode()], key.id)
         return EpisodeResult(shard, time.process_time() - started)
-
-    def _open(self, game: str) -> None:
-        """Open a game's emulator after closing the open one."""
-        if self._env is not None:
-            self._env.close()
-            self._env, self._game = None, ""
-        try:
-            self._env = envs.make(game)
-        except InputError as error:
-            raise GameError(str(error)) from error
-        self._game = game

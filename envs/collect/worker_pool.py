@@ -1,4 +1,4 @@
-"""A pool of Ray actors that play episodes: it hands out tasks and replaces dead or hung workers."""
+"""A pool of Ray actors that play episodes: it assigns tasks and replaces dead or hung workers."""
 
 import time
 from collections import Counter, deque
@@ -12,8 +12,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from envs.collect.worker import EpisodeResult, GameError
 from envs.episodes.dataset import EpisodeWriter
 from envs.utils.errors import InputError
-from envs.utils.progress import Bar, console
-from envs.utils.ray_session import node_resources
+from envs.utils.progress import Bar, console, progress
+from envs.utils.ray_session import node_resources, ray_session
 
 ATTEMPTS = 3
 COMMIT_SECONDS = 5.0
@@ -25,10 +25,16 @@ class Task(Protocol):
     """One episode to play."""
 
     @property
-    def game(self) -> str: ...
+    def game(self) -> str:
+        """Name of the game."""
 
     @property
-    def episode(self) -> int: ...
+    def id(self) -> str:
+        """Session id."""
+
+    @property
+    def episode(self) -> int:
+        """Number of the episode."""
 
 
 @dataclass
@@ -44,11 +50,52 @@ class CollectSummary:
     played_frames: int = 0
     """Frames played by this call."""
     seconds: float = 0.0
-    """Wall time of this call."""
+    """Wall time of playing."""
     cpu_seconds: float = 0.0
     """CPU time of the workers; played_frames / cpu_seconds is the frame rate of one core."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Game -> reason why it was skipped."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Actors `worker_class(*arguments)`, which have the methods `process()` and `play(task)`."""
+
+    worker_class: type[Any]
+    arguments: tuple[Any, ...]
+    count: int
+    """Maximum number of actors."""
+    timeout: float
+    """Time in seconds after which an episode counts as hung."""
+
+
+def default_timeout(steps: int) -> float:
+    """Return the timeout of an episode in seconds: far longer than it should take."""
+    return 60 + steps / 10
+
+
+def play_missing(
+    writer: EpisodeWriter, tasks: Sequence[Task], workers: WorkerSpec, *, title: str, shown: bool
+) -> CollectSummary:
+    """Play the tasks whose episodes the folder of `writer` lacks.
+
+    Uses the connected Ray cluster or a local one. `title` describes the progress bar, which appears
+    only if `shown`.
+    """
+    started = time.monotonic()
+    held = writer.sessions
+    missing = [task for task in tasks if task.id not in held]
+    summary = CollectSummary()
+    if missing:
+        done = len(tasks) - len(missing)
+        with ray_session(cpus=workers.count), progress(title, len(tasks), done, shown=shown) as bar:
+            summary = WorkerPool(writer, workers, bar).play(missing)
+        held = writer.sessions
+    records = [held[task.id] for task in tasks if task.id in held]
+    summary.episodes = len(records)
+    summary.frames = sum(record.num_frames for record in records)
+    summary.seconds = time.monotonic() - started
+    return summary
 
 
 @dataclass(frozen=True)
@@ -60,32 +107,14 @@ class _Assignment:
     started: float
 
 
-def episode_timeout(steps: int) -> float:
-    """Return the default timeout, in seconds, for an episode: far longer than it should take."""
-    return 60 + steps / 10
-
-
 class WorkerPool:
     """Ray actors that play tasks; dead or hung ones are replaced."""
 
-    def __init__(
-        self,
-        writer: EpisodeWriter,
-        worker_class: type[Any],
-        options: tuple[Any, ...],
-        *,
-        timeout: float,
-        bar: Bar,
-    ) -> None:
-        """Create a pool without workers; `timeout` is in seconds per episode.
-
-        Each actor will be a `worker_class(*options)`, which has the methods `process()` and
-        `play(task) -> EpisodeResult`.
-        """
+    def __init__(self, writer: EpisodeWriter, workers: WorkerSpec, bar: Bar) -> None:
+        """Create a pool without workers."""
         resources = node_resources("rollout").resources
-        self._actor_class: Any = ray.remote(num_cpus=1, resources=resources)(worker_class)
-        self._writer, self._options = writer, options
-        self._timeout, self._bar = timeout, bar
+        self._actor_class: Any = ray.remote(num_cpus=1, resources=resources)(workers.worker_class)
+        self._writer, self._workers, self._bar = writer, workers, bar
         self._summary = CollectSummary()
         self._starting: dict[Any, Any] = {}
         """Workers that are not ready yet; on a full cluster they wait for a free core."""
@@ -96,14 +125,14 @@ class WorkerPool:
         self._failed_starts = 0
         self._started = self._committed = time.monotonic()
 
-    def play(self, tasks: Sequence[Task], workers: int) -> CollectSummary:
-        """Play all tasks with up to `workers` actors and return what was played and skipped.
+    def play(self, tasks: Sequence[Task]) -> CollectSummary:
+        """Play all tasks and return the counts of what was played and skipped.
 
         However this ends, the actors are stopped and all finished episodes are in the manifest.
         """
         self._waiting.extend(tasks)
         try:
-            for _ in range(workers):
+            for _ in range(min(self._workers.count, len(tasks))):
                 self._start_worker()
             while self._waiting or self._running:
                 self._assign_tasks()
@@ -135,7 +164,7 @@ class WorkerPool:
                 self._running[worker.play.remote(task)] = assignment
 
     def _start_worker(self) -> None:
-        worker: Any = self._actor_class.remote(*self._options)
+        worker: Any = self._actor_class.remote(*self._workers.arguments)
         self._starting[worker.process.remote()] = worker
 
     def _on_worker_ready(self, reference: Any) -> None:
@@ -154,11 +183,12 @@ class WorkerPool:
 
     def _kill_hung_workers(self) -> None:
         """Kill the workers whose episode exceeds the timeout; the episodes are played again."""
+        timeout = self._workers.timeout
         for reference, assignment in list(self._running.items()):
-            if time.monotonic() - assignment.started > self._timeout:
+            if time.monotonic() - assignment.started > timeout:
                 del self._running[reference]
                 ray.kill(assignment.worker)
-                self._on_worker_lost(assignment.task, f"hung for {self._timeout:g} s")
+                self._on_worker_lost(assignment.task, f"hung for {timeout:g} s")
 
     def _on_worker_lost(self, task: Task, failure: str) -> None:
         """Replace the worker and retry its task, or skip the game after ATTEMPTS failures."""
@@ -173,21 +203,21 @@ class WorkerPool:
     def _on_episode_done(self, reference: Any) -> None:
         """Record a finished episode, or handle the error or death of its worker."""
         assignment = self._running.pop(reference)
-        worker, task = assignment.worker, assignment.task
+        task = assignment.task
         try:
             result: EpisodeResult = ray.get(reference)
         except RayActorError:
             self._on_worker_lost(task, "died")
             return
         except RayTaskError as error:
-            self._idle.append(worker)
-            if not isinstance(error.cause, InputError):
-                raise
-            if not isinstance(error.cause, GameError):
+            self._idle.append(assignment.worker)
+            if isinstance(error.cause, GameError):
+                self._skip_game(task.game, str(error.cause))
+                return
+            if isinstance(error.cause, InputError):
                 raise InputError(str(error.cause)) from None
-            self._skip_game(task.game, str(error.cause))
-            return
-        self._idle.append(worker)
+            raise
+        self._idle.append(assignment.worker)
         self._writer.record(result.shard)
         self._summary.played_episodes += 1
         self._summary.played_frames += sum(record.num_frames for record in result.shard.sessions)

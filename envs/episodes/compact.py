@@ -1,5 +1,4 @@
-"""Compaction: merge the small files of a data set into a few large ones without changing any
-episode.
+"""Compaction: small files of a data set are merged into large ones, without changing an episode.
 
 A large file is written completely, read back, and entered into the manifest while its small files
 are removed from it (one rename). Only then are the small files deleted. Readers therefore find
@@ -7,23 +6,22 @@ every episode at any moment, wherever the process is killed. The next run delete
 after it has compared their episodes with those of the data set.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from envs.episodes import manifest
 from envs.episodes.dataset import EpisodeWriter
 from envs.episodes.episode import EncodedEpisode
 from envs.episodes.frame_codec import RECOMPRESS_LEVEL
-from envs.episodes.manifest import Manifest
+from envs.episodes.manifest import Manifest, load_manifest
 from envs.episodes.shards import Shard, check_shard, inspect_shard, read_row, write_shard
 from envs.episodes.verify import stray_files
 from envs.utils.errors import InputError
 from envs.utils.progress import Bar, progress
-from envs.utils.storage import StoragePath, lock, parse_uri
+from envs.utils.storage import StoragePath, parse_uri
 
 MEGABYTE = 1_000_000
 
@@ -56,47 +54,36 @@ def compact(uri: str, *, megabytes: int = 128, recompress: bool = False) -> Comp
     if megabytes < 1:
         raise InputError(f"--megabytes is at least 1, not {megabytes}")
     root = parse_uri(uri)
-    manifest.load(root)  # raises if there is none: a writer would start an empty data set
-    done = Compaction()
-    held_lock = lock(root)
-    try:
-        done.leftovers = _sweep(root, manifest.load(root))
-    finally:
-        held_lock.release()
+    load_manifest(root)  # raises if there is none: a writer would start an empty data set
+    result = Compaction()
     with EpisodeWriter(uri) as writer:  # adopts the complete files of a killed collector
         if writer.damaged:
             raise InputError(
                 f"{root / writer.damaged[0]} is damaged or missing: `autoexplore data verify` "
                 "lists such files"
             )
-    held_lock = lock(root)
-    try:
-        held = manifest.load(root)
-        done.files_before = len(held.shards)
-        groups = list(_groups(held, megabytes * MEGABYTE))
+        writer.commit()
+        manifest = writer.manifest
+        result.leftovers = _delete_leftovers(root, manifest)
+        result.files_before = len(manifest.shards)
+        groups = list(_groups(manifest, megabytes * MEGABYTE))
         with progress("compact", sum(len(group) for group in groups)) as bar:
             for group in groups:
-                merged = _merge(root, held, group, bar, recompress)
-                done.sessions += len(merged.sessions)
-                done.bytes += merged.bytes
-        done.files_after = len(held.shards)
-    finally:
-        held_lock.release()
-    return done
+                merged = _merge(root, manifest, group, bar, recompress)
+                result.sessions += len(merged.sessions)
+                result.bytes += merged.bytes
+        result.files_after = len(manifest.shards)
+    return result
 
 
-def _groups(held: Manifest, limit: int) -> Iterator[list[Shard]]:
-    """Yield the files to merge with each other: two or more of one game, together at most `limit`
-    bytes.
-    """
+def _groups(manifest: Manifest, limit: int) -> Iterator[list[Shard]]:
+    """Yield two or more files of one game to merge with each other, of at most `limit` bytes."""
     group: list[Shard] = []
-    for _, shard in sorted(held.shards.items()):
+    for _, shard in sorted(manifest.shards.items()):
         if shard.bytes >= limit / 2:
             continue
-        game = shard.sessions[0].game
-        if group and (
-            group[0].sessions[0].game != game or sum(s.bytes for s in group) + shard.bytes > limit
-        ):
+        is_full = sum(other.bytes for other in group) + shard.bytes > limit
+        if group and (is_full or group[0].sessions[0].game != shard.sessions[0].game):
             if len(group) > 1:
                 yield group
             group = []
@@ -106,94 +93,84 @@ def _groups(held: Manifest, limit: int) -> Iterator[list[Shard]]:
 
 
 def _merge(
-    root: StoragePath, held: Manifest, group: list[Shard], bar: Bar, recompress: bool
+    root: StoragePath, manifest: Manifest, group: list[Shard], bar: Bar, recompress: bool
 ) -> Shard:
     """Replace `group` by one file, on disk and in the manifest."""
     episodes: list[EncodedEpisode] = []
     for shard in group:
-        sessions = _sessions(root, shard)
-        episodes += (
-            [episode.decode().encode(RECOMPRESS_LEVEL) for episode in sessions]
-            if recompress
-            else sessions
-        )
+        check_shard(root, shard)
+        rows = [read_row(root / shard.path, row) for row in range(len(shard.sessions))]
+        if recompress:
+            rows = [episode.decode().encode(RECOMPRESS_LEVEL) for episode in rows]
+        episodes += rows
         bar.advance(1, shard.sessions[0].game)
     episodes.sort(key=lambda episode: episode.session_id)
-    merged = write_shard(root, episodes, writer_name([episode.session_id for episode in episodes]))
+    ids = "\n".join(episode.session_id for episode in episodes)
+    # The leading "-" sorts merged files before the others, see below.
+    name = "-" + hashlib.sha256(ids.encode()).hexdigest()[:12]
+    merged = write_shard(root, episodes, name)
     for row, original in enumerate(episodes):
-        if not same(read_row(root / merged.path, row), original):
+        if not equal_episodes(read_row(root / merged.path, row), original):
             (root / merged.path).unlink()
             raise InputError(f"{root / merged.path} differs from what was written: check the disk")
     for shard in group:
-        del held.shards[shard.path]
-    held.shards[merged.path] = merged
-    held.save(root)
+        del manifest.shards[shard.path]
+    manifest.shards[merged.path] = merged
+    manifest.save(root)
     # In sorted order: if the manifest is lost now, the next writer adopts the merged file first and
     # skips the remaining small ones, whose episodes it then knows.
-    for shard in sorted(group, key=lambda shard: shard.path):
-        (root / shard.path).unlink()
+    for path in sorted(shard.path for shard in group):
+        (root / path).unlink()
     return merged
 
 
-def writer_name(session_ids: list[str]) -> str:
-    """Return the name of a merged file. Its leading "-" sorts it before unmerged files (see
-    `_merge`).
+def equal_episodes(one: EncodedEpisode, other: EncodedEpisode) -> bool:
+    """Return True if two episodes are equal bit for bit, however their frames are compressed."""
+    if _content(one) != _content(other):
+        return False
+    return one.chunks == other.chunks or np.array_equal(
+        one.decode().frames_THWC, other.decode().frames_THWC
+    )
+
+
+def _content(episode: EncodedEpisode) -> dict[str, Any]:
+    """Return the fields of an episode without its frames; arrays as bytes."""
+    return {
+        name: value.tobytes() if isinstance(value, np.ndarray) else value
+        for name, value in vars(episode).items()
+        if name != "chunks"
+    }
+
+
+def _delete_leftovers(root: StoragePath, manifest: Manifest) -> int:
+    """Delete unlisted files if listed files hold all their episodes bit for bit.
+
+    Return the number of deleted files.
     """
-    return "-" + hashlib.sha256("\n".join(session_ids).encode()).hexdigest()[:12]
-
-
-def same(one: EncodedEpisode, other: EncodedEpisode) -> bool:
-    """Return True if two episodes are equal bit for bit; their frames may be compressed
-    differently.
-    """
-    for item in dataclasses.fields(EncodedEpisode):
-        a, b = getattr(one, item.name), getattr(other, item.name)
-        if isinstance(a, np.ndarray):
-            if a.dtype != b.dtype or a.tobytes() != b.tobytes():
-                return False
-        elif a != b and item.name != "chunks":
-            return False
-    if one.chunks == other.chunks:
-        return True
-    return np.array_equal(one.decode().frames_THWC, other.decode().frames_THWC)
-
-
-def _sessions(root: StoragePath, shard: Shard) -> list[EncodedEpisode]:
-    """Return the episodes of a file after comparing it with the manifest."""
-    check_shard(root, shard)
-    return [read_row(root / shard.path, row) for row in range(len(shard.sessions))]
-
-
-def _sweep(root: StoragePath, held: Manifest) -> int:
-    """Delete unlisted files if listed files hold all their episodes bit for bit; return their
-    number.
-    """
-    where = {
+    location = {
         record.session_id: (shard, row)
-        for shard in held.shards.values()
+        for shard in manifest.shards.values()
         for row, record in enumerate(shard.sessions)
     }
     checked: set[str] = set()
-    swept = 0
-    for path in stray_files(root, held):
-        if not path.endswith(".parquet"):
-            continue
+
+    def is_listed(path: str, row: int, session_id: str) -> bool:
+        shard, listed_row = location[session_id]
+        if shard.path not in checked:
+            check_shard(root, shard)
+            checked.add(shard.path)
+        listed = read_row(root / shard.path, listed_row)
+        return equal_episodes(listed, read_row(root / path, row))
+
+    deleted = 0
+    for path in stray_files(root, manifest):
         try:
-            stray = inspect_shard(root, path)
+            ids = [record.session_id for record in inspect_shard(root, path).sessions]
         except InputError:
-            continue  # reported by the next writer
-        if not all(record.session_id in where for record in stray.sessions):
-            continue
-        kept = True
-        for row, record in enumerate(stray.sessions):
-            shard, listed_row = where[record.session_id]
-            if shard.path not in checked:
-                check_shard(root, shard)
-                checked.add(shard.path)
-            kept = kept and same(
-                read_row(root / shard.path, listed_row), read_row(root / path, row)
-            )
-        if kept:
+            continue  # not a complete file of episodes
+        if all(session_id in location for session_id in ids) and all(
+            is_listed(path, row, session_id) for row, session_id in enumerate(ids)
+        ):
             (root / path).unlink()
-            swept += 1
-    return swept
+            deleted += 1
+    return deleted

@@ -1,19 +1,17 @@
 """The writer that creates a data set of episodes and the reader that serves it.
 
-    <folder>/manifest.json                         the manifest (`envs.episodes.manifest`)
-    <folder>/env=<game>/part-<writer>-<n>.parquet  the episodes (`envs.episodes.shards`)
+    <folder>/manifest.json                       the manifest (`envs.episodes.manifest`)
+    <folder>/env=<game>/part-<writer>-0.parquet  the episodes (`envs.episodes.shards`)
 
 A shard appears completely or not at all. If a killed writer left one that is not in the manifest,
 the next writer adopts it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from envs.episodes import manifest
 from envs.episodes.episode import EncodedEpisode, Episode
-from envs.episodes.frame_codec import CHUNK, decode_frames, encode_frames
-from envs.episodes.manifest import Manifest
+from envs.episodes.manifest import NAME, Manifest, load_manifest
 from envs.episodes.shards import (
     SessionRecord,
     Shard,
@@ -24,16 +22,6 @@ from envs.episodes.shards import (
 )
 from envs.utils.errors import InputError
 from envs.utils.storage import StoragePath, lock, parse_uri
-
-__all__ = [
-    "CHUNK",
-    "EncodedEpisode",
-    "Episode",
-    "EpisodeReader",
-    "EpisodeWriter",
-    "decode_frames",
-    "encode_frames",
-]
 
 
 class EpisodeWriter:
@@ -47,26 +35,23 @@ class EpisodeWriter:
 
     def __init__(self, uri: str | StoragePath) -> None:
         self.root = parse_uri(uri)
+        self.damaged: list[str] = []
+        """Damaged or missing files, which are no longer part of the data set."""
         self._lock = lock(self.root)
         try:
-            self._manifest = (
-                manifest.load(self.root) if (self.root / manifest.NAME).exists() else Manifest()
-            )
-            self.damaged: list[str] = []
-            """Damaged or missing files, which are no longer part of the data set: play their
-            episodes again.
-            """
+            exists = (self.root / NAME).exists()
+            self.manifest = load_manifest(self.root) if exists else Manifest()
             self._drop_lost()
             self._adopt()
-            self._ids = set(self._manifest.sessions())
+            self._ids = set(self.manifest.sessions())
         except BaseException:
-            self._lock.release()
+            self._lock.close()
             raise
 
     @property
     def sessions(self) -> dict[str, SessionRecord]:
         """Session id -> record of all episodes in the folder, including uncommitted ones."""
-        return self._manifest.sessions()
+        return self.manifest.sessions()
 
     def plan(
         self,
@@ -74,46 +59,39 @@ class EpisodeWriter:
         series: str = "",
         recipe: dict[str, Any] | None = None,
     ) -> None:
-        """Decide which of the (game, session id) pairs are for validation, before any of them is
-        played.
+        """Decide which of the (game, session id) pairs are for validation, before they are played.
 
         `recipe` holds the settings of a `series` of episodes.
 
         Raises: InputError if the folder holds the series with other settings.
         """
         if recipe is not None:
-            held = self._manifest.recipes.setdefault(series, recipe)
-            if held != recipe:
-                raise InputError(
-                    f"{self.root} holds {series} played with {held}, not {recipe}: give another "
-                    "folder"
-                )
-        self._manifest.plan(sessions)
-        self._manifest.save(self.root)
+            self._check_recipe(series, recipe)
+        self.manifest.plan(sessions)
+        self.manifest.save(self.root)
 
     def copy_plan(self, source: "EpisodeReader", recipe: dict[str, Any]) -> None:
-        """Copy the validation split of another data set; `recipe` says how this one is derived from
-        it.
+        """Copy the validation split of the data set from which `recipe` derives this one.
 
         Raises: InputError if the folder was derived differently.
         """
-        held = self._manifest.recipes.setdefault("copy", recipe)
-        if held != recipe:
-            raise InputError(f"{self.root} was made with {held}, not {recipe}: give another folder")
-        self._manifest.validation = source.validation
-        self._manifest.save(self.root)
+        self._check_recipe("copy", recipe)
+        self.manifest.validation = source.validation
+        self.manifest.save(self.root)
 
-    def is_validation(self, game: str, session_id: str) -> bool:
-        """Return True if a planned episode is for validation."""
-        return self._manifest.validation.get(game, {}).get(session_id, False)
+    def _check_recipe(self, series: str, recipe: dict[str, Any]) -> None:
+        held = self.manifest.recipes.setdefault(series, recipe)
+        if held != recipe:
+            raise InputError(
+                f"{self.root} holds {series!r} made with {held}, not {recipe}: give another folder"
+            )
 
     def add(self, episode: Episode | EncodedEpisode) -> Shard:
-        """Write one episode as a shard of its own.
+        """Write one episode as a separate shard.
 
         Raises: InputError for an episode that the folder already holds.
         """
-        if episode.session_id in self._ids:
-            raise InputError(f"{self.root} already holds episode {episode.session_id}")
+        self._check_new(episode.session_id)
         encoded = episode.encode() if isinstance(episode, Episode) else episode
         shard = write_shard(self.root, [encoded], encoded.session_id)
         self.record(shard)
@@ -122,23 +100,24 @@ class EpisodeWriter:
     def record(self, shard: Shard) -> None:
         """Register a shard that another process wrote into the folder."""
         for session in shard.sessions:
-            if session.session_id in self._ids:
-                raise InputError(f"{self.root} already holds episode {session.session_id}")
+            self._check_new(session.session_id)
         self._ids.update(session.session_id for session in shard.sessions)
-        self._manifest.shards[shard.path] = shard
+        self.manifest.shards[shard.path] = shard
+
+    def _check_new(self, session_id: str) -> None:
+        if session_id in self._ids:
+            raise InputError(f"{self.root} already holds episode {session_id}")
 
     def commit(self) -> str:
         """Make everything added part of the data set and return the manifest's hash."""
         self._lock.check()
-        self._manifest.plan(
-            (session.game, session.session_id) for session in self.sessions.values()
-        )
-        self._manifest.save(self.root)
-        return self._manifest.hash()
+        self.manifest.plan((record.game, record.session_id) for record in self.sessions.values())
+        self.manifest.save(self.root)
+        return self.manifest.hash()
 
     def close(self) -> None:
         """Release the folder. The next writer adopts the shards added since the last commit."""
-        self._lock.release()
+        self._lock.close()
 
     def __enter__(self) -> "EpisodeWriter":
         return self
@@ -150,21 +129,21 @@ class EpisodeWriter:
 
     def _drop_lost(self) -> None:
         """Remove missing and truncated shards, so that their episodes are played again."""
-        for path, shard in list(self._manifest.shards.items()):
+        for path, shard in list(self.manifest.shards.items()):
             file = self.root / path
             if not file.exists() or file.stat().st_size != shard.bytes:
-                del self._manifest.shards[path]
+                del self.manifest.shards[path]
                 self.damaged.append(path)
 
     def _adopt(self) -> None:
         """Adopt complete shards without an entry and delete temporary files of a killed writer."""
-        for pattern in ("env=*/.part-*.tmp", f".{manifest.NAME}.*.tmp"):
+        for pattern in ("env=*/.part-*.tmp", f".{NAME}.*.tmp"):
             for leftover in self.root.glob(pattern):
                 leftover.unlink(missing_ok=True)
-        known = self._manifest.sessions()
+        known = self.manifest.sessions()
         files = self.root.glob("env=*/part-*.parquet")
         for path in sorted(file.relative_to(self.root).as_posix() for file in files):  # type: ignore[arg-type]
-            if path in self._manifest.shards or path in self.damaged:
+            if path in self.manifest.shards or path in self.damaged:
                 continue
             try:
                 shard = inspect_shard(self.root, path)
@@ -172,7 +151,7 @@ class EpisodeWriter:
                 self.damaged.append(path)
                 continue
             if not any(session.session_id in known for session in shard.sessions):
-                self._manifest.shards[path] = shard
+                self.manifest.shards[path] = shard
                 known.update({session.session_id: session for session in shard.sessions})
 
 
@@ -190,24 +169,17 @@ class EpisodeReader:
             raise InputError(f"split is 'train', 'val' or None for all, not {split!r}")
         self.root = parse_uri(uri)
         self.split = split
-        self._manifest = manifest.load(self.root)
+        self._manifest = load_manifest(self.root)
         self.manifest_hash = self._manifest.hash()
+        is_validation = self._manifest.is_validation
         self._rows = [
             (record, shard, row)
             for _, shard in sorted(self._manifest.shards.items())
             for row, record in enumerate(shard.sessions)
-            if split is None or self._is_validation(record) == (split == "val")
+            if split is None or is_validation(record.game, record.session_id) == (split == "val")
         ]
         self._rows.sort(key=lambda item: (item[0].game, item[0].session_id))
         self._checked: set[str] = set()
-
-    @property
-    def validation(self) -> dict[str, dict[str, bool]]:
-        """Game -> session id -> True if it is for validation."""
-        return {game: dict(split) for game, split in self._manifest.validation.items()}
-
-    def _is_validation(self, record: SessionRecord) -> bool:
-        return self._manifest.validation.get(record.game, {}).get(record.session_id, False)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -234,32 +206,31 @@ class EpisodeReader:
             )
         return episode
 
-    def iter_encoded(self) -> Iterator[EncodedEpisode]:
-        """Yield all episodes in order, with compressed frames."""
-        return (self.encoded(index) for index in range(len(self)))
+    @property
+    def validation(self) -> dict[str, dict[str, bool]]:
+        """Game -> session id -> True if it is for validation."""
+        return {game: dict(split) for game, split in self._manifest.validation.items()}
 
     def num_frames(self, index: int) -> int:
         """Return the number of frames of episode `index`, from the manifest alone."""
         return self._rows[index][0].num_frames
 
     @property
+    def records(self) -> list[SessionRecord]:
+        """Manifest entry of each episode, in order."""
+        return [record for record, _, _ in self._rows]
+
+    @property
     def session_ids(self) -> list[str]:
-        """Session id of each episode, in the order of the episodes."""
+        """Session id of each episode, in order."""
         return [record.session_id for record, _, _ in self._rows]
 
     @property
     def games(self) -> list[str]:
-        """Game of each episode, in the order of the episodes."""
+        """Game of each episode, in order."""
         return [record.game for record, _, _ in self._rows]
 
     @property
     def shards(self) -> list[Shard]:
-        """Shard of each episode, in the order of the episodes."""
+        """Shard of each episode, in order."""
         return [shard for _, shard, _ in self._rows]
-
-    @property
-    def records(self) -> list[SessionRecord]:
-        """Session id, game, policy and number of frames of each episode, in the order of the
-        episodes.
-        """
-        return [record for record, _, _ in self._rows]

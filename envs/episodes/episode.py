@@ -8,12 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.controls import ACTIONS
-from envs.episodes.frame_codec import (
-    CHUNK,
-    ZSTD_LEVEL,
-    decode_frames,
-    encode_frames,
-)
+from envs.episodes.frame_codec import CHUNK, ZSTD_LEVEL, decode_frames, encode_frames
 from envs.utils.errors import InputError
 
 
@@ -41,38 +36,34 @@ class EpisodeMetadata:
     rom_sha1: str = ""
     retro_version: str = ""
     init_state: str = ""
-    """Name of the savestate at the episode's start; with `buttons` and `frame_skip` it reproduces
-    the episode.
-    """
+    """Name of the savestate at the start; it, `buttons` and `frame_skip` reproduce the episode."""
     frame_skip: int = 4
     buttons: tuple[int, ...] = ()
-    """Button mask of each action (bit i = button i of the emulator core); empty for games without
-    buttons.
-    """
+    """Button mask of each action (bit i: button i of the emulator core); empty without buttons."""
     resize: str = ""
     info: dict[str, Any] = field(default_factory=dict)
-    """Further facts about the episode, JSON values only."""
+    """Further metadata, JSON values only."""
 
     def __post_init__(self) -> None:
-        steps = len(self.actions)
-        where = f"episode {self.session_id} of {self.game}"
+        steps, actions, rewards = len(self.actions), self.actions, self.rewards
         if steps == 0:
-            raise InputError(f"{where} has no steps: an episode needs at least one")
-        if self.actions.dtype != np.uint8 or self.actions.ndim != 1:
+            raise InputError(f"{self._name} has no steps: an episode needs at least one")
+        if actions.dtype != np.uint8 or actions.ndim != 1:
             raise InputError(
-                f"{where}: actions must be a uint8 vector, not {self.actions.dtype} "
-                f"{self.actions.shape}"
+                f"{self._name}: actions must be a uint8 vector, not {actions.dtype} {actions.shape}"
             )
-        if self.rewards.dtype != np.float32 or self.rewards.shape != (steps,):
+        if rewards.dtype != np.float32 or rewards.shape != (steps,):
             raise InputError(
-                f"{where}: rewards must be float32 ({steps},), not {self.rewards.dtype} "
-                f"{self.rewards.shape}"
+                f"{self._name}: rewards must be float32 ({steps},), not {rewards.dtype} "
+                f"{rewards.shape}"
             )
-        count = len(self.buttons) or len(ACTIONS)
-        if int(self.actions.max()) >= count:
-            raise InputError(
-                f"{where}: action {int(self.actions.max())} is out of range 0 to {count - 1}"
-            )
+        count, highest = len(self.buttons) or len(ACTIONS), int(actions.max())
+        if highest >= count:
+            raise InputError(f"{self._name}: action {highest} is out of range 0 to {count - 1}")
+
+    @property
+    def _name(self) -> str:
+        return f"episode {self.session_id} of {self.game}"
 
     @property
     def num_frames(self) -> int:
@@ -90,15 +81,10 @@ class Episode(EpisodeMetadata):
     def __post_init__(self) -> None:
         super().__post_init__()
         frames = self.frames_THWC
-        if (
-            frames.dtype != np.uint8
-            or frames.ndim != 4
-            or frames.shape[3] != 3
-            or len(frames) != self.num_frames
-        ):
+        fits = frames.ndim == 4 and frames.shape[3] == 3 and len(frames) == self.num_frames
+        if frames.dtype != np.uint8 or not fits:
             raise InputError(
-                f"episode {self.session_id} of {self.game}: frames must be uint8 "
-                f"({self.num_frames}, H, W, 3), "
+                f"{self._name}: frames must be uint8 ({self.num_frames}, H, W, 3), "
                 f"not {frames.dtype} {frames.shape}"
             )
 
@@ -106,7 +92,7 @@ class Episode(EpisodeMetadata):
         """Return the episode with its frames compressed at a zstd level."""
         _, height, width, _ = self.frames_THWC.shape
         chunks = encode_frames(self.frames_THWC, level)
-        return EncodedEpisode(**_metadata_fields(self), chunks=chunks, height=height, width=width)
+        return EncodedEpisode(**_metadata(self), chunks=chunks, height=height, width=width)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,8 +109,8 @@ class EncodedEpisode(EpisodeMetadata):
         super().__post_init__()
         if self.chunk < 1 or len(self.chunks) != -(-self.num_frames // self.chunk):
             raise InputError(
-                f"episode {self.session_id} of {self.game}: {self.num_frames} frames do not fill "
-                f"{len(self.chunks)} chunks of {self.chunk}"
+                f"{self._name}: {self.num_frames} frames do not fill {len(self.chunks)} chunks of "
+                f"{self.chunk}"
             )
 
     def decode(self) -> Episode:
@@ -132,9 +118,9 @@ class EncodedEpisode(EpisodeMetadata):
         frames_THWC = decode_frames(
             self.chunks, 0, self.num_frames, height=self.height, width=self.width, chunk=self.chunk
         )
-        return Episode(**_metadata_fields(self), frames_THWC=frames_THWC)
+        return Episode(**_metadata(self), frames_THWC=frames_THWC)
 
 
-def _metadata_fields(episode: EpisodeMetadata) -> dict[str, Any]:
+def _metadata(episode: EpisodeMetadata) -> dict[str, Any]:
     """Return the fields that decoded and compressed episodes share."""
     return {item.name: getattr(episode, item.name) for item in dataclasses.fields(EpisodeMetadata)}

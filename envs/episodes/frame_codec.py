@@ -1,5 +1,4 @@
-"""Lossless compression of frames: blobs of 32 consecutive frames, each a zstd frame with a
-checksum.
+"""Lossless compression of frames: blobs of 32 consecutive frames, each with a zstd checksum.
 
 A window of 16 frames needs one or two blobs, and a flipped bit is always detected.
 """
@@ -25,10 +24,8 @@ def encode_frames(frames_THWC: NDArray[np.uint8], level: int = ZSTD_LEVEL) -> tu
     The result depends only on the frames and the zstd level.
     """
     compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
-    starts = range(0, len(frames_THWC), CHUNK)
-    return tuple(
-        compressor.compress(frames_THWC[start : start + CHUNK].tobytes()) for start in starts
-    )
+    chunks = (frames_THWC[start : start + CHUNK] for start in range(0, len(frames_THWC), CHUNK))
+    return tuple(compressor.compress(chunk.tobytes()) for chunk in chunks)
 
 
 def decode_frames(
@@ -41,10 +38,10 @@ def decode_frames(
     chunk: int = CHUNK,
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """Return frames start to stop - 1, uint8 (stop - start, height, width, 3), writable; in `out`
-    if given.
+    """Return frames `start` to `stop` - 1, uint8 (stop - start, height, width, 3), writable.
 
-    Decodes only the blobs that hold them and releases the GIL meanwhile.
+    The frames are written into `out` if given. Only the blobs that hold them are decoded, without
+    the GIL.
 
     Raises: InputError for a damaged blob and for frames that do not exist.
     """
@@ -67,8 +64,7 @@ def decode_frames(
 
 
 _CHECKSUM_FLAG = 1 << 2
-"""Bit in a zstd frame's descriptor, its fifth byte (RFC 8878, 3.1.1.1.1): a 4-byte checksum
-follows.
+"""Bit of a blob's fifth byte, the frame descriptor (RFC 8878, 3.1.1.1.1): it ends with a checksum.
 """
 
 
@@ -78,7 +74,7 @@ def without_checksum(
     """Verify the blobs of an episode of `frames` frames and return them without their checksums.
 
     This halves the decoding time, because the checksum covers the decoded frames, eighty times as
-    many bytes as the blob. The caller has to protect the blobs by a checksum of its own.
+    many bytes as the blob. The caller has to protect the blobs by another checksum.
 
     Raises: InputError for a damaged blob.
     """
@@ -101,7 +97,7 @@ _threads = threading.local()
 def _decompress(chunks: Sequence[bytes | memoryview], index: int, limit: int) -> bytes:
     """Return the content of blob `index`, at most `limit` bytes.
 
-    A zstd decompressor must not be shared between threads, so each thread has its own.
+    A zstd decompressor must not be shared between threads, so each thread creates one.
     """
     if index >= len(chunks):
         raise InputError(f"frame chunk {index} does not exist: the episode has {len(chunks)}")
@@ -109,7 +105,7 @@ def _decompress(chunks: Sequence[bytes | memoryview], index: int, limit: int) ->
         _threads.decompressor = zstandard.ZstdDecompressor()
     try:
         if zstandard.frame_content_size(chunks[index]) > limit:
-            raise InputError(f"frame chunk {index} says it holds more than {limit} bytes")
+            raise InputError(f"the header of frame chunk {index} states more than {limit} bytes")
         return _threads.decompressor.decompress(chunks[index])
     except zstandard.ZstdError as error:
         raise InputError(f"frame chunk {index} is damaged ({error})") from error

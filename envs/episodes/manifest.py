@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from envs.episodes.shards import SCHEMA_VERSION, SessionRecord, Shard
-from envs.utils.errors import InputError
+from envs.utils.errors import InputError, one_line
 from envs.utils.storage import StoragePath, replace_bytes
 
 NAME = "manifest.json"
@@ -46,11 +46,13 @@ class Manifest:
             split = self.validation.setdefault(game, {})
             total = len(split) + len(ids)
             wanted = max(round(VALIDATION_SHARE * total), 1) if total > 1 else 0
-            missing = max(0, wanted - sum(split.values()))
-            ranked = sorted(ids, key=_rank)
-            split.update(
-                {session_id: position < missing for position, session_id in enumerate(ranked)}
-            )
+            missing = wanted - sum(split.values())
+            for position, session_id in enumerate(sorted(ids, key=_rank)):
+                split[session_id] = position < missing
+
+    def is_validation(self, game: str, session_id: str) -> bool:
+        """Return True if a planned episode is for validation."""
+        return self.validation.get(game, {}).get(session_id, False)
 
     def sessions(self) -> dict[str, SessionRecord]:
         """Return session id -> record of all episodes on disk."""
@@ -59,44 +61,33 @@ class Manifest:
         }
 
     def hash(self) -> str:
-        """Return a sha256 over episodes, files and split; equal hashes mean equal frames and
-        actions.
-        """
+        """Return a sha256 of files and split; equal hashes mean equal frames and actions."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values in sorted order, independent of the order in which episodes were
-        played.
-        """
+        """Return JSON values that do not depend on the order in which episodes were played."""
         return {
             "schema_version": SCHEMA_VERSION,
-            "recipes": {key: self.recipes[key] for key in sorted(self.recipes)},
-            "shards": [dataclasses.asdict(self.shards[path]) for path in sorted(self.shards)],
+            "recipes": dict(sorted(self.recipes.items())),
+            "shards": [dataclasses.asdict(shard) for _, shard in sorted(self.shards.items())],
             "validation": {
-                game: {
-                    session_id: self.validation[game][session_id]
-                    for session_id in sorted(self.validation[game])
-                }
-                for game in sorted(self.validation)
+                game: dict(sorted(split.items())) for game, split in sorted(self.validation.items())
             },
         }
 
     def save(self, root: StoragePath) -> None:
         """Replace the manifest of the folder. Raises: InputError if it cannot be written."""
-        try:
-            replace_bytes(root / NAME, (json.dumps(self.to_json(), indent=2) + "\n").encode())
-        except OSError as error:
-            raise InputError(f"cannot write {root / NAME}: {error.strerror or error}") from error
+        replace_bytes(root / NAME, (json.dumps(self.to_json(), indent=2) + "\n").encode())
 
 
-def load(root: StoragePath) -> Manifest:
+def load_manifest(root: StoragePath) -> Manifest:
     """Return the manifest of a folder.
 
     Raises: InputError if it is missing, damaged or of another schema version.
     """
     path = root / NAME
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
         version = content["schema_version"]
         if version != SCHEMA_VERSION:
             raise InputError(
@@ -107,15 +98,15 @@ def load(root: StoragePath) -> Manifest:
         return Manifest(
             {shard.path: shard for shard in shards}, validation, dict(content["recipes"])
         )
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{root} holds no episodes ({NAME} is missing): `autoexplore collect --out {root}` "
-            "records them"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except InputError:
         raise
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{root} holds no episodes ({NAME} is missing): record some with "
+            f"`autoexplore collect --out {root}`"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is damaged: delete it; the next collect rebuilds it from the shards"
@@ -127,9 +118,8 @@ def _shard(entry: dict[str, Any], path: StoragePath) -> Shard:
     name = PurePosixPath(entry["path"])
     if name.is_absolute() or ".." in name.parts:
         raise InputError(f"{path} names a file outside its folder: {entry['path']}")
-    return Shard(
-        **{**entry, "sessions": tuple(SessionRecord(**record) for record in entry["sessions"])}
-    )
+    sessions = tuple(SessionRecord(**record) for record in entry["sessions"])
+    return Shard(**{**entry, "sessions": sessions})
 
 
 def _rank(session_id: str) -> str:

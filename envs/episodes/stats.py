@@ -1,7 +1,6 @@
 """Statistics of a data set per game: sizes, actions, rewards, endings and distinct screens."""
 
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from envs.controls import ACTIONS
-from envs.episodes import manifest
 from envs.episodes.dataset import EpisodeReader
+from envs.episodes.episode import Episode
 from envs.utils.errors import InputError
 from envs.utils.progress import progress
 from envs.utils.screen_hash import CELLS, distinct_screens
-from envs.utils.storage import parse_uri
 
 
 @dataclass
@@ -37,80 +35,63 @@ class GameStats:
 
     def add(self, other: "GameStats") -> None:
         """Add the statistics of other episodes."""
-        for name in (
-            "episodes",
-            "frames",
-            "file_bytes",
-            "steps",
-            "reward",
-            "terminated",
-            "validation",
-        ):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, value in vars(other).items():
+            if isinstance(value, int | float):
+                setattr(self, name, getattr(self, name) + value)
         self.actions.update(other.actions)
-        self.screens = (
-            None if self.screens is None or other.screens is None else self.screens | other.screens
-        )
+        known = self.screens is not None and other.screens is not None
+        self.screens = self.screens | other.screens if known else None  # type: ignore[operator]
 
     def to_json(self) -> dict[str, Any]:
         """Return the statistics as shares in [0, 1] and means per step."""
         count = max(self.actions, default=0) + 1
         # A game with more actions, like CoinRun, numbers them, because their meanings differ.
         names = ACTIONS if count <= len(ACTIONS) else tuple(map(str, range(count)))
+        episodes, steps = max(self.episodes, 1), max(self.steps, 1)
         return {
             "episodes": self.episodes,
             "validation_episodes": self.validation,
             "frames": self.frames,
             "bytes": self.file_bytes,
             "bytes_per_frame": self.file_bytes / max(self.frames, 1),
-            "mean_length": self.steps / max(self.episodes, 1),
-            "action_shares": {
-                name: self.actions[i] / max(self.steps, 1) for i, name in enumerate(names)
-            },
-            "reward_mean": self.reward / max(self.steps, 1),
-            "terminated_share": self.terminated / max(self.episodes, 1),
+            "mean_length": self.steps / episodes,
+            "action_shares": {name: self.actions[i] / steps for i, name in enumerate(names)},
+            "reward_mean": self.reward / steps,
+            "terminated_share": self.terminated / episodes,
             "distinct_screens": None if self.screens is None else len(self.screens),
         }
 
 
 def compute_stats(uri: str, *, workers: int = 2) -> dict[str, GameStats]:
-    """Return game -> statistics in alphabetical order. Decodes every frame, with `workers` threads.
+    """Return game -> statistics, sorted by game. Decodes every frame, with `workers` threads.
 
     Raises: InputError for a folder without episodes, a damaged file, or `workers` below 1.
     """
     if workers < 1:
         raise InputError(f"--workers is at least 1, not {workers}")
     reader = EpisodeReader(uri)
-    validation = set(EpisodeReader(uri, "val").session_ids)
-    games: dict[str, GameStats] = {game: GameStats() for game in sorted(set(reader.games))}
-    for shard in manifest.load(parse_uri(uri)).shards.values():
-        games[shard.sessions[0].game].file_bytes += shard.bytes
+    stats: dict[str, GameStats] = {game: GameStats() for game in sorted(set(reader.games))}
+    for shard in {shard.path: shard for shard in reader.shards}.values():
+        stats[shard.sessions[0].game].file_bytes += shard.bytes
+    records = reader.records
+    batch = 4 * workers  # only a few episodes are in memory at a time
     with progress("stats", len(reader)) as bar, ThreadPoolExecutor(workers) as pool:
-        for game, figures in _in_batches(pool, reader, workers):
-            games[game].add(figures)
-            bar.advance(1, game)
-    for game, session_id in zip(reader.games, reader.session_ids, strict=True):
-        games[game].validation += session_id in validation
-    return games
+        for start in range(0, len(reader), batch):
+            indices = range(len(reader))[start : start + batch]
+            results = pool.map(lambda index: _episode_stats(reader[index]), indices)
+            for record, episode in zip(records[start : start + batch], results, strict=True):
+                stats[record.game].add(episode)
+                bar.advance(1, record.game)
+    for record in EpisodeReader(uri, "val").records:
+        stats[record.game].validation += 1
+    return stats
 
 
-def _in_batches(
-    pool: ThreadPoolExecutor, reader: EpisodeReader, workers: int
-) -> Iterator[tuple[str, GameStats]]:
-    """Yield the statistics of every episode with only a few episodes in memory at a time."""
-    size = 4 * workers
-    for start in range(0, len(reader), size):
-        yield from pool.map(
-            lambda index: _episode(reader, index), range(start, min(start + size, len(reader)))
-        )
-
-
-def _episode(reader: EpisodeReader, index: int) -> tuple[str, GameStats]:
-    """Return the game and the statistics of one episode, without its file size."""
-    episode = reader[index]
+def _episode_stats(episode: Episode) -> GameStats:
+    """Return the statistics of one episode, without its file size and split."""
     _, height, width, _ = episode.frames_THWC.shape
     fits = not (height % CELLS or width % CELLS)
-    return episode.game, GameStats(
+    return GameStats(
         episodes=1,
         frames=episode.num_frames,
         steps=len(episode.actions),

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from envs.episodes import manifest
 from envs.episodes.episode import EncodedEpisode
 from envs.episodes.frame_codec import decode_frames
-from envs.episodes.manifest import Manifest
+from envs.episodes.manifest import NAME, Manifest, load_manifest
 from envs.episodes.shards import Shard, check_shard, inspect_shard, read_row, session_record
 from envs.utils.errors import InputError
 from envs.utils.progress import progress
@@ -34,39 +34,41 @@ def verify(uri: str, *, workers: int = 2) -> Verification:
 
     Per file: size, sha256 and page checksums, the episodes against the manifest, every frame, the
     range of the actions, finite rewards. For the whole data set: every episode is stored once, the
-    split lists every episode under its own game, and every file is in the manifest.
+    split lists every episode under its game, and every file is in the manifest.
 
     Raises: InputError if there is no readable manifest or `workers` is below 1.
     """
     if workers < 1:
         raise InputError(f"--workers is at least 1, not {workers}")
     root = parse_uri(uri)
-    held = manifest.load(root)
-    shards = [shard for _, shard in sorted(held.shards.items())]
-    found = Verification(files=len(shards))
+    manifest = load_manifest(root)
+    shards = [shard for _, shard in sorted(manifest.shards.items())]
+    records = [record for shard in shards for record in shard.sessions]
+    faults: dict[str, str] = {}
     with progress("verify", len(shards)) as bar, ThreadPoolExecutor(workers) as pool:
-        waiting = {pool.submit(_shard_fault, root, shard): shard for shard in shards}
-        for done in as_completed(waiting):
-            shard, fault = waiting[done], done.result()
-            found.bytes += shard.bytes
-            found.sessions += len(shard.sessions)
-            found.frames += sum(record.num_frames for record in shard.sessions)
-            if fault:
-                found.faults[shard.path] = fault
-            bar.advance(1, f"{len(found.faults)} bad")
-    found.faults.update(_manifest_faults(held))  # last: they explain a file best
-    for path in stray_files(root, held):
-        found.faults[path] = _stray_fault(root, path, held)
-    found.faults = dict(sorted(found.faults.items()))
-    return found
+        futures = {pool.submit(_shard_fault, root, shard): shard for shard in shards}
+        for future in as_completed(futures):
+            if fault := future.result():
+                faults[futures[future].path] = fault
+            bar.advance(1, f"{len(faults)} bad")
+    # A contradiction in the manifest explains the fault of a file best.
+    faults |= _manifest_faults(manifest)
+    faults |= {path: _stray_fault(root, path, manifest) for path in stray_files(root, manifest)}
+    return Verification(
+        files=len(shards),
+        sessions=len(records),
+        frames=sum(record.num_frames for record in records),
+        bytes=sum(shard.bytes for shard in shards),
+        faults=dict(sorted(faults.items())),
+    )
 
 
-def stray_files(root: StoragePath, held: Manifest) -> Iterator[str]:
+def stray_files(root: StoragePath, manifest: Manifest) -> Iterator[str]:
     """Yield the paths of data files that the manifest does not list and of temporary manifests."""
-    files = [*root.glob("env=*/**/*"), *root.glob(f".{manifest.NAME}.*.tmp")]
+    files = [*root.glob("env=*/**/*"), *root.glob(f".{NAME}.*.tmp")]
     for file in sorted(item for item in files if not item.is_dir()):
         path = file.relative_to(root).as_posix()
-        if path not in held.shards:
+        if path not in manifest.shards:
             yield path
 
 
@@ -76,11 +78,11 @@ def _shard_fault(root: StoragePath, shard: Shard) -> str:
         check_shard(root, shard)
         for row, record in enumerate(shard.sessions):
             episode = read_row(root / shard.path, row)
+            name = f"episode {episode.session_id} of {episode.game}"
             if session_record(episode) != record:
-                held = f"episode {episode.session_id} of {episode.game}"
-                return f"row {row} holds {held}, not what the manifest says"
+                return f"row {row} holds {name}, not the episode that the manifest lists"
             if shard.path.split("/")[0] != f"env={episode.game}":
-                return f"episode {episode.session_id} of {episode.game} is in another game's folder"
+                return f"{name} is in another game's folder"
             _check_content(episode)
         try:
             read_row(root / shard.path, len(shard.sessions))
@@ -92,62 +94,55 @@ def _shard_fault(root: StoragePath, shard: Shard) -> str:
 
 
 def _check_content(episode: EncodedEpisode) -> None:
-    """Decode every chunk of frames and check the rewards.
+    """Decode the frames, one chunk at a time to save memory, and check the rewards.
 
     Raises: InputError for a damaged chunk, a wrong length, or rewards that are not finite.
     """
-    for index in range(len(episode.chunks)):
-        start = index * episode.chunk
+    size: dict[str, Any] = {
+        "height": episode.height,
+        "width": episode.width,
+        "chunk": episode.chunk,
+    }
+    for start in range(0, episode.num_frames, episode.chunk):
         stop = min(start + episode.chunk, episode.num_frames)
-        frames_THWC = decode_frames(
-            episode.chunks,
-            start,
-            stop,
-            height=episode.height,
-            width=episode.width,
-            chunk=episode.chunk,
-        )
-        del frames_THWC
+        decode_frames(episode.chunks, start, stop, **size)
     if not np.isfinite(episode.rewards).all():
         raise InputError(f"episode {episode.session_id} has a reward that is not finite")
 
 
-def _manifest_faults(held: Manifest) -> dict[str, str]:
+def _manifest_faults(manifest: Manifest) -> dict[str, str]:
     """Return path -> contradiction in the manifest."""
-    seen: dict[str, str] = {}
     faults = {}
-    for path, shard in sorted(held.shards.items()):
+    path_of: dict[str, str] = {}
+    for path, shard in sorted(manifest.shards.items()):
         for record in shard.sessions:
-            if record.session_id in seen:
-                faults[path] = (
-                    f"episode {record.session_id} is stored twice, also in "
-                    f"{seen[record.session_id]}"
-                )
-            seen[record.session_id] = path
-            if record.session_id not in held.validation.get(record.game, {}):
-                faults[path] = f"episode {record.session_id} is in no split of {manifest.NAME}"
-    planned: dict[str, str] = {}
-    for game, split in held.validation.items():
+            name = f"episode {record.session_id}"
+            if record.session_id in path_of:
+                faults[path] = f"{name} is stored twice, also in {path_of[record.session_id]}"
+            path_of[record.session_id] = path
+            if record.session_id not in manifest.validation.get(record.game, {}):
+                faults[path] = f"{name} is in no split of {NAME}"
+    game_of: dict[str, str] = {}
+    for game, split in manifest.validation.items():
         for session_id in split:
-            if session_id in planned:
-                faults[manifest.NAME] = (
-                    f"episode {session_id} is planned for {planned[session_id]} and for {game}"
-                )
-            planned[session_id] = game
+            if session_id in game_of:
+                other = game_of[session_id]
+                faults[NAME] = f"episode {session_id} is planned for {other} and for {game}"
+            game_of[session_id] = game
         if len(split) > 1 and not any(split.values()):
-            faults[manifest.NAME] = f"{game} has {len(split)} episodes and none for validation"
+            faults[NAME] = f"{game} has {len(split)} episodes and none for validation"
     return faults
 
 
-def _stray_fault(root: StoragePath, path: str, held: Manifest) -> str:
+def _stray_fault(root: StoragePath, path: str, manifest: Manifest) -> str:
     """Return a description of an unlisted file and its remedy."""
     if not path.endswith(".parquet"):
         return "left by a killed writer: the next collect or compact deletes it"
     try:
-        stray = inspect_shard(root, path)
+        shard = inspect_shard(root, path)
     except InputError:
         return "not in the manifest, and damaged: delete it"
-    known = held.sessions()
-    if all(record.session_id in known for record in stray.sessions):
+    known = manifest.sessions()
+    if all(record.session_id in known for record in shard.sessions):
         return "not in the manifest, and its episodes are in other files: compact deletes it"
     return "not in the manifest: the next collect or compact adopts it"

@@ -1,1 +1,1 @@
-"""Games as Gymnasium environments: stable-retro, CoinRun, and three that need no ROM."""
+"""Games as Gymnasium environments, one module each."""

@@ -1,8 +1,7 @@
-"""CoinRun, the procedurally generated platformer of the paper's case study; needs the extra
-`coinrun`.
+"""CoinRun, the procedurally generated platformer of the paper's case study.
 
-The game is Procgen's CoinRun inside envpool. envpool links against Qt 5, which the extra installs
-as a Python package, so that no system package of Qt is needed.
+The game is Procgen's CoinRun inside envpool, which the extra `coinrun` installs. envpool links
+against Qt 5, which the extra installs as a Python package, so that no system package is needed.
 """
 
 import ctypes
@@ -11,11 +10,11 @@ import importlib.metadata
 from functools import cache
 from typing import Any, Literal
 
-import gymnasium
 import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
+from envs.games.base import GameEnv
 from envs.utils.errors import InputError
 
 SIZE = 64
@@ -30,25 +29,24 @@ PROCGEN_ACTIONS = (4, 7, 1, 5, 8, 2, 3)
 VELOCITY_ROWS, VELOCITY_COLUMNS = 13, 26
 """Size of the upper-left corner in which the grey of two squares shows the agent's velocity."""
 
-# Procgen draws levels below 2^31 - 1.
 LEVELS = 2**31 - 1
+"""Number of levels that Procgen can generate."""
 
 
 def black_out_velocity(frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a copy of frames uint8 (..., 64, 64, 3) with black velocity squares, as for world
-    models.
-    """
+    """Return a copy of frames uint8 (..., 64, 64, 3) with black velocity squares."""
     if frames_THWC.shape[-3:] != (SIZE, SIZE, 3):
         raise InputError(
-            f"velocity squares lie in frames of (..., {SIZE}, {SIZE}, 3), not {frames_THWC.shape}"
+            f"frames with velocity squares have shape (..., {SIZE}, {SIZE}, 3), "
+            f"not {frames_THWC.shape}"
         )
     blacked = frames_THWC.copy()
     blacked[..., :VELOCITY_ROWS, :VELOCITY_COLUMNS, :] = 0
     return blacked
 
 
-class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
-    """The env of `envs.make("CoinRun")`: observations uint8 (64, 64, 3), actions `COINRUN_ACTIONS`.
+class CoinRunEnv(GameEnv):
+    """The env of `envs.make("CoinRun")`: frames uint8 (64, 64, 3), actions `COINRUN_ACTIONS`.
 
     Every reset draws a level from `levels` levels (0: all) starting at `start_level` and returns it
     as info["level"]. The same reset seed gives the same level, and level and actions determine
@@ -56,44 +54,31 @@ class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     "painted" shows the agent's velocity as two grey squares in the upper-left corner (for agents),
     "black" hides them (for world models). The reward is 10 at the coin. The coin, an enemy, a saw
     or lava terminate; 1,000 steps or `max_steps` truncate. A step is one frame of the game,
-    repeated `frame_skip` times.
+    repeated `frame_skip` times (default: 1).
 
     Raises: InputError for options out of range, or if the extra is not installed.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 (gymnasium's own declaration)
     game = console = "CoinRun"
-    init_state = rom_sha1 = resize = ""
     action_masks = BUTTONS
 
     def __init__(
         self,
         *,
-        frame_skip: int = 1,
-        size: int = SIZE,
-        seed: int | None = None,
-        state: str | None = None,
-        max_steps: int | None = None,
         velocity: Literal["painted", "black"] = "black",
         difficulty: Literal["easy", "hard"] = "easy",
         levels: int = 0,
         start_level: int = 0,
+        seed: int | None = None,
+        **options: Any,
     ) -> None:
-        if state is not None:
-            raise InputError(
-                f"CoinRun has no savestates: omit state {state!r} and choose levels with "
-                "start_level"
-            )
-        if size != SIZE:
-            raise InputError(f"CoinRun draws frames of {SIZE} pixels, not {size}")
-        if frame_skip < 1 or (max_steps is not None and max_steps < 1):
-            raise InputError(
-                f"CoinRun: frame_skip {frame_skip} and max_steps {max_steps} must be at least 1"
-            )
+        super().__init__(actions=len(COINRUN_ACTIONS), seed=seed, **{"frame_skip": 1, **options})
+        if self.size != SIZE:
+            raise InputError(f"CoinRun draws frames of {SIZE} pixels, not {self.size}")
         if velocity not in ("painted", "black") or difficulty not in ("easy", "hard"):
             raise InputError(
-                f"CoinRun: velocity {velocity!r} is painted or black, difficulty {difficulty!r} "
-                "easy or hard"
+                f"CoinRun: velocity must be painted or black, not {velocity!r}, "
+                f"and difficulty easy or hard, not {difficulty!r}"
             )
         if min(levels, start_level) < 0 or start_level + max(levels, 1) > LEVELS:
             raise InputError(
@@ -102,17 +87,12 @@ class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             )
         self._envpool = load_envpool()
         self.retro_version = f"envpool {self._envpool.__version__}"
-        self.frame_skip, self.size, self.max_steps = frame_skip, size, max_steps
         self.velocity, self.difficulty = velocity, difficulty
         self._levels = (start_level, start_level + levels if levels else LEVELS)
-        self.observation_space = gymnasium.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(len(COINRUN_ACTIONS), seed=seed)
-        self.render_mode = "rgb_array"
         if seed is not None:
             self._np_random, self._np_random_seed = seeding.np_random(seed)
         self._pool: Any = None
         self._frame: NDArray[np.uint8] | None = None
-        self._steps = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -135,40 +115,30 @@ class CoinRunEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             paint_vel_info=True,
         )
         frames_NHWC, _ = self._pool.reset()
-        self._show(frames_NHWC)
+        self._show(frames_NHWC[0])
         self._steps = 0
         return self.render(), {"level": level}
 
     def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Play one of the seven actions. After an end, call reset(); the last frame shows the end
-        itself.
-        """
+        """Play one of the seven actions. The last frame of an episode shows the end itself."""
         if self._pool is None:
             raise InputError("CoinRun: call reset() before step()")
-        if not 0 <= action < len(COINRUN_ACTIONS):
-            raise InputError(
-                f"CoinRun: action {action} is not one of 0 to {len(COINRUN_ACTIONS) - 1}"
-            )
-        press = np.array([PROCGEN_ACTIONS[int(action)]], np.int32)
-        total = 0.0
+        self._check_action(action)
+        procgen_action = np.array([PROCGEN_ACTIONS[int(action)]], np.int32)
+        reward = 0.0
         for _ in range(self.frame_skip):
-            frames_NHWC, rewards_N, terminated_N, truncated_N, _ = self._pool.step(press)
-            total += float(rewards_N[0])
+            frames_NHWC, rewards_N, terminated_N, truncated_N, _ = self._pool.step(procgen_action)
+            reward += float(rewards_N[0])
             if terminated_N[0] or truncated_N[0]:
+                self._pool = None  # envpool would restart the level at the next step
                 break
-        self._show(frames_NHWC)
-        self._steps += 1
-        terminated, truncated = bool(terminated_N[0]), bool(truncated_N[0])
-        if terminated or truncated:  # envpool would restart the level at the next step
-            self._pool = None
-        truncated = truncated or (self.max_steps is not None and self._steps >= self.max_steps)
-        return self.render(), total, terminated, truncated, {}
+        self._show(frames_NHWC[0])
+        truncated = self._count_step() or bool(truncated_N[0])
+        return self.render(), reward, bool(terminated_N[0]), truncated, {}
 
-    def _show(self, frames_NHWC: NDArray[np.uint8]) -> None:
-        frame_HWC = frames_NHWC[0]
-        self._frame = (
-            frame_HWC.copy() if self.velocity == "painted" else black_out_velocity(frame_HWC)
-        )
+    def _show(self, frame_HWC: NDArray[np.uint8]) -> None:
+        painted = self.velocity == "painted"
+        self._frame = frame_HWC.copy() if painted else black_out_velocity(frame_HWC)
 
     def render(self) -> Any:
         """Return a copy of the current frame, uint8 (64, 64, 3); None before the first reset."""
@@ -190,8 +160,8 @@ def load_envpool() -> Any:
         libraries = [_qt_library(name) for name in ("libQt5Core.so.5", "libQt5Gui.so.5")]
     except importlib.metadata.PackageNotFoundError as error:
         raise InputError(
-            f"CoinRun needs the package {error.name}: install it with `pip install "
-            "'autoexplore[coinrun]'`"
+            f"CoinRun needs the package {error.name}: install it with "
+            "`pip install 'autoexplore[coinrun]'`"
         ) from error
     try:
         for library in libraries:  # the loader prefers loaded libraries to the system's
@@ -201,17 +171,14 @@ def load_envpool() -> Any:
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"CoinRun's package does not load ({reason}): `pip install --force-reinstall "
-            "'autoexplore[coinrun]'`, "
-            "and on a bare Linux `apt install libgl1 libglib2.0-0`"
+            f"cannot load the package of CoinRun ({reason}): run `pip install --force-reinstall "
+            "'autoexplore[coinrun]'`, and on a bare Linux `apt install libgl1 libglib2.0-0`"
         ) from error
     return module
 
 
 def _qt_library(name: str) -> str:
-    """Return the path of a library in the wheel PyQt5-Qt5, or the bare name for the loader if
-    missing.
-    """
+    """Return the path of a library in the wheel PyQt5-Qt5, or its name if it is not there."""
     for path in importlib.metadata.files("PyQt5-Qt5") or []:
         if path.name == name:
             return str(path.locate())

@@ -1,5 +1,4 @@
-"""One stable-retro game as a Gymnasium env: five actions, four emulator frames per step, 64x64
-frames.
+"""One stable-retro game as a Gymnasium env: five actions, four emulator frames per step.
 
 An emulator core keeps global state, so a process can hold one game at a time; stable-retro refuses
 a second one.
@@ -11,23 +10,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import cv2
-import gymnasium
 import numpy as np
 import stable_retro
 from numpy.typing import NDArray
 
 from envs import catalog
-from envs.controls import ACTIONS, action_masks
+from envs.controls import action_masks
+from envs.games.base import GameEnv
 from envs.utils.errors import InputError
 
 RESIZE = "letterbox-cv2-area"
 
 
-class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
+class RetroEnv(GameEnv):
     """The env of a stable-retro game: observations uint8 (size, size, 3), actions Discrete(5).
 
     A step holds the action's button for `frame_skip` emulator frames and shows the brighter value
-    per channel of the last two (appendix A.3: consoles draw some sprites only every second frame).
+    per channel of the last two (App. A.3: consoles draw some sprites only every second frame).
     The screen keeps its aspect ratio inside black bars. Rewards are summed over the skipped frames.
     `terminated` is the game's own end, `truncated` comes after `max_steps`. The emulator is
     deterministic: the same actions give the same frames. `seed` seeds only the action space.
@@ -35,51 +34,29 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     Raises: InputError for an unknown game, a missing ROM, an unknown or unreadable state.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 (gymnasium's own declaration)
-
-    def __init__(
-        self,
-        game: str,
-        *,
-        frame_skip: int = 4,
-        size: int = 64,
-        seed: int | None = None,
-        state: str | None = None,
-        max_steps: int | None = None,
-    ) -> None:
-        if frame_skip < 1 or size < 1 or (max_steps is not None and max_steps < 1):
-            raise InputError(
-                f"frame_skip {frame_skip}, size {size} and max_steps {max_steps} must be at least 1"
-            )
+    def __init__(self, game: str, *, state: str | None = None, **options: Any) -> None:
+        super().__init__(**options)
         self.game = catalog.canonical(game)
+        self.console = catalog.console_of(self.game)
         rom = catalog.rom_path(self.game)
         if rom is None:
             raise InputError(_missing_rom(self.game))
         self.resize, self.retro_version = RESIZE, stable_retro.__version__.strip()
         self.rom_sha1 = hashlib.sha1(rom.read_bytes()).hexdigest()
-        self.console = catalog.console_of(self.game)
-        self.frame_skip, self.size, self.max_steps = frame_skip, size, max_steps
-        self.render_mode = "rgb_array"
         self._emulator_env = _open(self.game, state)
         self.init_state = (self._emulator_env.statename or "").removesuffix(".state")
         self.buttons: list[str | None] = list(self._emulator_env.buttons)
         self.action_masks = action_masks(self.buttons, self.console)
         self._presses = [_bits(mask, len(self.buttons)) for mask in self.action_masks]
-        self._no_buttons = _bits(0, len(self.buttons))
         self._start = self._start_state()
-        self._steps = 0
-        self._as_drawn = False
+        self._is_plain = False
         self._screen: Any = None
-        self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(len(ACTIONS), seed=seed)
 
     def _start_state(self) -> bytes:
-        """Return the savestate of every episode after a test: stable-retro loads it unchecked."""
+        """Return the savestate of every episode; stable-retro itself loads it unchecked."""
         start = self._emulator_env.initial_state
-        if (
-            start is None
-        ):  # without a savestate stable-retro would never rewind: start from power-on
-            return self._emulator_env.em.get_state()
+        if start is None:  # stable-retro would then never rewind: start from power-on
+            return self.save_state()
         if not self._emulator_env.em.set_state(start):
             self.close()
             raise InputError(
@@ -91,8 +68,7 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Rewind to the start state and press nothing for one step. The frame does not depend on
-        the seed.
+        """Rewind to the start state and press nothing for one step; the seed has no effect.
 
         The step is needed because a core draws its first frame after a rewind only in part, or
         black.
@@ -100,11 +76,9 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         super().reset(seed=seed)
         self._emulator_env.initial_state = self._start
         self._emulator_env.reset(seed=seed)
-        self._as_drawn = (
-            not any(self._emulator_env.data.crop_info(0))
-            and self._emulator_env.em.get_rotation() == 0
-        )
-        self._advance(self._no_buttons)
+        cropped = any(self._emulator_env.data.crop_info(0))
+        self._is_plain = not cropped and self._emulator_env.em.get_rotation() == 0
+        self._advance(_bits(0, len(self.buttons)))
         self._steps = 0
         return letterbox(self._screen, self.size), {}
 
@@ -116,14 +90,9 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         """
         if self._screen is None:
             raise InputError(f"{self.game}: call reset() before step()")
-        if not 0 <= action < len(self._presses):  # a negative index would count from the end
-            raise InputError(
-                f"{self.game}: action {action} is not one of 0 to {len(self._presses) - 1}"
-            )
+        self._check_action(action)
         reward, terminated = self._advance(self._presses[int(action)])
-        self._steps += 1
-        truncated = self.max_steps is not None and self._steps >= self.max_steps
-        return letterbox(self._screen, self.size), reward, terminated, truncated, {}
+        return letterbox(self._screen, self.size), reward, terminated, self._count_step(), {}
 
     def save_state(self) -> bytes:
         """Return the state of the whole console, for `load_state`."""
@@ -167,27 +136,23 @@ class RetroEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
                 reward += data.current_reward()
                 terminated = bool(data.is_done())
             if frame == self.frame_skip - 2:
-                before_last = self._drawn()
-        last = self._drawn()
-        if (
-            before_last is not None and before_last.shape == last.shape
-        ):  # some consoles change resolution
-            last = np.maximum(before_last, last)
-        self._screen = last
+                before_last = self._read_screen()
+        self._screen = self._read_screen()
+        # The shapes differ when the game changes its resolution.
+        if before_last is not None and before_last.shape == self._screen.shape:
+            self._screen = np.maximum(before_last, self._screen)
         return float(reward), terminated
 
-    def _drawn(self) -> NDArray[np.uint8]:
+    def _read_screen(self) -> NDArray[np.uint8]:
         """Return the screen, cropped and rotated only for games that need it, to save time."""
         env = self._emulator_env
         screen: NDArray[np.uint8] = (
-            env.em.get_screen() if self._as_drawn else env.get_screen(apply_rotation=True)
+            env.em.get_screen() if self._is_plain else env.get_screen(apply_rotation=True)
         )
         return screen
 
     def render(self) -> Any:
-        """Return the screen at the console's resolution, uint8 (h, w, 3); None before the first
-        reset.
-        """
+        """Return the screen at the console's resolution, uint8 (h, w, 3); None before a reset."""
         return self._screen
 
     def close(self) -> None:
@@ -238,12 +203,9 @@ def _open(game: str, state: str | None) -> stable_retro.RetroEnv:
 
 def _missing_rom(game: str) -> str:
     """Return the error message for a ROM that is not imported."""
-    if catalog.console_of(game) == "Atari2600":
-        return (
-            f"no ROM for {game}: `python -m envs.roms` imports 32 Atari games, "
-            "`python -m envs.roms FOLDER` your own"
-        )
-    return f"no ROM for {game}: import your own with `python -m envs.roms FOLDER`"
+    atari = catalog.console_of(game) == "Atari2600"
+    bundled = "run `python -m envs.roms` to import 32 Atari games, or " if atari else ""
+    return f"no ROM for {game}: {bundled}import your own with `python -m envs.roms FOLDER`"
 
 
 def _bits(mask: int, count: int) -> NDArray[np.uint8]:

@@ -37,9 +37,9 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` if the block ends without an error.
+    """Yield a temporary folder that replaces `path` if the block ends without an error.
 
-    An existing `path` is replaced. Every file inside is fsynced before the rename.
+    Every file inside is fsynced before the rename.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))

@@ -17,14 +17,8 @@ HOLD_MILLISECONDS = 900
 
 INFERNO = np.array(
     [
-        [0, 0, 4],
-        [40, 11, 84],
-        [101, 21, 110],
-        [159, 42, 99],
-        [212, 72, 66],
-        [245, 125, 21],
-        [250, 193, 39],
-        [252, 255, 164],
+        *([0, 0, 4], [40, 11, 84], [101, 21, 110], [159, 42, 99]),
+        *([212, 72, 66], [245, 125, 21], [250, 193, 39], [252, 255, 164]),
     ],
     np.float32,
 )
@@ -32,12 +26,12 @@ INFERNO = np.array(
 
 
 def enlarged(frames: Frames, scale: int) -> Frames:
-    """Return (..., H, W, 3) with each pixel as a square of scale x scale."""
+    """Return frames (..., H, W, 3) with each pixel as a square of scale x scale."""
     return frames.repeat(scale, -3).repeat(scale, -2)
 
 
 def heat_map(values_Thw: NDArray[np.float32], frames_THWC: Frames, high: float) -> Frames:
-    """Return values in [0, high] in colour over the darkened grey frame, (T, H, W, 3)."""
+    """Return (T, H, W, 3): values in [0, high] in colour over the darkened grey frame."""
     size = frames_THWC.shape[1]
     shares = np.clip(values_Thw / max(high, 1e-9), 0, 1) * (len(INFERNO) - 1)
     low = np.minimum(shares.astype(np.int64), len(INFERNO) - 2)
@@ -56,32 +50,22 @@ def gif(panels: Sequence[Frames], scale: int = 4, context: int = 0) -> bytes:
     """
     gap, bar = GAP * scale, 2 * scale
     count, height, width = panels[0].shape[:3]
-    frames = np.full(
-        (count, height * scale + bar + gap, len(panels) * (width * scale + gap) - gap, 3),
-        24,
-        np.uint8,
-    )
+    total = len(panels) * (width * scale + gap) - gap
+    frames = np.full((count, height * scale + bar + gap, total, 3), 24, np.uint8)
     for index, panel in enumerate(panels):
         left = index * (width * scale + gap)
         frames[:, bar + gap :, left : left + width * scale] = enlarged(panel, scale)
     frames[:context, :bar] = (140, 140, 140)
     frames[context:, :bar] = (230, 159, 0)
-    palette = Image.fromarray(
-        frames.reshape(-1, *frames.shape[2:])[:, :: max(scale // 2, 1)]
-    ).quantize(255)
+    stacked = frames.reshape(-1, *frames.shape[2:])[:, :: max(scale // 2, 1)]
+    palette = Image.fromarray(stacked).quantize(255)
     images = [
         Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
         for frame in frames
     ]
+    durations = [GIF_MILLISECONDS] * (count - 1) + [HOLD_MILLISECONDS]
     file = io.BytesIO()
-    images[0].save(
-        file,
-        "GIF",
-        save_all=True,
-        append_images=images[1:],
-        duration=[GIF_MILLISECONDS] * (count - 1) + [HOLD_MILLISECONDS],
-        loop=0,
-    )
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     return file.getvalue()
 
 

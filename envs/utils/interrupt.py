@@ -1,4 +1,4 @@
-"""Stop requests: Ctrl+C in the own process, a file for workers elsewhere."""
+"""Stop requests: Ctrl+C in this process, a file for workers elsewhere."""
 
 import signal
 import threading
@@ -11,62 +11,64 @@ from envs.utils.progress import console
 
 
 class GracefulInterrupt:
-    """Context in which the first Ctrl+C requests a stop after the current step; the second stops at
-    once.
+    """Context in which the first Ctrl+C requests a stop and the second stops at once.
 
     With `at_once` the first Ctrl+C stops at once too and is remembered: Python drops a
-    KeyboardInterrupt raised inside a finaliser, so that only `asked` reports it.
+    KeyboardInterrupt raised inside a finaliser, so that only `requested` reports it.
     """
 
     def __init__(self, *, at_once: bool = False) -> None:
-        self._asked, self._at_once = False, at_once
-        self._before: Any = None
+        self._requested, self._at_once = False, at_once
+        self._handler_before: Any = None
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Return True after Ctrl+C was pressed."""
-        return self._asked
+        return self._requested
 
     def __enter__(self) -> "GracefulInterrupt":
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # elsewhere Python allows no handlers
-            self._before = signal.signal(signal.SIGINT, self._handle)
+        # Python allows signal handlers in the main thread only.
+        if threading.current_thread() is threading.main_thread():
+            self._handler_before = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        if self._handler_before is not None:
+            signal.signal(signal.SIGINT, self._handler_before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._asked or self._at_once:
-            self._asked = True
+        stop_now = self._requested or self._at_once
+        self._requested = True
+        if stop_now:
             raise KeyboardInterrupt
-        self._asked = True
-        line = "stopping after this step with a checkpoint; press Ctrl+C again to stop at once"
-        console.print(f"{line} without one", soft_wrap=True)
+        console.print(
+            "stopping after this step with a checkpoint; press Ctrl+C again to stop at once "
+            "without one",
+            soft_wrap=True,
+        )
 
 
 class StopFile:
-    """A file in the run's folder that asks workers on any node to stop; read at most twice a
-    second.
-    """
+    """A file in the run's folder that requests workers on any node to stop."""
+
+    POLL_SECONDS = 0.5
+    """Shortest interval between two looks at the file."""
 
     def __init__(self, run: Path) -> None:
         self._path = run / ".stop"
-        self._looked = 0.0
+        self._last_look = 0.0
 
-    def ask(self) -> None:
-        """Ask all workers of the run to stop after their current step."""
+    def request(self) -> None:
+        """Request all workers of the run to stop after their current step."""
         self._path.touch()
 
     def clear(self) -> None:
         """Withdraw the request."""
         self._path.unlink(missing_ok=True)
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Return True if a stop is requested."""
         now = time.monotonic()
-        if now - self._looked < 0.5:
+        if now - self._last_look < self.POLL_SECONDS:
             return False
-        self._looked = now
+        self._last_look = now
         return self._path.exists()

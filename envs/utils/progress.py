@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +17,8 @@ from rich.progress import (
 
 EXIT_SIGPIPE = 128 + 13
 """Exit code after stdout was closed, as by `| head`: the shell's code for SIGPIPE."""
+PLAIN_SECONDS = 15
+"""Interval between two lines of progress if no terminal is attached."""
 
 
 class _Console(Console):
@@ -35,37 +36,34 @@ console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isa
 
 
 class Bar:
-    """The progress of `progress`: `advance` by some units, `note` the metrics next to the bar."""
+    """The progress of one task, as a bar on a terminal or as plain lines in a log file."""
 
-    def __init__(self, bar: Progress, task: Any, description: str, total: int, shown: bool) -> None:
-        self._bar, self._task, self._description = bar, task, description
-        self._total, self._shown = total, shown
+    def __init__(self, bar: Progress, description: str, total: int, done: int, shown: bool) -> None:
+        self._bar, self._shown = bar, shown
+        self._id = bar.add_task(description, total=total, completed=done, note="")
+        self._units = 0
         self._started = self._printed = time.monotonic()
-        self.done = 0
 
     def advance(self, units: int = 1, note: str | None = None) -> None:
-        self.done += units
-        self._bar.update(self._task, advance=units)
-        if note is not None:
-            self._bar.update(self._task, note=note)
-        self._plain(note or "")
-
-    def _plain(self, note: str) -> None:
-        """Print one plain line every 15 seconds if no terminal is attached (a log file, CI)."""
+        """Count finished units and, if given, show `note` next to the bar."""
+        self._units += units
+        fields = {} if note is None else {"note": note}
+        self._bar.update(self._id, advance=units, **fields)  # type: ignore[arg-type]
         now = time.monotonic()
-        if not self._shown or console.is_terminal or now - self._printed < 15:
-            return
-        self._printed = now
-        left = (now - self._started) / max(self.done, 1) * (self._total - self.done)
-        console.print(f"{self._description}: {self.done}/{self._total}, {left:.0f} s left {note}")
+        if self._shown and not console.is_terminal and now - self._printed >= PLAIN_SECONDS:
+            self._printed = now
+            (task,) = self._bar.tasks
+            left = (now - self._started) / max(self._units, 1) * (task.remaining or 0)
+            count = f"{task.completed:.0f}/{task.total:.0f}"
+            console.print(f"{task.description}: {count}, {left:.0f} s left {note or ''}")
 
 
 @contextmanager
 def progress(description: str, total: int, done: int = 0, *, shown: bool = True) -> Iterator[Bar]:
-    """Show a progress bar with the time left on a terminal, plain lines elsewhere, nothing unless
-    `shown`.
+    """Show a progress bar with the time left; plain lines without a terminal.
 
     `total` and `done` count the same units; `done` is the part that an earlier run had finished.
+    Nothing is shown unless `shown`.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -76,19 +74,17 @@ def progress(description: str, total: int, done: int = 0, *, shown: bool = True)
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task(description, total=total, completed=done, note="")
-        yield Bar(bar, task, description, total - done, shown)
+        yield Bar(bar, description, total, done, shown)
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration in at most two units: 7.5 -> `7.5 s`, 95 -> `1 min 35 s`, 123456 -> `34.3
-    h`.
-    """
+    """Return a duration in one or two units: 7.5 -> `7.5 s`, 95 -> `1 min 35 s`."""
     if seconds < 59.5:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
     if seconds < 600:
         return f"{round(seconds) // 60} min {round(seconds) % 60} s"
-    for unit, size in (("days", 86_400), ("h", 3_600)):
-        if seconds >= (2 * size if unit == "days" else size):
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{round(seconds / 60)} min"
+    if seconds < 3_600:
+        return f"{round(seconds / 60)} min"
+    if seconds < 2 * 86_400:
+        return f"{seconds / 3_600:,.1f} h"
+    return f"{seconds / 86_400:,.1f} days"

@@ -1,4 +1,4 @@
-"""The Ray session of a process: its start, its environment and its kinds of nodes."""
+"""The Ray session of a process: its start, its environment and the kinds of nodes."""
 
 import logging
 import os
@@ -17,13 +17,10 @@ OBJECT_STORE_BYTES = 400_000_000
 KINDS = ("rollout", "serve", "train")
 """Nodes that play; that serve the world model or train the agent; that train the world model."""
 LABEL = "autoexplore/"
-"""Prefix of the head's labels: LABEL + kind is "gpu" or "cpu" if the cluster has, or can start,
-such nodes.
+"""Prefix of the head's labels. LABEL + kind is "gpu" or "cpu" if the cluster can have such nodes.
 """
 SHARE = 0.001
-"""Amount of the resource named like a kind that each process requests; it only decides the
-placement.
-"""
+"""Amount of the resource named like a kind that each process requests, only to place it."""
 
 
 @dataclass(frozen=True)
@@ -37,29 +34,25 @@ class NodeResources:
 
 
 def node_resources(kind: str) -> NodeResources:
-    """Return the resources for nodes of one of KINDS in the connected cluster; none if it has no
-    such kind.
+    """Return the resources for nodes of one of KINDS; none if the cluster has no such kind.
 
     An autoscaling cluster may have no node of a kind yet. The head is therefore labelled with the
     kinds, and each node of a kind has a resource of that name (see cluster.yaml).
     """
     import ray
 
-    told = {node["Labels"].get(LABEL + kind) for node in ray.nodes() if node["Alive"]} - {None}
-    return NodeResources({kind: SHARE}, float("gpu" in told)) if told else NodeResources()
+    labels = {node["Labels"].get(LABEL + kind) for node in ray.nodes() if node["Alive"]} - {None}
+    return NodeResources({kind: SHARE}, float("gpu" in labels)) if labels else NodeResources()
 
 
 @contextmanager
 def ray_session(address: str | None = None, cpus: int = 0) -> Iterator[None]:
-    """Hold one Ray session for the block or decorated function; reuse the session that is
-    connected.
+    """Hold one Ray session for the block or decorated function; reuse a connected one.
 
     `address` of a cluster defaults to RAY_ADDRESS, and without it to a local session, which counts
-    at least `cpus` CPUs.
-
-    A local session counts more logical CPUs than the machine may have: emulators, a learner and a
-    scorer that wait for each other share two cores well, and Ray would otherwise refuse to start
-    them.
+    at least `cpus` CPUs. A local session may count more CPUs than the machine has: emulators, a
+    learner and a scorer that wait for each other share two cores well, and Ray would otherwise
+    refuse to start them.
 
     Raises: InputError if no cluster answers.
     """
@@ -92,21 +85,23 @@ def ray_session(address: str | None = None, cpus: int = 0) -> Iterator[None]:
             ) from None
         if "timed out during startup" in str(error):  # Ray's fixed limit; a bare Exception
             raise InputError(
-                "Ray did not start within 30 s: too much else runs on this machine; try again"
+                "Ray did not start within 30 s: the machine is too busy; try again"
             ) from error
         raise
     try:
         yield
     finally:
-        # Ray reports calls to Serve's controller that its own shutdown cuts off as errors.
+        # Ray reports calls to Serve's controller that the shutdown cuts off as errors.
         with captured_output(drop="Task ServeController."):
-            serve_shutdown()
+            if "ray.serve" in sys.modules:
+                from ray import serve
+
+                serve.shutdown()  # its controller would otherwise outlive the command
             ray.shutdown()
 
 
 def prepare_ray_environment(*, local: bool) -> None:
-    """Set the environment that Ray reads on import and at its start; variables set by the user
-    stay.
+    """Set the variables that Ray reads on import and at its start; those of the user stay.
 
     Ray's core ports listen on all interfaces, so every session requires a token (CVE-2023-48022). A
     local session gets a new one, which exists only in the environment of its processes: Ray would
@@ -121,9 +116,7 @@ def prepare_ray_environment(*, local: bool) -> None:
         # Ray's C++ part logs RLlib's restartable actors as errors. `info` shows everything.
         "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
-    if (
-        "ray" not in sys.modules
-    ):  # Ray reads the mode when it is imported, and turns it on itself where it is not set
+    if "ray" not in sys.modules:  # Ray reads the mode only when it is imported
         values["RAY_AUTH_MODE"] = "token"
     if local and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         values["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -133,35 +126,25 @@ def prepare_ray_environment(*, local: bool) -> None:
 
 @contextmanager
 def captured_output(drop: str) -> Iterator[None]:
-    """Hold back what Python and C++ write to stdout and stderr; print it on stderr at the end
-    without `drop` lines.
-    """
+    """Hold back what Python and C++ print, then print it on stderr without lines with `drop`."""
     sys.stdout.flush()
     sys.stderr.flush()
-    own = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    copies = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     with tempfile.TemporaryFile() as held:
-        for descriptor in own:
+        for descriptor in copies:
             os.dup2(held.fileno(), descriptor)
         try:
             yield
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            for descriptor, copy in own.items():
+            for descriptor, copy in copies.items():
                 os.dup2(copy, descriptor)
                 os.close(copy)
             held.seek(0)
             for line in held.read().splitlines(keepends=True):
                 if drop.encode() not in line:
                     os.write(2, line)
-
-
-def serve_shutdown() -> None:
-    """Stop Ray Serve if it was started, so that its controller does not outlive the command."""
-    if "ray.serve" in sys.modules:
-        from ray import serve
-
-        serve.shutdown()
 
 
 def quiet_ray() -> None:

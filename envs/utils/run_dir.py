@@ -32,51 +32,45 @@ class RunDir:
     ) -> None:
         self.path = Path(path)
         self.metrics_path = self.path / "metrics.jsonl"
-        recorded = config or {}
-        if dataclasses.is_dataclass(config) and not isinstance(config, type):
-            recorded = dataclasses.asdict(config)
-        recorded = json.loads(json.dumps(recorded, default=str))
         if (self.path / "config.json").exists() and not resume:
             raise InputError(
                 f"{self.path} already holds a run: give another --out, or --resume to continue it"
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(self.path / "config.json", recorded)
-        rows = (
-            [row for row in read_metrics(self.path) if row["step"] <= resume_step] if resume else []
-        )
-        write_atomic(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        if dataclasses.is_dataclass(config) and not isinstance(config, type):
+            config = dataclasses.asdict(config)
+        settings = json.loads(json.dumps(config or {}, default=str))
+        write_json_atomic(self.path / "config.json", settings)
+        rows = read_metrics(self.path) if resume else []
+        kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= resume_step]
+        write_atomic(self.metrics_path, "".join(kept).encode())
         self._file = self.metrics_path.open("a", buffering=1)
         # TensorBoard's own writer: torch's would load torch into every process that imports this.
         self._writer = EventFileWriter(str(self.path / "tensorboard"))
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Log scalars of a step to both files. Names contain slashes: `train/loss`,
-        `validation/psnr`.
-        """
+        """Log scalars of a step to both files. Names contain slashes, e.g. `train/loss`."""
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
-        scalars = Summary(
-            value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        )
-        self._writer.add_event(Event(step=step, wall_time=time.time(), summary=scalars))
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._add(step, *scalars)
 
     def log_text(self, step: int, name: str, text: str) -> None:
         """Log a line of text to TensorBoard's text page."""
-        kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
-        words = TensorProto(dtype=DataType.DT_STRING, string_val=[text.encode()])
-        self._add(step, Summary.Value(tag=name, metadata=kind, tensor=words))
+        metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        tensor = TensorProto(dtype=DataType.DT_STRING, string_val=[text.encode()])
+        self._add(step, Summary.Value(tag=name, metadata=metadata, tensor=tensor))
 
     def log_picture(self, step: int, name: str, data: bytes, height: int, width: int) -> None:
         """Log a PNG or an animated GIF to TensorBoard's page of images."""
-        picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
-        self._add(step, Summary.Value(tag=name, image=picture))
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
+        self._add(step, Summary.Value(tag=name, image=image))
 
-    def _add(self, step: int, value: Any) -> None:
-        self._writer.add_event(
-            Event(step=step, wall_time=time.time(), summary=Summary(value=[value]))
-        )
+    def _add(self, step: int, *values: Any) -> None:
+        event = Event(step=step, wall_time=time.time(), summary=Summary(value=values))
+        self._writer.add_event(event)
 
     def close(self) -> None:
+        """Close both files."""
         self._file.close()
         self._writer.close()
 
@@ -92,8 +86,5 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     file = Path(path) / "metrics.jsonl"
     if not file.exists():
         return []
-    rows = []
-    for line in file.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
+    lines = file.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,6 +1,4 @@
-"""A count of distinct screens: the common measure of the reports, the explorers and their
-baselines.
-"""
+"""Distinct screens: the common measure of the reports, the explorers and their baselines."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +15,7 @@ def distinct_screens(frames_THWC: NDArray[np.uint8]) -> set[bytes]:
 
 
 def screen_keys(frames_THWC: NDArray[np.uint8]) -> list[bytes]:
-    """Return the key of each frame's coarse screen; frames uint8 (T, H, W, 3), H and W multiples of
-    8.
+    """Return the key of the coarse screen of each frame; H and W are multiples of 8.
 
     Two frames have the same key if the mean grey of each of 8x8 cells falls into the same of 16
     levels. The key tells rooms and sprite positions apart (once a sprite crosses into another

@@ -6,7 +6,6 @@ store are part of the URI, e.g. `s3://bucket/data?endpoint_override=127.0.0.1:90
 credentials come from the environment, never from the URI.
 """
 
-import fnmatch
 import json
 import os
 import secrets
@@ -14,18 +13,20 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.fs as pafs
 from filelock import FileLock, Timeout
 
 from envs.utils.atomic_io import write_atomic
-from envs.utils.errors import InputError
+from envs.utils.errors import InputError, one_line
 
 SCHEMES = ("s3", "gs")
-NAME = ".lock"
+LOCK_NAME = ".lock"
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
 """Age from which a remote lock is that of a dead writer."""
@@ -33,21 +34,12 @@ SETTLE_SECONDS = 0.5
 """Delay after which a new remote lock is read again, in case another writer started meanwhile."""
 
 
-@dataclass(frozen=True)
-class Stat:
-    """Result of `RemotePath.stat`."""
-
-    st_size: int
-    st_mtime_ns: int
-    st_ino: int = 0
-
-
 @dataclass(frozen=True, order=True)
 class RemotePath:
     """An object or a prefix, with the methods of `pathlib.Path` that data sets use.
 
-    Objects appear complete: a store shows an object only after its last byte has arrived. Like
-    those of Path, all methods raise OSError if the store refuses or does not answer.
+    A store shows an object only after its last byte has arrived. All methods raise OSError if the
+    store refuses or does not answer.
     """
 
     scheme: str
@@ -63,71 +55,65 @@ class RemotePath:
         return RemotePath(self.scheme, f"{self.key}/{name}", self.options)
 
     @property
-    def name(self) -> str:
-        return PurePosixPath(self.key).name
-
-    @property
-    def parent(self) -> "RemotePath":
-        return RemotePath(self.scheme, str(PurePosixPath(self.key).parent), self.options)
-
-    @property
-    def filesystem(self) -> pafs.FileSystem:
-        return _filesystem(self.scheme, self.key.split("/")[0], self.options, os.getpid())
+    def _filesystem(self) -> pafs.FileSystem:
+        return _connect(self.scheme, self.key.split("/")[0], self.options, os.getpid())
 
     def resolve(self) -> "RemotePath":
+        """Return the path itself, which is always absolute."""
         return self
 
     def relative_to(self, other: "RemotePath") -> PurePosixPath:
+        """Return the path below `other`."""
         return PurePosixPath(self.key).relative_to(other.key)
 
-    def stat(self) -> Stat:
-        info = self.filesystem.get_file_info(self.key)
+    def stat(self) -> Any:
+        """Return `st_size`, `st_mtime_ns` and `st_ino` of the object."""
+        info = self._filesystem.get_file_info(self.key)
         if info.type is not pafs.FileType.File:
             raise FileNotFoundError(f"no object {self}")
-        return Stat(info.size, info.mtime_ns or 0)
+        return SimpleNamespace(st_size=info.size, st_mtime_ns=info.mtime_ns or 0, st_ino=0)
 
     def exists(self) -> bool:
-        return bool(self.filesystem.get_file_info(self.key).type is not pafs.FileType.NotFound)
+        """Return True for an object or a prefix with objects."""
+        return bool(self._filesystem.get_file_info(self.key).type is not pafs.FileType.NotFound)
 
     def is_dir(self) -> bool:
-        return bool(self.filesystem.get_file_info(self.key).type is pafs.FileType.Directory)
+        """Return True for a prefix with objects."""
+        return bool(self._filesystem.get_file_info(self.key).type is pafs.FileType.Directory)
 
     def open(self, mode: str = "rb") -> Any:
         """Open the object for reading with random access."""
-        if mode != "rb":
-            raise ValueError("open only reads objects: write them with write_bytes")
-        return self.filesystem.open_input_file(self.key)
+        assert mode == "rb", "objects are written with write_bytes"
+        return self._filesystem.open_input_file(self.key)
 
     def read_bytes(self) -> bytes:
+        """Return the content of the object."""
         with self.open() as file:
             return bytes(file.read())
 
-    def read_text(self) -> str:
-        return self.read_bytes().decode()
-
     def write_bytes(self, data: bytes) -> None:
         """Replace the object."""
-        with self.filesystem.open_output_stream(self.key) as stream:
+        with self._filesystem.open_output_stream(self.key) as stream:
             stream.write(data)
 
     def unlink(self, missing_ok: bool = False) -> None:
+        """Delete the object."""
         if not missing_ok or self.exists():
-            self.filesystem.delete_file(self.key)
+            self._filesystem.delete_file(self.key)
 
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
-        """Yield the objects below this prefix whose relative path matches; `**` is any folders."""
+        """Yield the objects below this prefix that match; unlike in Path, `*` matches slashes."""
         selector = pafs.FileSelector(self.key, recursive=True, allow_not_found=True)
-        for info in self.filesystem.get_file_info(selector):
-            if info.type is pafs.FileType.File:
-                found = RemotePath(self.scheme, info.path, self.options)
-                if _matches(found.relative_to(self).parts, tuple(pattern.split("/"))):
-                    yield found
+        for info in self._filesystem.get_file_info(selector):
+            name = info.path.removeprefix(f"{self.key}/")
+            if info.type is pafs.FileType.File and fnmatchcase(name, pattern.replace("**/", "")):
+                yield self / name
 
 
 StoragePath = Path | RemotePath
 
 
-def parse_uri(uri: "str | Path | RemotePath") -> StoragePath:
+def parse_uri(uri: str | StoragePath) -> StoragePath:
     """Return the path that a URI names.
 
     Raises: InputError for an unknown scheme or a missing bucket.
@@ -151,99 +137,93 @@ def is_remote(uri: str | Path) -> bool:
 
 
 def replace_bytes(path: StoragePath, data: bytes) -> None:
-    """Replace a file or an object atomically: a reader sees the old or the new content."""
-    if isinstance(path, RemotePath):
-        path.write_bytes(data)
-    else:
-        write_atomic(path, data)
+    """Replace a file or an object atomically: a reader sees the old or the new content.
+
+    Raises: InputError if it cannot be written.
+    """
+    try:
+        if isinstance(path, RemotePath):
+            path.write_bytes(data)
+        else:
+            write_atomic(path, data)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {one_line(error)}") from error
 
 
 @lru_cache(maxsize=8)
-def _filesystem(scheme: str, bucket: str, options: str, process: int) -> pafs.FileSystem:
+def _connect(scheme: str, bucket: str, options: str, process: int) -> pafs.FileSystem:
     """Return a process's connection to a store; a forked process must not share its parent's."""
     uri = f"{scheme}://{bucket}" + (f"?{options}" if options else "")
     try:
         return pafs.FileSystem.from_uri(uri)[0]
     except (ValueError, OSError) as error:
-        raise InputError(f"{uri}: {str(error).splitlines()[0]}") from error
-
-
-def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(_matches(parts[skip:], pattern[1:]) for skip in range(len(parts) + 1))
-    matches_first = bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0])
-    return matches_first and _matches(parts[1:], pattern[1:])
+        raise InputError(f"{uri}: {one_line(error)}") from error
 
 
 def lock(root: StoragePath) -> "FolderLock | RemoteLock":
-    """Lock a data set against other writers until `release`.
+    """Lock a data set against other writers until the lock is closed.
 
     Raises: InputError if another writer holds the lock, or `root` cannot be written.
     """
-    return RemoteLock(root) if isinstance(root, RemotePath) else FolderLock(root)
+    try:
+        return RemoteLock(root) if isinstance(root, RemotePath) else FolderLock(root)
+    except OSError as error:
+        raise InputError(f"cannot write to {root}: {one_line(error)}") from error
 
 
 class FolderLock:
     """Exclusive lock on a local folder (flock). The system releases it when its process dies."""
 
     def __init__(self, root: Path) -> None:
-        file = root / NAME
+        root.mkdir(parents=True, exist_ok=True)
+        file = root / LOCK_NAME
         # Without flock, filelock would fall back to a lock file that outlives a killed process.
         self._lock = FileLock(file, thread_local=False, fallback_to_soft=False)
         try:
-            root.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
-            file.write_text(_this_process())
         except Timeout as error:
             holder = file.read_text() or "another process"
             raise InputError(
                 f"{root} is being written by {holder}: wait for it, or give another folder"
             ) from error
-        except OSError as error:
-            raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
+        file.write_text(_this_process())
 
     def check(self) -> None:
         """Do nothing: the lock cannot be lost while the process lives."""
 
-    def release(self) -> None:
-        """Let others write."""
+    def close(self) -> None:
+        """Release the lock."""
         self._lock.release()
 
 
 class RemoteLock:
     """Lock on an object store: an object that a thread renews every 10 s and that expires in 60 s.
 
-    A store has no lock of its own. Two writers that start within the same half second can both get
-    in; the episodes of both are then complete, but the manifest is that of the last writer.
+    Object stores have no locks. Two writers that start within half a second may both succeed; the
+    episodes of both are then complete, but the manifest is that of the last writer.
     """
 
     def __init__(self, root: RemotePath) -> None:
-        self._object = root / NAME
-        self._holder = {"holder": _this_process(), "token": secrets.token_hex(8)}
+        self._root, self._object = root, root / LOCK_NAME
+        self._identity = {"holder": _this_process(), "token": secrets.token_hex(8)}
         self._lost, self._renewed = False, 0.0
-        try:
-            held = self._read()
-            age = time.time() - float(held.get("time", 0))
-            if age < STALE_SECONDS:
-                raise InputError(
-                    f"{root} is being written by {held.get('holder')}, last seen "
-                    f"{max(age, 0):.0f} s "
-                    f"ago: wait for it (the lock of a dead writer expires after "
-                    f"{STALE_SECONDS:.0f} s), or give another location"
-                )
-            self._renew()
-            # Of two writers that start together, the last one to write the object keeps the lock.
-            time.sleep(SETTLE_SECONDS)
-            if self._read().get("token") != self._holder["token"]:
-                raise InputError(
-                    f"{root} is being written by another process that started at the same time: "
-                    "give another location"
-                )
-        except OSError as error:
-            raise InputError(f"cannot write to {root}: {str(error).splitlines()[0]}") from error
-        self._done = threading.Event()
+        held = self._read()
+        age = time.time() - float(held.get("time", 0))
+        if age < STALE_SECONDS:
+            raise InputError(
+                f"{root} is being written by {held.get('holder')}, last seen {max(age, 0):.0f} s "
+                "ago: wait for it (the lock of a dead writer expires after "
+                f"{STALE_SECONDS:.0f} s), or give another location"
+            )
+        self._renew()
+        # Of two writers that start together, the last one to write the object keeps the lock.
+        time.sleep(SETTLE_SECONDS)
+        if not self._is_mine():
+            raise InputError(
+                f"{root} is being written by another process that started at the same time: "
+                "give another location"
+            )
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep_renewed, name="lock", daemon=True)
         self._thread.start()
 
@@ -251,36 +231,36 @@ class RemoteLock:
         """Raise InputError if the lock expired, so that another writer may have started."""
         if self._lost or time.time() - self._renewed > STALE_SECONDS:
             raise InputError(
-                f"the lock on {self._object.parent} was lost to another writer, or the store did "
-                "not "
+                f"the lock on {self._root} was lost to another writer, or the store did not "
                 "answer: run again"
             )
 
-    def release(self) -> None:
-        """Let others write."""
-        self._done.set()
+    def close(self) -> None:
+        """Release the lock."""
+        self._closed.set()
         self._thread.join()
         if not self._lost:
             self._object.unlink(missing_ok=True)
 
-    def _read(self) -> dict[str, str]:
-        if not self._object.exists():
-            return {}
-        return dict(json.loads(self._object.read_text()))
+    def _read(self) -> dict[str, Any]:
+        return dict(json.loads(self._object.read_bytes())) if self._object.exists() else {}
+
+    def _is_mine(self) -> bool:
+        return self._read().get("token") == self._identity["token"]
 
     def _renew(self) -> None:
         now = time.time()
-        self._object.write_bytes(json.dumps({**self._holder, "time": now}).encode())
+        self._object.write_bytes(json.dumps({**self._identity, "time": now}).encode())
         self._renewed = now
 
     def _keep_renewed(self) -> None:
-        while not self._done.wait(RENEW_SECONDS):
+        while not self._closed.wait(RENEW_SECONDS):
             try:
-                self._lost = self._lost or self._read().get("token") != self._holder["token"]
+                self._lost = self._lost or not self._is_mine()
                 if not self._lost:
                     self._renew()
             except ValueError:
-                self._lost = True  # not what this process wrote
+                self._lost = True  # the object is not what this process wrote
             except OSError:
                 continue  # tried again after RENEW_SECONDS; `check` reports a lock that expired
 

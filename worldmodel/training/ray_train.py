@@ -43,7 +43,7 @@ def run_worker(options: dict[str, Any]) -> bool:
         data,
         validation,
         worker,
-        stop=(options["stop"] or StopFile(run.out)).asked,
+        stop=(options["stop"] or StopFile(run.out)).requested,
         saved=lambda step: ray.train.report({"step": step}),
     )
     return trainer.train()
@@ -149,8 +149,8 @@ def _fit_watched(run: TrainingRun, workers: int) -> bool:
         thread.start()
         while thread.is_alive():
             thread.join(timeout=0.5)
-            if interrupt.asked():
-                stop.ask()
+            if interrupt.requested():
+                stop.request()
             step = _last_step(run.out)
             if step > shown:
                 bar.advance(step - shown)

@@ -1,5 +1,4 @@
-"""Formats of other software: each module writes episodes in one, and reads them if it is lossless
-enough.
+"""Formats of other software: each module writes episodes in one, or reads them if it is lossless.
 
     genieredux   the layout of the paper's published code: JPEG frames, without the first frame
     minari       Minari 0.5 (Farama), one data set per game: lossless both ways

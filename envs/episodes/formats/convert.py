@@ -1,33 +1,42 @@
 """Export of a data set to another format, and import from one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 from envs.episodes.episode import Episode
-from envs.episodes.formats import genieredux, lerobot, minari
+from envs.episodes.formats.genieredux import GenieReduxSource, action_files, write_genieredux
+from envs.episodes.formats.lerobot import write_lerobot
+from envs.episodes.formats.minari import MinariSource, dataset_folders, write_minari
 from envs.utils.atomic_io import new_folder
-from envs.utils.errors import InputError
-from envs.utils.progress import Bar, progress
-
-EXPORTS = ("genieredux", "minari", "lerobot")
-IMPORTS = ("genieredux", "minari")
+from envs.utils.errors import InputError, one_line
+from envs.utils.progress import progress
 
 
-class Source(Protocol):
+class ImportSource(Protocol):
     """A data set in another format; episodes are read on demand."""
 
     sessions: list[tuple[str, str]]
     """(game, session id) of each episode."""
 
+    def __init__(self, folder: Path) -> None: ...
+
     def episode(self, index: int) -> Episode:
         """Return episode `index`. Raises: InputError naming the file if it cannot be read."""
 
 
+EXPORTS: dict[str, Callable[[Path, Any], None]] = {
+    "genieredux": write_genieredux,
+    "minari": write_minari,
+    "lerobot": write_lerobot,
+}
+"""Functions of the new folder and of a function that yields the episodes of a split."""
+IMPORTS: dict[str, type[ImportSource]] = {"genieredux": GenieReduxSource, "minari": MinariSource}
+
+
 def export_episodes(uri: str, to: Path, format: str) -> int:
-    """Write all episodes of a data set as `format` into the new folder `to` and return their
-    number.
+    """Write a data set as `format` into the new folder `to` and return the number of episodes.
 
     Raises: InputError for an unknown format, an existing target, or episodes that the format cannot
     hold.
@@ -36,20 +45,20 @@ def export_episodes(uri: str, to: Path, format: str) -> int:
         raise InputError(f"format {format!r} cannot be written: known are {', '.join(EXPORTS)}")
     if to.exists():
         raise InputError(f"{to} exists: give a new folder to export to")
-    readers = [EpisodeReader(uri, "train"), EpisodeReader(uri, "val")]
-    total = sum(len(reader) for reader in readers)
+    total = len(EpisodeReader(uri))
     if total == 0:
         raise InputError(f"{uri} holds no episodes to export")
     try:
         with progress(f"export {format}", total) as bar, new_folder(to) as folder:
-            if format == "lerobot":
-                lerobot.write(folder, _read_all(readers, bar), validation_from=len(readers[0]))
-            elif format == "minari":
-                minari.write(folder, _read_all([EpisodeReader(uri)], bar))
-            else:
-                genieredux.write(folder, _read_all([EpisodeReader(uri)], bar))
+
+            def episodes(split: str | None = None) -> Iterator[Episode]:
+                for episode in EpisodeReader(uri, split):  # type: ignore[attr-defined]
+                    yield episode
+                    bar.advance(1, episode.game)
+
+            EXPORTS[format](folder, episodes)
     except OSError as error:
-        raise InputError(f"cannot write {to}: {error.strerror or error}") from error
+        raise InputError(f"cannot write {to}: {one_line(error)}") from error
     return total
 
 
@@ -61,53 +70,36 @@ def import_episodes(source: Path, out: str, format: str | None = None) -> tuple[
 
     Raises: InputError naming the file for content that is not of the format.
     """
-    kind = format or detect(source)
-    if kind not in IMPORTS:
-        raise InputError(f"format {kind!r} cannot be read: known are {', '.join(IMPORTS)}")
-    opened = _open(source, kind)
+    format = format or detect(source)
+    if format not in IMPORTS:
+        raise InputError(f"format {format!r} cannot be read: known are {', '.join(IMPORTS)}")
+    opened = IMPORTS[format](source)
+    total = len(opened.sessions)
     with EpisodeWriter(out) as writer:
         writer.plan(opened.sessions)
         held = writer.sessions
-        missing = [
-            index for index, (_, session_id) in enumerate(opened.sessions) if session_id not in held
-        ]
-        with progress(
-            f"import {kind}", len(opened.sessions), len(opened.sessions) - len(missing)
-        ) as bar:
+        missing = [i for i, (_, session_id) in enumerate(opened.sessions) if session_id not in held]
+        with progress(f"import {format}", total, total - len(missing)) as bar:
             for index in missing:
                 writer.add(opened.episode(index))
                 bar.advance(1, opened.sessions[index][0])
-    return len(missing), len(opened.sessions) - len(missing)
+    return len(missing), total - len(missing)
 
 
 def detect(source: Path) -> str:
-    """Return the format of the files in `source`. Raises: InputError if it is none that can be
-    read.
+    """Return the format of the files in `source`.
+
+    Raises: InputError if it is none that can be read.
     """
     if not source.is_dir():
         raise InputError(
             f"{source} is not a folder: give the folder of a published or a Minari data set"
         )
-    if genieredux.action_files(source):
+    if action_files(source):
         return "genieredux"
-    if minari.homes(source):
+    if dataset_folders(source):
         return "minari"
     raise InputError(
         f"{source} holds neither actions.json (genieredux) nor data/metadata.json (minari): give "
         "--format"
     )
-
-
-def _open(source: Path, kind: str) -> Source:
-    if kind == "minari":
-        return minari.Source(source)
-    return genieredux.Source(source)
-
-
-def _read_all(readers: list[EpisodeReader], bar: Bar) -> Iterator[Episode]:
-    """Yield all episodes and advance the progress bar."""
-    for reader in readers:
-        for index in range(len(reader)):
-            episode = reader[index]
-            yield episode
-            bar.advance(1, episode.game)

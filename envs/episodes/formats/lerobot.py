@@ -12,7 +12,8 @@ the last action has no row. Training episodes come first, so that the splits are
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,11 @@ DEFAULTS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 PATH = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 Stats = dict[str, dict[str, NDArray[Any]]]
+"""Feature -> statistic -> value."""
 
 
-def write(folder: Path, episodes: Iterable[Episode], *, validation_from: int) -> None:
-    """Write episodes into `folder`; those from number `validation_from` on are for validation.
+def write_lerobot(folder: Path, episodes: Callable[[str], Iterator[Episode]]) -> None:
+    """Write the episodes of the splits "train" and "val" into `folder`.
 
     Raises: InputError for different frame sizes or frame rates, which the format cannot hold.
     """
@@ -61,81 +63,70 @@ def write(folder: Path, episodes: Iterable[Episode], *, validation_from: int) ->
     rows: list[dict[str, Any]] = []
     metadata: list[dict[str, Any]] = []
     tasks: dict[str, int] = {}
-    total: list[Stats] = []
+    total: Stats = {}
     kind: tuple[Any, ...] = ()
     step = 0
-    for number, episode in enumerate(episodes):
-        found = (*episode.frames_THWC.shape[1:], episode.frame_skip)
-        kind = kind or found
-        if found != kind:
+    splits = chain.from_iterable(
+        ((episode, split == "val") for episode in episodes(split)) for split in ("train", "val")
+    )
+    for number, (episode, validation) in enumerate(splits):
+        own_kind = (*episode.frames_THWC.shape[1:], episode.frame_skip)
+        kind = kind or own_kind
+        if own_kind != kind:
             raise InputError(
                 f"episode {episode.session_id} has (height, width, channels, frame skip) "
-                f"{found}, others {kind}: "
-                "LeRobot needs the same for all, so export separate data sets"
+                f"{own_kind}, others {kind}: LeRobot needs the same for all, so export separate "
+                "data sets"
             )
         task = tasks.setdefault(episode.game, len(tasks))
         columns = _columns(episode, number, step, task)
         chunk_index, file_index = data.add(columns)
         stats = _stats(columns, episode.frames_THWC[:-1])
-        length = len(episode.actions)
-        rows.append(
-            {
-                "episode_index": number,
-                "tasks": [episode.game],
-                "length": length,
-                "data/chunk_index": chunk_index,
-                "data/file_index": file_index,
-                "dataset_from_index": step,
-                "dataset_to_index": step + length,
-                "meta/episodes/chunk_index": 0,
-                "meta/episodes/file_index": 0,
-                **{
-                    f"stats/{name}/{key}": value.tolist()
-                    for name, of in stats.items()
-                    for key, value in of.items()
-                },
-            }
-        )
+        total = _merge_stats(total, stats) if total else stats
+        row = {
+            "episode_index": number,
+            "tasks": [episode.game],
+            "length": len(episode.actions),
+            "data/chunk_index": chunk_index,
+            "data/file_index": file_index,
+            "dataset_from_index": step,
+            "dataset_to_index": step + len(episode.actions),
+            "meta/episodes/chunk_index": 0,
+            "meta/episodes/file_index": 0,
+        }
+        for name, values in stats.items():
+            row |= {f"stats/{name}/{key}": value.tolist() for key, value in values.items()}
+        rows.append(row)
         metadata.append(
-            {
-                "episode_index": number,
-                "validation": number >= validation_from,
-                **episode_metadata(episode),
-            }
+            {"episode_index": number, "validation": validation, **episode_metadata(episode)}
         )
-        total = [_merge_stats([*total, stats])]
-        step += length
+        step += len(episode.actions)
     data.close()
-    _write_meta(folder, rows, tasks, total[0], metadata)
-    write_json_atomic(folder / "meta" / "info.json", _info(kind, rows, len(tasks), validation_from))
+    _write_meta(folder, rows, tasks, total)
+    meta = folder / "meta"
+    write_json_atomic(meta / "autoexplore.json", {"actions": list(ACTIONS), "episodes": metadata})
+    training = sum(not entry["validation"] for entry in metadata)
+    write_json_atomic(meta / "info.json", _info(kind, rows, len(tasks), training))
 
 
 def features(height: int, width: int) -> dict[str, dict[str, Any]]:
     """Return the format's description of every column."""
-    image = {
-        "dtype": "image",
-        "shape": [height, width, 3],
-        "names": ["height", "width", "channels"],
-    }
+    shape, names = [height, width, 3], ["height", "width", "channels"]
     scalars = {
         name: {"dtype": kind, "shape": [1], "names": None if name in DEFAULTS else [name]}
         for name, kind in SCALARS.items()
     }
-    return {IMAGE: image, **scalars}
+    return {IMAGE: {"dtype": "image", "shape": shape, "names": names}, **scalars}
 
 
 def schema() -> pa.Schema:
-    """Return the columns of a data file, with the metadata by which Hugging Face's readers find the
-    image.
-    """
-    image = pa.field(
-        IMAGE, pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
-    )
-    scalars = [pa.field(name, pa.type_for_alias(kind)) for name, kind in SCALARS.items()]
+    """Return the columns of a data file, with metadata by which Hugging Face finds the image."""
+    image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+    types = {name: pa.type_for_alias(kind) for name, kind in SCALARS.items()}
     note: dict[str, Any] = {IMAGE: {"_type": "Image"}}
-    note.update({name: {"dtype": kind, "_type": "Value"} for name, kind in SCALARS.items()})
+    note |= {name: {"dtype": kind, "_type": "Value"} for name, kind in SCALARS.items()}
     return pa.schema(
-        [image, *scalars], metadata={"huggingface": json.dumps({"info": {"features": note}})}
+        {IMAGE: image, **types}, metadata={"huggingface": json.dumps({"info": {"features": note}})}
     )
 
 
@@ -164,13 +155,14 @@ class _DataFiles:
         return divmod(self._number, FILES_PER_CHUNK)
 
     def close(self) -> None:
+        """Finish the open file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
 
 def _columns(episode: Episode, number: int, first: int, task: int) -> dict[str, Any]:
-    """An episode's T rows, column by column."""
+    """Return an episode's T rows, column by column."""
     steps = len(episode.actions)
     index = np.arange(steps)
     last = index == steps - 1
@@ -197,86 +189,72 @@ def _png(frame_HWC: NDArray[np.uint8]) -> bytes:
 
 
 def _stats(columns: dict[str, Any], frames_THWC: NDArray[np.uint8]) -> Stats:
-    """Return min, max, mean, std, count of each feature; per channel (3, 1, 1) in [0, 1] for the
-    image.
-    """
-    count = np.array([len(frames_THWC)])
+    """Return min, max, mean, std, count of each feature; (3, 1, 1) in [0, 1] for the image."""
     pixels = frames_THWC.reshape(-1, 3)
-    image = {
-        "min": pixels.min(axis=0) / 255,
-        "max": pixels.max(axis=0) / 255,
-        "mean": pixels.mean(axis=0) / 255,
-        "std": pixels.std(axis=0) / 255,
-    }
-    stats: Stats = {
-        IMAGE: {key: value.reshape(3, 1, 1) for key, value in image.items()} | {"count": count}
-    }
+    image = _column_stats(pixels, pixels)
+    stats: Stats = {IMAGE: {key: (value / 255).reshape(3, 1, 1) for key, value in image.items()}}
     for name in SCALARS:
         values = np.asarray(columns[name])
-        numbers = values.astype(np.float64)
-        stats[name] = {
-            "min": np.array([values.min()]),
-            "max": np.array([values.max()]),
-            "mean": np.array([numbers.mean()]),
-            "std": np.array([numbers.std()]),
-            "count": count,
-        }
+        scalar = _column_stats(values, values.astype(np.float64))
+        stats[name] = {key: value.reshape(1) for key, value in scalar.items()}
+    for values_of in stats.values():
+        values_of["count"] = np.array([len(frames_THWC)])
     return stats
 
 
-def _merge_stats(parts: list[Stats]) -> Stats:
-    """Return the joint statistics of several episodes."""
+def _column_stats(values: NDArray[Any], numbers: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Return the range of `values` and mean and std of the same `numbers`, over the first axis."""
+    extremes = {"min": values.min(axis=0), "max": values.max(axis=0)}
+    return {**extremes, "mean": numbers.mean(axis=0), "std": numbers.std(axis=0)}
+
+
+def _merge_stats(one: Stats, other: Stats) -> Stats:
+    """Return the joint statistics of two sets of episodes."""
     merged: Stats = {}
-    for name in parts[0]:
-        of = [part[name] for part in parts]
-        counts = np.array([part["count"][0] for part in of], np.float64)
-        weights = (counts / counts.sum()).reshape(-1, *[1] * of[0]["mean"].ndim)
-        means = np.stack([part["mean"] for part in of])
+    for name in one:
+        parts = {key: np.stack([one[name][key], other[name][key]]) for key in one[name]}
+        counts, means = parts["count"].astype(np.float64), parts["mean"]
+        weights = (counts / counts.sum()).reshape(-1, *[1] * (means.ndim - 1))
         mean = (means * weights).sum(axis=0)
-        variances = np.stack([part["std"] ** 2 for part in of]) + (means - mean) ** 2
+        variances = parts["std"] ** 2 + (means - mean) ** 2
         merged[name] = {
-            "min": np.min([part["min"] for part in of], axis=0),
-            "max": np.max([part["max"] for part in of], axis=0),
+            "min": parts["min"].min(axis=0),
+            "max": parts["max"].max(axis=0),
             "mean": mean,
             "std": np.sqrt((variances * weights).sum(axis=0)),
-            "count": np.array([int(counts.sum())]),
+            "count": parts["count"].sum(axis=0),
         }
     return merged
 
 
 def _write_meta(
-    folder: Path,
-    rows: list[dict[str, Any]],
-    tasks: dict[str, int],
-    stats: Stats,
-    metadata: list[dict[str, Any]],
+    folder: Path, rows: list[dict[str, Any]], tasks: dict[str, int], stats: Stats
 ) -> None:
-    """Write everything in `meta` except `info.json`."""
+    """Write the episodes, tasks and statistics in `meta`."""
     import pandas as pd  # the format stores a pandas table with the task as its index
 
     path = folder / "meta" / "episodes" / PATH.format(chunk_index=0, file_index=0)
     path.parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), path, compression="snappy")
-    table = pd.DataFrame(
-        {"task_index": list(tasks.values())}, index=pd.Index(list(tasks), name="task")
-    )
+    index = pd.Index(list(tasks), name="task")
+    table = pd.DataFrame({"task_index": list(tasks.values())}, index=index)
     table.to_parquet(folder / "meta" / "tasks.parquet")
-    lists = {name: {key: value.tolist() for key, value in of.items()} for name, of in stats.items()}
+    lists = {
+        name: {key: value.tolist() for key, value in values.items()}
+        for name, values in stats.items()
+    }
     write_json_atomic(folder / "meta" / "stats.json", lists)
-    write_json_atomic(
-        folder / "meta" / "autoexplore.json", {"actions": list(ACTIONS), "episodes": metadata}
-    )
 
 
 def _info(
-    kind: tuple[Any, ...], rows: list[dict[str, Any]], tasks: int, validation_from: int
+    kind: tuple[Any, ...], rows: list[dict[str, Any]], tasks: int, training: int
 ) -> dict[str, Any]:
-    """Return the content of `info.json`."""
+    """Return the content of `info.json`; the first `training` episodes are for training."""
     height, width, _, frame_skip = kind
     fps = EMULATOR_FPS / frame_skip
-    splits = {"train": f"0:{validation_from}"}
-    if validation_from < len(rows):
-        splits["val"] = f"{validation_from}:{len(rows)}"
+    splits = {"train": f"0:{training}"}
+    if training < len(rows):
+        splits["val"] = f"{training}:{len(rows)}"
     return {
         "codebase_version": VERSION,
         "robot_type": None,

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, groupby
 from pathlib import Path
@@ -24,50 +24,46 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs import COUNTING
 from envs.controls import ACTIONS
 from envs.episodes.episode import Episode
-from envs.episodes.formats.metadata import KEY, episode_metadata, metadata_fields
-from envs.utils.errors import InputError
+from envs.episodes.formats.metadata import KEY, episode_metadata, known_game, metadata_fields
+from envs.utils.errors import InputError, one_line
 
 NAMESPACE = "autoexplore"
 
 
-def write(folder: Path, episodes: Iterable[Episode]) -> None:
-    """Write episodes, grouped by game, as data sets under `folder`.
+def write_minari(folder: Path, episodes: Callable[[], Iterator[Episode]]) -> None:
+    """Write episodes, sorted by game, as data sets under `folder`.
 
     Raises: InputError if Minari is not installed or a game's frames have several sizes.
     """
-    minari = _minari()
+    minari = _import_minari()
     with _datasets_path(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a missing link to the code
-        for game, group in groupby(episodes, key=lambda episode: episode.game):
-            stored: list[dict[str, str]] = []
+        for game, group in groupby(episodes(), key=lambda episode: episode.game):
             of_game = iter(group)
             first = next(of_game)
+            metadata: list[dict[str, str]] = []
+            shape = first.frames_THWC.shape[1:]
+            rate = 60 / first.frame_skip
             dataset = minari.create_dataset_from_buffers(
                 dataset_id=f"{NAMESPACE}/{game}-v0",
-                buffer=_buffers(minari, chain([first], of_game), stored),
-                observation_space=gymnasium.spaces.Box(
-                    0, 255, first.frames_THWC.shape[1:], np.uint8
-                ),
+                buffer=_buffers(minari, chain([first], of_game), metadata),
+                observation_space=gymnasium.spaces.Box(0, 255, shape, np.uint8),
                 action_space=gymnasium.spaces.Discrete(len(first.buttons) or len(ACTIONS)),
                 algorithm_name=first.policy_id,
                 author="AutoExplore",
-                description=(
-                    f"{game}, {60 / first.frame_skip:g} steps a second. "
-                    f"Actions: {', '.join(ACTIONS)}."
-                ),
+                description=f"{game}, {rate:g} steps a second. Actions: {', '.join(ACTIONS)}.",
                 data_format="parquet",  # the default, HDF5, needs another package
                 jpeg_encoding=False,  # the default is lossy
             )
-            dataset.storage.update_episode_metadata(stored)
+            dataset.storage.update_episode_metadata(metadata)
 
 
 def _buffers(
-    minari: Any, episodes: Iterable[Episode], stored: list[dict[str, str]]
+    minari: Any, episodes: Iterable[Episode], metadata: list[dict[str, str]]
 ) -> Iterator[Any]:
-    """Yield episodes as Minari takes them and append their metadata to `stored`.
+    """Yield episodes as Minari's buffers and append their metadata to `metadata`.
 
     Raises: InputError for frames of another size than the first one's.
     """
@@ -79,27 +75,20 @@ def _buffers(
                 f"{episode.game} has frames of {shape} and {episode.frames_THWC.shape[1:]}: "
                 "a Minari data set has one size, so export them from separate data sets"
             )
-        stored.append({KEY: json.dumps(episode_metadata(episode))})
-        yield _buffer(minari, episode)
+        metadata.append({KEY: json.dumps(episode_metadata(episode))})
+        last = np.arange(len(episode.actions)) == len(episode.actions) - 1
+        yield minari.data_collector.EpisodeBuffer(
+            seed=episode.seed,
+            observations=episode.frames_THWC,
+            actions=episode.actions.astype(np.int64),
+            rewards=episode.rewards,
+            terminations=(last & episode.terminated).tolist(),
+            truncations=(last & episode.truncated).tolist(),
+        )
 
 
-def _buffer(minari: Any, episode: Episode) -> Any:
-    """Return an episode as Minari's buffer."""
-    last = len(episode.actions) - 1
-    return minari.data_collector.EpisodeBuffer(
-        seed=episode.seed,
-        observations=episode.frames_THWC,
-        actions=episode.actions.astype(np.int64),
-        rewards=episode.rewards,
-        terminations=[episode.terminated and step == last for step in range(last + 1)],
-        truncations=[episode.truncated and step == last for step in range(last + 1)],
-    )
-
-
-def homes(folder: Path) -> list[Path]:
-    """Return the folders of the data sets: `folder` itself, folders below it, or its parent if it
-    is a "data" folder.
-    """
+def dataset_folders(folder: Path) -> list[Path]:
+    """Return the folders of the data sets in `folder`, which may also be the "data" of one."""
     if folder.name == "data" and (folder / "metadata.json").exists():
         return [folder.parent]
     return sorted(
@@ -109,73 +98,67 @@ def homes(folder: Path) -> list[Path]:
     )
 
 
-class Source:
+class MinariSource:
     """Minari data sets: a datasets path, or the folder of one data set.
 
     Raises: InputError naming the folder for data that cannot be read as episodes of games.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._minari = _minari()
-        folders = homes(folder)
-        if not folders:
+        self._minari = _import_minari()
+        self._opened: tuple[Path, Any] | None = None
+        homes = dataset_folders(folder)
+        if not homes:
             raise InputError(f"{folder} holds no Minari data set (<name>/data/metadata.json)")
-        self._found = [
-            (home, number) for home in folders for number in range(self._open(home).total_episodes)
+        self._episodes = [
+            (home, number) for home in homes for number in range(self._open(home).total_episodes)
         ]
         self._metadata = [
-            _stored_metadata(home, self._open(home), number) for home, number in self._found
+            _stored_metadata(home, self._open(home), number) for home, number in self._episodes
         ]
-        self.sessions = [(known["game"], known["session_id"]) for known in self._metadata]
+        self.sessions = [(fields["game"], fields["session_id"]) for fields in self._metadata]
 
     def _open(self, home: Path) -> Any:
         """Return one data set; the newest stays open."""
-        if getattr(self, "_opened", (None,))[0] != home:
+        if self._opened is None or self._opened[0] != home:
             try:
-                dataset = self._minari.MinariDataset(home / "data")
+                self._opened = home, self._minari.MinariDataset(home / "data")
             except Exception as error:  # Minari raises assertions and errors of its dependencies
                 raise InputError(
-                    f"{home} is not a readable Minari data set ({_line(error)})"
+                    f"{home} is not a readable Minari data set ({one_line(error)})"
                 ) from error
-            self._opened = (home, dataset)
         return self._opened[1]
 
     def episode(self, index: int) -> Episode:
         """Return episode `index`."""
-        home, number = self._found[index]
+        home, number = self._episodes[index]
         dataset = self._open(home)
         try:
-            read = next(iter(dataset.iterate_episodes([number])))
+            data = next(iter(dataset.iterate_episodes([number])))
         except Exception as error:
             raise InputError(
-                f"{home}: episode {number} is damaged or missing ({_line(error)})"
+                f"{home}: episode {number} is damaged or missing ({one_line(error)})"
             ) from error
-        frames, actions = np.asarray(read.observations), np.asarray(read.actions)
+        frames, actions = np.asarray(data.observations), np.asarray(data.actions)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
             raise InputError(
                 f"{home}: observations are {frames.dtype} {frames.shape}, not RGB images uint8 "
                 "(H, W, 3)"
             )
-        if (
-            actions.ndim != 1
-            or not np.issubdtype(actions.dtype, np.integer)
-            or actions.min(initial=0) < 0
-        ):
+        integers = actions.ndim == 1 and np.issubdtype(actions.dtype, np.integer)
+        if not integers or actions.min(initial=0) < 0 or actions.max(initial=0) > 255:
             raise InputError(
-                f"{home}: actions are {actions.dtype} {actions.shape}, not integers from 0"
+                f"{home}: actions are {actions.dtype} {actions.shape}, not integers from 0 to 255"
             )
-        if actions.max(initial=0) > 255:
-            raise InputError(
-                f"{home}: action {actions.max()} does not exist, actions are at most 255"
-            )
-        known = self._metadata[index]
-        fields = known if "policy_id" in known else _foreign(known, dataset, read)
+        fields = self._metadata[index]
+        if "policy_id" not in fields:
+            fields = _foreign_metadata(fields, dataset, data)
         try:
             return Episode(
                 **fields,
                 frames_THWC=frames,
                 actions=actions.astype(np.uint8),
-                rewards=np.asarray(read.rewards, np.float32),
+                rewards=np.asarray(data.rewards, np.float32),
             )
         except InputError as error:
             raise InputError(f"{home}: {error}") from error
@@ -188,50 +171,39 @@ def _stored_metadata(home: Path, dataset: Any, number: int) -> dict[str, Any]:
         values = next(iter(dataset.storage.get_episode_metadata([number])))
         stored = json.loads(values[KEY]) if KEY in values else None
     except Exception as error:
-        raise InputError(f"{file} is damaged or missing ({_line(error)})") from error
+        raise InputError(f"{file} is damaged or missing ({one_line(error)})") from error
     if stored is not None:
         return metadata_fields(stored, file)
-    return {
-        "game": _game(home, dataset.id),
-        "session_id": re.sub(r"[^\w-]", "-", f"{dataset.id}-{number}"),
-    }
+    session_id = re.sub(r"[^\w-]", "-", f"{dataset.id}-{number}")
+    return {"game": _game(home, dataset.id), "session_id": session_id}
 
 
-def _foreign(known: dict[str, Any], dataset: Any, read: Any) -> dict[str, Any]:
+def _foreign_metadata(fields: dict[str, Any], dataset: Any, data: Any) -> dict[str, Any]:
     """Return the fields of an episode from another author's data set."""
+    lossy = bool(dataset.storage.jpeg_encoding)
     return {
-        **known,
+        **fields,
         "policy_id": str(dataset.storage.metadata.get("algorithm_name") or "unknown"),
         "seed": 0,
-        "terminated": bool(np.any(read.terminations)),
-        "truncated": bool(np.any(read.truncations)),
-        "console": known["game"].rsplit("-", 1)[-1],
-        "resize": "jpeg" if dataset.storage.jpeg_encoding else "",
-        "info": {
-            "imported": {
-                "format": "minari",
-                "lossy": bool(dataset.storage.jpeg_encoding),
-                "dataset": dataset.id,
-            }
-        },
+        "terminated": bool(np.any(data.terminations)),
+        "truncated": bool(np.any(data.truncations)),
+        "console": fields["game"].rsplit("-", 1)[-1],
+        "resize": "jpeg" if lossy else "",
+        "info": {"imported": {"format": "minari", "lossy": lossy, "dataset": dataset.id}},
     }
 
 
 def _game(home: Path, dataset_id: str) -> str:
     """Return the catalogue's game in a data set's name."""
-    from envs import catalog
-
-    games = {game.casefold(): game for game in (COUNTING, *catalog.integrations())}
     for part in reversed(str(dataset_id).split("/")):
-        name = re.sub(r"-v\d+$", "", part).casefold()
-        if name in games:
-            return games[name]
+        if (game := known_game(re.sub(r"-v\d+$", "", part))) is not None:
+            return game
     raise InputError(
         f"{home}: the name {dataset_id} contains no known game: rename the data set after its game"
     )
 
 
-def _minari() -> Any:
+def _import_minari() -> Any:
     """Import Minari, which only this format needs."""
     try:
         import minari
@@ -244,17 +216,13 @@ def _minari() -> Any:
 @contextmanager
 def _datasets_path(folder: Path) -> Iterator[None]:
     """Let Minari write below `folder`; it reads the path from the environment."""
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    # Absolute: Minari would prepend the folder twice to a relative path.
-    os.environ["MINARI_DATASETS_PATH"] = str(folder.absolute())
+    name = "MINARI_DATASETS_PATH"
+    before = os.environ.get(name)
+    os.environ[name] = str(folder.absolute())  # Minari would prepend a relative path twice
     try:
         yield
     finally:
         if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
+            del os.environ[name]
         else:
-            os.environ["MINARI_DATASETS_PATH"] = before
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+            os.environ[name] = before

@@ -14,14 +14,14 @@ from envs.collect.policies import RandomPolicy, StickyPolicy, builtin_policy
 from envs.collect.worker import CollectWorker, EpisodeKey, play_episode
 from envs.collect.worker_pool import CollectSummary
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
-from envs.games.counting import CountingEnv, read_frame
+from envs.games.counting import CountingEnv, read_step_and_action
 from envs.games.retro import RetroEnv
 from envs.utils.errors import InputError
 from experiments.__main__ import execute
 from exploration.agent.policy import CnnLstm, PolicyConfig, policy_spec, save_policy
 from tests.fixtures.datasets import run, tree
 
-# Actors cannot import a test file: what this one gives them travels along.
+# Actors cannot import a test file: its functions are pickled by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 GAME = "Airstriker-Genesis"
@@ -81,17 +81,17 @@ def test_actions_are_uniform_and_seeded_by_the_episode() -> None:
     assert len(seeds) == 1000
 
 
-def test_the_action_beside_a_frame_made_the_next_one(
+def test_the_action_stored_with_a_frame_made_the_next_one(
     one_worker: tuple[Path, CollectSummary],
 ) -> None:
-    """Through actor, shard, manifest and reader."""
+    """Check the alignment through actor, shard, manifest and reader."""
     reader = EpisodeReader(one_worker[0])
     counting = [item for item in reader if item.game == "Counting"]
     assert len(counting) == 3
     for item in counting:
-        assert read_frame(item.frames_THWC[0]) == (0, -1)
+        assert read_step_and_action(item.frames_THWC[0]) == (0, -1)
         for step, action in enumerate(item.actions):
-            assert read_frame(item.frames_THWC[step + 1]) == (step + 1, action)
+            assert read_step_and_action(item.frames_THWC[step + 1]) == (step + 1, action)
         assert (item.rewards == np.arange(1, 41)).all()
 
 
@@ -183,7 +183,7 @@ def _modules() -> set[str]:
 
 
 def _megabytes() -> int:
-    """Resident memory of this process."""
+    """Return the resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE") // 2**20
 
@@ -206,8 +206,8 @@ def test_sticky_random_repeats_as_often_as_it_says() -> None:
 
 
 def test_collect_plays_sticky_random(ray_cluster: None, tmp_path: Path) -> None:
-    asked = ["collect", "Counting", "--policy", "sticky:0.9", "--episodes", "2", "--steps", "400"]
-    assert execute([*asked, "--out", str(tmp_path / "data")]) == 0
+    command = ["collect", "Counting", "--policy", "sticky:0.9", "--episodes", "2", "--steps", "400"]
+    assert execute([*command, "--out", str(tmp_path / "data")]) == 0
     played = list(EpisodeReader(tmp_path / "data"))
     assert [item.policy_id for item in played] == ["sticky0.9"] * 2
     for item in played:

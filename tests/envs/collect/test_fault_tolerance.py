@@ -20,7 +20,7 @@ from envs.episodes.dataset import EpisodeReader
 from envs.utils.errors import InputError
 from tests.fixtures.datasets import run, tree
 
-# Actors cannot import a test file: what this one gives them travels along.
+# Actors cannot import a test file: its classes are pickled by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 GAME = "Airstriker-Genesis"
@@ -29,7 +29,7 @@ ATARI = "Kangaroo-Atari2600"
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run gives of which nothing is killed."""
+    """The data set of a run without faults."""
     folder = tmp_path_factory.mktemp("collect") / "undisturbed"
     run([GAME], folder, episodes=6, steps=200)
     return folder
@@ -38,7 +38,7 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_a_killed_worker_is_replaced_and_its_episode_played_again(
     undisturbed: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL to one actor after the other while they play; the set is the same as without."""
+    """Send SIGKILL to two actors while they play; the data set stays the same."""
     done = threading.Event()
     killed: list[int] = []
 
@@ -65,7 +65,7 @@ def test_a_killed_worker_is_replaced_and_its_episode_played_again(
 def test_a_hung_worker_is_killed_and_its_episode_played_again(
     undisturbed: Path, tmp_path: Path
 ) -> None:
-    """SIGSTOP to an actor while it plays: it answers nothing, not even a request to end."""
+    """Send SIGSTOP to an actor while it plays: it does not even answer a request to end."""
     done = threading.Event()
     stopped: list[int] = []
 
@@ -145,7 +145,7 @@ if __name__ == "__main__":
 
 
 def test_a_killed_run_is_completed_by_the_next(undisturbed: Path, tmp_path: Path) -> None:
-    """SIGKILL to the driver: at most the running episodes are played again, none is doubled."""
+    """Send SIGKILL to the driver: only unfinished episodes are played again, none is doubled."""
     folder = tmp_path / "set"
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
@@ -189,7 +189,7 @@ with EpisodeWriter(sys.argv[1]) as writer:
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) -> None:
-    """A process that may write no file of more than 16 kB: the third episode does not fit."""
+    """Limit the size of files to 16 kB: the third episode does not fit."""
     command = [sys.executable, "-c", FULL, str(tmp_path)]
     ended = subprocess.run([*command, "16000"], capture_output=True, text=True, check=False)
     assert (
@@ -252,7 +252,7 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
 
 
 def descendants(root: int) -> Iterator[int]:
-    """All processes below `root`."""
+    """Yield all processes below `root`."""
     parents = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -262,14 +262,14 @@ def descendants(root: int) -> Iterator[int]:
                 )
             except (OSError, IndexError):
                 continue  # it ended meanwhile
-    found = {root}
-    while new := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= new
-    yield from sorted(found - {root})
+    pids = {root}
+    while new := {pid for pid, parent in parents.items() if parent in pids} - pids:
+        pids |= new
+    yield from sorted(pids - {root})
 
 
 def is_worker(pid: int, doing: str = "") -> bool:
-    """Whether a process is an actor that plays; `doing` names a method that it has to be in."""
+    """Return True for an actor that plays; `doing` names the method it has to run."""
     try:
         return f"ray::CollectWorker{doing}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -41,7 +41,7 @@ def test_the_same_play_at_another_size(ray_cluster: None, recorded: Path, tmp_pa
             > np.abs(again - one.frames_THWC).mean()
         )
     assert rerender(recorded, tmp_path, size=256, progress=False).played_episodes == 0
-    with pytest.raises(InputError, match="was made with"):
+    with pytest.raises(InputError, match="holds 'copy' made with"):
         rerender(recorded, tmp_path, size=128, progress=False)
 
 

@@ -2,9 +2,9 @@
 
 import multiprocessing
 import os
-import shutil
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,50 +12,30 @@ import numpy as np
 import pytest
 
 from envs.episodes import manifest
-from envs.episodes.compact import compact, same
+from envs.episodes.compact import compact, equal_episodes
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 from envs.episodes.episode import EncodedEpisode
 from envs.episodes.shards import inspect_shard, write_shard
 from envs.episodes.verify import verify
 from envs.utils.errors import InputError
-from envs.utils.storage import FolderLock
+from envs.utils.storage import lock
 from experiments.__main__ import execute
-from tests.fixtures.datasets import record
-
-GAMES = ("Counting", "Kangaroo-Atari2600")
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four episodes of 40 to 43 steps of two games. Nobody may change it."""
-    return Path(
-        record(tmp_path_factory.mktemp("recorded") / "data", games=GAMES, episodes=4, steps=40)
-    )
-
-
-@pytest.fixture
-def data(recorded: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
-    return Path(shutil.copytree(recorded, tmp_path / "data"))
+from tests.fixtures.datasets import read_encoded, record, shard_files
 
 
 def content(folder: Path) -> tuple[list[EncodedEpisode], list[str], list[str]]:
-    """What a reader finds: all episodes, and which are for what."""
+    """Return all episodes and the session ids of both splits."""
     return (
-        list(EpisodeReader(folder).iter_encoded()),
+        read_encoded(folder),
         EpisodeReader(folder, "train").session_ids,
         EpisodeReader(folder, "val").session_ids,
     )
 
 
 def equal(one: tuple[list[EncodedEpisode], list[str], list[str]], other: Any) -> bool:
-    """Whether two contents are the same, bit for bit and in order."""
+    """Return True if two contents are the same, bit for bit and in order."""
     pairs = zip(one[0], other[0], strict=True)
-    return one[1:] == other[1:] and all(same(a, b) for a, b in pairs)
-
-
-def files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("env=*/*.parquet"))
+    return one[1:] == other[1:] and all(equal_episodes(a, b) for a, b in pairs)
 
 
 def test_merging_files_changes_no_session_and_no_split(
@@ -64,29 +44,29 @@ def test_merging_files_changes_no_session_and_no_split(
     before = content(data)
     assert execute(["data", "compact", str(data)]) == 0
     assert "8 files became 2" in capsys.readouterr().out
-    assert len(files(data)) == 2
+    assert len(shard_files(data)) == 2
     assert equal(content(data), before)
     assert verify(str(data)).faults == {}
-    held = (data / manifest.NAME).read_bytes()
-    done = compact(str(data))
-    assert (done.files_before, done.files_after, done.sessions) == (2, 2, 0)
-    assert (data / manifest.NAME).read_bytes() == held, "there is nothing left to do"
+    merged = (data / manifest.NAME).read_bytes()
+    again = compact(str(data))
+    assert (again.files_before, again.files_after, again.sessions) == (2, 2, 0)
+    assert (data / manifest.NAME).read_bytes() == merged, "there is nothing left to do"
 
 
 def test_a_merged_set_grows_and_is_merged_again(data: Path) -> None:
     compact(str(data))
     record(data, episodes=6, steps=40, seed=1)
     before = content(data)
-    assert len(files(data)) == 8
+    assert len(shard_files(data)) == 8
     compact(str(data))
-    assert len(files(data)) == 2
+    assert len(shard_files(data)) == 2
     assert equal(content(data), before)
 
 
 def test_files_are_filled_up_to_their_size(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (31, 64, 64, 3), np.uint8)
-    (template,) = EpisodeReader(record(tmp_path / "one", episodes=1, steps=30)).iter_encoded()
+    (template,) = read_encoded(record(tmp_path / "one", episodes=1, steps=30))
     with EpisodeWriter(tmp_path / "data") as writer:
         for number in range(8):
             episode = template.decode()
@@ -98,20 +78,22 @@ def test_files_are_filled_up_to_their_size(tmp_path: Path) -> None:
             writer.add(type(episode)(**fields))
     before = content(tmp_path / "data")
     compact(str(tmp_path / "data"), megabytes=1)  # a session has 0.37 MB
-    assert [len(EpisodeReader(tmp_path / "data")), len(files(tmp_path / "data"))] == [8, 4]
-    assert all(500_000 < file.stat().st_size <= 1_000_000 for file in files(tmp_path / "data"))
+    assert [len(EpisodeReader(tmp_path / "data")), len(shard_files(tmp_path / "data"))] == [8, 4]
+    assert all(
+        500_000 < file.stat().st_size <= 1_000_000 for file in shard_files(tmp_path / "data")
+    )
     assert equal(content(tmp_path / "data"), before)
 
 
 def _compact_until(data: Path, calls: int) -> None:
-    """Merge, and die of SIGKILL instead of the `calls`-th rename or deletion."""
-    done = 0
+    """Compact, but die of SIGKILL instead of the `calls`-th rename or deletion."""
+    count = 0
 
     def counted(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal done
-            done += 1
-            if done == calls:
+            nonlocal count
+            count += 1
+            if count == calls:
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*arguments, **options)
 
@@ -140,11 +122,11 @@ def test_killed_at_any_point_the_set_is_whole_and_the_next_run_finishes(
     before = content(data)
     _kill(data, calls)
     assert equal(content(data), before)
-    done = compact(str(data))
+    result = compact(str(data))
     assert equal(content(data), before)
-    assert len(files(data)) == 2
+    assert len(shard_files(data)) == 2
     assert verify(str(data)).faults == {}
-    assert done.leftovers == {2: 0, 3: 1, 4: 4, 6: 2, 8: 0, 9: 1, 13: 1}[calls]
+    assert result.leftovers == {2: 0, 3: 1, 4: 4, 6: 2, 8: 0, 9: 1, 13: 1}[calls]
 
 
 @pytest.mark.parametrize("calls", [3, 4, 6])
@@ -162,7 +144,7 @@ def test_leftovers_are_not_taken_in_twice(data: Path, calls: int) -> None:
         )
     assert equal(content(data), before)
     compact(str(data))
-    assert len(files(data)) == 2
+    assert len(shard_files(data)) == 2
     assert equal(content(data), before)
 
 
@@ -189,11 +171,9 @@ def test_what_cannot_be_merged(
         assert execute(["data", "compact", *argv]) == 2
         assert part in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
-    lock = FolderLock(data)
-    with pytest.raises(InputError, match="being written"):
+    with closing(lock(data)), pytest.raises(InputError, match="being written"):
         compact(str(data))
-    lock.release()
-    file = files(data)[1]
+    file = shard_files(data)[1]
     whole = bytearray(file.read_bytes())
     whole[len(whole) // 2] ^= 1
     file.write_bytes(bytes(whole))
@@ -201,7 +181,7 @@ def test_what_cannot_be_merged(
     with pytest.raises(InputError, match="sha256 differs"):
         compact(str(data))
     assert (data / manifest.NAME).read_bytes() == before
-    assert len(files(data)) == 8
+    assert len(shard_files(data)) == 8
     file.write_bytes(whole[:-1])
     with pytest.raises(InputError, match=f"{file.name} is damaged or missing"):
         compact(str(data))

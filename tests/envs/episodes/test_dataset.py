@@ -17,7 +17,7 @@ from envs.episodes.episode import Episode
 from envs.episodes.frame_codec import encode_frames
 from envs.episodes.shards import SCHEMA, write_shard
 from envs.utils.errors import InputError
-from tests.fixtures.datasets import make_episode
+from tests.fixtures.datasets import make_episode, read_encoded
 
 COLUMNS = [
     *(
@@ -86,9 +86,9 @@ def test_columns_are_those_of_the_format(tmp_path: Path) -> None:
     )
 
 
-def test_iter_encoded_hands_out_the_stored_blobs(tmp_path: Path) -> None:
+def test_encoded_hands_out_the_stored_blobs(tmp_path: Path) -> None:
     episodes = written(tmp_path)
-    for stored, original in zip(EpisodeReader(tmp_path).iter_encoded(), episodes, strict=True):
+    for stored, original in zip(read_encoded(tmp_path), episodes, strict=True):
         assert stored.chunks == encode_frames(original.frames_THWC)
         assert np.array_equal(stored.actions, original.actions)
 
@@ -302,7 +302,7 @@ def test_recipes_are_kept(tmp_path: Path) -> None:
         writer.plan([("Counting", "s1")], "random seed 1", {"steps": 50})
         with pytest.raises(
             InputError,
-            match=r"holds random seed 0 played with \{'steps': 70\}, not \{'steps': 71\}",
+            match=r"holds 'random seed 0' made with \{'steps': 70\}, not \{'steps': 71\}",
         ):
             writer.plan([("Counting", "s2")], "random seed 0", {"steps": 71})
     assert set(json.loads((tmp_path / manifest.NAME).read_text())["recipes"]) == {

@@ -13,48 +13,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from envs.episodes import manifest
-from envs.episodes.dataset import EpisodeReader
 from envs.episodes.shards import SCHEMA
 from envs.episodes.stats import compute_stats
 from envs.episodes.verify import verify
 from experiments.__main__ import execute
-from tests.fixtures.datasets import record
-
-GAMES = ("Counting", "Kangaroo-Atari2600")
-EPISODES = 4
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four episodes of 40 to 43 steps of two games. Nobody may change it."""
-    return Path(
-        record(
-            tmp_path_factory.mktemp("recorded") / "data", games=GAMES, episodes=EPISODES, steps=40
-        )
-    )
-
-
-@pytest.fixture
-def data(recorded: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
-    return Path(shutil.copytree(recorded, tmp_path / "data"))
-
-
-def files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("env=*/*.parquet"))
+from tests.fixtures.datasets import TWO_GAMES, read_encoded, record, shard_files
 
 
 def test_a_whole_set_is_found_whole(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = verify(str(data), workers=3)
     assert (found.files, found.sessions, found.faults) == (8, 8, {})
     assert found.frames == 2 * (41 + 42 + 43 + 44)
-    assert found.bytes == sum(file.stat().st_size for file in files(data))
+    assert found.bytes == sum(file.stat().st_size for file in shard_files(data))
     assert execute(["data", "verify", str(data)]) == 0
     assert "8 files, 8 sessions, 340 frames" in capsys.readouterr().out
 
 
 def _flip(data: Path) -> str:
-    file = files(data)[1]
+    file = shard_files(data)[1]
     changed = bytearray(file.read_bytes())
     changed[len(changed) // 2] ^= 1
     file.write_bytes(bytes(changed))
@@ -62,19 +38,19 @@ def _flip(data: Path) -> str:
 
 
 def _cut(data: Path) -> str:
-    file = files(data)[1]
+    file = shard_files(data)[1]
     file.write_bytes(file.read_bytes()[:-1])
     return "is truncated"
 
 
 def _delete(data: Path) -> str:
-    files(data)[1].unlink()
+    shard_files(data)[1].unlink()
     return "cannot be read"
 
 
 def _rewrite(data: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the second file's row, and let the manifest vouch for it."""
-    file = files(data)[1]
+    file = shard_files(data)[1]
     row = pq.read_table(file).to_pylist()[0]
     change(row)
     pq.write_table(pa.Table.from_pylist([row], schema=SCHEMA), file)
@@ -133,7 +109,7 @@ def _rename_session(data: Path) -> str:
 
 
 def _flip_page(data: Path) -> str:
-    file = files(data)[1]
+    file = shard_files(data)[1]
     with file.open("r+b") as opened:
         position = pq.ParquetFile(file).metadata.row_group(0).column(16).data_page_offset + 500
         opened.seek(position)
@@ -161,7 +137,7 @@ def _flip_page(data: Path) -> str:
 def test_every_kind_of_damage_is_named(
     data: Path, harm: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = files(data)[1].relative_to(data).as_posix()
+    path = shard_files(data)[1].relative_to(data).as_posix()
     reason = harm(data)
     found = verify(str(data))
     assert list(found.faults) == [path]
@@ -197,12 +173,12 @@ def test_stray_files_are_told_apart(data: Path) -> None:
         folder / "part-b-0.parquet",
         folder / ".part-h-0.parquet.x.tmp",
     )
-    copy.write_bytes(files(data)[0].read_bytes())
+    copy.write_bytes(shard_files(data)[0].read_bytes())
     broken.write_bytes(b"PAR1")
     half.write_bytes(b"")
     other = Path(record(data.parent / "other", episodes=1, steps=5, seed=7))
-    new = folder / files(other)[0].name
-    shutil.copy(files(other)[0], new)
+    new = folder / shard_files(other)[0].name
+    shutil.copy(shard_files(other)[0], new)
     faults = {Path(path).name: fault for path, fault in verify(str(data)).faults.items()}
     assert faults.keys() == {copy.name, broken.name, half.name, new.name}
     assert "compact deletes it" in faults[copy.name]
@@ -230,21 +206,17 @@ def test_figures_of_the_games(
     assert counting["terminated_share"] == 0
     assert counting["validation_episodes"] == 1
     actions = np.concatenate(
-        [
-            episode.actions
-            for episode in EpisodeReader(data).iter_encoded()
-            if episode.game == "Counting"
-        ]
+        [episode.actions for episode in read_encoded(data) if episode.game == "Counting"]
     )
     shares = np.bincount(actions, minlength=5) / len(actions)
     assert list(counting["action_shares"].values()) == pytest.approx(shares.tolist())
     assert counting["distinct_screens"] > 40, (
         "each of the 44 counts is another screen, with up to five actions"
     )
-    assert figures["all"]["bytes"] == sum(file.stat().st_size for file in files(data))
+    assert figures["all"]["bytes"] == sum(file.stat().st_size for file in shard_files(data))
     assert figures["all"]["bytes"] == sum(game["bytes"] for game in figures["games"].values())
     shown = capsys.readouterr().out
-    assert all(game in shown for game in GAMES)
+    assert all(game in shown for game in TWO_GAMES)
     assert compute_stats(str(data), workers=1)["Counting"].to_json() == counting
 
 

@@ -39,7 +39,7 @@ cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
 kinds, seen, over = {cluster.head_node.node_id: "head"}, set(), threading.Event()
 
 def look():
-    "Note the actors that run, and on which kind of node."
+    "Note the actors that run and their nodes."
     while not over.is_set():
         for actor in ray._private.state.actors().values():
             if actor["State"] == "ALIVE":
@@ -51,12 +51,12 @@ def add(kind, **more):
 
 watching = threading.Thread(target=look, daemon=True)
 watching.start()
-told = {}
+result = {}
 played = {"episodes": 2, "steps": 20, "workers": 2, "progress": False}
 playing = threading.Thread(target=collect, args=(["Counting"], out + "/data"), kwargs=played)
 playing.start()
 time.sleep(3)
-told["before"] = sorted({name for name, _ in seen})
+result["before"] = sorted({name for name, _ in seen})
 add("rollout")
 playing.join()
 add("train")
@@ -65,13 +65,13 @@ run = TrainingRun("tokenizer", preset("debug"), settings, [data], out + "/tokeni
 train(run, workers=1)
 add("serve", labels={LABEL + "train": "gpu"})
 scaling = _scaling(99)
-told["with gpus"] = [node_resources("train").gpus, scaling.use_gpu, scaling.resources_per_worker]
+result["with gpus"] = [node_resources("train").gpus, scaling.use_gpu, scaling.resources_per_worker]
 config = explore_preset("debug", learners=1, epochs=1)
 explore(["Counting"], model, out + "/explore", config=config, reward=RewardConfig(scorer="serve"))
 over.set()
 watching.join()
-told["actors"] = sorted({(name, kinds[node]) for name, node in seen})
-print("TOLD " + json.dumps(told))
+result["actors"] = sorted({(name, kinds[node]) for name, node in seen})
+print("RESULT " + json.dumps(result))
 from ray import serve
 serve.shutdown()
 ray.shutdown()
@@ -84,14 +84,14 @@ def test_processes_run_on_nodes_of_their_kind(tiny_world: Path, tmp_path: Path) 
     data = record(tmp_path / "recorded", episodes=4, steps=40)
     command = [sys.executable, "-c", SCRIPT, str(tiny_world), data, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout[-3000:] + done.stderr[-5000:]
-    told = json.loads(lines[0].removeprefix("TOLD "))
-    assert told["before"] == []
+    result = json.loads(lines[0].removeprefix("RESULT "))
+    assert result["before"] == []
     assert len(EpisodeReader(tmp_path / "data")) == 2
-    assert told["with gpus"] == [1.0, True, {"GPU": 1.0, "train": SHARE}]
+    assert result["with gpus"] == [1.0, True, {"GPU": 1.0, "train": SHARE}]
     homes: dict[str, set[str]] = {}
-    for name, home in told["actors"]:
+    for name, home in result["actors"]:
         homes.setdefault(name, set()).add(home)
     assert homes["CollectWorker"] == homes["GameRunner"] == {"rollout"}
     assert homes["RayTrainWorker"] == {"train"}

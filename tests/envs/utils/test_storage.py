@@ -97,13 +97,13 @@ def test_one_writer_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> N
         "token": "x",
         "time": time.time() - storage.STALE_SECONDS - 1,
     }
-    (root / storage.NAME).write_bytes(json.dumps(dead).encode())
+    (root / storage.LOCK_NAME).write_bytes(json.dumps(dead).encode())
     monkeypatch.setattr(storage, "RENEW_SECONDS", 0.1)
     with EpisodeWriter(uri):
-        told = json.loads((root / storage.NAME).read_text())["time"]
+        renewed = json.loads((root / storage.LOCK_NAME).read_bytes())["time"]
         time.sleep(0.5)
-        assert json.loads((root / storage.NAME).read_text())["time"] > told
-    assert not (root / storage.NAME).exists()
+        assert json.loads((root / storage.LOCK_NAME).read_bytes())["time"] > renewed
+    assert not (root / storage.LOCK_NAME).exists()
 
 
 def test_a_writer_whose_lock_was_taken_over_writes_no_manifest(
@@ -115,12 +115,12 @@ def test_a_writer_whose_lock_was_taken_over_writes_no_manifest(
     monkeypatch.setattr(storage, "RENEW_SECONDS", 1.0)
     first = EpisodeWriter(root)
     other = {"holder": "process 2 elsewhere", "token": "other", "time": time.time()}
-    (root / storage.NAME).write_bytes(json.dumps(other).encode())
+    (root / storage.LOCK_NAME).write_bytes(json.dumps(other).encode())
     time.sleep(2.0)
     with pytest.raises(InputError, match="was lost to another writer"):
         first.commit()
     first.close()
-    assert json.loads((root / storage.NAME).read_text())["token"] == "other"
+    assert json.loads((root / storage.LOCK_NAME).read_bytes())["token"] == "other"
 
 
 def test_a_bucket_that_one_may_not_write_is_named_and_stays_whole(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.games.counting import CountingEnv, read_frame
+from envs.games.counting import CountingEnv, read_step_and_action
 from envs.utils.errors import InputError
 from exploration.agent.replay_buffer import SCORED, to_fragment
 from exploration.reward.scorers import LocalScorer, ScoringError, reward_tokens
@@ -184,7 +184,7 @@ def test_rllib_keeps_actions_with_their_frames(ray_cluster):
     )
     for stretch in stretches:
         assert len(stretch) <= 13
-        shown = [read_frame(frame) for frame in stretch.frames_THWC]
+        shown = [read_step_and_action(frame) for frame in stretch.frames_THWC]
         assert [step for step, _ in shown] == list(range(len(stretch) + 1))
         assert [action for _, action in shown[1:]] == stretch.actions_T.tolist()
         assert stretch.scored_T.tolist() == [False] * min(3, len(stretch)) + [True] * max(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.games.counting import read_frame
+from envs.games.counting import read_step_and_action
 from experiments.__main__ import execute
 from exploration import explore
 from exploration.config import explore_preset
@@ -32,11 +32,11 @@ def test_snapshots_are_the_newest_screen_and_the_one_of_the_highest_reward() -> 
     connector(episodes=[long, short])
     seen = take_snapshots(connector.rewards)
     assert seen is not None
-    assert read_frame(seen.newest.frame_HWC) == (9, int(short.actions.data[-1]))
+    assert read_step_and_action(seen.newest.frame_HWC) == (9, int(short.actions.data[-1]))
     rewards = {len(episode): np.asarray(episode.rewards.data) for episode in (long, short)}
     best = max(float(values.max()) for values in rewards.values())
     assert seen.peak.reward == pytest.approx(best)
-    step, action = read_frame(seen.peak.frame_HWC)
+    step, action = read_step_and_action(seen.peak.frame_HWC)
     assert action == round(best * 10), "the reward is a tenth of the action"
     assert step >= 4
     both = merge_snapshots(
@@ -69,7 +69,7 @@ def test_a_run_leaves_screens_films_and_a_page(
     kept = load_snapshots(out)
     assert list(kept) == [1, 2]
     for epoch, seen in kept.items():
-        assert 4 <= read_frame(seen.frame_HWC)[0] <= 12 * epoch
+        assert 4 <= read_step_and_action(seen.frame_HWC)[0] <= 12 * epoch
         assert 0 < seen.reward <= 1
         assert seen.map() is not None
     assert (out / "videos/Counting.gif").read_bytes().startswith(b"GIF89a")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from envs.episodes.dataset import EpisodeReader
-from envs.games.counting import read_frame
+from envs.games.counting import read_step_and_action
 from envs.utils.errors import InputError
 from tests.fixtures.datasets import record
 from worldmodel.data.arrow_cache import build_arrow_cache
@@ -103,7 +103,7 @@ def test_action_t_is_the_one_that_frame_t_plus_1_shows(data: str, cache: Path) -
     assert batch.actions_BT.shape == (64, 7)
     starts = set()
     for frames, actions in zip(batch.frames_BTHWC.numpy(), batch.actions_BT.tolist(), strict=True):
-        shown = [read_frame(frame) for frame in frames]
+        shown = [read_step_and_action(frame) for frame in frames]
         assert [action for _, action in shown[1:]] == actions
         assert all(after[0] == before[0] + 1 for before, after in itertools.pairwise(shown))
         starts.add(shown[0][0])

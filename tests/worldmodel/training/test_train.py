@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.games.counting import read_frame
+from envs.games.counting import read_step_and_action
 from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
@@ -101,7 +101,7 @@ def test_actions_reach_the_dynamics_beside_the_frame_they_act_on(
         pixels = tokens_BThw.repeat_interleave(4, -1).repeat_interleave(4, -2) * 255
         frames = pixels[..., None].expand(*pixels.shape, 3).numpy().astype(np.uint8)
         for clip, actions in zip(frames, actions_BT.tolist(), strict=True):
-            shown = [read_frame(frame) for frame in clip]
+            shown = [read_step_and_action(frame) for frame in clip]
             assert [action for _, action in shown[1:]] == actions
             assert [number for number, _ in shown] == list(
                 range(shown[0][0], shown[0][0] + len(clip))

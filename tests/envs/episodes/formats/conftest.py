@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from envs.episodes.formats.convert import export_episodes
-from tests.fixtures.datasets import FORMAT_GAMES, record
+from tests.fixtures.datasets import TWO_GAMES, record
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Three episodes of 30 to 32 steps of two games."""
     return record(
-        tmp_path_factory.mktemp("recorded") / "data", games=FORMAT_GAMES, episodes=3, steps=30
+        tmp_path_factory.mktemp("recorded") / "data", games=TWO_GAMES, episodes=3, steps=30
     )
 
 

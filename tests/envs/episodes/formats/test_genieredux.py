@@ -14,9 +14,9 @@ from PIL import Image
 from envs.episodes.dataset import EpisodeReader
 from envs.episodes.formats.convert import import_episodes
 from envs.episodes.verify import verify
-from envs.games.counting import read_frame
+from envs.games.counting import read_step_and_action
 from envs.utils.errors import InputError
-from tests.fixtures.datasets import FORMAT_GAMES, read_all
+from tests.fixtures.datasets import TWO_GAMES, read_all
 
 
 @pytest.fixture
@@ -31,11 +31,11 @@ def spoiled(published: Path, tmp_path: Path) -> Path:
 
 def test_the_published_layout_as_its_own_reader_takes_it(data: str, published: Path) -> None:
     assert sorted(item.name for item in published.iterdir()) == [
-        f"retro_{game.lower()}_v0.0.0" for game in FORMAT_GAMES
+        f"retro_{game.lower()}_v0.0.0" for game in TWO_GAMES
     ]
     for home in published.iterdir():
         info = json.loads((home / "info.json").read_text())
-        assert info["info"]["game"] in FORMAT_GAMES
+        assert info["info"]["game"] in TWO_GAMES
         assert info["name"] == home.name.removesuffix("_v0.0.0")
         assert (info["version"], info["generator_config"]["output_mode"]) == ("0.0.0", "frame")
         assert info["info"]["action_captions"] == [
@@ -58,7 +58,7 @@ def test_the_published_layout_as_its_own_reader_takes_it(data: str, published: P
             ]
             assert Image.open(images[0]).size == (64, 64)
             if "counting" in home.name:  # frame i shows the action that made it
-                shown = [read_frame(np.asarray(Image.open(image))) for image in images]
+                shown = [read_step_and_action(np.asarray(Image.open(image))) for image in images]
                 assert shown == [
                     (index + 1, step["action"].index(1)) for index, step in enumerate(steps)
                 ]
@@ -95,7 +95,7 @@ def test_the_published_layout_comes_back_aligned_and_marked(
         difference = episode.frames_THWC.astype(int) - original.frames_THWC[1:]
         assert 10 * np.log10(255**2 / np.mean(difference**2)) > 35
         if episode.game == "Counting":
-            shown = [read_frame(frame)[1] for frame in episode.frames_THWC[1:]]
+            shown = [read_step_and_action(frame)[1] for frame in episode.frames_THWC[1:]]
             assert shown == episode.actions.tolist()
     assert not originals
     assert verify(str(tmp_path / "back")).faults == {}
@@ -127,7 +127,9 @@ def test_data_that_the_published_code_made(spoiled: Path, tmp_path: Path) -> Non
     assert (read.policy_id, read.frame_skip, read.console) == ("unknown", 2, "Counting")
     chosen = [step["action"].index(1) for step in steps[1:]]
     assert read.actions.tolist() == [swap.get(action, action) for action in chosen]
-    assert [read_frame(frame) for frame in read.frames_THWC[1:]] == list(enumerate(chosen, start=2))
+    assert [read_step_and_action(frame) for frame in read.frames_THWC[1:]] == list(
+        enumerate(chosen, start=2)
+    )
 
 
 def test_a_game_is_known_by_its_folder_alone(published: Path, tmp_path: Path) -> None:

@@ -17,15 +17,6 @@ from envs.episodes.episode import Episode
 from envs.episodes.formats import lerobot
 from envs.episodes.formats.convert import export_episodes
 from experiments.__main__ import execute
-from tests.fixtures.datasets import record
-
-GAMES = ("Counting", "Kangaroo-Atari2600")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Three episodes of 30 to 32 steps of two games."""
-    return record(tmp_path_factory.mktemp("recorded") / "data", games=GAMES, episodes=3, steps=30)
 
 
 def check_lerobot(folder: Path) -> dict[str, Any]:
@@ -90,7 +81,7 @@ def check_lerobot(folder: Path) -> dict[str, Any]:
 def check_lerobot_rows(
     file: Path, row: dict[str, Any], info: dict[str, Any], tasks: pd.DataFrame
 ) -> None:
-    """The steps of one episode."""
+    """Check the steps of one episode."""
     table = pq.read_table(file, filters=[("episode_index", "=", row["episode_index"])])
     features = info["features"]
     assert set(table.column_names) == features.keys()
@@ -116,11 +107,11 @@ def check_lerobot_rows(
 def check_lerobot_stats(
     stats: dict[str, Any], rows: list[dict[str, Any]], features: dict[str, Any]
 ) -> None:
-    """Of the whole set, and of each episode."""
+    """Check the statistics of the whole set and of each episode."""
     assert stats.keys() == features.keys()
-    for name, of in stats.items():
-        assert of.keys() == {"min", "max", "mean", "std", "count"}
-        for key, value in of.items():
+    for name, values in stats.items():
+        assert values.keys() == {"min", "max", "mean", "std", "count"}
+        for key, value in values.items():
             shape = (1,) if key == "count" or features[name]["dtype"] != "image" else (3, 1, 1)
             assert np.shape(value) == shape
             assert all(np.shape(row[f"stats/{name}/{key}"]) == shape for row in rows)
@@ -159,8 +150,10 @@ def test_lerobot_keeps_frames_actions_and_splits(data: str, tmp_path: Path) -> N
     assert np.ravel(stats["observation.image"]["std"]) == pytest.approx(pixels.std(axis=0))
     assert stats["action"]["std"] == pytest.approx([actions.std()])
     assert stats["action"]["count"] == [len(actions)]
-    told = json.loads((tmp_path / "out" / "meta" / "autoexplore.json").read_text())["episodes"]
-    assert [item["session_id"] for item in told] == [episode.session_id for episode in originals]
+    metadata = json.loads((tmp_path / "out" / "meta" / "autoexplore.json").read_text())["episodes"]
+    assert [item["session_id"] for item in metadata] == [
+        episode.session_id for episode in originals
+    ]
 
 
 def episodes_of(uri: str, split: str) -> list[Episode]:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import envs
-from envs.episodes.compact import same
+from envs.episodes.compact import equal_episodes
 from envs.episodes.dataset import EpisodeReader
 from envs.episodes.episode import Episode
 from envs.episodes.formats.convert import export_episodes, import_episodes
-from envs.games.counting import read_frame
+from envs.games.counting import read_step_and_action
 from envs.utils.errors import InputError
 from experiments.__main__ import execute
-from tests.fixtures.datasets import FORMAT_GAMES, read_all
+from tests.fixtures.datasets import TWO_GAMES, read_all, read_encoded
 
 
 def test_minari_loads_what_was_written(
@@ -23,7 +23,7 @@ def test_minari_loads_what_was_written(
 ) -> None:
     export_episodes(data, tmp_path / "minari", "minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    for game in FORMAT_GAMES:
+    for game in TWO_GAMES:
         dataset = minari.load_dataset(f"autoexplore/{game}-v0")
         originals = [episode for episode in read_all(data) if episode.game == game]
         assert (dataset.total_episodes, dataset.total_steps) == (
@@ -43,12 +43,8 @@ def test_minari_loads_what_was_written(
 def test_minari_gives_identical_episodes_back(data: str, tmp_path: Path) -> None:
     export_episodes(data, tmp_path / "minari", "minari")
     assert import_episodes(tmp_path / "minari", str(tmp_path / "back")) == (6, 0)
-    pairs = zip(
-        EpisodeReader(data).iter_encoded(),
-        EpisodeReader(tmp_path / "back").iter_encoded(),
-        strict=True,
-    )
-    assert all(same(original, back) for original, back in pairs)
+    pairs = zip(read_encoded(data), read_encoded(tmp_path / "back"), strict=True)
+    assert all(equal_episodes(original, back) for original, back in pairs)
     for split in ("train", "val"):
         assert (
             EpisodeReader(tmp_path / "back", split).session_ids
@@ -65,10 +61,8 @@ def test_minari_in_a_relative_folder(
     assert execute(["data", "export", data, "--to", "minari", "--format", "minari"]) == 0
     assert execute(["data", "import", "minari", "--out", "back"]) == 0
     assert sorted(item.name for item in tmp_path.iterdir()) == ["back", "minari"]
-    pairs = zip(
-        EpisodeReader(data).iter_encoded(), EpisodeReader("back").iter_encoded(), strict=True
-    )
-    assert all(same(original, back) for original, back in pairs)
+    pairs = zip(read_encoded(data), read_encoded("back"), strict=True)
+    assert all(equal_episodes(original, back) for original, back in pairs)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # it misses an author, a link and more
@@ -85,7 +79,9 @@ def test_minari_data_of_others(data: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert (read.game, read.session_id) == ("Counting", "lab-counting-expert-v3-0")
     assert (read.resize, read.info["imported"]["lossy"]) == ("jpeg", True)
     assert np.array_equal(read.actions, original.actions)
-    assert [read_frame(frame)[1] for frame in read.frames_THWC[1:]] == read.actions.tolist()
+    assert [
+        read_step_and_action(frame)[1] for frame in read.frames_THWC[1:]
+    ] == read.actions.tolist()
     minari.create_dataset_from_buffers("lab/unheardof-v0", [buffer], data_format="arrow", **space)
     with pytest.raises(InputError, match=r"unheardof-v0: the name .* contains no known game"):
         import_episodes(tmp_path / "theirs", str(tmp_path / "back2"))

@@ -1,0 +1,61 @@
+"""The base class of all games."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.controls import ACTIONS
+from envs.utils.errors import InputError
+
+
+class GameEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
+    """A game with square RGB frames and discrete actions.
+
+    The class attributes below are stored with every recorded episode.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 (declared by gymnasium)
+    render_mode = "rgb_array"
+    game = console = ""
+    init_state = rom_sha1 = retro_version = resize = ""
+    action_masks: tuple[int, ...] = ()
+    """Button mask of each action; empty for games without buttons."""
+
+    def __init__(
+        self,
+        *,
+        actions: int = len(ACTIONS),
+        frame_skip: int = 4,
+        size: int = 64,
+        seed: int | None = None,
+        state: str | None = None,
+        max_steps: int | None = None,
+    ) -> None:
+        """Create the spaces: frames uint8 (size, size, 3), actions 0 to `actions` - 1.
+
+        `seed` seeds the action space. An episode is truncated after `max_steps` steps.
+
+        Raises: InputError for values below 1, or for a `state` of a game without savestates.
+        """
+        if state is not None:
+            raise InputError(f"{self.game} has no savestates: omit state {state!r}")
+        if frame_skip < 1 or size < 1 or (max_steps is not None and max_steps < 1):
+            raise InputError(
+                f"frame_skip {frame_skip}, size {size} and max_steps {max_steps} must be at least 1"
+            )
+        self.frame_skip, self.size, self.max_steps = frame_skip, size, max_steps
+        self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(actions, seed=seed)
+        self._steps = 0
+
+    def _count_step(self) -> bool:
+        """Count a step and return True if it was the last one of `max_steps`."""
+        self._steps += 1
+        return self.max_steps is not None and self._steps >= self.max_steps
+
+    def _check_action(self, action: Any) -> None:
+        count = int(self.action_space.n)  # type: ignore[attr-defined]
+        if not 0 <= action < count:
+            raise InputError(f"{self.game}: action {action} is not one of 0 to {count - 1}")
