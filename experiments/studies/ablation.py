@@ -32,7 +32,7 @@ from experiments.studies.ablation_runs import (
     variant_config,
 )
 from experiments.studies.ablation_tables import ablation_markdown, write_ablation
-from experiments.studies.common import Mode
+from worldmodel.config import GenerationMode
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.training.run_spec import TrainingRun
@@ -66,7 +66,7 @@ class Args(RayArgs):
     """Optimizer steps of each tokenizer run. Default: the preset's."""
     tokenizer_seconds: float | None = None
     """CPU-seconds of each tokenizer run, instead of --tokenizer-iterations."""
-    modes: tuple[Mode, ...] = ("one_pass", "autoregressive")
+    modes: tuple[GenerationMode, ...] = ("one_pass", "autoregressive")
     """Sampling modes of the evaluation."""
     sampling_steps: int = 25
     """MaskGIT steps."""

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import tyro
@@ -24,7 +24,6 @@ from worldmodel.evaluation.evaluate import plan_windows
 from worldmodel.statistics import estimate
 
 T = TypeVar("T")
-Mode = Literal["one_pass", "autoregressive"]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's palette for colour-blind readers."""
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from envs.utils.progress import console
 from experiments.studies.common import (
     COLOURS,
-    Mode,
     ModelArgs,
     StudyWindows,
     estimate_json,
@@ -37,7 +36,7 @@ class Args(ModelArgs):
     """Number of given frames."""
     stride: int = 40
     """Frames between the starts of two windows."""
-    modes: tuple[Mode, ...] = ("one_pass", "autoregressive")
+    modes: tuple[GenerationMode, ...] = ("one_pass", "autoregressive")
     """Sampling modes."""
     sampling_steps: int = 25
     """MaskGIT steps."""

@@ -12,7 +12,6 @@ import torch
 from envs.utils.progress import console, progress
 from experiments.studies.common import (
     COLOURS,
-    Mode,
     ModelArgs,
     StudyWindows,
     figure_png,
@@ -22,6 +21,7 @@ from experiments.studies.common import (
     open_study_model,
     write_result,
 )
+from worldmodel.config import GenerationMode
 from worldmodel.evaluation.evaluate import evaluate
 
 
@@ -31,7 +31,7 @@ class Args(ModelArgs):
 
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 25, 50)
     """Numbers of MaskGIT steps to compare."""
-    modes: tuple[Mode, ...] = ("one_pass", "autoregressive")
+    modes: tuple[GenerationMode, ...] = ("one_pass", "autoregressive")
     """Sampling modes."""
     horizon: int = 10
     """Number of predicted frames, after 2 given ones."""
