@@ -1,9 +1,7 @@
 """Report of a pipeline's run: one page with the comparison of explored and random play."""
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,17 @@ from experiments.reports.results import (
     MODELS,
     TEST_NAMES,
     TESTS,
+    Column,
     EvalResults,
-    Metrics,
     describe_comparison,
+    format_number,
     game_title,
     headline,
-    mean,
+    metrics_table,
     read_metric,
     read_results,
     signed,
+    table_columns,
 )
 from experiments.reports.screens import ScreenStats, equal_frame_counts, seen_by_game
 from exploration.reward.token_entropy import CONTEXT
@@ -86,11 +86,6 @@ def build_pipeline_report(root: Path, out: Path) -> list[str]:
     return [*headline(results), f"Distinct screens, explorer against random agent: {screens}"]
 
 
-def format_number(value: float, digits: int = 1) -> str:
-    """Return a number for the page; a dash if it is not finite."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
-
-
 def _cards(results: EvalResults, counts: Sequence[tuple[int, int]]) -> list[dict[str, str]]:
     """Return the main results, each next to its baseline."""
     copy, base, best = results.get(COPY), results.get("base"), results.get("explored")
@@ -100,8 +95,8 @@ def _cards(results: EvalResults, counts: Sequence[tuple[int, int]]) -> list[dict
     steps = f"{results.horizon} steps ahead"
     copying = "copying the last frame: {} dB"
     interval = "too few episodes for an interval"
-    if _delta_interval(best):
-        interval = f"95 % interval {_delta_interval(best)}"
+    if best.delta_interval:
+        interval = f"95 % interval {best.delta_interval}"
     number = format_number
     rows = (
         (number(base.reconstruction), "dB", "reconstruction", f"lowest game {number(lowest)} dB"),
@@ -119,66 +114,9 @@ def _cards(results: EvalResults, counts: Sequence[tuple[int, int]]) -> list[dict
     return [dict(zip(("value", "unit", "label", "note"), row, strict=True)) for row in rows]
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table. better: +1 if more is better, -1 if less is."""
-
-    head: str
-    value: Callable[[Metrics], float]
-    better: int = 1
-    digits: int = 1
-    small: Callable[[Metrics], str] = lambda metrics: ""
-
-
-def _columns(results: EvalResults) -> list[Column]:
-    """Return the columns of the tables; the last one is the Frechet distance."""
-    steps = f"{results.horizon} steps, mean"
-    return [
-        Column("1 step, PSNR dB", lambda row: row.one_step),
-        Column(f"{steps} PSNR dB", lambda row: row.mean_psnr),
-        Column("moving pixels, PSNR dB", lambda row: mean(row.moving_psnr)),
-        Column(f"{steps} SSIM", lambda row: mean(row.ssim), digits=3),
-        Column("delta-PSNR dB", lambda row: row.delta, digits=2, small=_delta_interval),
-        Column("reconstruction, PSNR dB", lambda row: row.reconstruction),
-        Column(results.distance_name, lambda row: row.distance, better=-1),
-    ]
-
-
-def _delta_interval(metrics: Metrics) -> str:
-    """Return the interval of delta-PSNR; nothing if it is unknown."""
-    if not math.isfinite(metrics.delta_low):
-        return ""
-    return f"{metrics.delta_low:.2f} to {metrics.delta_high:.2f}"
-
-
-def metrics_table(
-    title: str, rows: Sequence[tuple[str, Metrics]], columns: Sequence[Column]
-) -> dict[str, Any]:
-    """Return rows of (model, metrics) as text; in each column the best model is marked."""
-    cells: list[list[dict[str, Any]]] = [[] for _ in rows]
-    for column in columns:
-        values = [column.value(metrics) for _, metrics in rows]
-        # Values are compared as shown: of two that look equal none is better.
-        rounded = [round(value * column.better, column.digits) for value in values]
-        finite = {value for value in rounded if math.isfinite(value)}
-        best = max(finite) if len(finite) > 1 else None
-        for index, (_, metrics) in enumerate(rows):
-            text = format_number(values[index], column.digits)
-            small = column.small(metrics)
-            cells[index].append({"text": text, "best": rounded[index] == best, "small": small})
-    return {
-        "title": title,
-        "columns": [column.head for column in columns],
-        "rows": [
-            {"name": MODEL_NAMES[model], "style": model, "cells": row}
-            for (model, _), row in zip(rows, cells, strict=True)
-        ],
-    }
-
-
 def _comparison(results: EvalResults) -> dict[str, Any]:
     """Return the comparison of the models in words, tables and bars."""
-    columns = _columns(results)
+    columns = table_columns(results)
 
     def table(title: str, columns: Sequence[Column], **where: str) -> dict[str, Any]:
         rows = [(model, results.get(model, **where)) for model in (COPY, *MODELS)]

@@ -1,9 +1,9 @@
-"""Results of a pipeline's run, and the sentences that the report derives from them."""
+"""Results of a pipeline's run, and the sentences and tables that the report derives from them."""
 
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,13 @@ class Metrics:
     def mean_psnr(self) -> float:
         """Mean PSNR over the horizon."""
         return mean(self.psnr)
+
+    @property
+    def delta_interval(self) -> str:
+        """Interval of delta-PSNR as text; empty if there are too few episodes for one."""
+        if not math.isfinite(self.delta_low):
+            return ""
+        return f"{self.delta_low:.2f} to {self.delta_high:.2f}"
 
 
 def mean(values: Sequence[float]) -> float:
@@ -208,7 +215,9 @@ def _describe_gain(gain: float) -> str:
 def _describe_control(results: EvalResults) -> str:
     """Return a sentence about delta-PSNR and its interval, by model."""
     metrics = {phrase: results.get(model) for model, phrase in MODEL_PHRASES.items()}
-    parts = [f"{phrase} {row.delta:.2f} dB{interval_words(row)}" for phrase, row in metrics.items()]
+    parts = [
+        f"{phrase} {row.delta:.2f} dB{_interval_words(row)}" for phrase, row in metrics.items()
+    ]
     above = [phrase for phrase, row in metrics.items() if row.delta_low > 0]
     which = f"{' and '.join(above)} only" if above else "none of them"
     if len(above) == len(MODELS):
@@ -217,6 +226,63 @@ def _describe_control(results: EvalResults) -> str:
         f"How much the true actions help over random ones (delta-PSNR): {', '.join(parts)}; "
         f"the interval lies above zero for {which}."
     )
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table. better: +1 if more is better, -1 if less is."""
+
+    head: str
+    value: Callable[[Metrics], float]
+    better: int = 1
+    digits: int = 1
+    small: Callable[[Metrics], str] = lambda metrics: ""
+
+
+def table_columns(results: EvalResults) -> list[Column]:
+    """Return the columns of the tables; the last one is the Frechet distance."""
+    steps = f"{results.horizon} steps, mean"
+    return [
+        Column("1 step, PSNR dB", lambda row: row.one_step),
+        Column(f"{steps} PSNR dB", lambda row: row.mean_psnr),
+        Column("moving pixels, PSNR dB", lambda row: mean(row.moving_psnr)),
+        Column(f"{steps} SSIM", lambda row: mean(row.ssim), digits=3),
+        Column(
+            "delta-PSNR dB", lambda row: row.delta, digits=2, small=lambda row: row.delta_interval
+        ),
+        Column("reconstruction, PSNR dB", lambda row: row.reconstruction),
+        Column(results.distance_name, lambda row: row.distance, better=-1),
+    ]
+
+
+def metrics_table(
+    title: str, rows: Sequence[tuple[str, Metrics]], columns: Sequence[Column]
+) -> dict[str, Any]:
+    """Return rows of (model, metrics) as text; in each column the best model is marked."""
+    cells: list[list[dict[str, Any]]] = [[] for _ in rows]
+    for column in columns:
+        values = [column.value(metrics) for _, metrics in rows]
+        # Values are compared as shown: of two that look equal none is better.
+        rounded = [round(value * column.better, column.digits) for value in values]
+        finite = {value for value in rounded if math.isfinite(value)}
+        best = max(finite) if len(finite) > 1 else None
+        for index, (_, metrics) in enumerate(rows):
+            text = format_number(values[index], column.digits)
+            small = column.small(metrics)
+            cells[index].append({"text": text, "best": rounded[index] == best, "small": small})
+    return {
+        "title": title,
+        "columns": [column.head for column in columns],
+        "rows": [
+            {"name": MODEL_NAMES[model], "style": model, "cells": row}
+            for (model, _), row in zip(rows, cells, strict=True)
+        ],
+    }
+
+
+def format_number(value: float, digits: int = 1) -> str:
+    """Return a number for the page; a dash if it is not finite."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -240,15 +306,13 @@ def headline(results: EvalResults) -> list[str]:
         "explored fine-tuning",
         f"{results.horizon} steps ahead, mean: {best.mean_psnr:.1f} dB "
         f"(copying {copy.mean_psnr:.1f}), random fine-tuning {random:.1f}, base {base:.1f}",
-        f"Delta-PSNR: {best.delta:.2f} dB{interval_words(best)}",
+        f"Delta-PSNR: {best.delta:.2f} dB{_interval_words(best)}",
     ]
 
 
-def interval_words(metrics: Metrics) -> str:
-    """Return the interval of delta-PSNR in words; nothing if there are too few episodes for one."""
-    if not math.isfinite(metrics.delta_low):
-        return ""
-    return f" (95 % interval {metrics.delta_low:.2f} to {metrics.delta_high:.2f})"
+def _interval_words(metrics: Metrics) -> str:
+    """Return the interval of delta-PSNR in parentheses, if there is one."""
+    return f" (95 % interval {metrics.delta_interval})" if metrics.delta_interval else ""
 
 
 def game_title(game: str) -> str:

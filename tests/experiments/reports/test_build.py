@@ -28,15 +28,16 @@ from experiments.reports.charts import (
     line_chart,
 )
 from experiments.reports.images import code_colours, film_strip, montage, token_map
-from experiments.reports.pipeline_report import Column, metrics_table
 from experiments.reports.results import (
     COPY,
     MODEL_NAMES,
     MODELS,
     TESTS,
+    Column,
     EvalResults,
     Metrics,
     describe_comparison,
+    metrics_table,
     pool,
     read_results,
 )
