@@ -32,24 +32,12 @@ SHARED_NAMES = {
 """Names that several modules may define, each with its reason."""
 
 TO_RENAME = {
-    "Bar",
     "Difference",
     "agreement",
     "as_table",
-    "build",
     "count",
-    "draw",
-    "draw_report",
-    "explore",
-    "games",
-    "joined",
-    "measure",
-    "open_model",
-    "plot",
     "summarise",
-    "table",
     "train",
-    "verdict",
 }
 """Names that several modules define without a reason: delete each when it is unique."""
 

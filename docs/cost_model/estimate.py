@@ -15,6 +15,7 @@ from docs.cost_model.measure import measure_units
 from envs.utils.atomic_io import read_json, write_json_atomic
 from envs.utils.errors import InputError
 from experiments.arguments import check_games
+from experiments.reports.page import Table
 from exploration.config import explore_preset
 from worldmodel import preset
 from worldmodel.training.config import find_recipe, train_preset
@@ -298,8 +299,7 @@ def _on_cores(stage: str, steps: float, core_seconds: float) -> Work:
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown, followed by an empty line."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return Table(heads, rows).markdown() + "\n"
 
 
 if __name__ == "__main__":

@@ -207,7 +207,8 @@ def frame_bytes(data: Path) -> float:
 
 def decode_clips(reader: EpisodeReader) -> Callable[[], float]:
     """Return a measurement of random clips per CPU-second, decoded from stored episodes."""
-    episodes = [episode for episode in reader.iter_encoded() if episode.num_frames >= LENGTH]
+    encoded = map(reader.encoded, range(len(reader)))
+    episodes = [episode for episode in encoded if episode.num_frames >= LENGTH]
     generator = np.random.default_rng(0)
 
     def measure() -> float:

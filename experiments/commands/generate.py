@@ -8,10 +8,10 @@ import torch
 
 from envs.episodes.dataset import EpisodeReader
 from envs.utils.errors import InputError
-from envs.utils.images import gif
+from envs.utils.images import gif, png
 from envs.utils.progress import console
 from experiments.arguments import GenerationArgs, check_at_least, default_threads
-from experiments.reports.images import at_scale, film_strip, predict, save_png
+from experiments.reports.images import at_scale, film_strip, predict
 from worldmodel import load_world_model
 from worldmodel.loading import load_upscaler
 
@@ -72,6 +72,6 @@ def run(args: Args) -> None:
         (real, scale), (predicted, _) = (
             at_scale(frames, upscaler, args.scale) for frames in (real, predicted)
         )
-        save_png(film_strip([real, predicted], scale), name.with_suffix(".png"))
+        name.with_suffix(".png").write_bytes(png(film_strip([real, predicted], scale)))
         name.with_suffix(".gif").write_bytes(gif([real, predicted], scale))
         console.print(f"{name}.png and .gif: ground truth above or left, prediction below or right")

@@ -7,8 +7,10 @@ import tyro
 
 from envs.utils.errors import InputError
 from envs.utils.progress import console
-from experiments.reports import explore_report, rounds_report, tune_report
-from experiments.reports.build import build
+from experiments.reports.explore_report import build_explore_report
+from experiments.reports.pipeline_report import build_pipeline_report
+from experiments.reports.rounds_report import build_rounds_report
+from experiments.reports.tune_report import build_tune_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +35,15 @@ def build_report(root: Path, out: Path) -> list[str]:
     """Create the report of a folder's kind of run. Raises InputError for one without results
     yet."""
     if (root / "tune.json").exists():
-        return tune_report.build(root, out)
+        return build_tune_report(root, out)
     if (root / "rounds" / "1" / "measure.json").exists():
-        return rounds_report.build(root, out)
+        return build_rounds_report(root, out)
     if (root / "metrics.jsonl").exists() and any(
         (root / "checkpoints").glob("*/module.safetensors")
     ):
-        return explore_report.build(root, out)
+        return build_explore_report(root, out)
     if not (root / "evaluation" / "base-random.json").exists():
         raise InputError(
             f"{root} holds no evaluation yet: finish it with `autoexplore pipeline --out {root}`"
         )
-    return build(root, out)
+    return build_pipeline_report(root, out)

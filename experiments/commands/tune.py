@@ -13,7 +13,7 @@ from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import Preset, RunArgs, check_folder, check_games
 from experiments.configuration import Flat, default_args, flag_value
-from experiments.reports.tune_report import build
+from experiments.reports.tune_report import build_tune_report
 from exploration.agent.checkpoint import complete_checkpoints
 from exploration.config import ExploreConfig, explore_preset
 from exploration.mutable_settings import request_change
@@ -111,6 +111,6 @@ def train(args: Args) -> None:
             resume=args.resume,
             seed=args.seed,
         )
-    for line in build(args.out, args.out / "report"):
+    for line in build_tune_report(args.out, args.out / "report"):
         console.print(line)
     console.print(f"Report: {(args.out / 'report' / 'index.html').resolve()}")

@@ -8,68 +8,61 @@ import tyro
 from envs.utils.errors import InputError
 
 Settings = tyro.conf.Fixed[dict[str, Any]]
-"""Settings of a stage over its preset; no flags, but a file of --config may hold them."""
+"""Changes to the preset of a stage. They are no flags, but a --config file may hold them."""
 
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """A whole pipeline. Its parts have seeds derived from `seed`, so that no episode occurs
-    twice."""
+    """Settings of a whole pipeline. The seeds of its parts derive from `seed`, without overlap."""
 
     preset: Literal["debug", "cpu", "paper"]
-    """debug: minutes, learns nothing; cpu: three games in about 18 minutes on two cores; paper: the
-    published sizes."""
+    """debug: minutes, without learning anything; cpu: three games, about 18 minutes on two cores;
+    paper: the published sizes."""
     games: tuple[str, ...]
-    """Games of every stage."""
+    """Games to play in every stage."""
     seed: int = 0
     """Random seed of the run."""
     random_episodes: int = 50
-    """Episodes of random play of each game, for the first training."""
+    """Episodes of random play per game, for the base model."""
     explored_episodes: int = 10_000
-    """Episodes of the explorer of each game, for fine-tuning; the comparison gets as many frames of
+    """Episodes of the explorer per game, for fine-tuning. The comparison gets as many frames of
     random play."""
     test_episodes: int = 500
-    """Held-out episodes of each game and of each of the two agents."""
+    """Held-out episodes per game and agent."""
     random_steps: int = 500
-    """Maximum episode length of the first training's data."""
+    """Maximum steps of an episode for the base model."""
     explored_steps: int = 700
-    """Maximum episode length of the data for fine-tuning and of the test set."""
+    """Maximum steps of an episode for fine-tuning and for the test set."""
     explored_epsilon: float = 0.0
     """Probability of a random action in the explorer's episodes."""
     workers: int = 2
-    """Emulator processes that collect."""
+    """Number of emulator processes for collecting."""
     threads: int = 0
-    """Torch threads of training and evaluation; 0 for one on each core."""
+    """Torch threads for training and evaluation; 0 for one per core."""
     train_workers: int = 0
-    """Ray Train workers of each training, one on each GPU where there are enough; 0 trains in the
+    """Ray Train workers of each training, one per GPU if there are enough; 0 trains in the
     driver."""
     tokenizer: Settings = field(default_factory=dict)
-    """Training of the tokenizer."""
+    """Changes to the training of the tokenizer."""
     dynamics: Settings = field(default_factory=dict)
-    """Training of the dynamics model."""
+    """Changes to the training of the dynamics model."""
     decoder_finetune: Settings = field(default_factory=dict)
-    """Fine-tuning of the decoder, for both sides of the comparison alike."""
+    """Changes to the fine-tuning of the decoder, on both sides of the comparison."""
     dynamics_finetune: Settings = field(default_factory=dict)
-    """Fine-tuning of the dynamics model, for both sides of the comparison alike."""
+    """Changes to the fine-tuning of the dynamics model, on both sides of the comparison."""
     explore: Settings = field(default_factory=dict)
-    """Training of the explorer."""
+    """Changes to the training of the explorer."""
     reward_backend: Literal["local", "serve"] = "serve"
-    """Compute the explorer's reward in each process that plays (local) or in replicas of a Ray
-    Serve app (serve). Rounds use an app by default, whose weights are swapped while it runs."""
+    """Processes that compute the explorer's reward: the env runners (local), or replicas of a Ray
+    Serve app (serve). With --rounds the default is serve; each round swaps the app's weights."""
     evaluate: Settings = field(default_factory=dict)
     """Arguments of `worldmodel.evaluation.evaluate.evaluate`."""
 
     def __post_init__(self) -> None:
-        kinds = ("random", "explored", "test")
-        counts = (
-            *(f"{kind}_episodes" for kind in kinds),
-            "random_steps",
-            "explored_steps",
-            "workers",
-        )
-        for name, value in ((name, getattr(self, name)) for name in counts):
-            if value < 1:
-                raise InputError(f"{name.replace('_', ' ')} {value}: give 1 or more")
+        episodes = (f"{part}_episodes" for part in ("random", "explored", "test"))
+        for name in (*episodes, "random_steps", "explored_steps", "workers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name.replace('_', ' ')} {getattr(self, name)}: give 1 or more")
         if self.train_workers < 0:
             raise InputError(
                 f"train workers {self.train_workers}: give 0 (in this process) or more"

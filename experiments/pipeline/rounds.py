@@ -1,8 +1,8 @@
 """Stages of several rounds: explore, collect, fine-tune, measure uncertainty on all data so far.
 
-The agent of round k seeks the uncertainty of model k-1 and starts as the agent of round k-1; its
-episodes fine-tune model k-1 to model k. One reward service runs through all rounds: its weights are
-swapped while it answers.
+The agent of round k starts as the agent of round k-1 and seeks the uncertainty of model k-1; its
+episodes fine-tune model k-1 to model k. One reward service serves all rounds: its weights are
+swapped without a restart.
 """
 
 import time
@@ -18,8 +18,15 @@ from envs.utils.atomic_io import write_json_atomic
 from envs.utils.progress import console
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.runner import Stage, StageContext
-from experiments.pipeline.stages import collect_play, explore, finetuned, stage_table
-from experiments.reports.rounds_report import build
+from experiments.pipeline.stages import (
+    collect_stage,
+    explore_stage,
+    finetune_stages,
+    report_stage,
+    run_explorer,
+    stage_table,
+)
+from experiments.reports.rounds_report import build_rounds_report
 from experiments.reports.screens import seen_by_game
 from exploration.config import explore_preset
 from exploration.reward.token_entropy import uncertainty_reward
@@ -30,24 +37,24 @@ APP_NAME = "autoexplore-rounds"
 SHARED = ("collect-random", "tokenizer", "dynamics", "model-base")
 """Stages before the first round: those of the pipeline."""
 WINDOWS = 48
-"""Windows of each game and round that every model scores."""
+"""Windows of each game and round on which every model is measured."""
 
 
 class Service:
-    """Reward service of all rounds: started with the first model, swapped to later ones."""
+    """Reward service of all rounds: started with the first model, then swapped to later ones."""
 
     def __init__(self, config: PipelineConfig) -> None:
         self.config, self.running = config, False
 
     def show(self, model: Path) -> float:
-        """Serve this model; return the seconds of the swap, 0 where the app had to be started."""
-        started = time.monotonic()
+        """Serve `model`; return the seconds of the swap, 0 if the app had to be started."""
         if self.running:
+            started = time.monotonic()
             serve.update_weights(APP_NAME, model)
             return time.monotonic() - started
-        chosen = explore_preset(self.config.preset)
+        preset = explore_preset(self.config.preset)
         settings = serve.ServeConfig(
-            app_name=APP_NAME, steps=chosen.maskgit_steps, replicas=chosen.replicas
+            app_name=APP_NAME, steps=preset.maskgit_steps, replicas=preset.replicas
         )
         serve.deploy(model.absolute(), settings)
         self.running = True
@@ -61,174 +68,123 @@ class Service:
 
 def rounds_table(c: PipelineConfig, rounds: int, service: Service) -> list[Stage]:
     """Return the stages of `rounds` rounds, in order."""
-    shared = {stage.name: stage for stage in stage_table(c)}
-    stages = [shared[name] for name in SHARED]
-    stages.append(measured(0))
-    for place in range(1, rounds + 1):
-        stages += one_round(c, place, service)
-    measures = tuple(f"measure-{place}" for place in range(rounds + 1))
-    report = Stage(
-        "report-rounds",
-        "draws the report",
-        draw_report,
-        measures,
-        "report",
-        settings=rounds,
-    )
-    return [*stages, report]
+    stages = [stage for stage in stage_table(c) if stage.name in SHARED]
+    stages.append(measure_stage(0))
+    for number in range(1, rounds + 1):
+        stages += one_round(c, number, service)
+    measures = tuple(f"measure-{number}" for number in range(rounds + 1))
+    return [*stages, report_stage("report-rounds", build_rounds_report, measures, rounds)]
 
 
-def one_round(c: PipelineConfig, place: int, service: Service) -> list[Stage]:
-    """Return the stages of round `place`, from 1."""
-    folder, before = f"rounds/{place}", f"explore-{place - 1}"
-    play = [c.games, c.seed]
-    data = tuple(play_stage(number) for number in range(place + 1))
-    bases = (
-        ("tokenizer", "dynamics")
-        if place == 1
-        else (f"decoder-{place - 1}", f"dynamics-{place - 1}")
-    )
-    model = model_stage(place - 1)
+def one_round(c: PipelineConfig, number: int, service: Service) -> list[Stage]:
+    """Return the stages of a round, from 1."""
+    folder, before = f"rounds/{number}", number - 1
+    data = tuple(play_stage(play) for play in range(number + 1))
+    bases = (f"decoder-{before}", f"dynamics-{before}") if before else ("tokenizer", "dynamics")
+    run = partial(explore_round, number=number, service=service)
+    inputs = (model_stage(before), *([f"explore-{before}"] if before else []))
     return [
-        Stage(
-            f"explore-{place}",
-            f"round {place}: an agent goes where {model} is uncertain",
-            partial(explore_round, place=place, service=service),
-            inputs=(model, *([before] if place > 1 else [])),
-            output=f"{folder}/explore",
-            settings=[*play, c.preset, c.explore, c.reward_backend],
-        ),
-        Stage(
-            play_stage(place),
-            f"round {place}: the explorer plays, {c.explored_episodes} episodes of each game",
-            partial(
-                collect_play,
-                part="explored",
-                episodes=c.explored_episodes,
-                steps=c.explored_steps,
-                agent=f"explore-{place}",
-                place=place,
-            ),
-            inputs=(f"explore-{place}",),
-            output=f"{folder}/data",
-            settings=[*play, c.explored_episodes, c.explored_steps, c.explored_epsilon],
-        ),
-        *finetuned(
-            c,
-            str(place),
-            (
-                f"round {place}: fine-tunes the tokenizer's decoder alone",
-                f"round {place}: fine-tunes the dynamics model",
-            ),
-            data=data,
-            bases=bases,
-            folder=folder,
-        ),
-        measured(place),
+        explore_stage(c, f"explore-{number}", run, inputs, f"{folder}/explore"),
+        collect_stage(c, "explored", c.explored_episodes, c.explored_steps, number),
+        *finetune_stages(c, str(number), data, bases, folder),
+        measure_stage(number),
     ]
 
 
-def play_stage(place: int) -> str:
-    """Return the stage that recorded a round's episodes; round 0 is the random agent's."""
-    return f"collect-{place}" if place else "collect-random"
+def play_stage(number: int) -> str:
+    """Return the stage that recorded a round's episodes; those of round 0 are random play."""
+    return f"collect-{number}" if number else "collect-random"
 
 
-def model_stage(place: int) -> str:
-    """Return the stage that made a round's model; round 0 is trained on random play."""
-    return f"model-{place}" if place else "model-base"
+def model_stage(number: int) -> str:
+    """Return the stage that made a round's model; that of round 0 is trained on random play."""
+    return f"model-{number}" if number else "model-base"
 
 
-def measured(place: int) -> Stage:
-    """Return the stage that scores the data of round `place` by all models, and all data by its
-    model."""
-    seen = range(place + 1)
+def measure_stage(number: int) -> Stage:
+    """Return the stage that measures a round's play by all models, and all play by its model."""
+    rounds = range(number + 1)
     return Stage(
-        f"measure-{place}",
-        f"measures uncertainty on the screens visited up to round {place}",
-        partial(measure, place=place),
-        inputs=(*map(model_stage, seen), *map(play_stage, seen)),
-        output=f"rounds/{place}/measure.json",
+        f"measure-{number}",
+        f"measure the uncertainty on the screens up to round {number}",
+        partial(measure_round, number=number),
+        inputs=(*map(model_stage, rounds), *map(play_stage, rounds)),
+        output=f"rounds/{number}/measure.json",
         settings=WINDOWS,
     )
 
 
-def explore_round(job: StageContext, *, place: int, service: Service) -> dict[str, Any]:
-    """Explore on the model of the round before, swapped into the service, from the agent before."""
-    model = model_stage(place - 1)
+def explore_round(context: StageContext, *, number: int, service: Service) -> dict[str, Any]:
+    """Train the previous round's agent on the previous round's model, served by the service."""
+    model = model_stage(number - 1)
     options: dict[str, Any] = {}
     seconds = None
-    if job.config.reward_backend == "serve":
-        seconds = service.show(job.path(model))
+    if context.config.reward_backend == "serve":
+        seconds = service.show(context.path(model))
         options["app"] = APP_NAME
-    if place > 1:
-        options["init"] = job.path(f"explore-{place - 1}") / "best"
-    explore(job, model=model, place=place, **options)
+    if number > 1:
+        options["init"] = context.path(f"explore-{number - 1}") / "best"
+    run_explorer(context, model=model, round_number=number, **options)
     return {"swap_seconds": seconds}
 
 
-def measure(job: StageContext, *, place: int) -> dict[str, Any]:
-    """Write `measure.json`: mean entropy of fixed windows of data j under model m, for new pairs.
+def measure_round(context: StageContext, *, number: int) -> dict[str, Any]:
+    """Write `measure.json`: mean entropy of model m on fixed windows of play j, for new pairs.
 
-    {"entropy": [[m, j, mean over all tokens, mean reward], ...], "screens": game -> {"frames",
-    "seen", "new"}}
+    {"entropy": [[m, j, mean over all tokens, mean reward], ...],
+     "screens": {game: {"frames", "seen", "new"}}}
     """
-    pairs = [(model, place) for model in range(place)] + [
-        (place, play) for play in range(place + 1)
-    ]
-    windows = {play: fixed_windows(job.path(play_stage(play))) for _, play in pairs}
-    models = {number: load_model(job.path(model_stage(number))) for number, _ in pairs}
-    rows = []
-    for number, play in pairs:
-        entropy_BN = window_entropies(models[number], *windows[play])
-        rows.append(
-            [number, play, float(entropy_BN.mean()), float(uncertainty_reward(entropy_BN).mean())]
-        )
-    earlier = [seen_by_game(job.path(play_stage(number))) for number in range(place)]
+    pairs = [(model, number) for model in range(number)]
+    pairs += [(number, play) for play in range(number + 1)]
+    windows = {play: fixed_windows(context.path(play_stage(play))) for _, play in pairs}
+    models = {model: load_model(context.path(model_stage(model))) for model, _ in pairs}
+    rows: list[list[Any]] = []
+    for model, play in pairs:
+        entropy_BN = window_entropies(models[model], *windows[play])
+        reward_B = uncertainty_reward(entropy_BN)
+        rows.append([model, play, float(entropy_BN.mean()), float(reward_B.mean())])
+    earlier = [seen_by_game(context.path(play_stage(play))) for play in range(number)]
     screens = {}
-    for game, seen in seen_by_game(job.path(play_stage(place))).items():
-        known: set[bytes] = set().union(*(before[game].ids for before in earlier if game in before))
-        screens[game] = {"frames": seen.frames, "seen": len(seen.ids), "new": len(seen.ids - known)}
-    write_json_atomic(job.out, {"round": place, "entropy": rows, "screens": screens})
-    return {"lines": say(place, rows, screens)}
+    for game, seen in seen_by_game(context.path(play_stage(number))).items():
+        new = seen.ids.difference(*(before[game].ids for before in earlier if game in before))
+        screens[game] = {"frames": seen.frames, "seen": len(seen.ids), "new": len(new)}
+    write_json_atomic(context.out, {"round": number, "entropy": rows, "screens": screens})
+    line = _describe_round(number, rows, screens)
+    console.print(line)
+    return {"lines": [line]}
 
 
-def say(place: int, rows: list[list[Any]], screens: dict[str, dict[str, int]]) -> list[str]:
-    """Print and return the changes of a round."""
-    mean = {(number, play): value for number, play, value, _ in rows}
+def _describe_round(number: int, rows: list[list[Any]], screens: dict[str, dict[str, int]]) -> str:
+    """Return the changes of a round as a line of text."""
     new = sum(counts["new"] for counts in screens.values())
-    words = f"round {place}: {new:,} screens that no earlier round had"
-    if place:
-        before, after = mean[place - 1, place], mean[place, place]
-        words += f"; entropy on its screens {before:.3f} before learning, {after:.3f} after"
-    console.print(words)
-    return [words]
+    line = f"round {number}: {new:,} screens that no earlier round had"
+    if number:
+        entropy = {(model, play): value for model, play, value, _ in rows}
+        before, after = entropy[number - 1, number], entropy[number, number]
+        line += f"; entropy on its screens {before:.3f} before learning, {after:.3f} after"
+    return line
 
 
 def fixed_windows(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return WINDOWS windows of each game, evenly spread over its episodes and always the same.
+    """Return WINDOWS windows of each game, always the same, evenly spread over its episodes.
 
     Frames (B, 5, H, W, C) and actions (B, 4).
     """
     reader = EpisodeReader(folder)
     frames, actions = [], []
     for game in dict.fromkeys(reader.games):
-        own = [index for index, name in enumerate(reader.games) if name == game]
-        places = [
-            (index, step) for index in own for step in range(reader.num_frames(index) - WINDOW + 1)
+        positions = [
+            (index, step)
+            for index, name in enumerate(reader.games)
+            if name == game
+            for step in range(reader.num_frames(index) - WINDOW + 1)
         ]
-        chosen = [
-            places[at]
-            for at in np.linspace(0, len(places) - 1, min(WINDOWS, len(places))).astype(int)
-        ]
+        count = min(WINDOWS, len(positions))
+        chosen = [positions[at] for at in np.linspace(0, len(positions) - 1, count).astype(int)]
         for index in dict.fromkeys(index for index, _ in chosen):
             episode = reader[index]
-            windows = cut_windows(episode.frames_THWC, episode.actions.astype(np.int64))
             steps = [step for other, step in chosen if other == index]
+            windows = cut_windows(episode.frames_THWC, episode.actions)
             frames.append(windows.frames_B5HWC[steps])
             actions.append(windows.actions_B4[steps])
     return np.concatenate(frames), np.concatenate(actions)
-
-
-def draw_report(job: StageContext) -> dict[str, Any]:
-    """Draw the report; return its main figures as lines of text."""
-    return {"lines": build(job.context.root, job.out)}

@@ -1,8 +1,8 @@
 """Runner of the stages of a pipeline: it skips finished stages and resumes interrupted ones.
 
-A stage's record `stages/<name>.json` is written last. It holds a hash of what the stage read (its
-settings and the outputs of the stages before it) and of what it wrote: when either no longer fits,
-the stage is done again.
+The record of a stage, `stages/<name>.json`, is written last. It holds a hash of the stage's inputs
+(its settings and the outputs of the stages before it) and one of its output. If either has changed,
+the stage is run again.
 """
 
 import hashlib
@@ -22,19 +22,20 @@ FINISHED, STARTED = "finished", "started"
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a pipeline.
-
-    name: its key, and its record's file name. says: its description on the terminal. run: does it
-    and returns results to keep. inputs: the stages it reads. output: the path it writes, relative
-    to the run's folder. settings: whatever decides its result, for the hash.
-    """
+    """One step of a pipeline."""
 
     name: str
-    says: str
+    """Unique name, and the file name of the record."""
+    description: str
+    """Description on the terminal."""
     run: Callable[["StageContext"], dict[str, Any]]
+    """Function that writes the output and returns results to record."""
     inputs: tuple[str, ...]
+    """Names of the stages whose outputs it reads."""
     output: str
+    """Path of the output in the run's folder."""
     settings: Any = None
+    """Everything else that determines the output, for the hash."""
 
 
 @dataclass
@@ -54,104 +55,83 @@ class Context:
         """Return the result of a finished stage."""
         return dict(self.records[stage]["result"])
 
+    def record_path(self, stage: str) -> Path:
+        """Return the path of a stage's record."""
+        return self.root / "stages" / f"{stage}.json"
 
-@dataclass(frozen=True)
-class StageContext:
-    """Arguments of a stage's function. out: path to write. resume: an interrupted run is there."""
 
-    context: Context
+@dataclass(kw_only=True)
+class StageContext(Context):
+    """Argument of a stage's function. out: path to write. resume: continue an interrupted run."""
+
     out: Path
     resume: bool
 
-    @property
-    def config(self) -> Any:
-        return self.context.config
-
-    def path(self, stage: str) -> Path:
-        """Return the path of a stage's output."""
-        return self.context.path(stage)
-
-    def result(self, stage: str) -> dict[str, Any]:
-        """Return the result of a finished stage."""
-        return self.context.result(stage)
-
 
 def run_stages(stages: Sequence[Stage], context: Context) -> list[str]:
-    """Run all stages in order; return the names of those that were run, not skipped."""
+    """Run all stages in order; return the names of those that were not skipped."""
     context.stages = {stage.name: stage for stage in stages}
-    (context.root / "stages").mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    done = []
+    executed = []
     for number, stage in enumerate(stages, 1):
         label = f"[{number:2}/{len(stages)}] {stage.name}"
-        reads = inputs_hash(stage, context)
-        record = read_record(context, stage)
-        # A stage whose inputs and output are what they were is skipped.
-        if is_complete(record, reads, context.path(stage.name)):
+        inputs = inputs_hash(stage, context)
+        file, output = context.record_path(stage.name), context.path(stage.name)
+        record = json.loads(file.read_text()) if file.exists() else {}
+        unchanged = record.get("inputs") == inputs
+        state = record.get("state")
+        if unchanged and state == FINISHED and _output_is_unchanged(record, output):
             console.print(f"[dim]{label}: already there ({record['seconds']:.0f} s then)[/]")
             context.records[stage.name] = record
             continue
         elapsed = format_duration(round(time.monotonic() - started))
-        console.print(f"[bold]{label}[/]: {stage.says} [dim]({elapsed} elapsed)[/]")
-        # One that was interrupted is resumed if it still reads the same.
-        resume = record.get("state") == STARTED and record["inputs"] == reads
+        console.print(f"[bold]{label}[/]: {stage.description} [dim]({elapsed} elapsed)[/]")
+        resume = unchanged and state == STARTED
         if not resume:
-            remove(context.path(stage.name))
-        earlier = record["seconds"] if resume else 0.0
-        context.records[stage.name] = _run(stage, context, reads, resume, earlier)
-        done.append(stage.name)
-        write_timings(context)
-    write_timings(context)
-    return done
+            _remove(output)
+            record = {"inputs": inputs, "output": stage.output, "seconds": 0.0}
+        context.records[stage.name] = _run(stage, context, record, resume)
+        executed.append(stage.name)
+        _write_timings(context)
+    _write_timings(context)
+    return executed
 
 
-def _run(
-    stage: Stage, context: Context, reads: str, resume: bool, earlier: float
-) -> dict[str, Any]:
-    """Run one stage. Until it has ended its record says `started`, with the time spent so far."""
-    record = {"state": STARTED, "inputs": reads, "output": stage.output, "seconds": earlier}
-    write_json_atomic(record_path(context, stage.name), record)
-    started = time.monotonic()
+def _run(stage: Stage, context: Context, record: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """Run one stage and return its finished record, with the time of interrupted attempts."""
+    file, out = context.record_path(stage.name), context.path(stage.name)
+    started, earlier = time.monotonic(), record["seconds"]
+    write_json_atomic(file, record | {"state": STARTED})
     try:
-        result = stage.run(StageContext(context, context.path(stage.name), resume))
+        result = stage.run(StageContext(**vars(context), out=out, resume=resume))
     except BaseException:
-        record["seconds"] = earlier + time.monotonic() - started
-        write_json_atomic(record_path(context, stage.name), record)
+        seconds = earlier + time.monotonic() - started
+        write_json_atomic(file, record | {"state": STARTED, "seconds": seconds})
         raise
-    record |= {
-        "state": FINISHED,
-        "seconds": earlier + time.monotonic() - started,
-        "output_hash": output_hash(context.path(stage.name)),
-        "result": result,
-    }
-    write_json_atomic(record_path(context, stage.name), record)
+    seconds = earlier + time.monotonic() - started
+    record |= {"state": FINISHED, "seconds": seconds, "output_hash": output_hash(out)}
+    record["result"] = result
+    write_json_atomic(file, record)
     return record
 
 
-def is_complete(record: Mapping[str, Any], reads: str, output: Path) -> bool:
-    """Return True if the stage ended, with the inputs of now, and its output is unchanged."""
-    return (
-        record.get("state") == FINISHED
-        and record["inputs"] == reads
-        and output.exists()
-        and record["output_hash"] == output_hash(output)
-    )
+def _output_is_unchanged(record: Mapping[str, Any], output: Path) -> bool:
+    return output.exists() and record["output_hash"] == output_hash(output)
 
 
 def inputs_hash(stage: Stage, context: Context) -> str:
-    """Return a hash of the stage's settings and of the outputs of the stages it reads."""
-    read = {name: context.records[name]["output_hash"] for name in stage.inputs}
-    return _sha256(
-        json.dumps([stage.name, stage.settings, read], sort_keys=True, default=str).encode()
-    )
+    """Return a hash of a stage's settings and of the outputs of the stages it reads."""
+    outputs = {name: context.records[name]["output_hash"] for name in stage.inputs}
+    content = json.dumps([stage.name, stage.settings, outputs], sort_keys=True, default=str)
+    return _sha256(content.encode())
 
 
 def output_hash(path: Path) -> str:
-    """Return a hash of a stage's output. Manifests of data sets and checkpoints hash all their
-    files.
+    """Return a hash of a stage's output.
 
-    A folder without a manifest counts by its files' names and contents; checkpoints and logs of a
-    run count by the newest checkpoint's manifest.
+    The manifests of data sets and checkpoints hash all their files, so that a data set is
+    represented by its manifest, and a training run by that of its newest checkpoint. Any other
+    folder is represented by the names and contents of its files.
     """
     if path.is_file():
         return _sha256(path.read_bytes())
@@ -159,38 +139,23 @@ def output_hash(path: Path) -> str:
         return _sha256((path / "manifest.json").read_bytes())
     manifests = sorted(path.glob("checkpoints/*/manifest.json"))
     files = manifests[-1:] or sorted(file for file in path.rglob("*") if file.is_file())
-    return _sha256(
-        json.dumps(
-            [[str(file.relative_to(path)), _sha256(file.read_bytes())] for file in files]
-        ).encode()
-    )
+    hashes = [[str(file.relative_to(path)), _sha256(file.read_bytes())] for file in files]
+    return _sha256(json.dumps(hashes).encode())
 
 
-def record_path(context: Context, stage: str) -> Path:
-    return context.root / "stages" / f"{stage}.json"
-
-
-def read_record(context: Context, stage: Stage) -> dict[str, Any]:
-    """Return the stage's record, empty where it was never started."""
-    path = record_path(context, stage.name)
-    return dict(json.loads(path.read_text())) if path.exists() else {}
-
-
-def remove(path: Path) -> None:
-    """Remove a stage's stale or half-written output."""
+def _remove(path: Path) -> None:
+    """Remove the stale or incomplete output of a stage."""
     if path.is_dir():
         shutil.rmtree(path)
-    elif path.exists():
-        path.unlink()
+    else:
+        path.unlink(missing_ok=True)
 
 
-def write_timings(context: Context) -> None:
+def _write_timings(context: Context) -> None:
     """Write `timings.json`: seconds of each finished stage, and their sum."""
     seconds = {name: round(record["seconds"], 1) for name, record in context.records.items()}
-    write_json_atomic(
-        context.root / "timings.json",
-        {"seconds": seconds, "total": round(sum(seconds.values()), 1)},
-    )
+    timings = {"seconds": seconds, "total": round(sum(seconds.values()), 1)}
+    write_json_atomic(context.root / "timings.json", timings)
 
 
 def _sha256(data: bytes) -> str:

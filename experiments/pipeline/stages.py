@@ -1,12 +1,12 @@
-"""Stages of the pipeline in their order, and the functions that run them."""
+"""Stages of the pipeline in their order, and the functions that run them.
+
+Names, settings and outputs of the stages are part of their records in a run's folder.
+"""
 
 from collections import Counter
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
-
-import ray
-import torch
 
 import exploration
 from envs.collect.collector import collect
@@ -18,12 +18,13 @@ from experiments.arguments import default_threads
 from experiments.configuration import override
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.runner import Stage, StageContext
-from experiments.reports.build import build
+from experiments.reports.pipeline_report import build_pipeline_report
 from exploration.agent.policy import policy_spec
 from exploration.config import explore_preset
 from exploration.reward.factory import RewardConfig
 from worldmodel import GenieReduxG, loading, preset
 from worldmodel.evaluation.evaluate import evaluate
+from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.training.config import train_preset
 from worldmodel.training.train import TrainingRun, train
 
@@ -35,8 +36,7 @@ SEEDS = {
     "test-explored": 4,
     "explore": 5,
 }
-"""Added to 1,000 times the run's seed: no two parts play the same episodes."""
-
+"""Offsets from 1,000 times the run's seed, so that no two parts play the same episodes."""
 MODELS = ("base", "random", "explored")
 """The models compared; `models/<name>` holds each."""
 TEST_SETS = ("random", "explored")
@@ -45,76 +45,36 @@ TEST_SETS = ("random", "explored")
 
 def stage_table(c: PipelineConfig) -> list[Stage]:
     """Return the stages of a pipeline, in order."""
-    games = f"{len(c.games)} game{'s' if len(c.games) > 1 else ''}"
-    play = [c.games, c.seed]
-    whole, long = c.random_episodes, c.explored_steps
-    base = ("collect-random",)
+    tests = [f"collect-test-{name}" for name in TEST_SETS]
     return [
-        played(
-            c,
-            "random",
-            f"a random agent plays {games}, {whole} episodes each",
-            whole,
-            c.random_steps,
-        ),
-        train_stage(
-            c,
-            "tokenizer",
-            "learns to turn frames into tokens and back",
-            component="tokenizer",
-            changes=c.tokenizer,
-            data=base,
-            output="tokenizer",
-        ),
-        train_stage(
-            c,
-            "dynamics",
-            "learns to predict the tokens of the next frame from the past and the action",
-            component="dynamics",
-            changes=c.dynamics,
-            data=base,
-            output="dynamics",
-        ),
-        joined("base", "tokenizer", "dynamics"),
-        Stage(
-            "explore",
-            "an agent learns to go where the base model is uncertain",
-            explore,
-            inputs=("model-base",),
-            output="explore",
-            settings=[*play, c.preset, c.explore, c.reward_backend],
-        ),
-        played(
-            c,
-            "explored",
-            f"the explorer plays {games}, {c.explored_episodes} episodes each",
-            c.explored_episodes,
-            long,
-        ),
+        collect_stage(c, "random", c.random_episodes, c.random_steps),
+        train_stage(c, "tokenizer", "train the tokenizer", ("collect-random",)),
+        train_stage(c, "dynamics", "train the dynamics model", ("collect-random",)),
+        join_stage("base", "tokenizer", "dynamics"),
+        explore_stage(c, "explore", run_explorer, ("model-base",)),
+        collect_stage(c, "explored", c.explored_episodes, c.explored_steps),
         Stage(
             "collect-more-random",
-            "the random agent plays as many frames more, for the comparison",
+            "play as many frames at random, for the comparison",
             collect_as_much,
             inputs=("collect-explored",),
             output="data/more-random",
-            settings=[*play, long],
+            settings=[c.games, c.seed, c.explored_steps],
         ),
-        played(c, "test-random", "held-out episodes of the random agent", c.test_episodes, long),
-        played(c, "test-explored", "held-out episodes of the explorer", c.test_episodes, long),
-        *compared(c, "explored", "collect-explored", "the explorer's data"),
-        *compared(c, "random", "collect-more-random", "as much random play"),
+        collect_stage(c, "test-random", c.test_episodes, c.explored_steps),
+        collect_stage(c, "test-explored", c.test_episodes, c.explored_steps),
+        # Both sides of the comparison have the same base, settings and seed.
+        *finetune_stages(c, "explored", ("collect-random", "collect-explored")),
+        *finetune_stages(c, "random", ("collect-random", "collect-more-random")),
         Stage(
             "evaluate",
-            "evaluates the three models on the held-out episodes",
+            "evaluate the three models on the test episodes",
             evaluate_models,
-            inputs=(
-                *(f"model-{name}" for name in MODELS),
-                *(f"collect-test-{name}" for name in TEST_SETS),
-            ),
+            inputs=(*(f"model-{name}" for name in MODELS), *tests),
             output="evaluation",
             settings=[c.evaluate, c.seed],
         ),
-        Stage("report", "draws the report", draw_report, inputs=("evaluate",), output="report"),
+        report_stage("report", build_pipeline_report, ("evaluate",)),
     ]
 
 
@@ -130,15 +90,49 @@ def check_settings(c: PipelineConfig) -> None:
         override(base, getattr(c, name), "settings", f"{name}.")
 
 
-def played(c: PipelineConfig, part: str, says: str, episodes: int, steps: int) -> Stage:
-    """Return the stage that records `part` of the data, by the explorer if the name ends so."""
+def collect_stage(
+    c: PipelineConfig,
+    part: str,
+    episodes: int,
+    steps: int,
+    round_number: int = 0,
+) -> Stage:
+    """Return the stage that records a part of the data: `episodes` of at most `steps` per game.
+
+    The explorer plays if the part's name ends in `explored`: that of a round if a `round_number` is
+    given. `collect` completes the data set of an interrupted run.
+    """
     explorer = part.endswith("explored")
+    name, agent, output = f"collect-{part}", "explore", f"data/{part}"
+    if round_number:
+        name, agent = f"collect-{round_number}", f"explore-{round_number}"
+        output = f"rounds/{round_number}/data"
+
+    def run(context: StageContext) -> dict[str, Any]:
+        policy: str | PolicySpec = "random"
+        if explorer:
+            checkpoint = f"checkpoint:{context.path(agent) / 'best'}"
+            policy = policy_spec(checkpoint, epsilon=c.explored_epsilon)
+        summary = collect(
+            c.games,
+            str(context.out),
+            episodes=episodes,
+            steps=steps,
+            policy=policy,
+            workers=c.workers,
+            seed=part_seed(c, part, round_number),
+        )
+        return {"frames": summary.frames, "episodes": summary.episodes}
+
+    games = f"{len(c.games)} game{'s' if len(c.games) > 1 else ''}"
+    player = "with the explorer" if explorer else "at random"
+    purpose = " for the test set" if part.startswith("test") else ""
     return Stage(
-        f"collect-{part}",
-        says,
-        partial(collect_play, part=part, episodes=episodes, steps=steps),
-        inputs=("explore",) if explorer else (),
-        output=f"data/{part}",
+        name,
+        f"play {games} {player}{purpose}, {episodes} episodes each",
+        run,
+        inputs=(agent,) if explorer else (),
+        output=output,
         settings=[c.games, c.seed, episodes, steps, *([c.explored_epsilon] if explorer else [])],
     )
 
@@ -146,292 +140,196 @@ def played(c: PipelineConfig, part: str, says: str, episodes: int, steps: int) -
 def train_stage(
     c: PipelineConfig,
     name: str,
-    says: str,
-    *,
-    component: Literal["tokenizer", "dynamics"],
-    changes: dict[str, Any],
+    description: str,
     data: tuple[str, ...],
-    output: str,
     init: str | None = None,
+    output: str | None = None,
 ) -> Stage:
-    """Return the stage that trains, or with `init` fine-tunes, a component on the data of
-    others."""
+    """Return the stage that trains a component, or fine-tunes that of the stage `init`, on `data`.
+
+    The name begins with tokenizer, decoder or dynamics. Of a tokenizer only the decoder is
+    fine-tuned, so that tokens stay the same and every dynamics model uses the base tokenizer.
+    """
+    part = name.split("-")[0]
+    component: Literal["tokenizer", "dynamics"] = "dynamics" if part == "dynamics" else "tokenizer"
+    changes = getattr(c, f"{part}_finetune" if init else part)
     tokenizer = "tokenizer" if component == "dynamics" else None
-    weights = [stage for stage in (tokenizer, init) if stage is not None]
-    return Stage(
-        name,
-        says,
-        partial(
-            train_component,
-            component=component,
-            data=data,
-            changes=changes,
-            tokenizer=tokenizer,
-            init=init,
-        ),
-        inputs=(*weights, *data),
-        output=output,
-        settings=[c.preset, c.seed, changes],
-    )
+
+    def run(context: StageContext) -> dict[str, Any]:
+        threads = max(1, (c.threads or default_threads()) // max(1, c.train_workers))
+        options = {"seed": c.seed, "num_threads": threads, **changes}
+        specification = TrainingRun(
+            component,
+            config=preset(c.preset),
+            recipe=train_preset(component, c.preset, "finetune" if init else None, **options),
+            data=[str(context.path(stage)) for stage in data],
+            out=context.out,
+            init=context.path(init) if init else None,
+            tokenizer=context.path(tokenizer) if tokenizer else None,
+            decoder_only=part == "decoder",
+            cache_dir=context.root / "cache",
+        )
+        checkpoint = train(specification, workers=c.train_workers, resume=context.resume)
+        return {"checkpoint": str(checkpoint)}
+
+    inputs = (*(stage for stage in (tokenizer, init) if stage), *data)
+    settings = [c.preset, c.seed, changes]
+    return Stage(name, description, run, inputs, output or name, settings)
 
 
-def finetuned(
+def finetune_stages(
     c: PipelineConfig,
     side: str,
-    says: tuple[str, str],
-    *,
     data: tuple[str, ...],
-    bases: tuple[str, str],
-    folder: str,
+    bases: tuple[str, str] = ("tokenizer", "dynamics"),
+    folder: str | None = None,
 ) -> list[Stage]:
-    """Return the stages that fine-tune the decoder and the dynamics of `bases`, and join them."""
+    """Return the stages that fine-tune decoder and dynamics model of `bases`, and join them."""
+    folder = folder or f"finetune/{side}"
     decoder, dynamics = f"decoder-{side}", f"dynamics-{side}"
     return [
+        train_stage(c, decoder, "fine-tune the decoder alone", data, bases[0], f"{folder}/decoder"),
         train_stage(
-            c,
-            decoder,
-            says[0],
-            component="tokenizer",
-            changes=c.decoder_finetune,
-            data=data,
-            output=f"{folder}/decoder",
-            init=bases[0],
+            c, dynamics, "fine-tune the dynamics model", data, bases[1], f"{folder}/dynamics"
         ),
-        train_stage(
-            c,
-            dynamics,
-            says[1],
-            component="dynamics",
-            changes=c.dynamics_finetune,
-            data=data,
-            output=f"{folder}/dynamics",
-            init=bases[1],
-        ),
-        joined(side, decoder, dynamics),
+        join_stage(side, decoder, dynamics),
     ]
 
 
-def compared(c: PipelineConfig, side: str, data: str, words: str) -> list[Stage]:
-    """Return the stages of one side of the comparison; both sides have the same settings and
-    seed."""
-    return finetuned(
-        c,
-        side,
-        (
-            f"fine-tunes the tokenizer's decoder alone, with {words}",
-            f"fine-tunes the dynamics model, with {words}",
-        ),
-        data=("collect-random", data),
-        bases=("tokenizer", "dynamics"),
-        folder=f"finetune/{side}",
-    )
-
-
-def joined(name: str, tokenizer: str, dynamics: str) -> Stage:
+def join_stage(name: str, tokenizer: str, dynamics: str) -> Stage:
     """Return the stage that joins a tokenizer and a dynamics model as `models/<name>`."""
-    return Stage(
-        f"model-{name}",
-        "puts tokenizer and dynamics model together",
-        partial(join, tokenizer=tokenizer, dynamics=dynamics),
-        inputs=(tokenizer, dynamics),
-        output=f"models/{name}",
-    )
+
+    def run(context: StageContext) -> dict[str, Any]:
+        model = loading.build_world_model(context.path(tokenizer), context.path(dynamics))
+        model.save(context.out)
+        return {"parameters": sum(p.numel() for p in model.parameters())}
+
+    inputs = (tokenizer, dynamics)
+    return Stage(f"model-{name}", "join the two as a world model", run, inputs, f"models/{name}")
 
 
-def part_seed(c: PipelineConfig, part: str, place: int = 0) -> int:
-    """Return the seed of a part, in round `place` where there are several."""
-    return 1_000 * c.seed + 10 * place + SEEDS[part]
+def explore_stage(
+    c: PipelineConfig,
+    name: str,
+    run: Callable[[StageContext], dict[str, Any]],
+    inputs: tuple[str, ...],
+    output: str = "explore",
+) -> Stage:
+    """Return a stage that trains an explorer. inputs: its model's stage first."""
+    description = f"train the explorer on the uncertainty of {inputs[0]}"
+    settings = [c.games, c.seed, c.preset, c.explore, c.reward_backend]
+    return Stage(name, description, run, inputs, output, settings)
 
 
-def collect_play(
-    job: StageContext,
-    *,
-    part: str,
-    episodes: int,
-    steps: int,
-    agent: str = "explore",
-    place: int = 0,
-) -> dict[str, Any]:
-    """Collect episodes of one agent, equally many of each game. agent: the explorer's stage.
+def report_stage(
+    name: str,
+    build: Callable[[Path, Path], list[str]],
+    inputs: tuple[str, ...],
+    settings: Any = None,
+) -> Stage:
+    """Return the stage that creates the report; its result holds the main results as lines."""
 
-    `collect` completes a set that an interrupted run has begun.
+    def run(context: StageContext) -> dict[str, Any]:
+        return {"lines": build(context.root, context.out)}
+
+    return Stage(name, "create the report", run, inputs, "report", settings)
+
+
+def part_seed(c: PipelineConfig, part: str, round_number: int = 0) -> int:
+    """Return the seed of a part of a pipeline or of a round."""
+    return 1_000 * c.seed + 10 * round_number + SEEDS[part]
+
+
+def collect_as_much(context: StageContext) -> dict[str, Any]:
+    """Collect random play until each game has as many frames as in the explorer's data.
+
+    Up to one episode more, since episodes are whole.
     """
-    c: PipelineConfig = job.config
-    explorer = part.endswith("explored")
-    policy: str | PolicySpec = "random"
-    if explorer:
-        best = f"checkpoint:{job.path(agent) / 'best'}"
-        policy = policy_spec(best, epsilon=c.explored_epsilon)
-    done = collect(
-        c.games,
-        str(job.out),
-        episodes=episodes,
-        steps=steps,
-        policy=policy,
-        workers=c.workers,
-        seed=part_seed(c, part, place),
-    )
-    return {"frames": done.frames, "episodes": done.episodes}
-
-
-def collect_as_much(job: StageContext) -> dict[str, Any]:
-    """Collect random play until each game has as many frames as in the explorer's data, to within
-    one episode."""
-    c: PipelineConfig = job.config
-    wanted = frames_by_game(job.path("collect-explored"))
+    c: PipelineConfig = context.config
+    wanted = frames_by_game(context.path("collect-explored"))
     for game in c.games:
         episodes = 0
-        while (there := frames_by_game(job.out).get(game, 0)) < wanted.get(game, 0):
-            mean = there / episodes if episodes else c.explored_steps + 1
-            episodes += max(1, round((wanted[game] - there) / mean))
+        while (frames := frames_by_game(context.out)[game]) < wanted[game]:
+            mean = frames / episodes if episodes else c.explored_steps + 1
+            episodes += max(1, round((wanted[game] - frames) / mean))
             collect(
                 [game],
-                str(job.out),
+                str(context.out),
                 episodes=episodes,
                 steps=c.explored_steps,
                 policy="random",
                 workers=c.workers,
                 seed=part_seed(c, "more-random"),
             )
-    return {"frames": sum(frames_by_game(job.out).values()), "wanted": sum(wanted.values())}
+    return {"frames": frames_by_game(context.out).total(), "wanted": wanted.total()}
 
 
 def frames_by_game(folder: Path) -> Counter[str]:
-    """Return the frames of each game in a folder of episodes; empty where there is none yet."""
-    if not (folder / "manifest.json").exists():
-        return Counter()
+    """Return the frames of each game in a folder of episodes; empty if it does not exist yet."""
     counts: Counter[str] = Counter()
-    for record in EpisodeReader(folder).records:
-        counts[record.game] += record.num_frames
+    if (folder / "manifest.json").exists():
+        for record in EpisodeReader(folder).records:
+            counts[record.game] += record.num_frames
     return counts
 
 
-def train_component(
-    job: StageContext,
-    *,
-    component: Literal["tokenizer", "dynamics"],
-    data: tuple[str, ...],
-    changes: dict[str, Any],
-    tokenizer: str | None = None,
-    init: str | None = None,
-) -> dict[str, Any]:
-    """Train, or with `init` fine-tune, one component; of a tokenizer the decoder alone.
-
-    The dynamics model keeps the base tokenizer: fine-tuned decoders do not change the tokens.
-    """
-    c: PipelineConfig = job.config
-    threads = max(1, (c.threads or default_threads()) // max(1, c.train_workers))
-    checkpoint = train(
-        TrainingRun(
-            component,
-            config=preset(c.preset),
-            recipe=train_preset(
-                component,
-                c.preset,
-                "finetune" if init else None,
-                seed=c.seed,
-                num_threads=threads,
-                **changes,
-            ),
-            data=[str(job.path(name)) for name in data],
-            out=job.out,
-            init=job.path(init) if init else None,
-            tokenizer=job.path(tokenizer) if tokenizer else None,
-            decoder_only=component == "tokenizer" and init is not None,
-            cache_dir=job.context.root / "cache",
-        ),
-        workers=c.train_workers,
-        resume=job.resume,
-    )
-    return {"checkpoint": str(checkpoint)}
-
-
-def join(job: StageContext, *, tokenizer: str, dynamics: str) -> dict[str, Any]:
-    """Save a tokenizer and a dynamics model as one model."""
-
-    model = loading.build_world_model(job.path(tokenizer), job.path(dynamics))
-    model.save(job.out)
-    return {"parameters": sum(p.numel() for p in model.parameters())}
-
-
-def explore(
-    job: StageContext,
+def run_explorer(
+    context: StageContext,
     *,
     model: str = "model-base",
-    place: int = 0,
+    round_number: int = 0,
     app: str | None = None,
     init: Path | None = None,
 ) -> dict[str, Any]:
-    """Train the explorer on the uncertainty of a stage's model, from the policy `init` if given.
+    """Train the explorer on the uncertainty of a stage's model with `exploration.explore`.
 
-    app: the running reward service.
+    `app`: the running reward service. `init`: folder of the policy whose weights it starts with.
     """
-    c: PipelineConfig = job.config
-    explorer = override(explore_preset(c.preset), c.explore, "settings", "explore.")
+    c: PipelineConfig = context.config
+    config = override(explore_preset(c.preset), c.explore, "settings", "explore.")
     if "envs_per_runner" not in c.explore:
-        explorer = explorer.with_envs_for(len(c.games))
+        config = config.with_envs_for(len(c.games))
     exploration.explore(
         c.games,
-        job.path(model),
-        job.out,
-        config=explorer,
+        context.path(model),
+        context.out,
+        config=config,
         reward=RewardConfig(scorer=c.reward_backend, app=app),
         init=init,
-        resume=job.resume,
-        seed=part_seed(c, "explore", place),
+        resume=context.resume,
+        seed=part_seed(c, "explore", round_number),
     )
     return {}
 
 
-def evaluate_models(job: StageContext) -> dict[str, Any]:
+def evaluate_models(context: StageContext) -> dict[str, Any]:
     """Write `evaluation/<model>-<test set>.json` for the three models on both test sets.
 
-    Each of the six is a Ray task with one torch thread, one on each core or GPU: that is faster
-    than one after the other with all cores. Results of an interrupted run are kept.
+    Each is a Ray task with one torch thread, which is faster than one after the other with all
+    threads. Results of an interrupted run are kept.
     """
-    c: PipelineConfig = job.config
-    parts = [
-        (name, test, (job.out / f"{name}-{test}.json").resolve())
-        for name in MODELS
-        for test in TEST_SETS
-    ]
-    todo = [part for part in parts if not part[2].exists()]
-    at_a_time = c.threads or default_threads()
-    place = node_resources("train")
-    cpus = 1 if place.resources else max(1, int(ray.cluster_resources()["CPU"]) // at_a_time)
-    device = "cuda" if place.gpus else "cpu"
-    task = ray.remote(num_cpus=cpus, num_gpus=place.gpus, resources=place.resources, max_retries=1)(
-        evaluate_part
-    )
-    cache = str((job.context.root / "cache").resolve())
-    running = {}
-    for name, test, path in todo:
-        model, data = (
-            job.path(f"model-{name}").resolve(),
-            job.path(f"collect-test-{test}").resolve(),
-        )
-        settings = {"seed": c.seed, **c.evaluate}
-        running[task.remote(str(model), str(data), cache, str(path), device, settings)] = path.stem
-    try:
-        with progress("evaluating", len(parts), len(parts) - len(todo)) as bar:
-            while running:
-                (done,), _ = ray.wait(list(running))
-                ray.get(done)
-                bar.advance(note=running.pop(done))
-    finally:
-        for task_left in running:
-            ray.cancel(task_left, force=True)
+    c: PipelineConfig = context.config
+    nodes = node_resources("train")
+    device = "cuda" if nodes.gpus else "cpu"
+    cache = (context.root / "cache").resolve()
+    options = {"seed": c.seed, **c.evaluate}
+    calls = []
+    for name in MODELS:
+        for test in TEST_SETS:
+            out = (context.out / f"{name}-{test}.json").resolve()
+            model, data = context.path(f"model-{name}"), context.path(f"collect-test-{test}")
+            calls.append((model.resolve(), data.resolve(), cache, out, device, options))
+    missing = [call for call in calls if not call[3].exists()]
+    # Labelled nodes limit the tasks by their resources, a single machine by its cores.
+    at_a_time = len(calls) if nodes.resources else c.threads or default_threads()
+    with progress("evaluating", len(calls), len(calls) - len(missing)) as bar:
+        for number, _ in map_ray_tasks(evaluate_part, missing, at_a_time=at_a_time, on=nodes):
+            bar.advance(note=missing[number][3].stem)
     return {}
 
 
 def evaluate_part(
-    model: str, data: str, cache: str, out: str, device: str, options: dict[str, Any]
+    model: Path, data: Path, cache: Path, out: Path, device: str, options: dict[str, Any]
 ) -> None:
     """Evaluate one model on one test set, in its own process."""
-    torch.set_num_threads(1)
-    evaluate(GenieReduxG.load(model, device), [data], cache_dir=cache, out=out, **options)
-
-
-def draw_report(job: StageContext) -> dict[str, Any]:
-    """Draw the report; return its main figures as lines of text."""
-    return {"lines": build(job.context.root, job.out)}
+    evaluate(GenieReduxG.load(model, device), [str(data)], cache_dir=cache, out=out, **options)

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -29,7 +28,7 @@ COLOURS = {
     "soft": "#5d5a54",
     "rule": "#dedad1",
 }
-"""Colours of the page's style sheet by their CSS variable, which replaces them in the SVG."""
+"""Colours of the page's style sheet by CSS variable. The SVG refers to the variables."""
 DASHES = {"base": "--", "random": "-.", "explored": "-", "copy": ":"}
 STYLES = tuple(DASHES)
 """Names of the styles that a series can have."""
@@ -38,10 +37,9 @@ _SETTINGS: Any = {
     "svg.hashsalt": "autoexplore",
     "font.size": 11,
     "font.sans-serif": ["DejaVu Sans"],
-    "text.color": COLOURS["soft"],
-    "axes.labelcolor": COLOURS["soft"],
-    "xtick.color": COLOURS["soft"],
-    "ytick.color": COLOURS["soft"],
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), COLOURS["soft"]
+    ),
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "axes.grid": True,
@@ -59,7 +57,7 @@ _SETTINGS: Any = {
 
 @dataclass(frozen=True)
 class Series:
-    """One line. style: one of STYLES. x and y: of equal length."""
+    """One line. style: one of STYLES. x and y have the same length."""
 
     name: str
     style: str
@@ -68,65 +66,60 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One bar with an interval. group: the text below it. value, low, high: in the chart's unit."""
+class ChartBar:
+    """One bar, with its interval if `low` and `high` are finite. group: the label below it."""
 
     group: str
     name: str
     style: str
     value: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
 
 
-def series_in_turn(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> list[Series]:
-    """Return named curves, (x, y) each, as lines whose styles take turns."""
+def cycle_styles(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> list[Series]:
+    """Return named curves (x, y) as series with the styles in turn."""
     return [
-        Series(name, style, *xy)
-        for (name, xy), style in zip(curves.items(), cycle(STYLES), strict=False)
+        Series(name, STYLES[index % len(STYLES)], *xy)
+        for index, (name, xy) in enumerate(curves.items())
     ]
 
 
 def line_chart(
     series: Sequence[Series],
-    *,
     x_label: str,
     y_label: str,
     title: str,
+    *,
     markers: bool = False,
     log_x: bool = False,
     log_y: bool = False,
     width: int = WIDTH,
 ) -> Markup:
-    """Draw lines as SVG, or return a sentence where there is no point to draw.
+    """Draw lines as SVG, or return a sentence if there is no point to draw.
 
     Points that are not finite, or not positive on a log axis, are left out.
     """
-    kept = [one for one in (_drawable(one, log_x=log_x, log_y=log_y) for one in series) if one.x]
-    if not kept:
+    lines = [line for line in (_drawable(line, log_x, log_y) for line in series) if line.x]
+    if not lines:
         return NOTHING
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure(width, x_label, y_label)
-        for one in kept:
-            axes.plot(
-                one.x,
-                one.y,
-                DASHES[one.style],
-                marker="o" if markers or len(one.x) == 1 else "",
-                color=COLOURS[one.style],
-                label=one.name,
-            )
-        axes.margins(x=0 if max(len(one.x) for one in kept) > 1 else None)
+        for line in lines:
+            marker = "o" if markers or len(line.x) == 1 else ""
+            style, colour = DASHES[line.style], COLOURS[line.style]
+            axes.plot(line.x, line.y, style, marker=marker, color=colour, label=line.name)
+        axes.margins(x=0 if max(len(line.x) for line in lines) > 1 else None)
         if log_x:
             axes.set_xscale("log")
-            _set_log_ticks(axes.xaxis, [x for one in kept for x in one.x])
+            _set_log_ticks(axes.xaxis, [x for line in lines for x in line.x])
         if log_y:
             axes.set_yscale("log")
-            _set_log_ticks(axes.yaxis, [y for one in kept for y in one.y])
+            _set_log_ticks(axes.yaxis, [y for line in lines for y in line.y])
         return _svg(figure, title)
 
 
-def bar_chart(bars: Sequence[Bar], *, y_label: str, title: str) -> Markup:
+def bar_chart(bars: Sequence[ChartBar], y_label: str, title: str) -> Markup:
     """Draw grouped bars with their intervals as SVG; zero is always on the axis."""
     bars = [bar for bar in bars if math.isfinite(bar.value)]
     if not bars:
@@ -136,30 +129,23 @@ def bar_chart(bars: Sequence[Bar], *, y_label: str, title: str) -> Markup:
     bar_width = 0.8 / len(names)
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure(WIDTH, "", y_label)
+        labels = dict(zip(names, names, strict=True))  # the first bar of a name is in the legend
         for bar in bars:
             x = groups.index(bar.group) + (names.index(bar.name) - (len(names) - 1) / 2) * bar_width
-            first = bar.group == next(other.group for other in bars if other.name == bar.name)
-            label = bar.name if first else "_nolegend_"
+            label = labels.pop(bar.name, "_nolegend_")
             axes.bar(x, bar.value, 0.9 * bar_width, color=COLOURS[bar.style], label=label)
             if math.isfinite(bar.low) and math.isfinite(bar.high):
                 interval = [[bar.value - bar.low], [bar.high - bar.value]]
-                axes.errorbar(
-                    x,
-                    bar.value,
-                    interval,
-                    fmt="none",
-                    ecolor=COLOURS["ink"],
-                    capsize=4,
-                    elinewidth=1.4,
-                )
+                line: Any = {"ecolor": COLOURS["ink"], "capsize": 4, "elinewidth": 1.4}
+                axes.errorbar(x, bar.value, interval, fmt="none", **line)
         axes.axhline(0, color=COLOURS["soft"], linewidth=1.2)
         axes.set_xlim(-0.6, len(groups) - 0.4)
         axes.set_xticks(range(len(groups)), groups)
         return _svg(figure, title)
 
 
-def short(value: float) -> str:
-    """Return a number with about three digits: 12,300, 38.4, 0.012; a dash where not finite."""
+def format_short(value: float) -> str:
+    """Return a number with about three digits: 12,300, 38.4, 0.012; a dash if it is not finite."""
     if not math.isfinite(value):
         return "-"
     if value == int(value) and abs(value) < 1e7:
@@ -169,7 +155,7 @@ def short(value: float) -> str:
     return f"{value:.3g}" if digits is None else f"{value:,.{digits}f}"
 
 
-def _drawable(series: Series, *, log_x: bool, log_y: bool) -> Series:
+def _drawable(series: Series, log_x: bool, log_y: bool) -> Series:
     """Return the points that can be drawn, averaged over neighbours to MAX_POINTS at most."""
     points = [
         (x, y)
@@ -193,7 +179,7 @@ def _figure(width: int, x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def _set_log_ticks(axis: Axis, values: Sequence[float]) -> None:
-    """Label powers of ten, with 2 and 5 times them where values span under two decades."""
+    """Label the powers of ten, and 2 and 5 times them if the values span under two decades."""
     fine = max(values) < 100 * min(values)
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if fine else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -201,13 +187,12 @@ def _set_log_ticks(axis: Axis, values: Sequence[float]) -> None:
 
 
 def _svg(figure: Figure, title: str) -> Markup:
-    """Return the figure as an element of the page, with a legend below and its title above."""
+    """Return the figure as an HTML element, with its title above and a legend below."""
     figure.legend(loc="outside lower left", ncols=2, fontsize=11)
     file = io.StringIO()
-    figure.savefig(
-        file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"), None)
-    )
-    # Without clip paths, and without ids that every chart of a page would repeat.
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", metadata=no_metadata)
+    # Remove clip paths, and ids that every chart of a page would repeat.
     drawn = re.sub(r' id="[\w.]+_\d+"| clip-path="[^"]*"', "", file.getvalue())
     for name, colour in COLOURS.items():
         drawn = drawn.replace(colour, f"var(--{name})")

@@ -1,42 +1,32 @@
-"""The report of an exploration run: curves by game, uncertain screens, and the best agent."""
+"""Report of an exploration run: curves by game, uncertain screens, and the best agent."""
 
-import base64
-import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 from envs.utils.images import png
-from experiments.reports.charts import line_chart, series_in_turn
+from experiments.reports.charts import cycle_styles, line_chart
 from experiments.reports.images import film_strip
-from experiments.reports.page import Section, Shot, write_page
-from experiments.reports.results import read_metric, short_name
+from experiments.reports.page import Section, embed_picture, write_page
+from experiments.reports.results import game_title, read_metric
 from exploration.rollout.snapshots import load_snapshots
 
 SHOWN = 10
 """Number of epochs whose most uncertain screen is drawn."""
 
 
-def sections(run: Path, games: list[str]) -> list[Section]:
-    """Return the sections about an exploration run, without those for which it kept no data."""
-    return [curves(run, games), *uncertain_screens(run), *videos(run)]
-
-
-def build(run: Path, out: Path) -> list[str]:
+def build_explore_report(run: Path, out: Path) -> list[str]:
     """Write <out>/index.html for an exploration run; return its main results as lines of text."""
     games = json.loads((run / "config.json").read_text())["games"]
-    names = ", ".join(map(short_name, games))
     write_page(
         out,
-        title=f"Exploring {names}",
-        subtitle="explore",
-        lead="An agent learnt to reach screens on which the world model is uncertain.",
-        sections=sections(run, games),
-        root=run,
+        run,
+        "explore",
+        title=f"Exploring {', '.join(map(game_title, games))}",
+        lead="An agent learned to reach screens on which the world model is uncertain.",
+        sections=explore_sections(run, games),
     )
     lines = []
     for game in games:
@@ -44,83 +34,76 @@ def build(run: Path, out: Path) -> list[str]:
         returns = read_metric(run, f"evaluation/intrinsic_return/{game}")[1]
         best = f", best evaluation return {max(returns):.2f}" if returns else ""
         count = screens[-1] if screens else 0
-        lines.append(f"{short_name(game)}: {count:,} distinct screens{best}")
+        lines.append(f"{game_title(game)}: {count:,} distinct screens{best}")
     return lines
 
 
-def curves(run: Path, games: list[str]) -> Section:
+def explore_sections(run: Path, games: list[str]) -> list[Section]:
+    """Return the sections about an exploration run, except those without data."""
+    return [_curves(run, games), *_uncertain_screens(run), *_videos(run)]
+
+
+def _curves(run: Path, games: list[str]) -> Section:
     """Return the section about returns, screens and settings over the epochs."""
 
     def chart(title: str, y_label: str, names: dict[str, str]) -> Markup:
-        lines = series_in_turn({label: read_metric(run, name) for label, name in names.items()})
-        return line_chart(lines, x_label="epochs", y_label=y_label, title=title)
+        curves = {label: read_metric(run, name) for label, name in names.items()}
+        return line_chart(cycle_styles(curves), "epochs", y_label, title)
 
     def by_game(kind: str) -> dict[str, str]:
-        return {short_name(game): f"{kind}/{game}" for game in games}
+        return {game_title(game): f"{kind}/{game}" for game in games}
 
-    file = run / "history.json"
-    history = json.loads(file.read_text()) if file.exists() else []
     text = [
         "Intrinsic return: the sum of rewards of one environment over an epoch of training, or "
         "over an evaluation."
     ]
-    for change in history:
+    file = run / "history.json"
+    for change in json.loads(file.read_text()) if file.exists() else []:
         values = ", ".join(f"{name} = {value:g}" for name, value in change["set"].items())
-        text.append(
-            f"Set by hand from epoch {change['epoch']} on: {values}."
-            if values
-            else "A change of settings was refused."
-        )
+        changed = f"Set by hand from epoch {change['epoch']} on: {values}."
+        text.append(changed if values else "A change of settings was refused.")
     charts = [
         chart("Intrinsic return in training", "return", by_game("explore/intrinsic_return")),
         chart("Intrinsic return in evaluations", "return", by_game("evaluation/intrinsic_return")),
-        chart("Distinct screens, so far", "screens", by_game("explore/screens")),
+        chart("Distinct screens so far", "screens", by_game("explore/screens")),
         chart("Entropy of the policy", "nats", {"policy": "explore/entropy"}),
     ]
     return Section("Training of the explorer", text, charts=charts)
 
 
-def uncertain_screens(run: Path) -> list[Section]:
+def _uncertain_screens(run: Path) -> list[Section]:
     """Return the section about the screens of highest reward over the epochs."""
-    kept = load_snapshots(run)
-    if not kept:
+    snapshots = load_snapshots(run)
+    if not snapshots:
         return []
-    epochs = list(kept)
+    epochs = list(snapshots)
     positions = np.linspace(0, len(epochs) - 1, min(SHOWN, len(epochs))).astype(int)
-    chosen = [epochs[at] for at in dict.fromkeys(positions)]
-    rows = [np.stack([kept[epoch].frame_HWC for epoch in chosen])]
-    maps = [one for one in (kept[epoch].map() for epoch in chosen) if one is not None]
+    chosen = {epochs[at]: snapshots[epochs[at]] for at in positions}
+    rows = [np.stack([snapshot.frame_HWC for snapshot in chosen.values()])]
+    maps = [
+        drawn for drawn in (snapshot.map() for snapshot in chosen.values()) if drawn is not None
+    ]
     if len(maps) == len(chosen):
         rows.append(np.stack(maps))
-    picture = film_strip(rows, 2)
-    shown = ", ".join(f"{epoch} ({kept[epoch].reward:.2f})" for epoch in chosen)
-    caption = f"Screen of the highest reward in epoch (and its reward): {shown}. "
+    rewards = ", ".join(f"{epoch} ({snapshot.reward:.2f})" for epoch, snapshot in chosen.items())
+    caption = f"Screen of the highest reward in epoch (and its reward): {rewards}. "
     caption += "Below it the uncertainty of the model."
-    data = base64.b64encode(png(picture)).decode()
-    return [
-        Section(
-            "Uncertainty over time",
-            [
-                "The screen on which the model was most uncertain, epoch by epoch. Bright squares "
-                "are tokens of high entropy."
-            ],
-            pictures=[Shot(caption, "png", data, *picture.shape[1::-1])],
-        )
-    ]
+    text = "The screen of each epoch on which the model was most uncertain. Bright squares are "
+    text += "tokens of high entropy."
+    picture = embed_picture(png(film_strip(rows, 2)), caption)
+    return [Section("Uncertainty over time", [text], pictures=[picture])]
 
 
-def videos(run: Path) -> list[Section]:
+def _videos(run: Path) -> list[Section]:
     """Return the section with videos of the best agent next to random play."""
     file = run / "videos" / "videos.json"
-    counts: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    shots = []
-    for game, seen in counts.items():
-        data = (run / "videos" / f"{game}.gif").read_bytes()
-        caption = f"{short_name(game)}, {seen['steps']} steps. Left: the best agent "
-        caption += f"({seen['agent']} distinct screens). Right: random play ({seen['random']})."
-        width, height = Image.open(io.BytesIO(data)).size
-        shots.append(Shot(caption, "gif", base64.b64encode(data).decode(), width, height))
-    if not shots:
-        return []
+    counts = json.loads(file.read_text()) if file.exists() else {}
+    pictures = []
+    for game, screens in counts.items():
+        caption = f"{game_title(game)}, {screens['steps']} steps. Left: the best agent "
+        caption += f"({screens['agent']} distinct screens). Right: random play "
+        caption += f"({screens['random']})."
+        pictures.append(embed_picture((run / "videos" / f"{game}.gif").read_bytes(), caption))
     text = "Both start the same game from the same state."
-    return [Section("The best agent and random play", [text], pictures=shots)]
+    title = "The best agent and random play"
+    return [Section(title, [text], pictures=pictures)] if pictures else []

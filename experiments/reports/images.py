@@ -1,17 +1,17 @@
 """Pictures of frames: film strips, token maps, montages, and predictions of a model.
 
-Frames are uint8 THWC. Pixels are repeated, never smoothed, so that errors of a model stay visible.
+Frames are uint8 THWC. Pixels are repeated, never smoothed, so that a model's errors stay visible.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 
-from envs.utils.images import GAP, Frames, enlarged, png
+from envs.utils.images import GAP, Frames, enlarged
 from worldmodel.data.batch import to_float_frames
 
 if TYPE_CHECKING:
@@ -20,20 +20,23 @@ if TYPE_CHECKING:
 
 
 def predict(
-    model: "WorldModel", given_PHWC: Frames, actions: Sequence[int] | NDArray[Any], **sampling: Any
+    model: "WorldModel",
+    given_PHWC: Frames,
+    actions: NDArray[np.integer],
+    *,
+    seed: int = 0,
+    **sampling: Any,
 ) -> Frames:
-    """Return the given frames followed by the predicted ones, uint8 (P+F, H, W, 3).
+    """Return the given frames followed by the predicted ones, uint8 (P + F, H, W, 3).
 
-    actions: P+F-1 of them. sampling: steps, temperature, mode and seed of `WorldModel.generate`.
+    actions: P + F - 1 of them. sampling: steps, temperature and mode of `WorldModel.generate`.
     """
-    seed = sampling.pop("seed", 0)
-    frames = load_float_frames(given_PHWC)
-    chosen = torch.as_tensor(np.asarray(actions), dtype=torch.int64)[None]
+    actions_1A = torch.from_numpy(actions.astype(np.int64))[None]
+    generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
-        made = model.generate(
-            frames, chosen, generator=torch.Generator().manual_seed(seed), **sampling
-        )
-    return np.concatenate([given_PHWC, picture_frames(made)])
+        frames = load_float_frames(given_PHWC)
+        predicted = model.generate(frames, actions_1A, generator=generator, **sampling)
+    return np.concatenate([given_PHWC, to_uint8_frames(predicted)])
 
 
 def load_float_frames(frames_THWC: Frames) -> torch.Tensor:
@@ -41,40 +44,26 @@ def load_float_frames(frames_THWC: Frames) -> torch.Tensor:
     return to_float_frames(torch.from_numpy(np.ascontiguousarray(frames_THWC)))[None]
 
 
-def picture_frames(frames_1TCHW: torch.Tensor) -> Frames:
+def to_uint8_frames(frames_1TCHW: torch.Tensor) -> Frames:
     """Convert float 1TCHW in [0, 1] to uint8 THWC."""
     pixels = (frames_1TCHW[0].clamp(0, 1) * 255).round().byte()
     return np.asarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
 
 def at_scale(frames_THWC: Frames, upscaler: "Upscaler | None", scale: int) -> tuple[Frames, int]:
-    """Return frames enlarged by the upscaler, if any, and the scale left to draw them at."""
+    """Return frames enlarged by the upscaler, if any, and the scale at which to draw them."""
     if upscaler is None:
         return frames_THWC, scale
-    large = picture_frames(upscaler.upscale(load_float_frames(frames_THWC)))
+    large = to_uint8_frames(upscaler.upscale(load_float_frames(frames_THWC)))
     return large, max(1, scale // upscaler.cfg.factor)
 
 
 def film_strip(rows: Sequence[Frames], scale: int = 1) -> NDArray[np.uint8]:
     """Return rows of frames, uint8 (T, H, W, 3) each, as one RGBA picture with transparent gaps."""
-    count, height, width = rows[0].shape[:3]
     gap = GAP * scale
-    picture = np.zeros(
-        (len(rows) * (height * scale + gap) - gap, count * (width * scale + gap) - gap, 4), np.uint8
-    )
-    for y, row in enumerate(rows):
-        for x, frame in enumerate(row):
-            top, left = y * (height * scale + gap), x * (width * scale + gap)
-            picture[top : top + height * scale, left : left + width * scale, :3] = enlarged(
-                frame, scale
-            )
-            picture[top : top + height * scale, left : left + width * scale, 3] = 255
-    return picture
-
-
-def save_png(picture: NDArray[np.uint8], path: Path) -> None:
-    """Write a picture as PNG."""
-    path.write_bytes(png(picture))
+    opaque = np.pad(enlarged(np.stack(rows), scale), [(0, 0)] * 4 + [(0, 1)], constant_values=255)
+    spaced = np.pad(opaque, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)])
+    return rearrange(spaced, "r t h w c -> (r h) (t w) c")[:-gap, :-gap]
 
 
 def code_colours(codebook_KD: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -103,13 +92,11 @@ def token_map(tokens_Thw: NDArray[np.int64], colours_K3: NDArray[np.uint8], size
 
 def montage(screens: Sequence[Frames], columns: int, scale: int = 2) -> NDArray[np.uint8]:
     """Return single frames (H, W, 3) in rows of `columns`, as one RGBA picture."""
-    blank = np.zeros_like(screens[0])
-    padded = [*screens, *[blank] * (-len(screens) % columns)]
-    picture = film_strip(
-        [np.stack(padded[at : at + columns]) for at in range(0, len(padded), columns)], scale
-    )
-    missing = len(padded) - len(screens)
+    missing = -len(screens) % columns
+    padded = np.stack([*screens, *[np.zeros_like(screens[0])] * missing])
+    rows = list(rearrange(padded, "(r t) h w c -> r t h w c", t=columns))
+    picture = film_strip(rows, scale)
     if missing:
         height, width = (side * scale for side in screens[0].shape[:2])
-        picture[-height:, -(missing * (width + GAP * scale)) :, 3] = 0
+        picture[-height:, -missing * (width + GAP * scale) :, 3] = 0
     return picture

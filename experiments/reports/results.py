@@ -1,8 +1,9 @@
-"""Results of a pipeline's run, and the sentences that the report derives from them."""
+"""Results of a pipeline's run, and the sentences and tables that the report derives from them."""
 
+import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ MODEL_NAMES = {
     "random": "+ more random play",
     "explored": "+ explored play",
 }
-IN_WORDS = {
+MODEL_PHRASES = {
     "base": "the base model",
     "random": "the one with more random play",
     "explored": "the one with explored play",
@@ -39,7 +40,7 @@ class Metrics:
     """Metrics of one model, or of copying, on one set of windows.
 
     PSNR is in dB. Tuples run over the steps of the horizon. delta_low and delta_high are the 95 %
-    interval of delta-PSNR.
+    interval of delta-PSNR. Values that do not exist are NaN.
     """
 
     windows: int
@@ -62,6 +63,13 @@ class Metrics:
         """Mean PSNR over the horizon."""
         return mean(self.psnr)
 
+    @property
+    def delta_interval(self) -> str:
+        """Interval of delta-PSNR as text; empty if there are too few episodes for one."""
+        if not math.isfinite(self.delta_low):
+            return ""
+        return f"{self.delta_low:.2f} to {self.delta_high:.2f}"
+
 
 def mean(values: Sequence[float]) -> float:
     """Return the mean of the finite values; NaN without any."""
@@ -72,31 +80,32 @@ def mean(values: Sequence[float]) -> float:
 def pool(parts: Sequence[Metrics]) -> Metrics:
     """Return the metrics of the union of sets of windows: means weighted by windows.
 
-    A Frechet distance is no mean over windows and is left out. The interval of delta-PSNR is that
-    of independent sets.
+    The Frechet distance is no mean over windows and is left out. The interval of delta-PSNR assumes
+    independent sets.
     """
     total = sum(part.windows for part in parts)
     shares = [part.windows / total for part in parts]
 
-    def over(values: Sequence[float]) -> float:
+    def weighted_mean(values: Sequence[float]) -> float:
         pairs = zip(shares, values, strict=True)
-        known = [(share, value) for share, value in pairs if math.isfinite(value)]
-        if not known:
+        finite = [(share, value) for share, value in pairs if math.isfinite(value)]
+        if not finite:
             return math.nan
-        return sum(share * value for share, value in known) / sum(share for share, _ in known)
+        return sum(share * value for share, value in finite) / sum(share for share, _ in finite)
 
-    def by_step(lists: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-        return tuple(over(values) for values in zip(*lists, strict=True))
+    def by_step(name: str) -> tuple[float, ...]:
+        steps = zip(*(getattr(part, name) for part in parts), strict=True)
+        return tuple(map(weighted_mean, steps))
 
-    delta = over([part.delta for part in parts])
+    delta = weighted_mean([part.delta for part in parts])
     halves = [(part.delta_high - part.delta_low) / 2 for part in parts]
     half = math.sqrt(sum((share * side) ** 2 for share, side in zip(shares, halves, strict=True)))
     return Metrics(
-        windows=total,
-        psnr=by_step([part.psnr for part in parts]),
-        ssim=by_step([part.ssim for part in parts]),
-        moving_psnr=by_step([part.moving_psnr for part in parts]),
-        reconstruction=over([part.reconstruction for part in parts]),
+        total,
+        by_step("psnr"),
+        by_step("ssim"),
+        by_step("moving_psnr"),
+        reconstruction=weighted_mean([part.reconstruction for part in parts]),
         delta=delta,
         delta_low=delta - half,
         delta_high=delta + half,
@@ -128,103 +137,152 @@ def read_results(evaluation: Path) -> EvalResults:
         for test in TESTS:
             raw = json.loads((evaluation / f"{model}-{test}.json").read_text())
             distance_name = str(raw["distance_name"] or "Frechet distance")
-            by_game = {"all": raw["overall"], **raw["games"]}
-            by_model[model][test] = {game: _model_metrics(row) for game, row in by_game.items()}
-            # Copying is the same next to every model.
-            by_model[COPY][test] = {game: _copy_metrics(row) for game, row in by_game.items()}
+            sets = {"all": raw["overall"], **raw["games"]}
+            by_model[model][test] = {
+                name: _metrics(row, "prediction") for name, row in sets.items()
+            }
+            # The metrics of copying are the same in the files of all models.
+            by_model[COPY][test] = {name: _metrics(row, COPY) for name, row in sets.items()}
     for by_test in by_model.values():
-        names = dict.fromkeys(name for test in TESTS for name in by_test[test])
+        games = dict.fromkeys(name for test in TESTS for name in by_test[test])
         by_test["both"] = {
             name: pool([by_test[test][name] for test in TESTS if name in by_test[test]])
-            for name in names
+            for name in games
         }
     both = by_model[MODELS[0]]["both"]
-    games = tuple(name for name in both if name != "all")
-    return EvalResults(by_model, games, len(both["all"].psnr), distance_name)
+    played = tuple(name for name in both if name != "all")
+    return EvalResults(by_model, played, len(both["all"].psnr), distance_name)
 
 
-def _copy_metrics(row: dict[str, Any]) -> Metrics:
-    """Return the metrics of copying from an evaluation; it has neither actions nor tokens."""
-    copy = row["copy"]
-    by_step = {name: tuple(map(_known, values)) for name, values in copy["by_step"].items()}
-    psnr, ssim, moving_psnr = by_step["psnr"], by_step["ssim"], by_step["moving_psnr"]
-    return Metrics(row["windows"], psnr, ssim, moving_psnr, distance=_known(copy["distance"]))
+def _metrics(row: dict[str, Any], side: str) -> Metrics:
+    """Return the metrics of a side, prediction or copy, of a SET of `evaluate`."""
 
+    def number(value: float | None) -> float:
+        return math.nan if value is None else value
 
-def _model_metrics(row: dict[str, Any]) -> Metrics:
-    """Return the metrics of the model from an evaluation."""
-    model, delta = row["prediction"], row["delta_psnr"]
-    by_step = {name: tuple(map(_known, values)) for name, values in model["by_step"].items()}
-    return Metrics(
-        windows=row["windows"],
-        psnr=by_step["psnr"],
-        ssim=by_step["ssim"],
-        moving_psnr=by_step["moving_psnr"],
-        reconstruction=_known(row["reconstruction"]["psnr"]),
-        distance=_known(model["distance"]),
-        delta=_known(delta["mean"]),
-        delta_low=_known(delta["low"]),
-        delta_high=_known(delta["high"]),
+    steps = row[side]["by_step"]
+    psnr, ssim, moving_psnr = (
+        tuple(map(number, steps[name])) for name in ("psnr", "ssim", "moving_psnr")
+    )
+    distance = number(row[side]["distance"])
+    metrics = Metrics(row["windows"], psnr, ssim, moving_psnr, distance=distance)
+    if side == COPY:  # copying uses neither the tokenizer nor the actions
+        return metrics
+    return dataclasses.replace(
+        metrics,
+        reconstruction=number(row["reconstruction"]["psnr"]),
+        delta=number(row["delta_psnr"]["mean"]),
+        delta_low=number(row["delta_psnr"]["low"]),
+        delta_high=number(row["delta_psnr"]["high"]),
     )
 
 
-def _known(value: float | None) -> float:
-    """Return a value of an evaluation, NaN for null."""
-    return math.nan if value is None else value
-
-
-def verdict(results: EvalResults) -> list[str]:
+def describe_comparison(results: EvalResults) -> list[str]:
     """Return sentences that say what the comparison shows."""
-    copy, base = results.get(COPY), results.get("base")
-    random, explored = results.get("random"), results.get("explored")
-    gain = explored.mean_psnr - random.mean_psnr
+    psnr = {model: results.get(model).mean_psnr for model in (COPY, *MODELS)}
     gains = []
     for test in TESTS:
-        side = results.get("explored", test).mean_psnr - results.get("random", test).mean_psnr
-        gains.append(f"{signed(side)} dB on {TEST_NAMES[test]} episodes")
+        gain = results.get("explored", test).mean_psnr - results.get("random", test).mean_psnr
+        gains.append(f"{signed(gain)} dB on {TEST_NAMES[test]} episodes")
     return [
         f"Over {results.horizon} predicted frames of held-out play, the model fine-tuned on the "
-        f"explorer's play reaches {explored.mean_psnr:.1f} dB; the same model fine-tuned in the "
-        f"same way on as much random play reaches {random.mean_psnr:.1f} dB, the base model "
-        f"{base.mean_psnr:.1f} dB, and copying the last frame {copy.mean_psnr:.1f} dB. "
-        + _compare(gain, "Explored play", "more random play"),
+        f"explorer's play reaches {psnr['explored']:.1f} dB; the same model fine-tuned in the "
+        f"same way on as much random play reaches {psnr['random']:.1f} dB, the base model "
+        f"{psnr['base']:.1f} dB, and copying the last frame {psnr[COPY]:.1f} dB. "
+        + _describe_gain(psnr["explored"] - psnr["random"]),
         f"Explored against random play, by the agent that played the held-out episodes: "
-        f"{' and '.join(gains)}. Half of the test set comes from each agent, with seeds that no "
-        "training data has.",
+        f"{' and '.join(gains)}. Half of the test set comes from each agent, with seeds that occur "
+        "in no training data.",
         _describe_control(results),
     ]
 
 
-def _compare(gain: float, one: str, other: str) -> str:
+def _describe_gain(gain: float) -> str:
+    """Return a sentence about the gain in dB of explored over random play."""
     if not math.isfinite(gain):
         return "The two could not be compared."
     if abs(gain) < EQUAL_DB:
-        return f"{one} made no difference to {other} beyond {EQUAL_DB} dB."
-    better, worse = (one, other) if gain > 0 else (other, one)
-    words = f"{better[0].upper() + better[1:]} was worth {abs(gain):.1f} dB more than "
-    words += f"{worse[0].lower() + worse[1:]}."
+        return f"Explored play made no difference to more random play beyond {EQUAL_DB} dB."
+    better, worse = ("Explored play", "more random play")
+    if gain < 0:
+        better, worse = ("More random play", "explored play")
+    words = f"{better} was worth {abs(gain):.1f} dB more than {worse}."
     if abs(gain) < NOISE_DB:
-        words += " One run with one seed: so small a difference may be chance."
+        words += " This is one run with one seed: so small a difference may be chance."
     return words
 
 
 def _describe_control(results: EvalResults) -> str:
     """Return a sentence about delta-PSNR and its interval, by model."""
-    parts = []
-    for model in MODELS:
-        metrics = results.get(model)
-        parts.append(f"{IN_WORDS[model]} {metrics.delta:.2f} dB{interval_words(metrics)}")
-    above = [IN_WORDS[model] for model in MODELS if results.get(model).delta_low > 0]
-    if not above:
-        words = "for none of them"
-    elif len(above) == len(MODELS):
-        words = "for all three"
-    else:
-        words = f"for {' and '.join(above)} only"
+    metrics = {phrase: results.get(model) for model, phrase in MODEL_PHRASES.items()}
+    parts = [
+        f"{phrase} {row.delta:.2f} dB{_interval_words(row)}" for phrase, row in metrics.items()
+    ]
+    above = [phrase for phrase, row in metrics.items() if row.delta_low > 0]
+    which = f"{' and '.join(above)} only" if above else "none of them"
+    if len(above) == len(MODELS):
+        which = "all three"
     return (
         f"How much the true actions help over random ones (delta-PSNR): {', '.join(parts)}; "
-        f"the interval lies above zero {words}."
+        f"the interval lies above zero for {which}."
     )
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table. better: +1 if more is better, -1 if less is."""
+
+    head: str
+    value: Callable[[Metrics], float]
+    better: int = 1
+    digits: int = 1
+    small: Callable[[Metrics], str] = lambda metrics: ""
+
+
+def table_columns(results: EvalResults) -> list[Column]:
+    """Return the columns of the tables; the last one is the Frechet distance."""
+    steps = f"{results.horizon} steps, mean"
+    return [
+        Column("1 step, PSNR dB", lambda row: row.one_step),
+        Column(f"{steps} PSNR dB", lambda row: row.mean_psnr),
+        Column("moving pixels, PSNR dB", lambda row: mean(row.moving_psnr)),
+        Column(f"{steps} SSIM", lambda row: mean(row.ssim), digits=3),
+        Column(
+            "delta-PSNR dB", lambda row: row.delta, digits=2, small=lambda row: row.delta_interval
+        ),
+        Column("reconstruction, PSNR dB", lambda row: row.reconstruction),
+        Column(results.distance_name, lambda row: row.distance, better=-1),
+    ]
+
+
+def metrics_table(
+    title: str, rows: Sequence[tuple[str, Metrics]], columns: Sequence[Column]
+) -> dict[str, Any]:
+    """Return rows of (model, metrics) as text; in each column the best model is marked."""
+    cells: list[list[dict[str, Any]]] = [[] for _ in rows]
+    for column in columns:
+        values = [column.value(metrics) for _, metrics in rows]
+        # Values are compared as shown: of two that look equal none is better.
+        rounded = [round(value * column.better, column.digits) for value in values]
+        finite = {value for value in rounded if math.isfinite(value)}
+        best = max(finite) if len(finite) > 1 else None
+        for index, (_, metrics) in enumerate(rows):
+            text = format_number(values[index], column.digits)
+            small = column.small(metrics)
+            cells[index].append({"text": text, "best": rounded[index] == best, "small": small})
+    return {
+        "title": title,
+        "columns": [column.head for column in columns],
+        "rows": [
+            {"name": MODEL_NAMES[model], "style": model, "cells": row}
+            for (model, _), row in zip(rows, cells, strict=True)
+        ],
+    }
+
+
+def format_number(value: float, digits: int = 1) -> str:
+    """Return a number for the page; a dash if it is not finite."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -238,33 +296,31 @@ def headline(results: EvalResults) -> list[str]:
     """Return the main results in four lines, for the terminal."""
     copy, best = results.get(COPY), results.get("explored")
     random, base = results.get("random").mean_psnr, results.get("base").mean_psnr
-    rebuilt = ", ".join(
-        f"{short_name(game)} {results.get('base', game=game).reconstruction:.1f}"
+    by_game = ", ".join(
+        f"{game_title(game)} {results.get('base', game=game).reconstruction:.1f}"
         for game in results.games
     )
     return [
-        f"Reconstruction PSNR in dB: {rebuilt}",
+        f"Reconstruction PSNR in dB: {by_game}",
         f"One step ahead: {best.one_step:.1f} dB (copying {copy.one_step:.1f}), "
         "explored fine-tuning",
         f"{results.horizon} steps ahead, mean: {best.mean_psnr:.1f} dB "
         f"(copying {copy.mean_psnr:.1f}), random fine-tuning {random:.1f}, base {base:.1f}",
-        f"Delta-PSNR: {best.delta:.2f} dB{interval_words(best)}",
+        f"Delta-PSNR: {best.delta:.2f} dB{_interval_words(best)}",
     ]
 
 
-def interval_words(metrics: Metrics) -> str:
-    """Return the interval of delta-PSNR in words; nothing where too few episodes leave it open."""
-    if not math.isfinite(metrics.delta_low):
-        return ""
-    return f" (95 % interval {metrics.delta_low:.2f} to {metrics.delta_high:.2f})"
+def _interval_words(metrics: Metrics) -> str:
+    """Return the interval of delta-PSNR in parentheses, if there is one."""
+    return f" (95 % interval {metrics.delta_interval})" if metrics.delta_interval else ""
 
 
-def short_name(game: str) -> str:
+def game_title(game: str) -> str:
     """Return a game's name without its console: Kangaroo-Atari2600 -> Kangaroo."""
     return game.rsplit("-", 1)[0]
 
 
 def read_metric(run: Path, name: str) -> tuple[list[float], list[float]]:
-    """Return steps and values of one scalar of a run's metrics; empty where it was never logged."""
+    """Return steps and values of one scalar of a run's metrics; empty if it was never logged."""
     rows = [row for row in read_metrics(run) if name in row]
     return [row["step"] for row in rows], [row[name] for row in rows]

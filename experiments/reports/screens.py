@@ -11,17 +11,17 @@ from envs.episodes.dataset import EpisodeReader
 from envs.utils.screen_hash import distinct_screens
 
 KEPT = 20_000
-"""Number of example frames kept for each game and agent; the rest are only counted."""
+"""Maximum number of example frames kept for each game and agent; the rest are only counted."""
 COMPARED = 4_000
-"""Number of examples among which the most different ones are chosen."""
+"""Maximum number of examples among which the most different ones are chosen."""
 
 
 @dataclass
 class ScreenStats:
     """Distinct screens that one agent saw of one game.
 
-    curve: (frames played, distinct screens so far). examples: for the first KEPT screens, the first
-    frame that showed it, by the screen's id.
+    curve: (frames played, distinct screens so far). examples: the first frame of each of the first
+    KEPT screens, by the screen's id.
     """
 
     frames: int = 0
@@ -34,24 +34,24 @@ class ScreenStats:
         for start in range(0, len(frames_THWC), every):
             part = frames_THWC[start : start + every]
             if distinct_screens(part) - self.ids:
-                self._take(part)
+                self._add_new(part)
             self.frames += len(part)
             if self.curve[-1][0] < self.frames:
                 self.curve.append((self.frames, len(self.ids)))
 
     def after(self, frames: int) -> int:
-        """Return the number of distinct screens after that many frames."""
+        """Return the number of distinct screens after `frames` frames."""
         return max(count for played, count in self.curve if played <= frames)
 
-    def _take(self, frames_THWC: NDArray[np.uint8]) -> None:
-        for place, frame in enumerate(frames_THWC, 1):
-            (identity,) = distinct_screens(frame[None])
-            if identity in self.ids:
+    def _add_new(self, frames_THWC: NDArray[np.uint8]) -> None:
+        for number, frame in enumerate(frames_THWC, 1):
+            (screen,) = distinct_screens(frame[None])
+            if screen in self.ids:
                 continue
-            self.ids.add(identity)
-            self.curve.append((self.frames + place, len(self.ids)))
+            self.ids.add(screen)
+            self.curve.append((self.frames + number, len(self.ids)))
             if len(self.examples) < KEPT:
-                self.examples[identity] = frame
+                self.examples[screen] = frame
 
 
 def seen_by_game(folder: Path) -> dict[str, ScreenStats]:
@@ -70,22 +70,21 @@ def equal_frame_counts(one: ScreenStats, other: ScreenStats) -> tuple[int, int]:
 
 
 def unique_to(
-    here: ScreenStats, elsewhere: Iterable[ScreenStats], count: int
+    own: ScreenStats, others: Iterable[ScreenStats], count: int
 ) -> list[NDArray[np.uint8]]:
-    """Return up to `count` screens of `here` that no other has, as different as possible.
+    """Return up to `count` screens of `own` that no other has, as different as possible.
 
-    Each next one is the farthest from those already taken, by the mean absolute difference of
-    the frames (farthest-point sampling).
+    Farthest-point sampling by the mean absolute difference of the frames.
     """
-    others: set[bytes] = set().union(*(seen.ids for seen in elsewhere))
-    own = [frame for identity, frame in here.examples.items() if identity not in others]
-    if not own:
+    known: set[bytes] = set().union(*(other.ids for other in others))
+    unique = [frame for screen, frame in own.examples.items() if screen not in known]
+    if not unique:
         return []
-    own = own[:: max(len(own) // COMPARED, 1)]
-    small = np.stack(own)[:, ::4, ::4].astype(np.float32).reshape(len(own), -1)
-    taken = [0]
+    unique = unique[:: max(len(unique) // COMPARED, 1)]
+    small = np.stack(unique)[:, ::4, ::4].astype(np.float32).reshape(len(unique), -1)
+    chosen = [0]
     distance = np.abs(small - small[0]).mean(1)
-    while len(taken) < min(count, len(own)):
-        taken.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.abs(small - small[taken[-1]]).mean(1))
-    return [own[index] for index in taken]
+    while len(chosen) < min(count, len(unique)):
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.abs(small - small[chosen[-1]]).mean(1))
+    return [unique[index] for index in chosen]

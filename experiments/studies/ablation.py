@@ -1,12 +1,13 @@
-"""Ablation of the method: train variants x seeds on one budget, measure, compare (Table 4).
+"""Ablation of the method: train variants x seeds on one budget, evaluate, compare (Table 4).
 
-Run it again to continue: finished cells are kept, interrupted ones resumed. More seeds and variants
-may be added.
+Run it again to continue: finished cells are kept, interrupted ones resumed. You may add seeds and
+variants.
 """
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,16 @@ from experiments.studies.ablation_runs import (
     DEFAULT,
     AblationGrid,
     Budget,
-    Variant,
-    configuration,
-    cpu_seconds_a_step,
-    distinct,
-    dynamics_job,
+    cpu_seconds_per_step,
+    dynamics_run,
     read_variants,
     run_cell,
-    run_tokenizer,
-    tokenizer_job,
+    tokenizer_run,
+    train_tokenizer,
+    variant_config,
 )
-from experiments.studies.ablation_tables import tell, write
-from experiments.studies.common import Mode
+from experiments.studies.ablation_tables import ablation_markdown, write_ablation
+from worldmodel.config import GenerationMode
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.training.run_spec import TrainingRun
@@ -48,27 +47,27 @@ class Args(RayArgs):
     out: Path
     """Folder of the study."""
     test_data: tuple[Path, ...] = ()
-    """Episode folders to measure on. Default: the validation split of --data."""
+    """Episode folders to evaluate on. Default: the validation split of --data."""
     preset: Preset = "cpu"
     """Size of the model and of its training."""
     variants: tuple[str, ...] = DEFAULT
-    """Rows of the table; differences are relative to the first. A wrong name lists all."""
+    """Rows of the table. Differences are relative to the first. An unknown name lists all."""
     variants_file: Path | None = None
     """JSON file of more variants: {"name": {"label": "...", "dynamics": {field: value}, "recipe":
     {field: value}}}."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Random seeds, each of a tokenizer and of all variants on it."""
+    """Random seeds, each for one tokenizer and all variants on it."""
     iterations: int | None = None
     """Optimizer steps of each dynamics run. Default: the preset's."""
     cpu_seconds: float | None = None
-    """CPU-seconds of each dynamics run on one thread, instead of --iterations; a step of each
+    """CPU-seconds of each dynamics run on one thread, instead of --iterations. A step of each
     variant is timed first."""
     tokenizer_iterations: int | None = None
-    """Optimizer steps of each tokenizer. Default: the preset's."""
+    """Optimizer steps of each tokenizer run. Default: the preset's."""
     tokenizer_seconds: float | None = None
-    """CPU-seconds of each tokenizer, instead of --tokenizer-iterations."""
-    modes: tuple[Mode, ...] = ("one_pass", "autoregressive")
-    """Sampling modes in which each model is measured."""
+    """CPU-seconds of each tokenizer run, instead of --tokenizer-iterations."""
+    modes: tuple[GenerationMode, ...] = ("one_pass", "autoregressive")
+    """Sampling modes of the evaluation."""
     sampling_steps: int = 25
     """MaskGIT steps."""
     horizon: int = 10
@@ -76,26 +75,23 @@ class Args(RayArgs):
     stride: int = 20
     """Frames between the starts of two windows."""
     limit: int | None = 24
-    """Maximum number of windows of each game; `None` for all."""
+    """Maximum number of windows per game; `None` for all."""
     parallel: int = 1
-    """Cells at a time, each in its own process with one torch thread; 1 runs them in this
-    process."""
+    """Number of cells in parallel, each in its own process with one torch thread; 1 runs them in
+    this process."""
 
 
 def run(args: Args) -> None:
-    """Train and measure the missing cells, then print the table and where it lies."""
-    grid, variants, owners = plan(args)
-    if args.parallel > 1:
-        with ray_session(args.ray_address):
-            cells = run_grid(grid, variants, owners, args.seeds, args.parallel)
-    else:
-        cells = run_grid(grid, variants, owners, args.seeds, 1)
-    console.print(tell(grid, variants, owners, cells))
+    """Train and evaluate the missing cells, then print the tables and the names of the files."""
+    grid = plan_grid(args)
+    with ray_session(args.ray_address) if args.parallel > 1 else nullcontext():
+        result = run_grid(grid, args.seeds, args.parallel)
+    console.print(ablation_markdown(result))
     console.print(f"written to {args.out}: ablation.json, ablation.md, ablation.png")
 
 
-def plan(args: Args) -> tuple[AblationGrid, dict[str, Variant], dict[str, str]]:
-    """Return the checked grid, its rows, and the owner of the cells of each row."""
+def plan_grid(args: Args) -> AblationGrid:
+    """Return the grid of the flags, and write its settings to config.json."""
     for folder in (*args.data, *args.test_data):
         check_folder(folder, "data folder", "collect")
     known = read_variants(args.variants_file)
@@ -106,9 +102,10 @@ def plan(args: Args) -> tuple[AblationGrid, dict[str, Variant], dict[str, str]]:
         raise InputError("--parallel, --seeds and --modes: give 1 or more of each")
     variants = {name: known[name] for name in args.variants}
     for variant in variants.values():
-        configuration(args.preset, variant)
+        variant_config(args.preset, variant)
     grid = AblationGrid(
         out=args.out.absolute(),
+        variants=variants,
         data=tuple(str(folder.absolute()) for folder in args.data),
         test_data=tuple(str(folder.absolute()) for folder in args.test_data),
         preset=args.preset,
@@ -123,14 +120,13 @@ def plan(args: Args) -> tuple[AblationGrid, dict[str, Variant], dict[str, str]]:
             "distance": False,
         },
     )
-    check_continues(grid)
+    _check_continues(grid)
     write_json_atomic(grid.out / "config.json", grid.identity())
-    return grid, variants, distinct(args.preset, variants)
+    return grid
 
 
-def check_continues(grid: AblationGrid) -> None:
-    """Raise InputError where `out` holds another study, naming the difference, or something
-    else."""
+def _check_continues(grid: AblationGrid) -> None:
+    """Raise InputError if `out` holds an ablation with other settings, or something else."""
     file = grid.out / "config.json"
     if not file.exists():
         if grid.out.exists() and any(grid.out.iterdir()):
@@ -138,74 +134,63 @@ def check_continues(grid: AblationGrid) -> None:
                 f"{grid.out} holds something else than an ablation: give another --out"
             )
         return
-    there, here = json.loads(file.read_text()), grid.identity()
-    for name, value in here.items():
-        if there.get(name) != value:
+    recorded = json.loads(file.read_text())
+    for name, value in grid.identity().items():
+        if recorded.get(name) != value:
             raise InputError(
-                f"{grid.out} holds an ablation whose {name} is {there.get(name)}, not {value}: "
+                f"{grid.out} holds an ablation whose {name} is {recorded.get(name)}, not {value}: "
                 "give another --out"
             )
 
 
-def run_grid(
-    grid: AblationGrid,
-    variants: dict[str, Variant],
-    owners: dict[str, str],
-    seeds: Sequence[int],
-    parallel: int,
-) -> list[dict[str, Any]]:
-    """Return the results of all cells; missing ones are computed, the variants of a seed in
-    parallel."""
+def run_grid(grid: AblationGrid, seeds: Sequence[int], parallel: int) -> dict[str, Any]:
+    """Return the results of all cells, after computing the missing ones."""
     for uris in (grid.data, grid.test_data):
         if uris:
-            ClipDataset(uris, grid.cache, length=2)  # staged once, before many ask for it
-    steps = budget(grid, "tokenizer", grid.tokenizer, tokenizer_job(grid, seeds[0], None))
+            ClipDataset(uris, grid.cache, length=2)  # fill the cache once, before the cells read it
+    steps = _budget_steps(grid, "tokenizer", grid.tokenizer, tokenizer_run(grid, seeds[0], None))
     with progress("tokenizers", len(seeds)) as bar:
-        for _ in calls(run_tokenizer, [(grid, seed, steps) for seed in seeds], parallel):
+        for _ in _run_calls(train_tokenizer, [(grid, seed, steps) for seed in seeds], parallel):
             bar.advance()
-    names = list(dict.fromkeys(owners.values()))
-    allowed = {name: dynamics_steps(grid, name, variants[name], seeds[0]) for name in names}
-    todo = [
-        (grid, name, variants[name], seed, allowed[name])
-        for seed, name in itertools.product(seeds, names)
-    ]
+    names = list(dict.fromkeys(grid.cell_owners().values()))
+    iterations = {
+        name: _budget_steps(grid, name, grid.dynamics, dynamics_run(grid, name, seeds[0], None))
+        for name in names
+    }
+    calls = [(grid, name, seed, iterations[name]) for seed, name in itertools.product(seeds, names)]
     cells: list[dict[str, Any]] = []
-    with progress("cells", len(todo)) as bar:
-        for number, figures in calls(run_cell, todo, parallel):
-            cells.append(figures)
-            write(grid, variants, owners, cells)
-            bar.advance(note=f"{todo[number][1]}, seed {todo[number][3]}")
-    return cells
+    with progress("cells", len(calls)) as bar:
+        for number, cell in _run_calls(run_cell, calls, parallel):
+            cells.append(cell)
+            result = write_ablation(grid, cells)
+            bar.advance(note=f"{calls[number][1]}, seed {calls[number][2]}")
+    return result
 
 
-def calls(function: Any, arguments: Sequence[tuple[Any, ...]], parallel: int) -> Any:
-    """Yield (number, result) of each call as it ends: one after the other, or `parallel` at a
-    time."""
+def _run_calls(
+    function: Any, calls: Sequence[tuple[Any, ...]], parallel: int
+) -> Iterator[tuple[int, Any]]:
+    """Yield (number, result) of each call as it ends, with `parallel` calls at a time."""
     if parallel > 1:
-        return map_ray_tasks(function, arguments, at_a_time=parallel)
-    return ((number, function(*call)) for number, call in enumerate(arguments))
+        return map_ray_tasks(function, calls, at_a_time=parallel)
+    return ((number, function(*call)) for number, call in enumerate(calls))
 
 
-def dynamics_steps(grid: AblationGrid, name: str, variant: Variant, seed: int) -> int | None:
-    """Return the optimizer steps of a variant's runs, the same for each seed."""
-    return budget(grid, name, grid.dynamics, dynamics_job(grid, name, variant, seed, None))
+def _budget_steps(grid: AblationGrid, name: str, budget: Budget, run: TrainingRun) -> int | None:
+    """Return the optimizer steps of a budget, None for the preset's.
 
-
-def budget(grid: AblationGrid, name: str, allowed: Budget, job: TrainingRun) -> int | None:
-    """Return the optimizer steps of a budget, None for the preset's; timed once, for
-    budget.json."""
-    if allowed.cpu_seconds is None:
-        return allowed.iterations
+    The time of a step is measured once and recorded in budget.json.
+    """
+    if budget.cpu_seconds is None:
+        return budget.iterations
     file = grid.out / "budget.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
-    if name not in known:
+    recorded = json.loads(file.read_text()) if file.exists() else {}
+    if name not in recorded:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        seconds = cpu_seconds_a_step(job)
+        seconds = cpu_seconds_per_step(run)
         torch.set_num_threads(threads)
-        known[name] = {
-            "seconds_a_step": seconds,
-            "iterations": max(1, round(allowed.cpu_seconds / seconds)),
-        }
-        write_json_atomic(file, known)
-    return int(known[name]["iterations"])
+        iterations = max(1, round(budget.cpu_seconds / seconds))
+        recorded[name] = {"seconds_a_step": seconds, "iterations": iterations}
+        write_json_atomic(file, recorded)
+    return int(recorded[name]["iterations"])

@@ -1,10 +1,9 @@
-"""The cells of an ablation: each trains one variant with one seed and measures it. What varies is a
-table, not code.
+"""Runs of an ablation. Each cell of the table trains one variant with one seed and evaluates it.
 
-A cell's folder holds its training run, the finished model, and `cell.json`, which is written last:
-a cell that has it is never computed again, one that was cut off goes on from its newest checkpoint.
+A cell's folder holds its training run, the model, and `cell.json`, which is written last. A cell
+with this file is not computed again; an interrupted one resumes from its newest checkpoint.
 
-    <out>/tokenizers/seed-0/            the tokenizer that all variants of a seed share
+    <out>/tokenizers/seed-0/            tokenizer of all variants with this seed
     <out>/cells/<variant>-seed-0/       dynamics/  model/  cell.json
 """
 
@@ -21,10 +20,9 @@ import torch
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from worldmodel import WorldModelConfig, preset
-from worldmodel import preset as preset_of
 from worldmodel.evaluation.evaluate import evaluate
 from worldmodel.loading import build_world_model
-from worldmodel.training.config import TrainConfig, train_preset
+from worldmodel.training.config import train_preset
 from worldmodel.training.distributed import Worker
 from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.setup import build_objective, build_trainer, open_data
@@ -33,7 +31,7 @@ from worldmodel.training.train import train
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the result. What is not named stays as the preset has it."""
+    """One row of the table: changes to the preset."""
 
     label: str
     """Name in the table."""
@@ -61,7 +59,7 @@ VARIANTS: dict[str, Variant] = {
     "clean_past": Variant("all, clean past", {**_FULL, "objective": "clean_past"}),
     "masked_base": Variant("base, masked past", {**_BASE, "objective": "masked"}),
     "masked_token_input": Variant("+ token input, masked past", {**_INPUT, "objective": "masked"}),
-    "never_all_masked": Variant("clean past, no chunk all masked", {**_FULL, "all_masked": 0.0}),
+    "never_all_masked": Variant("clean past, no fully masked chunks", {**_FULL, "all_masked": 0.0}),
     "single_frames": Variant(
         "clean past, frames predicted one at a time", {**_FULL, "chunk_lengths": [1]}
     ),
@@ -69,15 +67,14 @@ VARIANTS: dict[str, Variant] = {
         "clean past, frames predicted all at once", {**_FULL, "chunk_lengths": [0]}
     ),
 }
-"""The first six are table 4 of the paper and the choice of the objective; the others take single
-parts away."""
+"""The first six are table 4 of the paper and the choice of the objective. The others remove or
+change single parts."""
 DEFAULT = ("base", "token_input", "tdce", "masked", "masked_frames", "clean_past")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Length of a run: optimizer steps, or those that a number of CPU-seconds allows; the preset's
-    with neither."""
+    """Length of a run in optimizer steps or CPU-seconds; without either, the preset's length."""
 
     iterations: int | None = None
     cpu_seconds: float | None = None
@@ -94,10 +91,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class AblationGrid:
-    """Settings of all cells of an ablation. Paths are absolute, since cells run in processes of
-    their own."""
+    """Settings of all cells of an ablation.
+
+    Paths are absolute, since the processes of the cells have other working directories.
+    """
 
     out: Path
+    variants: Mapping[str, Variant]
+    """Rows of the table."""
     data: tuple[str, ...]
     test_data: tuple[str, ...]
     """Empty for the validation split of `data`."""
@@ -111,26 +112,39 @@ class AblationGrid:
     def identity(self) -> dict[str, Any]:
         """Return the settings that must stay the same when the study continues, as JSON data."""
         plain = dataclasses.asdict(self)
-        del plain["out"]
+        del plain["out"], plain["variants"]
         return dict(json.loads(json.dumps(plain, default=str)))
 
     @property
     def cache(self) -> Path:
+        """Folder of local copies of episodes and tokens, shared by all runs."""
         return self.out / "cache"
 
-    def tokenizer_run(self, seed: int) -> Path:
+    def tokenizer_folder(self, seed: int) -> Path:
         """Return the folder of a seed's tokenizer."""
         return self.out / "tokenizers" / f"seed-{seed}"
 
-    def cell(self, name: str, seed: int) -> Path:
+    def cell_folder(self, name: str, seed: int) -> Path:
         """Return the folder of a cell."""
         return self.out / "cells" / f"{name}-seed-{seed}"
 
+    def cell_owners(self) -> dict[str, str]:
+        """Return the variant whose cells each variant uses.
 
-def configuration(preset: str, variant: Variant) -> WorldModelConfig:
-    """Return the preset's model with a variant's changes. Raises InputError for an unknown
-    field."""
-    config = preset_of(preset)
+        This is the variant itself, or an earlier one with the same settings at this preset.
+        """
+        owners: dict[str, str] = {}
+        return {
+            name: owners.setdefault(
+                repr((variant_config(self.preset, variant), dict(variant.recipe))), name
+            )
+            for name, variant in self.variants.items()
+        }
+
+
+def variant_config(preset_name: str, variant: Variant) -> WorldModelConfig:
+    """Return the preset's model with a variant's changes. Raises InputError for unknown fields."""
+    config = preset(preset_name)
     changes: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in variant.dynamics.items()
@@ -144,10 +158,12 @@ def configuration(preset: str, variant: Variant) -> WorldModelConfig:
 
 
 def read_variants(file: Path | None) -> dict[str, Variant]:
-    """Return VARIANTS and, over them, those of a JSON file: {name: {"label", "dynamics": {...},
-    "recipe": {...}}}."""
+    """Return VARIANTS and those of a JSON file.
+
+    {name: {"label": ..., "dynamics": {...}, "recipe": {...}}}
+    """
     if file is None:
-        return dict(VARIANTS)
+        return VARIANTS
     try:
         plain = json.loads(file.read_text())
         return VARIANTS | {
@@ -159,88 +175,59 @@ def read_variants(file: Path | None) -> dict[str, Variant]:
         ) from error
 
 
-def distinct(preset: str, variants: Mapping[str, Variant]) -> dict[str, str]:
-    """Return the owner of the cells of each variant: itself, or an earlier one that the preset
-    makes the same."""
-    owners: dict[str, str] = {}
-    return {
-        name: owners.setdefault(repr((configuration(preset, variant), dict(variant.recipe))), name)
-        for name, variant in variants.items()
-    }
+def tokenizer_run(grid: AblationGrid, seed: int, iterations: int | None) -> TrainingRun:
+    """Return the specification of a seed's tokenizer run."""
+    changes = _recipe_changes(seed, iterations)
+    recipe = train_preset("tokenizer", grid.preset, **changes)
+    out = grid.tokenizer_folder(seed)
+    return TrainingRun("tokenizer", preset(grid.preset), recipe, grid.data, out, grid.cache)
 
 
-def tokenizer_job(grid: AblationGrid, seed: int, iterations: int | None) -> TrainingRun:
-    """Return the run that trains a seed's tokenizer."""
-    return _job(
-        grid, "tokenizer", preset(grid.preset), seed, iterations, {}, grid.tokenizer_run(seed)
-    )
-
-
-def dynamics_job(
-    grid: AblationGrid, name: str, variant: Variant, seed: int, iterations: int | None
-) -> TrainingRun:
-    """Return the run that trains a cell's dynamics model."""
-    config = configuration(grid.preset, variant)
-    return _job(
-        grid,
-        "dynamics",
-        config,
-        seed,
-        iterations,
-        variant.recipe,
-        grid.cell(name, seed) / "dynamics",
-    )
-
-
-def _job(
-    grid: AblationGrid,
-    component: str,
-    config: WorldModelConfig,
-    seed: int,
-    iterations: int | None,
-    changes: Mapping[str, Any],
-    out: Path,
-) -> TrainingRun:
-    plain = {"num_threads": 1, "validate_every": 0, "keep_last": 1, "seed": seed, **changes}
+def dynamics_run(grid: AblationGrid, name: str, seed: int, iterations: int | None) -> TrainingRun:
+    """Return the specification of a cell's dynamics run."""
+    variant = grid.variants[name]
+    changes = {**_recipe_changes(seed, None), **variant.recipe}
     if iterations is not None:
-        plain["iterations"] = iterations
-    plan: TrainConfig = train_preset(component, grid.preset, **plain)
-    tokenizer = grid.tokenizer_run(seed) if component == "dynamics" else None
-    return TrainingRun(component, config, plan, grid.data, out, grid.cache, tokenizer=tokenizer)
+        changes["iterations"] = iterations
+    return TrainingRun(
+        "dynamics",
+        variant_config(grid.preset, variant),
+        train_preset("dynamics", grid.preset, **changes),
+        grid.data,
+        grid.cell_folder(name, seed) / "dynamics",
+        grid.cache,
+        tokenizer=grid.tokenizer_folder(seed),
+    )
 
 
-def run_job(job: TrainingRun) -> None:
-    """Train, or go on from the newest checkpoint; a run that is complete is left as it is."""
-    train(job, resume=True)
+def _recipe_changes(seed: int, iterations: int | None) -> dict[str, Any]:
+    changes = {"num_threads": 1, "validate_every": 0, "keep_last": 1, "seed": seed}
+    return changes if iterations is None else {**changes, "iterations": iterations}
 
 
-def run_tokenizer(grid: AblationGrid, seed: int, iterations: int | None) -> None:
+def train_tokenizer(grid: AblationGrid, seed: int, iterations: int | None) -> None:
     """Train a seed's tokenizer."""
-    run_job(tokenizer_job(grid, seed, iterations))
+    train(tokenizer_run(grid, seed, iterations), resume=True)
 
 
-def run_cell(
-    grid: AblationGrid, name: str, variant: Variant, seed: int, iterations: int | None
-) -> dict[str, Any]:
-    """Train and measure one cell; its figures, which `cell.json` keeps. A finished cell is read.
+def run_cell(grid: AblationGrid, name: str, seed: int, iterations: int | None) -> dict[str, Any]:
+    """Train and evaluate one cell; return the content of its `cell.json`.
 
-    Raises InputError where the folder holds a finished cell of other settings.
+    A finished cell is only read. Raises InputError if its settings were different.
     """
-    job, folder = dynamics_job(grid, name, variant, seed, iterations), grid.cell(name, seed)
-    asked = {
-        "config": job.config.to_dict(),
-        "recipe": json.loads(json.dumps(dataclasses.asdict(job.recipe))),
-    }
+    run, folder = dynamics_run(grid, name, seed, iterations), grid.cell_folder(name, seed)
+    recipe = json.loads(json.dumps(dataclasses.asdict(run.recipe)))
+    settings = {"config": run.config.to_dict(), "recipe": recipe}
     file = folder / "cell.json"
     if file.exists():
-        found = dict(json.loads(file.read_text()))
-        if found["asked"] != asked:
+        finished = dict(json.loads(file.read_text()))
+        if finished["asked"] != settings:
             raise InputError(
-                f"{folder}: a finished cell of other settings: give another --out, or delete it"
+                f"{folder}: a finished cell with other settings: give another --out, or delete it"
             )
-        return found
-    run_job(job)
-    model = build_world_model(grid.tokenizer_run(seed), job.out)
+        return finished
+    train(run, resume=True)  # a complete run is left as it is
+    model = build_world_model(grid.tokenizer_folder(seed), run.out)
     model.save(folder / "model")
     measured = {
         mode: evaluate(
@@ -253,37 +240,37 @@ def run_cell(
         )
         for mode in grid.modes
     }
-    figures = {
+    cell = {
         "cell": name,
         "seed": seed,
-        "iterations": job.recipe.iterations,
+        "iterations": run.recipe.iterations,
         "parameters": {
             part: sum(p.numel() for p in getattr(model, part).parameters())
             for part in ("tokenizer", "dynamics")
         },
-        "asked": asked,
+        "asked": settings,
         "measured": measured,
     }
-    write_json_atomic(file, figures)
-    return figures
+    write_json_atomic(file, cell)
+    return cell
 
 
-def cpu_seconds_a_step(job: TrainingRun, *, warm: int = 4, steps: int = 16) -> float:
-    """Return the CPU time of a training step on one thread, loading included; no file is kept.
+def cpu_seconds_per_step(run: TrainingRun, *, warmup: int = 4, steps: int = 16) -> float:
+    """Return the CPU time of a training step on one thread, with loading. No file is kept.
 
-    Time of the process, not of the clock, so that what else the machine does hardly counts.
-    Measured in the middle of the run, where a quantiser that is switched on late is on.
+    The time is that of the process, so that other processes hardly influence it. The step is one
+    from the middle of the run, when a quantizer that starts late is active.
     """
     device = torch.device("cpu")
-    objective = build_objective(job, device)
-    windows, _ = open_data(job, objective, device)
-    trainer = build_trainer(job, objective, windows, None, Worker(device))
-    trainer.step = job.recipe.iterations // 2
+    objective = build_objective(run, device)
+    windows, _ = open_data(run, objective, device)
+    trainer = build_trainer(run, objective, windows, None, Worker(device))
+    trainer.step = run.recipe.iterations // 2
     objective.train()
     started = 0.0
     try:
-        for step in range(warm + steps):
-            if step == warm:
+        for step in range(warmup + steps):
+            if step == warmup:
                 started = time.process_time()
             trainer.train_step(next(trainer.loader))
         return (time.process_time() - started) / steps

@@ -1,302 +1,254 @@
 """Results of an ablation as JSON, Markdown and plot: means over seeds with 95 % intervals."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 
 from envs.utils.atomic_io import write_atomic, write_json_atomic
-from experiments.studies.ablation_runs import AblationGrid, Variant
-from experiments.studies.common import COLOURS, figure_png, gain, new_figure
-from worldmodel.statistics import estimate
+from experiments.reports.page import Table
+from experiments.studies.ablation_runs import AblationGrid
+from experiments.studies.common import COLOURS, estimate_json, figure_png, gain, new_figure
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One column: its head, what it reads from the figures of a cell in one mode, and whether it
-    compares variants."""
+    """One column of the tables."""
 
     head: str
-    of: Callable[[Mapping[str, Any]], float | None]
-    differs: bool = True
+    value: Callable[[Mapping[str, Any]], float | None]
+    """Function of a SET of `evaluate`."""
+    compared: bool = True
+    """True if variants are compared by it."""
 
 
 MEASURES: dict[str, Measure] = {
-    "reconstruction": Measure(
-        "reconstruction", lambda f: f["reconstruction"]["psnr"], differs=False
-    ),
-    "one_step": Measure("1 step, over copying", lambda f: gain(f, "one_step")),
-    "all_steps": Measure("{horizon} steps, over copying", lambda f: gain(f, "mean")),
+    "reconstruction": Measure("reconstruction", lambda s: s["reconstruction"]["psnr"], False),
+    "one_step": Measure("1 step, over copying", lambda s: gain(s, "one_step")),
+    "all_steps": Measure("{horizon} steps, over copying", lambda s: gain(s, "mean")),
     "moving": Measure(
-        "{horizon} steps, moving pixels, over copying", lambda f: gain(f, "mean", "moving_psnr")
+        "{horizon} steps, moving pixels, over copying", lambda s: gain(s, "mean", "moving_psnr")
     ),
-    "delta_psnr": Measure("delta-PSNR at {t}", lambda f: f["delta_psnr"]["mean"]),
+    "delta_psnr": Measure("delta-PSNR at {t}", lambda s: s["delta_psnr"]["mean"]),
 }
-MODE_WORDS = {"one_pass": "One pass", "autoregressive": "Autoregressive"}
+COMPARED = [name for name, measure in MEASURES.items() if measure.compared]
+MODE_NAMES = {"one_pass": "One pass", "autoregressive": "Autoregressive"}
+
+Cells = Mapping[int, Mapping[str, Any]]
+"""Finished cells of a variant by seed, ascending."""
 
 
-def summarise(
-    grid: AblationGrid,
-    variants: Mapping[str, Variant],
-    owners: Mapping[str, str],
-    cells: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """Return all results as JSON data.
+def write_ablation(grid: AblationGrid, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Write ablation.json, ablation.md and ablation.png; return the content of the first."""
+    result = summarise_ablation(grid, cells)
+    write_json_atomic(grid.out / "ablation.json", result)
+    write_atomic(grid.out / "ablation.md", ablation_markdown(result).encode())
+    write_atomic(grid.out / "ablation.png", plot_ablation(result))
+    return result
 
-    {"settings", "modes": {mode: {variant: ROW}}}; ROW = {"label", "cells_of", "seeds",
-    "iterations", "parameters", "overall": SET, "games": {game: SET}, "by_step"}; SET = {measure:
-    {"mean", "low", "high", "values"}, "differences": the same, each seed's value less that of the
-    first variant with the same seed}. Variants without a finished cell are left out.
+
+def summarise_ablation(grid: AblationGrid, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return all results as JSON data. Variants without a finished cell are left out.
+
+    {"settings", "modes": {mode: {variant: ROW}}};
+    ROW = {"label", "cells_of", "seeds", "iterations", "parameters", "overall": SET,
+           "games": {game: SET}, "by_step"};
+    SET = {measure: {"mean", "low", "high", "values"}, "differences": the same}, of each seed's
+    value minus that of the first variant with this seed.
     """
-    modes = {}
+    ordered = sorted(cells, key=lambda cell: cell["seed"])
+    owners = grid.cell_owners()
+    by_variant: dict[str, Cells] = {
+        name: {cell["seed"]: cell for cell in ordered if cell["cell"] == owner}
+        for name, owner in owners.items()
+    }
+    reference = next(iter(by_variant.values()))
+    modes: dict[str, Any] = {}
     for mode in grid.modes:
-        rows: dict[str, Any] = {}
-        for name, variant in variants.items():
-            mine = of_variant(cells, owners[name])
-            if not mine:
+        rows = modes[mode] = {}
+        for name, own in by_variant.items():
+            if not own:
                 continue
-            reference = of_variant(cells, owners[next(iter(variants))])
-            games = list(next(iter(mine.values()))["measured"][mode]["games"])
+            first = next(iter(own.values()))
             rows[name] = {
-                "label": variant.label,
+                "label": grid.variants[name].label,
                 "cells_of": owners[name],
-                "seeds": list(mine),
-                "iterations": next(iter(mine.values()))["iterations"],
-                "parameters": next(iter(mine.values()))["parameters"],
-                "overall": _set(mine, reference, mode),
-                "games": {game: _set(mine, reference, mode, game) for game in games},
-                "by_step": _by_step(mine, mode),
+                "seeds": list(own),
+                "iterations": first["iterations"],
+                "parameters": first["parameters"],
+                "overall": _summarise_set(own, reference, mode),
+                "games": {
+                    game: _summarise_set(own, reference, mode, game)
+                    for game in first["measured"][mode]["games"]
+                },
+                "by_step": _gains_by_step(own, mode),
             }
-        modes[mode] = rows
     return {"settings": grid.identity(), "modes": modes}
 
 
-def of_variant(cells: Sequence[Mapping[str, Any]], owner: str) -> dict[int, Mapping[str, Any]]:
-    """Return the finished cells of a variant by their seeds, ascending."""
-    return {
-        cell["seed"]: cell
-        for cell in sorted(cells, key=lambda cell: cell["seed"])
-        if cell["cell"] == owner
-    }
-
-
-def _set(
-    mine: Mapping[int, Any], reference: Mapping[int, Any], mode: str, game: str | None = None
+def _summarise_set(
+    own: Cells, reference: Cells, mode: str, game: str | None = None
 ) -> dict[str, Any]:
-    """Return the SET of one game or of all, see `summarise`."""
+    """Return the SET of one game or of all, see `summarise_ablation`."""
 
-    def read(cells: Mapping[int, Any], measure: Measure) -> dict[int, float | None]:
-        sets = {seed: cell["measured"][mode] for seed, cell in cells.items()}
+    def read(cells: Cells, measure: Measure) -> dict[int, float | None]:
+        measured = {seed: cell["measured"][mode] for seed, cell in cells.items()}
         return {
-            seed: measure.of(of["overall"] if game is None else of["games"][game])
-            for seed, of in sets.items()
+            seed: measure.value(results["games"][game] if game else results["overall"])
+            for seed, results in measured.items()
         }
 
-    values = {name: read(mine, measure) for name, measure in MEASURES.items()}
-    others = {name: read(reference, measure) for name, measure in MEASURES.items()}
+    values = {name: read(own, measure) for name, measure in MEASURES.items()}
     differences = {}
-    for name, measure in MEASURES.items():
-        pairs = [(value, others[name].get(seed)) for seed, value in values[name].items()]
-        if measure.differs:
-            differences[name] = interval(
-                [a - b for a, b in pairs if a is not None and b is not None]
-            )
-    return {
-        **{name: interval(list(of.values())) for name, of in values.items()},
-        "differences": differences,
-    }
+    for name in COMPARED:
+        others = read(reference, MEASURES[name])
+        pairs = [(value, others.get(seed)) for seed, value in values[name].items()]
+        differences[name] = seed_interval(
+            [a - b for a, b in pairs if a is not None and b is not None]
+        )
+    intervals = {name: seed_interval(list(by_seed.values())) for name, by_seed in values.items()}
+    return {**intervals, "differences": differences}
 
 
-def interval(values: Sequence[float | None]) -> dict[str, Any]:
-    """Return mean and 95 % interval (Student's t) over seeds; null where they are not defined."""
+def seed_interval(values: Sequence[float | None]) -> dict[str, Any]:
+    """Return mean and 95 % interval (Student's t) over seeds; null if they are not defined."""
     known = [value for value in values if value is not None]
     if not known:
         return {"mean": None, "low": None, "high": None, "values": []}
-    found = estimate(torch.tensor(known, dtype=torch.float64))
-    low, high = (bound if math.isfinite(bound) else None for bound in (found.low, found.high))
-    return {"mean": found.mean, "low": low, "high": high, "values": known}
+    return {**estimate_json(torch.tensor(known, dtype=torch.float64)), "values": known}
 
 
-def _by_step(mine: Mapping[int, Any], mode: str) -> list[dict[str, Any]]:
+def _gains_by_step(own: Cells, mode: str) -> list[dict[str, Any]]:
     """Return the gain in PSNR over copying at each predicted frame."""
     gains = []
-    for cell in mine.values():
-        of = cell["measured"][mode]["overall"]
-        pairs = zip(of["prediction"]["by_step"]["psnr"], of["copy"]["by_step"]["psnr"], strict=True)
-        gains.append([made - copied for made, copied in pairs])
-    return [interval(list(values)) for values in zip(*gains, strict=True)]
+    for cell in own.values():
+        results = cell["measured"][mode]["overall"]
+        sides = (results[side]["by_step"]["psnr"] for side in ("prediction", "copy"))
+        gains.append([predicted - copied for predicted, copied in zip(*sides, strict=True)])
+    return [seed_interval(values) for values in zip(*gains, strict=True)]
 
 
-def told(value: Mapping[str, Any], sign: bool = False) -> str:
+def _format_interval(value: Mapping[str, Any], form: str = ".2f") -> str:
     """Return `3.21 (2.80 to 3.62)`; without an interval the mean alone."""
     if value["mean"] is None:
         return "-"
-    form = "{:+.2f}" if sign else "{:.2f}"
-    mean = form.format(value["mean"])
-    return (
-        mean
-        if value["low"] is None
-        else f"{mean} ({form.format(value['low'])} to {form.format(value['high'])})"
-    )
+    if value["low"] is None:
+        return f"{value['mean']:{form}}"
+    return f"{value['mean']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
 
 
-def markdown(result: Mapping[str, Any]) -> str:
+def _column_heads(settings: Mapping[str, Any]) -> dict[str, str]:
+    horizon = settings["evaluate"]["horizon"]
+    return {
+        name: measure.head.format(horizon=horizon, t=min(4, horizon))
+        for name, measure in MEASURES.items()
+    }
+
+
+def ablation_markdown(result: Mapping[str, Any]) -> str:
     """Return the tables: all games, differences to the first variant, each game."""
     settings = result["settings"]
-    horizon, limit = settings["evaluate"]["horizon"], settings["evaluate"]["limit"]
-    names = {"horizon": horizon, "t": min(4, horizon)}
-    heads = {name: measure.head.format(**names) for name, measure in MEASURES.items()}
+    evaluated = settings["evaluate"]
+    heads = _column_heads(settings)
+    limit = evaluated["limit"]
     windows = "all windows" if limit is None else f"at most {limit} windows"
     held_out = "held-out episodes" if settings["test_data"] else "the validation split"
-    lines = [
+    blocks = [
         f"Preset `{settings['preset']}`; tokenizer: {_budget(settings['tokenizer'])}; "
         f"dynamics: {_budget(settings['dynamics'])}. "
-        f"Measured on {windows} of each game of {held_out}, 2 frames given, {horizon} predicted "
-        f"in {settings['evaluate']['steps']} sampling steps. Decibels; mean over seeds "
-        "(95 % interval, Student's t over seeds).",
+        f"Measured on {windows} of each game of {held_out}, 2 frames given, "
+        f"{evaluated['horizon']} predicted in {evaluated['steps']} sampling steps. Decibels; mean "
+        "over seeds (95 % interval, Student's t over seeds)."
     ]
     for mode, rows in result["modes"].items():
         if not rows:
             continue
-        first = next(iter(rows))
-        lines += ["", f"### {MODE_WORDS[mode]}", ""]
-        lines += _table(
-            ("variant", "seeds", "steps trained", *heads.values()), _rows(rows, MEASURES)
-        )
-        differing = {name: measure for name, measure in MEASURES.items() if measure.differs}
-        if len(rows) > 1:
-            lines += [
-                "",
-                f"Difference to *{rows[first]['label']}*, paired by seed "
-                "(the variants of a seed share the tokenizer):",
-                "",
+        reference, *others = rows.values()
+        blocks.append(f"### {MODE_NAMES[mode]}")
+        cells = [
+            [
+                row["label"],
+                str(len(row["seeds"])),
+                f"{row['iterations']:,}",
+                *(_format_interval(row["overall"][name]) for name in MEASURES),
             ]
-            lines += _table(
-                ("variant", *(heads[name] for name in differing)),
-                [
-                    [
-                        row["label"],
-                        *(
-                            told(row["overall"]["differences"][name], sign=True)
-                            for name in differing
-                        ),
-                    ]
-                    for name, row in rows.items()
-                    if name != first
-                ],
+            for row in rows.values()
+        ]
+        columns = ("variant", "seeds", "steps trained", *heads.values())
+        blocks.append(Table(columns, cells).markdown())
+        if others:
+            blocks.append(
+                f"Difference to *{reference['label']}*, paired by seed (the variants of a seed "
+                "share the tokenizer):"
             )
-        for game in rows[first]["games"] if len(rows[first]["games"]) > 1 else ():
-            lines += ["", f"{game}:", ""]
-            lines += _table(("variant", *heads.values()), _rows(rows, MEASURES, game))
-    return "\n".join(lines) + "\n"
-
-
-def _rows(
-    rows: Mapping[str, Any], measures: Mapping[str, Measure], game: str | None = None
-) -> list[list[str]]:
-    made = []
-    for row in rows.values():
-        of = row["overall"] if game is None else row["games"][game]
-        more = [str(len(row["seeds"])), f"{row['iterations']:,}"] if game is None else []
-        made.append([row["label"], *more, *(told(of[name]) for name in measures)])
-    return made
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
+            cells = []
+            for row in others:
+                differences = [row["overall"]["differences"][name] for name in COMPARED]
+                cells.append([row["label"], *(_format_interval(d, "+.2f") for d in differences)])
+            blocks.append(Table(("variant", *(heads[name] for name in COMPARED)), cells).markdown())
+        for game in reference["games"] if len(reference["games"]) > 1 else ():
+            cells = [
+                [row["label"], *(_format_interval(row["games"][game][name]) for name in MEASURES)]
+                for row in rows.values()
+            ]
+            blocks += [f"{game}:", Table(("variant", *heads.values()), cells).markdown()]
+    return "\n\n".join(blocks) + "\n"
 
 
 def _budget(budget: Mapping[str, Any]) -> str:
     if budget["cpu_seconds"] is not None:
         return f"{budget['cpu_seconds']:g} CPU-seconds on one thread"
-    return (
-        "the preset's steps" if budget["iterations"] is None else f"{budget['iterations']:,} steps"
-    )
+    if budget["iterations"] is not None:
+        return f"{budget['iterations']:,} steps"
+    return "the preset's steps"
 
 
-def tell(
-    grid: AblationGrid,
-    variants: Mapping[str, Variant],
-    owners: Mapping[str, str],
-    cells: Sequence[Mapping[str, Any]],
-) -> str:
-    """Return the tables of all games, for the terminal."""
-    return markdown(summarise(grid, variants, owners, cells))
+def plot_ablation(result: Mapping[str, Any]) -> bytes:
+    """Return a PNG.
 
-
-def write(
-    grid: AblationGrid,
-    variants: Mapping[str, Variant],
-    owners: Mapping[str, str],
-    cells: Sequence[Mapping[str, Any]],
-) -> None:
-    """Write ablation.json, ablation.md and ablation.png."""
-    result = summarise(grid, variants, owners, cells)
-    write_json_atomic(grid.out / "ablation.json", result)
-    write_atomic(grid.out / "ablation.md", markdown(result).encode())
-    write_atomic(grid.out / "ablation.png", plot(result))
-
-
-def plot(result: Mapping[str, Any]) -> bytes:
-    """Return a PNG: above, each measure with its interval and the single seeds; below, the gain
-    over copying at each frame."""
-    shown = [name for name in MEASURES if name != "reconstruction"]
-    horizon = result["settings"]["evaluate"]["horizon"]
-    figure = new_figure(4 * len(shown), 8)
-    grid = figure.add_gridspec(2, len(shown) * len(result["modes"]))
-    for place, name in enumerate(shown):
-        width = len(result["modes"])
-        axes = figure.add_subplot(grid[0, place * width : (place + 1) * width])
-        axes.set_title(
-            f"{MEASURES[name].head.format(horizon=horizon, t=min(4, horizon))}, dB",
-            loc="left",
-            fontsize=9,
-        )
-        for number, (mode, rows) in enumerate(result["modes"].items()):
-            for place_y, row in enumerate(rows.values()):
-                _point(
-                    axes,
-                    row["overall"][name],
-                    -place_y - 0.25 * number,
-                    MODE_WORDS[mode],
-                    number,
-                    not place_y,
+    Above, each measure with its interval and the single seeds; below, the gain over copying at each
+    predicted frame.
+    """
+    heads, modes = _column_heads(result["settings"]), result["modes"]
+    titles: dict[str, Any] = {"loc": "left", "fontsize": 9}
+    figure = new_figure(4 * len(COMPARED), 8)
+    grid = figure.add_gridspec(2, len(COMPARED) * len(modes))
+    for column, name in enumerate(COMPARED):
+        axes = figure.add_subplot(grid[0, column * len(modes) : (column + 1) * len(modes)])
+        axes.set_title(f"{heads[name]}, dB", **titles)
+        for number, (mode, rows) in enumerate(modes.items()):
+            for index, row in enumerate(rows.values()):
+                label = MODE_NAMES[mode] if column == index == 0 else None
+                _draw_interval(
+                    axes, row["overall"][name], -index - 0.25 * number, COLOURS[number], label
                 )
-        labels = [row["label"] for row in next(iter(result["modes"].values())).values()]
-        axes.set_yticks(
-            range(0, -len(labels), -1), labels if place == 0 else [""] * len(labels), fontsize=7
-        )
+        labels = [row["label"] for row in next(iter(modes.values())).values()]
+        shown = labels if column == 0 else [""] * len(labels)
+        axes.set_yticks(range(0, -len(labels), -1), shown, fontsize=7)
         axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-        if place == 0:
-            axes.legend(fontsize=7, frameon=False)
-    width = len(shown)
-    for number, (mode, rows) in enumerate(result["modes"].items()):
+    for number, (mode, rows) in enumerate(modes.items()):
+        width = len(COMPARED)
         axes = figure.add_subplot(grid[1, number * width : (number + 1) * width])
         axes.set_title(
-            f"{MODE_WORDS[mode]}: PSNR over copying at each predicted frame, dB",
-            loc="left",
-            fontsize=9,
+            f"{MODE_NAMES[mode]}: PSNR over copying at each predicted frame, dB", **titles
         )
         for row in rows.values():
             means = [value["mean"] for value in row["by_step"]]
             axes.plot(range(1, len(means) + 1), means, marker="o", markersize=3, label=row["label"])
         axes.axhline(0, color="0.7", linewidth=0.8)
-        axes.legend(fontsize=7, frameon=False)
     return figure_png(figure)
 
 
-def _point(
-    axes: Any, value: Mapping[str, Any], y: float, name: str, number: int, named: bool
+def _draw_interval(
+    axes: Axes, value: Mapping[str, Any], y: float, colour: str, label: str | None
 ) -> None:
     """Draw a mean with its interval as a bar, and the single seeds as small dots."""
     if value["mean"] is None:
         return
-    colour = COLOURS[number]
-    axes.plot([value["mean"]], [y], "o", color=colour, label=name if named else None)
-    axes.plot(
-        value["values"], [y] * len(value["values"]), ".", color=colour, alpha=0.4, markersize=4
-    )
+    axes.plot([value["mean"]], [y], "o", color=colour, label=label)
+    seeds = value["values"]
+    axes.plot(seeds, [y] * len(seeds), ".", color=colour, alpha=0.4, markersize=4)
     if value["low"] is not None:
         axes.plot([value["low"], value["high"]], [y, y], "-", color=colour, linewidth=1.5)

@@ -1,12 +1,13 @@
-"""Flags of the studies of one model, opening the model, and writing results and pictures."""
+"""Shared parts of the studies: flags, test windows, estimates, and writing of results."""
 
 import io
 import json
+import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import torch
 import tyro
@@ -20,10 +21,11 @@ from worldmodel import WorldModel, load_world_model
 from worldmodel.data.batch import to_float_frames
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.evaluate import plan_windows
+from worldmodel.statistics import estimate
 
-Mode = Literal["one_pass", "autoregressive"]
+T = TypeVar("T")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's palette, safe for the colour-blind."""
+"""Okabe and Ito's palette for colour-blind readers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,27 +39,27 @@ class ModelArgs:
     out: Path
     """Folder of the results and pictures."""
     limit: int = 16
-    """Maximum number of windows of each game, evenly spread."""
+    """Maximum number of windows per game, evenly spread."""
     seed: int = 0
     """Random seed of the sampling."""
     threads: int | None = None
-    """Torch threads. Default: one on each core."""
+    """Torch threads. Default: one per core."""
 
 
-def open_model(args: ModelArgs) -> WorldModel:
-    """Return the model of the flags. Raises InputError where it or the data is missing."""
+def open_study_model(args: ModelArgs) -> WorldModel:
+    """Return the model of the flags. Raises InputError if it or the data is missing."""
     check_folder(args.model, "world model", "pipeline")
     for folder in args.data:
         check_folder(folder, "data folder", "collect")
-
     torch.set_num_threads(args.threads or default_threads())
     return load_world_model(args.model)
 
 
 @dataclass(frozen=True)
 class StudyWindows:
-    """Windows of one game: the model driven by its buttons, frames, actions, session ids."""
+    """Batch of windows of one game, with the model for its buttons. number: index of the batch."""
 
+    number: int
     game: str
     model: WorldModel
     frames_BTHWC: Tensor
@@ -66,45 +68,69 @@ class StudyWindows:
 
     @property
     def frames_BTCHW(self) -> Tensor:
-        """Return the frames in [0, 1], as the model takes them."""
+        """Frames in [0, 1], as the model takes them."""
         return to_float_frames(self.frames_BTHWC)
 
 
-def windows_of(
+def iter_windows(
     args: ModelArgs, model: WorldModel, length: int, stride: int, size: int = 4
 ) -> Iterator[StudyWindows]:
     """Yield at most `args.limit` windows of each game, evenly spread, `size` at a time."""
+    number = 0
     with tempfile.TemporaryDirectory() as cache:
         clips = ClipDataset(args.data, cache, length=length, stride=stride, split=None)
         plan = plan_windows(clips, args.limit)
         with progress("windows", sum(map(len, plan.values()))) as bar:
             for game, window_ids in plan.items():
-                driven = model.for_game(game)
-                for at in range(0, len(window_ids), size):
-                    batch = clips.batch(window_ids[at : at + size])
-                    places = [
-                        clips.locate(window_id)[0] for window_id in batch.window_ids_B.tolist()
-                    ]
-                    sessions = [clips.episodes[place].session_id for place in places]
-                    yield StudyWindows(game, driven, batch.frames_BTHWC, batch.actions_BT, sessions)
+                game_model = model.for_game(game)
+                for start in range(0, len(window_ids), size):
+                    batch = clips.batch(window_ids[start : start + size])
+                    episodes = [clips.locate(window)[0] for window in batch.window_ids_B.tolist()]
+                    sessions = [clips.episodes[index].session_id for index in episodes]
+                    pixels, actions = batch.frames_BTHWC, batch.actions_BT
+                    yield StudyWindows(number, game, game_model, pixels, actions, sessions)
+                    number += 1
                     bar.advance(len(sessions), game)
 
 
-def gain(figures: Mapping[str, Any], part: str, name: str = "psnr") -> float | None:
+def map_windows(
+    function: Callable[[StudyWindows], T],
+    args: ModelArgs,
+    model: WorldModel,
+    length: int,
+    stride: int,
+) -> dict[str, list[T]]:
+    """Return the results of `function` on the batches of `iter_windows`, by game."""
+    results: dict[str, list[T]] = {}
+    for windows in iter_windows(args, model, length, stride):
+        results.setdefault(windows.game, []).append(function(windows))
+    return results
+
+
+def gain(results: Mapping[str, Any], part: str, name: str = "psnr") -> float | None:
     """Return the gain of the prediction over copying the last frame, from a SET of `evaluate`."""
-    made, copied = figures["prediction"][part][name], figures["copy"][part][name]
-    return None if made is None or copied is None else made - copied
+    predicted, copied = results["prediction"][part][name], results["copy"][part][name]
+    return None if predicted is None or copied is None else predicted - copied
+
+
+def estimate_json(values_B: Tensor, groups_B: Tensor | None = None) -> dict[str, float | None]:
+    """Return mean and 95 % interval as JSON data; the interval is null for a single group."""
+    result = estimate(values_B, groups_B)
+    low, high = (bound if math.isfinite(bound) else None for bound in (result.low, result.high))
+    return {"mean": result.mean, "low": low, "high": high}
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, drawn without a screen."""
+    """Return an empty figure, without a display."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def figure_png(figure: Figure) -> bytes:
-    """Return the figure as a PNG file, without the frame on two sides of each plot."""
+    """Return the figure as a PNG file, with legends and without the upper and right spines."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7, frameon=False)
     file = io.BytesIO()
     figure.savefig(file, dpi=110)
     return file.getvalue()

@@ -1,6 +1,5 @@
 """Quality and controllability over time: PSNR, SSIM and delta-PSNR of each frame (App. F.2)."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,18 +10,18 @@ from torch import Tensor
 from envs.utils.progress import console
 from experiments.studies.common import (
     COLOURS,
-    Mode,
     ModelArgs,
     StudyWindows,
+    estimate_json,
     figure_png,
+    map_windows,
     new_figure,
-    open_model,
-    windows_of,
+    open_study_model,
     write_result,
 )
+from worldmodel import WorldModel
 from worldmodel.config import GenerationMode
 from worldmodel.metrics import frame_psnr, frame_ssim, random_actions
-from worldmodel.statistics import estimate
 
 MEASURES = ("psnr", "ssim", "copy_psnr", "copy_ssim", "delta_psnr")
 
@@ -32,12 +31,12 @@ class Args(ModelArgs):
     """Write horizon.json and horizon.png to --out."""
 
     horizon: int = 30
-    """Number of predicted frames; beyond the model's window, it slides."""
+    """Number of predicted frames. The model's window slides if they exceed it."""
     context: int = 2
     """Number of given frames."""
     stride: int = 40
     """Frames between the starts of two windows."""
-    modes: tuple[Mode, ...] = ("one_pass", "autoregressive")
+    modes: tuple[GenerationMode, ...] = ("one_pass", "autoregressive")
     """Sampling modes."""
     sampling_steps: int = 25
     """MaskGIT steps."""
@@ -45,116 +44,97 @@ class Args(ModelArgs):
 
 def run(args: Args) -> None:
     """Predict with true and with random actions in each mode, and compare frame by frame."""
-    model = open_model(args)
-    modes = {mode: measure(args, model, mode) for mode in args.modes}
+    model = open_study_model(args)
+    modes = {mode: measure_horizon(args, model, mode) for mode in args.modes}
     results = {"window": model.cfg.frames, "modes": modes}
-    write_result(args, "horizon", results, {"": plot(results, args.context)})
-    for mode, of in modes.items():
+    write_result(args, "horizon", results, {"": plot_horizon(results, args.context)})
+    for mode, result in modes.items():
         for t in sorted({1, min(10, args.horizon), args.horizon}):
-            value = {name: of["overall"][name][t - 1]["mean"] for name in MEASURES}
+            value = {name: result["overall"][name][t - 1]["mean"] for name in MEASURES}
             console.print(
                 f"{mode}, frame {t}: {value['psnr']:.2f} dB (copying {value['copy_psnr']:.2f}), "
                 f"SSIM {value['ssim']:.3f}, delta-PSNR {value['delta_psnr']:.2f} dB"
             )
 
 
-def measure(args: Args, model: Any, mode: GenerationMode) -> dict[str, Any]:
-    """Return {"overall": SET, "games": {game: SET}}; a SET holds, for each measure and frame, the
-    mean and its 95 % interval."""
-    found: dict[str, list[dict[str, Tensor]]] = {}
-    sessions: dict[str, list[str]] = {}
-    for number, windows in enumerate(
-        windows_of(args, model, args.context + args.horizon, args.stride)
-    ):
-        found.setdefault(windows.game, []).append(score(args, windows, mode, args.seed + number))
-        sessions.setdefault(windows.game, []).extend(windows.sessions)
-    games = {
-        game: {name: torch.cat([part[name] for part in parts]) for name in MEASURES}
-        for game, parts in found.items()
-    }
-    together = {name: torch.cat([values[name] for values in games.values()]) for name in MEASURES}
+def measure_horizon(args: Args, model: WorldModel, mode: GenerationMode) -> dict[str, Any]:
+    """Return {"overall": SET, "games": {game: SET}}.
+
+    A SET holds the mean and its 95 % interval for each measure and predicted frame.
+    """
+
+    def measure(windows: StudyWindows) -> tuple[dict[str, Tensor], list[str]]:
+        return _measure_windows(args, windows, mode), windows.sessions
+
+    parts = map_windows(measure, args, model, args.context + args.horizon, args.stride)
     return {
-        "overall": _summary(together, [session for of in sessions.values() for session in of]),
-        "games": {game: _summary(values, sessions[game]) for game, values in games.items()},
+        "overall": _summarise_parts([part for of_game in parts.values() for part in of_game]),
+        "games": {game: _summarise_parts(of_game) for game, of_game in parts.items()},
     }
 
 
-def score(args: Args, windows: StudyWindows, mode: GenerationMode, seed: int) -> dict[str, Tensor]:
-    """Return each measure of each window and predicted frame, (B, F). Both branches start from the
-    same noise."""
-    frames, context, model = windows.frames_BTCHW, args.context, windows.model
+def _measure_windows(args: Args, windows: StudyWindows, mode: GenerationMode) -> dict[str, Tensor]:
+    """Return each measure of each window and predicted frame, (B, F).
+
+    True and random actions start from the same noise.
+    """
+    seed, context, model = args.seed + windows.number, args.context, windows.model
+    frames = windows.frames_BTCHW
     given, truth = frames[:, :context], frames[:, context:]
-    drawn = random_actions(windows.actions_BT, context, seed, model.actions)
-    made, random = (
-        model.generate(
-            given,
-            actions,
-            steps=args.sampling_steps,
-            mode=mode,
-            generator=torch.Generator().manual_seed(seed),
+    options: dict[str, Any] = {"steps": args.sampling_steps, "mode": mode}
+    predicted, random = (
+        model.generate(given, actions, generator=torch.Generator().manual_seed(seed), **options)
+        for actions in (
+            windows.actions_BT,
+            random_actions(windows.actions_BT, context, seed, model.actions),
         )
-        for actions in (windows.actions_BT, drawn)
     )
     copied = given[:, -1:].expand_as(truth)
-    quality = frame_psnr(truth, made)
+    quality = frame_psnr(truth, predicted)
     return {
         "psnr": quality,
-        "ssim": frame_ssim(truth, made),
+        "ssim": frame_ssim(truth, predicted),
         "copy_psnr": frame_psnr(truth, copied),
         "copy_ssim": frame_ssim(truth, copied),
         "delta_psnr": quality - frame_psnr(truth, random),
     }
 
 
-def _summary(
-    values: Mapping[str, Tensor], sessions: list[str]
+def _summarise_parts(
+    parts: list[tuple[dict[str, Tensor], list[str]]],
 ) -> dict[str, list[dict[str, float | None]]]:
+    """Return the SET of parts: their measures, and the sessions of their windows."""
+    sessions = [session for _, part in parts for session in part]
     numbers = {session: number for number, session in enumerate(dict.fromkeys(sessions))}
     groups_B = torch.tensor([numbers[session] for session in sessions])
-    made: dict[str, list[dict[str, float | None]]] = {}
-    for name, values_BF in values.items():
-        made[name] = []
-        for values_B in values_BF.T:
-            of = estimate(values_B, groups_B)
-            bounds = {
-                end: value if math.isfinite(value) else None
-                for end, value in (("low", of.low), ("high", of.high))
-            }
-            made[name].append({"mean": of.mean, **bounds})
-    return made
+    values_BF = {name: torch.cat([measures[name] for measures, _ in parts]) for name in MEASURES}
+    return {
+        name: [estimate_json(values_B, groups_B) for values_B in values.T]
+        for name, values in values_BF.items()
+    }
 
 
-def plot(results: Mapping[str, Any], context: int) -> bytes:
+def plot_horizon(results: Mapping[str, Any], context: int) -> bytes:
     """Return a PNG of PSNR, SSIM and delta-PSNR over predicted frames, grey past the window."""
     figure = new_figure(13, 4)
     titles = {"psnr": "PSNR, dB", "ssim": "SSIM", "delta_psnr": "delta-PSNR, dB"}
     inside = results["window"] - context
     for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        for number, (mode, of) in enumerate(results["modes"].items()):
-            values = of["overall"][name]
-            x = range(1, len(values) + 1)
-            axes.plot(
-                x,
-                [value["mean"] for value in values],
-                color=COLOURS[number],
-                label=mode.replace("_", " "),
+        for number, (mode, result) in enumerate(results["modes"].items()):
+            colour = COLOURS[number]
+            mean, low, high = (
+                [value[key] for value in result["overall"][name]] for key in ("mean", "low", "high")
             )
-            if values[0]["low"] is not None:
-                low, high = ([value[end] for value in values] for end in ("low", "high"))
-                axes.fill_between(x, low, high, color=COLOURS[number], alpha=0.15, linewidth=0)
-        of = next(iter(results["modes"].values()))["overall"]
-        if f"copy_{name}" in of:
-            axes.plot(
-                x,
-                [value["mean"] for value in of[f"copy_{name}"]],
-                "--",
-                color="0.4",
-                label="copying",
-            )
+            x = range(1, len(mean) + 1)
+            axes.plot(x, mean, color=colour, label=mode.replace("_", " "))
+            if low[0] is not None:
+                axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        overall = next(iter(results["modes"].values()))["overall"]
+        if f"copy_{name}" in overall:
+            copied = [value["mean"] for value in overall[f"copy_{name}"]]
+            axes.plot(x, copied, "--", color="0.4", label="copying")
         if len(x) > inside:
-            axes.axvspan(
-                inside + 0.5, len(x) + 0.5, color="0.93", zorder=0, label="past the window"
-            )
+            span = (inside + 0.5, len(x) + 0.5)
+            axes.axvspan(*span, color="0.93", zorder=0, label="past the window")
         axes.set(xlabel="predicted frame", title=title)
-        axes.legend(fontsize=7, frameon=False)
     return figure_png(figure)

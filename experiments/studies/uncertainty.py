@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,10 +17,11 @@ from experiments.reports.images import film_strip
 from experiments.studies.common import (
     COLOURS,
     ModelArgs,
+    StudyWindows,
     figure_png,
+    map_windows,
     new_figure,
-    open_model,
-    windows_of,
+    open_study_model,
     write_result,
 )
 from exploration.reward.token_entropy import CONTEXT, uncertainty_reward
@@ -39,14 +39,14 @@ class Args(ModelArgs):
     """Write uncertainty.json, uncertainty.png and uncertainty-GAME.png to --out."""
 
     limit: int = 64
-    """Maximum number of windows of each game, evenly spread."""
+    """Maximum number of windows per game, evenly spread."""
     stride: int = 5
     """Frames between the starts of two windows."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Answers of the model for windows of one game. B windows, N tokens of the last frame."""
+class TokenPredictions:
+    """Predictions of the model for windows of one game. B windows, N tokens of the last frame."""
 
     frames_BHWC: Tensor
     """Last frames, uint8."""
@@ -62,145 +62,121 @@ class Asked:
 
     @property
     def reward_B(self) -> Tensor:
-        """Return the reward of each window (Eq. 2-4)."""
+        """Reward of each window (Eq. 2-4)."""
         return torch.from_numpy(uncertainty_reward(self.entropy_BN.numpy()))
+
+    def scenes(self) -> tuple[Tensor, Tensor]:
+        """Return the indices of the quarters of windows with the least and the most motion."""
+        order = self.moving_BN.float().mean(1).argsort(stable=True)
+        quarter = max(1, len(order) // 4)
+        return order[:quarter], torch.flip(order[-quarter:], [0])
 
 
 def run(args: Args) -> None:
     """Query the model, measure calibration, draw."""
-    games = ask(args)
-    together = joined(list(games.values()))
-    figures = {
-        "overall": judge(together),
-        "games": {game: judge(asked) for game, asked in games.items()},
+    model = open_study_model(args)
+    parts = map_windows(predict_tokens, args, model, WINDOW, args.stride)
+    games = {game: _concat(of_game) for game, of_game in parts.items()}
+    together = _concat(list(games.values()))
+    results = {
+        "overall": measure_calibration(together),
+        "games": {game: measure_calibration(predictions) for game, predictions in games.items()},
     }
-    pictures = {game: draw_maps(asked) for game, asked in games.items()}
-    write_result(args, "uncertainty", figures, {"": plot(figures, together), **pictures})
-    for game, of in {**figures["games"], "all": figures["overall"]}.items():
-        told = ", ".join(
-            f"{words} {of[name]:.3f}" if of[name] is not None else f"{words} -"
-            for name, words in (
-                ("ece", "ECE"),
-                ("auc_patches", "AUC of moving patches"),
-                ("auc_scenes", "of scenes"),
-            )
+    pictures = {game: draw_maps(predictions) for game, predictions in games.items()}
+    pictures = {"": plot_uncertainty(results, together), **pictures}
+    write_result(args, "uncertainty", results, pictures)
+    labels = {"ece": "ECE", "auc_patches": "AUC of moving patches", "auc_scenes": "of scenes"}
+    for game, result in {**results["games"], "all": results["overall"]}.items():
+        values = ", ".join(
+            f"{label} {'-' if result[name] is None else format(result[name], '.3f')}"
+            for name, label in labels.items()
         )
-        console.print(f"{game}: {told}")
+        console.print(f"{game}: {values}")
 
 
-def ask(args: Args) -> dict[str, Asked]:
-    """Return the model's answers for windows of each game."""
-    model = open_model(args)
-    parts: dict[str, list[Asked]] = {}
-    for windows in windows_of(args, model, WINDOW, args.stride):
-        frames, driven = windows.frames_BTCHW, windows.model
-        with torch.inference_mode():
-            hidden = driven.query_hidden(frames[:, :CONTEXT], windows.actions_BT)
-            logits = driven.dynamics.head(hidden).float()
-        came = model.tokenizer.encode(frames)[:, -1].flatten(1)
-        log_p = logits.log_softmax(-1)
-        best = log_p.max(-1)
-        asked = Asked(
-            windows.frames_BTHWC[:, -1],
-            normalised_entropy(logits),
-            best.values.exp(),
-            best.indices == came,
-            -log_p.gather(-1, came[..., None]).squeeze(-1),
-            moving_patches(frames[:, [CONTEXT - 1, WINDOW - 1]], model.cfg.grid).flatten(1),
-        )
-        parts.setdefault(windows.game, []).append(asked)
-    return {game: joined(of) for game, of in parts.items()}
-
-
-def joined(parts: Sequence[Asked]) -> Asked:
-    """Return all windows of several parts."""
-    return Asked(
-        *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Asked))
+@torch.inference_mode()
+def predict_tokens(windows: StudyWindows) -> TokenPredictions:
+    """Return the model's predictions for a batch of windows."""
+    frames, model = windows.frames_BTCHW, windows.model
+    logits = model.dynamics.head(model.query_hidden(frames[:, :CONTEXT], windows.actions_BT))
+    logits = logits.float()
+    truth_BN = model.tokenizer.encode(frames)[:, -1].flatten(1)
+    log_p = logits.log_softmax(-1)
+    best = log_p.max(-1)
+    moving = moving_patches(frames[:, [CONTEXT - 1, WINDOW - 1]], model.cfg.grid)
+    return TokenPredictions(
+        windows.frames_BTHWC[:, -1],
+        normalised_entropy(logits),
+        best.values.exp(),
+        best.indices == truth_BN,
+        -log_p.gather(-1, truth_BN[..., None]).squeeze(-1),
+        moving.flatten(1),
     )
 
 
-def scenes(asked: Asked) -> tuple[Tensor, Tensor]:
-    """Return the quarters of windows with least and most motion, int64 each."""
-    order = asked.moving_BN.float().mean(1).argsort(stable=True)
-    quarter = max(1, len(order) // 4)
-    return order[:quarter], torch.flip(order[-quarter:], [0])
+def _concat(parts: Sequence[TokenPredictions]) -> TokenPredictions:
+    names = [field.name for field in fields(TokenPredictions)]
+    return TokenPredictions(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-def judge(asked: Asked) -> dict[str, Any]:
-    """Return calibration and separation of windows, as JSON data."""
-    idle, moving = scenes(asked)
-    quarter = torch.cat([idle, moving])
-    is_moving = torch.arange(len(quarter)) >= len(idle)
+def measure_calibration(predictions: TokenPredictions) -> dict[str, Any]:
+    """Return calibration and separation of windows as JSON data."""
+    idle, moving = predictions.scenes()
+    quarters = torch.cat([idle, moving])
+    is_moving = torch.arange(len(quarters)) >= len(idle)
 
     def mean(values: Tensor) -> float | None:
         return values.double().mean().item() if len(values) else None
 
-    entropy, where = asked.entropy_BN.flatten(), asked.moving_BN.flatten()
+    entropy, changed = predictions.entropy_BN.flatten(), predictions.moving_BN.flatten()
+    correct, reward_B = predictions.correct_BN.flatten(), predictions.reward_B
     return {
-        "windows": len(asked.entropy_BN),
-        **reliability(asked.confidence_BN.flatten(), asked.correct_BN.flatten()),
-        "accuracy": mean(asked.correct_BN.flatten()),
-        "surprise_nats": mean(asked.surprise_BN.flatten()),
+        "windows": len(predictions.entropy_BN),
+        **reliability(predictions.confidence_BN.flatten(), correct),
+        "accuracy": mean(correct),
+        "surprise_nats": mean(predictions.surprise_BN.flatten()),
         "entropy": {
-            "static_patches": mean(entropy[~where]),
-            "moving_patches": mean(entropy[where]),
+            "static_patches": mean(entropy[~changed]),
+            "moving_patches": mean(entropy[changed]),
         },
-        "reward": {
-            "idle_scenes": mean(asked.reward_B[idle]),
-            "moving_scenes": mean(asked.reward_B[moving]),
-        },
-        "auc_patches": auc(entropy, where),
-        "auc_scenes": auc(asked.reward_B[quarter], is_moving),
+        "reward": {"idle_scenes": mean(reward_B[idle]), "moving_scenes": mean(reward_B[moving])},
+        "auc_patches": auc(entropy, changed),
+        "auc_scenes": auc(reward_B[quarters], is_moving),
     }
 
 
-def draw_maps(asked: Asked) -> bytes:
-    """Return a PNG of frames and the entropy of their tokens: idle scenes left, moving ones
-    right."""
-    idle, moving = (some[:SCENES] for some in scenes(asked))
-    chosen = torch.cat([idle, moving])
-    frames: np.ndarray[Any, Any] = asked.frames_BHWC[chosen].numpy()
-    side = round(asked.entropy_BN.shape[1] ** 0.5)
-    entropy = asked.entropy_BN[chosen].reshape(-1, side, side).numpy()
-    return png(
-        film_strip([frames, heat_map(entropy, frames, high=float(asked.entropy_BN.max()))], scale=2)
-    )
+def draw_maps(predictions: TokenPredictions) -> bytes:
+    """Return a PNG of frames and token entropies: idle scenes on the left, moving ones right."""
+    chosen = torch.cat([scenes[:SCENES] for scenes in predictions.scenes()])
+    frames = predictions.frames_BHWC[chosen].numpy()
+    entropy_BN = predictions.entropy_BN
+    side = round(entropy_BN.shape[1] ** 0.5)
+    entropy_Bhw = entropy_BN[chosen].reshape(-1, side, side).numpy()
+    return png(film_strip([frames, heat_map(entropy_Bhw, frames, float(entropy_BN.max()))], 2))
 
 
-def plot(figures: Mapping[str, Any], together: Asked) -> bytes:
+def plot_uncertainty(results: Mapping[str, Any], together: TokenPredictions) -> bytes:
     """Return a PNG of reliability, entropies of static and moving patches, rewards of scenes."""
     figure = new_figure(13, 4)
     curve, patches, rewards = figure.subplots(1, 3)
-    sets = {
-        **figures["games"],
-        **({"all": figures["overall"]} if len(figures["games"]) > 1 else {}),
-    }
+    sets = dict(results["games"])
+    if len(sets) > 1:
+        sets["all"] = results["overall"]
     curve.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
-    for number, (game, of) in enumerate(sets.items()):
-        x, y = ([part[name] for part in of["bins"]] for name in ("confidence", "accuracy"))
-        colour = COLOURS[number % len(COLOURS)]
-        curve.plot(
-            x, y, marker="o", markersize=3, color=colour, label=f"{game}, ECE {of['ece']:.3f}"
-        )
-    curve.set(xlabel="confidence of the likeliest code", ylabel="share in which it came")
-    curve.legend(fontsize=7, frameon=False)
-    entropy, where = together.entropy_BN.flatten(), together.moving_BN.flatten()
-    idle, moving = scenes(together)
-    for axes, still, moved, label in (
-        (patches, entropy[~where], entropy[where], "entropy of a token"),
-        (rewards, together.reward_B[idle], together.reward_B[moving], "reward of a scene"),
+    for number, (game, result) in enumerate(sets.items()):
+        x, y = ([part[name] for part in result["bins"]] for name in ("confidence", "accuracy"))
+        colour, label = COLOURS[number % len(COLOURS)], f"{game}, ECE {result['ece']:.3f}"
+        curve.plot(x, y, marker="o", markersize=3, color=colour, label=label)
+    curve.set(xlabel="confidence of the most likely code", ylabel="share in which it was correct")
+    entropy, changed = together.entropy_BN.flatten(), together.moving_BN.flatten()
+    idle, moving = (together.reward_B[scenes] for scenes in together.scenes())
+    for axes, x_label, groups in (
+        (patches, "entropy of a token", (entropy[~changed], entropy[changed])),
+        (rewards, "reward of a scene", (idle, moving)),
     ):
-        for values, name, colour in ((still, "idle", COLOURS[0]), (moved, "moving", COLOURS[1])):
+        for values, label, colour in zip(groups, ("idle", "moving"), COLOURS[:2], strict=True):
             if len(values):
-                axes.hist(
-                    values.numpy(),
-                    bins=30,
-                    range=(0, 1),
-                    density=True,
-                    alpha=0.6,
-                    color=colour,
-                    label=name,
-                )
-        axes.set(xlabel=label, ylabel="density")
-        axes.legend(fontsize=7, frameon=False)
+                style: dict[str, Any] = {"alpha": 0.6, "color": colour, "label": label}
+                axes.hist(values.numpy(), bins=30, range=(0, 1), density=True, **style)
+        axes.set(xlabel=x_label, ylabel="density")
     return figure_png(figure)

@@ -1,5 +1,4 @@
-"""Rounds of exploring and learning: one command that swaps served weights, skips what is done and
-adds rounds."""
+"""Rounds of exploring and learning: swapped weights, skipped stages, added rounds."""
 
 import json
 from pathlib import Path
@@ -11,28 +10,28 @@ import pytest
 from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
 from experiments.pipeline import rounds
-from experiments.reports.rounds_report import verdict
+from experiments.reports.rounds_report import describe_rounds
 from tests.fixtures.datasets import record
 from worldmodel import serve
 
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What the service was told to answer from, while it really does."""
-    told: list[tuple[str, str]] = []
+    """Record the calls that set the service's model, and pass them on."""
+    calls: list[tuple[str, str]] = []
     for name in ("deploy", "update_weights"):
         real = getattr(serve, name)
 
-        def noted(*arguments: Any, real: Any = real, name: str = name, **options: Any) -> Any:
+        def recorded(*arguments: Any, real: Any = real, name: str = name, **options: Any) -> Any:
             path = arguments[0] if name == "deploy" else arguments[1]
-            told.append((name, Path(path).name))
+            calls.append((name, Path(path).name))
             return real(*arguments, **options)
 
-        monkeypatch.setattr(serve, name, noted)
-    return told
+        monkeypatch.setattr(serve, name, recorded)
+    return calls
 
 
-def test_two_rounds_as_one_command_and_again_only_what_is_missing(
+def test_two_rounds_run_as_one_command_which_then_repeats_only_missing_stages(
     ray_cluster: None,
     served: list[tuple[str, str]],
     tmp_path: Path,
@@ -62,13 +61,13 @@ def test_two_rounds_as_one_command_and_again_only_what_is_missing(
     (out / "stages/measure-2.json").unlink()
     assert execute(argv) == 0
     assert (out / "rounds/2/explore/metrics.jsonl").stat().st_mtime_ns == before, (
-        "only what was missing was done"
+        "a finished stage was run again"
     )
     assert execute([*argv[:-1], "-1"]) == 2
     assert [row["step"] for row in read_metrics(out / "rounds/2/explore")] == [1, 2]
 
 
-def test_windows_are_the_same_ones_each_time_and_the_words_follow_the_figures(
+def test_windows_are_always_the_same_and_the_words_follow_the_numbers(
     tmp_path: Path,
 ) -> None:
     record(tmp_path / "data", episodes=2, steps=40)
@@ -76,6 +75,6 @@ def test_windows_are_the_same_ones_each_time_and_the_words_follow_the_figures(
     assert frames.shape == (rounds.WINDOWS, 5, 64, 64, 3)
     assert actions.shape == (rounds.WINDOWS, 4)
     assert np.array_equal(frames, rounds.fixed_windows(tmp_path / "data")[0])
-    words = verdict({(0, 1): 0.5, (1, 1): 0.4, (1, 2): 0.6, (2, 2): 0.7}, [10, 3, 0])
+    words = describe_rounds({(0, 1): 0.5, (1, 1): 0.4, (1, 2): 0.6, (2, 2): 0.7}, [10, 3, 0])
     assert "in 1 of 2 rounds" in words
     assert words.endswith("in 1 of 2.")

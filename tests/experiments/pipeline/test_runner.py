@@ -1,5 +1,4 @@
-"""The pipeline: whole, once; then that it skips, resumes and redoes what it should, with stages
-that write one file."""
+"""The pipeline as a whole, then skipping, resuming and repeating of stages that write one file."""
 
 import dataclasses
 import json
@@ -24,7 +23,7 @@ from worldmodel.models.genie import load_world_model
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Time of change and size of every file."""
+    """Return modification time and size of every file."""
     files = (file for file in folder.rglob("*") if file.is_file())
     return {
         str(file.relative_to(folder)): (file.stat().st_mtime_ns, file.stat().st_size)
@@ -40,11 +39,8 @@ def test_runs_from_games_to_report(finished_run: tuple[Path, str]) -> None:
     assert all(f"{stage}: " in printed for stage in stages)
     assert " elapsed)" in printed
     lines = printed.strip().splitlines()
-    assert (
-        "".join(lines)
-        .replace(" ", "")
-        .endswith(str((run / "report" / "index.html").resolve()).replace(" ", ""))
-    )
+    path = str((run / "report" / "index.html").resolve()).replace(" ", "")
+    assert "".join(lines).replace(" ", "").endswith(path)
     assert {file.name for file in (run / "models").iterdir()} == {"base", "explored", "random"}
     assert read_metrics(run / "tokenizer")[-1]["step"] == 20
     assert any((run / "tokenizer" / "tensorboard").iterdir())
@@ -76,13 +72,9 @@ def test_test_episodes_are_in_no_training_data(finished_run: tuple[Path, str]) -
 
 
 def test_the_comparison_is_fair(finished_run: tuple[Path, str]) -> None:
-    """Both sides: the same base, settings and seed, and equally many frames; only what the frames
-    show differs."""
+    """Both sides have the same base, settings, seed and number of frames."""
     run, _ = finished_run
-    explored, random = (
-        frames_by_game(run / "data/explored"),
-        frames_by_game(run / "data/more-random"),
-    )
+    explored, random = (frames_by_game(run / "data" / n) for n in ("explored", "more-random"))
     longest = PRESETS["debug"].explored_steps + 1
     for game, frames in explored.items():
         assert frames <= random[game] < frames + longest
@@ -128,14 +120,8 @@ class Toy:
             act(job)
             return {"from": name}
 
-        return Stage(
-            name,
-            "writes",
-            run,
-            inputs,
-            f"{name}.txt",
-            settings=self.text if name == "first" else None,
-        )
+        settings = self.text if name == "first" else None
+        return Stage(name, "write", run, inputs, f"{name}.txt", settings)
 
     def run(self) -> list[str]:
         def first(job: StageContext) -> None:
@@ -164,7 +150,7 @@ def test_finished_stages_are_skipped(toy: Toy) -> None:
     assert (toy.root / "second.txt").read_text() == "oneone"
 
 
-def test_changed_settings_redo_what_depends_on_them(toy: Toy) -> None:
+def test_changed_settings_repeat_the_dependent_stages(toy: Toy) -> None:
     toy.run()
     toy.text = "two"
     assert toy.run() == ["first", "second"]
@@ -172,15 +158,15 @@ def test_changed_settings_redo_what_depends_on_them(toy: Toy) -> None:
     assert toy.calls[-2:] == [("first", False), ("second", False)]
 
 
-def test_a_lost_or_changed_output_is_made_again(toy: Toy) -> None:
+def test_a_missing_or_changed_output_is_written_again(toy: Toy) -> None:
     toy.run()
     (toy.root / "second.txt").unlink()
     assert toy.run() == ["second"]
     (toy.root / "first.txt").write_text("tampered")
-    assert toy.run() == ["first"]  # and since it is again what it was, the second still fits
+    assert toy.run() == ["first"]  # its output is as before, so the second is skipped
 
 
-def test_a_stage_that_was_cut_off_is_resumed(toy: Toy) -> None:
+def test_an_interrupted_stage_is_resumed(toy: Toy) -> None:
     toy.fail = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         toy.run()
@@ -189,13 +175,9 @@ def test_a_stage_that_was_cut_off_is_resumed(toy: Toy) -> None:
     assert toy.calls == [("first", False), ("second", False), ("second", True)]
 
 
-def test_durations_are_said_in_one_unit_or_two() -> None:
-    assert [format_duration(s) for s in (9, 95, 700, 5400)] == [
-        "9 s",
-        "1 min 35 s",
-        "12 min",
-        "1.5 h",
-    ]
+def test_durations_have_one_unit_or_two() -> None:
+    durations = [format_duration(seconds) for seconds in (9, 95, 700, 5400)]
+    assert durations == ["9 s", "1 min 35 s", "12 min", "1.5 h"]
 
 
 def test_output_hash_sees_every_byte(tmp_path: Path) -> None:
@@ -216,9 +198,7 @@ def test_presets_are_checked_and_complete() -> None:
         names = [stage.name for stage in stage_table(made)]
         assert len(set(names)) == len(names)
         for place, stage in enumerate(stage_table(made)):
-            assert set(stage.inputs) <= set(
-                names[:place]
-            )  # a stage reads only what is made before it
+            assert set(stage.inputs) <= set(names[:place])  # stages before it
     assert len({stage.output for stage in stage_table(PRESETS["cpu"])}) == len(names)
     assert dataclasses.replace(PRESETS["cpu"], seed=1) != PRESETS["cpu"]
 
@@ -233,53 +213,21 @@ def test_the_steps_of_the_readme_one_by_one(ray_cluster: None, tmp_path: Path) -
         ["collect", "Airstriker-Genesis", "--episodes", "4", "--steps", "40", "--out", data],
         ["train", "tokenizer", *small, "--data", data, "--iterations", "2", "--out", tokenizer],
         [
-            *(
-                "train",
-                "dynamics",
-                *small,
-                "--data",
-                data,
-                "--tokenizer",
-                tokenizer,
-                "--iterations",
-                "2",
-            ),
-            *("--model.dynamics.objective", "masked_frames", "--out", dynamics),
+            *("train", "dynamics", *small, "--data", data, "--tokenizer", tokenizer),
+            *("--iterations", "2", "--model.dynamics.objective", "masked_frames"),
+            *("--out", dynamics),
         ],
         [
-            "collect",
-            "Airstriker-Genesis",
-            "--episodes",
-            "1",
-            "--steps",
-            "40",
-            "--seed",
-            "1",
-            "--out",
-            test,
+            *("collect", "Airstriker-Genesis", "--episodes", "1", "--steps", "40"),
+            *("--seed", "1", "--out", test),
         ],
         [
-            "evaluate",
-            f"{dynamics}/model",
-            "--data",
-            test,
-            "--sampling-steps",
-            "1",
-            "--horizon",
-            "4",
-            "--out",
-            str(tmp_path / "e.json"),
+            *("evaluate", f"{dynamics}/model", "--data", test, "--sampling-steps", "1"),
+            *("--horizon", "4", "--out", str(tmp_path / "e.json")),
         ],
         [
-            "explore",
-            "Airstriker-Genesis",
-            *small,
-            "--model",
-            f"{dynamics}/model",
-            "--epochs",
-            "1",
-            "--out",
-            agent,
+            *("explore", "Airstriker-Genesis", *small, "--model", f"{dynamics}/model"),
+            *("--epochs", "1", "--out", agent),
         ],
     ):
         assert execute(argv) == 0, argv

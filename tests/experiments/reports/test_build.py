@@ -1,8 +1,9 @@
-"""The report: one page that holds all it shows, whose words follow from its numbers."""
+"""The pipeline's report: a self-contained page, whose text follows from its numbers."""
 
 import base64
 import dataclasses
 import io
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -17,18 +18,28 @@ from envs.utils.images import enlarged, gif, heat_map
 from experiments.__main__ import execute
 from experiments.commands import report
 from experiments.reports import charts
-from experiments.reports.charts import COLOURS, STYLES, Bar, Series, bar_chart, line_chart, short
+from experiments.reports.charts import (
+    COLOURS,
+    STYLES,
+    ChartBar,
+    Series,
+    bar_chart,
+    format_short,
+    line_chart,
+)
 from experiments.reports.images import code_colours, film_strip, montage, token_map
-from experiments.reports.pipeline_report import Column, table
 from experiments.reports.results import (
     COPY,
+    MODEL_NAMES,
     MODELS,
     TESTS,
+    Column,
     EvalResults,
     Metrics,
+    describe_comparison,
+    metrics_table,
     pool,
     read_results,
-    verdict,
 )
 from experiments.reports.screens import ScreenStats, equal_frame_counts, unique_to
 
@@ -36,7 +47,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Collects what a page refers to, and checks that its tags are nested well."""
+    """Parser that collects the references of a page and checks the nesting of its tags."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -74,7 +85,7 @@ def html(finished_run: tuple[Path, str]) -> str:
     return (finished_run[0] / "report" / "index.html").read_text()
 
 
-def test_page_is_whole_and_needs_no_network(html: str) -> None:
+def test_page_is_well_formed_and_needs_no_network(html: str) -> None:
     page = Page(html)
     assert page.open == []
     assert not {"script", "link", "iframe", "object"} & page.tags
@@ -86,7 +97,7 @@ def test_page_is_whole_and_needs_no_network(html: str) -> None:
     assert "nan" not in re.sub(r"data:image/[^\"]*", "", html).lower().split()
 
 
-def test_pictures_are_what_they_say(html: str) -> None:
+def test_pictures_have_the_stated_format_and_size(html: str) -> None:
     page = Page(html)
     kinds = set()
     for image in page.images:
@@ -107,21 +118,14 @@ def test_pictures_are_what_they_say(html: str) -> None:
 def test_page_shows_every_part(html: str) -> None:
     for part in ("result", "games", "horizon", "screens", "training", "run"):
         assert f'id="{part}"' in html
-    for words in (
-        "tokens",
-        "uncertainty",
-        "Copy the last frame",
-        "+ explored play",
-        "+ more random play",
-        "delta-PSNR",
-    ):
+    for words in ("tokens", "uncertainty", "delta-PSNR", *MODEL_NAMES.values()):
         assert words in html
     drawn = re.findall(r'<figure class="chart">.*?</figure>', html, re.DOTALL)
     assert sum(len(drawn_points(chart, style)) > 1 for chart in drawn for style in STYLES) >= 10
     assert sum(len(drawn_bars(chart)) for chart in drawn) >= 6
 
 
-def test_report_is_drawn_again_from_what_the_run_left(
+def test_report_is_created_again_from_the_files_of_the_run(
     finished_run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], html: str
 ) -> None:
     assert execute(["report", str(finished_run[0]), "--out", str(tmp_path)]) == 0
@@ -130,14 +134,9 @@ def test_report_is_drawn_again_from_what_the_run_left(
 
 def test_five_lines_for_the_terminal(finished_run: tuple[Path, str]) -> None:
     printed = "".join(finished_run[1].splitlines()[-12:])
-    for words in (
-        "Reconstruction PSNR",
-        "One step ahead",
-        "steps ahead, mean",
-        "Delta-PSNR",
-        "Distinct screens",
-    ):
+    for words in ("Reconstruction PSNR", "One step ahead", "steps ahead, mean", "Delta-PSNR"):
         assert words in printed
+    assert "Distinct screens" in printed
 
 
 def metrics(psnr: float, delta: float = 1.0, windows: int = 10) -> Metrics:
@@ -153,20 +152,18 @@ def results(**psnr: float) -> EvalResults:
 
 
 def test_words_follow_from_numbers() -> None:
-    good = " ".join(verdict(results(copy=20, base=24, random=25, explored=27)))
+    good = " ".join(describe_comparison(results(copy=20, base=24, random=25, explored=27)))
     assert "Explored play was worth 2.0 dB more than more random play." in good
-    bad = " ".join(verdict(results(copy=20, base=24, random=27, explored=25.5)))
+    bad = " ".join(describe_comparison(results(copy=20, base=24, random=27, explored=25.5)))
     assert "More random play was worth 1.5 dB more than explored play." in bad
-    same = " ".join(verdict(results(copy=20, base=24, random=25, explored=25.05)))
+    same = " ".join(describe_comparison(results(copy=20, base=24, random=25, explored=25.05)))
     assert "made no difference" in same
     assert "the interval lies above zero for all three" in good
     uncertain = results(copy=20, base=24, random=25, explored=27)
     for test in uncertain.by_model["base"].values():
         test["all"] = dataclasses.replace(test["all"], delta_low=-0.1)
-    assert (
-        "above zero for the one with more random play and the one with explored play only"
-        in " ".join(verdict(uncertain))
-    )
+    words = "above zero for the one with more random play and the one with explored play only"
+    assert words in " ".join(describe_comparison(uncertain))
 
 
 def test_best_of_a_column_is_marked_only_where_there_is_one() -> None:
@@ -176,7 +173,9 @@ def test_best_of_a_column_is_marked_only_where_there_is_one() -> None:
         Column("same", lambda f: 1.0),
         Column("less", lambda f: f.mean_psnr, -1),
     ]
-    cells = [[cell["best"] for cell in row["cells"]] for row in table("", rows, columns)["rows"]]
+    cells = [
+        [cell["best"] for cell in row["cells"]] for row in metrics_table("", rows, columns)["rows"]
+    ]
     assert cells == [[False, False, True], [True, False, False], [True, False, False]]
 
 
@@ -192,8 +191,6 @@ def test_pooled_metrics_are_weighted_by_windows() -> None:
 
 
 def test_metrics_of_a_run_are_those_of_its_evaluation(finished_run: tuple[Path, str]) -> None:
-    import json
-
     folder = finished_run[0] / "evaluation"
     read = read_results(folder)
     raw = json.loads((folder / "explored-random.json").read_text())
@@ -221,30 +218,28 @@ def drawn_bars(chart: str) -> list[str]:
 
 
 def texts(chart: str) -> list[str]:
-    """Return everything that is written in a chart."""
+    """Return all text in a chart."""
     return re.findall(r">([^<>\s][^<>]*)</text>", chart)
 
 
 def lines(y: list[float], **settings: Any) -> str:
     """Draw one line."""
     series = Series("a", "base", range(1, len(y) + 1), y)
-    return line_chart([series], x_label="x", y_label="y", title="t", **settings)
+    return line_chart([series], "x", "y", "t", **settings)
 
 
 def test_charts_leave_out_what_is_not_a_number() -> None:
     series = [Series("a<b", "base", [0, 1, 2], [1.0, math.nan, 3.0])]
-    chart = line_chart(series, x_label="x", y_label="y", title="t", markers=True)
+    chart = line_chart(series, "x", "y", "t", markers=True)
     assert "nan" not in chart
     assert len(drawn_points(chart, "base")) == 2
     assert "a&lt;b" in texts(chart)
     assert {"x", "y"} < set(texts(chart))
     assert "<figcaption>t</figcaption>" in chart
-    assert "Nothing was recorded" in line_chart([], x_label="x", y_label="y", title="t")
+    assert "Nothing was recorded" in line_chart([], "x", "y", "t")
     assert 2 < len(drawn_points(lines([float(n % 7) for n in range(9000)]), "base")) <= 160
     bars = bar_chart(
-        [Bar("g", "a", "base", -1.0, math.nan, math.nan), Bar("g", "b", "random", 2, 1, 3)],
-        y_label="",
-        title="",
+        [ChartBar("g", "a", "base", -1.0), ChartBar("g", "b", "random", 2, 1, 3)], "", ""
     )
     assert drawn_bars(bars) == ["base", "random"] * 2
     assert bars.count("stroke: var(--ink); stroke-width: 1.4") == 1  # one interval
@@ -274,9 +269,9 @@ def test_axes_have_round_numbers() -> None:
     assert ticks([0.0003, 0.04], log_y=True) == ["0.001", "0.01"]
     assert ticks([0.45, 6.0], log_y=True) == ["0.5", "1", "2", "5"]
     assert {"2", "5"} < set(ticks([3.0, 3.0], log_y=True))
-    # Zero has no place on a log axis.
+    # A log axis has no zero.
     assert len(drawn_points(lines([1.0, 0.0, 0.1], log_y=True), "base")) == 2
-    values = [short(v) for v in (12300, 38.44, 0.5, 0.01234, math.inf)]
+    values = [format_short(v) for v in (12300, 38.44, 0.5, 0.01234, math.inf)]
     assert values == ["12,300", "38.4", "0.50", "0.0123", "-"]
 
 
@@ -286,7 +281,7 @@ def test_pictures_repeat_pixels(rng: np.random.Generator) -> None:
     assert strip.shape == (2 * 16 + 4, 3 * 16 + 8, 4)
     assert (strip[20:36:2, 20:36:2, :3] == rows[1][1]).all()  # second row, second frame
     assert (enlarged(rows[0], 4)[:, 1::4, 2::4] == rows[0]).all()
-    assert strip[17, 0, 3] == 0  # gaps are see-through
+    assert strip[17, 0, 3] == 0  # gaps are transparent
     moving = Image.open(io.BytesIO(gif(rows, 4, context=1)))
     assert moving.n_frames == 3  # type: ignore[attr-defined]
     assert montage([row[0] for row in rows], 4, 1).shape == (8, 4 * 10 - 2, 4)
@@ -300,7 +295,7 @@ def test_maps_of_tokens_and_heat(rng: np.random.Generator) -> None:
     shown = token_map(tokens, colours, 16)
     assert shown.shape == (2, 16, 16, 3)
     assert (shown[1, 8:12, 12:16] == colours[5]).all()
-    assert (shown[0] == shown[0, 0, 0]).all()  # the commonest code has one colour of its own
+    assert (shown[0] == shown[0, 0, 0]).all()  # the most frequent code has a single colour
     heat = heat_map(
         np.linspace(0, 1, 32, dtype=np.float32).reshape(2, 4, 4),
         np.zeros((2, 16, 16, 3), np.uint8),
@@ -319,32 +314,20 @@ def test_screens_only_one_agent_saw(rng: np.random.Generator) -> None:
     assert len(here.ids) == 6
     assert here.curve == [(0, 0), *((n, n) for n in range(1, 7)), (12, 6)]
     assert [here.after(frames) for frames in (0, 5, 6, 100)] == [0, 5, 6, 6]
-    assert equal_frame_counts(here, there) == (
-        5,
-        5,
-    )  # after the five frames that the other has played
+    # After the five frames that the other has played.
+    assert equal_frame_counts(here, there) == (5, 5)
     alone = unique_to(here, [there], 5)
     assert sorted(frame.tobytes() for frame in alone) == sorted(frame.tobytes() for frame in a[4:])
     assert unique_to(here, [here], 5) == []
 
 
-def test_generate_draws_what_the_model_makes_of_an_episode(
+def test_generate_draws_the_prediction_of_an_episode(
     finished_run: tuple[Path, str], tmp_path: Path
 ) -> None:
     run = finished_run[0]
     data, model = str(run / "data/test-random"), str(run / "models/base")
-    argv = [
-        "generate",
-        model,
-        "--data",
-        data,
-        "--out",
-        str(tmp_path),
-        "--horizon",
-        "3",
-        "--sampling-steps",
-        "1",
-    ]
+    argv = ["generate", model, "--data", data, "--out", str(tmp_path), "--horizon", "3"]
+    argv += ["--sampling-steps", "1"]
     assert execute(argv) == 0
     (strip,), (film,) = tmp_path.glob("*.png"), tmp_path.glob("*.gif")
     assert Image.open(strip).size == (5 * 64 * 4 + 4 * 8, 2 * 64 * 4 + 8)
@@ -358,6 +341,6 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def test_report_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="finish it with"):
         report.run(report.Args(run=tmp_path))

@@ -1,6 +1,6 @@
-"""Studies: whose cells a row takes, what continues, that tables add up, and each study of one model
-end to end."""
+"""The ablation and its tables, calibration, and each study of one model end to end."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from PIL import Image
 
 from envs.utils.errors import InputError
 from experiments.__main__ import execute
-from experiments.studies.ablation_runs import VARIANTS, Budget, configuration, distinct
-from experiments.studies.ablation_tables import interval, markdown
-from experiments.studies.representation import replaced
+from experiments.studies.ablation_runs import VARIANTS, AblationGrid, Budget, variant_config
+from experiments.studies.ablation_tables import ablation_markdown, seed_interval
+from experiments.studies.representation import replace_codes
 from tests.fixtures.datasets import record
 from worldmodel.evaluation.calibration import auc, reliability
 
@@ -31,30 +31,9 @@ def figures(out: Path, name: str) -> dict[str, Any]:
 
 
 def ablation(data: str, out: Path, *more: str) -> int:
-    argv = [
-        "study",
-        "ablation",
-        "--data",
-        data,
-        "--out",
-        str(out),
-        "--preset",
-        "debug",
-        "--seeds",
-        "0",
-        "1",
-    ]
-    argv += [
-        "--variants",
-        "base",
-        "masked",
-        "--iterations",
-        "2",
-        "--tokenizer-iterations",
-        "2",
-        "--horizon",
-        "4",
-    ]
+    argv = ["study", "ablation", "--data", data, "--out", str(out), "--preset", "debug"]
+    argv += ["--seeds", "0", "1", "--variants", "base", "masked", "--iterations", "2"]
+    argv += ["--tokenizer-iterations", "2", "--horizon", "4"]
     return execute([*argv, "--sampling-steps", "1", "--limit", "2", *more])
 
 
@@ -76,7 +55,7 @@ def test_an_ablation_measures_every_cell_once_and_continues(data: str, tmp_path:
     assert "| base: no token input, plain cross-entropy | 2 | 2 |" in shown
     assert Image.open(out / "ablation.png").size[0] > 500
 
-    # One cell is lost: it alone is computed again, and gives what it gave.
+    # One cell is lost: only this one is computed again, with the same result.
     lost, kept = out / "cells/masked-seed-1/cell.json", out / "cells/base-seed-0/cell.json"
     written = kept.stat().st_mtime_ns
     lost.unlink()
@@ -109,26 +88,27 @@ def test_another_ablation_or_folder_is_refused(
 
 
 def test_variants_that_a_preset_makes_the_same_share_their_cells() -> None:
-    owners = distinct("debug", VARIANTS)
+    grid = AblationGrid(*(Path(), VARIANTS, (), (), "debug", Budget(), Budget(), ()), evaluate={})
+    owners = grid.cell_owners()
     assert owners["clean_past"] == owners["tdce"] == "tdce"
     assert owners["masked"] == "masked"
-    assert distinct("paper", VARIANTS)["masked"] == "tdce"
-    assert configuration("cpu", VARIANTS["single_frames"]).dynamics.chunk_lengths == (1,)
+    assert dataclasses.replace(grid, preset="paper").cell_owners()["masked"] == "tdce"
+    assert variant_config("cpu", VARIANTS["single_frames"]).dynamics.chunk_lengths == (1,)
 
 
 def test_an_interval_over_seeds_is_students() -> None:
-    found = interval([1.0, 2.0, 3.0])
+    found = seed_interval([1.0, 2.0, 3.0])
     assert found["mean"] == pytest.approx(2)
     assert found["high"] - 2 == pytest.approx(4.3027 / 3**0.5, abs=1e-3)
-    assert interval([2.5])["low"] is None
-    assert interval([None])["mean"] is None
+    assert seed_interval([2.5])["low"] is None
+    assert seed_interval([None])["mean"] is None
 
 
 def test_an_empty_ablation_has_no_table() -> None:
     evaluated = {"horizon": 10, "steps": 25, "limit": None}
     settings = {"preset": "cpu", "test_data": [], "evaluate": evaluated}
     budget = {"iterations": None, "cpu_seconds": 600.0}
-    shown = markdown(
+    shown = ablation_markdown(
         {
             "settings": {**settings, "tokenizer": budget, "dynamics": budget},
             "modes": {"one_pass": {}},
@@ -141,18 +121,18 @@ def test_an_empty_ablation_has_no_table() -> None:
 # Calibration
 
 
-def test_calibration_error_is_nought_for_honest_and_the_gap_for_boastful_confidence() -> None:
+def test_calibration_error_is_zero_for_calibrated_and_the_gap_for_excessive_confidence() -> None:
     generator = torch.Generator().manual_seed(0)
     confidence = torch.rand(60_000, generator=generator)
-    honest = torch.rand(60_000, generator=generator) < confidence
-    found = reliability(confidence, honest)
+    calibrated = torch.rand(60_000, generator=generator) < confidence
+    found = reliability(confidence, calibrated)
     assert found["ece"] < 0.01
     assert [part["confidence"] for part in found["bins"]] == sorted(
         part["confidence"] for part in found["bins"]
     )
     assert sum(part["tokens"] for part in found["bins"]) == 60_000
-    boastful = reliability(torch.full((1000,), 0.9), torch.arange(1000) % 2 == 0)
-    assert boastful["ece"] == pytest.approx(0.4, abs=0.01)
+    overconfident = reliability(torch.full((1000,), 0.9), torch.arange(1000) % 2 == 0)
+    assert overconfident["ece"] == pytest.approx(0.4, abs=0.01)
 
 
 def test_auc_counts_pairs() -> None:
@@ -171,7 +151,7 @@ def test_auc_counts_pairs() -> None:
 
 def test_every_token_but_the_background_takes_its_nearest_or_farthest_code() -> None:
     codes = torch.tensor([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.0], [0.0, -1.0]])
-    made = replaced(torch.tensor([[[[0, 1], [2, 3]]]]), codes, background=3)
+    made = replace_codes(torch.tensor([[[[0, 1], [2, 3]]]]), codes, background=3)
     assert made["nearest"].flatten().tolist() == [1, 0, 3, 3]
     assert made["farthest"].flatten().tolist() == [2, 2, 0, 3]
 

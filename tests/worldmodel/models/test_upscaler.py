@@ -19,8 +19,8 @@ from envs.games.retro import letterbox
 from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
 from experiments.commands import generate
-from experiments.reports.build import build
 from experiments.reports.images import at_scale
+from experiments.reports.pipeline_report import build_pipeline_report
 from worldmodel.checkpoint import open_checkpoint
 from worldmodel.config import preset
 from worldmodel.data.batch import to_float_frames
@@ -221,9 +221,9 @@ def test_the_report_uses_the_upscaler_of_its_run(
     finished_run: tuple[Path, str], run: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(finished_run[0], tmp_path / "run")
-    build(tmp_path / "run", tmp_path / "plain")
+    build_pipeline_report(tmp_path / "run", tmp_path / "plain")
     shutil.copytree(run, tmp_path / "run/upscaler")
-    build(tmp_path / "run", tmp_path / "upscaled")
+    build_pipeline_report(tmp_path / "run", tmp_path / "upscaled")
     plain, upscaled = (
         (tmp_path / name / "index.html").read_text() for name in ("plain", "upscaled")
     )
