@@ -7,8 +7,6 @@ import tyro
 
 from envs.utils.errors import InputError
 from envs.utils.progress import console
-from experiments.reports import explore_report, rounds_report, tune_report
-from experiments.reports.build import build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +28,26 @@ def run(args: Args) -> None:
 
 
 def build_report(root: Path, out: Path) -> list[str]:
-    """Create the report of a folder's kind of run. Raises InputError for one without results
-    yet."""
+    """Create the report for the kind of run in a folder. Raises InputError without results yet.
+
+    The modules of the reports import matplotlib, some of them torch.
+    """
     if (root / "tune.json").exists():
+        from experiments.reports import tune_report
+
         return tune_report.build(root, out)
     if (root / "rounds" / "1" / "measure.json").exists():
+        from experiments.reports import rounds_report
+
         return rounds_report.build(root, out)
-    if (root / "metrics.jsonl").exists() and any(
-        (root / "checkpoints").glob("*/module.safetensors")
-    ):
+    if (root / "metrics.jsonl").exists() and any(root.glob("checkpoints/*/module.safetensors")):
+        from experiments.reports import explore_report
+
         return explore_report.build(root, out)
     if not (root / "evaluation" / "base-random.json").exists():
         raise InputError(
             f"{root} holds no evaluation yet: finish it with `autoexplore pipeline --out {root}`"
         )
+    from experiments.reports.build import build
+
     return build(root, out)

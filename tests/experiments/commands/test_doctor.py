@@ -93,6 +93,6 @@ def test_doctor_asks_every_machine(ray_cluster: None, tmp_path: Path) -> None:
     findings = nodes(tmp_path / "runs")
     assert [finding.what for finding in findings] == ["machines", "shared storage", "same software"]
     assert [finding.fix for finding in findings] == [""] * 3
-    assert findings[0].found.startswith("1: 8 CPUs")
-    assert findings[0].found.endswith("processes run anywhere")
+    assert findings[0].result.startswith("1: 8 CPUs")
+    assert findings[0].result.endswith("processes run anywhere")
     assert not list((tmp_path / "runs").iterdir())

@@ -65,13 +65,13 @@ def test_bad_input_is_one_line(ray_cluster, tiny_world, tmp_path, capsys):
 
 
 def test_games_by_query():
-    atari = GameArgs(console=("Atari2600",), motion=("platformer",), limit=3).chosen()
+    atari = GameArgs(console=("Atari2600",), motion=("platformer",), limit=3).select()
     assert len(atari) == 3
     assert all(game.endswith("-Atari2600") for game in atari)
-    named = GameArgs(games=("Airstriker-Genesis", *atari[:1]), console=("Genesis",)).chosen()
+    named = GameArgs(games=("Airstriker-Genesis", *atari[:1]), console=("Genesis",)).select()
     assert named == ["Airstriker-Genesis"]
     with pytest.raises(InputError, match="matches"):
-        GameArgs(games=("Airstriker-Genesis",), console=("Nes",)).chosen()
+        GameArgs(games=("Airstriker-Genesis",), console=("Nes",)).select()
 
 
 def test_many_games_get_an_env_each_and_a_return_each(ray_cluster, tmp_path):
