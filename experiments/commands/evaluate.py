@@ -97,7 +97,7 @@ def run(args: Args) -> None:
         console.print(f"{count} windows written to {args.export_windows}")
         return
     torch.set_num_threads(args.threads or default_threads())
-    model: Any = load_world_model(args.model) if args.model else ExternalPredictions(args.peer)
+    model = ExternalPredictions(args.peer) if args.peer else load_world_model(Path(str(args.model)))
     with ray_session(args.ray_address) if args.workers else nullcontext():
         results = evaluate(model, data, inception=args.inception, workers=args.workers, **options)
     if args.out is not None:
