@@ -1,4 +1,4 @@
-"""Record random episodes of a game, and look at one of them.
+"""Record random episodes of a game, and read one of them.
 
 Counting needs no ROM. After `make setup`, Airstriker-Genesis and the Atari games work too.
 """
@@ -12,6 +12,7 @@ from envs.episodes import EpisodeReader
 
 
 def main(folder: Path) -> None:
+    """Step through an env, record episodes in worker processes, and read them back."""
     # A game is a Gymnasium env: frames uint8 (64, 64, 3), five actions.
     env = envs.make("Counting", seed=0)
     frame, _ = env.reset(seed=0)

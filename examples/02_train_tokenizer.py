@@ -1,6 +1,6 @@
 """Train a tokenizer on recorded episodes, and turn frames into tokens and back.
 
-Run the first example before it. Preset `debug` takes seconds, `cpu` takes minutes.
+Run the first example before this one. Preset `debug` takes seconds, `cpu` takes minutes.
 """
 
 import sys
@@ -16,6 +16,7 @@ from worldmodel.training.train import TrainingRun, train, train_preset
 
 
 def main(folder: Path) -> None:
+    """Train a tokenizer, and print the PSNR of frames that it encodes and decodes."""
     data, out = folder / "data", folder / "tokenizer"
     short = train_preset("tokenizer", "debug", iterations=60)
     train(TrainingRun("tokenizer", preset("debug"), short, [data], out), resume=out.exists())

@@ -1,7 +1,4 @@
-"""Compute the AutoExplore reward: how uncertain a world model is of the newest of five frames.
-
-Run the first two examples before this one.
-"""
+"""Compute the reward, a world model's uncertainty, of frames; run the other examples first."""
 
 import sys
 from pathlib import Path
@@ -16,6 +13,7 @@ from worldmodel.training.train import TrainingRun, train, train_preset
 
 
 def main(folder: Path) -> None:
+    """Train a dynamics model, and print the reward of the frames of an episode."""
     # A world model is a tokenizer and a dynamics model that was trained on its tokens.
     data, tokenizer, dynamics = folder / "data", folder / "tokenizer", folder / "dynamics"
     config, short = preset("debug"), train_preset("dynamics", "debug", iterations=60)

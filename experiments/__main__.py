@@ -1,9 +1,9 @@
-"""The command line: `autoexplore <command>`, the same as `python -m experiments <command>`.
+"""Command line: `autoexplore COMMAND`, the same as `python -m experiments COMMAND`.
 
 Each command is a module of `experiments.commands` with a dataclass `Args`, whose field docstrings
-are the help, and `run(args)`. One with a preset has `defaults(argv)` as well. Only the chosen
-module is imported. Exit codes: 0 done, 2 bad input (one line on stderr), 130 stopped with Ctrl+C,
-141 stdout was closed.
+are the help, and `run(args)`. A command with a preset also has `defaults(argv)`. Only the module of
+the chosen command is imported. Exit codes: 0 success, 2 bad input (one line on stderr), 130 Ctrl+C,
+141 closed stdout.
 """
 
 import contextlib
@@ -47,8 +47,10 @@ COMMANDS = {
 }
 """Name and one-line description of each command."""
 DESCRIPTION = "Train world models of retro games without human demonstrations."
+RESUMABLE = ("collect", "train", "explore", "expert", "tune")
+"""Commands that continue an interrupted run with --resume."""
 EXIT_BAD_INPUT = 2
-STOPPED = 130
+EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,17 +65,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         if not _stdout_closed():
             raise
-        # Python flushes stdout at its end.
+        # Python flushes stdout once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_SIGPIPE
     sys.exit(code)
 
 
 def _stdout_closed() -> bool:
-    """Return True if the reader of stdout is gone, as after `| head`; other pipes may break as
-    well."""
+    """Return True if nothing reads stdout any more, as after `| head`."""
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are always told
+    poll.register(sys.stdout.fileno(), 0)  # errors are always reported
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
@@ -84,9 +85,9 @@ def execute(argv: list[str]) -> int:
         command.run(args)
     except KeyboardInterrupt:
         print(f"\nstopped. {_resume_hint(argv)}", file=sys.stderr)
-        return STOPPED
+        return EXIT_INTERRUPTED
     except Exception as error:
-        bad_input = next((link for link in _chain(error) if isinstance(link, InputError)), None)
+        bad_input = next((link for link in _causes(error) if isinstance(link, InputError)), None)
         if bad_input is None:
             raise
         print(f"autoexplore: {_one_line(str(bad_input.args[0]))}", file=sys.stderr)
@@ -100,27 +101,24 @@ def parse(argv: list[str]) -> tuple[ModuleType, Any]:
     Raises InputError for an unknown command or a bad flag, SystemExit(0) after --help or --version.
     """
     name = argv[0] if argv else "--help"
-    if name == "--version":
-        print(f"autoexplore {__version__}")
-        raise SystemExit(0)
-    if name in ("-h", "--help"):
-        print(overview())
+    if name in ("-h", "--help", "--version"):
+        print(f"autoexplore {__version__}" if name == "--version" else overview())
         raise SystemExit(0)
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else "see autoexplore --help"
         raise InputError(f"unknown command {name!r}: {hint}")
-    prepare_ray_environment(local=False)  # Ray reads it when a command imports Ray
+    prepare_ray_environment(local=False)  # before a command imports Ray
     command = importlib.import_module(f"experiments.commands.{name}")
-    # A command with a preset takes it, and the file of --config, as the defaults of its flags.
+    # The preset and the file of --config are the defaults of the flags.
     default = {"default": command.defaults(argv[1:])} if hasattr(command, "defaults") else {}
-    complaint = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(stderr):
             args = tyro.cli(
                 command.Args,
                 prog=f"autoexplore {name}",
-                description=_first_paragraph(command.__doc__ or ""),
+                description=_one_line((command.__doc__ or "").split("\n\n")[0]),
                 args=argv[1:],
                 config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
                 **default,
@@ -128,31 +126,24 @@ def parse(argv: list[str]) -> tuple[ModuleType, Any]:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(_usage_line(complaint.getvalue())) from None
+        raise InputError(f"{_usage_error(stderr.getvalue())}; see autoexplore --help") from None
     return command, args
 
 
 def overview() -> str:
     """Return the text of `autoexplore --help`."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: autoexplore COMMAND [FLAGS]",
-            "",
-            DESCRIPTION,
-            "",
-            *lines,
-            "",
-            "`autoexplore COMMAND --help` explains every flag; --version prints the version.",
-        ]
+    commands = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        f"usage: autoexplore COMMAND [FLAGS]\n\n{DESCRIPTION}\n\n{commands}\n\n"
+        "`autoexplore COMMAND --help` explains every flag; --version prints the version."
     )
 
 
-def _usage_line(box: str) -> str:
-    """Return the first part of tyro's box around a usage error, as one line.
+def _usage_error(box: str) -> str:
+    """Return the first paragraph of tyro's box around a usage error, as one line.
 
-    Where the terminal has no box characters the title is a part of its own.
+    If the terminal has no box characters, the title is a paragraph too.
     """
     parts: list[list[str]] = [[]]
     for line in box.splitlines():
@@ -161,46 +152,37 @@ def _usage_line(box: str) -> str:
             parts.append([])
         elif text and not text.startswith(("╭", "╰")):
             parts[-1].append(text)
-    told = parts[0] if "╭" in box or len(parts) < 2 else parts[1]
-    return " ".join(told).rstrip(".") + "; see autoexplore --help"
+    first = parts[0] if "╭" in box or len(parts) < 2 else parts[1]
+    return " ".join(first).rstrip(".")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the error and its causes, through Ray's wrappers, which keep them in their
-    attributes."""
-    waiting, seen = [error], set()
-    while waiting:
-        link = waiting.pop(0)
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error and its causes, including those in the attributes of Ray's wrappers."""
+    queue, seen = [error], set()
+    while queue:
+        link = queue.pop(0)
         if not isinstance(link, BaseException) or id(link) in seen:
             continue
         seen.add(id(link))
         inner = getattr(link, "cause", None)
+        # A RayTaskError is an instance of its cause's class, but its text is a whole traceback.
+        if not isinstance(inner, BaseException):
+            yield link
         workers = getattr(link, "worker_failures", None)
-        causes = [inner, link.__cause__, *(workers.values() if isinstance(workers, dict) else ())]
-        # A RayTaskError is an instance of its cause's class, but its text is a whole traceback:
-        # take the cause first.
-        if isinstance(inner, BaseException):
-            waiting.extend(causes)
-            continue
-        yield link
-        waiting.extend(causes)
+        queue += [inner, link.__cause__, *(workers.values() if isinstance(workers, dict) else ())]
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _first_paragraph(text: str) -> str:
-    return _one_line(text.split("\n\n")[0])
-
-
 def _resume_hint(argv: list[str]) -> str:
-    """Return the command that continues after Ctrl+C: pipeline as it is, others with --resume."""
+    """Return the sentence that tells how to continue after Ctrl+C."""
     command = shlex.join(["autoexplore", *argv])
     if argv[:1] == ["pipeline"] or argv[:2] == ["study", "ablation"]:
-        return f"Finished stages are kept; go on with: {command}"
-    if argv and argv[0] in ("collect", "train", "explore", "expert", "tune"):
-        return f"Go on with: {command}" + ("" if "--resume" in argv else " --resume")
+        return f"Finished stages are kept; continue with: {command}"
+    if argv and argv[0] in RESUMABLE:
+        return f"Continue with: {command}" + ("" if "--resume" in argv else " --resume")
     return f"Start again with: {command}"
 
 

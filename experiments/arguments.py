@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,20 +13,21 @@ from envs import builtin_name, catalog
 from envs.utils.errors import InputError
 
 Preset = Literal["debug", "cpu", "paper"]
+GenerationMode = Literal["one_pass", "autoregressive"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayArgs:
-    """The flag of every command that starts Ray."""
+    """Flag of every command that starts Ray."""
 
     ray_address: str | None = None
-    """Ray cluster, e.g. ray://head:10001 or auto. Default: RAY_ADDRESS if set (as under `ray job
-    submit`), otherwise a local session."""
+    """Address of a Ray cluster, e.g. ray://head:10001 or auto. Default: RAY_ADDRESS if set (as
+    under `ray job submit`), otherwise a local session."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunArgs(RayArgs):
-    """The flags of every long command that can be resumed."""
+    """Flags of every long command that can be resumed."""
 
     resume: bool = False
     """Continue the run in --out."""
@@ -35,38 +36,45 @@ class RunArgs(RayArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConfigArgs:
+    """Flag of every command with a preset."""
+
+    config: Path | None = None
+    """YAML or JSON file of settings that override the preset's, e.g. the config.json of a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationArgs:
-    """The flags of a command that generates frames after those of a recorded episode."""
+    """Flags of a command that generates frames after those of a recorded episode."""
 
     model: tyro.conf.Positional[Path]
     """World model: the `model` folder of `train dynamics`, `export` or `pipeline`."""
     data: Path
     """Episode folder."""
     start: int = 0
-    """First given frame of the episode."""
+    """Index of the first given frame of the episode, from 0."""
     temperature: float = 1.0
-    """Sampling temperature; it has an effect with two MaskGIT steps or more."""
+    """Sampling temperature, 0 or more; it has an effect with two MaskGIT steps or more."""
     upscaler: Path | None = None
-    """Run folder of `train upscaler`, to show frames four times as large."""
+    """Run folder of `train upscaler`, to enlarge the frames four times."""
     seed: int = 0
     """Random seed of the sampling."""
 
     def check_folders(self) -> None:
         """Raise InputError for a folder that does not exist."""
-        check_folder(self.model, "world model", "pipeline")
-        check_folder(self.data, "data folder", "collect")
+        check_model(self.model)
+        check_data([self.data])
         if self.upscaler is not None:
             check_folder(self.upscaler, "upscaler", "train upscaler")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GameArgs:
-    """The games of a command that plays many: by name, by subset, or by a query of the
-    catalogue."""
+    """Games of a command that plays many: names, subsets, or a query of the catalogue."""
 
     games: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names, e.g. Airstriker-Genesis; a subset, e.g. platformers-50; or Counting, Corridor,
-    NoisyTV, which need no ROM. Without names, the flags below choose among the games whose ROM is
+    NoisyTV, which need no ROM. Without names, the flags below select among the games whose ROM is
     installed."""
     console: tuple[str, ...] = ()
     """Only games of these consoles, e.g. Atari2600."""
@@ -77,34 +85,34 @@ class GameArgs:
     motion: tuple[str, ...] = ()
     """Only games of this motion style, e.g. platformer."""
     limit: int | None = None
-    """Maximum number of games."""
+    """Maximum number of games. Default: all."""
 
-    def chosen(self) -> list[str]:
+    def select(self) -> list[str]:
         """Return the checked games: the named ones that match, or all that match and can be played.
 
-        Raises InputError where none is left.
+        Raises InputError if none is left.
         """
         query: dict[str, Any] = {
             name: getattr(self, name) or None for name in ("console", "view", "axis", "motion")
         }
         if not any(query.values()) and (self.games or self.limit is None):
             return check_games(self.games)[: self.limit]
-        found = catalog.games(**query, playable=None if self.games else True)
+        matching = catalog.games(**query, playable=None if self.games else True)
         if self.games:
-            named = catalog.expand(self.games)
-            found = [game for game in check_games(named) if game in found]
-        if not found[: self.limit]:
+            matching = [game for game in check_games(self.games) if game in matching]
+        if not matching[: self.limit]:
             raise InputError(
                 "no game that can be played here matches: see `autoexplore catalog --playable`"
             )
-        return found[: self.limit]
+        return matching[: self.limit]
 
 
 def check_games(games: Sequence[str], *, partial: bool = False) -> list[str]:
-    """Return the canonical names of the games, in order, each once; a subset stands for its games.
+    """Return the canonical names of games and of the games of subsets, in order and without
+    repeats.
 
-    partial: accept games without a ROM as long as one game can be played. Raises InputError for an
-    unknown game or a missing ROM, before anything starts: a run must not stop at its third game.
+    partial: accept games without a ROM if at least one game can be played. Raises InputError for an
+    unknown game or a missing ROM.
     """
     if not games:
         raise InputError(
@@ -122,13 +130,39 @@ def check_games(games: Sequence[str], *, partial: bool = False) -> list[str]:
 
 
 def check_folder(path: Path, what: str, made_by: str) -> Path:
-    """Return `path` if it exists. Raises InputError that names the command which makes it."""
+    """Return `path` if it exists. Raises InputError that names the command which creates it."""
     if not path.exists():
         raise InputError(
             f"{what} {path} does not exist: make it with `autoexplore {made_by}`, "
             "or give another path"
         )
     return path
+
+
+def check_model(path: Path) -> None:
+    """Raise InputError if there is no world model."""
+    check_folder(path, "world model", "pipeline")
+
+
+def check_data(folders: Iterable[Path | str]) -> None:
+    """Raise InputError for a local episode folder that does not exist."""
+    from envs.utils.storage import is_remote  # imports pyarrow
+
+    for folder in folders:
+        if not is_remote(folder):
+            check_folder(Path(folder), "data folder", "collect")
+
+
+def check_new_data(out: str | Path, *, resume: bool) -> None:
+    """Raise InputError if `out` already holds episodes and the run is not resumed."""
+    from envs.episodes import manifest  # imports pyarrow
+    from envs.utils.storage import parse_uri
+
+    if not resume and (parse_uri(out) / manifest.NAME).exists():
+        raise InputError(
+            f"{out} already holds episodes: --resume completes the set, "
+            "another --out begins a new one"
+        )
 
 
 def check_at_least(least: float, **values: float | None) -> None:
@@ -140,16 +174,21 @@ def check_at_least(least: float, **values: float | None) -> None:
 
 def default_threads() -> int:
     """Return OMP_NUM_THREADS if set, otherwise the number of cores this process may use."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked) > 0:
-        return int(asked)
-    return (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    )
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal() and int(threads) > 0:
+        return int(threads)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def free_bytes(path: Path) -> int:
-    """Return the free bytes of the file system of `path` or its nearest existing parent."""
+    """Return the free bytes of the file system of `path` or of its nearest existing parent."""
+    return shutil.disk_usage(existing_parent(path)).free
+
+
+def existing_parent(path: Path) -> Path:
+    """Return `path`, or its nearest parent that exists."""
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path

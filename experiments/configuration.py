@@ -1,8 +1,8 @@
-"""Defaults of the command line: a preset, and over it the settings of a file that --config names.
+"""Defaults of the command line: a preset, and the settings of a --config file that override it.
 
-The flags of a command are the fields of its `Args`, which hold the configuration dataclass of the
-library itself. The preset becomes the default instance, so that --help shows its values and no
-setting is declared twice.
+The flags of a command are the fields of its `Args`, which hold the configuration dataclasses of the
+library. The preset is the default instance, so that --help shows its values and no setting is
+declared twice.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from envs.utils.errors import InputError
 
 T = TypeVar("T")
 Flat = Annotated[T, tyro.conf.arg(name="")]
-"""A configuration inside `Args` whose settings become flags without a prefix."""
+"""Configuration inside `Args` whose settings become flags without a prefix."""
 
 
 def flag_value(argv: Sequence[str], flag: str, default: str) -> str:
@@ -42,9 +42,9 @@ def default_args(
     translate: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
     **known: Any,
 ) -> T:
-    """Return the default instance of a command's arguments: `known`, and the --config file over it.
+    """Return the default arguments of a command: `known`, overridden by the --config file.
 
-    translate: turns what a run wrote into its config.json into fields of `args_class`.
+    translate: converts the config.json of a run into fields of `args_class`.
     """
     required = {
         field.name: tyro.MISSING
@@ -57,7 +57,7 @@ def default_args(
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the settings of a YAML or JSON file. Raises InputError where it holds none."""
+    """Return the settings of a YAML or JSON file. Raises InputError if it holds none."""
     try:
         text = path.read_text()
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -71,73 +71,79 @@ def read_config(path: Path) -> dict[str, Any]:
 def override(config: T, values: Mapping[str, Any], source: str, prefix: str = "") -> T:
     """Return `config` with the settings of a file; nested configurations take nested mappings.
 
-    Raises InputError for an unknown name, with the nearest known one, and for a wrong type.
+    Raises InputError for a value of a wrong type and for an unknown name, with the nearest known
+    one.
     """
     owner: Any = config
-    flat = _flat_fields(owner)
-    # A setting of a flattened configuration may stand at the top, as its flag does.
-    owners = {
+    hints = typing.get_type_hints(type(owner), include_extras=True)
+    fields = {field.name for field in dataclasses.fields(owner)}
+    flat = [name for name in fields if _is_flat(hints[name])]
+    # A setting of a flat configuration may be given at the top level, as its flag is.
+    flat_owners = {
         field.name: name for name in flat for field in dataclasses.fields(getattr(owner, name))
     }
-    own = {field.name for field in dataclasses.fields(owner)}
-    hints = typing.get_type_hints(type(owner))
     changes: dict[str, Any] = {}
-    inner: dict[str, dict[str, Any]] = {}
+    nested: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        if name in own and dataclasses.is_dataclass(getattr(owner, name)):
+        where = f"--config {source}: {prefix}{name}"
+        if name in fields and dataclasses.is_dataclass(getattr(owner, name)):
             if not isinstance(value, Mapping):
-                raise InputError(
-                    f"--config {source}: {prefix}{name} = {value!r}: expected settings"
-                )
-            inner.setdefault(name, {}).update(value)
-        elif name in own:
-            changes[name] = _convert(hints[name], value, f"--config {source}: {prefix}{name}")
-        elif name in owners:
-            inner.setdefault(owners[name], {})[name] = value
+                raise InputError(f"{where} = {value!r}: expected settings")
+            nested.setdefault(name, {}).update(value)
+        elif name in fields:
+            changes[name] = _convert(hints[name], value, where)
+        elif name in flat_owners:
+            nested.setdefault(flat_owners[name], {})[name] = value
         else:
-            near = difflib.get_close_matches(name, sorted(own | owners.keys()), n=1, cutoff=0.0)[0]
+            known = sorted(fields | flat_owners.keys())
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise InputError(
                 f"--config {source}: unknown setting {prefix}{name}: did you mean {prefix}{near}?"
             )
-    for name, settings in inner.items():
+    for name, settings in nested.items():
         below = prefix if name in flat else f"{prefix}{name}."
         changes[name] = override(getattr(owner, name), settings, source, below)
     replaced: T = dataclasses.replace(owner, **changes)
     return replaced
 
 
-def _flat_fields(config: Any) -> list[str]:
-    """Return the fields that hold a `Flat` configuration."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
-    marked = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
-    return [name for name, marks in marked.items() if marks == Flat.__metadata__]
+def _is_flat(hint: Any) -> bool:
+    return getattr(hint, "__metadata__", ()) == Flat.__metadata__
 
 
-def _convert(hint: Any, value: Any, what: str) -> Any:
-    """Return a value of a file as the type of its field. Raises InputError where it has another."""
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Return a value of a file as the type of its field. Raises InputError for another type."""
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in options:
             return None
-        return _convert(next(kind for kind in options if kind is not type(None)), value, what)
+        return _convert(next(kind for kind in options if kind is not type(None)), value, where)
     if origin is tuple and isinstance(value, list | tuple):
         kinds = [options[0]] * len(value) if options[-1] is Ellipsis else options
         if len(kinds) == len(value):
-            return tuple(
-                _convert(kind, item, what) for kind, item in zip(kinds, value, strict=True)
-            )
+            pairs = zip(kinds, value, strict=True)
+            return tuple(_convert(kind, item, where) for kind, item in pairs)
     if origin is typing.Literal and value in options:
         return value
     if (origin is dict and isinstance(value, dict)) or hint is Any:
         return value
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML takes 1e-4 for a text
-        except ValueError:
-            pass
+    if hint is float and (number := _number(value)) is not None:
+        return number
     if hint in (int, str, bool) and type(value) is hint:
         return value
     expected = " or ".join(map(repr, options)) if origin is typing.Literal else str(hint)
-    raise InputError(f"{what} = {value!r}: expected {getattr(hint, '__name__', expected)}")
+    raise InputError(f"{where} = {value!r}: expected {getattr(hint, '__name__', expected)}")
+
+
+def _number(value: Any) -> float | None:
+    """Return a value of a file as a float, None if it is no number. YAML reads 1e-4 as text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None

@@ -1,6 +1,6 @@
-"""Write docs/cli.md: the help of every command, as the commands themselves print it.
+"""Write docs/cli.md: the help of every command, as the command prints it.
 
-`make docs` runs it; tests/docs/test_docs.py fails while the page is not up to date.
+`make docs` runs it; tests/docs/test_docs.py fails if the page is out of date.
 """
 
 import contextlib
@@ -8,6 +8,7 @@ import io
 import os
 import re
 from pathlib import Path
+from unittest import mock
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 WIDTH = 100
@@ -24,25 +25,21 @@ def help_text(words: list[str]) -> str:
     """Return what `autoexplore WORDS --help` prints, as plain text of a fixed width."""
     from experiments.__main__ import parse
 
-    columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(WIDTH)
     # A stream without an encoding, so that boxes are drawn in ASCII and nothing is coloured.
-    shown = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-            parse([*words, "--help"])
-    finally:
-        if columns is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = columns
-    return "\n".join(line.rstrip() for line in shown.getvalue().splitlines()).strip()
+    output = io.StringIO()
+    with (
+        mock.patch.dict(os.environ, COLUMNS=str(WIDTH)),
+        contextlib.redirect_stdout(output),
+        contextlib.suppress(SystemExit),
+    ):
+        parse([*words, "--help"])
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines()).strip()
 
 
 def subcommands(text: str) -> list[str]:
     """Return the names of a command's subcommands, read from its help."""
-    found = SUBCOMMANDS.match(text.split("\n\n")[0])
-    return found[1].split(",") if found and "subcommands" in text else []
+    match = SUBCOMMANDS.match(text.split("\n\n")[0])
+    return match[1].split(",") if match and "subcommands" in text else []
 
 
 def section(words: list[str]) -> str:

@@ -2,7 +2,7 @@
 
     python -m scripts.make_readme_gif runs/demo
 
-RUN is the folder of a pipeline; `--model MODEL --data DATA` take another model and episodes.
+`--model MODEL --data DATA` use another model and other episodes than those of the run.
 """
 
 from dataclasses import dataclass
@@ -34,13 +34,13 @@ class Args:
     out: Path = Path("docs/media/demo.gif")
     """Picture to write."""
     episode: int = 0
-    """Number of the episode in the data."""
+    """Index of the episode in the data, from 0."""
     start: int = 0
-    """First frame."""
+    """Index of the first frame, from 0."""
     frames: int = 48
-    """Frames of the picture."""
+    """Number of frames of the picture."""
     scale: int = 4
-    """Side of the square that a pixel is drawn as."""
+    """Picture pixels per frame pixel."""
     sampling_steps: int = 1
     """MaskGIT steps per frame."""
 
@@ -50,8 +50,8 @@ def rollout(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Predict every frame as the reward does -> frames (T, H, W, 3) and token entropies (T, h, w).
 
-    A frame is the last of three that are predicted from two real ones. The first four frames have
-    no such window: they stay real, with an entropy of 0.
+    Each frame is the last of three that are predicted from two real ones. The first four frames,
+    which have no such window, stay real with an entropy of 0.
     """
     from experiments.reports.images import predict
     from worldmodel.uncertainty import WINDOW, window_entropies
@@ -73,7 +73,7 @@ def rollout(
 
 
 def main(args: Args) -> None:
-    """Write the picture. Raises InputError where the run holds no model or too few frames."""
+    """Write the picture. Raises InputError if the run holds no model or too few frames."""
     import torch
 
     from envs.episodes import EpisodeReader

@@ -2,7 +2,7 @@
 
     python -m scripts.run_notebook examples/quickstart.ipynb --write
 
-It needs no Jupyter: a cell is Python, and an image or a value at its end is its result.
+Jupyter is not needed: a cell is Python code, and the image or value at its end is its result.
 """
 
 import ast

@@ -32,12 +32,7 @@ SHARED_NAMES = {
 """Names that several modules may define, each with its reason."""
 
 TO_RENAME = {
-    "Difference",
-    "agreement",
-    "as_table",
-    "count",
     "summarise",
-    "train",
 }
 """Names that several modules define without a reason: delete each when it is unique."""
 

@@ -29,34 +29,35 @@ def run(args: Args) -> None:
         raise InputError("agreement needs two or more files of labels: name them")
     if args.out is not None and args.out.resolve() in [file.resolve() for file in args.files]:
         raise InputError(f"--out {args.out} is one of the annotators' files: give another")
-    everyone = labels.load_all(args.files)
-    merged, differences = labels.merge(args.files)
-
-    figures = Table("annotators", "column", box=None, header_style="bold")
-    for heading in ("games", "equal", "kappa"):
-        figures.add_column(heading, justify="right")
-    for one in labels.agreement(everyone):
-        # An undefined kappa: a dash if no game was labelled by both, else both used one word.
-        equal = f"{one.raw:.1%}" if one.games else "-"
-        kappa = f"{one.kappa:.2f}"
-        if math.isnan(one.kappa):
-            kappa = "one word" if one.games else "-"
-        figures.add_row(
-            escape(" / ".join(one.annotators)), one.column, str(one.games), equal, kappa
-        )
-    console.print(figures)
-
-    shown = Table("game", "column", "words", "merged", box=None, header_style="bold")
-    for cell in differences:
-        words = ", ".join(f"{name}: {word}" for name, word in cell.words.items())
-        shown.add_row(cell.game, cell.column, escape(words), cell.merged)
-    if differences:
-        console.print(shown)
-    common = set.intersection(*(set(one.rows) for one in everyone))
+    annotators = labels.load_all(args.files)
+    merged, conflicts = labels.merge(annotators)
+    console.print(agreement_table(labels.pairwise_agreement(annotators)))
+    if conflicts:
+        table = Table("game", "column", "words", "merged", box=None, header_style="bold")
+        for cell in conflicts:
+            words = ", ".join(f"{name}: {word}" for name, word in cell.words.items())
+            table.add_row(cell.game, cell.column, escape(words), cell.merged)
+        console.print(table)
+    common = set.intersection(*(set(annotator.rows) for annotator in annotators))
     console.print(
-        f"{len(merged)} games, {len(common)} of them labelled by all; "
-        f"{len(differences)} cells differ"
+        f"{len(merged)} games, {len(common)} of them labelled by all; {len(conflicts)} cells differ"
     )
     if args.out is not None:
         labels.save(args.out, merged)
         console.print(f"{args.out}: merged table")
+
+
+def agreement_table(agreements: list[labels.Agreement]) -> Table:
+    """Return one row per pair of annotators and column."""
+    table = Table("annotators", "column", box=None, header_style="bold")
+    for heading in ("games", "equal", "kappa"):
+        table.add_column(heading, justify="right")
+    for item in agreements:
+        # An undefined kappa: a dash if no game was labelled by both, else both used one word.
+        equal = f"{item.raw:.1%}" if item.games else "-"
+        kappa = f"{item.kappa:.2f}"
+        if math.isnan(item.kappa):
+            kappa = "one word" if item.games else "-"
+        names = escape(" / ".join(item.annotators))
+        table.add_row(names, item.column, str(item.games), equal, kappa)
+    return table

@@ -18,49 +18,48 @@ class Args:
     """Label games on a page in your browser. Labels are saved at once; run again to continue."""
 
     games: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Games to label, in this order. Default: all whose ROM is imported."""
+    """Games to label, in this order. Default: all whose ROM is installed."""
     name: str = "me"
     """Your name, for the file name of the labels."""
     out: Path = Path("annotations")
     """Folder of labels-NAME.csv and of the recorded clips."""
     port: int = 0
-    """Port on 127.0.0.1; 0 selects a free one."""
+    """Port on 127.0.0.1, 1 to 65535; 0 selects a free one."""
 
 
 def run(args: Args) -> None:
     """Serve the page until Ctrl+C, then print the number of labelled games."""
-    # Deferred: the other catalogue commands start without a web server.
-    import uvicorn
-
-    from experiments.catalog_tools.app import make_app
-
     if COUNTING in args.games:
         raise InputError(f"{COUNTING} is no console game and has no labels: omit it")
     games = check_games(args.games or catalog.games(playable=True))
     if not 0 <= args.port < 65536:
         raise InputError(f"--port {args.port} is no port: use 1 to 65535, or 0 for a free one")
     labels_file = labels.file_of(args.out, args.name)
+
+    # The web server: wrong arguments are reported first.
+    import uvicorn
+
+    from experiments.catalog_tools.app import make_app
+
     app = make_app(games, labels_file, args.out / "clips")
-    with socket.socket() as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listening.bind(("127.0.0.1", args.port))
+            listener.bind(("127.0.0.1", args.port))
         except OSError as error:
             raise InputError(
                 f"--port {args.port} cannot be used: {error.strerror}; 0 selects a free one"
             ) from None
-        # Listen at once: a browser that is quicker than the app waits instead of being refused.
-        listening.listen()
-        console.print(
-            f"http://127.0.0.1:{listening.getsockname()[1]}/  {len(games)} games; Ctrl+C ends it"
-        )
+        listener.listen()  # at once, so that a browser waits for the app instead of being refused
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        console.print(f"{url}  {len(games)} games; Ctrl+C ends it")
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=2
         )
         try:
-            uvicorn.Server(config).run(sockets=[listening])
+            uvicorn.Server(config).run(sockets=[listener])
         except KeyboardInterrupt:  # the normal end, after uvicorn has closed everything
             console.print()
-    rows = labels.load(labels_file).rows if labels_file.exists() else {}
-    done = sum(game in rows and labels.complete(rows[game]) for game in games)
-    console.print(f"{labels_file}: {done} of {len(games)} games labelled")
+    rows = labels.load_labels(labels_file).rows if labels_file.exists() else {}
+    labelled = sum(game in rows and labels.complete(rows[game]) for game in games)
+    console.print(f"{labels_file}: {labelled} of {len(games)} games labelled")

@@ -1,8 +1,8 @@
-"""The annotation page: an app that shows a game's clips and saves its labels, on this machine only.
+"""Web app of the annotation page: it shows a game's clips and saves its labels, on this machine.
 
 The page is `page.html`, which loads nothing else. Other sites that are open in the browser cannot
-use the app: it answers only to a loopback name in the Host header, so that no foreign name can be
-pointed at it, and accepts labels only from its own page.
+use the app: it requires a loopback name in the Host header (against DNS rebinding), and accepts
+labels only from its own page.
 """
 
 import threading
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
@@ -34,7 +34,6 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 
-# Question of each column; the columns of the buttons have the names of the recorder's clips.
 QUESTIONS = {
     "view": "From where is the player's character seen?",
     "axis": "Along which axis can it move?",
@@ -49,35 +48,36 @@ QUESTIONS = {
     "scrolling": "Does the background move along?",
     "confidence": "How sure are you of this game's labels?",
 }
+"""Question of each column; the columns of the buttons are named like the recorder's clips."""
 CONFIDENCE_NAMES = dict(
     zip(labels.CONFIDENCES, ("guessed", "unsure", "fairly sure", "certain"), strict=True)
 )
 
 
 class Label(BaseModel):
-    """Body of a request to label: the word for one cell, empty to take it back."""
+    """Body of a request to label: the word for one cell, empty to remove it."""
 
     value: str
 
 
 class LabelStore:
-    """Labels file of one annotator, read before each change, so that edits by hand are kept."""
+    """Labels file of one annotator, read before each change so that manual edits are kept."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
 
     def rows(self) -> dict[str, labels.Row]:
-        """Return the rows so far. Raises InputError for a damaged file."""
-        return labels.load(self.path).rows if self.path.exists() else {}
+        """Return the rows of the file. Raises InputError for a damaged one."""
+        return labels.load_labels(self.path).rows if self.path.exists() else {}
 
     def put(self, game: str, column: str, value: str) -> labels.Row:
         """Set one cell, save the file and return the row. Raises InputError for a wrong word."""
         if column not in labels.LABELLED:
             columns = ", ".join(labels.LABELLED)
             raise InputError(f"{column!r} is no column to label: use one of {columns}")
-        if wrong := labels.fault(column, value):
-            raise InputError(wrong)
+        if fault := labels.fault(column, value):
+            raise InputError(fault)
         with self._lock:
             rows = self.rows()
             row = rows.get(game) or labels.new_row(game)
@@ -88,7 +88,7 @@ class LabelStore:
 
 @dataclass(frozen=True)
 class Annotation:
-    """State of the app: games in their order, labels, and clips."""
+    """State of the app. games: canonical names, in the order of the page."""
 
     games: Sequence[str]
     store: LabelStore
@@ -101,12 +101,10 @@ def make_app(
 ) -> FastAPI:
     """Return the app for these games, which records their clips while it runs.
 
-    games: canonical names, in the order of the page. seconds: longest recording of one game.
-    Raises InputError if the labels file is damaged.
+    seconds: maximum time to record one game. Raises InputError if the labels file is damaged.
     """
-    store = LabelStore(labels_file)
+    store, recorder = LabelStore(labels_file), Recorder(games, clips_folder, seconds)
     store.rows()
-    recorder = Recorder(games, clips_folder, seconds)
 
     @asynccontextmanager
     async def recording(app: FastAPI) -> AsyncIterator[None]:
@@ -126,8 +124,7 @@ def make_app(
 
 
 def _annotation(request: Request) -> Annotation:
-    annotation: Annotation = request.app.state.annotation
-    return annotation
+    return cast(Annotation, request.app.state.annotation)
 
 
 State = Annotated[Annotation, Depends(_annotation)]
@@ -151,22 +148,26 @@ def page() -> HTMLResponse:
 
 @router.get("/api/games")
 def list_games(state: State) -> dict[str, Any]:
-    """Return the columns with their words, and the games with their labels so far."""
+    """Return the columns with their words, and the games with their labels."""
     rows = state.store.rows()
     columns = []
     for name, words in {**labels.VOCABULARY, "confidence": labels.CONFIDENCES}.items():
-        shown = [[word, CONFIDENCE_NAMES.get(word, word)] for word in words]
-        columns.append({"name": name, "question": QUESTIONS[name], "words": shown})
-    games = []
-    for game in state.games:
-        row = rows.get(game) or labels.new_row(game)
-        games.append({"name": game, "row": row, **asdict(state.recorder.progress(game))})
+        choices = [[word, CONFIDENCE_NAMES.get(word, word)] for word in words]
+        columns.append({"name": name, "question": QUESTIONS[name], "words": choices})
+    games = [
+        {
+            "name": game,
+            "row": rows.get(game) or labels.new_row(game),
+            **asdict(state.recorder.progress(game)),
+        }
+        for game in state.games
+    ]
     return {"file": str(state.store.path), "columns": columns, "games": games}
 
 
 @router.get("/api/games/{game}/clips")
 def show_clips(game: Game, state: State) -> dict[str, Any]:
-    """Return the progress of the game's clips and, when they are ready, their description."""
+    """Return the recording status of a game and, when it is ready, the description of its clips."""
     state.recorder.prioritise(game)
     progress = state.recorder.progress(game)
     if progress.status != "ready":
@@ -181,7 +182,7 @@ def show_clips(game: Game, state: State) -> dict[str, Any]:
 
 @router.get("/api/games/{game}/clips/{number}/{action}.png")
 def show_picture(game: Game, number: int, action: str, state: State) -> FileResponse:
-    """Return the frames of one clip."""
+    """Return the picture with the frames of one clip."""
     path = state.clips_folder / game / f"{number}-{action}.png"
     if not action.isalpha() or not path.is_file():
         raise HTTPException(404, f"{game} has no such clip")
@@ -197,7 +198,7 @@ def save_label(game: Game, column: str, label: Label, state: State) -> labels.Ro
 async def _require_own_page(
     request: Request, call_next: Callable[[Request], Awaitable[Response]]
 ) -> Response:
-    """Refuse changes that another site requests."""
+    """Refuse changes requested by another site; add the security headers."""
     origin, own = request.headers.get("origin"), f"http://{request.headers.get('host')}"
     if request.method not in ("GET", "HEAD") and origin not in (None, own):
         return JSONResponse({"detail": f"{origin} may not change labels"}, 403)
@@ -211,5 +212,5 @@ async def _answer_bad_input(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _answer_not_saved(request: Request, error: Exception) -> JSONResponse:
-    """Report a full disk, for instance: the page must say that the label was not saved."""
+    """Report that a label was not saved, e.g. on a full disk."""
     return JSONResponse({"detail": f"not saved: {error}"}, 500)

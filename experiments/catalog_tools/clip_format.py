@@ -15,13 +15,13 @@ ACROSS = 9
 LEAD = 8
 """Number of frames before the button goes down, the same in every clip."""
 MOMENTS = {"start": 0, "after 5 s": 5 * FPS, "after 15 s": 15 * FPS}
-"""Starts of the clips in frames of random play, since controls may be locked at first."""
+"""Starts of the clips, in frames of random play; controls may be locked at first."""
 
 
 def pressed(action: str) -> list[bool]:
-    """Return the frames in which the button is down.
+    """Return True for each frame in which the button is down.
 
-    A direction is held, another button is pressed three times.
+    A direction is held; another button is pressed three times.
     """
     if action == "none":
         return [False] * FRAMES

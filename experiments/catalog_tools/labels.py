@@ -7,6 +7,7 @@ game. An empty cell is not labelled yet; the word `unknown` means that the annot
 import csv
 import io
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,63 +15,40 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 from envs.catalog import LABELS_FILE
 from envs.utils.atomic_io import write_atomic
 from envs.utils.errors import InputError
 
 UNKNOWN = "unknown"
 
-# Per column, the most frequent word first. The annotation page offers the same lists.
-_RIGHT = ("right", "rotate", "aim", "accelerate", "up", "use", "none", UNKNOWN)
-_LEFT = ("left", "rotate", "aim", "brake", "down", "use", "none", UNKNOWN)
-_UP = (
-    *("up", "climb", "jump", "look", "aim", "enter", "accelerate", "fly", "block", "shoot"),
-    *("use", "special", "none", UNKNOWN),
-)
-_DOWN = (
-    *("crouch", "down", "climb", "brake", "drop", "special", "block", "aim", "jump", "use"),
-    *("none", UNKNOWN),
-)
-_JUMP = (
-    *("jump", "shoot", "special", "kick", "throw", "punch", "strike", "drop", "use", "select"),
-    *("accelerate", "fly", "rotate", "dash", "brake", "block", "none", UNKNOWN),
-)
-_SECOND = (
-    *("shoot", "strike", "punch", "throw", "kick", "jump", "dash", "use", "special", "whip"),
-    *("accelerate", "drop", "rotate", "block", "brake", "fly", "none", UNKNOWN),
-)
-_MOTION = (
-    *(
-        "platformer",
-        "space_shooter",
-        "fight",
-        "shooter",
-        "action",
-        "sport",
-        "maze",
-        "race",
-        "grid",
-        "pong",
-    ),
-    *("simulation", "pinball", "flying_platformer", "tetris", "other", UNKNOWN),
-)
+
+def _words(text: str) -> tuple[str, ...]:
+    return (*text.split(), UNKNOWN)
+
 
 VOCABULARY: dict[str, tuple[str, ...]] = {
     "view": ("side", "third person", "top", "first person", "several", UNKNOWN),
-    "axis": ("free", "horizontal", "vertical", "fixed", "tube", UNKNOWN),
-    "motion": _MOTION,
-    "right": _RIGHT,
-    "left": _LEFT,
-    "up": _UP,
-    "down": _DOWN,
-    "jump": _JUMP,
-    "secondary": _SECOND,
-    "transition": ("yes", "no", UNKNOWN),
-    "scrolling": ("yes", "no", UNKNOWN),
+    "axis": _words("free horizontal vertical fixed tube"),
+    "motion": _words(
+        "platformer space_shooter fight shooter action sport maze race grid pong simulation "
+        "pinball flying_platformer tetris other"
+    ),
+    "right": _words("right rotate aim accelerate up use none"),
+    "left": _words("left rotate aim brake down use none"),
+    "up": _words("up climb jump look aim enter accelerate fly block shoot use special none"),
+    "down": _words("crouch down climb brake drop special block aim jump use none"),
+    "jump": _words(
+        "jump shoot special kick throw punch strike drop use select accelerate fly rotate dash "
+        "brake block none"
+    ),
+    "secondary": _words(
+        "shoot strike punch throw kick jump dash use special whip accelerate drop rotate block "
+        "brake fly none"
+    ),
+    "transition": _words("yes no"),
+    "scrolling": _words("yes no"),
 }
-"""Allowed words of each label column."""
+"""Allowed words of each label column, the most frequent first."""
 
 CONFIDENCES = ("0.25", "0.50", "0.75", "1.00")
 """Values that the annotation page offers; a file may hold any number in [0, 1]."""
@@ -93,7 +71,7 @@ class Annotations:
 
 
 @dataclass(frozen=True)
-class Difference:
+class LabelConflict:
     """A cell that annotators labelled differently. words: by annotator. merged: the chosen word."""
 
     game: str
@@ -107,7 +85,7 @@ class Agreement:
     """Agreement of two annotators in one column.
 
     games: number that both labelled. raw: share of equal words in [0, 1], NaN without games in
-    common. kappa: Cohen's kappa in [-1, 1], NaN where it is undefined.
+    common. kappa: Cohen's kappa in [-1, 1], NaN if it is undefined.
     """
 
     annotators: tuple[str, str]
@@ -162,7 +140,7 @@ def fault(column: str, value: str) -> str | None:
     return None if value in known else f"{column} {value!r} is not one of {', '.join(known)}"
 
 
-def load(path: Path) -> Annotations:
+def load_labels(path: Path) -> Annotations:
     """Load the labels of one annotator, or `catalog.csv`.
 
     Raises InputError with file and line for wrong columns, rows of another length, unknown games or
@@ -180,32 +158,28 @@ def load(path: Path) -> Annotations:
                 f"{path}, line 1: the columns are {','.join(header)!r}, not {','.join(COLUMNS)!r}"
             )
         for cells in reader:
-            row = _checked(cells, f"{path}, line {reader.line_num}")
+            where = f"{path}, line {reader.line_num}"
+            row = _checked_row(cells, where)
             if row["game"] in rows:
-                raise InputError(
-                    f"{path}, line {reader.line_num}: {row['game']} stands there twice: "
-                    "delete one row"
-                )
+                raise InputError(f"{where}: {row['game']} occurs twice: delete one row")
             rows[row["game"]] = row
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not a row of CSV: {error}") from None
     return Annotations(path.stem.removeprefix("labels-"), rows)
 
 
-def _checked(cells: list[str], where: str) -> Row:
-    """Return the cells as a valid row. Raises InputError."""
+def _checked_row(cells: list[str], where: str) -> Row:
+    """Return the cells as a row. Raises InputError for an invalid one."""
     if len(cells) != len(COLUMNS):
-        raise InputError(
-            f"{where}: {len(cells)} cells, must be {len(COLUMNS)} as there are columns"
-        )
+        raise InputError(f"{where}: {len(cells)} cells, expected {len(COLUMNS)}")
     row = dict(zip(COLUMNS, cells, strict=True))
     if row["game"] not in titles():
         raise InputError(
             f"{where}: no game is called {row['game']!r}: see `autoexplore catalog` for all names"
         )
     for column in (*LABELLED, "source"):
-        if wrong := fault(column, row[column]):
-            raise InputError(f"{where} ({row['game']}): {wrong}")
+        if reason := fault(column, row[column]):
+            raise InputError(f"{where} ({row['game']}): {reason}")
     return row
 
 
@@ -220,106 +194,88 @@ def save(path: Path, rows: dict[str, Row]) -> None:
 
 def load_all(files: Sequence[Path]) -> list[Annotations]:
     """Load several files. Raises InputError also if two files have the same annotator."""
-    loaded = [load(file) for file in files]
-    named: dict[str, Path] = {}
-    for file, one in zip(files, loaded, strict=True):
-        if one.annotator in named:
+    loaded = [load_labels(file) for file in files]
+    owners: dict[str, Path] = {}
+    for file, item in zip(files, loaded, strict=True):
+        if item.annotator in owners:
             raise InputError(
-                f"{named[one.annotator]} and {file} are both of annotator {one.annotator!r}: "
+                f"{owners[item.annotator]} and {file} are both of annotator {item.annotator!r}: "
                 "rename one of the files"
             )
-        named[one.annotator] = file
+        owners[item.annotator] = file
     return loaded
 
 
-def merge(files: Sequence[Path]) -> tuple[dict[str, Row], list[Difference]]:
-    """Merge several annotators' files; return the table and every cell in which they differ.
+def merge(annotators: Sequence[Annotations]) -> tuple[dict[str, Row], list[LabelConflict]]:
+    """Merge the labels of several annotators; return the table and every cell in which they differ.
 
     A cell gets the word of most annotators; among equally many, the word of highest summed
     confidence; with equal confidence `unknown`. `unknown` and empty cells are no votes. A row's
     confidence is the lowest that was given (0 if none was) and its source the weakest, so that
     neither claims more than the least confident annotator. Games are in alphabetical order.
     """
-    everyone = load_all(files)
     table: dict[str, Row] = {}
-    differences = []
-    for game in sorted({game for one in everyone for game in one.rows}):
-        rows = {one.annotator: one.rows[game] for one in everyone if game in one.rows}
+    conflicts = []
+    for game in sorted({game for item in annotators for game in item.rows}):
+        rows = {item.annotator: item.rows[game] for item in annotators if game in item.rows}
         confidences = {name: float(row["confidence"] or 0) for name, row in rows.items()}
-        merged = new_row(game)
+        merged = table[game] = new_row(game)
         for column in VOCABULARY:
             words = {name: row[column] for name, row in rows.items() if row[column]}
-            merged[column] = _vote(words, confidences)
+            merged[column] = _majority(words, confidences)
             if len(set(words.values())) > 1:
-                differences.append(Difference(game, column, words, merged[column]))
-        given = [float(row["confidence"]) for row in rows.values() if row["confidence"]]
+                conflicts.append(LabelConflict(game, column, words, merged[column]))
+        given = [confidences[name] for name, row in rows.items() if row["confidence"]]
+        sources = (row["source"] or SOURCES[0] for row in rows.values())
         merged["confidence"] = f"{min(given, default=0.0):.2f}"
-        merged["source"] = min(
-            (row["source"] or SOURCES[0] for row in rows.values()), key=SOURCES.index
-        )
-        table[game] = merged
-    return table, differences
+        merged["source"] = min(sources, key=SOURCES.index)
+    return table, conflicts
 
 
-def _vote(words: dict[str, str], confidences: dict[str, float]) -> str:
+def _majority(words: dict[str, str], confidences: dict[str, float]) -> str:
     """Return the word of a cell from the words and confidences of the annotators."""
-    votes = Counter(word for word in words.values() if word != UNKNOWN)
-    if not votes:
+    votes: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
+    for name, word in words.items():
+        if word != UNKNOWN:
+            votes[word] += 1
+            weights[word] += round(confidences[name] * 1e6)  # integers have no rounding errors
+    ranked = sorted(((count, weights[word], word) for word, count in votes.items()), reverse=True)
+    if not ranked or (len(ranked) > 1 and ranked[0][:2] == ranked[1][:2]):
         return UNKNOWN
-    weight = {
-        word: (
-            count,
-            round(sum(confidences[name] for name, said in words.items() if said == word), 6),
-        )
-        for word, count in votes.items()
-    }
-    best = max(weight.values())
-    winners = [word for word, value in weight.items() if value == best]
-    return winners[0] if len(winners) == 1 else UNKNOWN
+    return ranked[0][2]
 
 
-def agreement(everyone: Sequence[Annotations]) -> list[Agreement]:
+def pairwise_agreement(annotators: Sequence[Annotations]) -> list[Agreement]:
     """Return raw agreement and Cohen's kappa of every pair of annotators in every column.
 
     A game counts in a column if both labelled it there; `unknown` is a word like any other.
     """
-    found = []
-    for one, other in itertools.combinations(everyone, 2):
+    agreements = []
+    for one, other in itertools.combinations(annotators, 2):
         common = [game for game in one.rows if game in other.rows]
         for column in VOCABULARY:
             pairs = [(one.rows[game][column], other.rows[game][column]) for game in common]
-            pairs = [(first, second) for first, second in pairs if first and second]
-            first_words, second_words = (
-                [first for first, _ in pairs],
-                [second for _, second in pairs],
-            )
-            raw = (
-                sum(first == second for first, second in pairs) / len(pairs)
-                if pairs
-                else float("nan")
-            )
-            kappa = cohen_kappa(first_words, second_words)
-            found.append(
-                Agreement((one.annotator, other.annotator), column, len(pairs), raw, kappa)
-            )
-    return found
+            pairs = [pair for pair in pairs if all(pair)]
+            raw = sum(a == b for a, b in pairs) / len(pairs) if pairs else math.nan
+            kappa = cohen_kappa([a for a, _ in pairs], [b for _, b in pairs])
+            names = (one.annotator, other.annotator)
+            agreements.append(Agreement(names, column, len(pairs), raw, kappa))
+    return agreements
 
 
 def cohen_kappa(a: Sequence[str], b: Sequence[str]) -> float:
     """Return Cohen's kappa of two annotators' words for the same items.
 
     (p_o - p_e) / (1 - p_e), with p_o the share of equal words and p_e the share expected from the
-    frequencies of each annotator's words: 1 is full agreement, 0 agreement by chance. NaN where it
-    is undefined: nothing was labelled, or both used the same one word, so that p_e is 1.
+    frequencies of each annotator's words: 1 is full agreement, 0 agreement by chance. NaN if it is
+    undefined: nothing was labelled, or both used the same one word, so that p_e is 1.
     """
     if len(a) != len(b):
         raise InputError(f"kappa needs equally many labels of both, not {len(a)} and {len(b)}")
-    words, codes = np.unique(np.array([*a, *b], dtype=object).astype(str), return_inverse=True)
-    if len(words) < 2:
-        return float("nan")
-    counts = np.zeros((len(words), len(words)))
-    np.add.at(counts, (codes[: len(a)], codes[len(a) :]), 1)
-    joint = counts / len(a)
-    observed = float(np.trace(joint))
-    expected = float(joint.sum(1) @ joint.sum(0))
+    if len({*a, *b}) < 2:
+        return math.nan
+    counts_a, counts_b, items = Counter(a), Counter(b), len(a)
+    observed = sum(x == y for x, y in zip(a, b, strict=True)) / items
+    expected = sum(counts_a[word] * counts_b[word] for word in counts_a) / items**2
     return (observed - expected) / (1 - expected)

@@ -1,15 +1,17 @@
 """RetroAct's published label files, in the words of the catalogue.
 
-Two layouts are recognised by their header: `game,tags`, whose tags are "view axis genre", and the
-controls `game,RIGHT,LEFT,UP,DOWN,ACTION_JUMP,ACTION_SECONDARY,transition,Background_Changes`.
+Two layouts are recognised by their header: `game,tags`, with tags such as "side free platformer",
+and `game,RIGHT,LEFT,UP,DOWN,ACTION_JUMP,ACTION_SECONDARY,transition,Background_Changes`.
 """
 
 import csv
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from envs import catalog
+from envs.utils.atomic_io import write_atomic
 from envs.utils.errors import InputError
 
 TAGS = ("game", "tags")
@@ -55,21 +57,17 @@ PUBLISHED_COUNTS = {
     },
 }
 """Number of RetroAct's 974 games with each label, as counted in the paper."""
-SAME_WORD = {
-    "nothing": "none",
-    "no": "none",
-    "noop": "none",
-    "no-op": "none",
+SYNONYMS = {
+    **dict.fromkeys(("nothing", "no", "noop", "no-op"), "none"),
+    **dict.fromkeys(("", "?"), "unknown"),
     "duck": "crouch",
-    "": "unknown",
-    "?": "unknown",
     "fire": "shoot",
     "fighting": "fight",
     "racing": "race",
     "sports": "sport",
     "multiple": "several",
 }
-SAME_FLAG = {
+FLAG_VALUES = {
     **dict.fromkeys(("yes", "y", "true", "1", "1.0"), "yes"),
     **dict.fromkeys(("no", "n", "false", "0", "0.0"), "no"),
     **dict.fromkeys(("", "?", "unknown"), "unknown"),
@@ -78,7 +76,7 @@ SAME_FLAG = {
 
 @dataclass(frozen=True)
 class Difference:
-    """Label in which the file differs from the catalogue."""
+    """A label in which the file differs from the catalogue."""
 
     line: int
     game: str
@@ -89,7 +87,7 @@ class Difference:
 
 @dataclass
 class Imported:
-    """Labels of a file in the words of the catalogue. Missing labels are "unknown"."""
+    """Labels of a file, in the words of the catalogue. Missing labels are "unknown"."""
 
     columns: tuple[str, ...]
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -115,16 +113,23 @@ class Imported:
         differing = Counter(item.column for item in self.differences())
         counts = {}
         for column in self.columns:
-            pairs = [
-                (labels[column], ours.at[game, column]) for game, labels in self.labels.items()
-            ]
-            compared = sum("unknown" not in pair for pair in pairs)
+            compared = sum(
+                "unknown" not in (labels[column], ours.at[game, column])
+                for game, labels in self.labels.items()
+            )
             counts[column] = (compared - differing[column], compared)
         return counts
 
+    def save(self, path: Path) -> None:
+        """Write the labels as CSV."""
+        import pandas as pd  # the other catalogue commands start without it
+
+        table = pd.DataFrame.from_dict(self.labels, orient="index", columns=list(self.columns))
+        write_atomic(path, table.to_csv(index_label="game").encode())
+
 
 def read(path: Path) -> Imported:
-    """Read either kind of file. Invalid rows are in `malformed`.
+    """Read a file in either layout. Invalid rows are in `malformed`.
 
     Raises InputError for a file that cannot be read or has another header.
     """
@@ -150,7 +155,7 @@ def read(path: Path) -> Imported:
             values = dict(zip(header, cells, strict=True))
             game = catalog.canonical(values.pop("game"))
             if game in imported.labels:
-                raise InputError(f"{game} stands on line {imported.lines[game]} already")
+                raise InputError(f"{game} is on line {imported.lines[game]} already")
             imported.labels[game] = _tags(values["tags"]) if header == TAGS else _controls(values)
             imported.lines[game] = line
         except InputError as error:
@@ -160,11 +165,8 @@ def read(path: Path) -> Imported:
 
 def _tags(tags: str) -> dict[str, str]:
     """Return view, axis and genre of a cell, whose words are joined by spaces, "-" or "_"."""
-    words = [
-        SAME_WORD.get(word, word)
-        for word in tags.casefold().replace("-", " ").replace("_", " ").split()
-    ]
-    text = " ".join(words)
+    words = re.findall(r"[^\s_-]+", tags.casefold())
+    text = " ".join(SYNONYMS.get(word, word) for word in words)
     view = next((label for label in catalog.VIEWS if text.startswith(f"{label} ")), None)
     if view is None:
         raise InputError(f"tags {tags!r} do not begin with a view: {', '.join(catalog.VIEWS)}")
@@ -182,9 +184,9 @@ def _controls(values: dict[str, str]) -> dict[str, str]:
     for name, column in CONTROLS.items():
         word = values[name].casefold()
         if column not in FLAGS:
-            labels[column] = SAME_WORD.get(word, word)
-        elif word in SAME_FLAG:
-            labels[column] = SAME_FLAG[word]
+            labels[column] = SYNONYMS.get(word, word)
+        elif word in FLAG_VALUES:
+            labels[column] = FLAG_VALUES[word]
         else:
             raise InputError(f"{name} {values[name]!r} is neither yes nor no")
     return labels

@@ -1,7 +1,6 @@
 """Benchmark data loading, the model and the reward against simple baselines."""
 
 import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,35 +10,48 @@ from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import check_games
+from experiments.arguments import check_at_least, check_games
 from experiments.benchmarks.common import Args, Row
-from experiments.benchmarks.data import measure_collection, measure_loading
-from experiments.benchmarks.model import measure_generation, measure_training
-from experiments.benchmarks.reward import measure_reward
+
+GROUPS = ("collect", "windows", "reward", "training", "generation")
 
 
 def run(args: Args) -> None:
     """Measure, print the table, and write benchmark.json."""
-    groups: dict[str, Callable[[Args, Path], Iterator[Row]]] = {
-        "collect": measure_collection,
-        "windows": measure_loading,
-        "reward": measure_reward,
-        "training": measure_training,
-        "generation": measure_generation,
-    }
-    unknown = set(args.only) - set(groups)
-    if unknown:
-        raise InputError(f"--only {sorted(unknown)[0]}: choose among {', '.join(groups)}")
+    if unknown := set(args.only) - set(GROUPS):
+        raise InputError(f"--only {min(unknown)}: choose among {', '.join(GROUPS)}")
+    check_at_least(1, steps=args.steps, repeats=args.repeats)
     check_games(args.games)
+
+    # These import torch and Ray: wrong arguments are reported first.
+    from experiments.benchmarks.data import measure_collection, measure_loading
+    from experiments.benchmarks.model import measure_generation, measure_training
+    from experiments.benchmarks.reward import measure_reward
+
+    measures = (
+        measure_collection,
+        measure_loading,
+        measure_reward,
+        measure_training,
+        measure_generation,
+    )
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch, ray_session(args.ray_address):
-        for name, measure in groups.items():
+        for name, measure in zip(GROUPS, measures, strict=True):
             if not args.only or name in args.only:
                 console.print(f"measuring {name} ...")
                 rows += measure(args, Path(scratch))
-    table = Table(
-        "", "rate", "baseline", "its rate", "ratio", "target", box=None, header_style="bold"
-    )
+    console.print(rates_table(rows))
+    if args.out is not None:
+        measured = [asdict(row) | ({"ratio": row.ratio} if row.baseline else {}) for row in rows]
+        write_json_atomic(args.out / "benchmark.json", measured)
+        console.print(f"written to {args.out / 'benchmark.json'}")
+
+
+def rates_table(rows: list[Row]) -> Table:
+    """Return a table of the rates, their baselines and the ratios."""
+    heads = ("", "rate", "baseline", "its rate", "ratio", "target")
+    table = Table(*heads, box=None, header_style="bold")
     for row in rows:
         compared = row.baseline != ""
         table.add_row(
@@ -50,8 +62,4 @@ def run(args: Args) -> None:
             f"{row.ratio:.3f}" if compared else "",
             f"{'<=' if row.at_most else '>='} {row.target:g}" if row.target is not None else "",
         )
-    console.print(table)
-    if args.out is not None:
-        measured = [asdict(row) | ({"ratio": row.ratio} if row.baseline else {}) for row in rows]
-        write_json_atomic(args.out / "benchmark.json", measured)
-        console.print(f"written to {args.out / 'benchmark.json'}")
+    return table

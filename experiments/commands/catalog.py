@@ -13,8 +13,10 @@ from envs.utils.progress import console
 from experiments.catalog_tools import agree, annotate, import_retroact, probe
 from experiments.catalog_tools.retroact import PUBLISHED_COUNTS
 
-if TYPE_CHECKING:  # pandas takes a second, which --help and --names do without
+if TYPE_CHECKING:  # pandas takes a second to import, and --help and --names do not need it
     import pandas as pd
+
+TOOLS = (probe, annotate, agree, import_retroact)
 
 
 @dataclass(frozen=True)
@@ -48,21 +50,21 @@ class Args:
     motion: tuple[str, ...] = ()
     """Only games of this motion style."""
     right: tuple[str, ...] = ()
-    """Function of the right button."""
+    """Only games with this function of the right button."""
     left: tuple[str, ...] = ()
-    """Function of the left button."""
+    """Only games with this function of the left button."""
     up: tuple[str, ...] = ()
-    """Function of the up button, e.g. climb none."""
+    """Only games with this function of the up button, e.g. climb none."""
     down: tuple[str, ...] = ()
-    """Function of the down button, e.g. crouch."""
+    """Only games with this function of the down button, e.g. crouch."""
     jump: tuple[str, ...] = ()
-    """Function of the jump button."""
+    """Only games with this function of the jump button."""
     secondary: tuple[str, ...] = ()
-    """Function of the second button, e.g. shoot strike."""
+    """Only games with this function of the second button, e.g. shoot strike."""
     transition: tuple[str, ...] = ()
-    """Start state needs a button or time before play: yes, no, unknown."""
+    """Only games whose start state needs a button or a wait before play: yes, no, unknown."""
     scrolling: tuple[str, ...] = ()
-    """Scrolling background: yes, no, unknown."""
+    """Only games with a scrolling background: yes, no, unknown."""
     min_confidence: float = 0.0
     """Minimum confidence of the labels, from 0 to 1."""
     subset: str | None = None
@@ -70,27 +72,22 @@ class Args:
     playable: bool = False
     """Only games whose ROM is installed."""
     limit: int | None = None
-    """Maximum number of games."""
+    """Maximum number of games. Default: all."""
     names: bool = False
-    """Print only names, one a line, for other commands."""
+    """Print only names, one per line, for other commands."""
     counts: bool = False
-    """Print the number of games of each label instead of the games."""
+    """Print the number of games with each label instead of the games."""
     plot: Path | None = None
-    """Draw these numbers into this picture, e.g. labels.png."""
+    """Draw these numbers as a bar chart into this file, e.g. labels.png."""
     action: Action = field(default_factory=Listing)
 
 
 def run(args: Args) -> None:
-    """Run the action."""
-    if not isinstance(args.action, Listing):
-        module = {
-            probe.Args: probe,
-            annotate.Args: annotate,
-            agree.Args: agree,
-            import_retroact.Args: import_retroact,
-        }[type(args.action)]
-        module.run(args.action)
-        return
+    """Run the action: list games, or start one of the catalogue's tools."""
+    for tool in TOOLS:
+        if isinstance(args.action, tool.Args):
+            tool.run(args.action)
+            return
 
     labels = ("console", "view", "axis", "motion", *catalog.CONTROLS, "transition", "scrolling")
     names = catalog.games(
@@ -105,83 +102,72 @@ def run(args: Args) -> None:
         return
     rows = catalog.table().set_index("game").loc[names]
     if args.plot is not None:
-        draw(rows, args.plot)
+        plot_counts(rows, args.plot)
         console.print(f"{args.plot}: labels of {len(names)} games")
     if args.counts:
         print_counts(rows)
     elif args.plot is None:
         print_games(rows)
-    console.print(f"{len(names)} games, {int(rows['playable'].sum())} of them with their ROM here")
+    playable = int(rows["playable"].sum())
+    console.print(f"{len(names)} games, {playable} of them with an installed ROM")
 
 
 def print_games(rows: "pd.DataFrame") -> None:
-    """Print one line a game."""
+    """Print one line per game."""
     columns = ("console", "view", "axis", "motion", "up", "down", "jump", "secondary")
-    shown = Table("game", "ROM", *columns, box=None, header_style="bold")
+    table = Table("game", "ROM", *columns, box=None, header_style="bold")
     for name, row in rows.iterrows():
-        shown.add_row(
-            str(name), "yes" if row["playable"] else "-", *(row[column] for column in columns)
-        )
-    console.print(shown)
+        cells = (row[column] for column in columns)
+        table.add_row(str(name), "yes" if row["playable"] else "-", *cells)
+    console.print(table)
 
 
 def label_counts(rows: "pd.DataFrame") -> "dict[str, pd.Series[int]]":
-    """Return the number of games of each label; controls are counted among platformers only."""
+    """Return the number of games with each label; controls are counted among platformers only."""
     platformers = rows[rows["motion"] == "platformer"]
-    counts = {
-        column: rows[column].value_counts() for column in ("view", "axis", "motion", "console")
-    }
+    columns = ("view", "axis", "motion", "console")
+    counts = {column: rows[column].value_counts() for column in columns}
     return counts | {column: platformers[column].value_counts() for column in catalog.CONTROLS}
 
 
+def captions(column: str, counts: "pd.Series[int]") -> list[str]:
+    """Return the count of each label, followed by RetroAct's in brackets if it is published."""
+    published = PUBLISHED_COUNTS.get(column)
+    if not published:
+        return [str(count) for count in counts]
+    return [f"{count} ({published.get(str(label), 0)})" for label, count in counts.items()]
+
+
 def print_counts(rows: "pd.DataFrame") -> None:
-    """Print one line a column: its labels with their numbers, in brackets those of RetroAct."""
-    shown = Table("label", "games", box=None, header_style="bold")
+    """Print one line per column: its labels with their counts."""
+    table = Table("label", "games", box=None, header_style="bold")
     for column, counts in label_counts(rows).items():
-        theirs = PUBLISHED_COUNTS.get(column)
-        beside = {
-            label: f" ({theirs.get(str(label), 0)})" if theirs else "" for label in counts.index
-        }
-        shown.add_row(
-            column, ", ".join(f"{label} {count}{beside[label]}" for label, count in counts.items())
-        )
-    console.print(shown)
-    console.print(
-        "the controls are those of the platformers alone; in brackets: of RetroAct's 974 games"
-    )
+        pairs = zip(counts.index, captions(column, counts), strict=True)
+        table.add_row(column, ", ".join(f"{label} {caption}" for label, caption in pairs))
+    console.print(table)
+    console.print("controls: platformers only; in brackets: of RetroAct's 974 games")
 
 
-def draw(rows: "pd.DataFrame", path: Path) -> None:
-    """Draw the numbers as bars, with those of RetroAct; right and left are the same in all games.
+def plot_counts(rows: "pd.DataFrame", path: Path) -> None:
+    """Draw the counts as bars. Right and left are omitted: they are the same in almost all games.
 
-    Raises InputError where the picture cannot be written.
+    Raises InputError if the file cannot be written.
     """
     from matplotlib.figure import Figure
 
-    counts = {
-        column: values
-        for column, values in label_counts(rows).items()
-        if column not in ("right", "left")
-    }
+    counts = label_counts(rows)
+    del counts["right"], counts["left"]
     figure = Figure(figsize=(13, 8), layout="constrained")
     for axes, (column, values) in zip(figure.subplots(2, 4).flat, counts.items(), strict=True):
         values = values.head(15)[::-1]
         bars = axes.barh([str(label) for label in values.index], values.to_numpy(), color="#2b6cb0")
-        theirs = PUBLISHED_COUNTS.get(column)
-        texts = [
-            f"{n} ({theirs.get(str(label), 0)})" if theirs else f"{n}"
-            for label, n in values.items()
-        ]
-        axes.bar_label(bars, texts, padding=2, fontsize=7)
+        axes.bar_label(bars, captions(column, values), padding=2, fontsize=7)
         axes.set_title(column, loc="left", fontweight="bold")
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.tick_params(labelsize=8, left=False, bottom=False, labelbottom=False)
         axes.margins(x=0.2)
-    figure.suptitle(
-        f"Labels of {len(rows)} games; the controls are those of the platformers; marks: RetroAct",
-        x=0.01,
-        ha="left",
-    )
+    title = f"Labels of {len(rows)} games; controls: platformers only; in brackets: RetroAct"
+    figure.suptitle(title, x=0.01, ha="left")
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:

@@ -4,17 +4,14 @@ from dataclasses import dataclass
 
 import tyro
 
-from envs.episodes import manifest
-from envs.utils.errors import InputError
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from envs.utils.storage import parse_uri
-from experiments.arguments import RunArgs, check_at_least, check_games
+from experiments.arguments import RunArgs, check_at_least, check_games, check_new_data
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(RunArgs):
-    """Play games with a random or a trained agent and record the episodes."""
+    """Record episodes of games with a random, sticky or trained policy."""
 
     games: tyro.conf.Positional[tuple[str, ...]]
     """Games to play, e.g. Airstriker-Genesis Kangaroo-Atari2600; a subset, e.g. platformers-50; or
@@ -22,40 +19,43 @@ class Args(RunArgs):
     out: str
     """Episode folder or URI (s3://bucket/prefix)."""
     policy: str = "random"
-    """random; sticky:P, which repeats an action with probability P; checkpoint:FOLDER with an agent
+    """random; sticky:P, which repeats an action with probability P; checkpoint:FOLDER, an agent
     that `autoexplore explore` wrote; expert:FOLDER, the same for test sets."""
     episodes: int = 4
-    """Episodes of each game."""
+    """Number of episodes of each game."""
     steps: int = 500
     """Maximum episode length in steps; one step is four emulator frames."""
     workers: int = 2
-    """Parallel emulator processes; on a cluster, more join as cores become free."""
+    """Number of parallel emulator processes; on a cluster, more join as cores become free."""
     epsilon: float | None = None
-    """Probability of a random action for a trained agent. Default: 0, and 0.15 for an expert."""
+    """Probability of a random action of a trained agent, from 0 to 1. Default: 0, and 0.15 for an
+    expert."""
     temperature: float = 1.0
-    """Sampling temperature of a trained agent."""
+    """Sampling temperature of a trained agent, 0 or more; 0 takes its best action."""
     timeout: float | None = None
-    """Seconds after which an episode's emulator counts as hung and is killed. Default: 60 + steps /
-    10."""
+    """Seconds after which the emulator of an episode counts as hung and is killed. Default: 60 +
+    steps / 10."""
 
 
 def run(args: Args) -> None:
-    """Collect, then print what was stored and how fast. --resume keeps the episodes in --out."""
+    """Collect, then print the number of stored episodes and the speed."""
     check_at_least(1, episodes=args.episodes, steps=args.steps, workers=args.workers)
     games = check_games(args.games, partial=True)
-    if (parse_uri(args.out) / manifest.NAME).exists() and not args.resume:
-        raise InputError(
-            f"{args.out} already holds episodes: --resume completes the set, "
-            "another --out begins a new one"
-        )
+    check_new_data(args.out, resume=args.resume)
 
-    # These load Ray and torch: wrong arguments are reported before.
+    # These import Ray and torch: wrong arguments are reported first.
+    from envs.collect.policies import builtin_policy
+
+    if args.policy.startswith(("checkpoint:", "expert:")):
+        from exploration.agent.policy import policy_spec
+
+        policy = policy_spec(args.policy, epsilon=args.epsilon, temperature=args.temperature)
+    else:
+        policy = builtin_policy(args.policy)
     from envs.collect.collector import collect
-    from exploration.agent.policy import policy_spec
 
-    policy = policy_spec(args.policy, epsilon=args.epsilon, temperature=args.temperature)
     with ray_session(args.ray_address):
-        done = collect(
+        summary = collect(
             games,
             args.out,
             episodes=args.episodes,
@@ -65,8 +65,9 @@ def run(args: Args) -> None:
             seed=args.seed,
             timeout=args.timeout,
         )
-    rate = done.played_frames / max(done.seconds, 1e-9)
+    rate = summary.played_frames / max(summary.seconds, 1e-9)
     console.print(
-        f"{args.out}: {done.episodes} episodes, {done.frames:,} frames; "
-        f"{done.played_frames:,} of them played now, in {done.seconds:.0f} s ({rate:,.0f} a second)"
+        f"{args.out}: {summary.episodes} episodes, {summary.frames:,} frames; "
+        f"{summary.played_frames:,} of them played in this run, "
+        f"in {summary.seconds:.0f} s ({rate:,.0f} frames/s)"
     )

@@ -8,36 +8,40 @@ from rich.table import Table
 
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import GameArgs, Preset, RayArgs, check_at_least, check_folder
+from experiments.arguments import (
+    ConfigArgs,
+    GameArgs,
+    Preset,
+    RayArgs,
+    check_at_least,
+    check_model,
+)
 from experiments.commands.explore import agent_of_run
 from experiments.configuration import default_args, flag_value
 from exploration.config import ExploreConfig, explore_preset
-from exploration.evaluate import AGENTS, ComparisonConfig, evaluate_explorers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(GameArgs, RayArgs):
+class Args(GameArgs, RayArgs, ConfigArgs):
     """Train an explorer for each seed and compare it with random play: mean reward and number of
-    distinct screens. A second run in the same folder continues the first."""
+    distinct screens. Run it again in the same folder to continue."""
 
     model: Path
     """World model that rewards the explorers and measures both agents."""
     out: Path
     """Folder of the runs, the episodes and agents.json."""
     preset: Preset = "cpu"
-    """Sizes of the explorer and its schedule: debug, cpu (two cores), paper."""
-    config: Path | None = None
-    """YAML or JSON file of settings over the preset's, e.g. the config.json of an explorer."""
+    """Size and schedule of the explorer: debug (seconds), cpu (two cores), paper."""
     seeds: int = 3
-    """Number of explorers, each with a seed of its own."""
+    """Number of explorers, trained with the seeds 0, 1, 2, ..."""
     episodes: int = 4
-    """Episodes of each game, seed and agent."""
+    """Number of episodes of each game, seed and agent."""
     steps: int = 400
     """Maximum episode length in steps."""
     epsilon: float = 0.1
-    """Probability of a random action in the explorer's episodes."""
+    """Probability of a random action in the explorer's episodes, from 0 to 1."""
     windows: int = 60
-    """Windows of each episode that the model scores."""
+    """Number of windows of each episode that the model scores."""
     explorer: ExploreConfig
 
 
@@ -49,10 +53,17 @@ def defaults(argv: Sequence[str]) -> Args:
 
 def run(args: Args) -> None:
     """Compare, and print means over seeds with their 95 % intervals."""
-    games = args.chosen()
-    check_folder(args.model, "world model", "pipeline")
-    check_at_least(1, seeds=args.seeds, episodes=args.episodes, steps=args.steps)
-    check_at_least(1, windows=args.windows)
+    games = args.select()
+    check_model(args.model)
+    check_at_least(
+        1, seeds=args.seeds, episodes=args.episodes, steps=args.steps, windows=args.windows
+    )
+    from exploration.evaluate import (  # imports torch and RLlib
+        AGENTS,
+        ComparisonConfig,
+        evaluate_explorers,
+    )
+
     with ray_session(args.ray_address):
         result = evaluate_explorers(
             games,

@@ -11,81 +11,81 @@ from envs.controls import ACTIONS
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import console
-from envs.utils.ray_session import ray_session
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify:
-    """Verify every byte, frame and manifest entry of a data set; name damaged files."""
+class DataArgs:
+    """Positional of every action on one data set."""
 
     uri: tyro.conf.Positional[str]
-    """The data set."""
-    workers: int = 2
-    """Threads."""
+    """Episode folder or URI (s3://bucket/prefix)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stats:
+class Verify(DataArgs):
+    """Verify every byte, frame and manifest entry of a data set, and name damaged files."""
+
+    workers: int = 2
+    """Number of threads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats(DataArgs):
     """Count episodes, frames, actions, rewards and distinct screens of each game."""
 
-    uri: tyro.conf.Positional[str]
-    """The data set."""
     out: Path | None = None
-    """Also write the figures to this JSON file."""
+    """Also write the statistics to this JSON file."""
     workers: int = 2
-    """Threads."""
+    """Number of threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compact:
-    """Merge the small files of each game into few large ones. Sessions and splits stay the same."""
+class Compact(DataArgs):
+    """Merge the small files of each game into few large ones. Sessions and splits stay the same.
+    No other process may write to the data set at the same time."""
 
-    uri: tyro.conf.Positional[str]
-    """The data set. No other process may write to it meanwhile."""
     megabytes: int = 128
-    """Maximum file size; 64 to 256 suits most disks."""
+    """Maximum file size in megabytes; 64 to 256 suits most disks."""
     recompress: bool = False
-    """Compress the merged files again at the highest level: an eighth smaller, read as fast, at a
-    millisecond a frame."""
+    """Recompress the frames at the highest level: files are an eighth smaller and read as fast; it
+    takes a millisecond per frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class Export(DataArgs):
     """Write a data set in the format of other software."""
 
-    uri: tyro.conf.Positional[str]
-    """The data set."""
     to: Path
-    """New folder."""
+    """Folder to create."""
     format: Literal["genieredux", "minari", "lerobot"]
-    """genieredux: the paper's published layout (JPEG, lossy); minari: Minari 0.5, one data set a
+    """genieredux: the paper's published layout (JPEG, lossy); minari: Minari 0.5, one data set per
     game, lossless; lerobot: LeRobotDataset v3.0 with PNG frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Import episodes of other software."""
+    """Add the episodes of a data set of other software to one of this project."""
 
     source: tyro.conf.Positional[Path]
-    """Folder of the published layout or of Minari data sets."""
+    """Folder in the paper's published layout, or of Minari data sets."""
     out: str
-    """Data set to add them to; episodes that it already holds are skipped."""
+    """Data set to add the episodes to; episodes that it already holds are skipped."""
     format: Literal["genieredux", "minari"] | None = None
-    """Default: detected from the files."""
+    """Format of the source. Default: detected from the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rerender:
-    """Re-render recorded episodes, action by action, at another frame size."""
+    """Replay the actions of recorded episodes and render them at another frame size."""
 
     source: tyro.conf.Positional[str]
-    """The data set."""
+    """Episode folder or URI to replay."""
     out: str
-    """The data set of the new frames."""
+    """Episode folder or URI of the new frames."""
     size: int = 256
     """Height and width of the new frames in pixels."""
     workers: int = 2
-    """Emulator processes at a time."""
+    """Number of parallel emulator processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,113 +106,105 @@ def run(args: Args) -> None:
     """Run the action. Raises InputError for a data set that is damaged or cannot be used."""
     match args.what:
         case Verify():
-            _verify(args.what)
+            verify_data(args.what)
         case Stats():
-            _stats(args.what)
+            print_stats(args.what)
         case Compact():
-            _compact(args.what)
+            compact_data(args.what)
         case Export():
-            _export(args.what)
+            export_data(args.what)
         case Import():
-            _import(args.what)
+            import_data(args.what)
         case Rerender():
-            _rerender(args.what)
+            rerender_data(args.what)
 
 
-# The functions below load pyarrow or Ray only where they are run.
+# The functions below import pyarrow or Ray when they are called.
 
 
-def _verify(args: Verify) -> None:
+def verify_data(args: Verify) -> None:
+    """Print the size of a data set and its damaged files. Raises InputError if there are any."""
     from envs.episodes.verify import verify
 
-    found = verify(args.uri, workers=args.workers)
+    report = verify(args.uri, workers=args.workers)
     console.print(
-        f"{args.uri}: {found.files:,} files, {found.sessions:,} sessions, {found.frames:,} frames, "
-        f"{found.bytes:,} bytes"
+        f"{args.uri}: {report.files:,} files, {report.sessions:,} sessions, "
+        f"{report.frames:,} frames, {report.bytes:,} bytes"
     )
-    for path, fault in found.faults.items():
+    for path, fault in report.faults.items():
         console.print(f"bad: {path}: {fault}", markup=False)
-    if found.faults:
+    if report.faults:
         raise InputError(
-            f"{args.uri} has {len(found.faults)} bad files, "
-            f"the first of them {next(iter(found.faults))}"
+            f"{args.uri} has {len(report.faults)} bad files, "
+            f"the first of them {next(iter(report.faults))}"
         )
-    console.print("every file is whole")
+    console.print("all files are intact")
 
 
-def _stats(args: Stats) -> None:
+def print_stats(args: Stats) -> None:
+    """Print one line of statistics per game; write them to --out."""
     from envs.episodes.stats import GameStats, compute_stats
 
     games = compute_stats(args.uri, workers=args.workers)
     total = GameStats()
-    for figures in games.values():
-        total.add(figures)
-    columns = (
-        "game",
-        "episodes",
-        "frames",
-        "bytes/frame",
-        "mean length",
-        *ACTIONS,
-        "reward",
-        "ended",
-        "screens",
-    )
-    shown = Table(*columns, box=None, header_style="bold")
-    rows = {**games, **({"all": total} if len(games) > 1 else {})}
-    for game, figures in rows.items():
-        values = figures.to_json()
-        known = values["action_shares"]
-        shares = [f"{known[name]:.0%}" if name in known else "-" for name in ACTIONS]
-        shown.add_row(
+    for stats in games.values():
+        total.add(stats)
+    heads = ("game", "episodes", "frames", "bytes/frame", "mean length", *ACTIONS)
+    table = Table(*heads, "reward", "ended", "screens", box=None, header_style="bold")
+    for game, stats in {**games, **({"all": total} if len(games) > 1 else {})}.items():
+        values = stats.to_json()
+        shares, screens = values["action_shares"], values["distinct_screens"]
+        table.add_row(
             game,
             f"{values['episodes']:,}",
             f"{values['frames']:,}",
             f"{values['bytes_per_frame']:.0f}",
             f"{values['mean_length']:.1f}",
-            *shares,
+            *(f"{shares[name]:.0%}" if name in shares else "-" for name in ACTIONS),
             f"{values['reward_mean']:.3g}",
             f"{values['terminated_share']:.0%}",
-            "-" if values["distinct_screens"] is None else f"{values['distinct_screens']:,}",
+            "-" if screens is None else f"{screens:,}",
         )
-    console.print(shown)
-    console.print(f"{total.file_bytes:,} bytes in all")
+    console.print(table)
+    console.print(f"{total.file_bytes:,} bytes in total")
     if args.out is not None:
-        write_json_atomic(
-            args.out, {"all": total.to_json(), "games": {g: f.to_json() for g, f in games.items()}}
-        )
-        console.print(f"figures: {args.out}")
+        by_game = {game: stats.to_json() for game, stats in games.items()}
+        write_json_atomic(args.out, {"all": total.to_json(), "games": by_game})
+        console.print(f"statistics: {args.out}")
 
 
-def _compact(args: Compact) -> None:
+def compact_data(args: Compact) -> None:
+    """Merge the files of a data set and print their numbers."""
     from envs.episodes.compact import compact
 
-    done = compact(args.uri, megabytes=args.megabytes, recompress=args.recompress)
-    leftovers = f"; {done.leftovers} files of a stopped run were deleted" if done.leftovers else ""
+    result = compact(args.uri, megabytes=args.megabytes, recompress=args.recompress)
     console.print(
-        f"{args.uri}: {done.files_before:,} files became {done.files_after:,} "
-        f"({done.sessions:,} sessions, {done.bytes:,} bytes written){leftovers}"
+        f"{args.uri}: {result.files_before:,} files became {result.files_after:,} "
+        f"({result.sessions:,} sessions, {result.bytes:,} bytes written)"
+        + (f"; {result.leftovers} files of a stopped run were deleted" if result.leftovers else "")
     )
 
 
-def _export(args: Export) -> None:
+def export_data(args: Export) -> None:
+    """Convert a data set and print the number of its episodes."""
     from envs.episodes.formats.convert import export_episodes
 
     written = export_episodes(args.uri, args.to, args.format)
     console.print(f"{args.to}: {written:,} episodes as {args.format}")
 
 
-def _import(args: Import) -> None:
+def import_data(args: Import) -> None:
+    """Add episodes to a data set and print their number."""
     from envs.episodes.formats.convert import import_episodes
 
-    added, held = import_episodes(args.source, args.out, args.format)
-    known = f"; {held:,} were there already" if held else ""
-    console.print(f"{args.out}: {added:,} episodes added from {args.source}{known}")
+    added, skipped = import_episodes(args.source, args.out, args.format)
+    note = f"; {skipped:,} were there already" if skipped else ""
+    console.print(f"{args.out}: {added:,} episodes added from {args.source}{note}")
 
 
-def _rerender(args: Rerender) -> None:
+def rerender_data(args: Rerender) -> None:
+    """Render the episodes of a data set at another size."""
     from envs.collect.rerender import rerender
 
-    with ray_session():
-        rerender(args.source, args.out, size=args.size, workers=args.workers, progress=True)
+    rerender(args.source, args.out, size=args.size, workers=args.workers)
     console.print(f"{args.out}: the episodes of {args.source} at {args.size}x{args.size}")

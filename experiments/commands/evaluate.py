@@ -3,9 +3,8 @@
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 import tyro
 from rich.table import Table
 
@@ -13,11 +12,18 @@ from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import RayArgs, check_folder, default_threads
-from worldmodel import load_world_model
-from worldmodel.evaluation.evaluate import evaluate, export
-from worldmodel.evaluation.external_predictions import ExternalPredictions
-from worldmodel.models.genie import WorldModel
+from experiments.arguments import (
+    GenerationMode,
+    RayArgs,
+    check_at_least,
+    check_data,
+    check_folder,
+    check_model,
+    default_threads,
+)
+
+OPTIONS = ("context", "horizon", "stride", "mode", "limit", "seed")
+"""Flags that `worldmodel.evaluation.evaluate.evaluate` takes under the same name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,7 @@ class Args(RayArgs):
     peer: Path | None = None
     """Folder of another model's predictions, instead of a model."""
     export_windows: Path | None = None
-    """Write the test windows to this folder, for another model to predict, and end."""
+    """Write the test windows to this folder, for another model to predict, and exit."""
     data: tuple[Path, ...]
     """Episode folders that the model was not trained on."""
     out: Path | None = None
@@ -47,94 +53,93 @@ class Args(RayArgs):
     """Number of predicted frames."""
     stride: int = 20
     """Frames between the starts of two windows."""
-    mode: Literal["one_pass", "autoregressive"] = "autoregressive"
-    """one_pass: all frames at once; autoregressive: in chunks, given all frames before."""
+    mode: GenerationMode = "autoregressive"
+    """one_pass: all frames at once; autoregressive: in chunks, given all earlier frames."""
     sampling_steps: int | None = None
     """MaskGIT steps per chunk of frames. Default: the model's number."""
     limit: int | None = None
-    """Maximum number of windows of each game."""
+    """Maximum number of windows of each game. Default: all."""
     inception: Path | None = None
     """TorchScript file of Inception v3, for FID. Default: FID on EfficientNet-Lite0 features."""
     seed: int = 0
-    """Seed of the sampling."""
+    """Random seed of the sampling."""
     workers: int = 0
-    """Ray workers, each with one torch thread; 0 evaluates in this process. The results are the
-    same."""
+    """Number of Ray workers, each with one torch thread; 0 evaluates in this process. The results
+    are the same."""
     threads: int | None = None
-    """Torch threads. Default: one on each core."""
+    """Torch threads. Default: one per core."""
 
 
 def run(args: Args) -> None:
     """Evaluate, print a table and write the JSON file; or export the windows."""
     if sum(given is not None for given in (args.model, args.peer, args.export_windows)) != 1:
         raise InputError("evaluate: give one of MODEL, --peer DIR and --export-windows DIR")
-    for folder in args.data:
-        check_folder(folder, "data folder", "collect")
+    check_data(args.data)
+    if args.model is not None:
+        check_model(args.model)
+    if args.inception is not None:
+        check_folder(args.inception, "--inception", "evaluate")
+    check_at_least(1, sampling_steps=args.sampling_steps, threads=args.threads)
 
-    options: dict[str, Any] = {} if args.sampling_steps is None else {"steps": args.sampling_steps}
-    options |= {
-        name: getattr(args, name)
-        for name in ("context", "horizon", "stride", "mode", "limit", "seed")
-    }
+    # These import torch: wrong arguments are reported first.
+    import torch
+
+    from worldmodel import load_world_model
+    from worldmodel.evaluation.evaluate import evaluate, export
+    from worldmodel.evaluation.external_predictions import ExternalPredictions
+
+    options: dict[str, Any] = {name: getattr(args, name) for name in OPTIONS}
+    if args.sampling_steps is not None:
+        options["steps"] = args.sampling_steps
     data = [str(folder) for folder in args.data]
     if args.export_windows is not None:
         count = export(args.export_windows, data, **options)
         console.print(f"{count} windows written to {args.export_windows}")
         return
-    model = open_model(args)
-    with ray_session(args.ray_address) if args.workers else nullcontext():
-        figures = evaluate(model, data, inception=args.inception, workers=args.workers, **options)
-    if args.out is not None:
-        write_json_atomic(args.out, figures)
-    console.print(as_table(figures))
-
-
-def open_model(args: Args) -> WorldModel | ExternalPredictions:
-    """Return the model, or the predictions of another one."""
     torch.set_num_threads(args.threads or default_threads())
-    if args.peer is not None:
-        return ExternalPredictions(args.peer)
-    assert args.model is not None
-    return load_world_model(check_folder(args.model, "world model", "pipeline"))
+    model = ExternalPredictions(args.peer) if args.peer else load_world_model(Path(str(args.model)))
+    with ray_session(args.ray_address) if args.workers else nullcontext():
+        results = evaluate(model, data, inception=args.inception, workers=args.workers, **options)
+    if args.out is not None:
+        write_json_atomic(args.out, results)
+    console.print(results_table(results))
 
 
-def as_table(figures: dict[str, Any]) -> Table:
-    """Return a table of all games: the model's results above those of copying the last frame."""
-    horizon = figures["settings"]["horizon"]
-    heads = (
-        "1 step, dB",
-        f"{horizon} steps, dB",
-        "moving, dB",
-        "SSIM",
-        figures["distance_name"] or "distance",
-    )
-    table = Table(
-        "", "", "windows", "rebuilt, dB", *heads, "delta-PSNR, dB", box=None, header_style="bold"
-    )
-
-    def told(value: float | None, digits: int = 2) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
-    sets = {
-        **figures["games"],
-        **({"all": figures["overall"]} if len(figures["games"]) > 1 else {}),
-    }
+def results_table(results: dict[str, Any]) -> Table:
+    """Return a table with two rows per game: the model's results and those of the baseline."""
+    horizon = f"{results['settings']['horizon']} steps, dB"
+    heads = ("1 step, dB", horizon, "moving, dB", "SSIM", results["distance_name"] or "distance")
+    table = Table("", "", "windows", "reconstruction, dB", *heads, "delta-PSNR, dB", box=None)
+    table.header_style = "bold"
+    sets = dict(results["games"])
+    if len(sets) > 1:
+        sets["all"] = results["overall"]
     for game, values in sets.items():
-        for side in ("prediction", "copy"):
-            of, mine = values[side], side == "prediction"
-            delta = values["delta_psnr"]
-            table.add_row(
-                game if mine else "",
-                "model" if mine else "copy",
-                str(values["windows"]) if mine else "",
-                told(values["reconstruction"].get("psnr")) if mine else "",
-                told(of["one_step"]["psnr"]),
-                told(of["mean"]["psnr"]),
-                told(of["mean"]["moving_psnr"]),
-                told(of["mean"]["ssim"], 3),
-                told(of["distance"], 1),
-                f"{told(delta['mean'])} [{told(delta['low'])}, {told(delta['high'])}]"
-                if mine
-                else "",
-            )
+        delta = values["delta_psnr"]
+        interval = f"[{_number(delta['low'])}, {_number(delta['high'])}]"
+        table.add_row(
+            game,
+            "model",
+            str(values["windows"]),
+            _number(values["reconstruction"].get("psnr")),
+            *_quality(values["prediction"]),
+            f"{_number(delta['mean'])} {interval}",
+        )
+        table.add_row("", "copy", "", "", *_quality(values["copy"]), "")
     return table
+
+
+def _quality(values: dict[str, Any]) -> list[str]:
+    """Return the five cells about generated frames."""
+    mean = values["mean"]
+    return [
+        _number(values["one_step"]["psnr"]),
+        _number(mean["psnr"]),
+        _number(mean["moving_psnr"]),
+        _number(mean["ssim"], 3),
+        _number(values["distance"], 1),
+    ]
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -7,23 +7,24 @@ from typing import Any
 
 import tyro
 
-import exploration
-from envs.collect.collector import collect
-from envs.episodes import manifest
-from envs.episodes.dataset import EpisodeReader
-from envs.utils.errors import InputError
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import Preset, RunArgs, check_at_least, check_games
+from experiments.arguments import (
+    ConfigArgs,
+    Preset,
+    RunArgs,
+    check_at_least,
+    check_games,
+    check_new_data,
+)
 from experiments.commands.explore import agent_of_run
 from experiments.configuration import default_args, flag_value
-from exploration.agent.policy import check_exploration, policy_spec
 from exploration.config import ExploreConfig, explore_preset
 from exploration.reward.factory import RewardConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RunArgs):
+class Args(RunArgs, ConfigArgs):
     """Train an expert and record a test set of its play, mixed with random actions."""
 
     game: tyro.conf.Positional[str]
@@ -31,17 +32,15 @@ class Args(RunArgs):
     out: Path
     """Folder: the training run in agent/, the episodes in data/."""
     preset: Preset = "cpu"
-    """Sizes of network, batches and schedule: debug, cpu (two cores), paper."""
-    config: Path | None = None
-    """YAML or JSON file of settings over the preset's, e.g. the config.json of an agent."""
+    """Size and schedule of the agent: debug (seconds), cpu (two cores), paper."""
     episodes: int = 10
-    """Episodes to record; the paper's test sets have 1,000."""
+    """Number of episodes to record; the paper's test sets have 1,000."""
     steps: int = 700
     """Maximum episode length in steps."""
     epsilon: float = 0.15
-    """Probability of a random action in the recorded episodes."""
+    """Probability of a random action in the recorded episodes, from 0 to 1."""
     workers: int = 2
-    """Parallel emulator processes that record."""
+    """Number of parallel emulator processes that record."""
     explorer: ExploreConfig
 
 
@@ -60,18 +59,20 @@ def from_run(recorded: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(args: Args) -> None:
-    """Train, record, and print where both lie and the mean return. --resume continues either."""
+    """Train, record, and print the folders of both and the mean return."""
     (game,) = check_games([args.game])
-    check_exploration(args.epsilon, 1.0)
     check_at_least(1, episodes=args.episodes, steps=args.steps, workers=args.workers)
     agent, data = args.out / "agent", args.out / "data"
-    if (data / manifest.NAME).exists() and not args.resume:
-        raise InputError(
-            f"{data} already holds episodes: --resume completes the set, "
-            "another --out begins a new one"
-        )
+    check_new_data(data, resume=args.resume)
+
+    from envs.collect.collector import collect
+    from envs.episodes.dataset import EpisodeReader
+    from exploration import explore
+    from exploration.agent.policy import check_exploration, policy_spec
+
+    check_exploration(args.epsilon, 1.0)
     with ray_session(args.ray_address):
-        best = exploration.explore(
+        best = explore(
             [game],
             None,
             agent,

@@ -9,24 +9,18 @@ from typing import Any, Literal
 import exploration
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import GameArgs, Preset, RunArgs, check_folder
+from experiments.arguments import ConfigArgs, GameArgs, Preset, RunArgs, check_data, check_model
 from experiments.configuration import Flat, default_args, flag_value
 from exploration.config import ExploreConfig, explore_preset
 from exploration.reward.factory import RewardConfig
 
 Reward = Literal[
-    "token-entropy",
-    "disagreement",
-    "random-features",
-    "vae",
-    "count-bonus",
-    "random",
-    "extrinsic",
+    "token-entropy", "disagreement", "random-features", "vae", "count-bonus", "random", "extrinsic"
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(GameArgs, RunArgs):
+class Args(GameArgs, RunArgs, ConfigArgs):
     """Train an AutoExplore agent. Its only reward is the world model's uncertainty, or a
     baseline."""
 
@@ -36,16 +30,14 @@ class Args(GameArgs, RunArgs):
     out: Path
     """Folder of the run."""
     preset: Literal[Preset, "expert-debug", "expert-cpu", "expert-paper"] = "cpu"
-    """Sizes of network, replay buffer, batches and schedule: debug, cpu (two cores), paper;
-    expert-* are for the reward extrinsic."""
-    config: Path | None = None
-    """YAML or JSON file of settings over the preset's, e.g. the config.json of a run."""
+    """Size and schedule of the agent: debug (seconds), cpu (two cores), paper; expert-* are for the
+    reward extrinsic."""
     reward: Reward = "token-entropy"
     """Intrinsic reward. token-entropy: the paper's; disagreement: ensemble disagreement, robust to
-    noise; random-features, vae: prediction error in feature space (Table 6); count-bonus; random;
-    extrinsic: the game's own."""
+    noise; random-features, vae: prediction error in feature space (Table 6); count-bonus: rarely
+    seen screens; random: a baseline; extrinsic: the game's own reward."""
     reward_data: tuple[str, ...] = ()
-    """Episode folders that disagreement and vae learn from before the agent starts."""
+    """Episode folders on which disagreement and vae are trained before the agent starts."""
     reward_backend: Literal["local", "serve"] = "local"
     """Compute token-entropy in each process (local) or in replicas of a Ray Serve app (serve); both
     give the same numbers."""
@@ -68,12 +60,14 @@ def from_run(recorded: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(args: Args) -> None:
-    """Train and print where the best checkpoint lies."""
-    games = args.chosen()
-    for folder in args.reward_data:
-        check_folder(Path(folder), "data folder", "collect")
+    """Train and print the path of the best checkpoint."""
+    games = args.select()
+    check_data(args.reward_data)
     if args.model is not None:
-        check_folder(args.model, "world model", "pipeline")
+        check_model(args.model)
+    # Report wrong rewards and models before Ray starts.
+    reward = RewardConfig(args.reward, args.reward_backend, args.reward_data)
+    reward.check(args.model)
     config = args.explorer
     if config.envs_per_runner == explore_preset(args.preset).envs_per_runner:
         config = config.with_envs_for(len(games))  # the flag is not set
@@ -83,7 +77,7 @@ def run(args: Args) -> None:
             args.model,
             args.out,
             config=config,
-            reward=RewardConfig(args.reward, args.reward_backend, args.reward_data),
+            reward=reward,
             resume=args.resume,
             seed=args.seed,
         )
@@ -93,8 +87,10 @@ def run(args: Args) -> None:
 
 
 def agent_of_run(recorded: dict[str, Any]) -> dict[str, Any]:
-    """Return games, model and explorer of an exploration run's config.json; other files
-    unchanged."""
+    """Return games, model and explorer of an exploration run's config.json.
+
+    The settings of any other file are returned unchanged.
+    """
     if not isinstance(recorded.get("reward"), dict):
         return recorded
     settings = {field.name for field in dataclasses.fields(ExploreConfig)}

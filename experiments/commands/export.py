@@ -3,18 +3,17 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from rich.table import Table
 
 from envs.controls import ACTIONS
 from envs.utils.errors import InputError
 from envs.utils.progress import console
-from experiments.arguments import check_folder, default_threads
-from worldmodel import ActionMap, GenieRedux, GenieReduxG, LatentActionModel
-from worldmodel.data.clip_dataset import ClipDataset
-from worldmodel.loading import load_dynamics, load_lam, load_tokenizer
-from worldmodel.training.fit_action_map import fit_action_map, measure_action_map
+from experiments.arguments import check_at_least, check_data, check_folder, default_threads
+
+if TYPE_CHECKING:
+    from worldmodel import ActionMap, LatentActionModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,75 +27,77 @@ class Args:
     dynamics: Path
     """Run folder or checkpoint of the dynamics model."""
     lam: Path | None = None
-    """Run folder or checkpoint of the latent action model. Default: the one trained with the
-    dynamics."""
+    """Run folder or checkpoint of the latent action model. Default: the one trained together with
+    the dynamics model."""
     data: tuple[Path, ...] = ()
-    """For GenieRedux: episode folders with recorded actions. The map is fitted on the train split
-    and measured on the other one."""
+    """For GenieRedux: episode folders with recorded actions. The map is fitted on the training
+    split and measured on the validation split."""
     out: Path
     """Folder of the world model, for evaluate, generate, play, explore and serve."""
     clips: int = 0
-    """Number of labelled clips, evenly spread; 0 for all."""
+    """Number of labelled clips to fit the map on, evenly spread; 0 for all."""
 
 
 def run(args: Args) -> None:
     """Save the model and print its action map. Raises InputError for parts that do not match."""
     check_folder(args.tokenizer, "tokenizer", "train tokenizer")
     check_folder(args.dynamics, "dynamics", "train dynamics")
-    for folder in args.data:
-        check_folder(folder, "data folder", "collect")
+    if args.lam is not None:
+        check_folder(args.lam, "latent action model", "train lam")
+    check_data(args.data)
+    check_at_least(0, clips=args.clips)
+
+    # These import torch: wrong arguments are reported first.
+    import torch
+
+    from worldmodel import GenieRedux, GenieReduxG
+    from worldmodel.loading import load_dynamics, load_lam, load_tokenizer
 
     torch.set_num_threads(default_threads())
     tokenizer, dynamics = load_tokenizer(args.tokenizer), load_dynamics(args.dynamics)
-    if not dynamics.cfg.dynamics.latent_actions:
+    if dynamics.cfg.dynamics.latent_actions:
+        if not args.data:
+            raise InputError(
+                f"{args.dynamics} was trained on latent actions: name labelled episodes with --data"
+            )
+        model = GenieRedux(tokenizer, load_lam(args.lam or args.dynamics), dynamics)
+        model.action_map = learn_action_map(model.lam, args)
+        model.save(args.out)
+        console.print(action_map_table(model.action_map))
+    else:
         if args.lam is not None or args.data:
             raise InputError(
                 f"{args.dynamics} was trained on real actions: leave --lam and --data out"
             )
         GenieReduxG(tokenizer, dynamics).save(args.out)
-        console.print(f"{args.out}: world model saved")
-        return
-    if not args.data:
-        raise InputError(
-            f"{args.dynamics} was trained on latent actions: name labelled episodes with --data"
-        )
-    model = GenieRedux(tokenizer, load_lam(args.lam or args.dynamics), dynamics)
-    model.action_map = learn_map(model.lam, args)
-    model.save(args.out)
-    console.print(as_table(model.action_map))
     console.print(f"{args.out}: world model saved")
 
 
-def learn_map(lam: LatentActionModel, args: Args) -> ActionMap:
-    """Return the action map of the train split, measured on the other one."""
+def learn_action_map(lam: "LatentActionModel", args: Args) -> "ActionMap":
+    """Return the action map fitted on the training split and measured on the validation split."""
+    from worldmodel.data.clip_dataset import ClipDataset
+    from worldmodel.training.fit_action_map import fit_action_map, measure_action_map
+
     length = lam.cfg.frames
     with tempfile.TemporaryDirectory() as cache:
-        known, other = (
+        training, validation = (
             ClipDataset(args.data, cache, length=length, stride=length - 1, split=split)
             for split in ("train", "val")
         )
-        action_map = fit_action_map(lam, known, actions=len(ACTIONS), count=args.clips)
-        return measure_action_map(action_map, lam, other) if len(other) else action_map
+        action_map = fit_action_map(lam, training, actions=len(ACTIONS), count=args.clips)
+        return measure_action_map(action_map, lam, validation) if len(validation) else action_map
 
 
-def as_table(action_map: ActionMap) -> Table:
-    """Return a table of games: latent action and score of each button, agreement on other
+def action_map_table(action_map: "ActionMap") -> Table:
+    """Return a table of games: latent action and score of each button, agreement on validation
     episodes."""
     heads = ("agreement", "by chance", "kappa", "information")
-    table = Table(
-        "",
-        *ACTIONS,
-        *heads,
-        box=None,
-        header_style="bold",
-        title="latent action of each button (score)",
-    )
+    table = Table("", *ACTIONS, *heads, box=None, header_style="bold")
+    table.title = "latent action of each button (score)"
     for game in action_map.counts:
-        chosen = zip(action_map.latent_actions(game), action_map.confidence(game), strict=True)
-        found = action_map.measured.get(game, {})
-        figures = (
-            f"{found[name]:.2f}" if found else "-"
-            for name in ("agreement", "chance", "kappa", "information")
-        )
-        table.add_row(game, *(f"{latent} ({score:.2f})" for latent, score in chosen), *figures)
+        pairs = zip(action_map.latent_actions(game), action_map.confidence(game), strict=True)
+        measured = action_map.measured.get(game, {})
+        names = ("agreement", "chance", "kappa", "information")
+        values = (f"{measured[name]:.2f}" if measured else "-" for name in names)
+        table.add_row(game, *(f"{latent} ({score:.2f})" for latent, score in pairs), *values)
     return table

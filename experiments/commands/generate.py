@@ -2,18 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import torch
-
-from envs.episodes.dataset import EpisodeReader
 from envs.utils.errors import InputError
-from envs.utils.images import gif, png
 from envs.utils.progress import console
-from experiments.arguments import GenerationArgs, check_at_least, default_threads
-from experiments.reports.images import at_scale, film_strip, predict
-from worldmodel import load_world_model
-from worldmodel.loading import load_upscaler
+from experiments.arguments import GenerationArgs, GenerationMode, check_at_least, default_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +21,8 @@ class Args(GenerationArgs):
     """Number of given frames."""
     horizon: int = 10
     """Number of predicted frames."""
-    mode: Literal["one_pass", "autoregressive"] = "autoregressive"
-    """one_pass: all frames at once; autoregressive: in chunks, given all frames before."""
+    mode: GenerationMode = "autoregressive"
+    """one_pass: all frames at once; autoregressive: in chunks, given all earlier frames."""
     sampling_steps: int = 25
     """MaskGIT steps per chunk of frames."""
     scale: int = 4
@@ -39,39 +31,50 @@ class Args(GenerationArgs):
 
 def run(args: Args) -> None:
     """Write `<game>-<session>-<start>.png` and `.gif` for each episode."""
+    check_at_least(0, start=args.start, temperature=args.temperature)
     check_at_least(1, context=args.context, horizon=args.horizon, scale=args.scale)
+    check_at_least(1, sampling_steps=args.sampling_steps)
     args.check_folders()
+
+    # These import torch: wrong arguments are reported first.
+    import torch
+
+    from envs.episodes.dataset import EpisodeReader
+    from envs.utils.images import gif, png
+    from experiments.reports.images import at_scale, film_strip, predict
+    from worldmodel import load_world_model
+    from worldmodel.loading import load_upscaler
+
     torch.set_num_threads(default_threads())
     model = load_world_model(args.model)
     upscaler = None if args.upscaler is None else load_upscaler(args.upscaler)
     reader = EpisodeReader(args.data)
     args.out.mkdir(parents=True, exist_ok=True)
-    length = args.context + args.horizon
+    end = args.start + args.context + args.horizon
     for index in args.episodes:
         if not 0 <= index < len(reader):
             raise InputError(
                 f"--episodes {index}: {args.data} holds episodes 0 to {len(reader) - 1}"
             )
-        if reader.num_frames(index) < args.start + length:
+        if reader.num_frames(index) < end:
             raise InputError(
                 f"episode {index} has {reader.num_frames(index)} frames: "
                 f"too few for --start {args.start}"
             )
         episode = reader[index]
-        real = episode.frames_THWC[args.start : args.start + length]
+        real = episode.frames_THWC[args.start : end]
         predicted = predict(
             model.for_game(episode.game),
             real[: args.context],
-            episode.actions[args.start : args.start + length - 1],
+            episode.actions[args.start : end - 1],
             steps=args.sampling_steps,
             temperature=args.temperature,
             mode=args.mode,
             seed=args.seed,
         )
         name = args.out / f"{episode.game}-{episode.session_id}-{args.start:05d}"
-        (real, scale), (predicted, _) = (
-            at_scale(frames, upscaler, args.scale) for frames in (real, predicted)
-        )
+        real, scale = at_scale(real, upscaler, args.scale)
+        predicted, _ = at_scale(predicted, upscaler, args.scale)
         name.with_suffix(".png").write_bytes(png(film_strip([real, predicted], scale)))
         name.with_suffix(".gif").write_bytes(gif([real, predicted], scale))
         console.print(f"{name}.png and .gif: ground truth above or left, prediction below or right")

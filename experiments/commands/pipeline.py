@@ -1,6 +1,6 @@
 """Run the whole pipeline: collect, train, explore, fine-tune, evaluate, report.
 
-The stages are a table, in `experiments.pipeline.stages`. A second run in the same folder skips
+The stages are a table in `experiments.pipeline.stages`. A second run in the same folder skips
 finished stages and resumes interrupted ones. For a fair comparison the same base model is
 fine-tuned twice, on the explorer's data and on as many frames of more random play; both models are
 evaluated on the same held-out episodes.
@@ -15,23 +15,21 @@ from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import RayArgs, check_at_least, check_games
+from experiments.arguments import ConfigArgs, RayArgs, check_at_least, check_games
 from experiments.configuration import Flat, default_args, flag_value
 from experiments.pipeline.config import PipelineConfig, pipeline_preset
 from experiments.pipeline.runner import Context, run_stages
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RayArgs):
+class Args(RayArgs, ConfigArgs):
     """Run everything from playing games to the report; run it again to resume."""
 
     out: Path
     """Folder of the run."""
-    config: Path | None = None
-    """YAML or JSON file of settings over the preset's, e.g. the config.json of a run."""
     rounds: int = 0
-    """Rounds of exploring and learning, each from the model of the round before, instead of one
-    comparison of explored data with random play. More rounds continue a run, also that of a
+    """Number of rounds of exploring and learning, each from the model of the round before; 0
+    compares explored data with random play once. More rounds continue a run, also that of a
     pipeline of the same preset, games and seed."""
     pipeline: Flat[PipelineConfig]
 
@@ -45,19 +43,19 @@ def defaults(argv: Sequence[str]) -> Args:
 
 
 def run(args: Args) -> None:
-    """Run the stages that are left, then print the main figures and the report's path."""
+    """Run the missing stages, then print the main results and the report's path."""
     check_at_least(0, rounds=args.rounds)
     config = dataclasses.replace(args.pipeline, games=tuple(check_games(args.pipeline.games)))
     check_own_run(args.out)
 
-    # These load torch: wrong arguments are reported before.
+    # These import torch: wrong arguments are reported first.
     from experiments.pipeline.rounds import Service, rounds_table
     from experiments.pipeline.stages import check_settings, stage_table
 
     check_settings(config)
     context = Context(args.out, config)
-    rounds = {"rounds": args.rounds} if args.rounds else {}
-    recorded = {**rounds, "pipeline": dataclasses.asdict(config)}
+    settings = {"pipeline": dataclasses.asdict(config)}
+    recorded = {"rounds": args.rounds, **settings} if args.rounds else settings
     write_json_atomic(args.out / "config.json", recorded)
     what = f"{args.rounds} rounds" if args.rounds else f"Pipeline {config.preset}"
     console.print(f"{what} of {', '.join(config.games)} in {args.out}")
@@ -65,10 +63,10 @@ def run(args: Args) -> None:
     stages = rounds_table(config, args.rounds, service) if args.rounds else stage_table(config)
     with ray_session(args.ray_address):
         try:
-            done = run_stages(stages, context)
+            ran = run_stages(stages, context)
         finally:
             service.stop()
-    if not done:
+    if not ran:
         console.print("Nothing was left to do.")
     report = "report-rounds" if args.rounds else "report"
     for line in context.result(report)["lines"]:
@@ -77,6 +75,6 @@ def run(args: Args) -> None:
 
 
 def check_own_run(out: Path) -> None:
-    """Raise InputError where `out` holds files of something else: stages replace their outputs."""
+    """Raise InputError if `out` holds files of something else: stages replace their outputs."""
     if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / "stages").is_dir()):
         raise InputError(f"{out} holds something else than a pipeline's run: give another --out")

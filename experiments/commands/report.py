@@ -7,10 +7,6 @@ import tyro
 
 from envs.utils.errors import InputError
 from envs.utils.progress import console
-from experiments.reports.explore_report import build_explore_report
-from experiments.reports.pipeline_report import build_pipeline_report
-from experiments.reports.rounds_report import build_rounds_report
-from experiments.reports.tune_report import build_tune_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +28,26 @@ def run(args: Args) -> None:
 
 
 def build_report(root: Path, out: Path) -> list[str]:
-    """Create the report of a folder's kind of run. Raises InputError for one without results
-    yet."""
+    """Create the report for the kind of run in a folder. Raises InputError without results yet.
+
+    The modules of the reports import matplotlib, some of them torch.
+    """
     if (root / "tune.json").exists():
+        from experiments.reports.tune_report import build_tune_report
+
         return build_tune_report(root, out)
     if (root / "rounds" / "1" / "measure.json").exists():
+        from experiments.reports.rounds_report import build_rounds_report
+
         return build_rounds_report(root, out)
-    if (root / "metrics.jsonl").exists() and any(
-        (root / "checkpoints").glob("*/module.safetensors")
-    ):
+    if (root / "metrics.jsonl").exists() and any(root.glob("checkpoints/*/module.safetensors")):
+        from experiments.reports.explore_report import build_explore_report
+
         return build_explore_report(root, out)
     if not (root / "evaluation" / "base-random.json").exists():
         raise InputError(
             f"{root} holds no evaluation yet: finish it with `autoexplore pipeline --out {root}`"
         )
+    from experiments.reports.pipeline_report import build_pipeline_report
+
     return build_pipeline_report(root, out)

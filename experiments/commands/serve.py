@@ -2,21 +2,22 @@
 
 import math
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 
-from envs.utils.errors import InputError
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import RayArgs, check_folder
-from exploration.reward.scorers import ServeScorer
-from worldmodel import load_world_model, serve
-from worldmodel.uncertainty import WINDOW
+from experiments.arguments import RayArgs, check_at_least, check_model
+
+TERMINAL_PAUSE, LOG_PAUSE = 2.0, 15.0
+"""Seconds between two updates of the statistics, on a terminal and in a log."""
+PROBE_WINDOWS = 64
+"""Windows with which the speed is measured at the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Args(RayArgs):
     model: tyro.conf.Positional[Path]
     """World model: the `model` folder of `train dynamics`, `export` or `pipeline`."""
     name: str = "autoexplore-reward"
-    """Name of the Serve app, which explorers look up."""
+    """Name of the Serve app, by which explorers find it."""
     replicas: int = 1
     """Number of replicas of the model."""
     max_replicas: int | None = None
@@ -46,13 +47,15 @@ class Args(RayArgs):
 
 def run(args: Args) -> None:
     """Start the app, measure its speed, and show its statistics until the end."""
-    check_folder(args.model, "world model", "pipeline")
-    if args.threads < 1 or (args.gpus or 0) < 0:
-        raise InputError("--threads must be 1 or more, --gpus 0 or more")
+    check_model(args.model)
+    check_at_least(1, replicas=args.replicas, threads=args.threads, steps=args.steps)
+    check_at_least(0, gpus=args.gpus, duration=args.duration)
 
-    load_world_model(args.model).for_game(
-        None
-    )  # what is wrong with it is said here, not in a replica's log
+    # These import torch: wrong arguments are reported first.
+    from exploration.reward.scorers import ServeScorer
+    from worldmodel import load_world_model, serve
+
+    load_world_model(args.model).for_game(None)  # report a bad model here, not in a replica's log
     with ray_session(args.ray_address):
         config = serve.ServeConfig(
             app_name=args.name,
@@ -64,42 +67,48 @@ def run(args: Args) -> None:
             steps=args.steps,
         )
         serve.deploy(args.model, config)
-        # A clip of 64 windows, after one of 1 window that warms up the replica.
-        noise = np.random.default_rng(0)
-        frames = noise.integers(256, size=(WINDOW + 63, 64, 64, 3), dtype=np.uint8)
-        actions = noise.integers(5, size=len(frames) - 1)
-        scorer = ServeScorer(args.name)
-        scorer.submit(frames[:WINDOW], actions[: WINDOW - 1])()
-        started = time.monotonic()
-        scored = scorer.submit(frames, actions)()
-        rate = len(scored.rewards_B) / (time.monotonic() - started)
+        rate = windows_per_second(ServeScorer(args.name))
         console.print(
-            f"{args.name}: {count(args.replicas)} started; "
+            f"{args.name}: {replica_count(args.replicas)} started; "
             f"{rate:,.0f} windows a second from one client"
         )
-        console.print(
-            "Ctrl+C ends it" if args.duration is None else f"it ends in {args.duration:g} s"
-        )
+        end = "Ctrl+C ends it" if args.duration is None else f"it ends in {args.duration:g} s"
+        console.print(end)
         try:
-            _show(args)
+            show_load(args)
         finally:
             serve.shutdown(args.name)
 
 
-def _show(args: Args) -> None:
-    """Show the statistics of the replicas: live on a terminal, else a line now and then."""
-    end = None if args.duration is None else time.monotonic() + args.duration
+def windows_per_second(scorer: Any) -> float:
+    """Return the speed at which a scorer answers one client."""
+    import numpy as np
+
+    from worldmodel.uncertainty import WINDOW
+
+    noise = np.random.default_rng(0)
+    frames = noise.integers(256, size=(PROBE_WINDOWS + WINDOW - 1, 64, 64, 3), dtype=np.uint8)
+    actions = noise.integers(5, size=len(frames) - 1)
+    scorer.submit(frames[:WINDOW], actions[: WINDOW - 1])()  # warms up the replica
+    started = time.monotonic()
+    scorer.submit(frames, actions)()
+    return PROBE_WINDOWS / (time.monotonic() - started)
+
+
+def show_load(args: Args) -> None:
+    """Show the statistics of the replicas, updated in place on a terminal, until the end."""
+    from worldmodel import serve
+
+    end = math.inf if args.duration is None else time.monotonic() + args.duration
+    pause = TERMINAL_PAUSE if console.is_terminal else LOG_PAUSE
     with console.status("") if console.is_terminal else nullcontext() as status:
-        while end is None or time.monotonic() < end:
-            pause = 2.0 if status is not None else 15.0
-            time.sleep(pause if end is None else max(min(pause, end - time.monotonic()), 0.0))
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(pause, left))
             phrases = describe_load(serve.describe(args.name))
-            if status is not None:
-                status.update(
-                    "\n  ".join(phrases)
-                )  # of one line, 80 columns would show only the beginning
-            else:
+            if status is None:
                 console.print("; ".join(phrases))
+            else:
+                status.update("\n  ".join(phrases))  # one line would be cut at 80 columns
 
 
 def describe_load(replicas: list[dict[str, Any]]) -> tuple[str, str]:
@@ -107,26 +116,28 @@ def describe_load(replicas: list[dict[str, Any]]) -> tuple[str, str]:
 
     A value that no replica has yet is a dash.
     """
-
-    def figure(values: list[float], most: bool = False) -> str:
-        known = [value for value in values if not math.isnan(value)]
-        return f"{max(known) if most else sum(known) / len(known):,.0f}" if known else "-"
-
     rate, waiting, failures = (
-        sum(r[name] for r in replicas) for name in ("windows_per_second", "waiting", "failures")
+        sum(replica[name] for replica in replicas)
+        for name in ("windows_per_second", "waiting", "failures")
     )
-    batch = figure([r["batch_windows"] for r in replicas])
-    p50, p95, p99 = (
-        figure([r["latency_ms"][name] for r in replicas], most=True)
+    batches = _known(replica["batch_windows"] for replica in replicas)
+    batch = f"{sum(batches) / len(batches):,.0f}" if batches else "-"
+    latencies = [
+        _known(replica["latency_ms"][name] for replica in replicas)
         for name in ("p50", "p95", "p99")
-    )
+    ]
+    shown = " / ".join(f"{max(values):,.0f}" if values else "-" for values in latencies)
     return (
-        f"{count(len(replicas))}: {rate:,.0f} windows/s, {waiting} waiting, "
+        f"{replica_count(len(replicas))}: {rate:,.0f} windows/s, {waiting} waiting, "
         f"{batch} a batch, {failures} batches failed",
-        f"latency {p50} / {p95} / {p99} ms (50, 95, 99 %)",
+        f"latency {shown} ms (50, 95, 99 %)",
     )
 
 
-def count(replicas: int) -> str:
+def _known(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def replica_count(replicas: int) -> str:
     """Return `1 replica`, `2 replicas`."""
     return f"{replicas} replica{'s' * (replicas != 1)}"

@@ -8,6 +8,7 @@ import tyro
 from experiments.studies import ablation, horizon, representation, sampling_steps, uncertainty
 
 STUDIES = (ablation, representation, uncertainty, horizon, sampling_steps)
+subcommand = tyro.conf.subcommand
 
 
 @dataclass(frozen=True)
@@ -15,18 +16,13 @@ class Args:
     """Run an ablation of the method, or analyse one model."""
 
     which: (
-        Annotated[ablation.Args, tyro.conf.subcommand("ablation", description=ablation.__doc__)]
+        Annotated[ablation.Args, subcommand("ablation", description=ablation.__doc__)]
         | Annotated[
-            representation.Args,
-            tyro.conf.subcommand("representation", description=representation.__doc__),
+            representation.Args, subcommand("representation", description=representation.__doc__)
         ]
-        | Annotated[
-            uncertainty.Args, tyro.conf.subcommand("uncertainty", description=uncertainty.__doc__)
-        ]
-        | Annotated[horizon.Args, tyro.conf.subcommand("horizon", description=horizon.__doc__)]
-        | Annotated[
-            sampling_steps.Args, tyro.conf.subcommand("steps", description=sampling_steps.__doc__)
-        ]
+        | Annotated[uncertainty.Args, subcommand("uncertainty", description=uncertainty.__doc__)]
+        | Annotated[horizon.Args, subcommand("horizon", description=horizon.__doc__)]
+        | Annotated[sampling_steps.Args, subcommand("steps", description=sampling_steps.__doc__)]
     )
 
 

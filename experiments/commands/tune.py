@@ -11,22 +11,24 @@ import tyro
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import Preset, RunArgs, check_folder, check_games
+from experiments.arguments import (
+    ConfigArgs,
+    Preset,
+    RunArgs,
+    check_at_least,
+    check_games,
+    check_model,
+)
 from experiments.configuration import Flat, default_args, flag_value
-from experiments.reports.tune_report import build_tune_report
-from exploration.agent.checkpoint import complete_checkpoints
 from exploration.config import ExploreConfig, explore_preset
-from exploration.mutable_settings import request_change
-from exploration.tune import tune
-from worldmodel import load_world_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RunArgs):
+class Args(RunArgs, ConfigArgs):
     """`tune GAME... --model M --out RUN` trains a population of agents: the worse ones copy the
-    better and vary their learning rate, entropy bonus, epsilon, temperature and top fraction. `tune
-    set RUN NAME=VALUE...` changes the same settings of a running `explore` from its next epoch
-    on."""
+    better ones and vary their learning rate, entropy bonus, epsilon, temperature and top fraction.
+    `tune set RUN NAME=VALUE...` changes the same settings of a running `explore` from its next
+    epoch on."""
 
     games: tyro.conf.Positional[tuple[str, ...]]
     """Games to explore; or `set`, the folder of a running `explore`, and changes such as
@@ -37,11 +39,9 @@ class Args(RunArgs):
     out: Path | None = None
     """Folder of the run."""
     preset: Preset = "cpu"
-    """Sizes of network, replay buffer, batches and schedule of each agent: debug, cpu, paper."""
-    config: Path | None = None
-    """YAML or JSON file of settings over the preset's, e.g. the config.json of a run."""
+    """Size and schedule of each agent: debug (seconds), cpu (two cores), paper."""
     reward_backend: Literal["local", "serve"] = "serve"
-    """Compute rewards in one service for all agents (serve) or in each process that plays
+    """Compute rewards in one Ray Serve app for all agents (serve) or in each process that plays
     (local)."""
     trials: int = 4
     """Number of agents in the population."""
@@ -51,7 +51,7 @@ class Args(RunArgs):
 
 
 def defaults(argv: Sequence[str]) -> Args:
-    """Return the arguments of the preset and the --config file in argv. Each agent plays in one
+    """Return the arguments of the preset and the --config file in argv; each agent has one
     runner."""
     preset = explore_preset(flag_value(argv, "--preset", "cpu"), runners=1, envs_per_runner=4)
     return default_args(Args, argv, translate=from_run, explorer=preset)
@@ -66,15 +66,18 @@ def from_run(recorded: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(args: Args) -> None:
-    """Set, or train; then print where the result lies."""
+    """Run `tune set` or `tune GAME...`, and print where the result is."""
     if args.games[:1] == ("set",):
-        set_values(args.games[1:])
-        return
-    train(args)
+        request_changes(args.games[1:])
+    else:
+        train_population(args)
 
 
-def set_values(words: tuple[str, ...]) -> None:
+def request_changes(words: tuple[str, ...]) -> None:
     """Run `tune set RUN NAME=VALUE...`."""
+    from exploration.agent.checkpoint import complete_checkpoints
+    from exploration.mutable_settings import request_change
+
     if len(words) < 2:
         raise InputError(
             "tune set needs a run's folder and changes: "
@@ -82,21 +85,27 @@ def set_values(words: tuple[str, ...]) -> None:
         )
     folder = Path(words[0])
     checkpoints = complete_checkpoints(folder)
-    done = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
-    values = request_change(folder, words[1:], epochs_done=done)
+    epochs = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+    values = request_change(folder, words[1:], epochs_done=epochs)
     changes = ", ".join(f"{name}={value:g}" for name, value in values.items())
     console.print(f"{folder}: {changes} from its next epoch on")
 
 
-def train(args: Args) -> None:
+def train_population(args: Args) -> None:
     """Run `tune GAME...`."""
     if args.model is None or args.out is None:
         raise InputError(
             "tune needs --model, the world model that scores, and --out, the folder of the run"
         )
     games = check_games(args.games)
-    check_folder(args.model, "world model", "pipeline")
-    load_world_model(args.model).for_game(None)  # a bad model fails here, not in a runner's log
+    check_model(args.model)
+    check_at_least(1, perturbation_interval=args.perturbation_interval)
+
+    from experiments.reports.tune_report import build_tune_report
+    from exploration.tune import tune
+    from worldmodel import load_world_model
+
+    load_world_model(args.model).for_game(None)  # report a bad model here, not in a runner's log
     config = args.explorer
     if args.perturbation_interval is not None:
         config = dataclasses.replace(config, evaluate_every=args.perturbation_interval)

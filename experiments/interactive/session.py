@@ -1,6 +1,6 @@
-"""Learned world of `play`: it continues recorded frames and records its uncertainty and GIFs.
+"""Learned world of `play`: generated frames, their uncertainty, and recorded GIFs.
 
-Frames are uint8 HWC, actions those of `envs.controls`.
+Frames are uint8 HWC, actions those of `envs.controls`. P is the number of given frames.
 """
 
 import re
@@ -22,21 +22,20 @@ from worldmodel.models.upscaler import Upscaler
 from worldmodel.uncertainty import WINDOW, window_entropies
 
 CONTEXT = 2
-"""Frames given at the start, as in the paper."""
-FOREVER = 2**62
-"""Maximum steps of the env: the player decides when to stop."""
+"""Number of given frames, as in the paper."""
+UNLIMITED = 2**62
+"""Maximum steps of the env; the player decides when to stop."""
 GIF_WIDTH = 256
-LONGEST = 1000
-"""Frames of a GIF; about a minute. A recording that reaches it is written then."""
+GIF_FRAMES = 1000
+"""Maximum frames of a GIF, about a minute; a longer recording ends there."""
 _LETTERS = re.compile(r"([rludj])([1-9]\d{0,3})?")
 
 
 class World:
-    """Frames generated step by step by `model`, after given_PHWC uint8 and the actions (P-1,)
-    between them.
+    """Frames generated step by step after `given_PHWC`, with the actions (P-1,) between them.
 
-    `name`: path of the GIFs, without a number. `temperature` and `steps` as `WorldModelEnv`. Raises
-    InputError where frames or actions do not fit the model.
+    name: path of the GIFs, without a number. temperature, steps: as in `WorldModelEnv`. Raises
+    InputError if frames or actions do not fit the model.
     """
 
     def __init__(
@@ -64,17 +63,17 @@ class World:
             model,
             given_PHWC[None],
             start_actions=self._given_actions[None],
-            max_steps=FOREVER,
+            max_steps=UNLIMITED,
             steps=steps,
             temperature=temperature,
         )
-        self._film: list[Frames] | None = None
-        self._film_given = 0
-        self.start_again(seed)
+        self._recorded: list[Frames] | None = None
+        self._recorded_given = 0
+        self.restart(seed)
 
-    def start_again(self, seed: int | None = None) -> None:
-        """Return to the given frames. Without a seed the noise continues, so the same keys may lead
-        elsewhere."""
+    def restart(self, seed: int | None = None) -> None:
+        """Return to the given frames. Without a seed the random state continues, so that the same
+        keys may lead elsewhere."""
         self.frame, _ = self._env.reset(seed=seed)
         self.steps, self.action = 0, ""
         self.entropy_N: NDArray[np.float32] | None = None
@@ -82,19 +81,18 @@ class World:
         self._show()
 
     def step(self, action: int) -> None:
-        """Generate one frame and its uncertainty: the paper's reward query on the newest window
-        (Eq. 2)."""
+        """Generate one frame and its token entropies (Eq. 2), from the newest window."""
         self.frame, *_ = self._env.step(np.int64(action))
         self.steps, self.action = self.steps + 1, ACTIONS[action]
         length = min(WINDOW, self._model.cfg.frames)
         self._frames = [*self._frames, self.frame][-length:]
         self._actions = [*self._actions, action][-length + 1 :]
-        window, between = np.stack(self._frames)[None], np.array(self._actions)[None]
-        self.entropy_N = window_entropies(self._model, window, between)[0]
+        frames_15HWC, actions_14 = np.stack(self._frames)[None], np.array(self._actions)[None]
+        self.entropy_N = window_entropies(self._model, frames_15HWC, actions_14)[0]
         self._show()
 
     def picture(self) -> Frames:
-        """Return the newest frame to show: upscaled, under the uncertainty map if that is on."""
+        """Return the newest frame, upscaled, under the uncertainty map if that is on."""
         if not self.uncertainty or self.entropy_N is None:
             return self._shown
         uncertainty = Snapshot(self.game, self._shown, self.entropy_N, 0.0).map()
@@ -102,23 +100,25 @@ class World:
 
     @property
     def recording(self) -> bool:
-        """Return True while a GIF is being recorded."""
-        return self._film is not None
+        """True while a GIF is being recorded."""
+        return self._recorded is not None
 
     def start_recording(self) -> None:
-        """Start a recording with the frame now shown."""
-        self._film, self._film_given = [], int(self.steps == 0)
+        """Start a recording with the current frame."""
+        self._recorded, self._recorded_given = [], int(self.steps == 0)
         self._record()
 
     def end_recording(self) -> Path | None:
-        """Write the film and return its path; None where nothing was being recorded."""
-        if self._film is None:
+        """Write the recording and return its path; None if there is no recording."""
+        if self._recorded is None:
             return None
-        film, self._film = np.stack(self._film), None
+        frames, self._recorded = np.stack(self._recorded), None
         number = 0
         while (path := self._name.with_name(f"{self._name.name}-{number}.gif")).exists():
             number += 1
-        write_atomic(path, gif([film], max(1, GIF_WIDTH // film.shape[2]), self._film_given))
+        write_atomic(
+            path, gif([frames], max(1, GIF_WIDTH // frames.shape[2]), self._recorded_given)
+        )
         return path
 
     def _show(self) -> None:
@@ -126,11 +126,11 @@ class World:
         self._record()
 
     def _record(self) -> None:
-        if self._film is None:
+        if self._recorded is None:
             return
-        self._film.append(self.picture())
-        if len(self._film) == LONGEST:
-            console.print(f"{self.end_recording()}: {LONGEST} frames, the most that a GIF takes")
+        self._recorded.append(self.picture())
+        if len(self._recorded) == GIF_FRAMES:
+            console.print(f"{self.end_recording()}: {GIF_FRAMES} frames, the maximum of a GIF")
 
 
 def parse_actions(text: str) -> list[int]:
@@ -144,14 +144,12 @@ def parse_actions(text: str) -> list[int]:
         raise InputError(
             f"--actions {text!r}: expected letters, each with a number or none: {known}, e.g. r8jr4"
         )
-    letters_of = [name[0] for name in ACTIONS]
+    keys = [name[0] for name in ACTIONS]
     actions = [
-        letters_of.index(key)
-        for key, times in _LETTERS.findall(letters)
-        for _ in range(int(times or 1))
+        keys.index(key) for key, times in _LETTERS.findall(letters) for _ in range(int(times or 1))
     ]
-    if len(actions) >= LONGEST:
-        raise InputError(f"--actions: {len(actions)} actions, a GIF takes at most {LONGEST - 1}")
+    if len(actions) >= GIF_FRAMES:
+        raise InputError(f"--actions: {len(actions)} actions, a GIF takes at most {GIF_FRAMES - 1}")
     return actions
 
 

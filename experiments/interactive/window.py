@@ -1,5 +1,4 @@
-"""The window of `play`: keys in, frames out. pygame is the extra `play` and is imported when the
-window opens."""
+"""Window of `play`: keys in, frames out. It imports pygame, the extra `play`, when it opens."""
 
 import os
 import time
@@ -17,15 +16,17 @@ from experiments.interactive.session import World
 
 GROUND, INK, RED = (16, 16, 20), (222, 222, 222), (235, 80, 70)
 PACE_FRAMES = 15
-"""Frames over which their number a second is taken."""
+"""Number of frames over which the frame rate is measured."""
+LONG_PAUSE = 2.0
+"""Seconds without a frame after which the frame rate is measured again."""
 
 
 @contextmanager
 def display() -> Iterator[Any]:
     """Yield pygame with its display started.
 
-    Raises InputError without pygame, and on a machine without a screen: SDL then falls back to a
-    driver that shows nothing. SDL_VIDEODRIVER=dummy, as the tests set it, asks for one.
+    Raises InputError without pygame, and on a machine without a screen, where SDL falls back to an
+    invisible driver. SDL_VIDEODRIVER=dummy requests one, as the tests do.
     """
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     try:
@@ -36,9 +37,7 @@ def display() -> Iterator[Any]:
             "--actions plays without a window"
         ) from error
     try:
-        with captured_output(
-            drop="XDG_RUNTIME_DIR"
-        ):  # Wayland's library says so where there is no screen
+        with captured_output(drop="XDG_RUNTIME_DIR"):  # Wayland's warning without a screen
             pygame.display.init()
         if pygame.display.get_driver() == "offscreen" and "SDL_VIDEODRIVER" not in os.environ:
             raise pygame.error("no screen was found")
@@ -54,19 +53,18 @@ def display() -> Iterator[Any]:
 
 
 def play(pygame: Any, world: World, *, scale: int, fps: int, default_action: int | None) -> None:
-    """Open the window and play until Escape, or until it is closed. A recording that still runs is
-    written then.
+    """Open the window and play until Escape or until it is closed; then write a running recording.
 
-    `scale`: window pixels of a frame's pixel. `fps`: the most frames a second. `default_action`:
-    the action while no key is down, None to wait for one.
+    scale: window pixels per frame pixel. fps: maximum frames per second. default_action: action
+    while no key is down, None to wait for a key.
     """
     window = _Window(pygame, world, scale)
     clock = pygame.time.Clock()
     keys = _keys(pygame)
-    held: dict[int, int] = {}  # key -> action, the newest last
+    held: dict[int, int] = {}  # key -> action, the key pressed last at the end
     try:
         while True:
-            event = pygame.event.poll()  # one at a time: each press is played, in order
+            event = pygame.event.poll()  # one at a time, so that each press is played, in order
             pressed, nothing = event.type == pygame.KEYDOWN, event.type == pygame.NOEVENT
             if event.type == pygame.QUIT or (pressed and event.key == pygame.K_ESCAPE):
                 return
@@ -84,40 +82,37 @@ def play(pygame: Any, world: World, *, scale: int, fps: int, default_action: int
             if nothing or action is not None:
                 clock.tick(fps)
     finally:
-        _tell(world)
+        _end_recording(world)
 
 
 def _keys(pygame: Any) -> dict[int, int]:
     """Return the action of each key."""
-    names = {
-        "right": pygame.K_RIGHT,
-        "left": pygame.K_LEFT,
-        "up": pygame.K_UP,
-        "down": pygame.K_DOWN,
-    }
-    keys = {names.get(name, pygame.K_SPACE): action for action, name in enumerate(ACTIONS)}
+    arrows = (pygame.K_RIGHT, pygame.K_LEFT, pygame.K_UP, pygame.K_DOWN, pygame.K_SPACE)
+    keys = dict(zip(arrows, range(len(ACTIONS)), strict=True))
     return {**keys, pygame.K_x: ACTIONS.index("jump")}
 
 
 def _command(pygame: Any, key: int, world: World) -> None:
+    """Run the command of a key that is no action, if it has one."""
     if key == pygame.K_BACKSPACE:
-        world.start_again()
+        world.restart()
     elif key == pygame.K_u:
         world.uncertainty = not world.uncertainty
     elif key == pygame.K_r and world.recording:
-        _tell(world)
+        _end_recording(world)
     elif key == pygame.K_r:
         world.start_recording()
 
 
-def _tell(world: World) -> None:
+def _end_recording(world: World) -> None:
+    """Write the recording, if there is one, and print its path."""
     path = world.end_recording()
     if path is not None:
-        console.print(f"{path} is written")
+        console.print(f"written to {path}")
 
 
 class _Window:
-    """The frame in squares of `scale` pixels, and two lines below it."""
+    """A frame in squares of `scale` pixels, and two lines of text below it."""
 
     def __init__(self, pygame: Any, world: World, scale: int) -> None:
         self._pygame, self._world = pygame, world
@@ -129,13 +124,15 @@ class _Window:
         self._times: deque[float] = deque(maxlen=PACE_FRAMES)
 
     def step(self, action: int) -> None:
+        """Generate one frame and note its time."""
         self._world.step(action)
         now = time.monotonic()
-        if self._times and now - self._times[-1] > 2:  # a pause is not slowness
+        if self._times and now - self._times[-1] > LONG_PAUSE:
             self._times.clear()
         self._times.append(now)
 
     def draw(self) -> None:
+        """Draw the frame and the text."""
         picture = self._world.picture()
         large = enlarged(picture, max(1, self._side // picture.shape[0]))
         frame = self._pygame.image.frombuffer(large.tobytes(), large.shape[1::-1], "RGB")
@@ -156,8 +153,5 @@ class _Window:
         pace = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
         uncertainty = "-" if world.entropy_N is None else f"{world.entropy_N.mean():.3f}"
         first = f"{world.game}   step {world.steps}   {world.action or 'press a key'}"
-        return (
-            first,
-            f"{pace:.1f} frames/s   uncertainty {uncertainty}"
-            + ("   recording" if world.recording else ""),
-        )
+        recording = "   recording" if world.recording else ""
+        return first, f"{pace:.1f} frames/s   uncertainty {uncertainty}{recording}"

@@ -1,8 +1,8 @@
-"""What a person meets: help that answers at once, and one line with exit code 2 for whatever they
-got wrong."""
+"""Command line: fast help, and one line with exit code 2 for bad input."""
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -15,11 +15,11 @@ from envs.episodes.dataset import EpisodeReader
 from envs.utils.errors import InputError
 from experiments.__main__ import COMMANDS, execute
 
-ROM_IS_MISSING = "SuperMarioBros-Nes"  # a game that stable-retro knows and nobody may pass on
+ROM_IS_MISSING = "SuperMarioBros-Nes"  # a game of stable-retro whose ROM is not free
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """Run a command that must fail as bad input; its one line on stderr."""
+    """Run a command that must fail as bad input; return its line on stderr."""
     assert execute(list(argv)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
@@ -54,29 +54,11 @@ def test_help_of_each_command_explains_every_flag(
 
 
 def test_a_closed_stdout_ends_any_command_quietly(tmp_path: Path) -> None:
-    """As `| head` does: by print and by rich, from the first line on; what a command has done by
-    then stays."""
+    """Close stdout as `| head` does, for `print` and for rich; the command's results stay."""
     data = tmp_path / "data"
-    play = [
-        "collect",
-        "Counting",
-        "--episodes",
-        "1",
-        "--steps",
-        "20",
-        "--workers",
-        "1",
-        "--out",
-        str(data),
-    ]
-    for argv in (
-        ["--help"],
-        ["catalog", "--help"],
-        ["catalog"],
-        ["catalog", "--names"],
-        ["doctor"],
-        play,
-    ):
+    collect = shlex.split("collect Counting --episodes 1 --steps 20 --workers 1 --out")
+    others = ("--help", "catalog --help", "catalog", "catalog --names", "doctor")
+    for argv in (*map(str.split, others), [*collect, str(data)]):
         reader, writer = os.pipe()
         os.close(reader)
         command = [sys.executable, "-m", "experiments", *argv]
@@ -91,23 +73,16 @@ def test_a_closed_stdout_ends_any_command_quietly(tmp_path: Path) -> None:
 def test_unknown_game(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = complaint(capsys, "collect", "Kangaro-Atari2600", "--out", str(tmp_path / "data"))
     assert "Kangaro-Atari2600" in line
-    assert "Kangaroo-Atari2600" in line  # what they may have meant
+    assert "Kangaroo-Atari2600" in line  # the suggestion
     assert not (tmp_path / "data").exists()
 
 
 def test_missing_rom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "run")]
     for argv in (
-        ["collect", ROM_IS_MISSING, "--out", str(tmp_path / "data")],
-        [
-            "pipeline",
-            "--preset",
-            "debug",
-            "--games",
-            ROM_IS_MISSING,
-            "--out",
-            str(tmp_path / "run"),
-        ],
-        ["explore", ROM_IS_MISSING, "--model", str(tmp_path), "--out", str(tmp_path / "run")],
+        ["collect", ROM_IS_MISSING, *out],
+        ["pipeline", "--preset", "debug", "--games", ROM_IS_MISSING, *out],
+        ["explore", ROM_IS_MISSING, "--model", str(tmp_path), *out],
     ):
         line = complaint(capsys, *argv)
         assert ROM_IS_MISSING in line
@@ -183,9 +158,19 @@ import sys
 from experiments.__main__ import execute
 out, gone = sys.argv[1:]
 data, model = ["--data", gone, "--out", out], ["--model", gone, "--out", out]
-# Games are checked before torch and Ray are loaded.
-codes = [execute(["collect", "Kangaro-Atari2600", "--out", out])]
-codes.append(execute(["pipeline", "--games", "Pong", "--out", out]))
+codes = []
+# These commands check their flags before torch and Ray are imported.
+for argv in (
+    ["collect", "Kangaro-Atari2600", "--out", out],
+    ["pipeline", "--games", "Pong", "--out", out],
+    ["evaluate", gone, "--data", gone, "--workers", "2"],
+    ["generate", gone, *data],
+    ["play", gone, "--data", gone],
+    ["serve", gone],
+    ["benchmark", "--games", "Kangaro-Atari2600"],
+    ["export", "--tokenizer", gone, "--dynamics", gone, "--out", out],
+    ["report", gone],
+): codes.append(execute(argv))
 assert not {"torch", "ray"} & set(sys.modules), "loaded for nothing"
 import ray
 def refuse(*args, **options): raise AssertionError("Ray was started")
@@ -197,12 +182,9 @@ for argv in (
     ["tune", "Counting", *model],
     ["compare", "Counting", *model],
     ["expert", "Kangaro-Atari2600", "--out", out],
-    ["evaluate", gone, "--data", gone, "--workers", "2"],
-    ["generate", gone, *data],
-    ["serve", gone],
-    ["benchmark", "--games", "Kangaro-Atari2600"],
+    ["explore", "Counting", "--out", out],
     ["study", "ablation", *data, "--parallel", "2"],
-    ["export", "--tokenizer", gone, "--dynamics", gone, "--out", out],
+    ["data", "rerender", gone, "--out", out],
 ): codes.append(execute(argv))
 print(*codes)
 """
@@ -213,8 +195,8 @@ def test_bad_input_is_one_line_before_ray_starts(tmp_path: Path) -> None:
     ended = subprocess.run(argv, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     codes, lines = ended.stdout.split(), ended.stderr.splitlines()
-    assert codes == ["2"] * 14
-    assert len(lines) == 14
+    assert codes == ["2"] * 18
+    assert len(lines) == 18
     assert all(line.startswith("autoexplore: ") for line in lines)
     assert not (tmp_path / "out").exists()
 
@@ -273,18 +255,7 @@ def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_benchmark_writes_ratios(ray_cluster: None, tmp_path: Path) -> None:
-    argv = [
-        "benchmark",
-        "--only",
-        "collect",
-        "windows",
-        "--games",
-        "Counting",
-        "--steps",
-        "60",
-        "--repeats",
-        "1",
-    ]
+    argv = shlex.split("benchmark --only collect windows --games Counting --steps 60 --repeats 1")
     assert execute([*argv, "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "benchmark.json").read_text())
     assert list(dict.fromkeys(row["group"] for row in rows)) == ["collect", "windows"]

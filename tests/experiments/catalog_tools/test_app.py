@@ -180,7 +180,7 @@ def test_the_app_saves_each_label_and_refuses_other_sites_and_wrong_words(out: P
     with serving(out, GENESIS, ATARI) as (url, _):
         view = f"{url}api/games/{ATARI}/labels/view"
         assert json.loads(ask(view, "side")[1])["view"] == "side"
-        row = labels.load(labels_file).rows[ATARI]
+        row = labels.load_labels(labels_file).rows[ATARI]
         assert (row["view"], row["source"], row["axis"]) == ("side", "watched", "")
         before = labels_file.read_bytes()
         assert ask(view, "above")[0] == 400
@@ -225,7 +225,7 @@ def test_labelling_by_keyboard_in_a_browser(out: Path, tmp_path: Path) -> None:
     ):
 
         def saved(game: str, column: str) -> str:
-            return labels.load(labels_file).rows[game][column]
+            return labels.load_labels(labels_file).rows[game][column]
 
         def current() -> str:
             return str(browser.value("document.querySelector('.field.current').dataset.column"))
@@ -256,7 +256,7 @@ def test_labelling_by_keyboard_in_a_browser(out: Path, tmp_path: Path) -> None:
         for key in ("1", "2", *("1" * 4), "u", "u", "2", "1", "4"):
             browser.press(key)
         browser.wait("document.querySelector('#after').classList.contains('done')")
-        row = labels.load(labels_file).rows[GENESIS]
+        row = labels.load_labels(labels_file).rows[GENESIS]
         assert labels.complete(row)
         expected = {
             "axis": "free",

@@ -95,28 +95,18 @@ def test_a_state_that_is_restored_goes_on_bit_for_bit() -> None:
 def test_the_command_probes_each_game_once_and_compares(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [
-        "catalog",
-        "probe",
-        AIRSTRIKER,
-        "Breakout-Atari2600",
-        "--states",
-        "3",
-        "--out",
-        str(tmp_path),
-    ]
+    breakout = tmp_path / "Breakout-Atari2600.json"
+    command = ["catalog", "probe", AIRSTRIKER, "Breakout-Atari2600", "--states", "3"]
+    command += ["--out", str(tmp_path)]
     assert execute(command) == 0
     printed = capsys.readouterr().out
     assert ["right", "2", "2", "100%"] in [line.split() for line in printed.splitlines()]
-    kept = {file.name: file.read_text() for file in tmp_path.iterdir()}
-    assert set(kept) == {f"{AIRSTRIKER}.json", "Breakout-Atari2600.json"}
-    assert (
-        json.loads(kept["Breakout-Atari2600.json"])["probe"]["controls"]["right"]["label"]
-        == "right"
-    )
-    written = (tmp_path / "Breakout-Atari2600.json").stat().st_mtime_ns
+    assert set(tmp_path.iterdir()) == {tmp_path / f"{AIRSTRIKER}.json", breakout}
+    controls = json.loads(breakout.read_text())["probe"]["controls"]
+    assert controls["right"]["label"] == "right"
+    written = breakout.stat().st_mtime_ns
     assert execute(command) == 0
-    assert (tmp_path / "Breakout-Atari2600.json").stat().st_mtime_ns == written
+    assert breakout.stat().st_mtime_ns == written
 
 
 def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:

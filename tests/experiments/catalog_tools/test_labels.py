@@ -34,14 +34,14 @@ def written(folder: Path, name: str, *rows: Row) -> Path:
 
 
 def test_the_catalogue_itself_has_only_known_words() -> None:
-    loaded = labels.load(LABELS_FILE)
+    loaded = labels.load_labels(LABELS_FILE)
     assert len(loaded.rows) == len(labels.titles())
     assert list(loaded.rows[GENESIS]) == list(COLUMNS)
 
 
 def test_rows_come_back_as_saved_and_a_half_labelled_one_is_not_complete(tmp_path: Path) -> None:
     rows = row(GENESIS, view="top"), labels.new_row(ATARI) | {"motion": "platformer"}
-    loaded = labels.load(written(tmp_path, "ada", *rows))
+    loaded = labels.load_labels(written(tmp_path, "ada", *rows))
     assert loaded.annotator == "ada"
     assert list(loaded.rows.values()) == list(rows)
     assert [labels.complete(one) for one in rows] == [True, False]
@@ -66,7 +66,7 @@ def test_a_malformed_row_is_told_with_its_place(
     path = written(tmp_path, "ada", row(GENESIS, view="top"))
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(InputError) as raised:
-        labels.load(path)
+        labels.load_labels(path)
     assert str(path) in str(raised.value)
     assert told in str(raised.value)
 
@@ -74,13 +74,13 @@ def test_a_malformed_row_is_told_with_its_place(
 def test_a_game_twice_a_file_of_bytes_and_a_missing_one_are_told(tmp_path: Path) -> None:
     path = written(tmp_path, "ada", row(GENESIS))
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
-    with pytest.raises(InputError, match=r"line 3: Airstriker-Genesis stands there twice"):
-        labels.load(path)
+    with pytest.raises(InputError, match=r"line 3: Airstriker-Genesis occurs twice"):
+        labels.load_labels(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read"):
-        labels.load(path)
+        labels.load_labels(path)
     with pytest.raises(InputError, match="cannot be read"):
-        labels.load(tmp_path / "labels-nobody.csv")
+        labels.load_labels(tmp_path / "labels-nobody.csv")
     with pytest.raises(InputError, match=r"annotator '\.\./ada'"):
         labels.file_of(tmp_path, "../ada")
 
@@ -129,7 +129,7 @@ def test_merging_takes_the_majority_then_the_surer_then_nobody(tmp_path: Path) -
             row(ATARI, "0.25", motion="platformer"),
         ),
     ]
-    table, differences = labels.merge(files)
+    table, differences = labels.merge(labels.load_all(files))
     assert list(table) == [GENESIS, ATARI]
     merged = table[GENESIS]
     assert merged["view"] == "top"  # two against the surest one
@@ -143,13 +143,13 @@ def test_merging_takes_the_majority_then_the_surer_then_nobody(tmp_path: Path) -
     ]
     assert differences[0].words == {"ada": "top", "ben": "top", "cy": "side"}
     labels.save(tmp_path / "merged.csv", table)
-    assert labels.load(tmp_path / "merged.csv").rows == table
+    assert labels.load_labels(tmp_path / "merged.csv").rows == table
 
     equally_sure = [
         written(tmp_path, "dee", row(ATARI, view="side")),
         written(tmp_path, "eve", row(ATARI, view="top")),
     ]
-    assert labels.merge(equally_sure)[0][ATARI]["view"] == UNKNOWN
+    assert labels.merge(labels.load_all(equally_sure))[0][ATARI]["view"] == UNKNOWN
 
 
 def test_agreement_counts_what_both_labelled(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_agreement_counts_what_both_labelled(tmp_path: Path) -> None:
         row("Pong-Atari2600"),
     )
     ben = written(tmp_path, "ben", row(GENESIS, view="top"), row(ATARI, view="top", axis="free"))
-    found = {one.column: one for one in labels.agreement(labels.load_all([ada, ben]))}
+    found = {one.column: one for one in labels.pairwise_agreement(labels.load_all([ada, ben]))}
     assert set(found) == set(VOCABULARY)
     assert (found["view"].games, found["view"].raw, found["view"].kappa) == (2, 0.5, 0.0)
     assert (found["axis"].games, found["axis"].raw) == (1, 1.0)
@@ -177,7 +177,7 @@ def test_agree_prints_kappa_and_differences_and_writes_the_merged_table(tmp_path
     assert ["ada", "/", "ben", "view", "2", "50.0%", "0.00"] in lines
     assert ["ada", "/", "ben", "motion", "2", "100.0%", "one", "word"] in lines
     assert [ATARI, "view", "ada:", "side,", "ben:", "top", "side"] in lines
-    assert labels.load(tmp_path / "merged.csv").rows[ATARI]["view"] == "side"
+    assert labels.load_labels(tmp_path / "merged.csv").rows[ATARI]["view"] == "side"
     with pytest.raises(InputError, match="one of the annotators' files"):
         agree.run(agree.Args(files=(ada, ben), out=ada))
     with pytest.raises(InputError, match="two or more"):

@@ -1,4 +1,4 @@
-"""The cluster file as Ray reads it, offline, and the node checks of doctor."""
+"""Cluster file as Ray reads it, offline, and the node checks of doctor."""
 
 import copy
 from functools import partial
@@ -33,9 +33,9 @@ def test_ray_accepts_the_file(config: dict[str, Any]) -> None:
     assert set(kinds) == {"head", "rollout", "serve", "train"}
     assert all(kind["resources"]["CPU"] > 0 for kind in kinds.values())
     assert [name for name, kind in kinds.items() if kind["resources"]["GPU"]] == ["serve", "train"]
-    # What the head says the cluster can start is what it can start: processes ask for nothing else.
-    told = {LABEL + name: "gpu" if kinds[name]["resources"]["GPU"] else "cpu" for name in KINDS}
-    assert kinds["head"]["labels"] == told
+    # The head's labels name what the cluster can start: processes request nothing else.
+    labels = {LABEL + name: "gpu" if kinds[name]["resources"]["GPU"] else "cpu" for name in KINDS}
+    assert kinds["head"]["labels"] == labels
     assert all(
         kinds[name]["resources"][name] >= kinds[name]["resources"]["CPU"] * SHARE for name in KINDS
     )
@@ -47,8 +47,8 @@ def test_ray_accepts_the_file(config: dict[str, Any]) -> None:
     )
 
 
-def test_what_processes_ask_for_starts_machines_of_their_kind(config: dict[str, Any]) -> None:
-    """Ray's own scheduler of machines, offline, on a cluster of which only the head runs."""
+def test_requests_of_processes_start_machines_of_their_kind(config: dict[str, Any]) -> None:
+    """Run Ray's scheduler of machines offline, for a cluster of which only the head runs."""
     kinds = prepare_config(copy.deepcopy(config))["available_node_types"]
     players, replicas, workers = (
         {"CPU": 1, "rollout": SHARE},
@@ -68,9 +68,8 @@ def test_what_processes_ask_for_starts_machines_of_their_kind(config: dict[str, 
 
 
 def test_the_file_is_closed_and_holds_no_secret(config: dict[str, Any]) -> None:
-    assert (
-        "IpPermissions" not in config["provider"]["security_group"]
-    )  # Ray itself adds SSH and the group's own traffic
+    # Ray itself adds SSH and the traffic within the group.
+    assert "IpPermissions" not in config["provider"]["security_group"]
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
     assert all("RAY_AUTH_MODE=token" in line for line in starts)
@@ -82,9 +81,8 @@ def test_the_file_is_closed_and_holds_no_secret(config: dict[str, Any]) -> None:
 def test_the_set_up_installs_from_the_lock_file(config: dict[str, Any]) -> None:
     lines = " ".join(config["setup_commands"])
     assert "-r ~/autoexplore/requirements.lock" in lines
-    assert (
-        "$(grep ^torch== ~/autoexplore/requirements.lock)" in lines
-    )  # the CPU build of the same version
+    # The CPU build of the same version.
+    assert "$(grep ^torch== ~/autoexplore/requirements.lock)" in lines
     assert (ROOT / "requirements.lock").read_text().count("\ntorch==") == 1
     assert any("/mnt/autoexplore" in line for line in config["initialization_commands"])
 
@@ -93,6 +91,6 @@ def test_doctor_asks_every_machine(ray_cluster: None, tmp_path: Path) -> None:
     findings = nodes(tmp_path / "runs")
     assert [finding.what for finding in findings] == ["machines", "shared storage", "same software"]
     assert [finding.fix for finding in findings] == [""] * 3
-    assert findings[0].found.startswith("1: 8 CPUs")
-    assert findings[0].found.endswith("processes run anywhere")
+    assert findings[0].result.startswith("1: 8 CPUs")
+    assert findings[0].result.endswith("processes run anywhere")
     assert not list((tmp_path / "runs").iterdir())

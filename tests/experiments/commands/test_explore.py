@@ -1,5 +1,4 @@
-"""What a person types to explore, to make an expert and to compare agents; and one line for what
-they got wrong."""
+"""Commands explore, expert and compare: what they do, and one line for bad input."""
 
 import dataclasses
 import json
@@ -25,54 +24,35 @@ from tests.experiments.test_cli import ROM_IS_MISSING, complaint
 def test_bad_input_is_one_line(ray_cluster, tiny_world, tmp_path, capsys):
     out = ["--out", str(tmp_path / "run")]
     game = ["explore", "Counting", "--model", str(tiny_world), *out]
-    assert "did you mean" in complaint(
-        capsys, "explore", "Kangaro-Atari2600", "--model", str(tiny_world), *out
-    )
-    assert "envs.roms" in complaint(
-        capsys, "explore", ROM_IS_MISSING, "--model", str(tiny_world), *out
-    )
+    model = ["--model", str(tiny_world), *out]
+    assert "did you mean" in complaint(capsys, "explore", "Kangaro-Atari2600", *model)
+    assert "envs.roms" in complaint(capsys, "explore", ROM_IS_MISSING, *model)
     for fraction in ("0", "2", "-0.5"):
         assert "top_fraction" in complaint(capsys, *game, "--top-fraction", fraction)
     assert "--model" in complaint(capsys, "explore", "Counting", *out)
     assert "--reward-data" in complaint(capsys, *game, "--reward", "vae")
     assert "money" in complaint(capsys, *game, "--reward", "money")
-    assert "need as many envs" in complaint(
-        capsys,
-        *game[:2],
-        "Corridor",
-        "NoisyTV",
-        *game[2:],
-        "--runners",
-        "0",
-        "--envs-per-runner",
-        "1",
-    )
+    three = ["explore", "Counting", "Corridor", "NoisyTV", *model]
+    few = ["--runners", "0", "--envs-per-runner", "1"]
+    assert "need as many envs" in complaint(capsys, *three, *few)
     assert "no game" in complaint(capsys, "explore", "--model", str(tiny_world), *out)
     assert "epsilon" in complaint(capsys, "expert", "Counting", "--epsilon", "2", *out)
     assert not (tmp_path / "run").exists()
     two = save_policy(
         tmp_path / "two", CnnLstm(PolicyConfig(actions=2, channels=(4, 4, 4, 4), lstm_dim=8))
     )
-    line = complaint(
-        capsys,
-        "collect",
-        "Counting",
-        "--policy",
-        f"checkpoint:{two}",
-        "--out",
-        str(tmp_path / "data"),
-    )
-    assert "actions" in line
+    policy = ["--policy", f"checkpoint:{two}", "--out", str(tmp_path / "data")]
+    assert "actions" in complaint(capsys, "collect", "Counting", *policy)
 
 
 def test_games_by_query():
-    atari = GameArgs(console=("Atari2600",), motion=("platformer",), limit=3).chosen()
+    atari = GameArgs(console=("Atari2600",), motion=("platformer",), limit=3).select()
     assert len(atari) == 3
     assert all(game.endswith("-Atari2600") for game in atari)
-    named = GameArgs(games=("Airstriker-Genesis", *atari[:1]), console=("Genesis",)).chosen()
+    named = GameArgs(games=("Airstriker-Genesis", *atari[:1]), console=("Genesis",)).select()
     assert named == ["Airstriker-Genesis"]
     with pytest.raises(InputError, match="matches"):
-        GameArgs(games=("Airstriker-Genesis",), console=("Nes",)).chosen()
+        GameArgs(games=("Airstriker-Genesis",), console=("Nes",)).select()
 
 
 def test_many_games_get_an_env_each_and_a_return_each(ray_cluster, tmp_path):
@@ -90,12 +70,12 @@ def test_many_games_get_an_env_each_and_a_return_each(ray_cluster, tmp_path):
 
 
 def test_from_a_game_to_a_test_set_of_deep_play(ray_cluster, tmp_path, monkeypatch, capsys):
-    """The expert of the corridor, which pays more from room to room, plays farther than chance
-    gets."""
-    plan = PRESETS["expert-debug"]
-    loss = dataclasses.replace(plan.loss, gamma=0.9)
-    plan = dataclasses.replace(
-        plan,
+    """Train an expert of the corridor, whose reward grows from room to room: it gets farther than
+    random play."""
+    preset = PRESETS["expert-debug"]
+    loss = dataclasses.replace(preset.loss, gamma=0.9)
+    preset = dataclasses.replace(
+        preset,
         loss=loss,
         epochs=8,
         runners=0,
@@ -113,19 +93,9 @@ def test_from_a_game_to_a_test_set_of_deep_play(ray_cluster, tmp_path, monkeypat
         precision="fp32",
         normalize_rewards=True,
     )
-    monkeypatch.setitem(PRESETS, "expert-debug", plan)
-    argv = [
-        "expert",
-        "Corridor",
-        "--preset",
-        "debug",
-        "--episodes",
-        "3",
-        "--steps",
-        "60",
-        "--out",
-        str(tmp_path),
-    ]
+    monkeypatch.setitem(PRESETS, "expert-debug", preset)
+    argv = ["expert", "Corridor", "--preset", "debug", "--episodes", "3", "--steps", "60"]
+    argv += ["--out", str(tmp_path)]
     assert execute(argv) == 0
     assert "3 episodes of Corridor" in capsys.readouterr().out
     reader = EpisodeReader(tmp_path / "data")
@@ -134,10 +104,8 @@ def test_from_a_game_to_a_test_set_of_deep_play(ray_cluster, tmp_path, monkeypat
         "expert" in reader[index].policy_id and "0.15" in reader[index].policy_id
         for index in range(3)
     )
-    places = np.array(
-        [read_cell(frame) for index in range(3) for frame in reader[index].frames_THWC]
-    )
-    assert places.mean() > ROOMS * CELLS_PER_ROOM / 2
+    cells = [read_cell(frame) for index in range(3) for frame in reader[index].frames_THWC]
+    assert np.mean(cells) > ROOMS * CELLS_PER_ROOM / 2
     assert "already holds" in complaint(capsys, *argv)
     assert execute([*argv, "--resume"]) == 0
 

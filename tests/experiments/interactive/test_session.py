@@ -1,6 +1,6 @@
 """Playing in a learned world: keys through the real window and loop, GIFs, actions, bad input.
 
-SDL's driver `dummy` stands for a screen: events and pictures are real, nobody sees them.
+SDL's driver `dummy` replaces the screen; events and pictures are real.
 """
 
 import sys
@@ -37,7 +37,7 @@ from worldmodel.models.upscaler import Upscaler, upscaler_config
 
 RIGHT, LEFT, UP, DOWN, JUMP = range(5)
 HELD = 4
-"""Frames that a held key makes before the test lets it go."""
+"""Number of frames for which the test holds a key."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What reaches the env: "reset", or an action. The env itself works as ever."""
+    """Record the calls of the env: "reset", or an action."""
     happened: list[Any] = []
     reset, step = WorldModelEnv.reset, WorldModelEnv.step
 
@@ -87,36 +87,16 @@ def when(monkeypatch: pytest.MonkeyPatch, frames: dict[int, Any]) -> list[NDArra
 
 
 def play(model: Path, data: str, out: Path, *flags: str) -> int:
-    return execute(
-        [
-            "play",
-            str(model),
-            "--data",
-            data,
-            "--out",
-            str(out),
-            "--fps",
-            "240",
-            "--scale",
-            "4",
-            *flags,
-        ]
-    )
+    paths = [str(model), "--data", data, "--out", str(out)]
+    return execute(["play", *paths, "--fps", "240", "--scale", "4", *flags])
 
 
 def test_each_key_is_an_action_and_backspace_starts_again(
     tiny_world: Path, data: str, tmp_path: Path, seen: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def keys() -> None:
-        press(
-            pygame.K_RIGHT,
-            pygame.K_LEFT,
-            pygame.K_UP,
-            pygame.K_DOWN,
-            pygame.K_SPACE,
-            pygame.K_x,
-            pygame.K_q,
-        )
+        press(pygame.K_RIGHT, pygame.K_LEFT, pygame.K_UP, pygame.K_DOWN)
+        press(pygame.K_SPACE, pygame.K_x, pygame.K_q)
         press(pygame.K_BACKSPACE, pygame.K_LEFT, pygame.K_ESCAPE, pygame.K_UP)
 
     shown = when(monkeypatch, {1: keys})
@@ -124,9 +104,8 @@ def test_each_key_is_an_action_and_backspace_starts_again(
     assert seen == ["reset", RIGHT, LEFT, UP, DOWN, JUMP, JUMP, "reset", LEFT]
     given = EpisodeReader(data)[1].frames_THWC[6].repeat(4, 0).repeat(4, 1)
     assert np.array_equal(shown[0][:256], given)  # squares, nothing smoothed
-    again = seen.index(
-        "reset", 1
-    )  # a picture before the keys, one after each, one after the key that means nothing
+    # One picture before the keys, and one after each, also after a key without a meaning.
+    again = seen.index("reset", 1)
     assert np.array_equal(shown[again + 1][:256], given)
     assert not np.array_equal(shown[again + 2][:256], given)
     assert not (tmp_path / "out").exists()
@@ -231,13 +210,8 @@ def test_an_upscaler_draws_frames_four_times_as_large(
 
 
 def test_scripts() -> None:
-    assert [ACTIONS[action] for action in parse_actions("R2 u dJ")] == [
-        "right",
-        "right",
-        "up",
-        "down",
-        "jump",
-    ]
+    names = [ACTIONS[action] for action in parse_actions("R2 u dJ")]
+    assert names == ["right", "right", "up", "down", "jump"]
     for bad in ("", "r0", "3r", "x", "r1000"):
         with pytest.raises(InputError, match="--actions"):
             parse_actions(bad)
