@@ -31,11 +31,6 @@ SHARED_NAMES = {
 }
 """Names that several modules may define, each with its reason."""
 
-TO_RENAME = {
-    "summarise",
-}
-"""Names that several modules define without a reason: delete each when it is unique."""
-
 PUBLIC = [
     "envs.make",
     "envs.catalog.games",
@@ -118,7 +113,7 @@ def test_public_names_of_modules_are_unique() -> None:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 homes[node.name].append(str(path))
     twice = {name: paths for name, paths in homes.items() if len(paths) > 1}
-    assert {n: p for n, p in twice.items() if n not in SHARED_NAMES and n not in TO_RENAME} == {}
+    assert {n: p for n, p in twice.items() if n not in SHARED_NAMES} == {}
 
 
 @pytest.mark.parametrize("name", PUBLIC)
