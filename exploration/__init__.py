@@ -4,8 +4,9 @@ Names are imported on first use: emulator processes import this package too, and
 torch nor RLlib.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from envs.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from exploration.agent.policy import load_policy
@@ -14,18 +15,6 @@ if TYPE_CHECKING:
     from exploration.reward.scorers import LocalScorer, Scorer, ServeScorer
     from exploration.reward.token_entropy import uncertainty_reward
     from exploration.train import explore
-
-_LAZY_EXPORTS = {
-    "AutoExplore": "algorithm",
-    "AutoExploreConfig": "algorithm",
-    "ExploreConfig": "config",
-    "LocalScorer": "reward.scorers",
-    "Scorer": "reward.scorers",
-    "ServeScorer": "reward.scorers",
-    "explore": "train",
-    "load_policy": "agent.policy",
-    "uncertainty_reward": "reward.token_entropy",
-}
 
 __all__ = [
     "AutoExplore",
@@ -39,8 +28,17 @@ __all__ = [
     "uncertainty_reward",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY_EXPORTS:
-        raise AttributeError(f"module 'exploration' has no attribute {name!r}")
-    return getattr(import_module(f"exploration.{_LAZY_EXPORTS[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "AutoExplore": "algorithm",
+        "AutoExploreConfig": "algorithm",
+        "ExploreConfig": "config",
+        "LocalScorer": "reward.scorers",
+        "Scorer": "reward.scorers",
+        "ServeScorer": "reward.scorers",
+        "explore": "train",
+        "load_policy": "agent.policy",
+        "uncertainty_reward": "reward.token_entropy",
+    },
+)

@@ -24,9 +24,10 @@ from ray.rllib.utils.metrics import (
 
 from envs.utils.errors import InputError
 from envs.utils.screen_hash import distinct_screens
+from exploration.agent.config import LossConfig, PolicyConfig
 from exploration.agent.learner import ExploreLearner, as_learner_batch, quiet_actor_errors
-from exploration.agent.loss import LOSS_PARTS, LossConfig
-from exploration.agent.policy import CnnLstm, PolicyConfig
+from exploration.agent.loss import LOSS_PARTS
+from exploration.agent.policy import CnnLstm
 from exploration.agent.replay_buffer import Batch, Fragment, ReplayBuffer, Scale, to_fragment
 from exploration.agent.rl_module import AgentModule
 from exploration.config import ExploreConfig, epsilon_at

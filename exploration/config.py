@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from envs.utils.errors import InputError
-from exploration.agent.loss import LossConfig
-from exploration.agent.policy import PolicyConfig, check_exploration
+from exploration.agent.config import LossConfig, PolicyConfig, check_exploration
 from exploration.reward.token_entropy import TOP_FRACTION, check_top_fraction
 
 

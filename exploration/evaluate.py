@@ -28,8 +28,9 @@ from exploration.agent.policy import policy_spec
 from exploration.config import ExploreConfig
 from exploration.reward.scorers import LocalScorer
 from exploration.train import explore
+from worldmodel.config import WINDOW
 from worldmodel.statistics import estimate
-from worldmodel.uncertainty import WINDOW, cut_windows
+from worldmodel.uncertainty import cut_windows
 
 AGENTS = ("explorer", "random")
 

@@ -54,7 +54,8 @@ def rollout(
     which have no such window, stay real with an entropy of 0.
     """
     from experiments.reports.images import predict
-    from worldmodel.uncertainty import WINDOW, window_entropies
+    from worldmodel.config import WINDOW
+    from worldmodel.uncertainty import window_entropies
 
     context, last = 2, WINDOW - 1
     predicted = frames_THWC.copy()

@@ -7,12 +7,17 @@ A actions.
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from envs.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WINDOW = 5
+"""Frames of a window of the reward."""
+CONTEXT = 2
+"""Given frames of such a window; the model sees them and all four actions."""
 
 MASKED_ACTION = -1
 """Value in batches of a recorded action that is hidden from the model."""
@@ -227,7 +232,7 @@ class WorldModelConfig:
             values[name] = part(**fields)
         return cls(**values)
 
-    def check_frames(self, frames_BTCHW: Tensor) -> None:
+    def check_frames(self, frames_BTCHW: "Tensor") -> None:
         """Raise InputError unless frames are floats in [0, 1], (B, T, 3, size, size), T >= 1."""
         shape, size = tuple(frames_BTCHW.shape), self.size
         _require(
@@ -244,7 +249,7 @@ class WorldModelConfig:
             f"frames: expected values in [0, 1], got {low:.4g} to {high:.4g}",
         )
 
-    def check_tokens(self, tokens_BThw: Tensor, *, masked: bool = False) -> None:
+    def check_tokens(self, tokens_BThw: "Tensor", *, masked: bool = False) -> None:
         """Raise InputError unless tokens are integers in [0, K), (B, T, h, w); K too if masked."""
         shape, grid = tuple(tokens_BThw.shape), self.grid
         _require(
@@ -253,19 +258,21 @@ class WorldModelConfig:
         )
         _check_integers(tokens_BThw, "tokens", self.tokenizer.codes - (not masked))
 
-    def check_actions(self, actions_BT: Tensor, batch: int, count: int) -> None:
+    def check_actions(self, actions_BT: "Tensor", batch: int, count: int) -> None:
         """Raise InputError unless actions are integers in [0, A) of shape (batch, count)."""
         check_action_ids(actions_BT, batch, count, self.actions)
 
 
-def check_action_ids(actions_BT: Tensor, batch: int, count: int, actions: int) -> None:
+def check_action_ids(actions_BT: "Tensor", batch: int, count: int, actions: int) -> None:
     """Raise InputError unless actions are integers in [0, actions) of shape (batch, count)."""
     shape = tuple(actions_BT.shape)
     _require(shape == (batch, count), f"actions: expected shape ({batch}, {count}), got {shape}")
     _check_integers(actions_BT, "actions", actions - 1)
 
 
-def _check_integers(values: Tensor, name: str, top: int) -> None:
+def _check_integers(values: "Tensor", name: str, top: int) -> None:
+    import torch  # not at the top, so that configurations load without it
+
     expected = f"{name}: expected integers in [0, {top}], got"
     integers = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
     _require(integers, f"{expected} {values.dtype}")

@@ -26,9 +26,8 @@ from ray.serve.schema import LoggingConfig
 
 from envs.utils.errors import InputError
 from envs.utils.ray_session import node_resources
+from worldmodel.config import CONTEXT, WINDOW
 from worldmodel.uncertainty import (
-    CONTEXT,
-    WINDOW,
     Actions,
     Frames,
     Windows,

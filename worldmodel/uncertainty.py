@@ -12,15 +12,12 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from envs.utils.errors import InputError
+from worldmodel.config import CONTEXT, WINDOW
 from worldmodel.data.batch import to_float_frames
 
 if TYPE_CHECKING:
     from worldmodel.models.genie import WorldModel
 
-WINDOW = 5
-"""Frames of a window."""
-CONTEXT = 2
-"""Context frames of a window; the model sees them and all four actions."""
 BATCH_CPU, BATCH_GPU = 4, 128
 
 

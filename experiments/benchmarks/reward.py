@@ -26,7 +26,8 @@ from exploration.config import explore_preset
 from exploration.reward.scorers import ClipRewards, LocalScorer, ServeScorer
 from exploration.train import configure
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset, serve
-from worldmodel.uncertainty import WINDOW, cut_windows, load_model, window_entropies
+from worldmodel.config import WINDOW
+from worldmodel.uncertainty import cut_windows, load_model, window_entropies
 
 STEPS = 60
 """Number of steps of every environment in one measurement of sampling."""

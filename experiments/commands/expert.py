@@ -19,8 +19,8 @@ from experiments.arguments import (
 )
 from experiments.commands.explore import agent_of_run
 from experiments.configuration import default_args, flag_value
+from exploration.agent.config import check_exploration
 from exploration.config import ExploreConfig, explore_preset
-from exploration.reward.factory import RewardConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +64,14 @@ def run(args: Args) -> None:
     check_at_least(1, episodes=args.episodes, steps=args.steps, workers=args.workers)
     agent, data = args.out / "agent", args.out / "data"
     check_new_data(data, resume=args.resume)
+    check_exploration(args.epsilon, 1.0)
 
     from envs.collect.collector import collect
     from envs.episodes.dataset import EpisodeReader
     from exploration import explore
-    from exploration.agent.policy import check_exploration, policy_spec
+    from exploration.agent.policy import policy_spec
+    from exploration.reward.factory import RewardConfig
 
-    check_exploration(args.epsilon, 1.0)
     with ray_session(args.ray_address):
         best = explore(
             [game],

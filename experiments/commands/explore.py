@@ -12,7 +12,6 @@ from envs.utils.ray_session import ray_session
 from experiments.arguments import ConfigArgs, GameArgs, Preset, RunArgs, check_data, check_model
 from experiments.configuration import Flat, default_args, flag_value
 from exploration.config import ExploreConfig, explore_preset
-from exploration.reward.factory import RewardConfig
 
 Reward = Literal[
     "token-entropy", "disagreement", "random-features", "vae", "count-bonus", "random", "extrinsic"
@@ -65,7 +64,10 @@ def run(args: Args) -> None:
     check_data(args.reward_data)
     if args.model is not None:
         check_model(args.model)
-    # Report wrong rewards and models before Ray starts.
+
+    # This imports torch: wrong paths are reported first, and wrong rewards before Ray starts.
+    from exploration.reward.factory import RewardConfig
+
     reward = RewardConfig(args.reward, args.reward_backend, args.reward_data)
     reward.check(args.model)
     config = args.explorer

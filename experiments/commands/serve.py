@@ -84,7 +84,7 @@ def windows_per_second(scorer: Any) -> float:
     """Return the speed at which a scorer answers one client."""
     import numpy as np
 
-    from worldmodel.uncertainty import WINDOW
+    from worldmodel.config import WINDOW
 
     noise = np.random.default_rng(0)
     frames = noise.integers(256, size=(PROBE_WINDOWS + WINDOW - 1, 64, 64, 3), dtype=np.uint8)

@@ -1,14 +1,27 @@
 """Ablations and analyses of the world model (JSON and PNG in --out)."""
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated
 
-import tyro
+from tyro.conf import subcommand
 
-from experiments.studies import ablation, horizon, representation, sampling_steps, uncertainty
+from experiments.studies.arguments import (
+    AblationArgs,
+    HorizonArgs,
+    RepresentationArgs,
+    StepsArgs,
+    UncertaintyArgs,
+)
 
-STUDIES = (ablation, representation, uncertainty, horizon, sampling_steps)
-subcommand = tyro.conf.subcommand
+MODULES = {
+    AblationArgs: "ablation",
+    RepresentationArgs: "representation",
+    UncertaintyArgs: "uncertainty",
+    HorizonArgs: "horizon",
+    StepsArgs: "sampling_steps",
+}
+"""Module of each study, which imports torch."""
 
 
 @dataclass(frozen=True)
@@ -16,18 +29,15 @@ class Args:
     """Run an ablation of the method, or analyse one model."""
 
     which: (
-        Annotated[ablation.Args, subcommand("ablation", description=ablation.__doc__)]
-        | Annotated[
-            representation.Args, subcommand("representation", description=representation.__doc__)
-        ]
-        | Annotated[uncertainty.Args, subcommand("uncertainty", description=uncertainty.__doc__)]
-        | Annotated[horizon.Args, subcommand("horizon", description=horizon.__doc__)]
-        | Annotated[sampling_steps.Args, subcommand("steps", description=sampling_steps.__doc__)]
+        Annotated[AblationArgs, subcommand("ablation")]
+        | Annotated[RepresentationArgs, subcommand("representation")]
+        | Annotated[UncertaintyArgs, subcommand("uncertainty")]
+        | Annotated[HorizonArgs, subcommand("horizon")]
+        | Annotated[StepsArgs, subcommand("steps")]
     )
 
 
 def run(args: Args) -> None:
-    """Run the study."""
-    for module in STUDIES:
-        if isinstance(args.which, module.Args):
-            module.run(args.which)
+    """Check the paths, then run the study."""
+    args.which.check_paths()
+    import_module(f"experiments.studies.{MODULES[type(args.which)]}").run(args.which)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.table import Table
@@ -24,12 +24,11 @@ from experiments.arguments import (
 )
 from experiments.configuration import Flat, default_args, flag_value
 from worldmodel import WorldModelConfig, preset
-from worldmodel.checkpoint import best_checkpoint
-from worldmodel.loading import build_world_model
-from worldmodel.training import train as training
 from worldmodel.training.config import COMPONENT_NAMES, TrainConfig, find_recipe, train_preset
-from worldmodel.training.flops import TrainCost, cost_of
-from worldmodel.training.throughput import Hardware, hardware
+
+if TYPE_CHECKING:
+    from worldmodel.training.flops import TrainCost
+    from worldmodel.training.throughput import Hardware
 
 RECORDED = {"config": "model", "recipe": "training", "pairs": "high_res_data"}
 """Keys of a run's config.json whose argument has another name."""
@@ -106,31 +105,37 @@ def from_run(recorded: dict[str, Any]) -> dict[str, Any]:
 
 def run(args: Args) -> None:
     """Train and print the path of the newest checkpoint."""
-    settings = args.training.on_this_machine()
     check_at_least(0, workers=args.workers)
+    check_model_flags(args)
+    out = Path() if args.dry_run else check_inputs(args)
+    settings = args.training
     if settings.num_threads == 0:
         threads = max(1, default_threads() // max(args.workers, 1))
         settings = dataclasses.replace(settings, num_threads=threads)
-    check_model_flags(args)
     if args.dry_run:
-        print_cost(args, settings)
+        print_cost(args, settings.on_this_machine())
         return
-    out = check_inputs(args)
+
+    # These import torch: wrong arguments are reported first.
+    from worldmodel.checkpoint import best_checkpoint
+    from worldmodel.loading import build_world_model
+    from worldmodel.training.train import TrainingRun, train
+
+    specification = TrainingRun(
+        args.component,
+        config=args.model,
+        recipe=settings,
+        data=args.data,
+        out=out,
+        init=args.init,
+        tokenizer=args.tokenizer,
+        lam=args.lam,
+        joint_lam=args.joint_lam,
+        decoder_only=args.decoder_only,
+        pairs=args.high_res_data,
+    )
     with ray_session(args.ray_address) if args.workers else nullcontext():
-        run = training.TrainingRun(
-            args.component,
-            config=args.model,
-            recipe=settings,
-            data=args.data,
-            out=out,
-            init=args.init,
-            tokenizer=args.tokenizer,
-            lam=args.lam,
-            joint_lam=args.joint_lam,
-            decoder_only=args.decoder_only,
-            pairs=args.high_res_data,
-        )
-        newest = training.train(run, workers=args.workers, resume=args.resume)
+        newest = train(specification, workers=args.workers, resume=args.resume)
     console.print(f"newest checkpoint: {newest}")
     best = best_checkpoint(out)
     if best is not None and best.name != newest.name:
@@ -188,6 +193,9 @@ def check_inputs(args: Args) -> Path:
 
 def print_cost(args: Args, settings: TrainConfig) -> None:
     """Print the cost of the run. Raises InputError for unknown hardware."""
+    from worldmodel.training.flops import cost_of
+    from worldmodel.training.throughput import hardware
+
     cost = cost_of(
         args.component,
         args.model.with_latent_actions() if has_latent_actions(args) else args.model,
@@ -206,7 +214,7 @@ def print_cost(args: Args, settings: TrainConfig) -> None:
     console.print(table)
 
 
-def cost_lines(cost: TrainCost, recipe: TrainConfig, machine: Hardware) -> dict[str, str]:
+def cost_lines(cost: "TrainCost", recipe: TrainConfig, machine: "Hardware") -> dict[str, str]:
     """Return the lines of the prediction by their labels."""
     batch, step = recipe.batch_size, cost.flops * recipe.batch_size
     # Recomputing the activations costs another forward pass, a third of forward and backward.
@@ -245,7 +253,7 @@ def cost_lines(cost: TrainCost, recipe: TrainConfig, machine: Hardware) -> dict[
     return lines
 
 
-def model_bytes(cost: TrainCost, recipe: TrainConfig, cards: int) -> float:
+def model_bytes(cost: "TrainCost", recipe: TrainConfig, cards: int) -> float:
     """Return the bytes on one card of weights, gradients, moments and copies of the weights."""
     trained = (STEP_BYTES + (4 if recipe.ema else 0)) * cost.trained
     total = trained + 4 * (cost.parameters - cost.trained)
@@ -253,7 +261,7 @@ def model_bytes(cost: TrainCost, recipe: TrainConfig, cards: int) -> float:
     return total / (cards if recipe.parallelism == "fsdp" else 1) + low_precision
 
 
-def memory_parts(cost: TrainCost, recipe: TrainConfig, cards: int, free: float) -> int | None:
+def memory_parts(cost: "TrainCost", recipe: TrainConfig, cards: int, free: float) -> int | None:
     """Return the smallest number of micro-batches whose activations fit into the free bytes of a
     card, None if a single clip does not."""
     share = recipe.batch_size // cards

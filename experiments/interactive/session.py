@@ -17,9 +17,10 @@ from envs.utils.progress import console
 from experiments.reports.images import at_scale
 from exploration.rollout.snapshots import Snapshot
 from worldmodel import WorldModelEnv
+from worldmodel.config import WINDOW
 from worldmodel.models.genie import WorldModel
 from worldmodel.models.upscaler import Upscaler
-from worldmodel.uncertainty import WINDOW, window_entropies
+from worldmodel.uncertainty import window_entropies
 
 CONTEXT = 2
 """Number of given frames, as in the paper."""

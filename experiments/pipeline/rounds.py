@@ -31,7 +31,8 @@ from experiments.reports.screens import seen_by_game
 from exploration.config import explore_preset
 from exploration.reward.token_entropy import uncertainty_reward
 from worldmodel import serve
-from worldmodel.uncertainty import WINDOW, cut_windows, load_model, window_entropies
+from worldmodel.config import WINDOW
+from worldmodel.uncertainty import cut_windows, load_model, window_entropies
 
 APP_NAME = "autoexplore-rounds"
 SHARED = ("collect-random", "tokenizer", "dynamics", "model-base")

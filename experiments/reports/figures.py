@@ -22,9 +22,9 @@ from experiments.reports.images import (
 )
 from experiments.reports.page import embed_picture
 from experiments.reports.screens import ScreenStats, unique_to
-from exploration.reward.token_entropy import CONTEXT, WINDOW
 from exploration.rollout.snapshots import HEAT_HIGH
 from worldmodel import GenieReduxG
+from worldmodel.config import CONTEXT, WINDOW
 from worldmodel.evaluation.codebook_stats import static_token_fraction
 
 MONTAGE_SCREENS, MONTAGE_COLUMNS = 24, 8

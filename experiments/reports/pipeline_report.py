@@ -34,10 +34,10 @@ from experiments.reports.results import (
     table_columns,
 )
 from experiments.reports.screens import ScreenStats, equal_frame_counts, seen_by_game
-from exploration.reward.token_entropy import CONTEXT
 from exploration.rollout.snapshots import HEAT_HIGH
 from worldmodel import GenieReduxG
 from worldmodel.checkpoint import newest_checkpoint
+from worldmodel.config import CONTEXT
 from worldmodel.loading import load_upscaler
 
 SeenBy = Mapping[str, Mapping[str, ScreenStats]]

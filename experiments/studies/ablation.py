@@ -8,8 +8,6 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +16,7 @@ from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import console, progress
 from envs.utils.ray_session import ray_session
-from experiments.arguments import Preset, RayArgs, check_folder
 from experiments.studies.ablation_runs import (
-    DEFAULT,
     AblationGrid,
     Budget,
     cpu_seconds_per_step,
@@ -32,56 +28,13 @@ from experiments.studies.ablation_runs import (
     variant_config,
 )
 from experiments.studies.ablation_tables import ablation_markdown, write_ablation
-from worldmodel.config import GenerationMode
+from experiments.studies.arguments import AblationArgs
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.training.run_spec import TrainingRun
 
 
-@dataclass(frozen=True, kw_only=True)
-class Args(RayArgs):
-    """Write ablation.json, ablation.md and ablation.png to --out, again after each cell."""
-
-    data: tuple[Path, ...]
-    """Episode folders to train on."""
-    out: Path
-    """Folder of the study."""
-    test_data: tuple[Path, ...] = ()
-    """Episode folders to evaluate on. Default: the validation split of --data."""
-    preset: Preset = "cpu"
-    """Size of the model and of its training."""
-    variants: tuple[str, ...] = DEFAULT
-    """Rows of the table. Differences are relative to the first. An unknown name lists all."""
-    variants_file: Path | None = None
-    """JSON file of more variants: {"name": {"label": "...", "dynamics": {field: value}, "recipe":
-    {field: value}}}."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Random seeds, each for one tokenizer and all variants on it."""
-    iterations: int | None = None
-    """Optimizer steps of each dynamics run. Default: the preset's."""
-    cpu_seconds: float | None = None
-    """CPU-seconds of each dynamics run on one thread, instead of --iterations. A step of each
-    variant is timed first."""
-    tokenizer_iterations: int | None = None
-    """Optimizer steps of each tokenizer run. Default: the preset's."""
-    tokenizer_seconds: float | None = None
-    """CPU-seconds of each tokenizer run, instead of --tokenizer-iterations."""
-    modes: tuple[GenerationMode, ...] = ("one_pass", "autoregressive")
-    """Sampling modes of the evaluation."""
-    sampling_steps: int = 25
-    """MaskGIT steps."""
-    horizon: int = 10
-    """Number of predicted frames, after 2 given ones."""
-    stride: int = 20
-    """Frames between the starts of two windows."""
-    limit: int | None = 24
-    """Maximum number of windows per game; `None` for all."""
-    parallel: int = 1
-    """Number of cells in parallel, each in its own process with one torch thread; 1 runs them in
-    this process."""
-
-
-def run(args: Args) -> None:
+def run(args: AblationArgs) -> None:
     """Train and evaluate the missing cells, then print the tables and the names of the files."""
     grid = plan_grid(args)
     with ray_session(args.ray_address) if args.parallel > 1 else nullcontext():
@@ -90,10 +43,8 @@ def run(args: Args) -> None:
     console.print(f"written to {args.out}: ablation.json, ablation.md, ablation.png")
 
 
-def plan_grid(args: Args) -> AblationGrid:
+def plan_grid(args: AblationArgs) -> AblationGrid:
     """Return the grid of the flags, and write its settings to config.json."""
-    for folder in (*args.data, *args.test_data):
-        check_folder(folder, "data folder", "collect")
     known = read_variants(args.variants_file)
     unknown = [name for name in args.variants if name not in known]
     if unknown or not args.variants:

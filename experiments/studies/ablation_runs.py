@@ -69,7 +69,6 @@ VARIANTS: dict[str, Variant] = {
 }
 """The first six are table 4 of the paper and the choice of the objective. The others remove or
 change single parts."""
-DEFAULT = ("base", "token_input", "tdce", "masked", "masked_frames", "clean_past")
 
 
 @dataclass(frozen=True)

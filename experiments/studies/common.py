@@ -6,17 +6,16 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from envs.utils.atomic_io import write_atomic, write_json_atomic
 from envs.utils.progress import console, progress
-from experiments.arguments import check_folder, default_threads
+from experiments.arguments import default_threads
+from experiments.studies.arguments import ModelArgs
 from worldmodel import WorldModel, load_world_model
 from worldmodel.data.batch import to_float_frames
 from worldmodel.data.clip_dataset import ClipDataset
@@ -28,29 +27,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's palette for colour-blind readers."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelArgs:
-    """The flags of every study of one model."""
-
-    model: tyro.conf.Positional[Path]
-    """World model: the `model` folder of `train dynamics`, `export` or `pipeline`."""
-    data: tuple[Path, ...]
-    """Episode folders that the model was not trained on."""
-    out: Path
-    """Folder of the results and pictures."""
-    limit: int = 16
-    """Maximum number of windows per game, evenly spread."""
-    seed: int = 0
-    """Random seed of the sampling."""
-    threads: int | None = None
-    """Torch threads. Default: one per core."""
-
-
 def open_study_model(args: ModelArgs) -> WorldModel:
-    """Return the model of the flags. Raises InputError if it or the data is missing."""
-    check_folder(args.model, "world model", "pipeline")
-    for folder in args.data:
-        check_folder(folder, "data folder", "collect")
+    """Return the model of the flags."""
     torch.set_num_threads(args.threads or default_threads())
     return load_world_model(args.model)
 

@@ -1,16 +1,15 @@
 """Quality and controllability over time: PSNR, SSIM and delta-PSNR of each frame (App. F.2)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from envs.utils.progress import console
+from experiments.studies.arguments import HorizonArgs
 from experiments.studies.common import (
     COLOURS,
-    ModelArgs,
     StudyWindows,
     estimate_json,
     figure_png,
@@ -26,23 +25,7 @@ from worldmodel.metrics import frame_psnr, frame_ssim, random_actions
 MEASURES = ("psnr", "ssim", "copy_psnr", "copy_ssim", "delta_psnr")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Args(ModelArgs):
-    """Write horizon.json and horizon.png to --out."""
-
-    horizon: int = 30
-    """Number of predicted frames. The model's window slides if they exceed it."""
-    context: int = 2
-    """Number of given frames."""
-    stride: int = 40
-    """Frames between the starts of two windows."""
-    modes: tuple[GenerationMode, ...] = ("one_pass", "autoregressive")
-    """Sampling modes."""
-    sampling_steps: int = 25
-    """MaskGIT steps."""
-
-
-def run(args: Args) -> None:
+def run(args: HorizonArgs) -> None:
     """Predict with true and with random actions in each mode, and compare frame by frame."""
     model = open_study_model(args)
     modes = {mode: measure_horizon(args, model, mode) for mode in args.modes}
@@ -57,7 +40,7 @@ def run(args: Args) -> None:
             )
 
 
-def measure_horizon(args: Args, model: WorldModel, mode: GenerationMode) -> dict[str, Any]:
+def measure_horizon(args: HorizonArgs, model: WorldModel, mode: GenerationMode) -> dict[str, Any]:
     """Return {"overall": SET, "games": {game: SET}}.
 
     A SET holds the mean and its 95 % interval for each measure and predicted frame.
@@ -73,7 +56,9 @@ def measure_horizon(args: Args, model: WorldModel, mode: GenerationMode) -> dict
     }
 
 
-def _measure_windows(args: Args, windows: StudyWindows, mode: GenerationMode) -> dict[str, Tensor]:
+def _measure_windows(
+    args: HorizonArgs, windows: StudyWindows, mode: GenerationMode
+) -> dict[str, Tensor]:
     """Return each measure of each window and predicted frame, (B, F).
 
     True and random actions start from the same noise.

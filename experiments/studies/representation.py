@@ -6,7 +6,6 @@ patches and rare on moving ones (Sec. 5).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor
 from envs.utils.images import png
 from envs.utils.progress import console
 from experiments.reports.images import code_colours, film_strip, token_map
-from experiments.studies.common import ModelArgs, map_windows, open_study_model, write_result
+from experiments.studies.arguments import RepresentationArgs
+from experiments.studies.common import map_windows, open_study_model, write_result
 from worldmodel import Tokenizer
 from worldmodel.data.batch import to_float_frames
 from worldmodel.evaluation.codebook_stats import count_codes, static_token_stats
@@ -26,21 +26,7 @@ SHOWN = 2
 """Windows drawn of each game."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Args(ModelArgs):
-    """Write representation.json and representation-GAME.png to --out.
-
-    The rows of a picture: ground truth, reconstruction, nearest codes, farthest codes, tokens as
-    colours.
-    """
-
-    length: int = 4
-    """Frames in a window."""
-    stride: int = 20
-    """Frames between the starts of two windows."""
-
-
-def run(args: Args) -> None:
+def run(args: RepresentationArgs) -> None:
     """Replace codes, decode, and compare with the ground truth."""
     model = open_study_model(args)
     clips = map_windows(lambda w: w.frames_BTHWC, args, model, args.length, args.stride)
@@ -99,7 +85,7 @@ def replace_codes(tokens_BThw: Tensor, codebook_KD: Tensor, background: int) -> 
 def draw_codes(
     tokenizer: Tokenizer, pixels_BTHWC: Tensor, decoded: Mapping[str, Tensor], tokens_BThw: Tensor
 ) -> bytes:
-    """Return a PNG of the first SHOWN windows side by side; `Args` names the rows."""
+    """Return a PNG of the first SHOWN windows side by side; `RepresentationArgs` names the rows."""
     rows = [pixels_BTHWC[:SHOWN].flatten(0, 1).numpy()]
     for name in KINDS:
         frames = decoded[name][:SHOWN].flatten(0, 1)

@@ -4,15 +4,14 @@ import itertools
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from envs.utils.progress import console, progress
+from experiments.studies.arguments import StepsArgs
 from experiments.studies.common import (
     COLOURS,
-    ModelArgs,
     StudyWindows,
     figure_png,
     gain,
@@ -21,29 +20,10 @@ from experiments.studies.common import (
     open_study_model,
     write_result,
 )
-from worldmodel.config import GenerationMode
 from worldmodel.evaluation.evaluate import evaluate
 
 
-@dataclass(frozen=True, kw_only=True)
-class Args(ModelArgs):
-    """Write steps.json and steps.png to --out."""
-
-    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 25, 50)
-    """Numbers of MaskGIT steps to compare."""
-    modes: tuple[GenerationMode, ...] = ("one_pass", "autoregressive")
-    """Sampling modes."""
-    horizon: int = 10
-    """Number of predicted frames, after 2 given ones."""
-    stride: int = 20
-    """Frames between the starts of two windows."""
-    temperature: float = 1.0
-    """Sampling temperature; 0 for no noise."""
-    repeats: int = 3
-    """Number of timings; the shortest counts."""
-
-
-def run(args: Args) -> None:
+def run(args: StepsArgs) -> None:
     """Measure every number of steps in every mode."""
     rows = measure_steps(args)
     write_result(args, "steps", {"rows": rows}, {"": plot_steps(rows)})
@@ -59,7 +39,7 @@ def run(args: Args) -> None:
         )
 
 
-def measure_steps(args: Args) -> list[dict[str, Any]]:
+def measure_steps(args: StepsArgs) -> list[dict[str, Any]]:
     """Return a row for each mode and number of steps: results of `evaluate`, seconds per frame."""
     model, rows = open_study_model(args), []
     timed = next(iter_windows(args, model, 2 + args.horizon, args.stride, size=2))

@@ -14,9 +14,9 @@ from torch import Tensor
 from envs.utils.images import heat_map, png
 from envs.utils.progress import console
 from experiments.reports.images import film_strip
+from experiments.studies.arguments import UncertaintyArgs
 from experiments.studies.common import (
     COLOURS,
-    ModelArgs,
     StudyWindows,
     figure_png,
     map_windows,
@@ -24,24 +24,14 @@ from experiments.studies.common import (
     open_study_model,
     write_result,
 )
-from exploration.reward.token_entropy import CONTEXT, uncertainty_reward
+from exploration.reward.token_entropy import uncertainty_reward
+from worldmodel.config import CONTEXT, WINDOW
 from worldmodel.evaluation.calibration import auc, reliability
 from worldmodel.evaluation.codebook_stats import moving_patches
 from worldmodel.models.world_model import normalised_entropy
-from worldmodel.uncertainty import WINDOW
 
 SCENES = 4
 """Idle and moving scenes drawn of each game."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Args(ModelArgs):
-    """Write uncertainty.json, uncertainty.png and uncertainty-GAME.png to --out."""
-
-    limit: int = 64
-    """Maximum number of windows per game, evenly spread."""
-    stride: int = 5
-    """Frames between the starts of two windows."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +62,7 @@ class TokenPredictions:
         return order[:quarter], torch.flip(order[-quarter:], [0])
 
 
-def run(args: Args) -> None:
+def run(args: UncertaintyArgs) -> None:
     """Query the model, measure calibration, draw."""
     model = open_study_model(args)
     parts = map_windows(predict_tokens, args, model, WINDOW, args.stride)

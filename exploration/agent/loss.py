@@ -8,14 +8,11 @@ corrects the returns as well.
 Shapes: B segments, T steps, T1 = T + 1 observations, A actions.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from envs.utils.errors import InputError
+from exploration.agent.config import LossConfig
 
-RETURNS = ("lambda", "vtrace")
 LOSS_PARTS = (
     "total_loss",
     "policy_loss",
@@ -80,37 +77,6 @@ def vtrace_returns(
         following_B = torch.where(valid_BT[:, t], target_B, value_B)
         targets_BT[:, t] = following_B
     return targets_BT, advantages_BT
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Coefficients of the loss. The defaults are those of App. A.3 and the published code."""
-
-    gamma: float = 0.995
-    """Discount factor."""
-    lambda_: float = 0.95
-    """Trace decay of the returns."""
-    entropy_coeff: float = 0.001
-    """Coefficient of the entropy bonus."""
-    value_coeff: float = 1.0
-    """Coefficient of the value loss."""
-    returns: str = "lambda"
-    """Value targets: lambda, or vtrace (off-policy corrected)."""
-    rho_clip: float = 1.0
-    """Maximum importance ratio pi / mu that weights a step's policy gradient; 0 disables the
-    weighting, as published."""
-    normalize_advantages: bool = False
-    """Normalize the advantages of a batch to mean 0 and standard deviation 1."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1 or not 0 <= self.lambda_ <= 1:
-            raise InputError(f"gamma {self.gamma}, lambda_ {self.lambda_}: must be from 0 to 1")
-        if self.returns not in RETURNS:
-            raise InputError(f"returns {self.returns!r}: choose one of {', '.join(RETURNS)}")
-        if self.rho_clip < 0 or (self.returns == "vtrace" and self.rho_clip == 0):
-            raise InputError(
-                f"rho_clip {self.rho_clip}: must be 0 (off) or more, and above 0 with vtrace"
-            )
 
 
 def actor_critic_loss(

@@ -11,7 +11,6 @@ Shapes: B sequences, T steps, H x W pixels, C colours, A actions, D units of the
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -28,42 +27,13 @@ from envs.controls import ACTIONS
 from envs.utils.artifact_dir import copy_weights, read_tensors
 from envs.utils.atomic_io import new_folder, read_json, write_json_atomic
 from envs.utils.errors import InputError
+from exploration.agent.config import PolicyConfig, check_exploration
 
 FORMAT = "autoexplore-policy-1"
 EXPERT_EPSILON = 0.15
 """Probability of a random action in the expert play of a test set (App. A.2)."""
 State = tuple[Tensor, Tensor]
 """LSTM state (h_BD, c_BD)."""
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """Architecture of the agent. The defaults are those of App. A.3: 3.22 M parameters."""
-
-    actions: int = len(ACTIONS)
-    """Number of actions."""
-    channels: tuple[int, ...] = (32, 32, 64, 64)
-    """Channels of each convolution. Each is followed by a pooling that halves the frame."""
-    lstm_dim: int = 512
-    """Units of the LSTM."""
-    size: int = 64
-    """Height and width of a frame in pixels."""
-
-    def __post_init__(self) -> None:
-        if self.actions < 2 or self.lstm_dim < 1 or not self.channels or min(self.channels) < 1:
-            raise InputError(
-                f"policy with {self.actions} actions, {self.channels} channels, {self.lstm_dim} "
-                "units: too few"
-            )
-        if self.size % 2 ** len(self.channels):
-            raise InputError(
-                f"frames of {self.size} pixels cannot be halved {len(self.channels)} times"
-            )
-
-    @property
-    def features(self) -> int:
-        """Size of the convolutions' output for a frame: 1,024 in the paper."""
-        return self.channels[-1] * (self.size >> len(self.channels)) ** 2
 
 
 class CnnLstm(nn.Module):
@@ -114,14 +84,6 @@ def behaviour_log_probabilities(logits: Tensor, epsilon: float, temperature: flo
     else:
         probabilities = nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
     return torch.log((1 - epsilon) * probabilities + epsilon / logits.shape[-1])
-
-
-def check_exploration(epsilon: float, temperature: float) -> None:
-    """Raise InputError for an epsilon outside [0, 1] or a negative temperature."""
-    if not 0 <= epsilon <= 1:
-        raise InputError(f"epsilon {epsilon}: must lie between 0 and 1")
-    if not 0 <= temperature < float("inf"):
-        raise InputError(f"temperature {temperature}: must be 0 or more")
 
 
 class Agent:

@@ -9,12 +9,8 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 
 from envs.utils.errors import InputError
-from exploration.agent.policy import (
-    CnnLstm,
-    PolicyConfig,
-    behaviour_log_probabilities,
-    check_exploration,
-)
+from exploration.agent.config import PolicyConfig, check_exploration
+from exploration.agent.policy import CnnLstm, behaviour_log_probabilities
 
 PRECISIONS = ("fp32", "bf16", "auto")
 

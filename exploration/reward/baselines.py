@@ -34,8 +34,9 @@ from envs.utils.errors import InputError
 from envs.utils.screen_hash import screen_keys
 from exploration.reward.scorers import ClipRewards, ModelScorer, Pending, ScoringError
 from exploration.reward.token_entropy import TOP_FRACTION
+from worldmodel.config import CONTEXT, WINDOW
 from worldmodel.data.batch import to_float_frames
-from worldmodel.uncertainty import CONTEXT, WINDOW, Actions, Frames, Windows
+from worldmodel.uncertainty import Actions, Frames, Windows
 
 FEATURES = 512
 BATCH = 16

@@ -32,7 +32,8 @@ from exploration.reward.baselines import (
 )
 from exploration.reward.scorers import ClipRewards, ModelScorer, reward_tokens
 from exploration.reward.token_entropy import TOP_FRACTION
-from worldmodel.uncertainty import CONTEXT, WINDOW, Windows, cut_windows
+from worldmodel.config import CONTEXT, WINDOW
+from worldmodel.uncertainty import Windows, cut_windows
 
 if TYPE_CHECKING:
     from worldmodel.models.genie import WorldModel

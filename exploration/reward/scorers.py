@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from envs.utils.errors import InputError
 from exploration.reward.token_entropy import TOP_FRACTION, uncertainty_reward
+from worldmodel.config import WINDOW
 from worldmodel.uncertainty import (
-    WINDOW,
     Actions,
     Frames,
     Windows,

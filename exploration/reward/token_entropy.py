@@ -8,9 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.utils.errors import InputError
-from worldmodel.uncertainty import CONTEXT, WINDOW
-
-__all__ = ["CONTEXT", "TOP_FRACTION", "WINDOW", "check_top_fraction", "uncertainty_reward"]
 
 TOP_FRACTION = 0.25
 """Share of the tokens, the most uncertain ones, whose mean entropy is the reward."""

@@ -16,7 +16,7 @@ from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 from exploration.agent.replay_buffer import SCORED
 from exploration.reward.scorers import ClipRewards, Pending, Scorer, ScoringError
 from exploration.reward.token_entropy import check_top_fraction
-from worldmodel.uncertainty import WINDOW
+from worldmodel.config import WINDOW
 
 LOOKBACK = WINDOW - 1
 """Steps of the previous fragment that a fragment keeps, so that windows cross the boundary."""

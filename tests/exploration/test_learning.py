@@ -8,7 +8,7 @@ from envs.games.corridor import CELLS_PER_ROOM, ROOMS, CorridorEnv, read_cell
 from exploration.agent.policy import Agent
 from exploration.algorithm import AutoExploreConfig
 from exploration.reward.scorers import ClipRewards
-from worldmodel.uncertainty import WINDOW
+from worldmodel.config import WINDOW
 
 LAST_ROOM = (ROOMS - 1) * CELLS_PER_ROOM
 TINY = {"channels": (4, 4, 8, 8), "lstm_dim": 16, "precision": "fp32"}

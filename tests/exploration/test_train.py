@@ -18,7 +18,7 @@ from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
 from exploration import explore, load_policy
 from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint
-from exploration.agent.loss import LossConfig
+from exploration.agent.config import LossConfig
 from exploration.agent.policy import behaviour_log_probabilities
 from exploration.agent.replay_buffer import ReplayBuffer
 from exploration.algorithm import AutoExplore, AutoExploreConfig
@@ -27,7 +27,7 @@ from exploration.reward.factory import RewardConfig
 from exploration.reward.scorers import ClipRewards, LocalScorer
 from exploration.train import evaluation_metrics
 from tests.fixtures.explorers import small_explorer
-from worldmodel.uncertainty import WINDOW
+from worldmodel.config import WINDOW
 
 
 class TwoArmedWorld(gymnasium.Env):

@@ -12,7 +12,8 @@ from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 
 from envs.utils.errors import InputError
-from exploration.agent.policy import Agent, CnnLstm, PolicyConfig
+from exploration.agent.config import PolicyConfig
+from exploration.agent.policy import Agent, CnnLstm
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, WorldModelEnv, WorldModelVectorEnv, preset
 from worldmodel.env import Rollout
 

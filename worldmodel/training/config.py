@@ -10,8 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
-
 from envs.utils.errors import InputError
 
 
@@ -139,6 +137,8 @@ class TrainConfig:
         """
         if self.precision != "auto":
             return self
+        import torch  # not at the top, so that flags are checked without it
+
         half = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported()
         return dataclasses.replace(self, precision="bf16" if half else "fp32")
 

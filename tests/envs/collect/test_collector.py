@@ -18,7 +18,8 @@ from envs.games.counting import CountingEnv, read_step_and_action
 from envs.games.retro import RetroEnv
 from envs.utils.errors import InputError
 from experiments.__main__ import execute
-from exploration.agent.policy import CnnLstm, PolicyConfig, policy_spec, save_policy
+from exploration.agent.config import PolicyConfig
+from exploration.agent.policy import CnnLstm, policy_spec, save_policy
 from tests.fixtures.datasets import run, tree
 
 # Actors cannot import a test file: its functions are pickled by value.

@@ -13,7 +13,8 @@ from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
 from experiments.arguments import GameArgs
-from exploration.agent.policy import CnnLstm, PolicyConfig, save_policy
+from exploration.agent.config import PolicyConfig
+from exploration.agent.policy import CnnLstm, save_policy
 from exploration.config import PRESETS, explore_preset
 from exploration.evaluate import mean_with_interval, summarize_seeds
 from exploration.reward.factory import RewardConfig

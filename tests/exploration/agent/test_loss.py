@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from exploration.agent.loss import LossConfig, actor_critic_loss, lambda_returns, vtrace_returns
+from exploration.agent.config import LossConfig
+from exploration.agent.loss import actor_critic_loss, lambda_returns, vtrace_returns
 
 GAMMA, LAMBDA = 0.9, 0.8
 

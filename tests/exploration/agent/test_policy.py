@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from envs.controls import ACTIONS
 from envs.utils.errors import InputError
+from exploration.agent.config import PolicyConfig
 from exploration.agent.policy import (
     CnnLstm,
-    PolicyConfig,
     behaviour_log_probabilities,
     load_network,
     load_policy,

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from envs.episodes.dataset import EpisodeReader
 from envs.games.corridor import CELLS_PER_ROOM, ROOMS, CorridorEnv
-from exploration.agent.policy import PolicyConfig, load_policy
+from exploration.agent.config import PolicyConfig
+from exploration.agent.policy import load_policy
 from exploration.config import ExploreConfig
 from exploration.reward.factory import RewardConfig
 from exploration.reward.token_entropy import TOP_FRACTION
