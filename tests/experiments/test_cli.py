@@ -159,7 +159,6 @@ from experiments.__main__ import execute
 out, gone = sys.argv[1:]
 data, model = ["--data", gone, "--out", out], ["--model", gone, "--out", out]
 codes = []
-# These commands check their flags before torch and Ray are imported.
 for argv in (
     ["collect", "Kangaro-Atari2600", "--out", out],
     ["pipeline", "--games", "Pong", "--out", out],
@@ -170,20 +169,21 @@ for argv in (
     ["benchmark", "--games", "Kangaro-Atari2600"],
     ["export", "--tokenizer", gone, "--dynamics", gone, "--out", out],
     ["report", gone],
-): codes.append(execute(argv))
-assert not {"torch", "ray"} & set(sys.modules), "loaded for nothing"
-import ray
-def refuse(*args, **options): raise AssertionError("Ray was started")
-ray.init = refuse
-for argv in (
     ["train", "tokenizer", *data, "--workers", "2"],
     ["explore", "Counting", *model],
     ["explore", "Kangaro-Atari2600", "--reward", "random", "--out", out],
     ["tune", "Counting", *model],
     ["compare", "Counting", *model],
     ["expert", "Kangaro-Atari2600", "--out", out],
-    ["explore", "Counting", "--out", out],
     ["study", "ablation", *data, "--parallel", "2"],
+    ["study", "steps", gone, *data],
+): codes.append(execute(argv))
+assert not {"torch", "ray"} & set(sys.modules), "imported although the flags are wrong"
+import ray
+def refuse(*args, **options): raise AssertionError("Ray was started")
+ray.init = refuse
+for argv in (
+    ["explore", "Counting", "--out", out],
     ["data", "rerender", gone, "--out", out],
 ): codes.append(execute(argv))
 print(*codes)
@@ -195,8 +195,8 @@ def test_bad_input_is_one_line_before_ray_starts(tmp_path: Path) -> None:
     ended = subprocess.run(argv, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     codes, lines = ended.stdout.split(), ended.stderr.splitlines()
-    assert codes == ["2"] * 18
-    assert len(lines) == 18
+    assert codes == ["2"] * 19
+    assert len(lines) == 19
     assert all(line.startswith("autoexplore: ") for line in lines)
     assert not (tmp_path / "out").exists()
 
