@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 
 .PHONY: setup demo test test-slow lint docs bench clean
 
@@ -18,11 +19,14 @@ $(VENV)/.complete: requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/autoexplore pipeline --preset cpu --out runs/demo
 
+# Two processes, each with the tests of whole files: a Ray of its own suits each of them.
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: setup
 	$(BIN)/ruff check .

@@ -25,6 +25,18 @@ EVERYTHING = "AUTOEXPLORE_TEST_EVERYTHING" in os.environ
 """True where tests that need a system package must fail instead of being skipped without it."""
 
 
+MARKED_BY_FIXTURE = {"ray_cluster": "ray", "finished_run": "slow"}
+"""Fixture -> marker of every test that uses it."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for fixture, marker in MARKED_BY_FIXTURE.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray with 8 logical CPUs, which the machine need not have."""

@@ -254,6 +254,7 @@ def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str], tmp_p
     assert "all checks passed" in shown
 
 
+@pytest.mark.slow
 def test_benchmark_writes_ratios(ray_cluster: None, tmp_path: Path) -> None:
     argv = shlex.split("benchmark --only collect windows --games Counting --steps 60 --repeats 1")
     assert execute([*argv, "--out", str(tmp_path)]) == 0

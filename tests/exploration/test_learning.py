@@ -10,6 +10,8 @@ from exploration.algorithm import AutoExploreConfig
 from exploration.reward.scorers import ClipRewards
 from worldmodel.config import WINDOW
 
+pytestmark = pytest.mark.slow
+
 LAST_ROOM = (ROOMS - 1) * CELLS_PER_ROOM
 TINY = {"channels": (4, 4, 8, 8), "lstm_dim": 16, "precision": "fp32"}
 

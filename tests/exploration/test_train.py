@@ -95,6 +95,7 @@ def probability_of_rewarded_arm(seed: int) -> float:
     return float(logits_BTA.softmax(-1)[0, :, arm].min())
 
 
+@pytest.mark.slow
 def test_the_agent_learns_the_rewarded_arm_over_five_seeds(ray_cluster):
     likely = {seed: probability_of_rewarded_arm(seed) for seed in range(5)}
     assert min(likely.values()) > 0.9, likely
@@ -275,6 +276,7 @@ def test_a_model_that_no_runner_can_load_reaches_the_caller(ray_cluster, tmp_pat
         algorithm.stop()
 
 
+@pytest.mark.slow
 def test_killed_game_and_killed_runner_do_not_stop_training(ray_cluster):
     algorithm = small_explorer(max_steps=30, runners=2, steps_per_epoch=10).build_algo()
 

@@ -78,6 +78,7 @@ def interrupt_after_the_first_epoch(run: Path) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_population_copies_and_perturbs_its_best_also_after_ctrl_c(
     ray_cluster, tiny_world, tmp_path, capsys
 ):

@@ -16,6 +16,8 @@ import pytest
 from experiments.pipeline.config import PRESETS
 from experiments.pipeline.stages import stage_table
 
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
+
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 TOKEN = "a" * 64

@@ -15,6 +15,8 @@ from envs.utils.run_dir import read_metrics
 from exploration.agent.checkpoint import complete_checkpoints, load_checkpoint
 from exploration.agent.policy import load_policy
 
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
+
 
 def start(out: Path, model: Path, *more: str) -> Any:
     """The command in a process group of its own, as a terminal's foreground job is."""

@@ -18,6 +18,8 @@ from exploration.config import explore_preset
 from tests.fixtures.datasets import record
 from worldmodel.checkpoint import open_checkpoint
 
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
+
 EPOCHS = 20
 STEPS = 10
 """Optimizer steps of the training; a checkpoint every 2."""

@@ -181,6 +181,7 @@ def test_no_app_is_an_error_not_a_reward(app):
         ServeScorer("nobody").submit(*random_clip(2))()
 
 
+@pytest.mark.slow
 def test_training_goes_on_when_the_replica_is_killed(app, other_world, tiny_world):
     """Requests are repeated to a replica that starts with the newest weights."""
     from worldmodel import serve
@@ -221,6 +222,7 @@ def _kill_when_busy(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_replicas_follow_the_queue(ray_cluster, tiny_world, monkeypatch):
     """One replica, two while requests queue, then one again; no answer is wrong."""
     from worldmodel import serve
@@ -271,6 +273,7 @@ def test_replicas_follow_the_queue(ray_cluster, tiny_world, monkeypatch):
     assert not wrong
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_statistics_of_the_service(ray_cluster, tiny_world):
     with console.capture() as printed:
         assert execute(["serve", str(tiny_world), "--name", "printed", "--duration", "2"]) == 0

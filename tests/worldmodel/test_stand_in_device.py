@@ -11,6 +11,7 @@ from tests.fixtures import stand_in_device
 CHECKS = Path(stand_in_device.__file__).with_name("checks.py")
 
 
+@pytest.mark.slow
 def test_the_checks_pass_in_a_process_of_their_own() -> None:
     """Torch accepts a new device only before the first backward pass of a process."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS)]

@@ -20,6 +20,8 @@ from envs.episodes.dataset import EpisodeReader
 from envs.utils.errors import InputError
 from tests.fixtures.datasets import run, tree
 
+pytestmark = pytest.mark.slow
+
 # Actors cannot import a test file: its classes are pickled by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

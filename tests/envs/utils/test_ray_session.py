@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from envs.episodes.dataset import EpisodeReader
 from envs.utils.ray_session import SHARE
 from tests.fixtures.datasets import record
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import json, sys, threading, time

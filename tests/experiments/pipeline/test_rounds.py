@@ -31,6 +31,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return calls
 
 
+@pytest.mark.slow
 def test_two_rounds_run_as_one_command_which_then_repeats_only_missing_stages(
     ray_cluster: None,
     served: list[tuple[str, str]],

@@ -203,6 +203,7 @@ def test_presets_are_checked_and_complete() -> None:
     assert dataclasses.replace(PRESETS["cpu"], seed=1) != PRESETS["cpu"]
 
 
+@pytest.mark.slow
 def test_the_steps_of_the_readme_one_by_one(ray_cluster: None, tmp_path: Path) -> None:
     data, test = str(tmp_path / "random"), str(tmp_path / "test")
     tokenizer, dynamics, agent = (

@@ -64,6 +64,7 @@ def test_an_ablation_measures_every_cell_once_and_continues(data: str, tmp_path:
     assert kept.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_an_ablation_on_ray_gives_the_same(ray_cluster: None, data: str, tmp_path: Path) -> None:
     for name, parallel in (("one", "1"), ("two", "2")):
         assert ablation(data, tmp_path / name, "--parallel", parallel, "--modes", "one_pass") == 0

@@ -27,6 +27,8 @@ from worldmodel.data.batch import to_float_frames
 from worldmodel.models.cpu_kernels import use_cpu_kernels
 from worldmodel.uncertainty import cut_windows
 
+pytestmark = pytest.mark.slow
+
 RIGHT, LEFT, UP = 0, 1, 2
 REWARDS = {"entropy": "token-entropy", "disagreement": "disagreement"}
 SEEDS = range(5)

@@ -15,6 +15,8 @@ from ray.exceptions import RayActorError
 from exploration.reward.scorers import LocalScorer, ScoringError, ServeScorer
 from tests.fixtures.explorers import random_clip, small_explorer
 
+pytestmark = pytest.mark.slow
+
 QUEUED = 4
 
 
@@ -32,7 +34,7 @@ def figure(record_property: Any, capsys: pytest.CaptureFixture[str]) -> Any:
     """Print a measured figure and store it in the report of `--junitxml`."""
 
     def show(name: str, value: float) -> None:
-        record_property(name, value)
+        record_property(name, float(value))
         with capsys.disabled():
             print(f"\n  {name}: {value:.3g}")
 

@@ -191,6 +191,7 @@ def test_a_real_model_is_measured_the_same_twice_and_the_result_is_written_whole
     assert one_split["overall"]["delta_psnr"]["low"] is None  # one episode gives no interval
 
 
+@pytest.mark.slow
 def test_two_ray_workers_give_the_numbers_of_one_process(
     ray_cluster: None, data: str, tmp_path: Path
 ) -> None:

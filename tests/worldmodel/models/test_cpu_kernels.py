@@ -96,6 +96,7 @@ def test_kernels_have_the_gradients_of_plain_ones() -> None:
     every_kernel()
 
 
+@pytest.mark.slow
 def test_compiled_kernels_have_the_gradients_of_plain_ones() -> None:
     set_compile(True)
     try:

@@ -170,6 +170,7 @@ def test_with_labels_even_unused_codes_stay_in_place() -> None:
     assert not torch.equal(quantizer.codebook, before)
 
 
+@pytest.mark.slow
 def test_labelled_codes_stand_for_the_buttons_of_held_out_episodes(tmp_path: Path) -> None:
     data = record(tmp_path / "data", games=("Counting",), episodes=12, steps=60)
     test = record(tmp_path / "test", games=("Counting",), episodes=2, steps=60, seed=1)

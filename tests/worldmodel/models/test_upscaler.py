@@ -172,6 +172,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
         )
 
 
+@pytest.mark.slow
 def test_a_short_training_beats_bicubic_on_held_out_frames(
     sides: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -174,6 +174,7 @@ def assert_close(run: Path, other: Path, step: int) -> None:
             torch.testing.assert_close(theirs[name], value, atol=1e-4, rtol=1e-3, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("component", ["tokenizer", "lam"])
 def test_two_ranks_that_share_or_copy_the_model_learn_what_one_learns_and_go_on_as_one(
     component: str, data: str, straight: Path, tmp_path: Path
@@ -203,6 +204,7 @@ def test_two_ranks_that_share_or_copy_the_model_learn_what_one_learns_and_go_on_
         )
 
 
+@pytest.mark.slow
 def test_codes_that_are_seeded_again_are_the_same_on_every_rank_however_the_model_is_held(
     data: str, tmp_path: Path
 ) -> None:
@@ -233,6 +235,7 @@ def test_codes_that_are_seeded_again_are_the_same_on_every_rank_however_the_mode
         assert_close(tmp_path / ddp, tmp_path / fsdp, 8)
 
 
+@pytest.mark.slow
 def test_compiled_kernels_give_the_same_losses(data: str, straight: Path, tmp_path: Path) -> None:
     settings = train_preset(
         "dynamics", "debug", iterations=4, log_every=1, validate_every=0, precision="bf16"

@@ -110,6 +110,7 @@ for step, number, out in ((6, signal.SIGKILL, "killed"), (5, signal.SIGINT, "int
 """
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_runs_go_on_to_what_an_undisturbed_one_reaches(
     data: str, tokenizer_run: Path, tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ def kill_a_worker_after(step: int, run: Path) -> None:
             return
 
 
+@pytest.mark.slow
 def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
     ray_cluster: None, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +202,7 @@ def test_two_gloo_workers_one_of_them_killed_learn_what_one_process_learns(
     )
 
 
+@pytest.mark.slow
 def test_a_latent_action_model_on_two_workers_is_that_of_one(
     ray_cluster: None, data: str, tmp_path: Path
 ) -> None:
