@@ -7,6 +7,7 @@ Recomputation to save memory is not counted.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ class TrainCost:
     trained: int
 
 
+@cache  # counting takes seconds at the paper's sizes
 def cost_of(
     component: str,
     config: WorldModelConfig,
@@ -66,6 +68,7 @@ def count_parameters(module: type[nn.Module], config: WorldModelConfig) -> int:
         return _size(module(config))
 
 
+@cache
 def encoding_flops(config: WorldModelConfig, frames: int) -> float:
     """Count the FLOPs of encoding a clip's frames into tokens."""
     encoding, search, _ = _autoencoder_flops("tokenizer", config, frames)

@@ -247,7 +247,7 @@ def test_an_agent_plays_the_same_whatever_the_workers(
     }
     assert len({tuple(item.actions) for item in played}) == 3
     (tmp_path / "agent" / "module.safetensors").write_bytes(b"damaged")
-    with pytest.raises(InputError, match="damaged policy"):
+    with pytest.raises(InputError, match="not a safetensors file, or a damaged one"):
         run([ATARI], tmp_path / "three", policy=policy_spec("checkpoint:agent"))
 
 

@@ -70,6 +70,7 @@ def test_many_games_get_an_env_each_and_a_return_each(ray_cluster, tmp_path):
         explore(games, None, tmp_path, config=longer, reward=RewardConfig("random"), resume=True)
 
 
+@pytest.mark.slow
 def test_from_a_game_to_a_test_set_of_deep_play(ray_cluster, tmp_path, monkeypatch, capsys):
     """Train an expert of the corridor, whose reward grows from room to room: it gets farther than
     random play."""
@@ -111,6 +112,7 @@ def test_from_a_game_to_a_test_set_of_deep_play(ray_cluster, tmp_path, monkeypat
     assert execute([*argv, "--resume"]) == 0
 
 
+@pytest.mark.slow
 def test_agents_are_compared_over_seeds(ray_cluster, tiny_world, tmp_path: Path, capsys):
     argv = ["compare", "Counting", "--model", str(tiny_world), "--preset", "debug", "--seeds", "2"]
     argv += ["--episodes", "1", "--steps", "12", "--windows", "3", "--out", str(tmp_path)]

@@ -290,9 +290,9 @@ def test_a_resumed_run_equals_one_that_never_stopped(
         component, "debug", iterations=6, checkpoint_every=3, log_every=3, validate_every=3
     )
     torch.manual_seed(99)  # other random numbers of the process must not matter
-    resumed: dict[str, Any] = {"config": DEBUG, "recipe": settings, "data": [data], "resume": True}
+    resumed: dict[str, Any] = {"config": DEBUG, "recipe": settings, "data": [data]}
     resumed["out"] = tmp_path / name
-    train(TrainingRun(component, **resumed, **options))
+    train(TrainingRun(component, **resumed, **options), resume=True)
     mine, theirs = open_checkpoint(tmp_path / name).weights(), open_checkpoint(runs[name]).weights()
     assert mine.keys() == theirs.keys()
     for key, value in mine.items():
@@ -300,7 +300,8 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     if name == "frozen":
         shutil.rmtree(tmp_path / name / "checkpoints/step-00000006")
         with pytest.raises(InputError, match="the run's lam_sha256 was another"):
-            train(TrainingRun(component, **resumed, tokenizer=runs["tokenizer"], lam=runs["joint"]))
+            other = {"tokenizer": runs["tokenizer"], "lam": runs["joint"]}
+            train(TrainingRun(component, **resumed, **other), resume=True)
 
 
 def test_mismatched_settings_are_refused(data: str, runs: dict[str, Path], tmp_path: Path) -> None:
