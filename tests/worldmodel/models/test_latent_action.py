@@ -299,8 +299,8 @@ def test_a_resumed_run_equals_one_that_never_stopped(
         assert torch.equal(value, theirs[key]), key
     if name == "frozen":
         shutil.rmtree(tmp_path / name / "checkpoints/step-00000006")
+        other = {"tokenizer": runs["tokenizer"], "lam": runs["joint"]}
         with pytest.raises(InputError, match="the run's lam_sha256 was another"):
-            other = {"tokenizer": runs["tokenizer"], "lam": runs["joint"]}
             train(TrainingRun(component, **resumed, **other), resume=True)
 
 
