@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # The models of the tests are too small for threads. Set before torch is loaded, for children too.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -71,13 +72,24 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Folder and output of a whole pipeline of preset debug. Tests must not change the folder."""
+def finished_run(
+    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> tuple[Path, str]:
+    """Folder and output of a whole pipeline of preset debug. Tests must not change the folder.
+
+    The first process that needs it makes it for all processes of `pytest -n`.
+    """
     from envs.utils.progress import console
     from experiments.commands import pipeline
     from experiments.pipeline.config import PRESETS
 
-    folder = tmp_path_factory.mktemp("pipeline") / "run"
-    with console.capture() as printed:
-        pipeline.run(pipeline.Args(out=folder, pipeline=PRESETS["debug"]))
-    return folder, printed.get()
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "pipeline"
+    output = folder / "output.txt"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not output.exists():
+            with console.capture() as printed:
+                pipeline.run(pipeline.Args(out=folder / "run", pipeline=PRESETS["debug"]))
+            output.write_text(printed.get())
+    return folder / "run", output.read_text()
