@@ -25,7 +25,6 @@ torch.set_num_threads(1)
 EVERYTHING = "AUTOEXPLORE_TEST_EVERYTHING" in os.environ
 """True where tests that need a system package must fail instead of being skipped without it."""
 
-
 MARKED_BY_FIXTURE = {"ray_cluster": "ray", "finished_run": "slow"}
 """Fixture -> marker of every test that uses it."""
 

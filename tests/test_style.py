@@ -124,3 +124,5 @@ def test_public_names_can_be_imported(name: str) -> None:
         if not hasattr(found, part):
             importlib.import_module(".".join(parts[:depth]))
         found = getattr(found, part)
+    # The name leads to the object that its module defines, not to a stand-in.
+    assert getattr(found, "__name__", parts[-1]) == parts[-1]

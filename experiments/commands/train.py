@@ -107,7 +107,6 @@ def run(args: Args) -> None:
     """Train and print the path of the newest checkpoint."""
     check_at_least(0, workers=args.workers)
     check_model_flags(args)
-    out = Path() if args.dry_run else check_inputs(args)
     settings = args.training
     if settings.num_threads == 0:
         threads = max(1, default_threads() // max(args.workers, 1))
@@ -115,6 +114,7 @@ def run(args: Args) -> None:
     if args.dry_run:
         print_cost(args, settings.on_this_machine())
         return
+    out = check_inputs(args)
 
     # These import torch: wrong arguments are reported first.
     from worldmodel.checkpoint import best_checkpoint

@@ -39,7 +39,7 @@ EPISODES = 4
 
 @dataclass(frozen=True)
 class World:
-    """A world model, and the random play that it learnt from."""
+    """World model and the random play that it was trained on."""
 
     model: Path
     data: str
@@ -109,9 +109,9 @@ def test_noise_draws_entropy_and_not_disagreement(television, tmp_path):
         "television": [LEFT] * 5 + [UP] * 20,
         "far": [RIGHT] * 18 + [RIGHT, LEFT] * 4,
     }
-    paid: dict[str, dict[str, float]] = {}
+    rewards: dict[str, dict[str, float]] = {}
     for name, reward in REWARDS.items():
-        source, paid[name] = RewardConfig(reward, data=(television.data,)), {}
+        source, rewards[name] = RewardConfig(reward, data=(television.data,)), {}
         with source.open(television.model, tmp_path, steps=1, replicas=1, seed=0) as make:
             assert make is not None
             scorer = make()
@@ -122,20 +122,20 @@ def test_noise_draws_entropy_and_not_disagreement(television, tmp_path):
             )
             # Without the first frame: four frames of context and a step for each reward.
             clip = frames[1:], np.array(actions[1:])
-            paid[name][place] = float(scorer.submit(*clip, TOP_FRACTION)().rewards_B.mean())
-    print(paid)
-    entropy, doubt = paid["entropy"], paid["disagreement"]
+            rewards[name][place] = float(scorer.submit(*clip, TOP_FRACTION)().rewards_B.mean())
+    print(rewards)
+    entropy, doubt = rewards["entropy"], rewards["disagreement"]
     # Nothing beats the television, though it can teach nothing: entropy has an agent stay there.
-    assert entropy["television"] > 1.5 * entropy["home"], paid
-    assert entropy["television"] > entropy["far"], paid
+    assert entropy["television"] > 1.5 * entropy["home"], rewards
+    assert entropy["television"] > entropy["far"], rewards
     # The heads agree about the snow as they do about home, and differ about what they have not
     # seen.
-    assert doubt["far"] > 4 * doubt["television"], paid
-    assert doubt["television"] < 1.3 * doubt["home"], paid
+    assert doubt["far"] > 4 * doubt["television"], rewards
+    assert doubt["television"] < 1.3 * doubt["home"], rewards
 
 
 def walk(act, seed: int) -> NDArray[np.int64]:
-    """The places (EPISODES, STEPS) where `act(frame, episode, step)` goes."""
+    """Return the cells (EPISODES, STEPS) that the policy `act(frame, episode, step)` visits."""
     places = np.empty((EPISODES, STEPS), np.int64)
     for episode in range(EPISODES):
         env = CorridorEnv(television=True)
@@ -146,8 +146,8 @@ def walk(act, seed: int) -> NDArray[np.int64]:
     return places
 
 
-def learnt(world: World, reward: str, seed: int, folder: Path) -> NDArray[np.int64]:
-    """Where an agent goes that `explore` has trained."""
+def visited_cells(world: World, reward: str, seed: int, folder: Path) -> NDArray[np.int64]:
+    """Train an agent with `explore` and return the cells (EPISODES, STEPS) that it visits."""
     config = ExploreConfig(
         epochs=24, runners=0, envs_per_runner=4, steps_per_epoch=40, max_steps=40,
         updates_per_epoch=16, batch_size=8, seq_len=10, lr=5e-3,
@@ -158,8 +158,8 @@ def learnt(world: World, reward: str, seed: int, folder: Path) -> NDArray[np.int
     config = dataclasses.replace(
         config, loss=dataclasses.replace(config.loss, gamma=0.9, entropy_coeff=0.02)
     )
-    paid = RewardConfig(reward, data=(world.data,))
-    best = explore(["NoisyTV"], world.model, folder, config=config, reward=paid, seed=seed)
+    source = RewardConfig(reward, data=(world.data,))
+    best = explore(["NoisyTV"], world.model, folder, config=config, reward=source, seed=seed)
     agent = load_policy(best)
 
     def act(frame, episode, step):
@@ -170,8 +170,8 @@ def learnt(world: World, reward: str, seed: int, folder: Path) -> NDArray[np.int
     return walk(act, seed)
 
 
-def told(places: NDArray[np.int64]) -> str:
-    """Where that is, in words."""
+def describe(places: NDArray[np.int64]) -> str:
+    """Describe visited cells: share of steps in each room, farthest cell of each episode."""
     rooms = " ".join(
         f"{100 * (places // CELLS_PER_ROOM == room).mean():3.0f}" for room in range(ROOMS)
     )
@@ -182,19 +182,18 @@ def told(places: NDArray[np.int64]) -> str:
 def test_an_agent_paid_by_entropy_stays_at_the_television_and_one_paid_by_disagreement_goes_on(
     television, ray_cluster, tmp_path
 ):
-    """As `explore NoisyTV --reward disagreement` trains it, and as it does without: the same in
-    everything else."""
+    """Both agents are trained by `explore` with the same settings, except for the reward."""
     generator = np.random.default_rng(0)
-    said, at_television, farthest = ["share of steps by room, the television's first"], {}, {}
+    lines, at_television, farthest = ["share of steps by room, the television's first"], {}, {}
     for seed in SEEDS:
         places = {"chance": walk(lambda *_: generator.integers(5), seed)}
         for name, reward in REWARDS.items():
-            places[name] = learnt(television, reward, seed, tmp_path / f"{name}-{seed}")
+            places[name] = visited_cells(television, reward, seed, tmp_path / f"{name}-{seed}")
         for name, own in places.items():
-            said.append(f"seed {seed} {name:12} {told(own)}")
+            lines.append(f"seed {seed} {name:12} {describe(own)}")
             at_television.setdefault(name, []).append((own < CELLS_PER_ROOM).mean())
             farthest.setdefault(name, []).append(own.max(1).mean())
-    shown = "\n".join(said)
+    shown = "\n".join(lines)
     print("\n" + shown)
     share = {name: np.array(own) for name, own in at_television.items()}
     reach = {name: np.array(own) for name, own in farthest.items()}
