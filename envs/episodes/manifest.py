@@ -4,7 +4,6 @@ Readers trust only the manifest; a file that is not in it is not part of the dat
 process writes it, under a lock.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable
@@ -69,7 +68,11 @@ class Manifest:
         return {
             "schema_version": SCHEMA_VERSION,
             "recipes": dict(sorted(self.recipes.items())),
-            "shards": [dataclasses.asdict(shard) for _, shard in sorted(self.shards.items())],
+            # `dataclasses.asdict` would copy deeply: half a second for ten thousand shards.
+            "shards": [
+                {**vars(shard), "sessions": [vars(record) for record in shard.sessions]}
+                for _, shard in sorted(self.shards.items())
+            ],
             "validation": {
                 game: dict(sorted(split.items())) for game, split in sorted(self.validation.items())
             },

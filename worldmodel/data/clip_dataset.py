@@ -17,9 +17,10 @@ from torch import Tensor
 from envs.episodes.frame_codec import decode_frames
 from envs.utils.errors import InputError
 from worldmodel.data.arrow_cache import (
+    BinaryColumn,
+    FrameBlobs,
     build_arrow_cache,
     open_arrow_cache,
-    read_blobs,
     read_skipped,
 )
 from worldmodel.data.batch import Batch
@@ -61,9 +62,8 @@ class ClipDataset(WindowIndex):
         table = pa.concat_tables([open_arrow_cache(path) for path in paths])
         validation = table["validation"].to_numpy()
         self._rows_E = np.flatnonzero((validation == (split == "val")) | (split is None))
-        self._frames, self._crcs, self._actions = (
-            table[name] for name in ("frames", "frames_crc", "actions")
-        )
+        self._frames = FrameBlobs(table)
+        self._actions = BinaryColumn(table["actions"].chunks)
         columns = table.select(["session_id", "game", "height", "width", "chunk"])
         columns = columns.take(pa.array(self._rows_E))
         self._chunk_E = columns["chunk"].to_numpy()
@@ -72,7 +72,7 @@ class ClipDataset(WindowIndex):
         """Pixels of every frame: (height, width)."""
         games = sorted(columns["game"].unique().to_pylist())
         game_E = pc.index_in(columns["game"], value_set=pa.array(games, pa.string())).to_numpy()
-        frames_E = pc.binary_length(self._actions).to_numpy()[self._rows_E] + 1
+        frames_E = pc.binary_length(table["actions"]).to_numpy()[self._rows_E] + 1
         episodes = EpisodeTable(frames_E, game_E, games, columns["session_id"])
         super().__init__(episodes, length=length, stride=stride)
 
@@ -94,7 +94,7 @@ class ClipDataset(WindowIndex):
             start -= first * chunk
             try:
                 decode_frames(
-                    read_blobs(self._frames[row], self._crcs[row], first, last),
+                    self._frames.read(row, first, last),
                     start,
                     start + self.length,
                     height=self.size[0],
@@ -119,7 +119,7 @@ class ClipDataset(WindowIndex):
         actions_BT = np.empty((len(window_ids), self.length - 1), np.int64)
         rows = zip(self._rows_E[episodes_B].tolist(), starts_B.tolist(), strict=True)
         for number, (row, start) in enumerate(rows):
-            stored = self._actions[row].as_buffer()
+            stored = self._actions[row]
             actions_BT[number] = np.frombuffer(stored, np.uint8, self.length - 1, start)
         actions_BT = self.mask_actions(episodes_B, actions_BT)
         games_B = self.episodes.game_E[episodes_B].astype(np.int64)

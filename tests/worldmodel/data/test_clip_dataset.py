@@ -184,9 +184,9 @@ def test_a_flipped_bit_in_the_local_copy_is_named(tmp_path: Path) -> None:
     clips = ClipDataset([uri], tmp_path / "cache", length=8, split=None)
     row, session = int(clips._rows_E[0]), clips.episodes[0].session_id
     whole = path.read_bytes()
-    blob = clips._frames[row][0].as_py()
+    blob = bytes(clips._frames.read(row, 0, 0)[0])
     first = whole.index(blob)
-    actions = whole.index(clips._actions[row].as_py())
+    actions = whole.index(bytes(clips._actions[row]))
     for offset in (first, first + 4, first + len(blob) // 2, first + len(blob) - 1):
         flip(path, offset)
         with pytest.raises(InputError, match=f"session {session} of Counting.*delete it"):
