@@ -22,6 +22,7 @@ from typing import Any
 from ray.exceptions import RayActorError, RayError
 
 from envs import COINRUN, builtin_name, catalog
+from envs.utils.artifact_dir import complete_checkpoints, remove_partial_checkpoints
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.images import png
@@ -29,11 +30,7 @@ from envs.utils.interrupt import GracefulInterrupt
 from envs.utils.progress import console, progress
 from envs.utils.ray_session import node_resources, ray_session
 from envs.utils.run_dir import RunDir
-from exploration.agent.checkpoint import (
-    complete_checkpoints,
-    load_checkpoint,
-    save_agent_checkpoint,
-)
+from exploration.agent.checkpoint import load_checkpoint, save_agent_checkpoint
 from exploration.agent.learner import learner_is_lost
 from exploration.agent.policy import CnnLstm, load_network, save_policy
 from exploration.algorithm import AutoExplore, AutoExploreConfig
@@ -88,6 +85,7 @@ def explore(
         model, out / "reward", steps=config.maskgit_steps, replicas=config.replicas, seed=seed
     )
     with RunDir(out, written, resume=resume, resume_step=epoch) as run, scorers as make_scorer:
+        remove_partial_checkpoints(out)
         # The runners of a resumed run must not repeat the random numbers of the first epochs.
         settings = configure(config, names, make_scorer, seed=seed + 1_000_003 * epoch)
         with _running(settings, out) as algorithm:

@@ -10,7 +10,6 @@
 The newest complete folder counts. A damaged one raises an error, and is never skipped silently.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,6 @@ from envs.utils.artifact_dir import (
 )
 from envs.utils.atomic_io import read_json, write_json_atomic
 from envs.utils.errors import InputError
-from envs.utils.progress import console
 
 FORMAT = "autoexplore-checkpoint-1"
 
@@ -121,15 +119,6 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         raise InputError(f"{path}: no such checkpoint folder")
     read_artifact(path, "checkpoint", FORMAT, lambda: _advice(path))
     return Checkpoint(path, read_json(path / "state.json"))
-
-
-def remove_partial_checkpoints(run: Path) -> None:
-    """Delete temporary folders left by a crash, and report checkpoints without a manifest."""
-    for folder in (run / "checkpoints").glob(".step-*.tmp"):
-        shutil.rmtree(folder)
-    for folder in (run / "checkpoints").glob("step-*"):
-        if not (folder / MANIFEST).exists():
-            console.print(f"{folder} is ignored: it has no {MANIFEST}", soft_wrap=True)
 
 
 def _best_path(run: Path, state: Mapping[str, Any]) -> Path | None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from envs.utils.atomic_io import file_sha256, new_folder, read_json, write_json_atomic
 from envs.utils.errors import InputError
+from envs.utils.progress import console
 
 MANIFEST = "manifest.json"
 Tensors = TypeVar("Tensors")
@@ -75,6 +76,15 @@ def checkpoint_path(run: Path, step: int) -> Path:
 def complete_checkpoints(run: Path) -> list[Path]:
     """List the folders of a run's complete checkpoints, oldest first, without verifying them."""
     return sorted(file.parent for file in (run / "checkpoints").glob(f"step-*/{MANIFEST}"))
+
+
+def remove_partial_checkpoints(run: Path) -> None:
+    """Delete temporary folders left by a crash, and report checkpoints without a manifest."""
+    for folder in (run / "checkpoints").glob(".step-*.tmp"):
+        shutil.rmtree(folder)
+    for folder in (run / "checkpoints").glob("step-*"):
+        if not (folder / MANIFEST).exists():
+            console.print(f"{folder} is ignored: it has no {MANIFEST}", soft_wrap=True)
 
 
 def read_tensors(file: Path, load_file: Callable[[Path], Tensors]) -> Tensors:

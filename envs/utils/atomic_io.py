@@ -51,9 +51,13 @@ def new_folder(path: Path) -> Iterator[Path]:
                     os.fsync(opened.fileno())
         sync_folder(temporary)
         os.chmod(temporary, 0o755)
+        # Deleting takes time: move the old folder aside, so that a crash loses no content.
+        old = temporary.with_name(f".{path.name}.old.tmp")
         if path.exists():
-            shutil.rmtree(path)
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(path, old)
         os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -211,6 +211,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+from envs.utils.artifact_dir import remove_partial_checkpoints
 from worldmodel import checkpoint
 from worldmodel.training.distributed import training_state
 run = Path(sys.argv[1])
@@ -242,7 +243,7 @@ for kill in range(20):
     time.sleep(usual * (1 + 2 * random.random()))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    checkpoint.remove_partial_checkpoints(run)
+    remove_partial_checkpoints(run)
     opened = checkpoint.open_checkpoint(run)
     assert (opened.weights()["bias"] == opened.step).all()
     assert opened.step >= step - 1

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from envs.utils.artifact_dir import remove_partial_checkpoints
 from envs.utils.errors import InputError
 from envs.utils.progress import progress
 from envs.utils.run_dir import RunDir
@@ -62,7 +63,7 @@ def open_logger(run: TrainingRun, step: int, worker: Worker) -> Iterator[LogMetr
     if worker.rank != 0:
         yield lambda step, metrics: None
         return
-    checkpoint.remove_partial_checkpoints(run.out)
+    remove_partial_checkpoints(run.out)
     with (
         RunDir(run.out, run.identity(), resume=True, resume_step=step) as run_dir,
         progress(f"training {run.component}", run.recipe.iterations, step) as bar,
