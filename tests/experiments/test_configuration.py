@@ -84,8 +84,8 @@ def test_the_file_of_an_exploration_gives_the_same_run(tmp_path: Path) -> None:
     assert args.explorer == explorer
     assert parsed("compare", "--config", file, "--out", "x").explorer == explorer
     assert parsed("expert", "--config", file, "--out", "x").explorer == explorer
-    told = {"games": ["Counting"], "model": "/model", "scorer": "local", "seed": 1, "trials": 3}
-    file = write(tmp_path, {"tune": told | dataclasses.asdict(explorer)})
+    recorded = {"games": ["Counting"], "model": "/model", "scorer": "local", "seed": 1, "trials": 3}
+    file = write(tmp_path, {"tune": recorded | dataclasses.asdict(explorer)})
     args = parsed("tune", "--config", file, "--out", "x")
     assert (args.explorer, args.trials, args.reward_backend) == (explorer, 3, "local")
 

@@ -41,7 +41,7 @@ class Head:
 
 
 def free_ports(count: int) -> list[str]:
-    """Ports of loopback that nobody listens on now."""
+    """Return free ports of the loopback device."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [str(item.getsockname()[1]) for item in sockets]
     for item in sockets:

@@ -81,10 +81,10 @@ def test_a_killed_command_loses_an_epoch_at_most_and_ctrl_c_ends_it_at_once(
     wait_for_epoch(out, epoch + 2, command)
     pressed = time.monotonic()
     os.killpg(command.pid, signal.SIGINT)
-    told = command.communicate(timeout=60)[1]
+    stderr = command.communicate(timeout=60)[1]
     record_property("seconds from Ctrl+C to the end", time.monotonic() - pressed)
     assert command.returncode == 130
-    assert "--resume" in told
+    assert "--resume" in stderr
     assert time.monotonic() - pressed <= 10
 
     rows = read_metrics(out)
@@ -117,9 +117,9 @@ def test_a_killed_learner_ends_the_command_with_what_to_do(
     both = learners(command.pid)
     assert len(both) == 2
     os.kill(both[0], signal.SIGKILL)
-    told = command.communicate(timeout=100)[1]
-    assert command.returncode == 2, told
-    assert told.splitlines() == [
+    stderr = command.communicate(timeout=100)[1]
+    assert command.returncode == 2, stderr
+    assert stderr.splitlines() == [
         f"autoexplore: {out}: a learner process died; continue from the newest checkpoint "
         "with --resume"
     ]
@@ -129,8 +129,8 @@ def test_a_killed_learner_ends_the_command_with_what_to_do(
     )
 
     command = start(out, tiny_world, "--learners", "2", "--resume", "--epochs", str(epoch + 2))
-    told = command.communicate(timeout=200)[1]
-    assert command.returncode == 0, told
+    stderr = command.communicate(timeout=200)[1]
+    assert command.returncode == 0, stderr
     rows = read_metrics(out)
     assert [row["step"] for row in rows] == list(range(1, epoch + 3)), (
         "no epoch twice, none left out"

@@ -57,24 +57,24 @@ def busy():
 def alive():
     return sum(node["Alive"] for node in ray.nodes())
 
-def remove_one_after(run, step, told):
+def remove_one_after(run, step, results):
     while not (rows := read_metrics(run)) or rows[-1]["step"] < step:
         time.sleep(0.1)
     while not (nodes := busy()):
         time.sleep(0.1)
-    told["at"] = read_metrics(run)[-1]["step"]
+    results["at"] = read_metrics(run)[-1]["step"]
     cluster.remove_node(nodes[0], allow_graceful=False)
 
 def while_one_goes(run, step, work):
-    told = {"machines": alive()}
-    thread = threading.Thread(target=remove_one_after, args=(run, step, told))
+    results = {"machines": alive()}
+    thread = threading.Thread(target=remove_one_after, args=(run, step, results))
     thread.start()
     work()
     thread.join()
     deadline = time.monotonic() + 30
-    while alive() == told["machines"] and time.monotonic() < deadline:
+    while alive() == results["machines"] and time.monotonic() < deadline:
         time.sleep(0.2)
-    return {**told, "left": alive()}
+    return {**results, "left": alive()}
 
 def save(run, epoch, save=ExploreLoop._save):
     save(run, epoch)
@@ -83,22 +83,22 @@ def save(run, epoch, save=ExploreLoop._save):
 ExploreLoop._save = save
 
 explored, trained = out + "/explore", out + "/tokenizer"
-told = {"explore": while_one_goes(explored, 3, lambda: explore(
+results = {"explore": while_one_goes(explored, 3, lambda: explore(
     ["Counting"], model, explored,
     config=explore_preset("debug", runners=3, envs_per_runner=1, epochs=epochs)))}
 cluster.add_node(**shape)
 changes = {"batch_size": 2, "log_every": 1, "checkpoint_every": 2, "keep_last": 99}
 settings = train_preset("tokenizer", "debug", iterations=steps, **changes)
 run = TrainingRun("tokenizer", preset("debug"), settings, [data], trained)
-told["train"] = while_one_goes(trained, 5, lambda: train(run, workers=2))
-print("TOLD " + json.dumps(told))
+results["train"] = while_one_goes(trained, 5, lambda: train(run, workers=2))
+print("RESULTS " + json.dumps(results))
 ray.shutdown()
 cluster.shutdown()
 """
 
 
 @pytest.fixture(scope="module")
-def told(
+def results(
     tiny_world: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any], str]:
     """Folder of both runs, numbers of nodes before and after, and the output."""
@@ -115,14 +115,16 @@ def told(
         str(STEPS),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULTS ")]
     assert lines, done.stdout[-3000:] + done.stderr[-5000:]
-    return out, json.loads(lines[0].removeprefix("TOLD ")), done.stdout
+    return out, json.loads(lines[0].removeprefix("RESULTS ")), done.stdout
 
 
-def test_exploring_goes_on_when_a_machine_is_lost(told: tuple[Path, dict[str, Any], str]) -> None:
+def test_exploring_goes_on_when_a_machine_is_lost(
+    results: tuple[Path, dict[str, Any], str],
+) -> None:
     """No epoch is lost: until lost runners restart elsewhere, epochs hold what the others bring."""
-    out, machines, _ = told
+    out, machines, _ = results
     assert (machines["explore"]["machines"], machines["explore"]["left"]) == (3, 2)
     rows = read_metrics(out / "explore")
     assert [row["step"] for row in rows] == list(range(1, EPOCHS + 1))
@@ -136,9 +138,9 @@ def test_exploring_goes_on_when_a_machine_is_lost(told: tuple[Path, dict[str, An
 
 
 def test_training_goes_on_from_the_last_checkpoint_when_a_machine_is_lost(
-    told: tuple[Path, dict[str, Any], str],
+    results: tuple[Path, dict[str, Any], str],
 ) -> None:
-    out, machines, printed = told
+    out, machines, printed = results
     assert (machines["train"]["machines"], machines["train"]["left"]) == (3, 2)
     resumed = re.search(r"a training worker died: continuing from step-0*(\d+)", printed)
     assert resumed

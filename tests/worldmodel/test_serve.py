@@ -159,7 +159,7 @@ class Answer:
 
 @pytest.mark.parametrize("bad", [TimeoutError(), np.full((2, 8), np.nan, np.float32)])
 def test_late_and_broken_answers_become_errors_not_rewards(bad):
-    scorer = ServeScorer("nobody")
+    scorer = ServeScorer("missing-app")
     answers: list[Answer] = []
 
     def remote(frames_THWC, actions_T):
@@ -177,8 +177,8 @@ def test_late_and_broken_answers_become_errors_not_rewards(bad):
 
 
 def test_no_app_is_an_error_not_a_reward(app):
-    with pytest.raises(ScoringError, match="nobody"):
-        ServeScorer("nobody").submit(*random_clip(2))()
+    with pytest.raises(ScoringError, match="missing-app"):
+        ServeScorer("missing-app").submit(*random_clip(2))()
 
 
 @pytest.mark.slow

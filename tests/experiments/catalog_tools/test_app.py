@@ -73,21 +73,21 @@ def test_clips_start_alike_and_part_when_the_button_goes_down(
             "jump",
         ]
         assert len(shown) == buttons  # the Atari 2600 has no second button
-        films = []
+        videos = []
         for clip in shown:
             sheet = cv2.imread(str(clips / game / clip["file"]))
             assert sheet is not None
             rows = sheet.reshape(-1, clip["height"], about["across"], clip["width"], 3).swapaxes(
                 1, 2
             )
-            films.append(rows.reshape(-1, clip["height"], clip["width"], 3))
-        assert {len(film) for film in films} == {FRAMES}
-        assert all(np.array_equal(film[:LEAD], films[0][:LEAD]) for film in films)
-        moving += sum(not np.array_equal(film, films[0]) for film in films)
+            videos.append(rows.reshape(-1, clip["height"], clip["width"], 3))
+        assert {len(video) for video in videos} == {FRAMES}
+        assert all(np.array_equal(video[:LEAD], videos[0][:LEAD]) for video in videos)
+        moving += sum(not np.array_equal(video, videos[0]) for video in videos)
     assert moving >= 8
 
 
-def test_what_is_recorded_is_kept_and_what_fails_is_told(clips: Path, tmp_path: Path) -> None:
+def test_recordings_are_kept_and_failures_reported(clips: Path, tmp_path: Path) -> None:
     folder = tmp_path / "clips"
     shutil.copytree(clips, folder)
     stamp = (folder / GENESIS / "clips.json").stat().st_mtime_ns
@@ -150,9 +150,9 @@ def test_the_page_shows_clips_over_http_and_records_what_is_missing(out: Path) -
         assert not any(
             elsewhere in page for elsewhere in (b"http://", b"https://", b'src="', b"@import")
         )
-        told = json.loads(ask(f"{url}api/games")[1])
-        assert [game["name"] for game in told["games"]] == [GENESIS, PONG]
-        assert [column["name"] for column in told["columns"]] == list(LABELLED)
+        response = json.loads(ask(f"{url}api/games")[1])
+        assert [game["name"] for game in response["games"]] == [GENESIS, PONG]
+        assert [column["name"] for column in response["columns"]] == list(LABELLED)
 
         shown = json.loads(ask(f"{url}api/games/{GENESIS}/clips")[1])
         file = shown["clips"]["moments"]["start"][1]["file"]
@@ -203,14 +203,14 @@ def test_the_app_saves_each_label_and_refuses_other_sites_and_wrong_words(out: P
         assert "dreamt" in labels_file.read_text()  # errors of editing by hand are not overwritten
 
 
-def test_bad_flags_are_told(tmp_path: Path) -> None:
-    for flags, told in (
+def test_bad_flags_are_refused(tmp_path: Path) -> None:
+    for flags, message in (
         ({"games": (NO_ROM,)}, "no ROM"),
         ({"games": ("Counting",)}, "no labels"),
         ({"games": (ATARI,), "name": "a/b"}, "annotator 'a/b'"),
         ({"games": (ATARI,), "port": 70000}, "--port 70000"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             annotate.run(annotate.Args(out=tmp_path, **flags))  # type: ignore[arg-type]
 
 

@@ -36,7 +36,7 @@ def test_a_game_that_waits_for_a_button_is_begun() -> None:
 
 
 def test_what_is_measured_of_a_square_that_moves() -> None:
-    def film(across: int, down: int) -> list[np.ndarray]:
+    def moving_square(across: int, down: int) -> list[np.ndarray]:
         screens = []
         for step in range(10):
             screen = np.zeros((120, 160, 3), np.uint8)
@@ -46,22 +46,22 @@ def test_what_is_measured_of_a_square_that_moves() -> None:
         return screens
 
     held = {
-        "right": film(3, 0),
-        "left": film(-3, 0),
-        "up": film(0, -3),
-        "down": film(0, 3),
-        "jump": film(0, 0),
+        "right": moving_square(3, 0),
+        "left": moving_square(-3, 0),
+        "up": moving_square(0, -3),
+        "down": moving_square(0, 3),
+        "jump": moving_square(0, 0),
     }
-    found = compare(film(0, 0), held)
+    found = compare(moving_square(0, 0), held)
     assert {name: trial.label for name, trial in found.items()} == {
         **{name: name for name in held},
         "jump": "none",
     }
     assert found["right"].across == pytest.approx(9, abs=2)
-    shots = film(0, 0)
+    shots = moving_square(0, 0)
     for step, screen in enumerate(shots):
         screen[44 - 4 * step : 48 - 4 * step, 74:76] = 255
-    shoots = compare(film(0, 0), {**held, "jump": shots})["jump"]
+    shoots = compare(moving_square(0, 0), {**held, "jump": shots})["jump"]
     assert shoots.label == "shoot"
 
 

@@ -48,7 +48,7 @@ def test_rows_come_back_as_saved_and_a_half_labelled_one_is_not_complete(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("game,console", "game,machine", "line 1: the columns"),
         (",watched\n", "\n", "line 2: 15 cells"),
@@ -60,18 +60,18 @@ def test_rows_come_back_as_saved_and_a_half_labelled_one_is_not_complete(tmp_pat
         (",top,", ',"top,', "line 2: not a row of CSV"),
     ],
 )
-def test_a_malformed_row_is_told_with_its_place(
-    tmp_path: Path, old: str, new: str, told: str
+def test_a_malformed_row_is_reported_with_its_position(
+    tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     path = written(tmp_path, "ada", row(GENESIS, view="top"))
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(InputError) as raised:
         labels.load_labels(path)
     assert str(path) in str(raised.value)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_a_game_twice_a_file_of_bytes_and_a_missing_one_are_told(tmp_path: Path) -> None:
+def test_a_game_twice_a_file_of_bytes_and_a_missing_one_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "ada", row(GENESIS))
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
     with pytest.raises(InputError, match=r"line 3: Airstriker-Genesis occurs twice"):
@@ -80,7 +80,7 @@ def test_a_game_twice_a_file_of_bytes_and_a_missing_one_are_told(tmp_path: Path)
     with pytest.raises(InputError, match="cannot be read"):
         labels.load_labels(path)
     with pytest.raises(InputError, match="cannot be read"):
-        labels.load_labels(tmp_path / "labels-nobody.csv")
+        labels.load_labels(tmp_path / "labels-missing.csv")
     with pytest.raises(InputError, match=r"annotator '\.\./ada'"):
         labels.file_of(tmp_path, "../ada")
 

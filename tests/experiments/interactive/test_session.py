@@ -152,9 +152,9 @@ def test_recordings_and_the_map_of_uncertainty(
     first, second = sorted(tmp_path.iterdir())  # the second ended with the window
     assert first.name == f"Counting-{EpisodeReader(data).session_ids[0]}-00000-0.gif"
     assert [Image.open(path).n_frames for path in (first, second)] == [3, 2]  # type: ignore[attr-defined]
-    before, doubts, after = (picture[:256] for picture in shown[5:8])
+    before, uncertainty, after = (picture[:256] for picture in shown[5:8])
     assert np.array_equal(before, after)
-    assert not np.array_equal(before, doubts)
+    assert not np.array_equal(before, uncertainty)
 
 
 def test_a_script_needs_no_window(
@@ -163,10 +163,10 @@ def test_a_script_needs_no_window(
     monkeypatch.setitem(sys.modules, "pygame", None)
     assert play(tiny_world, data, tmp_path, "--actions", "r3 jl", "--uncertainty") == 0
     assert seen == ["reset", RIGHT, RIGHT, RIGHT, JUMP, LEFT]
-    (film,) = tmp_path.glob("*.gif")
-    assert Image.open(film).n_frames == 6  # type: ignore[attr-defined]
+    (path,) = tmp_path.glob("*.gif")
+    assert Image.open(path).n_frames == 6  # type: ignore[attr-defined]
     assert play(tiny_world, data, tmp_path, "--actions", "u") == 0
-    assert len(list(tmp_path.glob("*.gif"))) == 2  # no film is written over
+    assert len(list(tmp_path.glob("*.gif"))) == 2  # no GIF is overwritten
 
 
 def test_a_genie_redux_is_played_through_its_action_map(
@@ -218,7 +218,7 @@ def test_scripts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--episode", "2"], "holds episodes 0 to 1"),
         (["--start", "13"], "frames, so choose 0 to 1"),
@@ -236,11 +236,11 @@ def test_bad_flags_are_one_line(
     seen: list[Any],
     capsys: pytest.CaptureFixture[str],
     flags: list[str],
-    told: str,
+    message: str,
 ) -> None:
     assert play(tiny_world, data, tmp_path, *flags) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert message in line
     assert not seen
 
 

@@ -329,9 +329,9 @@ def test_generate_draws_the_prediction_of_an_episode(
     argv = ["generate", model, "--data", data, "--out", str(tmp_path), "--horizon", "3"]
     argv += ["--sampling-steps", "1"]
     assert execute(argv) == 0
-    (strip,), (film,) = tmp_path.glob("*.png"), tmp_path.glob("*.gif")
+    (strip,), (video,) = tmp_path.glob("*.png"), tmp_path.glob("*.gif")
     assert Image.open(strip).size == (5 * 64 * 4 + 4 * 8, 2 * 64 * 4 + 8)
-    assert Image.open(film).n_frames == 5  # type: ignore[attr-defined]
+    assert Image.open(video).n_frames == 5  # type: ignore[attr-defined]
     assert execute([*argv, "--episodes", "7"]) == 2
     assert execute([*argv, "--start", "59"]) == 2
 

@@ -124,14 +124,14 @@ def test_noise_draws_entropy_and_not_disagreement(television, tmp_path):
             clip = frames[1:], np.array(actions[1:])
             rewards[name][place] = float(scorer.submit(*clip, TOP_FRACTION)().rewards_B.mean())
     print(rewards)
-    entropy, doubt = rewards["entropy"], rewards["disagreement"]
+    entropy, disagreement = rewards["entropy"], rewards["disagreement"]
     # Nothing beats the television, though it can teach nothing: entropy has an agent stay there.
     assert entropy["television"] > 1.5 * entropy["home"], rewards
     assert entropy["television"] > entropy["far"], rewards
     # The heads agree about the snow as they do about home, and differ about what they have not
     # seen.
-    assert doubt["far"] > 4 * doubt["television"], rewards
-    assert doubt["television"] < 1.3 * doubt["home"], rewards
+    assert disagreement["far"] > 4 * disagreement["television"], rewards
+    assert disagreement["television"] < 1.3 * disagreement["home"], rewards
 
 
 def walk(act, seed: int) -> NDArray[np.int64]:
@@ -179,7 +179,7 @@ def describe(places: NDArray[np.int64]) -> str:
 
 
 @pytest.mark.timeout(1_500)
-def test_an_agent_paid_by_entropy_stays_at_the_television_and_one_paid_by_disagreement_goes_on(
+def test_an_entropy_agent_stays_at_the_television_and_a_disagreement_agent_goes_on(
     television, ray_cluster, tmp_path
 ):
     """Both agents are trained by `explore` with the same settings, except for the reward."""
