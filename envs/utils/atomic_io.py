@@ -43,6 +43,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    old = path.with_name(f".{path.name}.old.tmp")
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -52,7 +53,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         sync_folder(temporary)
         os.chmod(temporary, 0o755)
         # Deleting takes time: move the old folder aside, so that a crash loses no content.
-        old = temporary.with_name(f".{path.name}.old.tmp")
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(path, old)
@@ -60,6 +60,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():
+            os.replace(old, path)
         raise
     sync_folder(path.parent)
 

@@ -1,5 +1,6 @@
 """Folders of weights: replaced whole, and cleaned up after a crash."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,23 @@ def test_what_a_crash_left_is_deleted_or_reported(
     remove_partial_checkpoints(tmp_path)
     assert [folder.name for folder in checkpoints.iterdir()] == ["step-00000003"]
     assert "step-00000003 is ignored" in capsys.readouterr().out
+
+
+def test_a_failing_rename_brings_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "best"
+    with new_artifact(path, format="a-1", step=1):
+        pass
+    rename = os.replace
+
+    def fail_on_the_new_folder(source: Path, target: Path) -> None:
+        if target == path and ".old." not in Path(source).name:
+            raise OSError("no space")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_on_the_new_folder)
+    with pytest.raises(OSError, match="no space"), new_artifact(path, format="a-1", step=2):
+        pass
+    assert read_artifact(path, "agent", "a-1")["step"] == 1
+    assert list(tmp_path.iterdir()) == [path]
