@@ -16,7 +16,13 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from envs.utils.atomic_io import file_sha256, new_folder, read_json, write_json_atomic
+from envs.utils.atomic_io import (
+    file_sha256,
+    move_aside,
+    new_folder,
+    read_json,
+    write_json_atomic,
+)
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 
@@ -65,7 +71,7 @@ def read_artifact(
 
 def delete_artifact(path: Path) -> None:
     """Delete a folder. It is renamed first: a crash leaves nothing that looks complete."""
-    shutil.rmtree(path.replace(path.with_name(f".{path.name}.old.tmp")))
+    shutil.rmtree(move_aside(path))
 
 
 def checkpoint_path(run: Path, step: int) -> Path:

@@ -43,7 +43,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    old = path.with_name(f".{path.name}.old.tmp")
+    old: Path | None = None
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -52,18 +52,28 @@ def new_folder(path: Path) -> Iterator[Path]:
                     os.fsync(opened.fileno())
         sync_folder(temporary)
         os.chmod(temporary, 0o755)
-        # Deleting takes time: move the old folder aside, so that a crash loses no content.
         if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(path, old)
+            old = move_aside(path)
         os.replace(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not path.exists():
+        if old is not None and not path.exists():
             os.replace(old, path)
         raise
     sync_folder(path.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def move_aside(path: Path) -> Path:
+    """Give a folder that is to be deleted a temporary name, and return it.
+
+    Deleting takes time; a crash meanwhile must not leave half a folder under its own name.
+    """
+    aside = path.with_name(f".{path.name}.old.tmp")
+    if aside.exists():  # left by a crash
+        shutil.rmtree(aside)
+    return path.replace(aside)
 
 
 def sync_folder(path: Path) -> None:

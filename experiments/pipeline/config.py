@@ -16,7 +16,7 @@ class PipelineConfig:
     """Settings of a whole pipeline. The seeds of its parts derive from `seed`, without overlap."""
 
     preset: Literal["debug", "cpu", "paper"]
-    """debug: minutes, without learning anything; cpu: three games, about 18 minutes on two cores;
+    """debug: minutes, without learning anything; cpu: three games, 48 minutes on two busy cores;
     paper: the published sizes."""
     games: tuple[str, ...]
     """Games to play in every stage."""

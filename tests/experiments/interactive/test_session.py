@@ -151,7 +151,8 @@ def test_recordings_and_the_map_of_uncertainty(
     assert play(tiny_world, data, tmp_path) == 0
     first, second = sorted(tmp_path.iterdir())  # the second ended with the window
     assert first.name == f"Counting-{EpisodeReader(data).session_ids[0]}-00000-0.gif"
-    assert [Image.open(path).n_frames for path in (first, second)] == [3, 2]  # type: ignore[attr-defined]
+    counts = [Image.open(path).n_frames for path in (first, second)]  # type: ignore[attr-defined]
+    assert counts == [3, 2]
     before, uncertainty, after = (picture[:256] for picture in shown[5:8])
     assert np.array_equal(before, after)
     assert not np.array_equal(before, uncertainty)
