@@ -27,7 +27,7 @@ from experiments import __version__
 
 COMMANDS = {
     "catalog": "List games, their labels and which ROMs are installed.",
-    "collect": "Record episodes of games with a random, sticky or trained policy.",
+    "collect": "Record episodes of games with a random, scripted or trained policy.",
     "data": "Verify, summarise, compact, convert and re-render recorded episodes.",
     "train": "Train a tokenizer, latent action model, dynamics model or upscaler.",
     "export": "Combine a tokenizer and a dynamics model into a world model.",

@@ -3,6 +3,7 @@
 One iteration is one epoch of App. A.3; `exploration.train.explore` makes a whole run.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -22,6 +24,7 @@ from ray.rllib.utils.metrics import (
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
 
+from envs.episodes.frame_distance import FrameDistance
 from envs.utils.errors import InputError
 from envs.utils.screen_hash import distinct_screens
 from exploration.agent.config import LossConfig, PolicyConfig
@@ -48,6 +51,11 @@ DEFAULTS: dict[str, Any] = ExploreConfig().algorithm_settings() | {
 """Settings that `AutoExploreConfig.training` takes besides RLlib's, with their defaults."""
 SAMPLE_TIMEOUT_S = 900.0
 """Longest wait of an epoch for a live env runner."""
+DISTANCE_EVERY = 4
+"""Every which frame is compared with the data of the world model, to save time."""
+ENTROPY_STEP = 0.05
+"""Change of the logarithm of the entropy coefficient in an update, for an entropy that misses its
+target by all of ln A."""
 RUNNER_TIMEOUT_S = 120.0
 """Longest wait of an epoch for a lost env runner to restart, if no other is left."""
 
@@ -152,12 +160,30 @@ class AutoExploreConfig(AlgorithmConfig):
             "lstm_dim": self.lstm_dim,
             "max_seq_len": self.seq_len + 1,
             "precision": self.precision,
+            "burn_in": self.burn_in,
         }
         return RLModuleSpec(module_class=AgentModule, model_config=model)
 
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
         """Return the steps that each env plays in one `sample()`: those of an epoch."""
         return self.steps_per_epoch
+
+    @property
+    def collected_per_epoch(self) -> int:
+        """Steps that all envs together play in an epoch."""
+        runners = max(self.num_env_runners, 1)
+        return int(runners * self.num_envs_per_env_runner * self.steps_per_epoch)
+
+    @property
+    def capacity(self) -> int:
+        """Capacity of the replay buffer in steps."""
+        return max(self.replay_capacity, self.min_replay_epochs * self.collected_per_epoch)
+
+    @property
+    def updates(self) -> int:
+        """Updates in an epoch."""
+        drawn = self.min_replay_ratio * self.collected_per_epoch
+        return max(self.updates_per_epoch, math.ceil(drawn / (self.batch_size * self.seq_len)))
 
 
 class AutoExplore(Algorithm):
@@ -183,9 +209,15 @@ class AutoExplore(Algorithm):
         """Build runners, learners and an empty replay buffer."""
         super().setup(config)
         self.settings = self.config
-        self.replay = ReplayBuffer(self.config.replay_capacity, seed=self.config.seed or 0)
+        self.replay = ReplayBuffer(self.config.capacity, seed=self.config.seed or 0)
+        self.entropy_scale = 1.0
+        """Factor of `entropy_coeff` that has brought the entropy near its target."""
         self.screens: dict[str, set[bytes]] = {}
         self.snapshots: SnapshotPair | None = None
+        self.references: dict[str, FrameDistance] = {}
+        """Distance of frames from the data of the world model, for each game with such data."""
+        self.distances: dict[str, NDArray[np.float32]] = {}
+        """Distances of the frames of the last epoch, one in DISTANCE_EVERY."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Change the MUTABLE_SETTINGS without rebuilding anything; Tune calls it.
@@ -237,8 +269,9 @@ class AutoExplore(Algorithm):
                 )
             time.sleep(1.0)
             self.restore_env_runners(self.env_runner_group)
+        self.distances = {}
         for episode in episodes:
-            self._add_to_replay(to_fragment(episode))
+            self._add_to_replay(to_fragment(episode, episodic=self.config.episodic_returns))
         snapshots = self.env_runner_group.foreach_env_runner(lambda runner: runner.snapshots)
         self.snapshots = merge_snapshots(snapshots)
 
@@ -277,20 +310,43 @@ class AutoExplore(Algorithm):
         self.replay.add(fragment)
         if self.config.games:
             screens = self.screens.setdefault(fragment.game, set())
-            screens.update(distinct_screens(fragment.frames_THWC))
+            frames_THWC = fragment.frames_THWC
+            screens.update(distinct_screens(frames_THWC))
+            if fragment.game in self.references:
+                found = self.references[fragment.game](frames_THWC[1::DISTANCE_EVERY])
+                before = self.distances.get(fragment.game, found[:0])
+                self.distances[fragment.game] = np.concatenate([before, found])
 
     def _learn(self) -> None:
         """Make one epoch's updates, and log the means of the loss terms under `learning`."""
         c = self.config
         scale = self._reward_scale() if c.normalize_rewards else None
         terms: dict[str, list[float]] = {name: [] for name in LOSS_PARTS}
-        for _ in range(c.updates_per_epoch):
-            results = self._update(self.replay.sample(c.batch_size, c.seq_len, c.burn_in, scale))
+        for _ in range(c.updates):
+            batch = self.replay.sample(c.batch_size, c.seq_len, c.burn_in, scale)
+            batch["entropy_coeff"] = np.full(c.batch_size, self.entropy_coeff, np.float32)
+            results = self._update(batch)
             for name, values in terms.items():
                 values.append(float(results[0][DEFAULT_MODULE_ID][name].peek()))
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
+            self._adjust_entropy_coeff(terms["entropy"][-1])
         means = {name: float(np.mean(values)) for name, values in terms.items()}
+        means["entropy_coeff"] = self.entropy_coeff
         self.metrics.log_dict(means, key="learning", window=1)
+
+    @property
+    def entropy_coeff(self) -> float:
+        """Coefficient of the entropy bonus in the next update."""
+        return float(self.config.entropy_coeff * self.entropy_scale)
+
+    def _adjust_entropy_coeff(self, entropy: float) -> None:
+        """Raise the coefficient if the entropy of an update's policy, in nats, is below its target,
+        and lower it otherwise."""
+        if not self.config.target_entropy:
+            return
+        share = entropy / math.log(self.spaces[DEFAULT_MODULE_ID][1].n)
+        change = math.exp(ENTROPY_STEP * (self.config.target_entropy - share))
+        self.entropy_scale = min(max(self.entropy_scale * change, 1e-3), 1e3)
 
     def _reward_scale(self) -> Scale:
         """Compute the scale of rewards to mean 0 and deviation 1 - gamma, game by game.
@@ -354,6 +410,7 @@ class AutoExplore(Algorithm):
         """Return RLlib's state, the screens and, with `replay_in_checkpoint`, the replay buffer."""
         state: dict[str, Any] = super().get_state(*arguments, **options)
         state["screens"] = {game: sorted(keys) for game, keys in self.screens.items()}
+        state["entropy_scale"] = self.entropy_scale
         if self.config.replay_in_checkpoint:
             state["replay"] = self.replay.get_state()
         return state
@@ -362,5 +419,6 @@ class AutoExplore(Algorithm):
         """Restore a state of `get_state`, and the replay buffer if it was stored."""
         super().set_state(state)
         self.screens = {game: set(keys) for game, keys in state.get("screens", {}).items()}
+        self.entropy_scale = state.get("entropy_scale", 1.0)
         if "replay" in state:
             self.replay.set_state(state["replay"])

@@ -38,19 +38,29 @@ class ExploreConfig:
     seq_len: int = 20
     """Steps in a segment."""
     burn_in: int = 0
-    """First steps of a segment that only warm up the LSTM, from the stored state."""
+    """First steps of a segment that only warm up the LSTM, from the stored state: nothing is learnt
+    from them, unless they begin an episode, and no gradient flows back into them."""
     replay_capacity: int = 100_000
     """Capacity of the replay buffer in steps."""
+    min_replay_ratio: float = 8.0
+    """Steps that the updates of an epoch draw for each collected step, at least. With many runners
+    an epoch then has more than `updates_per_epoch` updates."""
+    min_replay_epochs: int = 4
+    """Epochs of collected steps that the replay buffer holds, at least. With many runners it then
+    holds more than `replay_capacity` steps."""
     replay_in_checkpoint: bool = True
     """Save the replay buffer in checkpoints, so that a resumed run continues exactly."""
     lr: float = 1e-4
     """Learning rate of Adam."""
     grad_clip: float = 10.0
     """Maximum gradient norm."""
-    normalize_rewards: bool = False
-    """Learn from rewards of mean 0 and deviation 1 - gamma over the replay buffer, game by game. A
-    reward that is always positive otherwise makes the value learn its level first: until then the
-    value only counts the steps to a segment's end, and the end of an episode looks like a loss."""
+    normalize_rewards: bool = True
+    """Learn from rewards of mean 0 and deviation 1 - gamma over the replay buffer, game by game
+    (Burda et al. 2019). A reward that is always positive otherwise makes the value learn its level
+    first, for hundreds of updates, and the policy hardly anything."""
+    episodic_returns: bool = False
+    """Let returns end with the game. An intrinsic return goes on instead: with a reward that is
+    always positive, dying would cost the agent everything it may still see."""
     reward_clipping: bool = False
     """Learn from rewards clipped to [-1, 1]: for a game's own reward, which may be thousands of
     points."""
@@ -67,6 +77,9 @@ class ExploreConfig:
     """Epochs over which epsilon falls linearly."""
     temperature: float = 1.0
     """Temperature of the softmax from which actions are sampled."""
+    random_starts: int = 30
+    """Largest number of uniformly random steps before the first frame of an episode. Emulators are
+    deterministic: without them all episodes begin alike."""
     top_fraction: float = TOP_FRACTION
     """Fraction of a frame's tokens, the most uncertain, whose mean entropy is the reward."""
     maskgit_steps: int = 1
@@ -75,22 +88,32 @@ class ExploreConfig:
     """Replicas of the world model in a reward service."""
     evaluate_every: int = 5
     """Epochs between evaluations; the last epoch is always evaluated."""
-    evaluation_steps: int = 200
+    evaluation_episodes: int = 8
+    """Envs of an evaluation, shared by the games; each game has at least one."""
+    evaluation_steps: int = 1_000
     """Steps of each env in an evaluation, which begins with new episodes."""
-    evaluate_greedily: bool = True
+    evaluate_greedily: bool = False
     """Evaluate the most likely actions; otherwise actions are sampled as in collecting."""
     keep_last: int = 2
     """Number of checkpoints to keep."""
 
     def __post_init__(self) -> None:
         # Every integer is a count; these may be 0.
-        optional = ("runners", "learners", "burn_in", "epsilon_epochs")
+        optional = ("runners", "learners", "burn_in", "epsilon_epochs", "random_starts")
         for name in (item.name for item in fields(self) if item.type is int):
             value, low = getattr(self, name), 0 if name in optional else 1
             if value < low:
                 raise InputError(f"{name} {value}: must be {low} or more")
-        if self.lr <= 0 or self.grad_clip <= 0:
-            raise InputError(f"lr {self.lr} and grad_clip {self.grad_clip} must be above 0")
+        if self.lr <= 0 or self.grad_clip <= 0 or self.min_replay_ratio <= 0:
+            raise InputError(
+                f"lr {self.lr}, grad_clip {self.grad_clip} and min_replay_ratio "
+                f"{self.min_replay_ratio} must be above 0"
+            )
+        if self.burn_in >= self.seq_len:
+            raise InputError(
+                f"burn_in {self.burn_in}: nothing is left to learn from in segments of "
+                f"{self.seq_len} steps"
+            )
         check_exploration(self.epsilon, self.temperature)
         check_exploration(self.final_epsilon, self.temperature)
         check_top_fraction(self.top_fraction)
@@ -116,6 +139,7 @@ RUN_SETTINGS = (
     "maskgit_steps",
     "replicas",
     "evaluate_every",
+    "evaluation_episodes",
     "evaluation_steps",
     "evaluate_greedily",
 )
@@ -143,7 +167,9 @@ PRESETS: dict[str, ExploreConfig] = {
         replay_capacity=1_000,
         network=PolicyConfig(channels=(8, 8, 16, 16), lstm_dim=32),
         epsilon_epochs=1,
+        random_starts=4,
         evaluate_every=2,
+        evaluation_episodes=1,
         evaluation_steps=10,
         replicas=1,
     ),
@@ -155,18 +181,17 @@ PRESETS: dict[str, ExploreConfig] = {
         batch_size=16,
         replay_capacity=20_000,
         lr=7e-4,
-        # The level of the reward, about 0.2, is many times its spread, about 0.03: unscaled, the
-        # value learns the level in the whole run, and the policy hardly anything.
-        normalize_rewards=True,
-        # Advantages of deviation 1 need a larger bonus than the published 0.001. With 0.2 the agent
-        # stays nearly random; with 0.05 it settles within 60 updates, and the constant epsilon
-        # still shows it other actions.
-        loss=LossConfig(gamma=0.95, entropy_coeff=0.05, normalize_advantages=True),
+        # Advantages of deviation 1 need a larger bonus than the published 0.001, and no constant
+        # suits all games: with 0.05 a policy settles on one button within 60 updates, with 0.2 it
+        # stays nearly random.
+        loss=LossConfig(
+            gamma=0.95, entropy_coeff=0.1, target_entropy=0.5, normalize_advantages=True
+        ),
         final_epsilon=0.1,
         network=PolicyConfig(channels=(16, 16, 32, 32), lstm_dim=256),
         evaluate_every=4,
-        evaluation_steps=100,
-        evaluate_greedily=False,
+        evaluation_episodes=2,
+        evaluation_steps=400,
     ),
     "paper": ExploreConfig(),
 }
@@ -174,9 +199,21 @@ PRESETS: dict[str, ExploreConfig] = {
 
 def _expert(config: ExploreConfig, **changes: Any) -> ExploreConfig:
     """Return a preset for a game's own reward, with a larger discount factor."""
-    loss = replace(config.loss, gamma=0.99, normalize_advantages=True, entropy_coeff=0.01)
-    config = replace(config, loss=loss, normalize_rewards=False, reward_clipping=True)
-    return replace(config, evaluate_greedily=False, **changes)
+    loss = replace(
+        config.loss,
+        gamma=0.99,
+        normalize_advantages=True,
+        entropy_coeff=0.01,
+        target_entropy=0.0,
+    )
+    return replace(
+        config,
+        loss=loss,
+        normalize_rewards=False,
+        reward_clipping=True,
+        episodic_returns=True,
+        **changes,
+    )
 
 
 PRESETS |= {

@@ -77,6 +77,7 @@ def current_settings(config: Any) -> dict[str, float]:
 def settings_in_effect(algorithm: Any) -> dict[str, float]:
     """Return the values that learners and runners use."""
     values = current_settings(algorithm.config)
+    values["entropy_coeff"] = algorithm.entropy_coeff
     for answer in algorithm.learner_group.foreach_learner(_read_learner):
         values |= answer.get() if answer.ok else {}
     for answer in algorithm.env_runner_group.foreach_env_runner(_read_runner):
@@ -86,8 +87,7 @@ def settings_in_effect(algorithm: Any) -> dict[str, float]:
 
 def _read_learner(learner: Any) -> dict[str, float]:
     (optimizer, *_) = learner._named_optimizers.values()
-    lr = float(learner._get_optimizer_lr(optimizer))
-    return {"lr": lr, "entropy_coeff": float(learner.config.loss.entropy_coeff)}
+    return {"lr": float(learner._get_optimizer_lr(optimizer))}
 
 
 def _read_runner(runner: Any) -> dict[str, float]:

@@ -19,9 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ray.exceptions import RayActorError, RayError
 
 from envs import COINRUN, builtin_name, catalog
+from envs.controls import ACTIONS
+from envs.episodes.frame_distance import UNSEEN, distances_by_game
 from envs.utils.artifact_dir import complete_checkpoints, remove_partial_checkpoints
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
@@ -45,6 +48,8 @@ from exploration.videos import record_videos
 
 RETURN = "evaluation/intrinsic_return"
 TOKEN_ENTROPY = RewardConfig()
+BLIND = 0.01
+"""Mutual information in nats below which a policy counts as one that ignores the screen."""
 
 
 @ray_session()
@@ -56,6 +61,7 @@ def explore(
     config: ExploreConfig,
     reward: RewardConfig = TOKEN_ENTROPY,
     init: Path | str | None = None,
+    reference_data: Sequence[Path | str] = (),
     resume: bool = False,
     seed: int = 0,
 ) -> Path:
@@ -63,9 +69,10 @@ def explore(
 
     The envs of all runners get the games in turn; `config.with_envs_for` makes room for many. The
     rewards count-bonus, random and extrinsic need no model. `init`: policy folder with the initial
-    weights. `resume` continues the newest checkpoint in `out` with its weights, optimizer and
-    replay buffer; a finished run returns at once. Runs on the connected Ray, or on a local one.
-    Raises InputError for invalid settings.
+    weights. `reference_data`: episodes that the world model was trained on; the run then reports
+    how far from them the agent goes. `resume` continues the newest checkpoint in `out` with its
+    weights, optimizer and replay buffer; a finished run returns at once. Runs on the connected Ray,
+    or on a local one. Raises InputError for invalid settings.
     """
     # Check everything before anything is started.
     names = [game_name(game) for game in games]
@@ -81,6 +88,7 @@ def explore(
 
     written: dict[str, Any] = {"games": names, "model": model and str(model), "seed": seed}
     written |= {"reward": dataclasses.asdict(reward), **dataclasses.asdict(config)}
+    references = distances_by_game(reference_data)
     scorers = reward.open(
         model, out / "reward", steps=config.maskgit_steps, replicas=config.replicas, seed=seed
     )
@@ -89,6 +97,7 @@ def explore(
         # The runners of a resumed run must not repeat the random numbers of the first epochs.
         settings = configure(config, names, make_scorer, seed=seed + 1_000_003 * epoch)
         with _running(settings, out) as algorithm:
+            algorithm.references = references
             if state is not None:
                 algorithm.set_state(state)
                 apply_settings(algorithm, about.get("settings", {}))  # those of `tune set`
@@ -157,6 +166,8 @@ def configure(
     )
     # The main process of a Tune trial plays the evaluations.
     settings.resources(custom_resources_for_main_process=rollout.resources)
+    # Every game has equally many envs in an evaluation.
+    evaluation_envs = len(games) * max(1, config.evaluation_episodes // len(games))
     # On a cluster with GPU nodes the driver, which has no GPU, must not learn itself.
     settings.learners(
         num_learners=config.learners or int(serve.gpus),
@@ -166,11 +177,11 @@ def configure(
     settings.evaluation(
         evaluation_interval=config.evaluate_every,
         evaluation_num_env_runners=0,
-        evaluation_duration=config.evaluation_steps * len(games),
+        evaluation_duration=config.evaluation_steps * evaluation_envs,
         evaluation_config={
             "explore": not config.evaluate_greedily,
             "top_fraction": TOP_FRACTION,
-            "num_envs_per_env_runner": len(games),
+            "num_envs_per_env_runner": evaluation_envs,
             "steps_per_epoch": config.evaluation_steps,
         },
     )
@@ -226,6 +237,8 @@ class ExploreLoop:
                 self._save_snapshot(epoch)
                 reward, entropy = metrics["explore/reward"], metrics["explore/entropy"]
                 bar.advance(note=f"reward {reward:.3f}, entropy {entropy:.2f}")
+                if epoch == self.config.epochs:
+                    warn_if_blind(metrics)
         if not (self.run.path / "best").is_dir():  # no evaluation was complete
             self._save_best({"epoch": epoch})
 
@@ -241,6 +254,9 @@ class ExploreLoop:
         metrics["explore/env_steps"] = self.about["env_steps"]
         for game, screens in self.algorithm.screens.items():
             metrics[f"explore/screens/{game}"] = len(screens)
+        for game, distances in self.algorithm.distances.items():
+            metrics[f"explore/distance/{game}"] = float(np.mean(distances))
+            metrics[f"explore/unseen_share/{game}"] = float(np.mean(distances > UNSEEN))
         if epoch % self.config.evaluate_every == 0:
             metrics |= self._evaluate(result["evaluation"], epoch)
         elif epoch == self.config.epochs:
@@ -300,6 +316,18 @@ class ExploreLoop:
         self.run.log_picture(epoch, "uncertainty", png(picture), *picture.shape[:2])
 
 
+def warn_if_blind(metrics: dict[str, float]) -> None:
+    """Print a line if the actions depend on the screen in no game."""
+    prefix = "explore/mutual_information/"
+    information = [value for name, value in metrics.items() if name.startswith(prefix)]
+    if information and max(information) < BLIND:
+        console.print(
+            f"warning: the agent does not look at the screen: the mutual information of its action "
+            f"and the history is {max(information):.4f} nats or less in every game; train it for "
+            "longer, or on a reward that differs more"
+        )
+
+
 def plain_state(algorithm: AutoExplore) -> dict[str, Any]:
     """Return the state for a checkpoint: learner, optimizer, replay buffer, screens, epoch."""
     state = algorithm.get_state(components=["learner_group"])
@@ -318,6 +346,7 @@ def training_metrics(result: dict[str, Any]) -> dict[str, float]:
     metrics = {f"explore/{name}": float(value) for name, value in result["learning"].items()}
     for game, sums in games.items():
         metrics[f"explore/intrinsic_return/{game}"] = float(sums["reward"]) / float(sums["envs"])
+        metrics |= policy_metrics(game, sums)
     return metrics | {
         "explore/reward": total["reward"] / max(total["scored"], 1.0),
         "explore/epsilon": float(result["epsilon"]),
@@ -327,6 +356,29 @@ def training_metrics(result: dict[str, Any]) -> dict[str, float]:
         "explore/learn_seconds": seconds["learn"],
         "explore/env_steps_per_second": total["steps"] / max(seconds["sample"], 1e-9),
         "steps": total["steps"],
+    }
+
+
+def policy_metrics(game: str, sums: dict[str, Any]) -> dict[str, float]:
+    """Compute what a policy did in a game from the sums of `policy_sums`.
+
+    mutual_information: of action and history, in nats: the entropy of the mean policy minus the
+    policy's mean entropy, 0 for a policy that does not look at the screen. action_share/<a>: share
+    of the steps in which action a was played.
+    """
+    steps, count = float(sums["steps"]), sum(name.startswith("action_") for name in sums)
+    if not count or not steps:
+        return {}
+    mean_A = np.array([float(sums[f"probability_{a}"]) for a in range(count)]) / steps
+    entropy = float(sums["entropy"]) / steps
+    information = float(-(mean_A * np.log(mean_A)).sum()) - entropy
+    names = ACTIONS if count == len(ACTIONS) else range(count)
+    return {
+        f"explore/mutual_information/{game}": max(information, 0.0),
+        **{
+            f"explore/action_share/{game}/{name}": float(sums[f"action_{a}"]) / steps
+            for a, name in enumerate(names)
+        },
     }
 
 

@@ -30,7 +30,7 @@ def collect(
 ) -> CollectSummary:
     """Play `episodes` episodes of at most `steps` steps of each game and write them to `out`.
 
-    `policy` is "random", "sticky:P", or the spec of an agent
+    `policy` is a name of `builtin_policy`, or the spec of an agent
     (`exploration.agent.policy.policy_spec`). An episode that takes more than `timeout` seconds
     (default: 60 s plus 0.1 s per step) counts as hung, and its emulator is killed. Episodes that
     the folder already holds are not played again. Uses the connected Ray cluster, or starts and

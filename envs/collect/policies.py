@@ -1,9 +1,11 @@
 """Policies without learning, and the specs from which worker processes build their policy."""
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +24,8 @@ class Policy(Protocol):
         """Return the action for the newest frame."""
 
 
-class RandomPolicy:
-    """The paper's random agent: one uniformly random action per step."""
+class UntrainedPolicy(ABC):
+    """Policy that chooses actions by chance, for any number of actions, whatever the frame."""
 
     actions = len(ACTIONS)
     """Number of actions of the game."""
@@ -31,34 +33,101 @@ class RandomPolicy:
     def reset(self, seed: int) -> None:
         """Begin an episode."""
         self._generator = np.random.Generator(np.random.PCG64(seed))
+        self._begin()
 
+    def _begin(self) -> None:  # noqa: B027  # most policies have nothing to prepare
+        """Prepare an episode."""
+
+    @abstractmethod
     def act(self, frame_HWC: NDArray[np.uint8]) -> int:
         """Return the next action; the frame does not matter."""
+
+    def _uniform(self) -> int:
         return int(self._generator.integers(self.actions))
 
 
-class StickyPolicy:
+class RandomPolicy(UntrainedPolicy):
+    """The paper's random agent: one uniformly random action per step."""
+
+    def act(self, frame_HWC: NDArray[np.uint8]) -> int:
+        """Return the next action; the frame does not matter."""
+        return self._uniform()
+
+
+class StickyPolicy(UntrainedPolicy):
     """A random policy that repeats its last action with probability `stickiness`.
 
     It moves further through a game than uniform random play.
     """
 
-    actions = len(ACTIONS)
-    """Number of actions of the game."""
-
     def __init__(self, stickiness: float) -> None:
         self._stickiness = stickiness
 
-    def reset(self, seed: int) -> None:
-        """Begin an episode."""
-        self._generator = np.random.Generator(np.random.PCG64(seed))
+    def _begin(self) -> None:
         self._action: int | None = None
 
     def act(self, frame_HWC: NDArray[np.uint8]) -> int:
         """Return the next action; the frame does not matter."""
         if self._action is None or self._generator.random() >= self._stickiness:
-            self._action = int(self._generator.integers(self.actions))
+            self._action = self._draw()
         return self._action
+
+    def _draw(self) -> int:
+        return self._uniform()
+
+
+class DirichletPolicy(StickyPolicy):
+    """A random policy for each episode, with action probabilities drawn from Dirichlet(`alpha`).
+
+    A small `alpha` prefers few actions, so that an episode goes far in some direction.
+    """
+
+    def __init__(self, alpha: float, stickiness: float = 0.8) -> None:
+        super().__init__(stickiness)
+        self._alpha = alpha
+
+    def _begin(self) -> None:
+        super()._begin()
+        # Of a tiny alpha all gamma variates may be 0, and then every probability is NaN.
+        weights_A = self._generator.gamma(self._alpha, size=self.actions) + 1e-12
+        self._probability_A = weights_A / weights_A.sum()
+
+    def _draw(self) -> int:
+        return int(self._generator.choice(self.actions, p=self._probability_A))
+
+
+class ZipfPolicy(UntrainedPolicy):
+    """Bursts: a random action is held for n steps, n ~ Zipf(`exponent`) (Dabney et al. 2021).
+
+    Most bursts are short and a few are very long.
+    """
+
+    def __init__(self, exponent: float) -> None:
+        self._exponent = exponent
+
+    def _begin(self) -> None:
+        self._left = 0
+
+    def act(self, frame_HWC: NDArray[np.uint8]) -> int:
+        """Return the next action; the frame does not matter."""
+        if not self._left:
+            self._action, self._left = self._uniform(), int(self._generator.zipf(self._exponent))
+        self._left -= 1
+        return self._action
+
+
+class HoldPolicy(UntrainedPolicy):
+    """A held button: one action, replaced by a uniformly random one with probability `epsilon`.
+
+    It is the control that shows what an agent adds to a constant.
+    """
+
+    def __init__(self, action: int, epsilon: float = 0.15) -> None:
+        self._action, self._epsilon = action, epsilon
+
+    def act(self, frame_HWC: NDArray[np.uint8]) -> int:
+        """Return the next action; the frame does not matter."""
+        return self._uniform() if self._generator.random() < self._epsilon else self._action
 
 
 @dataclass(frozen=True)
@@ -71,22 +140,40 @@ class PolicySpec:
     """Picklable factory; raises InputError if the policy cannot be used."""
 
 
-def builtin_policy(name: str) -> PolicySpec:
-    """Return the policy `random` or `sticky:P`, which repeats an action with probability P.
+UNTRAINED = "random, sticky:P, dirichlet:ALPHA, zipf:EXPONENT or hold:ACTION"
+"""Names of the policies of `builtin_policy`."""
 
-    Raises: InputError for another name and for a P outside [0, 1).
+
+def builtin_policy(name: str) -> PolicySpec:
+    """Return an untrained policy by its name, one of UNTRAINED.
+
+    sticky: P is the probability to repeat an action, in [0, 1). dirichlet: ALPHA above 0, e.g. 0.3.
+    zipf: EXPONENT above 1, e.g. 2. hold: ACTION is a name of `envs.controls.ACTIONS` or an index.
+
+    Raises: InputError for another name, and for a value out of range.
     """
-    kind, _, stickiness = name.partition(":")
+    kind, _, text = name.partition(":")
     if name == "random":
         return PolicySpec("random", RandomPolicy)
-    if kind != "sticky":
+    if kind == "hold":
+        index = ACTIONS.index(text) if text in ACTIONS else int(text) if text.isdigit() else -1
+        if index < 0:
+            raise InputError(f"policy {name!r}: give one of {', '.join(ACTIONS)}, or an index")
+        return PolicySpec(f"hold{index}", partial(HoldPolicy, index))
+    ranges: dict[str, tuple[type[Any], float, float, str]] = {
+        "sticky": (StickyPolicy, 0.0, 1.0, "a probability to repeat in [0, 1)"),
+        "dirichlet": (DirichletPolicy, 1e-3, 1e3, "an alpha from 0.001 to below 1000"),
+        "zipf": (ZipfPolicy, 1.05, 100.0, "an exponent from 1.05 to below 100"),
+    }
+    if kind not in ranges:
         raise InputError(
-            f"policy {name!r} is not known: give random or sticky:P, or the policy of an agent"
+            f"policy {name!r} is not known: give {UNTRAINED}, or the policy of an agent"
         )
+    policy, low, high, expected = ranges[kind]
     try:
-        value = float(stickiness)
+        value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise InputError(f"policy {name!r}: give a probability to repeat in [0, 1)")
-    return PolicySpec(f"sticky{value:g}", partial(StickyPolicy, value))
+        value = math.nan
+    if not low <= value < high:
+        raise InputError(f"policy {name!r}: give {expected}")
+    return PolicySpec(f"{kind}{value:g}", partial(policy, value))

@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 
 import envs
-from envs.collect.policies import Policy, RandomPolicy, StickyPolicy
+from envs.collect.policies import Policy, UntrainedPolicy
 from envs.controls import ACTIONS
 from envs.episodes.episode import Episode
 from envs.episodes.shards import Shard, write_shard
@@ -59,7 +59,7 @@ def play_episode(
     """
     game: Any = env.unwrapped
     count = int(game.action_space.n)
-    if isinstance(policy, RandomPolicy | StickyPolicy):
+    if isinstance(policy, UntrainedPolicy):
         policy.actions = count
     elif (learnt := getattr(policy, "actions", len(ACTIONS))) != count:
         raise GameError(

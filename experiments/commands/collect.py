@@ -1,4 +1,4 @@
-"""Record episodes of games with a random, sticky or trained policy."""
+"""Record episodes of games with a random, scripted or trained policy."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from experiments.arguments import RunArgs, check_at_least, check_games, check_ne
 
 @dataclass(frozen=True, kw_only=True)
 class Args(RunArgs):
-    """Record episodes of games with a random, sticky or trained policy."""
+    """Record episodes of games with a random, scripted or trained policy."""
 
     games: tyro.conf.Positional[tuple[str, ...]]
     """Games to play, e.g. Airstriker-Genesis Kangaroo-Atari2600; a subset, e.g. platformers-50; or
@@ -19,8 +19,10 @@ class Args(RunArgs):
     out: str
     """Episode folder or URI (s3://bucket/prefix)."""
     policy: str = "random"
-    """random; sticky:P, which repeats an action with probability P; checkpoint:FOLDER, an agent
-    that `autoexplore explore` wrote; expert:FOLDER, the same for test sets."""
+    """random; sticky:P, which repeats an action with probability P; dirichlet:ALPHA, whose episodes
+    each draw action probabilities (0.3 goes far); zipf:EXPONENT, bursts of one action; hold:ACTION,
+    one button with 15 % random actions; checkpoint:FOLDER, an agent that `autoexplore explore`
+    wrote; expert:FOLDER, the same for test sets."""
     episodes: int = 4
     """Number of episodes of each game."""
     steps: int = 500

@@ -37,6 +37,9 @@ class Args(GameArgs, RunArgs, ConfigArgs):
     seen screens; random: a baseline; extrinsic: the game's own reward."""
     reward_data: tuple[str, ...] = ()
     """Episode folders on which disagreement and vae are trained before the agent starts."""
+    reference_data: tuple[str, ...] = ()
+    """Episode folders that the world model was trained on: reports how far from them the agent
+    goes."""
     reward_backend: Literal["local", "serve"] = "local"
     """Compute token-entropy in each process (local) or in replicas of a Ray Serve app (serve); both
     give the same numbers."""
@@ -62,6 +65,7 @@ def run(args: Args) -> None:
     """Train and print the path of the best checkpoint."""
     games = args.select()
     check_data(args.reward_data)
+    check_data(args.reference_data)
     if args.model is not None:
         check_model(args.model)
 
@@ -80,6 +84,7 @@ def run(args: Args) -> None:
             args.out,
             config=config,
             reward=reward,
+            reference_data=args.reference_data,
             resume=args.resume,
             seed=args.seed,
         )

@@ -47,11 +47,15 @@ class LossConfig:
     lambda_: float = 0.95
     """Trace decay of the returns."""
     entropy_coeff: float = 0.001
-    """Coefficient of the entropy bonus."""
+    """Coefficient of the entropy bonus; with a target entropy its first value."""
+    target_entropy: float = 0.0
+    """Entropy of the policy, as a fraction of that of a uniform one, to which the coefficient of
+    the bonus is adjusted after every update (as in SAC); 0 keeps the coefficient."""
     value_coeff: float = 1.0
     """Coefficient of the value loss."""
-    returns: str = "lambda"
-    """Value targets: lambda, or vtrace (off-policy corrected)."""
+    returns: str = "vtrace"
+    """Value targets: vtrace (off-policy corrected, for a replay buffer of older policies), or
+    lambda, as published."""
     rho_clip: float = 1.0
     """Maximum importance ratio pi / mu that weights a step's policy gradient; 0 disables the
     weighting, as published."""
@@ -61,6 +65,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1 or not 0 <= self.lambda_ <= 1:
             raise InputError(f"gamma {self.gamma}, lambda_ {self.lambda_}: must be from 0 to 1")
+        if not 0 <= self.target_entropy < 1:
+            raise InputError(f"target_entropy {self.target_entropy}: must be 0 (off) to below 1")
         if self.returns not in RETURNS:
             raise InputError(f"returns {self.returns!r}: choose one of {', '.join(RETURNS)}")
         if self.rho_clip < 0 or (self.returns == "vtrace" and self.rho_clip == 0):

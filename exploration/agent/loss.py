@@ -85,6 +85,7 @@ def actor_critic_loss(
     """Compute the loss to minimise, `loss`, and its terms, all means over the `learn` steps.
 
     `batch` holds the arrays of `ReplayBuffer.sample`. Without a step to learn from the loss is 0.
+    `entropy_coeff` (B,), if given, replaces that of `config`.
     If several learners share a batch, `count` (B,) is the mean number of `learn` steps of their
     parts, so that the mean of their losses is the loss of the whole batch. Advantages are
     normalised within a part.
@@ -122,9 +123,10 @@ def actor_critic_loss(
 
     # Entropy bonus, which favours exploration.
     entropy = mean(-(log_pi_BTA.exp() * log_pi_BTA).sum(-1))
+    bonus = batch["entropy_coeff"][0] if "entropy_coeff" in batch else config.entropy_coeff
 
     return {
-        "loss": policy_loss + config.value_coeff * value_loss - config.entropy_coeff * entropy,
+        "loss": policy_loss + config.value_coeff * value_loss - bonus * entropy,
         "policy_loss": policy_loss.detach(),
         "value_loss": value_loss.detach(),
         "entropy": entropy.detach(),

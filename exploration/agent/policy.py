@@ -64,7 +64,12 @@ class CnnLstm(nn.Module):
         hidden_BTD, (h_1BD, c_1BD) = self.lstm(
             features_BTF, (state[0][None].contiguous(), state[1][None].contiguous())
         )
-        return self.policy(hidden_BTD), self.value(hidden_BTD).squeeze(-1), (h_1BD[0], c_1BD[0])
+        # Under autocast the heads stay in fp32: a value of 40 in bf16 has steps of 0.25, several
+        # times the spread of a step's reward.
+        with torch.autocast(hidden_BTD.device.type, enabled=False):
+            hidden_BTD = hidden_BTD.float()
+            logits_BTA, values_BT = self.policy(hidden_BTD), self.value(hidden_BTD).squeeze(-1)
+        return logits_BTA, values_BT, (h_1BD[0], c_1BD[0])
 
     def start_state(self, batch: int) -> State:
         """Return the state at the start of an episode: zeros."""
@@ -187,7 +192,7 @@ def load_policy(path: Path | str, epsilon: float = 0.0, temperature: float = 1.0
 def policy_spec(name: str, *, epsilon: float | None = None, temperature: float = 1.0) -> PolicySpec:
     """Return the policy of `envs.collect.collect` that has this name.
 
-    `random` and `sticky:P` are those of `builtin_policy`. `checkpoint:FOLDER` and `expert:FOLDER`
+    Untrained policies are those of `builtin_policy`. `checkpoint:FOLDER` and `expert:FOLDER`
     are agents that act with `epsilon` (by default 0, and 0.15 for an expert) and `temperature`;
     their name in episodes depends on the weights, not on the path. Raises InputError for an unknown
     name or a missing folder.

@@ -82,9 +82,10 @@ PLAIN = ("episode_id", "game", "first_step", "terminated")
 
 
 class ReplayBuffer:
-    """Buffer of the newest `capacity` steps, which evicts the oldest fragments.
+    """Buffer of the newest `capacity` steps.
 
     Fragments of an episode that follow each other are joined, so that segments cross their borders.
+    Full, it evicts those whose newest step is oldest: an episode that is still growing stays.
     """
 
     def __init__(self, capacity: int, seed: int = 0) -> None:
@@ -105,10 +106,10 @@ class ReplayBuffer:
             return
         for index in reversed(range(len(self._fragments))):
             if self._fragments[index].followed_by(fragment):
-                self._fragments[index] = self._fragments[index].joined(fragment)
+                fragment = self._fragments[index].joined(fragment)
+                del self._fragments[index]
                 break
-        else:
-            self._fragments.append(fragment)
+        self._fragments.append(fragment)
         steps = len(self)
         while steps > self.capacity and len(self._fragments) > 1:
             steps -= len(self._fragments.popleft())
@@ -226,8 +227,11 @@ class ReplayBuffer:
         self._generator.bit_generator.state = state["generator"]
 
 
-def to_fragment(episode: SingleAgentEpisode) -> Fragment:
+def to_fragment(episode: SingleAgentEpisode, *, episodic: bool = True) -> Fragment:
     """Convert a scored fragment of RLlib (in numpy) for the replay buffer.
+
+    Without `episodic` returns the end of the game does not terminate it: the value of its last
+    frame is bootstrapped, as at any other end.
 
     Raises ValueError for a fragment without lookback in the middle of an episode.
     """
@@ -244,7 +248,7 @@ def to_fragment(episode: SingleAgentEpisode) -> Fragment:
         episode_id=episode.id_,
         game=episode.custom_data.get(GAME, ""),
         first_step=episode.t_started,
-        terminated=bool(episode.is_terminated),
+        terminated=episodic and bool(episode.is_terminated),
         frames=CompressedFrames.of(np.asarray(episode.observations.data)[lookback:]),
         actions_T=np.asarray(episode.actions.data[lookback:], np.int64),
         rewards_T=np.asarray(episode.rewards.data[lookback:], np.float32),

@@ -31,9 +31,9 @@ def use_half(precision: str, device: torch.device) -> bool:
 class AgentModule(TorchRLModule, ValueFunctionAPI):
     """Recurrent policy and value function.
 
-    `model_config` holds `channels` and `lstm_dim` of `PolicyConfig`, and `precision`. Observations
-    are uint8 BTHWC; the state is {"h": (B, D), "c": (B, D)}. Exploration samples actions from
-    `behaviour_log_probabilities`, evaluation takes the most likely one.
+    `model_config` holds `channels` and `lstm_dim` of `PolicyConfig`, `precision` and `burn_in`.
+    Observations are uint8 BTHWC; the state is {"h": (B, D), "c": (B, D)}. Exploration samples
+    actions from `behaviour_log_probabilities`, evaluation takes the most likely one.
     """
 
     model_config: Any
@@ -51,7 +51,7 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         )
         self.network = CnnLstm(network)
         self.epsilon, self.temperature = 0.0, 1.0
-        self.precision = settings["precision"]
+        self.precision, self.burn_in = settings["precision"], settings["burn_in"]
 
     def set_exploration(self, epsilon: float, temperature: float) -> None:
         """Set the epsilon and temperature of `forward_exploration`."""
@@ -89,9 +89,22 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         # RLlib moves the module to its device after `setup`.
         device = next(self.network.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=use_half(self.precision, device)):
-            output = self._forward(batch)
-        outputs = (Columns.ACTION_DIST_INPUTS, Columns.VF_PREDS)
-        return {name: output[name].float() for name in outputs}
+            return self._forward_segments(batch)
+
+    def _forward_segments(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Compute logits and values of segments; no gradient flows back into the burn-in steps."""
+        frames_BTHWC, start = batch[Columns.OBS], batch[Columns.STATE_IN]
+        state, logits, values = (start["h"], start["c"]), [], []
+        for part_BTHWC in frames_BTHWC.tensor_split([self.burn_in], dim=1):
+            if part_BTHWC.shape[1]:
+                logits_BTA, values_BT, (h_BD, c_BD) = self.network(part_BTHWC, state)
+                logits.append(logits_BTA)
+                values.append(values_BT)
+                state = h_BD.detach(), c_BD.detach()
+        return {
+            Columns.ACTION_DIST_INPUTS: torch.cat(logits, dim=1),
+            Columns.VF_PREDS: torch.cat(values, dim=1),
+        }
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any | None = None) -> Tensor:
         """Compute the values (B, T) of a batch of observations."""

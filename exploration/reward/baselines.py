@@ -6,8 +6,8 @@
 |        | a random network of 512 features                                          |             |
 | vae    | the same, phi the posterior means of a variational autoencoder trained on | model, data |
 |        | recorded play                                                             |             |
-| count  | 1 / sqrt(n), n: how often this runner has seen the screen o_t, including  |             |
-|        | this time                                                                 |             |
+| count  | 1 / sqrt(n), n: how often the runners together have seen the screen o_t,  |             |
+|        | including this time                                                       |             |
 | random | uniform in [0, 1)                                                         |             |
 
 Shapes: T frames of a clip, B = T - 4 windows and rewards.
@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from ray.exceptions import RayError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,7 +32,7 @@ from torch.nn import functional as F
 from envs.episodes.dataset import EpisodeReader
 from envs.episodes.episode import Episode
 from envs.utils.atomic_io import write_atomic
-from envs.utils.errors import InputError
+from envs.utils.errors import InputError, one_line
 from envs.utils.screen_hash import screen_keys
 from exploration.reward.scorers import ClipRewards, ModelScorer, Pending, ScoringError
 from exploration.reward.token_entropy import TOP_FRACTION
@@ -221,25 +223,54 @@ class PredictionError(ModelScorer):
         return finite_rewards(np.concatenate(rewards))
 
 
-class CountBonus:
-    """1 / sqrt(n), n: visits of the newest screen (Bellemare et al. 2016; see `screen_hash`)."""
+class VisitCounter:
+    """Visits of screens by all runners of a run, as a Ray actor."""
 
     def __init__(self) -> None:
         self._visits: Counter[bytes] = Counter()
 
+    def visit(self, keys: list[bytes]) -> list[int]:
+        """Count visits; return the number of visits of each screen so far."""
+        counts = []
+        for key in keys:
+            self._visits[key] += 1
+            counts.append(self._visits[key])
+        return counts
+
+
+class CountBonus:
+    """1 / sqrt(n), n: visits of the newest screen (Bellemare et al. 2016; see `screen_hash`)."""
+
+    def __init__(self, counter: Any = None) -> None:
+        """Initialise with the actor of a `VisitCounter`, or count in this process alone."""
+        self._counter, self._own = counter, VisitCounter()
+
     def reset_counts(self) -> None:
-        """Reset the counts, so that evaluation does not depend on an agent's age."""
-        self._visits.clear()
+        """Count from zero, in this process alone, so that evaluation does not depend on age."""
+        self._counter, self._own = None, VisitCounter()
 
     def submit(
         self, frames_THWC: Frames, actions_T: Actions, top_fraction: float = TOP_FRACTION
     ) -> Pending:
         """Count the newest frames of all windows at once; return a call with rewards in (0, 1]."""
-        counts = []
-        for key in screen_keys(frames_THWC[WINDOW - 1 :]):
-            self._visits[key] += 1
-            counts.append(self._visits[key])
-        return lambda: ClipRewards((1 / np.sqrt(np.array(counts))).astype(np.float32))
+        keys = list(screen_keys(frames_THWC[WINDOW - 1 :]))
+        if self._counter is None:
+            counts = self._own.visit(keys)
+            return lambda: _bonus(counts)
+        answer = self._counter.visit.remote(keys)
+        return lambda: _bonus(_counts_of(answer))
+
+
+def _bonus(counts: list[int]) -> ClipRewards:
+    return ClipRewards((1 / np.sqrt(np.array(counts))).astype(np.float32))
+
+
+def _counts_of(answer: Any) -> list[int]:
+    """Wait for the answer of a counter. Raises ScoringError if it died."""
+    try:
+        return list(ray.get(answer))
+    except RayError as error:
+        raise ScoringError(f"the counter of screens is lost: {one_line(error)}") from error
 
 
 class RandomReward:

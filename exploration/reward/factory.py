@@ -98,13 +98,20 @@ class RewardConfig:
         self, model: Path | None, folder: Path, steps: int, seed: int
     ) -> Callable[[], Any] | None:
         """Return a factory of scorers in the runners; train the networks of the reward first."""
-        from exploration.reward.baselines import CountBonus, PredictionError, RandomReward
+        import ray
+
+        from exploration.reward.baselines import (
+            CountBonus,
+            PredictionError,
+            RandomReward,
+            VisitCounter,
+        )
         from exploration.reward.disagreement import Disagreement
 
         if self.name == "extrinsic":
             return None
         if self.name == "count-bonus":
-            return CountBonus
+            return partial(CountBonus, ray.remote(VisitCounter).options(num_cpus=0).remote())
         if self.name == "random":
             return partial(RandomReward, seed)
         assert model is not None

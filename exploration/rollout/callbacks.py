@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import numpy as np
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core.columns import Columns
 
 from envs.utils.errors import InputError
 from exploration.agent.replay_buffer import GAME, SCORED
@@ -54,7 +56,8 @@ class ExploreCallbacks(RLlibCallback):
                 dropped, samples[:] = list(samples), []
             self._incomplete |= {episode.id_ for episode in dropped}
             self._incomplete -= exclude_from_returns(runner, self._incomplete)
-        log_games(keywords["metrics_logger"], samples, dropped, runner.games)
+        epsilon = 0.0 if runner.module is None else runner.module.epsilon
+        log_games(keywords["metrics_logger"], samples, dropped, runner.games, epsilon)
 
 
 def exclude_from_returns(env_runner: Any, incomplete: set[str]) -> set[str]:
@@ -71,9 +74,14 @@ def exclude_from_returns(env_runner: Any, incomplete: set[str]) -> set[str]:
 
 
 def log_games(
-    metrics_logger: Any, samples: list[Any], dropped: list[Any], games: list[str]
+    metrics_logger: Any,
+    samples: list[Any],
+    dropped: list[Any],
+    games: list[str],
+    epsilon: float = 0.0,
 ) -> None:
-    """Log sums of each game over runners: reward, scored, steps, envs, dropped fragments."""
+    """Log sums of each game over runners: reward, scored, steps, envs, dropped fragments, and those
+    of `policy_sums`."""
     for game in dict.fromkeys(games):
         own = [episode for episode in samples if episode.custom_data.get(GAME) == game]
         outputs = [episode.extra_model_outputs for episode in own]
@@ -85,5 +93,30 @@ def log_games(
             "steps": float(steps),
             "envs": float(games.count(game)),
             "dropped": float(sum(episode.custom_data.get(GAME) == game for episode in dropped)),
+            **policy_sums(own, epsilon),
         }
         metrics_logger.log_dict(sums, key=("games", game), reduce="sum")
+
+
+def policy_sums(episodes: list[Any], epsilon: float) -> dict[str, float]:
+    """Return sums over the steps of fragments, of which `policy_metrics` makes measures.
+
+    entropy: of the policy, in nats; probability_<a>: the policy's probability of action a;
+    action_<a>: 1 if a was played. The policy is the one without its uniform share `epsilon`.
+    """
+    sums: dict[str, float] = {}
+    for episode in episodes:
+        outputs = episode.extra_model_outputs
+        if Columns.ACTION_DIST_INPUTS not in outputs or not len(episode):
+            continue
+        mixed_TA = np.exp(np.asarray(outputs[Columns.ACTION_DIST_INPUTS].get(), np.float64))
+        count = mixed_TA.shape[1]
+        policy_TA = (mixed_TA - epsilon / count).clip(1e-12) / max(1 - epsilon, 1e-12)
+        policy_TA /= policy_TA.sum(1, keepdims=True)
+        played_A = np.bincount(np.asarray(episode.actions.get(), np.int64), minlength=count)
+        parts = {"entropy": -(policy_TA * np.log(policy_TA)).sum()}
+        parts |= {f"probability_{a}": policy_TA[:, a].sum() for a in range(count)}
+        parts |= {f"action_{a}": played_A[a] for a in range(count)}
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    return sums

@@ -43,7 +43,12 @@ class GameRunner(SingleAgentEnvRunner):
         runner = max((self.worker_index or 0) - 1, 0)
         self.games = games_of_runner(self.config.games, runner, self.config.num_envs_per_env_runner)
         self.env = DictInfoToList(
-            vector_env(self.games, self.config.max_steps, self.config.step_timeout_s)
+            vector_env(
+                self.games,
+                self.config.max_steps,
+                self.config.step_timeout_s,
+                random_starts=self.config.random_starts,
+            )
         )
         self.num_envs = len(self.games)
         self._needs_initial_reset = True

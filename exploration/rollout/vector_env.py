@@ -16,6 +16,7 @@ from gymnasium.vector import AsyncVectorEnv
 
 import envs
 from envs.controls import ACTIONS
+from envs.games.random_starts import RandomStarts
 from envs.utils.errors import InputError
 
 FRAME_SIZE = 64
@@ -63,14 +64,15 @@ class _SpacesOnly(gymnasium.Env[Any, Any]):
 class GameFactory:
     """Factory of a game's env; in the process that created the factory it makes only the spaces."""
 
-    def __init__(self, game: str, max_steps: int | None) -> None:
-        self.game, self.max_steps, self._parent = game, max_steps, os.getpid()
+    def __init__(self, game: str, max_steps: int | None, random_starts: int) -> None:
+        self.game, self.max_steps, self.random_starts = game, max_steps, random_starts
+        self._parent = os.getpid()
 
     def __call__(self) -> gymnasium.Env[Any, Any]:
         """Make the env. The parent process must never open an emulator."""
         if os.getpid() == self._parent:
             return _SpacesOnly()
-        return envs.make(self.game, max_steps=self.max_steps)
+        return RandomStarts(envs.make(self.game, max_steps=self.max_steps), self.random_starts)
 
 
 class TimedVectorEnv(AsyncVectorEnv):
@@ -101,15 +103,21 @@ def _without_main_file() -> Iterator[None]:
 
 
 def vector_env(
-    games: Sequence[str], max_steps: int | None, step_seconds: float = STEP_SECONDS
+    games: Sequence[str],
+    max_steps: int | None,
+    step_seconds: float = STEP_SECONDS,
+    *,
+    random_starts: int = 0,
 ) -> AsyncVectorEnv:
     """Start an env process for each entry of `games`; episodes are truncated after `max_steps`.
 
-    A step that takes longer than `step_seconds` raises an error; close the env after it.
+    `random_starts`: see `RandomStarts`. A step that takes longer than `step_seconds` raises an
+    error; close the env after it.
     """
     multiprocessing.set_forkserver_preload(PRELOADED)
     with _without_main_file():
-        env = TimedVectorEnv([GameFactory(game, max_steps) for game in games], context="forkserver")
+        factories = [GameFactory(game, max_steps, random_starts) for game in games]
+        env = TimedVectorEnv(factories, context="forkserver")
     env.seconds = step_seconds
     return env
 

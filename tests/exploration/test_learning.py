@@ -1,5 +1,8 @@
 """Learning to walk a corridor with both kinds of returns, and updates with two learners."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 from envs.games.corridor import CELLS_PER_ROOM, ROOMS, CorridorEnv, read_cell
 from exploration.agent.policy import Agent
 from exploration.algorithm import AutoExploreConfig
+from exploration.config import explore_preset
 from exploration.reward.scorers import ClipRewards
 from worldmodel.config import WINDOW
 
@@ -31,12 +35,12 @@ class FarAwayScorer:
         return lambda: ClipRewards(cells_B / (ROOMS * CELLS_PER_ROOM))
 
 
-def corridor(seed: int, **settings):
-    config = AutoExploreConfig().environment(ShortCorridor).explore_settings(scorer=FarAwayScorer)
+def corridor(seed: int, scorer: type = FarAwayScorer, **settings):
+    config = AutoExploreConfig().environment(ShortCorridor).explore_settings(scorer=scorer)
     config.env_runners(num_env_runners=0, num_envs_per_env_runner=4)
     sizes = {"steps_per_epoch": 40, "updates_per_epoch": 16, "batch_size": 8, "seq_len": 10}
     learning = {"lr": 5e-3, "gamma": 0.9, "entropy_coeff": 0.01, "normalize_rewards": True}
-    config.training(**TINY, **sizes, **learning, **settings)
+    config.training(**TINY, **sizes, **(learning | settings))
     return config.debugging(seed=seed, log_level="ERROR").build_algo()
 
 
@@ -66,6 +70,42 @@ def test_the_agent_walks_the_corridor_to_its_end_over_five_seeds(ray_cluster, re
             algorithm.stop()
     assert all(before < LAST_ROOM for before, _ in reached.values()), reached
     assert all(after >= LAST_ROOM for _, after in reached.values()), reached
+
+
+class RealisticScorer(FarAwayScorer):
+    """Scorer with the level and the spread of a real uncertainty: 0.2 + 0.03 * depth."""
+
+    def submit(self, frames_THWC, actions_T, top_fraction):
+        depth_B = super().submit(frames_THWC, actions_T, top_fraction)().rewards_B
+        return lambda: ClipRewards(0.2 + 0.03 * depth_B)
+
+
+@pytest.mark.parametrize("preset", ["paper", "cpu"])
+def test_a_reward_of_the_real_shape_is_climbed_with_the_losses_of(ray_cluster, preset):
+    config = explore_preset(preset)
+    loss = dataclasses.asdict(config.loss) | {"normalize_rewards": config.normalize_rewards}
+    reached = []
+    for seed in range(3):
+        algorithm = corridor(seed, scorer=RealisticScorer, **loss)
+        try:
+            for _ in range(10):
+                algorithm.train()
+            reached.append(farthest(Agent(algorithm.network(), 0.0, 1.0), seed))
+        finally:
+            algorithm.stop()
+    assert min(reached) >= LAST_ROOM, reached
+
+
+def test_the_entropy_coefficient_brings_the_entropy_to_its_target(ray_cluster):
+    algorithm = corridor(0, scorer=RealisticScorer, target_entropy=0.5, entropy_coeff=1e-3)
+    try:
+        entropies = [algorithm.train()["learning"]["entropy"] for _ in range(25)]
+        assert algorithm.entropy_scale > 1
+        state = algorithm.get_state()
+        assert state["entropy_scale"] == algorithm.entropy_scale
+    finally:
+        algorithm.stop()
+    assert np.mean(entropies[-5:]) / math.log(5) == pytest.approx(0.5, abs=0.15), entropies
 
 
 def test_two_learners_make_the_update_of_one(ray_cluster):

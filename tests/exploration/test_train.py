@@ -25,7 +25,7 @@ from exploration.algorithm import AutoExplore, AutoExploreConfig
 from exploration.config import PRESETS, ExploreConfig, epsilon_at, explore_preset
 from exploration.reward.factory import RewardConfig
 from exploration.reward.scorers import ClipRewards, LocalScorer
-from exploration.train import evaluation_metrics
+from exploration.train import evaluation_metrics, policy_metrics, warn_if_blind
 from tests.fixtures.explorers import small_explorer
 from worldmodel.config import WINDOW
 
@@ -222,12 +222,41 @@ def test_bad_input_of_a_run_is_one_line(change, message, tmp_path):
         ("cpu", {"epsilon": 1.5}, "epsilon"),
         ("cpu", {"updates_per_epoch": 0}, "updates_per_epoch"),
         ("cpu", {"lr": 0.0}, "lr"),
+        ("cpu", {"burn_in": 20, "seq_len": 20}, "nothing is left to learn from"),
+        ("cpu", {"min_replay_ratio": 0.0}, "min_replay_ratio"),
+        ("cpu", {"random_starts": -1}, "random_starts"),
     ],
 )
 def test_bad_settings_are_one_line(preset, change, message):
     with pytest.raises(InputError, match=message) as caught:
         explore_preset(preset, **change)
     assert "\n" not in str(caught.value)
+
+
+def test_updates_and_replay_follow_the_number_of_runners():
+    config = AutoExploreConfig().training(**PRESETS["paper"].algorithm_settings())
+    config.env_runners(num_env_runners=2, num_envs_per_env_runner=4)
+    assert (config.updates, config.capacity) == (200, 100_000)
+    config.env_runners(num_env_runners=256)
+    assert config.collected_per_epoch == 204_800
+    assert config.capacity == 4 * 204_800
+    assert config.updates == math.ceil(8 * 204_800 / (128 * 20))
+
+
+def test_measures_of_a_policy_by_hand(capsys):
+    blind = {"steps": 100.0, "entropy": 100 * math.log(2)}
+    blind |= {"probability_0": 50.0, "probability_1": 50.0, "action_0": 40.0, "action_1": 60.0}
+    metrics = policy_metrics("g", blind)
+    assert metrics["explore/mutual_information/g"] == pytest.approx(0, abs=1e-9)
+    assert (metrics["explore/action_share/g/0"], metrics["explore/action_share/g/1"]) == (0.4, 0.6)
+    warn_if_blind(metrics)
+    assert "does not look at the screen" in capsys.readouterr().out
+    # Half of the screens call for one action, half for the other, with certainty.
+    seeing = policy_metrics("g", blind | {"entropy": 0.0})
+    assert seeing["explore/mutual_information/g"] == pytest.approx(math.log(2))
+    warn_if_blind(metrics | {"explore/mutual_information/h": 0.5})
+    assert capsys.readouterr().out == ""
+    assert policy_metrics("g", {"steps": 3.0}) == {}
 
 
 def test_an_incomplete_evaluation_has_no_mean():
@@ -260,6 +289,7 @@ def test_presets_and_schedule():
         {"gamma": 1.5},
         {"returns": "montecarlo"},
         {"returns": "vtrace", "rho_clip": 0.0},
+        {"target_entropy": 1.0},
     ):
         with pytest.raises(InputError):
             LossConfig(**wrong)

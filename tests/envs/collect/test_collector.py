@@ -157,7 +157,7 @@ def test_a_game_without_rom_is_skipped(
         (["Counting"], {"episodes": 0}, "must be at least 1"),
         (["Counting"], {"steps": 0}, "must be at least 1"),
         (["Counting"], {"policy": "clever"}, "policy 'clever' is not known"),
-        (["Counting"], {"policy": "checkpoint:/nowhere"}, "is not known: give random or sticky:P"),
+        (["Counting"], {"policy": "checkpoint:/nowhere"}, "is not known: give random, sticky:P"),
     ],
 )
 def test_bad_input(tmp_path: Path, games: list[str], options: dict[str, Any], message: str) -> None:

@@ -101,7 +101,12 @@ def loss_batch(seed: int = 0):
 def test_loss_by_hand(rho_clip):
     logits, values, batch = loss_batch()
     config = LossConfig(
-        gamma=GAMMA, lambda_=LAMBDA, entropy_coeff=0.01, value_coeff=0.5, rho_clip=rho_clip
+        gamma=GAMMA,
+        lambda_=LAMBDA,
+        entropy_coeff=0.01,
+        value_coeff=0.5,
+        rho_clip=rho_clip,
+        returns="lambda",
     )
     parts = actor_critic_loss(logits, values, batch, config)
     ends = batch["rewards"], values, batch["terminated"], batch["valid"]
@@ -119,6 +124,9 @@ def test_loss_by_hand(rho_clip):
     for name, expected in (("policy_loss", policy), ("value_loss", value), ("entropy", entropy)):
         assert math.isclose(float(parts[name]), expected, rel_tol=1e-4)
     assert math.isclose(float(parts["loss"]), policy + 0.5 * value - 0.01 * entropy, rel_tol=1e-4)
+    batch["entropy_coeff"] = torch.full((len(values),), 0.3)  # an adjusted coefficient
+    adjusted = float(actor_critic_loss(logits, values, batch, config)["loss"])
+    assert math.isclose(adjusted, policy + 0.5 * value - 0.3 * entropy, rel_tol=1e-4)
 
 
 @pytest.mark.parametrize("returns", ["lambda", "vtrace"])

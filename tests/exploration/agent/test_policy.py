@@ -24,6 +24,12 @@ from exploration.algorithm import AutoExploreConfig
 from exploration.rollout.vector_env import spaces
 
 SMALL = PolicyConfig(channels=(4, 4, 8, 8), lstm_dim=16)
+MODEL_CONFIG = {
+    "channels": SMALL.channels,
+    "lstm_dim": SMALL.lstm_dim,
+    "precision": "fp32",
+    "burn_in": 0,
+}
 
 
 def trained(config: PolicyConfig, seed: int = 0) -> CnnLstm:
@@ -98,7 +104,7 @@ def test_module_explores_by_the_mixture_and_evaluates_without():
         module_class=AgentModule,
         observation_space=observation,
         action_space=action,
-        model_config={"channels": SMALL.channels, "lstm_dim": SMALL.lstm_dim, "precision": "fp32"},
+        model_config=MODEL_CONFIG,
     )
     module = spec.build()
     module.network.load_state_dict(trained(SMALL).state_dict())
@@ -196,3 +202,44 @@ def test_other_agents_are_refused(tmp_path):
 def test_impossible_architectures_are_refused(wrong):
     with pytest.raises(InputError):
         PolicyConfig(**wrong)
+
+
+def test_heads_stay_in_full_precision_under_autocast():
+    network = trained(SMALL)
+    with torch.no_grad():
+        network.value.bias.fill_(40.0)
+        network.value.weight.div_(20)
+        seen = frames(2, 6)
+        _, exact, _ = network(seen, network.start_state(2))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, values, _ = network(seen, network.start_state(2))
+    assert logits.dtype == values.dtype == torch.float32
+    # In bf16 a value near 40 is a multiple of 0.25; only the hidden state may be rounded here.
+    assert (values - exact).abs().max() < 0.02
+    assert len(set(values.flatten().tolist())) > 6
+
+
+def test_no_gradient_flows_into_the_burn_in_steps():
+    observation, action = spaces()
+    whole, cut = (
+        AgentModule(
+            observation_space=observation,
+            action_space=action,
+            model_config=MODEL_CONFIG | {"burn_in": steps},
+        )
+        for steps in (0, 4)
+    )
+    for module in (whole, cut):
+        module.network.load_state_dict(trained(SMALL).state_dict())
+    seen = frames(2, 9)
+    h, c = whole.network.start_state(2)
+    batch = {Columns.OBS: seen, Columns.STATE_IN: {"h": h, "c": c}}
+    outputs = [module.forward_train(batch) for module in (whole, cut)]
+    for name, value in outputs[0].items():
+        torch.testing.assert_close(outputs[1][name], value)
+    outputs[1][Columns.VF_PREDS][:, 4:].sum().backward()
+    gradient = cut.network.lstm.weight_ih_l0.grad
+    with torch.no_grad():
+        _, _, state = whole.network(seen[:, :4], (h, c))
+    whole.network(seen[:, 4:], state)[1].sum().backward()
+    torch.testing.assert_close(gradient, whole.network.lstm.weight_ih_l0.grad)

@@ -83,6 +83,15 @@ def test_the_oldest_fragments_are_evicted_and_gaps_stay():
         ReplayBuffer(5).sample(1, 1)
 
 
+def test_a_growing_episode_outlives_an_older_one_that_ended():
+    replay = ReplayBuffer(10)
+    replay.add(fragment("long", 4))
+    replay.add(fragment("ended", 4, terminated=True, start=100))
+    replay.add(fragment("long", 4, first=4, start=4))
+    assert len(replay) == 8
+    assert set(replay.sample(200, 2)["h"][:, 0].astype(int)) == set(range(8))
+
+
 def test_a_restored_buffer_continues_exactly():
     replay, other = ReplayBuffer(1_000, seed=3), ReplayBuffer(1_000, seed=4)
     for name in "ab":

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from torch.nn import functional as F
 
@@ -99,6 +100,20 @@ def test_count_bonus_rewards_rare_screens_and_can_be_reset():
     assert count.submit(frames_THWC[:5], actions_T[:4])().rewards_B[0] == pytest.approx(0.5)
     count.reset_counts()
     assert count.submit(frames_THWC[:5], actions_T[:4])().rewards_B[0] == 1
+
+
+def test_runners_share_their_counts_and_evaluation_does_not(ray_cluster):
+    make = RewardConfig("count-bonus")._local(None, Path(), 1, 0)
+    frames_THWC, actions_T = random_clip(1)
+    one, two = make(), make()
+    rewards = [count.submit(frames_THWC, actions_T)().rewards_B[0] for count in (one, two, one)]
+    np.testing.assert_allclose(rewards, [1, 2**-0.5, 3**-0.5], rtol=1e-6)
+    two.reset_counts()
+    assert two.submit(frames_THWC, actions_T)().rewards_B[0] == 1
+    assert one.submit(frames_THWC, actions_T)().rewards_B[0] == pytest.approx(0.5)
+    ray.kill(one._counter)
+    with pytest.raises(ScoringError, match="counter of screens is lost"):
+        one.submit(frames_THWC, actions_T)()
 
 
 def test_random_rewards_are_uniform():
