@@ -1,6 +1,6 @@
 """The base class of all games."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -8,6 +8,15 @@ from numpy.typing import NDArray
 
 from envs.controls import ACTIONS
 from envs.utils.errors import InputError
+
+
+class GameState(NamedTuple):
+    """A moment of a game, from which `reset(options={"state": ...})` continues."""
+
+    data: bytes
+    """What `save_state` returned."""
+    frame_HWC: NDArray[np.uint8]
+    """Frame of that moment: an emulator draws it only in the step that leads there."""
 
 
 class GameEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
@@ -49,6 +58,29 @@ class GameEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(actions, seed=seed)
         self._steps = 0
+
+    def state(self) -> GameState:
+        """Return the current moment."""
+        return GameState(self.save_state(), self._observe())
+
+    def save_state(self) -> bytes:
+        """Return what `load_state` needs to continue from here, bit for bit.
+
+        Raises: InputError for a game without savestates.
+        """
+        raise InputError(
+            f"{self.game} has no savestates: explore it with a policy from the start, such as "
+            "dirichlet:0.3"
+        )
+
+    def load_state(self, state: bytes) -> None:
+        """Restore a state of `save_state`. Raises: InputError for a state of another game."""
+        raise InputError(f"{self.game} has no savestates")
+
+    def _observe(self) -> NDArray[np.uint8]:
+        """Return the current frame as a step returns it."""
+        frame_HWC: NDArray[np.uint8] = self.render()
+        return frame_HWC
 
     def _count_step(self) -> bool:
         """Count a step and return True if it was the last one of `max_steps`."""

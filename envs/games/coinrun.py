@@ -7,6 +7,7 @@ against Qt 5, which the extra installs as a Python package, so that no system pa
 import ctypes
 import importlib
 import importlib.metadata
+import json
 from functools import cache
 from typing import Any, Literal
 
@@ -91,6 +92,7 @@ class CoinRunEnv(GameEnv):
         self._levels = (start_level, start_level + levels if levels else LEVELS)
         if seed is not None:
             self._np_random, self._np_random_seed = seeding.np_random(seed)
+        self._level, self._played = 0, bytearray()
         self._pool: Any = None
         self._frame: NDArray[np.uint8] | None = None
 
@@ -99,10 +101,19 @@ class CoinRunEnv(GameEnv):
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """Draw a level and start it. info["level"] is its number.
 
-        The pool is created again, in a millisecond, because its seed is fixed at creation.
+        options["state"], a `GameState`, continues from another moment instead.
         """
         super().reset(seed=seed)
-        level = int(self.np_random.integers(*self._levels))
+        if options and "state" in options:
+            self.load_state(options["state"].data)
+        else:
+            self._start(int(self.np_random.integers(*self._levels)))
+        self._steps = 0
+        return self.render(), {"level": self._level}
+
+    def _start(self, level: int) -> None:
+        """Start a level. The pool is created again, in a millisecond: its seed is fixed then."""
+        self._level, self._played = level, bytearray()
         self._pool = self._envpool.make(
             f"Coinrun{self.difficulty.capitalize()}-v0",
             "gymnasium",
@@ -116,15 +127,30 @@ class CoinRunEnv(GameEnv):
         )
         frames_NHWC, _ = self._pool.reset()
         self._show(frames_NHWC[0])
-        self._steps = 0
-        return self.render(), {"level": level}
+
+    def save_state(self) -> bytes:
+        """Return the level and the actions played in it: the game has no savestates of its own."""
+        return json.dumps({"level": self._level, "actions": self._played.hex()}).encode()
+
+    def load_state(self, state: bytes) -> None:
+        """Start the level of a state and play its actions again, a thousand in a second."""
+        saved = json.loads(state)
+        self._start(saved["level"])
+        for action in bytes.fromhex(saved["actions"]):
+            self._play(action)
 
     def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Play one of the seven actions. The last frame of an episode shows the end itself."""
         if self._pool is None:
             raise InputError("CoinRun: call reset() before step()")
         self._check_action(action)
-        procgen_action = np.array([PROCGEN_ACTIONS[int(action)]], np.int32)
+        reward, terminated, ended = self._play(int(action))
+        return self.render(), reward, terminated, self._count_step() or ended, {}
+
+    def _play(self, action: int) -> tuple[float, bool, bool]:
+        """Play a step; return its reward, and whether the game terminated or was cut off."""
+        self._played.append(action)
+        procgen_action = np.array([PROCGEN_ACTIONS[action]], np.int32)
         reward = 0.0
         for _ in range(self.frame_skip):
             frames_NHWC, rewards_N, terminated_N, truncated_N, _ = self._pool.step(procgen_action)
@@ -133,8 +159,7 @@ class CoinRunEnv(GameEnv):
                 self._pool = None  # envpool would restart the level at the next step
                 break
         self._show(frames_NHWC[0])
-        truncated = self._count_step() or bool(truncated_N[0])
-        return self.render(), reward, bool(terminated_N[0]), truncated, {}
+        return reward, bool(terminated_N[0]), bool(truncated_N[0])
 
     def _show(self, frame_HWC: NDArray[np.uint8]) -> None:
         painted = self.velocity == "painted"

@@ -5,6 +5,7 @@ unpredictable noise: an explorer rewarded for high uncertainty stays there, one 
 noise moves on.
 """
 
+import json
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,20 @@ class CorridorEnv(GameEnv):
         super().reset(seed=seed)
         self.cell, self._steps = START, 0
         self._draw_wall()
+        if options and "state" in options:
+            self.load_state(options["state"].data)
         return self.render(), {}
+
+    def save_state(self) -> bytes:
+        """Return the cell, the wall and the state of the noise."""
+        return json.dumps(
+            [self.cell, self._wall.tolist(), self.np_random.bit_generator.state]
+        ).encode()
+
+    def load_state(self, state: bytes) -> None:
+        """Restore the cell, the wall and the noise."""
+        self.cell, wall, self.np_random.bit_generator.state = json.loads(state)
+        self._wall = np.array(wall, np.uint8)
 
     def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Move one cell, or stay."""

@@ -4,6 +4,7 @@ It verifies alignment: after collecting, storing, cutting into clips and scoring
 with frame t must be the one that frame t + 1 shows.
 """
 
+import json
 from typing import Any
 
 import numpy as np
@@ -31,29 +32,39 @@ class CountingEnv(GameEnv):
             raise InputError(
                 f"Counting needs frames of at least {STEP_BITS} pixels, not {self.size}"
             )
-        self._action = -1
+        self._number, self._action = 0, -1
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """Return to step 0, with no action cell lit."""
         super().reset(seed=seed)
-        self._steps, self._action = 0, -1
+        self._steps, self._number, self._action = 0, 0, -1
+        if options and "state" in options:
+            self.load_state(options["state"].data)
         return self.render(), {}
 
     def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Count one step and show `action` in the resulting frame."""
         self._check_action(action)
         self._action = int(action)
-        truncated = self._count_step()
-        return self.render(), float(self._steps), False, truncated, {}
+        self._number += 1
+        return self.render(), float(self._number), False, self._count_step(), {}
+
+    def save_state(self) -> bytes:
+        """Return step number and last action."""
+        return json.dumps([self._number, self._action]).encode()
+
+    def load_state(self, state: bytes) -> None:
+        """Restore step number and last action."""
+        self._number, self._action = json.loads(state)
 
     def render(self) -> Any:
         """Return the current frame, uint8 (size, size, 3)."""
         frame_HWC = np.zeros((self.size, self.size, 3), np.uint8)
         half = self.size // 2
         for bit in range(STEP_BITS):
-            if self._steps >> bit & 1:
+            if self._number >> bit & 1:
                 frame_HWC[:half, _cell(bit, STEP_BITS, self.size)] = BRIGHT
         if self._action >= 0:
             frame_HWC[half:, _cell(self._action, len(ACTIONS), self.size)] = BRIGHT

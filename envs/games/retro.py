@@ -71,7 +71,7 @@ class RetroEnv(GameEnv):
         """Rewind to the start state and press nothing for one step; the seed has no effect.
 
         The step is needed because a core draws its first frame after a rewind only in part, or
-        black.
+        black. options["state"], a `GameState`, continues from another moment instead.
         """
         super().reset(seed=seed)
         self._emulator_env.initial_state = self._start
@@ -80,7 +80,10 @@ class RetroEnv(GameEnv):
         self._is_plain = not cropped and self._emulator_env.em.get_rotation() == 0
         self._advance(_bits(0, len(self.buttons)))
         self._steps = 0
-        return letterbox(self._screen, self.size), {}
+        if options and "state" in options:
+            self.load_state(options["state"].data)
+            self._screen = options["state"].frame_HWC.copy()
+        return self._observe(), {}
 
     def step(self, action: np.int64) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Hold the buttons of `action` for `frame_skip` emulator frames.
@@ -92,7 +95,7 @@ class RetroEnv(GameEnv):
             raise InputError(f"{self.game}: call reset() before step()")
         self._check_action(action)
         reward, terminated = self._advance(self._presses[int(action)])
-        return letterbox(self._screen, self.size), reward, terminated, self._count_step(), {}
+        return self._observe(), reward, terminated, self._count_step(), {}
 
     def save_state(self) -> bytes:
         """Return the state of the whole console, for `load_state`."""
@@ -102,6 +105,12 @@ class RetroEnv(GameEnv):
         """Restore a state of `save_state` bit for bit. The next step draws the screen."""
         if not self._emulator_env.em.set_state(state):
             raise InputError(f"{self.game}: not a state of the {self.console} emulator")
+        # Rewards are differences to the values of the step before.
+        self._emulator_env.data.reset()
+        self._emulator_env.data.update_ram()
+
+    def _observe(self) -> NDArray[np.uint8]:
+        return letterbox(self._screen, self.size)
 
     def hold(self, buttons: Sequence[str]) -> NDArray[np.uint8]:
         """Hold any number of buttons, by name, for one step and return the screen, uint8 (h, w, 3).
