@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,7 +160,7 @@ def builtin_policy(name: str) -> PolicySpec:
         if index < 0:
             raise InputError(f"policy {name!r}: give one of {', '.join(ACTIONS)}, or an index")
         return PolicySpec(f"hold{index}", partial(HoldPolicy, index))
-    ranges: dict[str, tuple[type[Any], float, float, str]] = {
+    ranges: dict[str, tuple[Callable[[float], Policy], float, float, str]] = {
         "sticky": (StickyPolicy, 0.0, 1.0, "a probability to repeat in [0, 1)"),
         "dirichlet": (DirichletPolicy, 1e-3, 1e3, "an alpha from 0.001 to below 1000"),
         "zipf": (ZipfPolicy, 1.05, 100.0, "an exponent from 1.05 to below 100"),

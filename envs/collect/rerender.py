@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 
 from envs import BUILTIN
 from envs.collect.collector import playable
@@ -106,13 +107,22 @@ def rerender_episode(env: gymnasium.Env[Any, Any], recorded: Episode) -> Episode
 
     Raises: InputError if a frame, shrunk to the recorded size, or a reward differs from the record.
     """
-    frames = [env.reset()[0]]
+    frames = [_start(env, recorded)]
     _check_same(env, recorded, 0)
     for step, action in enumerate(recorded.actions):
         frame_HWC, reward, *_ = env.step(np.int64(action))
         frames.append(frame_HWC)
         _check_same(env, recorded, step + 1, float(reward))
     return dataclasses.replace(recorded, frames_THWC=np.stack(frames))
+
+
+def _start(env: gymnasium.Env[Any, Any], recorded: Episode) -> NDArray[np.uint8]:
+    """Return the first frame of an episode, which may begin in the middle of a game."""
+    frame_HWC: NDArray[np.uint8]
+    frame_HWC, _ = env.reset(seed=recorded.info.get("start_seed"))
+    for action in bytes.fromhex(recorded.info.get("path", "")):
+        frame_HWC, *_ = env.step(np.int64(action))
+    return frame_HWC
 
 
 def _check_same(

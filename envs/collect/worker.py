@@ -10,12 +10,14 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 
 import envs
 from envs.collect.policies import Policy, UntrainedPolicy
 from envs.controls import ACTIONS
 from envs.episodes.episode import Episode
 from envs.episodes.shards import Shard, write_shard
+from envs.games.base import GameState
 from envs.utils.errors import InputError
 from envs.utils.storage import parse_uri
 
@@ -45,15 +47,31 @@ class EpisodeKey:
         """Seed of the policy in this episode, below 2^63."""
         return int(self._digest()[16:32], 16) >> 1
 
+    @property
+    def start_seed(self) -> int:
+        """Seed of the reset of the episode, below 2^32."""
+        return self.policy_seed % 2**32
+
     def _digest(self) -> str:
         identity = json.dumps([self.game, self.policy_id, self.seed, self.episode])
         return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def play_episode(
-    env: gymnasium.Env[Any, Any], policy: Policy, key: EpisodeKey, *, steps: int
+    env: gymnasium.Env[Any, Any],
+    policy: Policy,
+    key: EpisodeKey,
+    *,
+    steps: int,
+    start: GameState | None = None,
+    on_step: Callable[[list[NDArray[np.uint8]], list[int], list[float]], None] | None = None,
+    info: dict[str, Any] | None = None,
 ) -> Episode:
     """Play the episode `key` in `envs.make(key.game)` until the game ends, at most `steps` steps.
+
+    `start`: moment to begin at, instead of the game's start. `on_step` is called after each step
+    that did not end the game, with all frames, actions and rewards so far. `info` is stored in the
+    episode.
 
     Raises: GameError for a policy with another number of actions than the game.
     """
@@ -65,7 +83,8 @@ def play_episode(
         raise GameError(
             f"{key.game} has {count} actions and the policy {learnt}: play it with 'random'"
         )
-    frame_HWC, _ = env.reset(seed=key.policy_seed % 2**32)
+    options = {} if start is None else {"state": start}
+    frame_HWC, _ = env.reset(seed=key.start_seed, options=options)
     policy.reset(key.policy_seed)
     frames, actions, rewards = [frame_HWC], [], []
     terminated = truncated = False
@@ -74,7 +93,9 @@ def play_episode(
         frame_HWC, reward, terminated, truncated, _ = env.step(np.int64(action))
         frames.append(frame_HWC)
         actions.append(action)
-        rewards.append(reward)
+        rewards.append(float(reward))
+        if on_step is not None and not terminated:
+            on_step(frames, actions, rewards)
         truncated = truncated or (len(actions) >= steps and not terminated)
     return Episode(
         session_id=key.id,
@@ -93,7 +114,7 @@ def play_episode(
         frame_skip=game.frame_skip,
         buttons=game.action_masks,
         resize=game.resize,
-        info={"episode": key.episode, "max_steps": steps},
+        info={"episode": key.episode, "max_steps": steps, **(info or {})},
     )
 
 

@@ -88,8 +88,12 @@ def play_missing(
     summary = CollectSummary()
     if missing:
         done = len(tasks) - len(missing)
-        with ray_session(cpus=workers.count), progress(title, len(tasks), done, shown=shown) as bar:
-            summary = WorkerPool(writer, workers, bar).play(missing)
+        with (
+            ray_session(cpus=workers.count),
+            progress(title, len(tasks), done, shown=shown) as bar,
+            WorkerPool(writer, workers, bar) as pool,
+        ):
+            summary = pool.play(missing)
         held = writer.sessions
     records = [held[task.id] for task in tasks if task.id in held]
     summary.episodes = len(records)
@@ -108,14 +112,15 @@ class _Assignment:
 
 
 class WorkerPool:
-    """Ray actors that play tasks; dead or hung ones are replaced."""
+    """Ray actors that play tasks; dead or hung ones are replaced. Use it in a `with` block."""
 
     def __init__(self, writer: EpisodeWriter, workers: WorkerSpec, bar: Bar) -> None:
         """Create a pool without workers."""
         resources = node_resources("rollout").resources
         self._actor_class: Any = ray.remote(num_cpus=1, resources=resources)(workers.worker_class)
         self._writer, self._workers, self._bar = writer, workers, bar
-        self._summary = CollectSummary()
+        self.summary = CollectSummary()
+        self.results: dict[str, EpisodeResult] = {}
         self._starting: dict[Any, Any] = {}
         """Workers that are not ready yet; on a full cluster they wait for a free core."""
         self._idle: list[Any] = []
@@ -125,40 +130,45 @@ class WorkerPool:
         self._failed_starts = 0
         self._started = self._committed = time.monotonic()
 
-    def play(self, tasks: Sequence[Task]) -> CollectSummary:
-        """Play all tasks and return the counts of what was played and skipped.
+    def __enter__(self) -> "WorkerPool":
+        return self
 
-        However this ends, the actors are stopped and all finished episodes are in the manifest.
+    def __exit__(self, *exception: object) -> None:
+        """Stop the actors. However the block ends, all finished episodes are in the manifest."""
+        busy = (assignment.worker for assignment in self._running.values())
+        for worker in [*self._idle, *self._starting.values(), *busy]:
+            ray.kill(worker)
+        self._writer.commit()
+
+    def play(self, tasks: Sequence[Task]) -> CollectSummary:
+        """Play all tasks and return `summary`, the counts of what was played and skipped so far.
+
+        `results` then holds their results, by session id.
         """
+        self.results.clear()
         self._waiting.extend(tasks)
-        try:
-            for _ in range(min(self._workers.count, len(tasks))):
-                self._start_worker()
-            while self._waiting or self._running:
-                self._assign_tasks()
-                pending = [*self._running, *self._starting]
-                ready, _ = ray.wait(pending, num_returns=1, timeout=POLL_SECONDS)
-                for reference in ready:
-                    if reference in self._starting:
-                        self._on_worker_ready(reference)
-                    else:
-                        self._on_episode_done(reference)
-                self._kill_hung_workers()
-                if time.monotonic() - self._committed > COMMIT_SECONDS:
-                    self._writer.commit()
-                    self._committed = time.monotonic()
-        finally:
-            busy = (assignment.worker for assignment in self._running.values())
-            for worker in [*self._idle, *self._starting.values(), *busy]:
-                ray.kill(worker)
-            self._writer.commit()
-        return self._summary
+        while len(self._idle) + len(self._starting) < min(self._workers.count, len(tasks)):
+            self._start_worker()
+        while self._waiting or self._running:
+            self._assign_tasks()
+            pending = [*self._running, *self._starting]
+            ready, _ = ray.wait(pending, num_returns=1, timeout=POLL_SECONDS)
+            for reference in ready:
+                if reference in self._starting:
+                    self._on_worker_ready(reference)
+                else:
+                    self._on_episode_done(reference)
+            self._kill_hung_workers()
+            if time.monotonic() - self._committed > COMMIT_SECONDS:
+                self._writer.commit()
+                self._committed = time.monotonic()
+        return self.summary
 
     def _assign_tasks(self) -> None:
         """Give waiting tasks to idle workers, without those of skipped games."""
         while self._waiting and self._idle:
             task = self._waiting.popleft()
-            if task.game not in self._summary.skipped:
+            if task.game not in self.summary.skipped:
                 worker = self._idle.pop()
                 assignment = _Assignment(worker, task, time.monotonic())
                 self._running[worker.play.remote(task)] = assignment
@@ -218,15 +228,17 @@ class WorkerPool:
                 raise InputError(str(error.cause)) from None
             raise
         self._idle.append(assignment.worker)
-        self._writer.record(result.shard)
-        self._summary.played_episodes += 1
-        self._summary.played_frames += sum(record.num_frames for record in result.shard.sessions)
-        self._summary.cpu_seconds += result.cpu_seconds
-        rate = self._summary.played_frames / (time.monotonic() - self._started)
+        self.results[task.id] = result
+        if task.id not in self._writer:
+            self._writer.record(result.shard)
+        self.summary.played_episodes += 1
+        self.summary.played_frames += sum(record.num_frames for record in result.shard.sessions)
+        self.summary.cpu_seconds += result.cpu_seconds
+        rate = self.summary.played_frames / (time.monotonic() - self._started)
         self._bar.advance(1, f"{task.game} {rate:.0f} frames/s")
 
     def _skip_game(self, game: str, reason: str) -> None:
         """Play no further episodes of a game."""
-        if game not in self._summary.skipped:
+        if game not in self.summary.skipped:
             console.print(f"{game} is skipped: {reason}")
-            self._summary.skipped[game] = reason
+            self.summary.skipped[game] = reason

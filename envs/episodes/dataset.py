@@ -48,6 +48,10 @@ class EpisodeWriter:
             self._lock.close()
             raise
 
+    def __contains__(self, session_id: str) -> bool:
+        """Return True if the folder holds an episode."""
+        return session_id in self._ids
+
     @property
     def sessions(self) -> dict[str, SessionRecord]:
         """Session id -> record of all episodes in the folder, including uncommitted ones."""

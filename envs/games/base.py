@@ -79,8 +79,8 @@ class GameEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
     def _observe(self) -> NDArray[np.uint8]:
         """Return the current frame as a step returns it."""
-        frame_HWC: NDArray[np.uint8] = self.render()
-        return frame_HWC
+        frame_HWC: Any = self.render()
+        return np.asarray(frame_HWC, np.uint8)
 
     def _count_step(self) -> bool:
         """Count a step and return True if it was the last one of `max_steps`."""

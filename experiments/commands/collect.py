@@ -1,12 +1,27 @@
 """Record episodes of games with a random, scripted or trained policy."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import RunArgs, check_at_least, check_games, check_new_data
+from experiments.arguments import (
+    RunArgs,
+    check_at_least,
+    check_data,
+    check_games,
+    check_model,
+    check_new_data,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from envs.collect import CollectSummary
+    from envs.collect.policies import PolicySpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +37,14 @@ class Args(RunArgs):
     """random; sticky:P, which repeats an action with probability P; dirichlet:ALPHA, whose episodes
     each draw action probabilities (0.3 goes far); zipf:EXPONENT, bursts of one action; hold:ACTION,
     one button with 15 % random actions; checkpoint:FOLDER, an agent that `autoexplore explore`
-    wrote; expert:FOLDER, the same for test sets."""
+    wrote; expert:FOLDER, the same for test sets; archive:POLICY, which plays on with POLICY
+    (archive alone: dirichlet:0.3) from savestates of which the world model knows little."""
+    model: Path | None = None
+    """World model that scores the savestates of an archive."""
+    reward: Literal["token-entropy", "disagreement", "count-bonus", "extrinsic"] = "token-entropy"
+    """Score of a savestate: the world model's uncertainty; visits alone; the game's own reward."""
+    reward_data: tuple[str, ...] = ()
+    """Episode folders on which disagreement is trained."""
     episodes: int = 4
     """Number of episodes of each game."""
     steps: int = 500
@@ -45,31 +67,66 @@ def run(args: Args) -> None:
     games = check_games(args.games, partial=True)
     check_new_data(args.out, resume=args.resume)
 
-    # These import Ray and torch: wrong arguments are reported first.
-    from envs.collect.policies import builtin_policy
+    check_data(args.reward_data)
 
-    if args.policy.startswith(("checkpoint:", "expert:")):
-        from exploration.agent.policy import policy_spec
-
-        policy = policy_spec(args.policy, epsilon=args.epsilon, temperature=args.temperature)
+    # The functions below import Ray, and torch for agents: wrong arguments are reported first.
+    archive, _, name = args.policy.partition(":")
+    if archive == "archive":
+        if args.model is not None:
+            check_model(args.model)
+        policy = build_policy(name or "dirichlet:0.3", args)
+        summary = collect_from_archive(games, policy, args)
     else:
-        policy = builtin_policy(args.policy)
-    from envs.collect.collector import collect
+        policy = build_policy(args.policy, args)
+        from envs.collect.collector import collect
 
-    with ray_session(args.ray_address):
-        summary = collect(
-            games,
-            args.out,
-            episodes=args.episodes,
-            steps=args.steps,
-            policy=policy,
-            workers=args.workers,
-            seed=args.seed,
-            timeout=args.timeout,
-        )
+        with ray_session(args.ray_address):
+            summary = collect(
+                games,
+                args.out,
+                episodes=args.episodes,
+                steps=args.steps,
+                policy=policy,
+                workers=args.workers,
+                seed=args.seed,
+                timeout=args.timeout,
+            )
     rate = summary.played_frames / max(summary.seconds, 1e-9)
     console.print(
         f"{args.out}: {summary.episodes} episodes, {summary.frames:,} frames; "
         f"{summary.played_frames:,} of them played in this run, "
         f"in {summary.seconds:.0f} s ({rate:,.0f} frames/s)"
     )
+
+
+def build_policy(name: str, args: Args) -> "PolicySpec":
+    """Return the policy of a name. Only that of an agent imports torch."""
+    from envs.collect.policies import builtin_policy
+
+    if not name.startswith(("checkpoint:", "expert:")):
+        return builtin_policy(name)
+    from exploration.agent.policy import policy_spec
+
+    return policy_spec(name, epsilon=args.epsilon, temperature=args.temperature)
+
+
+def collect_from_archive(
+    games: "Sequence[str]", policy: "PolicySpec", args: Args
+) -> "CollectSummary":
+    """Collect episodes that begin at savestates."""
+    from exploration import archive
+    from exploration.reward.factory import RewardConfig
+
+    reward = RewardConfig(args.reward, data=args.reward_data)
+    reward.check(args.model)
+    with ray_session(args.ray_address):
+        return archive.collect_from_archive(
+            games,
+            args.model,
+            args.out,
+            archive.ArchiveConfig(episodes=args.episodes, steps=args.steps, policy=policy),
+            reward,
+            workers=args.workers,
+            seed=args.seed,
+            timeout=args.timeout,
+        )

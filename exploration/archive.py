@@ -1,0 +1,239 @@
+"""Exploration from an archive of savestates, chosen by the world model's uncertainty.
+
+Beyond the paper: play does not begin at the game's start, but at moments that the model knows
+little of. Rounds of episodes alternate with scoring, so that the result does not depend on the
+number of workers and an interrupted collection goes on with its next round.
+
+    <out>/archive/<game>/   see `envs.collect.archive`
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs import BUILTIN, catalog
+from envs.collect.archive import Archive
+from envs.collect.archive_worker import ArchiveResult, ArchiveTask, ArchiveWorker, Moment
+from envs.collect.cells import CellGrid, fit_grid
+from envs.collect.collector import playable
+from envs.collect.policies import PolicySpec, builtin_policy
+from envs.collect.worker import EpisodeKey
+from envs.collect.worker_pool import CollectSummary, WorkerPool, WorkerSpec, default_timeout
+from envs.episodes.dataset import EpisodeReader, EpisodeWriter
+from envs.utils.errors import InputError
+from envs.utils.progress import Bar, console, progress
+from envs.utils.ray_session import ray_session
+from envs.utils.storage import is_remote
+from exploration.reward.factory import WITHOUT_MODEL, RewardConfig
+from exploration.reward.scorers import ScoringError
+from exploration.reward.token_entropy import TOP_FRACTION
+from worldmodel.uncertainty import Windows
+
+GRID_FRAMES = 1_000
+"""Largest number of frames to which the grid of cells is fitted, evenly spaced."""
+
+
+@dataclass(frozen=True)
+class ArchiveConfig:
+    """Play from an archive. The defaults are for a few thousand steps of a game."""
+
+    episodes: int = 64
+    """Number of episodes of each game."""
+    steps: int = 100
+    """Maximum length of an episode in steps."""
+    round_episodes: int = 8
+    """Episodes between two updates of the archive, which workers play in parallel."""
+    policy: PolicySpec = field(default_factory=lambda: builtin_policy("dirichlet:0.3"))
+    """Policy that plays on from a cell."""
+    max_cells: int = 5_000
+    """Largest number of cells of a game."""
+    sharpness: float = 1.0
+    """Exponent of a cell's uncertainty, in standard deviations, in its weight; 0 leaves counts."""
+
+    def __post_init__(self) -> None:
+        if min(self.episodes, self.steps, self.round_episodes, self.max_cells) < 1:
+            raise InputError(
+                f"episodes {self.episodes}, steps {self.steps}, round_episodes "
+                f"{self.round_episodes} and max_cells {self.max_cells} must be 1 or more"
+            )
+        if self.sharpness < 0:
+            raise InputError(f"sharpness {self.sharpness}: must be 0 or more")
+
+
+def collect_from_archive(
+    games: Sequence[str],
+    model: Path | str | None,
+    out: Path | str,
+    config: ArchiveConfig,
+    reward: RewardConfig,
+    *,
+    workers: int = 2,
+    seed: int = 0,
+    timeout: float | None = None,
+) -> CollectSummary:
+    """Collect episodes that begin where `reward` is high, and write them to `out`.
+
+    `reward` scores the cells: token-entropy or another one of `model`; extrinsic, the game's own
+    reward so far, as Go-Explore does; count-bonus, visits alone. Existing episodes are not played
+    again. Uses the connected Ray cluster, or a local one.
+
+    Raises InputError for invalid settings, and for an archive of another game or ROM.
+    """
+    if is_remote(out):
+        raise InputError(f"{out}: an archive needs a local folder: upload the episodes afterwards")
+    reward.check(model)
+    names, skipped = playable(games)
+    policy_id = f"archive-{reward.name}-{config.policy.name}"
+    keys = {
+        game: [EpisodeKey(game, policy_id, seed, number) for number in range(config.episodes)]
+        for game in names
+    }
+    spec = WorkerSpec(
+        ArchiveWorker,
+        (str(Path(out).resolve()), config.policy.build, config.steps),
+        workers,
+        timeout or default_timeout(config.steps),
+    )
+    with EpisodeWriter(out) as writer, ray_session(cpus=workers):
+        sessions = ((key.game, key.id) for each in keys.values() for key in each)
+        recipe = {"steps": config.steps, "round_episodes": config.round_episodes}
+        writer.plan(sessions, f"{policy_id} seed {seed}", recipe)
+        scorers = reward.open(model, Path(out) / "archive", steps=1, replicas=1, seed=seed)
+        with (
+            scorers as make_scorer,
+            progress("archive", config.episodes * len(names)) as bar,
+            WorkerPool(writer, spec, bar) as pool,
+        ):
+            score = CellScores(None if reward.name in WITHOUT_MODEL else make_scorer)
+            for game in names:
+                explorer = _GameExplorer(game, Path(out), config, reward, seed)
+                explorer.play(keys[game], writer, pool, score, bar)
+            summary = pool.summary
+    summary.skipped = skipped | summary.skipped
+    summary.episodes = sum(key.id in writer for each in keys.values() for key in each)
+    return summary
+
+
+class CellScores:
+    """Scores of moments by a world model; NaN for those that it cannot score."""
+
+    def __init__(self, make_scorer: Callable[[], Any] | None) -> None:
+        self._scorer = None if make_scorer is None else make_scorer()
+        self._warned = False
+
+    def __call__(self, moments: Sequence[Moment]) -> list[float]:
+        """Return the reward of the window that ends in each moment."""
+        scores = [float("nan")] * len(moments)
+        places = [index for index, moment in enumerate(moments) if moment.window is not None]
+        if self._scorer is None or not places:
+            return scores
+        windows = Windows(
+            np.stack([moments[index].window[0] for index in places]),  # type: ignore[index]
+            np.stack([moments[index].window[1] for index in places]),  # type: ignore[index]
+        )
+        try:
+            rewards_B = self._score(windows)
+        except ScoringError as error:
+            # The archive goes on with the scores that it has.
+            if not self._warned:
+                console.print(f"cells are not scored, and chosen by their counts: {error}")
+                self._warned = True
+            return scores
+        for index, value in zip(places, rewards_B.tolist(), strict=True):
+            scores[index] = value
+        return scores
+
+    def _score(self, windows: Windows) -> Any:
+        assert self._scorer is not None
+        if hasattr(self._scorer, "score_windows"):
+            return self._scorer.score_windows(windows).rewards_B
+        # A service scores clips: each window is a clip of its own, all of them in flight at once.
+        pending = [
+            self._scorer.submit(frames_5HWC, actions_4, TOP_FRACTION)
+            for frames_5HWC, actions_4 in zip(*windows, strict=True)
+        ]
+        return np.concatenate([receive().rewards_B for receive in pending])
+
+
+class _GameExplorer:
+    """Rounds of one game: choose cells, play on from them, add what was found."""
+
+    def __init__(
+        self, game: str, out: Path, config: ArchiveConfig, reward: RewardConfig, seed: int
+    ) -> None:
+        self._out, self._config, self._reward = out, config, reward
+        self._path = out / "archive" / game
+        rom = None if game in BUILTIN else catalog.rom_path(game)
+        sha1 = "" if rom is None else hashlib.sha1(rom.read_bytes()).hexdigest()
+        generator = np.random.default_rng([seed, *game.encode()])
+        self.archive = Archive(
+            game,
+            sha1,
+            CellGrid(),
+            max_cells=config.max_cells,
+            sharpness=config.sharpness,
+            generator=generator,
+        )
+        if self._path.is_dir():
+            self.archive = self.archive.load(self._path)
+
+    def play(
+        self,
+        keys: Sequence[EpisodeKey],
+        writer: EpisodeWriter,
+        pool: WorkerPool,
+        score: CellScores,
+        bar: Bar,
+    ) -> None:
+        """Play the rounds that the archive does not hold yet."""
+        size = self._config.round_episodes
+        rounds = [keys[first : first + size] for first in range(0, len(keys), size)]
+        bar.advance(sum(map(len, rounds[: self.archive.rounds])))
+        for number in range(self.archive.rounds, len(rounds)):
+            tasks = [
+                ArchiveTask(key, self.archive.grid, self.archive.choose()) for key in rounds[number]
+            ]
+            pool.play(tasks)
+            # In the order of the tasks: which worker was faster must not matter.
+            results = [pool.results[task.id] for task in tasks if task.id in pool.results]
+            moments = [
+                moment
+                for result in results
+                if isinstance(result, ArchiveResult)
+                for moment in result.moments
+            ]
+            if number == 0:
+                writer.commit()
+                self._fit_grid({task.id for task in tasks})
+            self._add(moments, score)
+            self.archive.rounds = number + 1
+            self.archive.save(self._path)
+
+    def _fit_grid(self, ids: set[str]) -> None:
+        """Choose the cells by the frames of the first round."""
+        reader = EpisodeReader(self._out)
+        episodes = [
+            reader[index].frames_THWC
+            for index, record in enumerate(reader.records)
+            if record.session_id in ids
+        ]
+        if episodes:
+            frames_NHWC = np.concatenate(episodes)
+            every = max(1, -(-len(frames_NHWC) // GRID_FRAMES))
+            self.archive.grid = fit_grid(frames_NHWC[::every])
+
+    def _add(self, moments: Sequence[Moment], score: CellScores) -> None:
+        """Add moments to the archive and score those in new cells."""
+        new = []
+        for moment in moments:
+            key = self.archive.grid.key(moment.cell.state.frame_HWC)
+            if self.archive.add(key, moment.cell):
+                new.append(moment)
+        for moment, value in zip(new, score(new), strict=True):
+            extrinsic = self._reward.name == "extrinsic"
+            moment.cell.score = moment.cell.reward if extrinsic else value
+        self.archive.shrink()

@@ -1,0 +1,200 @@
+"""Exploring from an archive: cells, weights, rounds, resuming, and episodes that play again."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import envs
+from envs.collect.archive import Archive, Cell
+from envs.collect.cells import CellGrid, fit_grid
+from envs.collect.policies import builtin_policy
+from envs.collect.rerender import rerender_episode
+from envs.episodes.dataset import EpisodeReader
+from envs.games.base import GameState
+from envs.games.corridor import CELLS_PER_ROOM, ROOMS, read_cell
+from envs.utils.errors import InputError
+from exploration.archive import ArchiveConfig, collect_from_archive
+from exploration.reward.factory import RewardConfig
+
+COUNTS, SCORE = RewardConfig("count-bonus"), RewardConfig("extrinsic")
+CONFIG = ArchiveConfig(episodes=12, steps=20, round_episodes=4)
+
+
+def cell(score: float = math.nan, chosen: int = 0, seen: int = 1, path: bytes = b"") -> Cell:
+    state = GameState(b"state" + path, np.full((64, 64, 3), len(path), np.uint8))
+    return Cell(state, path, 7, 1.5, score, chosen, seen)
+
+
+def archive(**cells: Cell) -> Archive:
+    known = {name.encode(): each for name, each in cells.items()}
+    return Archive("Corridor", "", CellGrid(), cells=known)
+
+
+def test_weights_by_hand() -> None:
+    kept = archive(a=cell(0.1), b=cell(0.3, chosen=1), c=cell(0.2, seen=3), d=cell())
+    deviation = np.std([0.1, 0.2, 0.3])
+    z = np.array([-0.1, 0.1, 0.0]) / deviation
+    expected = [math.exp(z[0]) / 2**0.5, math.exp(z[1]) / 4**0.5, 1 / 4**0.5, 1 / 2**0.5]
+    np.testing.assert_allclose(kept.weights(), expected)
+    counts = replace(kept, sharpness=0.0)
+    np.testing.assert_allclose(counts.weights(), [2**-0.5, 0.5, 0.5, 2**-0.5])
+
+
+def test_a_shorter_path_replaces_a_longer_one_and_the_least_are_dropped() -> None:
+    kept = archive(a=cell(path=b"\0\1\2"))
+    assert not kept.add(b"a", cell(path=b"\3"))
+    assert (kept.cells[b"a"].path, kept.cells[b"a"].seen) == (b"\3", 2)
+    assert not kept.add(b"a", cell(path=b"\3\4\5"))
+    assert kept.cells[b"a"].path == b"\3"
+    assert kept.add(b"b", cell())
+    kept.cells[b"a"].chosen = 100
+    kept.max_cells = 1
+    assert kept.shrink() == 1
+    assert list(kept.cells) == [b"b"]
+
+
+def test_an_archive_is_restored_exactly_and_only_for_its_game(tmp_path: Path) -> None:
+    kept = archive(a=cell(0.5, 2, 3, b"\0\1"), b=cell(path=b"\2"))
+    kept.rounds = 4
+    kept.save(tmp_path / "archive")
+    again = archive().load(tmp_path / "archive")
+    assert (again.rounds, again.grid, list(again.cells)) == (4, kept.grid, list(kept.cells))
+    for key, each in kept.cells.items():
+        other = again.cells[key]
+        assert (each.path, each.start_seed, each.reward) == (
+            other.path,
+            other.start_seed,
+            other.reward,
+        )
+        assert (each.chosen, each.seen, str(each.score)) == (
+            other.chosen,
+            other.seen,
+            str(other.score),
+        )
+        assert other.state.data == each.state.data
+        np.testing.assert_array_equal(other.state.frame_HWC, each.state.frame_HWC)
+    chosen = [kept.choose(), again.choose()]
+    assert chosen[0].path == chosen[1].path  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="archive of game Corridor, not Counting"):
+        Archive("Counting", "", CellGrid()).load(tmp_path / "archive")
+    with pytest.raises(InputError, match="archive of rom_sha1"):
+        Archive("Corridor", "other", CellGrid()).load(tmp_path / "archive")
+    arrays = tmp_path / "archive" / "arrays.npz"
+    arrays.write_bytes(arrays.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"arrays.npz .* the archive is damaged"):
+        archive().load(tmp_path / "archive")
+
+
+def test_the_grid_divides_frames_into_about_an_eighth_as_many_cells() -> None:
+    env = envs.make("Corridor")
+    env.reset(seed=0)
+    frames = np.stack([env.step(np.int64(0))[0] for _ in range(48)])
+    grid = fit_grid(np.concatenate([frames] * 4))
+    cells = {grid.key(frame) for frame in frames}
+    assert 8 <= len(cells) <= 48
+    assert grid.key(frames[0]) != grid.key(frames[-1])
+
+
+@pytest.fixture(scope="module")
+def counted(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Episodes of the corridor, from an archive whose cells are chosen by their counts."""
+    out = tmp_path_factory.mktemp("archive") / "counted"
+    summary = collect_from_archive(["Corridor"], None, out, CONFIG, COUNTS, seed=1)
+    assert (summary.episodes, summary.played_episodes) == (12, 12)
+    return out
+
+
+def content(folder: Path) -> list[Any]:
+    reader = EpisodeReader(folder)
+    episodes = [reader[index] for index in range(len(reader))]
+    return [(each.session_id, each.info, each.frames_THWC.tobytes()) for each in episodes]
+
+
+def test_episodes_begin_in_cells_and_play_again_bit_for_bit(counted: Path) -> None:
+    reader = EpisodeReader(counted)
+    episodes = [reader[index] for index in range(len(reader))]
+    paths = [bytes.fromhex(each.info["path"]) for each in episodes]
+    assert sum(len(path) > 0 for path in paths) == 8  # the first round begins at the start
+    for each in episodes:
+        env = envs.make("Corridor")
+        again = rerender_episode(env, each)
+        np.testing.assert_array_equal(again.frames_THWC, each.frames_THWC)
+        assert each.policy_id == "archive-count-bonus-dirichlet0.3"
+
+
+def test_the_result_does_not_depend_on_workers_or_interruption(
+    counted: Path, tmp_path: Path
+) -> None:
+    one = tmp_path / "one"
+    first = replace(CONFIG, episodes=4)
+    collect_from_archive(["Corridor"], None, one, first, COUNTS, seed=1, workers=1)
+    # Killed between the manifest and the archive of the second round: it is played again.
+    before = {file.name: file.read_bytes() for file in (one / "archive" / "Corridor").iterdir()}
+    second = replace(CONFIG, episodes=8)
+    collect_from_archive(["Corridor"], None, one, second, COUNTS, seed=1, workers=1)
+    for name, data in before.items():
+        (one / "archive" / "Corridor" / name).write_bytes(data)
+    summary = collect_from_archive(["Corridor"], None, one, CONFIG, COUNTS, seed=1, workers=1)
+    assert summary.episodes == 12
+    assert content(one) == content(counted)
+    again = collect_from_archive(["Corridor"], None, one, CONFIG, COUNTS, seed=1)
+    assert (again.episodes, again.played_episodes) == (12, 0)
+
+
+def farthest(folder: Path) -> int:
+    reader = EpisodeReader(folder)
+    frames = [frame for index in range(len(reader)) for frame in reader[index].frames_THWC]
+    return max(read_cell(frame) for frame in frames)
+
+
+def test_an_archive_goes_farther_than_play_from_the_start(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    """As many steps by the same policy: the archive by the game's reward reaches the last room."""
+    config = ArchiveConfig(
+        episodes=24, steps=12, round_episodes=4, policy=builtin_policy("random"), sharpness=2.0
+    )
+    collect_from_archive(["Corridor"], None, tmp_path / "archive", config, SCORE, seed=0)
+    envs.collect.collect(["Corridor"], tmp_path / "start", episodes=24, steps=12, seed=0)
+    last_room = (ROOMS - 1) * CELLS_PER_ROOM
+    assert farthest(tmp_path / "start") < last_room // 2
+    assert farthest(tmp_path / "archive") >= last_room // 2
+    record = json.loads((tmp_path / "archive" / "archive" / "Corridor" / "cells.json").read_text())
+    assert max(entry["score"] for entry in record["cells"]) > 0
+
+
+def test_a_world_model_scores_the_cells(
+    ray_cluster: None, tiny_world: Path, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, episodes=8)
+    collect_from_archive(["Counting"], tiny_world, tmp_path / "data", config, RewardConfig())
+    record = json.loads((tmp_path / "data" / "archive" / "Counting" / "cells.json").read_text())
+    scores = [entry["score"] for entry in record["cells"] if entry["score"] is not None]
+    assert len(scores) > len(record["cells"]) / 2
+    assert all(0 <= score <= 1 for score in scores)
+    assert len(set(scores)) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"out": "s3://bucket/data"}, "local folder"),
+        ({"reward": RewardConfig()}, "needs a world model"),
+        ({"games": ["NoSuchGame"]}, "NoSuchGame"),
+    ],
+)
+def test_bad_input(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    usual = {"games": ["Corridor"], "model": None, "out": tmp_path, "config": CONFIG}
+    with pytest.raises(InputError, match=message):
+        collect_from_archive(**{**usual, "reward": COUNTS, **arguments})  # type: ignore[arg-type]
+
+
+def test_bad_settings() -> None:
+    for wrong in ({"episodes": 0}, {"max_cells": 0}, {"sharpness": -1.0}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            ArchiveConfig(**wrong)  # type: ignore[arg-type]
