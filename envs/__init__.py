@@ -2,7 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from envs.controls import ACTIONS, COINRUN_ACTIONS
+from envs.utils.errors import InputError
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import gymnasium
 
 COUNTING = "Counting"
@@ -43,6 +48,17 @@ def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
     from envs.games.retro import RetroEnv
 
     return RetroEnv(game, **options)
+
+
+def action_names(games: "Sequence[str]") -> tuple[str, ...]:
+    """Return the actions that all of some games share, in their order.
+
+    Raises: InputError for games with different actions.
+    """
+    coinrun = {game.removesuffix("-v0") == COINRUN for game in games}
+    if coinrun == {True, False}:
+        raise InputError("CoinRun has seven actions, the other games five: use it alone")
+    return COINRUN_ACTIONS if coinrun == {True} else ACTIONS
 
 
 def builtin_name(game: str) -> str | None:

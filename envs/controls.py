@@ -11,6 +11,9 @@ from envs.utils.errors import InputError
 
 ACTIONS: tuple[str, ...] = ("right", "left", "up", "down", "jump")
 
+COINRUN_ACTIONS = ("none", "right", "left", "jump", "jump right", "jump left", "down")
+"""The seven actions of the original CoinRun, in its order. Down drops through a crate."""
+
 DIRECTIONS = {"right": "RIGHT", "left": "LEFT", "up": "UP", "down": "DOWN"}
 
 # Arcade and its core FBNeo number their buttons from B, libretro's name for the first one.

@@ -24,6 +24,7 @@ from ray.rllib.utils.metrics import (
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
 
+from envs import action_names
 from envs.episodes.frame_distance import FrameDistance
 from envs.utils.errors import InputError
 from envs.utils.screen_hash import distinct_screens
@@ -32,7 +33,7 @@ from exploration.agent.learner import ExploreLearner, as_learner_batch, quiet_ac
 from exploration.agent.loss import LOSS_PARTS
 from exploration.agent.policy import CnnLstm
 from exploration.agent.replay_buffer import Batch, Fragment, ReplayBuffer, Scale, to_fragment
-from exploration.agent.rl_module import AgentModule
+from exploration.agent.rl_module import AgentModule, action_names_of
 from exploration.config import ExploreConfig, epsilon_at
 from exploration.mutable_settings import MUTABLE_SETTINGS, apply_settings
 from exploration.reward.scorers import Scorer
@@ -46,6 +47,7 @@ from exploration.rollout.vector_env import STEP_SECONDS, check_env_slots
 GAMES_ENV = "autoexplore-games"
 DEFAULTS: dict[str, Any] = ExploreConfig().algorithm_settings() | {
     "runner_threads": 1,
+    "archive": None,
     "step_timeout_s": STEP_SECONDS,
 }
 """Settings that `AutoExploreConfig.training` takes besides RLlib's, with their defaults."""
@@ -158,6 +160,7 @@ class AutoExploreConfig(AlgorithmConfig):
         model = {
             "channels": tuple(self.channels),
             "lstm_dim": self.lstm_dim,
+            "actions": action_names(self.games) if self.games else None,
             "max_seq_len": self.seq_len + 1,
             "precision": self.precision,
             "burn_in": self.burn_in,
@@ -381,12 +384,17 @@ class AutoExplore(Algorithm):
         if self.eval_env_runner is not None:
             self.eval_env_runner.start_evaluation()
 
+    @property
+    def action_names(self) -> tuple[str, ...] | None:
+        """Actions of the games; None for an env whose actions have no names."""
+        return action_names(self.config.games) if self.config.games else None
+
     def network(self) -> CnnLstm:
         """Return a copy of the learner's network."""
         state = self.learner_group.get_weights()[DEFAULT_MODULE_ID]
         spaces = self.spaces[DEFAULT_MODULE_ID]
         shape = PolicyConfig(
-            actions=int(spaces[1].n),
+            actions=action_names_of(spaces[1], self.action_names),
             channels=tuple(self.config.channels),
             lstm_dim=self.config.lstm_dim,
             size=spaces[0].shape[0],

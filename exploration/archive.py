@@ -4,7 +4,7 @@ Beyond the paper: play does not begin at the game's start, but at moments that t
 little of. Rounds of episodes alternate with scoring, so that the result does not depend on the
 number of workers and an interrupted collection goes on with its next round.
 
-    <out>/archive/<game>/   see `envs.collect.archive`
+    <out>/archive/<game>/   see `envs.archive.archive`
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from envs import BUILTIN, catalog
-from envs.collect.archive import Archive
+from envs.archive.archive import Archive
+from envs.archive.cells import CellGrid, fit_grid
 from envs.collect.archive_worker import ArchiveResult, ArchiveTask, ArchiveWorker, Moment
-from envs.collect.cells import CellGrid, fit_grid
 from envs.collect.collector import playable
 from envs.collect.policies import PolicySpec, builtin_policy
 from envs.collect.worker import EpisodeKey

@@ -80,6 +80,8 @@ class ExploreConfig:
     random_starts: int = 30
     """Largest number of uniformly random steps before the first frame of an episode. Emulators are
     deterministic: without them all episodes begin alike."""
+    archive_share: float = 0.5
+    """Share of the episodes that begin at a cell, in a run with an archive."""
     top_fraction: float = TOP_FRACTION
     """Fraction of a frame's tokens, the most uncertain, whose mean entropy is the reward."""
     maskgit_steps: int = 1
@@ -114,6 +116,8 @@ class ExploreConfig:
                 f"burn_in {self.burn_in}: nothing is left to learn from in segments of "
                 f"{self.seq_len} steps"
             )
+        if not 0 <= self.archive_share <= 1:
+            raise InputError(f"archive_share {self.archive_share}: must lie between 0 and 1")
         check_exploration(self.epsilon, self.temperature)
         check_exploration(self.final_epsilon, self.temperature)
         check_top_fraction(self.top_fraction)

@@ -16,14 +16,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ray.exceptions import RayActorError, RayError
 
-from envs import COINRUN, builtin_name, catalog
-from envs.controls import ACTIONS
+from envs import action_names, builtin_name, catalog
 from envs.episodes.frame_distance import UNSEEN, distances_by_game
 from envs.utils.artifact_dir import complete_checkpoints, remove_partial_checkpoints
 from envs.utils.atomic_io import write_json_atomic
@@ -61,6 +61,7 @@ def explore(
     config: ExploreConfig,
     reward: RewardConfig = TOKEN_ENTROPY,
     init: Path | str | None = None,
+    archive: Path | str | None = None,
     reference_data: Sequence[Path | str] = (),
     resume: bool = False,
     seed: int = 0,
@@ -69,24 +70,30 @@ def explore(
 
     The envs of all runners get the games in turn; `config.with_envs_for` makes room for many. The
     rewards count-bonus, random and extrinsic need no model. `init`: policy folder with the initial
-    weights. `reference_data`: episodes that the world model was trained on; the run then reports
+    weights. `archive`: folder of `collect --policy archive`, at whose cells a share of the episodes
+    begin. `reference_data`: episodes that the world model was trained on; the run then reports
     how far from them the agent goes. `resume` continues the newest checkpoint in `out` with its
     weights, optimizer and replay buffer; a finished run returns at once. Runs on the connected Ray,
     or on a local one. Raises InputError for invalid settings.
     """
     # Check everything before anything is started.
     names = [game_name(game) for game in games]
+    actions = action_names(names)
+    config = replace(config, network=replace(config.network, actions=actions))
     check_env_slots(names, config.runners, config.envs_per_runner)
     out = Path(out)
+    if archive is not None:
+        check_archives(Path(archive), names)
     network = json.loads(json.dumps(dataclasses.asdict(config.network)))
     identity = {"games": names, "network": network, "reward": reward.name}
     epoch, state, about = _newest_checkpoint(out, resume, identity)
     if epoch >= config.epochs:
         return out / "best"
     initial = None if init is None else _initial_network(init, config)
-    reward.check(model)
+    reward.check(model, actions=len(actions))
 
     written: dict[str, Any] = {"games": names, "model": model and str(model), "seed": seed}
+    written["archive"] = archive and str(archive)
     written |= {"reward": dataclasses.asdict(reward), **dataclasses.asdict(config)}
     references = distances_by_game(reference_data)
     scorers = reward.open(
@@ -96,6 +103,8 @@ def explore(
         remove_partial_checkpoints(out)
         # The runners of a resumed run must not repeat the random numbers of the first epochs.
         settings = configure(config, names, make_scorer, seed=seed + 1_000_003 * epoch)
+        if archive is not None:
+            settings.training(archive=Path(archive).absolute() / "archive")
         with _running(settings, out) as algorithm:
             algorithm.references = references
             if state is not None:
@@ -108,14 +117,19 @@ def explore(
     return out / "best"
 
 
-def game_name(game: str) -> str:
-    """Return the canonical name of a game.
+def check_archives(folder: Path, games: Sequence[str]) -> None:
+    """Raise InputError unless a folder holds an archive of each game."""
+    missing = [game for game in games if not (folder / "archive" / game).is_dir()]
+    if missing:
+        raise InputError(
+            f"{folder} holds no archive of {', '.join(missing)}: make it with "
+            "`autoexplore collect --policy archive`"
+        )
 
-    Raises InputError for an unknown game, or one with other actions.
-    """
-    if (name := builtin_name(game)) == COINRUN:
-        raise InputError("CoinRun has seven actions, the explorer five: explore another game")
-    return name or catalog.canonical(game)
+
+def game_name(game: str) -> str:
+    """Return the canonical name of a game. Raises InputError for an unknown one."""
+    return builtin_name(game) or catalog.canonical(game)
 
 
 def _newest_checkpoint(
@@ -180,6 +194,7 @@ def configure(
         evaluation_duration=config.evaluation_steps * evaluation_envs,
         evaluation_config={
             "explore": not config.evaluate_greedily,
+            "archive": None,
             "top_fraction": TOP_FRACTION,
             "num_envs_per_env_runner": evaluation_envs,
             "steps_per_epoch": config.evaluation_steps,
@@ -247,7 +262,7 @@ class ExploreLoop:
         started = time.monotonic()
         self._take_changes(epoch)
         result = self.algorithm.train()
-        metrics = training_metrics(result)
+        metrics = training_metrics(result, self.config.network.actions)
         settings = settings_in_effect(self.algorithm)
         metrics |= {f"settings/{name}": value for name, value in settings.items()}
         self.about["env_steps"] += metrics.pop("steps")
@@ -337,7 +352,7 @@ def plain_state(algorithm: AutoExplore) -> dict[str, Any]:
     return state
 
 
-def training_metrics(result: dict[str, Any]) -> dict[str, float]:
+def training_metrics(result: dict[str, Any], actions: Sequence[str]) -> dict[str, float]:
     """Convert RLlib's result of an epoch to metrics; `steps` counts the collected steps."""
     games = result["env_runners"]["games"]
     names = ("reward", "scored", "steps", "dropped")
@@ -346,7 +361,7 @@ def training_metrics(result: dict[str, Any]) -> dict[str, float]:
     metrics = {f"explore/{name}": float(value) for name, value in result["learning"].items()}
     for game, sums in games.items():
         metrics[f"explore/intrinsic_return/{game}"] = float(sums["reward"]) / float(sums["envs"])
-        metrics |= policy_metrics(game, sums)
+        metrics |= policy_metrics(game, sums, actions)
     return metrics | {
         "explore/reward": total["reward"] / max(total["scored"], 1.0),
         "explore/epsilon": float(result["epsilon"]),
@@ -359,25 +374,24 @@ def training_metrics(result: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def policy_metrics(game: str, sums: dict[str, Any]) -> dict[str, float]:
+def policy_metrics(game: str, sums: dict[str, Any], actions: Sequence[str]) -> dict[str, float]:
     """Compute what a policy did in a game from the sums of `policy_sums`.
 
     mutual_information: of action and history, in nats: the entropy of the mean policy minus the
     policy's mean entropy, 0 for a policy that does not look at the screen. action_share/<a>: share
     of the steps in which action a was played.
     """
-    steps, count = float(sums["steps"]), sum(name.startswith("action_") for name in sums)
-    if not count or not steps:
+    steps = float(sums["steps"])
+    if not steps or "entropy" not in sums:
         return {}
-    mean_A = np.array([float(sums[f"probability_{a}"]) for a in range(count)]) / steps
+    mean_A = np.array([float(sums[f"probability_{a}"]) for a in range(len(actions))]) / steps
     entropy = float(sums["entropy"]) / steps
     information = float(-(mean_A * np.log(mean_A)).sum()) - entropy
-    names = ACTIONS if count == len(ACTIONS) else range(count)
     return {
         f"explore/mutual_information/{game}": max(information, 0.0),
         **{
             f"explore/action_share/{game}/{name}": float(sums[f"action_{a}"]) / steps
-            for a, name in enumerate(names)
+            for a, name in enumerate(actions)
         },
     }
 

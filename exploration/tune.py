@@ -27,6 +27,7 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from envs import action_names
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import Bar, progress
@@ -107,7 +108,7 @@ class TuneTrial(AutoExplore):
             evaluation = evaluation_metrics(result["evaluation"])
             self.last_return = evaluation.get(RETURN, self.last_return)
         copied, self.copied = self.copied, None
-        return training_metrics(result) | {
+        return training_metrics(result, action_names(self.config.games)) | {
             METRIC: self.last_return,
             "screens": sum(map(len, self.screens.values())),
             "settings": settings_in_effect(self),
@@ -199,7 +200,7 @@ def tune(
         if (out / "tune.json").exists():
             return dict(json.loads((out / "tune.json").read_text()))
     reward = RewardConfig(scorer=scorer)
-    reward.check(model_path)  # before anything is started
+    reward.check(model_path, actions=len(action_names(names)))  # before anything is started
     scorers = reward.open(
         model_path, out / "reward", steps=config.maskgit_steps, replicas=config.replicas, seed=seed
     )

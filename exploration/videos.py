@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from envs.controls import ACTIONS
 from envs.utils.atomic_io import write_atomic, write_json_atomic
 from envs.utils.images import Frames, gif
 from envs.utils.run_dir import RunDir
@@ -28,12 +27,12 @@ def rollout_against_random(policy: Path, game: str, seed: int) -> tuple[Frames, 
     """Play the agent of a policy folder and a random one; return frames (T, H, W, 3) of each."""
     agent, generator = load_policy(policy), np.random.default_rng(seed)
     agent.reset(seed)
-    env = vector_env([game, game], None)
+    env, count = vector_env([game, game], None), len(agent.action_names)
     try:
         frame_2HWC: Any = env.reset(seed=[seed, seed])[0]
         frames = [frame_2HWC]
         for _ in range(STEPS):
-            actions = np.array([agent.act(frame_2HWC[0]), generator.integers(len(ACTIONS))])
+            actions = np.array([agent.act(frame_2HWC[0]), generator.integers(count)])
             frame_2HWC, _, terminated, truncated, _ = env.step(actions)
             if terminated[0] or truncated[0]:
                 agent.reset(seed + len(frames))  # the next frame begins a new episode

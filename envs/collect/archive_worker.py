@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.collect.archive import Cell
-from envs.collect.cells import CellGrid
+from envs.archive.archive import Cell
+from envs.archive.cells import CellGrid
 from envs.collect.worker import CollectWorker, EpisodeKey, EpisodeResult, play_episode
 from envs.episodes.shards import write_shard
 

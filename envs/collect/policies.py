@@ -148,7 +148,8 @@ def builtin_policy(name: str) -> PolicySpec:
     """Return an untrained policy by its name, one of UNTRAINED.
 
     sticky: P is the probability to repeat an action, in [0, 1). dirichlet: ALPHA above 0, e.g. 0.3.
-    zipf: EXPONENT above 1, e.g. 2. hold: ACTION is a name of `envs.controls.ACTIONS` or an index.
+    zipf: EXPONENT above 1, e.g. 2. hold: ACTION is a name of `envs.controls.ACTIONS`, or an index
+    into the actions of the game.
 
     Raises: InputError for another name, and for a value out of range.
     """

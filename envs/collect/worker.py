@@ -73,15 +73,15 @@ def play_episode(
     that did not end the game, with all frames, actions and rewards so far. `info` is stored in the
     episode.
 
-    Raises: GameError for a policy with another number of actions than the game.
+    Raises: GameError for a policy with other actions than the game.
     """
     game: Any = env.unwrapped
-    count = int(game.action_space.n)
     if isinstance(policy, UntrainedPolicy):
-        policy.actions = count
-    elif (learnt := getattr(policy, "actions", len(ACTIONS))) != count:
+        policy.actions = len(game.action_names)
+    elif (learnt := getattr(policy, "action_names", ACTIONS)) != game.action_names:
         raise GameError(
-            f"{key.game} has {count} actions and the policy {learnt}: play it with 'random'"
+            f"{key.game} has the actions {', '.join(game.action_names)}, the policy "
+            f"{', '.join(learnt)}: play it with a policy that was trained on it, or with 'random'"
         )
     options = {} if start is None else {"state": start}
     frame_HWC, _ = env.reset(seed=key.start_seed, options=options)

@@ -31,18 +31,18 @@ class GameEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     init_state = rom_sha1 = retro_version = resize = ""
     action_masks: tuple[int, ...] = ()
     """Button mask of each action; empty for games without buttons."""
+    action_names: tuple[str, ...] = ACTIONS
 
     def __init__(
         self,
         *,
-        actions: int = len(ACTIONS),
         frame_skip: int = 4,
         size: int = 64,
         seed: int | None = None,
         state: str | None = None,
         max_steps: int | None = None,
     ) -> None:
-        """Create the spaces: frames uint8 (size, size, 3), actions 0 to `actions` - 1.
+        """Create the spaces: frames uint8 (size, size, 3), one action for each of `action_names`.
 
         `seed` seeds the action space. An episode is truncated after `max_steps` steps.
 
@@ -56,7 +56,7 @@ class GameEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             )
         self.frame_skip, self.size, self.max_steps = frame_skip, size, max_steps
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(actions, seed=seed)
+        self.action_space = gymnasium.spaces.Discrete(len(self.action_names), seed=seed)
         self._steps = 0
 
     def state(self) -> GameState:

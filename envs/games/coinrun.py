@@ -15,13 +15,11 @@ import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
+from envs.controls import COINRUN_ACTIONS
 from envs.games.base import GameEnv
 from envs.utils.errors import InputError
 
 SIZE = 64
-COINRUN_ACTIONS = ("none", "right", "left", "jump", "jump right", "jump left", "down")
-"""The seven actions of the original CoinRun, in its order. Down drops through a crate."""
-
 RIGHT, LEFT, JUMP, DOWN = 1, 2, 4, 8
 BUTTONS = (0, RIGHT, LEFT, JUMP, JUMP | RIGHT, JUMP | LEFT, DOWN)
 # Procgen encodes directions as 3 * (1 + x) + (1 + y); its six other buttons do nothing in CoinRun.
@@ -61,7 +59,7 @@ class CoinRunEnv(GameEnv):
     """
 
     game = console = "CoinRun"
-    action_masks = BUTTONS
+    action_masks, action_names = BUTTONS, COINRUN_ACTIONS
 
     def __init__(
         self,
@@ -73,7 +71,7 @@ class CoinRunEnv(GameEnv):
         seed: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(actions=len(COINRUN_ACTIONS), seed=seed, **{"frame_skip": 1, **options})
+        super().__init__(seed=seed, **{"frame_skip": 1, **options})
         if self.size != SIZE:
             raise InputError(f"CoinRun draws frames of {SIZE} pixels, not {self.size}")
         if velocity not in ("painted", "black") or difficulty not in ("easy", "hard"):

@@ -19,15 +19,19 @@ class RandomStarts(gymnasium.Wrapper[Frame, np.int64, Frame, np.int64]):
     def __init__(self, env: gymnasium.Env[Frame, np.int64], steps: int) -> None:
         super().__init__(env)
         self._max_random = steps
+        # The env's own generator may be part of a state that it continues from.
+        self._generator = np.random.default_rng()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Frame, dict[str, Any]]:
-        """Reset the env and play the random steps, drawn by the env's generator."""
+        """Reset the env and play the random steps. `seed` also seeds these."""
+        if seed is not None:
+            self._generator = np.random.default_rng(seed)
         frame, info = self.env.reset(seed=seed, options=options)
         actions = int(self.env.action_space.n)  # type: ignore[attr-defined]
-        steps = self.env.unwrapped.np_random.integers(self._max_random, endpoint=True)
-        for action in self.env.unwrapped.np_random.integers(actions, size=steps):
+        steps = self._generator.integers(self._max_random, endpoint=True)
+        for action in self._generator.integers(actions, size=steps):
             frame, _, terminated, truncated, _ = self.env.step(action)
             if terminated or truncated:
                 return self.env.reset(options=options)

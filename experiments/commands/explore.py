@@ -37,6 +37,8 @@ class Args(GameArgs, RunArgs, ConfigArgs):
     seen screens; random: a baseline; extrinsic: the game's own reward."""
     reward_data: tuple[str, ...] = ()
     """Episode folders on which disagreement and vae are trained before the agent starts."""
+    archive: Path | None = None
+    """Folder of `collect --policy archive`: a share of the episodes begin at its savestates."""
     reference_data: tuple[str, ...] = ()
     """Episode folders that the world model was trained on: reports how far from them the agent
     goes."""
@@ -84,6 +86,7 @@ def run(args: Args) -> None:
             args.out,
             config=config,
             reward=reward,
+            archive=args.archive,
             reference_data=args.reference_data,
             resume=args.resume,
             seed=args.seed,

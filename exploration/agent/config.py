@@ -12,8 +12,8 @@ RETURNS = ("lambda", "vtrace")
 class PolicyConfig:
     """Architecture of the agent. The defaults are those of App. A.3: 3.22 M parameters."""
 
-    actions: int = len(ACTIONS)
-    """Number of actions."""
+    actions: tuple[str, ...] = ACTIONS
+    """Names of the actions; `explore` takes those of its games."""
     channels: tuple[int, ...] = (32, 32, 64, 64)
     """Channels of each convolution. Each is followed by a pooling that halves the frame."""
     lstm_dim: int = 512
@@ -22,10 +22,15 @@ class PolicyConfig:
     """Height and width of a frame in pixels."""
 
     def __post_init__(self) -> None:
-        if self.actions < 2 or self.lstm_dim < 1 or not self.channels or min(self.channels) < 1:
+        if (
+            len(self.actions) < 2
+            or self.lstm_dim < 1
+            or not self.channels
+            or min(self.channels) < 1
+        ):
             raise InputError(
-                f"policy with {self.actions} actions, {self.channels} channels, {self.lstm_dim} "
-                "units: too few"
+                f"policy with {len(self.actions)} actions, {self.channels} channels, "
+                f"{self.lstm_dim} units: too few"
             )
         if self.size % 2 ** len(self.channels):
             raise InputError(

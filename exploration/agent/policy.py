@@ -3,14 +3,13 @@
 Needs torch, but not RLlib, so that processes that collect episodes stay small.
 
     <policy>/module.safetensors   weights
-    <policy>/config.json          action set, architecture, and the origin of the weights
+    <policy>/config.json          architecture with the actions, and the origin of the weights
 
 Shapes: B sequences, T steps, H x W pixels, C colours, A actions, D units of the LSTM.
 """
 
 import dataclasses
 import hashlib
-import json
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,13 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from envs.collect.policies import PolicySpec, builtin_policy
-from envs.controls import ACTIONS
 from envs.utils.artifact_dir import copy_weights, read_tensors
 from envs.utils.atomic_io import new_folder, read_json, write_json_atomic
 from envs.utils.errors import InputError
 from exploration.agent.config import PolicyConfig, check_exploration
 
-FORMAT = "autoexplore-policy-1"
+FORMAT = "autoexplore-policy-2"
 EXPERT_EPSILON = 0.15
 """Probability of a random action in the expert play of a test set (App. A.2)."""
 State = tuple[Tensor, Tensor]
@@ -48,7 +46,7 @@ class CnnLstm(nn.Module):
             layers += [conv, nn.MaxPool2d(2), nn.ReLU()]
         self.convolutions = nn.Sequential(*layers)
         self.lstm = nn.LSTM(config.features, config.lstm_dim, batch_first=True)
-        self.policy = nn.Linear(config.lstm_dim, config.actions)
+        self.policy = nn.Linear(config.lstm_dim, len(config.actions))
         self.value = nn.Linear(config.lstm_dim, 1)
         # The untrained policy is uniform, and its values are 0.
         for head in (self.policy, self.value):
@@ -96,7 +94,7 @@ class Agent:
 
     def __init__(self, network: CnnLstm, epsilon: float, temperature: float) -> None:
         check_exploration(epsilon, temperature)
-        self.network = network.eval()
+        self.network, self.action_names = network.eval(), network.config.actions
         self.epsilon, self.temperature = epsilon, temperature
         self._state = network.start_state(1)
         self._generator = torch.Generator()
@@ -134,13 +132,10 @@ def write_policy(
     about: dict[str, Any] | None = None,
 ) -> None:
     """Write the two files of a policy into an existing folder."""
-    actions = list(ACTIONS)
-    if config.actions != len(ACTIONS):
-        actions = [f"action {index}" for index in range(config.actions)]
     tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, folder / "module.safetensors")
     network = dataclasses.asdict(config)
-    record = {"format": FORMAT, "actions": actions, "network": network, "about": about or {}}
+    record = {"format": FORMAT, "network": network, "about": about or {}}
     write_json_atomic(folder / "config.json", record)
 
 
@@ -163,7 +158,8 @@ def load_network(path: Path | str) -> CnnLstm:
         )
     try:
         fields = dict(record["network"])
-        config = PolicyConfig(**{**fields, "channels": tuple(fields["channels"])})
+        lists = {name: tuple(fields[name]) for name in ("actions", "channels")}
+        config = PolicyConfig(**{**fields, **lists})
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}/config.json: invalid architecture ({error})") from error
     network = CnnLstm(config)
@@ -175,18 +171,11 @@ def load_policy(path: Path | str, epsilon: float = 0.0, temperature: float = 1.0
     """Load the agent of a policy folder to play games: `reset(seed)`, then `act(frame)` for every
     frame.
 
-    Acts by (1 - epsilon) softmax(logits / temperature) + epsilon / 5. Raises InputError for a
-    folder that is no policy, for one of another action set or architecture, and for an epsilon or
-    temperature out of range.
+    Acts by (1 - epsilon) softmax(logits / temperature) + epsilon / A. Raises InputError for a
+    folder that is no policy or one of another architecture, and for an epsilon or temperature out
+    of range.
     """
-    network = load_network(path)
-    actions = json.loads((Path(path) / "config.json").read_text())["actions"]
-    if actions != list(ACTIONS):
-        raise InputError(
-            f"{path}: policy for the actions {actions}, not for {list(ACTIONS)}: "
-            "train one on these games"
-        )
-    return Agent(network, epsilon, temperature)
+    return Agent(load_network(path), epsilon, temperature)
 
 
 def policy_spec(name: str, *, epsilon: float | None = None, temperature: float = 1.0) -> PolicySpec:

@@ -1,5 +1,6 @@
 """The agent's network as an RLlib module, for env runners and learners."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,10 +29,17 @@ def use_half(precision: str, device: torch.device) -> bool:
     return device.type == "cuda" or bool(torch.cpu._is_amx_tile_supported())
 
 
+def action_names_of(space: Any, names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return names of the actions of a Discrete space, "action 0" and so on if none are known."""
+    count = int(space.n)
+    return tuple(names) if names else tuple(f"action {index}" for index in range(count))
+
+
 class AgentModule(TorchRLModule, ValueFunctionAPI):
     """Recurrent policy and value function.
 
-    `model_config` holds `channels` and `lstm_dim` of `PolicyConfig`, `precision` and `burn_in`.
+    `model_config` holds `channels`, `lstm_dim` and maybe `actions` of `PolicyConfig`, `precision`
+    and `burn_in`.
     Observations are uint8 BTHWC; the state is {"h": (B, D), "c": (B, D)}. Exploration samples
     actions from `behaviour_log_probabilities`, evaluation takes the most likely one.
     """
@@ -44,7 +52,7 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         """Build the network for the env's frame size and number of actions."""
         settings = self.model_config
         network = PolicyConfig(
-            actions=int(self.action_space.n),
+            actions=action_names_of(self.action_space, settings.get("actions")),
             channels=tuple(settings["channels"]),
             lstm_dim=settings["lstm_dim"],
             size=self.observation_space.shape[0],

@@ -47,8 +47,11 @@ class RewardConfig:
     app: str | None = None
     """Name of a running app for "serve", which keeps running; None starts one."""
 
-    def check(self, model_path: Path | str | None) -> None:
-        """Raise InputError for invalid settings, before anything is started."""
+    def check(self, model_path: Path | str | None, actions: int | None = None) -> None:
+        """Raise InputError for invalid settings, before anything is started.
+
+        `actions`: number of actions of the games, which must be that of the model.
+        """
         if self.name not in REWARDS:
             raise InputError(
                 f"reward {self.name!r} is not known: choose one of {', '.join(REWARDS)}"
@@ -68,7 +71,12 @@ class RewardConfig:
         if self.name not in WITHOUT_MODEL:
             if model_path is None:
                 raise InputError(f"reward {self.name!r} needs a world model: give one with --model")
-            LocalScorer(model_path).load()
+            model = LocalScorer(model_path).load()
+            if actions not in (None, model.actions):
+                raise InputError(
+                    f"{model_path}: the world model has {model.actions} actions, the games have "
+                    f"{actions}: give one that was trained on these games"
+                )
 
     @contextmanager
     def open(

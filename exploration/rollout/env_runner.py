@@ -8,7 +8,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from exploration.rollout.callbacks import ExploreCallbacks
 from exploration.rollout.snapshots import SnapshotPair
-from exploration.rollout.vector_env import close_vector_env, games_of_runner, vector_env
+from exploration.rollout.vector_env import Starts, close_vector_env, games_of_runner, vector_env
 
 
 class GameRunner(SingleAgentEnvRunner):
@@ -47,7 +47,9 @@ class GameRunner(SingleAgentEnvRunner):
                 self.games,
                 self.config.max_steps,
                 self.config.step_timeout_s,
-                random_starts=self.config.random_starts,
+                starts=Starts(
+                    self.config.random_starts, self.config.archive, self.config.archive_share
+                ),
             )
         )
         self.num_envs = len(self.games)

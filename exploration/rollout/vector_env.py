@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -15,7 +17,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv
 
 import envs
-from envs.controls import ACTIONS
+from envs.archive.starts import ArchiveStarts
 from envs.games.random_starts import RandomStarts
 from envs.utils.errors import InputError
 
@@ -30,10 +32,10 @@ STEP_SECONDS = 60.0
 """Duration of a step or reset of all games after which one of them counts as hung."""
 
 
-def spaces() -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
-    """Return the observation space and the action space of every game."""
+def spaces(games: Sequence[str] = ()) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
+    """Return the observation space and the action space of games, which share their actions."""
     frames = gymnasium.spaces.Box(0, 255, (FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
-    return frames, gymnasium.spaces.Discrete(len(ACTIONS))
+    return frames, gymnasium.spaces.Discrete(len(envs.action_names(games)))
 
 
 def games_of_runner(games: Sequence[str], runner: int, envs_per_runner: int) -> list[str]:
@@ -57,22 +59,41 @@ def check_env_slots(games: Sequence[str], runners: int, envs_per_runner: int) ->
 class _SpacesOnly(gymnasium.Env[Any, Any]):
     """Env without a game, from which AsyncVectorEnv reads the spaces in the parent process."""
 
-    def __init__(self) -> None:
-        self.observation_space, self.action_space = spaces()
+    def __init__(self, game: str) -> None:
+        self.observation_space, self.action_space = spaces([game])
+
+
+@dataclass(frozen=True)
+class Starts:
+    """How the episodes of an env begin."""
+
+    random_steps: int = 0
+    """Largest number of uniformly random steps before the first frame, see `RandomStarts`."""
+    archive: Path | None = None
+    """Folder of archives from whose cells episodes begin, see `ArchiveStarts`."""
+    archive_share: float = 0.0
+    """Share of these episodes."""
+
+
+FROM_THE_START = Starts()
 
 
 class GameFactory:
     """Factory of a game's env; in the process that created the factory it makes only the spaces."""
 
-    def __init__(self, game: str, max_steps: int | None, random_starts: int) -> None:
-        self.game, self.max_steps, self.random_starts = game, max_steps, random_starts
+    def __init__(self, game: str, max_steps: int | None, starts: Starts) -> None:
+        self.game, self.max_steps, self.starts = game, max_steps, starts
         self._parent = os.getpid()
 
     def __call__(self) -> gymnasium.Env[Any, Any]:
         """Make the env. The parent process must never open an emulator."""
         if os.getpid() == self._parent:
-            return _SpacesOnly()
-        return RandomStarts(envs.make(self.game, max_steps=self.max_steps), self.random_starts)
+            return _SpacesOnly(self.game)
+        starts = self.starts
+        env = envs.make(self.game, max_steps=self.max_steps)
+        if starts.archive is not None:
+            env = ArchiveStarts(env, starts.archive, starts.archive_share)
+        return RandomStarts(env, starts.random_steps)
 
 
 class TimedVectorEnv(AsyncVectorEnv):
@@ -107,16 +128,15 @@ def vector_env(
     max_steps: int | None,
     step_seconds: float = STEP_SECONDS,
     *,
-    random_starts: int = 0,
+    starts: Starts = FROM_THE_START,
 ) -> AsyncVectorEnv:
     """Start an env process for each entry of `games`; episodes are truncated after `max_steps`.
 
-    `random_starts`: see `RandomStarts`. A step that takes longer than `step_seconds` raises an
-    error; close the env after it.
+    A step that takes longer than `step_seconds` raises an error; close the env after it.
     """
     multiprocessing.set_forkserver_preload(PRELOADED)
     with _without_main_file():
-        factories = [GameFactory(game, max_steps, random_starts) for game in games]
+        factories = [GameFactory(game, max_steps, starts) for game in games]
         env = TimedVectorEnv(factories, context="forkserver")
     env.seconds = step_seconds
     return env

@@ -3,8 +3,8 @@
 import pytest
 import stable_retro
 
-from envs import catalog
-from envs.controls import ACTIONS, JUMP_BUTTON, action_masks, button_mask
+from envs import action_names, catalog
+from envs.controls import ACTIONS, COINRUN_ACTIONS, JUMP_BUTTON, action_masks, button_mask
 from envs.utils.errors import InputError
 
 CONSOLES = {core: info["buttons"] for core, info in stable_retro.data.EMU_INFO.items()}
@@ -44,3 +44,10 @@ def test_controls_refuse_what_does_not_exist() -> None:
         button_mask(4, CONSOLES["Nes"], "Vectrex")
     with pytest.raises(InputError, match="has no button RIGHT"):
         button_mask(0, ["A", None], "Nes")
+
+
+def test_games_of_a_run_share_their_actions() -> None:
+    assert action_names(["Counting", "Airstriker-Genesis"]) == ACTIONS
+    assert action_names(["CoinRun", "CoinRun-v0"]) == COINRUN_ACTIONS
+    with pytest.raises(InputError, match="seven actions, the other games five"):
+        action_names(["CoinRun", "Counting"])

@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 
 import envs
-from envs.collect.archive import Archive, Cell
-from envs.collect.cells import CellGrid, fit_grid
+from envs.archive.archive import Archive, Cell
+from envs.archive.cells import CellGrid, fit_grid
+from envs.archive.starts import ArchiveStarts
 from envs.collect.policies import builtin_policy
 from envs.collect.rerender import rerender_episode
 from envs.episodes.dataset import EpisodeReader
 from envs.games.base import GameState
 from envs.games.corridor import CELLS_PER_ROOM, ROOMS, read_cell
 from envs.utils.errors import InputError
+from envs.utils.run_dir import read_metrics
+from exploration import explore
 from exploration.archive import ArchiveConfig, collect_from_archive
+from exploration.config import explore_preset
 from exploration.reward.factory import RewardConfig
 
 COUNTS, SCORE = RewardConfig("count-bonus"), RewardConfig("extrinsic")
@@ -178,6 +182,31 @@ def test_a_world_model_scores_the_cells(
     assert len(scores) > len(record["cells"]) / 2
     assert all(0 <= score <= 1 for score in scores)
     assert len(set(scores)) > 1
+
+
+def test_a_share_of_an_agents_episodes_begins_at_the_cells(counted: Path) -> None:
+    folder = counted / "archive"
+    record = json.loads((folder / "Corridor" / "cells.json").read_text())
+    start = read_cell(envs.make("Corridor").reset(seed=0)[0])
+    for share, expected in ((0.0, 0.0), (0.5, 0.5), (1.0, 1.0)):
+        env = ArchiveStarts(envs.make("Corridor"), folder, share)
+        env.reset(seed=4)
+        elsewhere = [read_cell(env.reset()[0]) != start for _ in range(200)]
+        # One of the cells is the start itself.
+        assert abs(np.mean(elsewhere) - expected) < 0.12 + expected / len(record["cells"])
+    with pytest.raises(InputError, match="no archive"):
+        ArchiveStarts(envs.make("Counting"), folder, 0.5)
+
+
+def test_an_agent_learns_from_an_archive(counted: Path, ray_cluster: None, tmp_path: Path) -> None:
+    config = explore_preset("debug", archive_share=1.0)
+    explore(["Corridor"], None, tmp_path / "run", config=config, reward=COUNTS, archive=counted)
+    (last, *_) = reversed(read_metrics(tmp_path / "run"))
+    assert last["explore/screens/Corridor"] > 0
+    with pytest.raises(InputError, match=r"holds no archive of Counting: .* --policy archive"):
+        explore(
+            ["Counting"], None, tmp_path / "other", config=config, reward=COUNTS, archive=counted
+        )
 
 
 @pytest.mark.parametrize(

@@ -246,17 +246,17 @@ def test_updates_and_replay_follow_the_number_of_runners():
 def test_measures_of_a_policy_by_hand(capsys):
     blind = {"steps": 100.0, "entropy": 100 * math.log(2)}
     blind |= {"probability_0": 50.0, "probability_1": 50.0, "action_0": 40.0, "action_1": 60.0}
-    metrics = policy_metrics("g", blind)
+    metrics = policy_metrics("g", blind, ("0", "1"))
     assert metrics["explore/mutual_information/g"] == pytest.approx(0, abs=1e-9)
     assert (metrics["explore/action_share/g/0"], metrics["explore/action_share/g/1"]) == (0.4, 0.6)
     warn_if_blind(metrics)
     assert "does not look at the screen" in capsys.readouterr().out
     # Half of the screens call for one action, half for the other, with certainty.
-    seeing = policy_metrics("g", blind | {"entropy": 0.0})
+    seeing = policy_metrics("g", blind | {"entropy": 0.0}, ("0", "1"))
     assert seeing["explore/mutual_information/g"] == pytest.approx(math.log(2))
     warn_if_blind(metrics | {"explore/mutual_information/h": 0.5})
     assert capsys.readouterr().out == ""
-    assert policy_metrics("g", {"steps": 3.0}) == {}
+    assert policy_metrics("g", {"steps": 3.0}, ("0", "1")) == {}
 
 
 def test_an_incomplete_evaluation_has_no_mean():

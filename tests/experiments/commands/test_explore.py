@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from envs.collect import collect
+from envs.controls import COINRUN_ACTIONS
 from envs.episodes.dataset import EpisodeReader
 from envs.games.corridor import CELLS_PER_ROOM, ROOMS, read_cell
 from envs.utils.errors import InputError
@@ -14,11 +16,12 @@ from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
 from experiments.arguments import GameArgs
 from exploration.agent.config import PolicyConfig
-from exploration.agent.policy import CnnLstm, save_policy
+from exploration.agent.policy import CnnLstm, load_policy, policy_spec, save_policy
 from exploration.config import PRESETS, explore_preset
 from exploration.evaluate import mean_with_interval, summarize_seeds
 from exploration.reward.factory import RewardConfig
 from exploration.train import explore
+from tests.envs.games.test_coinrun import needs_game
 from tests.experiments.test_cli import ROM_IS_MISSING, complaint
 
 
@@ -40,7 +43,8 @@ def test_bad_input_is_one_line(ray_cluster, tiny_world, tmp_path, capsys):
     assert "epsilon" in complaint(capsys, "expert", "Counting", "--epsilon", "2", *out)
     assert not (tmp_path / "run").exists()
     two = save_policy(
-        tmp_path / "two", CnnLstm(PolicyConfig(actions=2, channels=(4, 4, 4, 4), lstm_dim=8))
+        tmp_path / "two",
+        CnnLstm(PolicyConfig(actions=("left", "right"), channels=(4, 4, 4, 4), lstm_dim=8)),
     )
     policy = ["--policy", f"checkpoint:{two}", "--out", str(tmp_path / "data")]
     assert "actions" in complaint(capsys, "collect", "Counting", *policy)
@@ -132,3 +136,25 @@ def test_agents_are_compared_over_seeds(ray_cluster, tiny_world, tmp_path: Path,
     }
     assert table["screens"]["difference"] == {"mean": 3.0, "half_width": 0.0}
     assert mean_with_interval(np.array([1.0]))["half_width"] == float("inf")
+
+
+@needs_game
+def test_coinrun_is_explored_with_its_seven_actions(ray_cluster, tiny_world, tmp_path):
+    config = explore_preset("debug", runners=0)
+    best = explore(
+        ["CoinRun"], None, tmp_path / "run", config=config, reward=RewardConfig("count-bonus")
+    )
+    assert load_policy(best).action_names == COINRUN_ACTIONS
+    row = read_metrics(tmp_path / "run")[-1]
+    shares = [row[f"explore/action_share/CoinRun/{name}"] for name in COINRUN_ACTIONS]
+    assert sum(shares) == pytest.approx(1)
+    summary = collect(
+        ["CoinRun"],
+        tmp_path / "data",
+        episodes=1,
+        steps=20,
+        policy=policy_spec(f"checkpoint:{best}"),
+    )
+    assert summary.played_episodes == 1
+    with pytest.raises(InputError, match="the world model has 5 actions, the games have 7"):
+        explore(["CoinRun"], tiny_world, tmp_path / "other", config=config)

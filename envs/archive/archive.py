@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.collect.cells import CellGrid
+from envs.archive.cells import CellGrid
 from envs.games.base import GameState
 from envs.utils.artifact_dir import new_artifact, read_artifact
 from envs.utils.atomic_io import read_json

@@ -1,0 +1,1 @@
+"""Archive of moments of a game, from which play goes on. Loads neither torch nor Ray."""
