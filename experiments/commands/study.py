@@ -8,6 +8,7 @@ from tyro.conf import subcommand
 
 from experiments.studies.arguments import (
     AblationArgs,
+    ExplorationArgs,
     HorizonArgs,
     RepresentationArgs,
     StepsArgs,
@@ -16,6 +17,7 @@ from experiments.studies.arguments import (
 
 MODULES = {
     AblationArgs: "ablation",
+    ExplorationArgs: "exploration",
     RepresentationArgs: "representation",
     UncertaintyArgs: "uncertainty",
     HorizonArgs: "horizon",
@@ -30,6 +32,7 @@ class Args:
 
     which: (
         Annotated[AblationArgs, subcommand("ablation")]
+        | Annotated[ExplorationArgs, subcommand("exploration")]
         | Annotated[RepresentationArgs, subcommand("representation")]
         | Annotated[UncertaintyArgs, subcommand("uncertainty")]
         | Annotated[HorizonArgs, subcommand("horizon")]

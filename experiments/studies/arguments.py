@@ -86,6 +86,51 @@ class AblationArgs(RayArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExplorationArgs(RayArgs):
+    """Value of exploration: explorers x games x seeds on one budget, fine-tune, compare (Table 5).
+
+    Writes exploration.json and exploration.md to --out, again after each game and seed. Run it
+    again to continue.
+    """
+
+    games: tyro.conf.Positional[tuple[str, ...]]
+    """Games with depth, e.g. PrivateEye-Atari2600 CoinRun."""
+    out: Path
+    """Folder of the study."""
+    arms: tuple[str, ...] = ("random", "dirichlet", "hold", "agent", "archive-entropy")
+    """Explorers. An unknown name lists all."""
+    data: tuple[str, ...] = ("new", "half")
+    """Data of the fine-tuning: new, the explorer's alone; half, the base data besides."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Random seeds, each for a base model and all arms on it."""
+    preset: Preset = "cpu"
+    """Size of the models and of the explorer."""
+    steps: int = 6_400
+    """Emulator steps of each arm. Those in which an agent was trained come on top."""
+    base_steps: int = 6_400
+    """Emulator steps of random play that the base model is trained on."""
+    base_tokenizer_iterations: int | None = None
+    """Optimizer steps of the base tokenizer. Default: the preset's."""
+    base_dynamics_iterations: int | None = None
+    """Optimizer steps of the base dynamics model. Default: the preset's."""
+    decoder_iterations: int = 400
+    """Optimizer steps of fine-tuning the decoder."""
+    dynamics_iterations: int = 1_000
+    """Optimizer steps of fine-tuning the dynamics model."""
+    explore_epochs: int | None = None
+    """Epochs of the agent. Default: the preset's."""
+    test_episodes: int = 16
+    """Episodes of each test set."""
+    limit: int = 48
+    """Maximum number of windows of a test set."""
+    parallel: int = 1
+    """Number of games and seeds in parallel, each in its own process with one torch thread."""
+
+    def check_paths(self) -> None:
+        """Do nothing: the study reads no data."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RepresentationArgs(ModelArgs):
     """Meaning of the codes: replace all but background tokens by their nearest or farthest code.
 

@@ -1,0 +1,215 @@
+"""Study of exploration: which explorer's data improve a world model most, and where?
+
+Every arm gets as many emulator steps, the same base model, the same fine-tuning and the same test
+windows; differences are paired by window. Run it again to continue: finished stages are kept.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from envs.utils.atomic_io import write_atomic, write_json_atomic
+from envs.utils.errors import InputError
+from envs.utils.progress import console, progress
+from envs.utils.ray_session import ray_session
+from experiments.reports.page import Table
+from experiments.studies.arguments import ExplorationArgs
+from experiments.studies.exploration_runs import ARMS, DATA, FAR, TESTS, Cell, run_cell
+from exploration.train import game_name
+from worldmodel.evaluation.ray_tasks import map_ray_tasks
+from worldmodel.statistics import estimate
+
+METRICS = ("psnr", "moving_psnr", "delta_psnr", "reconstruction")
+UNSEEN_TEST = "unseen"
+"""Windows of all test sets whose given frame is far from every frame of the base data."""
+
+
+def run(args: ExplorationArgs) -> None:
+    """Run the missing cells, then print the table and the names of the files."""
+    cells = plan_cells(args)
+    parallel = args.parallel > 1
+    with ray_session(args.ray_address) if parallel else nullcontext():
+        calls = [(cell,) for cell in cells]
+        results: Iterator[tuple[int, Any]]
+        results = ((number, run_cell(*call)) for number, call in enumerate(calls))
+        if parallel:
+            results = map_ray_tasks(run_cell, calls, at_a_time=args.parallel)
+        with progress("cells", len(cells)) as bar:
+            for number, _ in results:
+                write_study(args.out, cells)
+                bar.advance(note=f"{cells[number].game}, seed {cells[number].seed}")
+    console.print((args.out / "exploration.md").read_text(), markup=False)
+    console.print(f"written to {args.out}: exploration.json, exploration.md")
+
+
+def plan_cells(args: ExplorationArgs) -> list[Cell]:
+    """Return the cells of the flags. Raises InputError for an unknown arm or data."""
+    for given, known, flag in ((args.arms, ARMS, "--arms"), (args.data, DATA, "--data")):
+        unknown = [name for name in given if name not in known]
+        if unknown or not given:
+            raise InputError(f"{flag} {' '.join(unknown)}: choose from {', '.join(known)}")
+    if not args.games or not args.seeds or args.parallel < 1:
+        raise InputError("games, --seeds and --parallel: give 1 or more of each")
+    if ARMS[0] not in args.arms:
+        raise InputError(f"--arms: {ARMS[0]} is the baseline of every difference: add it")
+    if "agent-archive" in args.arms and "archive-entropy" not in args.arms:
+        raise InputError("--arms: agent-archive begins in the archive of archive-entropy: add it")
+    training: dict[str, dict[str, Any]] = {
+        "decoder_finetune": {"iterations": args.decoder_iterations},
+        "dynamics_finetune": {"iterations": args.dynamics_iterations},
+    }
+    for name in ("tokenizer", "dynamics"):
+        if (iterations := getattr(args, f"base_{name}_iterations")) is not None:
+            training[name] = {"iterations": iterations}
+    return [
+        Cell(
+            out=args.out.absolute(),
+            game=game_name(game),
+            seed=seed,
+            preset=args.preset,
+            arms=tuple(arm for arm in ARMS if arm in args.arms),
+            data=args.data,
+            steps=args.steps,
+            base_steps=args.base_steps,
+            test_episodes=args.test_episodes,
+            limit=args.limit,
+            training=training,
+            explore={} if args.explore_epochs is None else {"epochs": args.explore_epochs},
+            threads=1 if args.parallel > 1 else 0,
+        )
+        for game in args.games
+        for seed in args.seeds
+    ]
+
+
+def write_study(out: Path, cells: Sequence[Cell]) -> None:
+    """Write the tables of the finished cells."""
+    finished = [cell for cell in cells if (cell.root / "cell.json").exists()]
+    rows = list(study_rows(finished))
+    arms = [json.loads((cell.root / "cell.json").read_text()) for cell in finished]
+    write_json_atomic(out / "exploration.json", {"rows": rows, "cells": arms})
+    write_atomic(out / "exploration.md", study_markdown(rows, arms).encode())
+
+
+def study_rows(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the study: one for each game, arm, test and data.
+
+    A metric has its mean over the windows of all seeds, and its difference to the random arm as
+    [mean, low, high]: with several seeds over their means, with one over its episodes.
+    """
+    for game in dict.fromkeys(cell.game for cell in cells):
+        own = [cell for cell in cells if cell.game == game]
+        arms = [("base", "")] + [(arm, data) for arm in own[0].arms for data in own[0].data]
+        for arm, data in arms:
+            for test in (*TESTS, UNSEEN_TEST):
+                model = f"{arm}-{data}" if data else arm
+                baseline = f"{ARMS[0]}-{data or own[0].data[0]}"
+                scores = [load_scores(cell, model, test) for cell in own]
+                others = [load_scores(cell, baseline, test) for cell in own]
+                windows = sum(len(each["psnr"]) for each in scores)
+                row: dict[str, Any] = {"game": game, "arm": arm, "test": test, "data": data}
+                row |= {"seeds": [cell.seed for cell in own], "windows": windows}
+                if windows:
+                    row |= {
+                        metric: compare(
+                            [each[metric] for each in scores],
+                            [each[metric] for each in others],
+                            [each["sessions"] for each in scores],
+                        )
+                        for metric in METRICS
+                    }
+                yield row
+
+
+def load_scores(cell: Cell, model: str, test: str) -> dict[str, NDArray[Any]]:
+    """Return the scores of the windows of a test, or of those far from the base data in all."""
+    names = TESTS if test == UNSEEN_TEST else (test,)
+    parts = [dict(np.load(cell.root / "scores" / model / f"{name}.npz")) for name in names]
+    scores = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    if test == UNSEEN_TEST:
+        far = scores["distance"] > FAR
+        scores = {key: values[far] for key, values in scores.items()}
+    return scores
+
+
+def compare(
+    values: Sequence[NDArray[Any]],
+    baseline: Sequence[NDArray[Any]],
+    sessions: Sequence[NDArray[Any]],
+) -> dict[str, Any]:
+    """Return the mean of a metric and its paired difference to the baseline, over seeds."""
+    known = [
+        np.isfinite(mine) & np.isfinite(other) for mine, other in zip(values, baseline, strict=True)
+    ]
+    differences = [
+        (mine - other)[kept] for mine, other, kept in zip(values, baseline, known, strict=True)
+    ]
+    mean = np.concatenate([mine[kept] for mine, kept in zip(values, known, strict=True)])
+    if not len(mean):
+        return {"mean": None, "difference": None}
+    if len([each for each in differences if len(each)]) > 1:
+        means = torch.tensor([each.mean() for each in differences if len(each)])
+        result = estimate(means)
+    else:
+        (number,) = [index for index, each in enumerate(differences) if len(each)]
+        _, groups = np.unique(sessions[number][known[number]], return_inverse=True)
+        result = estimate(torch.tensor(differences[number]), torch.tensor(groups))
+    interval = [result.mean, result.low, result.high]
+    return {
+        "mean": float(mean.mean()),
+        "difference": [None if math.isnan(value) else value for value in interval],
+    }
+
+
+def study_markdown(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]]) -> str:
+    """Return the tables as Markdown: differences to the random arm, and where the arms went."""
+    parts = []
+    for game in dict.fromkeys(row["game"] for row in rows):
+        own = [row for row in rows if row["game"] == game]
+        for data, title in (("new", "new data alone"), ("half", "new data and the base data")):
+            if chosen := [row for row in own if row["data"] == data]:
+                parts.append(f"### {game}, {title}\n\n{differences_table(chosen).markdown()}")
+        table = reach_table([cell for cell in cells if cell["game"] == game])
+        parts.append(f"### {game}, where the arms went\n\n{table.markdown()}")
+    return "\n\n".join(parts) + "\n"
+
+
+def differences_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return the differences of each arm to the random one, with intervals."""
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        tests = {row["test"]: row for row in rows if row["arm"] == arm}
+        psnr = [_interval(tests[test], "psnr") for test in (*TESTS, UNSEEN_TEST)]
+        lines.append([arm, *psnr, _interval(tests["far"], "delta_psnr")])
+    return Table(["PSNR, dB", *TESTS, UNSEEN_TEST, "delta-PSNR, far"], lines)
+
+
+def reach_table(cells: Sequence[dict[str, Any]]) -> Table:
+    """Return how far from the base data each arm went, and the test frames that its data hold."""
+    lines = []
+    for arm in cells[0]["arms"]:
+        own = [cell["arms"][arm] for cell in cells]
+        lines.append(
+            [
+                arm,
+                f"{np.mean([each['distance'] for each in own]):.2f}",
+                f"{np.mean([each['unseen'] for each in own]):.0%}",
+                f"{np.mean([max(each['leak'].values()) for each in own]):.1%}",
+            ]
+        )
+    return Table(["arm", "distance from base data", "unseen frames", "largest leak"], lines)
+
+
+def _interval(row: dict[str, Any], metric: str) -> str:
+    result = row.get(metric) or {"difference": None}
+    if result["difference"] is None:
+        return "-"
+    mean, low, high = result["difference"]
+    return f"{mean:+.2f}" if low is None else f"{mean:+.2f} [{low:.2f}, {high:.2f}]"

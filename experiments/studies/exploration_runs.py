@@ -1,0 +1,341 @@
+"""One cell of the study of exploration: a game and a seed, from the base model to scores.
+
+<out>/<game>/seed-0/data/       base data, data of each arm, test sets
+<out>/<game>/seed-0/models/     base model and its fine-tunings
+<out>/<game>/seed-0/scores/     scores of each window, <model>-<test>.npz
+<out>/<game>/seed-0/stages/     records of the finished stages, which are not run again
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import exploration
+from envs import action_names
+from envs.collect.collector import collect
+from envs.collect.policies import PolicySpec, builtin_policy
+from envs.episodes.dataset import EpisodeReader
+from envs.episodes.frame_distance import UNSEEN, distances_by_game
+from experiments.arguments import default_threads
+from experiments.pipeline.config import PipelineConfig
+from experiments.pipeline.runner import Context, Stage, StageContext, run_stages
+from experiments.pipeline.stages import finetune_stages, join_stage, train_stage
+from exploration.agent.policy import policy_spec
+from exploration.archive import ArchiveConfig, collect_from_archive
+from exploration.config import explore_preset
+from exploration.reward.factory import RewardConfig
+from worldmodel import GenieReduxG
+from worldmodel.evaluation.evaluate import ClipSource, EvalWorker, plan_batches
+from worldmodel.evaluation.window_metrics import Settings, concat_scores
+
+ARMS = (
+    "random",
+    "sticky",
+    "zipf",
+    "dirichlet",
+    "hold",
+    "agent",
+    "archive-entropy",
+    "archive-disagreement",
+    "archive-count",
+    "agent-archive",
+)
+"""Explorers of the study; the first is the baseline of every difference."""
+UNTRAINED = {
+    "random": "random",
+    "sticky": "sticky:0.9",
+    "zipf": "zipf:2",
+    "dirichlet": "dirichlet:0.3",
+}
+ARCHIVES = {
+    "archive-entropy": "token-entropy",
+    "archive-disagreement": "disagreement",
+    "archive-count": "count-bonus",
+}
+TESTS = ("near", "far", "left", "right")
+"""near: random play; far: another seed of the random policy family; left, right: that button with
+15 % random ones."""
+FAR = 3.0
+"""Distance in grey levels from the base data at which a window counts as unlike all of it."""
+EPISODE_STEPS = 400
+"""Length of the episodes that begin at the start of a game; those from an archive have 100."""
+DATA = ("new", "half")
+"""Data of a fine-tuning: the arm's alone, or the base data besides."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A game and a seed of the study, with its settings."""
+
+    out: Path
+    game: str
+    seed: int
+    preset: Literal["debug", "cpu", "paper"]
+    arms: tuple[str, ...]
+    data: tuple[str, ...]
+    steps: int
+    """Emulator steps of each arm."""
+    base_steps: int
+    test_episodes: int
+    limit: int
+    training: dict[str, dict[str, Any]]
+    """Changes to the training of tokenizer, dynamics, decoder_finetune and dynamics_finetune."""
+    explore: dict[str, Any]
+    """Changes to the explorer."""
+    threads: int = 0
+
+    @property
+    def root(self) -> Path:
+        """Folder of the cell."""
+        return self.out / self.game / f"seed-{self.seed}"
+
+    def part_seed(self, part: str) -> int:
+        """Return the seed of a part, so that no two parts play the same episodes."""
+        parts = ("base", *ARMS, *TESTS, "explore", "pilot")
+        return 1_000 * self.seed + 10 * parts.index(part)
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Run the missing stages of a cell and return the content of its `cell.json`."""
+    torch.set_num_threads(cell.threads or default_threads())
+    pipeline = PipelineConfig(
+        preset=cell.preset,
+        games=(cell.game,),
+        seed=cell.seed,
+        threads=cell.threads,
+        reward_backend="local",
+        tokenizer=cell.training.get("tokenizer", {}),
+        dynamics=cell.training.get("dynamics", {}),
+        decoder_finetune=cell.training["decoder_finetune"],
+        dynamics_finetune=cell.training["dynamics_finetune"],
+    )
+    context = Context(cell.root, pipeline)
+    run_stages(stages_of(cell, pipeline), context)
+    return dict(json.loads((cell.root / "cell.json").read_text()))
+
+
+def stages_of(cell: Cell, c: PipelineConfig) -> list[Stage]:
+    """Return the stages of a cell, in order."""
+    stages = [
+        policy_stage(cell, "base", "random", cell.base_steps),
+        train_stage(c, "tokenizer", "train the tokenizer", ("data-base",)),
+        train_stage(c, "dynamics", "train the dynamics model", ("data-base",)),
+        join_stage("base", "tokenizer", "dynamics"),
+    ]
+    models = ["base"]
+    for arm in cell.arms:
+        stages += arm_stages(cell, arm)
+        for data in cell.data:
+            inputs = (f"data-{arm}",) if data == "new" else ("data-base", f"data-{arm}")
+            stages += finetune_stages(c, f"{arm}-{data}", inputs)
+            models.append(f"{arm}-{data}")
+    stages += [test_stage(cell, test) for test in TESTS]
+    tests = [f"data-{test}" for test in TESTS]
+    stages += [score_stage(cell, model) for model in models]
+    summary = Stage(
+        "cell",
+        "summarise the cell",
+        partial(summarise, cell),
+        (*(f"score-{model}" for model in models), *tests, *(f"data-{arm}" for arm in cell.arms)),
+        "cell.json",
+        [cell.game, cell.seed],
+    )
+    return [*stages, summary]
+
+
+def policy_stage(
+    cell: Cell, part: str, policy: str | Callable[[StageContext], PolicySpec], steps: int
+) -> Stage:
+    """Return the stage that plays about `steps` steps with a policy from the start of the game."""
+
+    def run(context: StageContext) -> dict[str, Any]:
+        spec = builtin_policy(policy) if isinstance(policy, str) else policy(context)
+        summary = collect(
+            [cell.game],
+            context.out,
+            episodes=max(1, steps // EPISODE_STEPS),
+            steps=EPISODE_STEPS,
+            policy=spec,
+            seed=cell.part_seed(part),
+        )
+        return {"frames": summary.frames, "policy": spec.name}
+
+    inputs = () if isinstance(policy, str) else ("model-base",)
+    settings = [cell.game, cell.seed, steps, policy if isinstance(policy, str) else part]
+    return Stage(f"data-{part}", f"play with {part}", run, inputs, f"data/{part}", settings)
+
+
+def arm_stages(cell: Cell, arm: str) -> list[Stage]:
+    """Return the stages that collect the data of an arm."""
+    if arm in UNTRAINED:
+        return [policy_stage(cell, arm, UNTRAINED[arm], cell.steps)]
+    if arm == "hold":
+        return [policy_stage(cell, arm, partial(best_button, cell), cell.steps)]
+    if arm in ARCHIVES:
+        return [archive_stage(cell, arm, ARCHIVES[arm])]
+    if arm == "agent":
+        play = policy_stage(cell, arm, partial(agent_policy, "explore"), cell.steps)
+        return [explore_stage(cell, "explore", None), replace(play, inputs=("explore",))]
+    archive = "archive-entropy"
+    explorer = explore_stage(cell, "explore-archive", f"data-{archive}")
+    return [explorer, archive_stage(cell, arm, ARCHIVES[archive], "explore-archive")]
+
+
+def agent_policy(stage: str, context: StageContext) -> PolicySpec:
+    """Return the policy of the best agent of a stage, with 10 % random actions."""
+    return policy_spec(f"checkpoint:{context.path(stage) / 'best'}", epsilon=0.1)
+
+
+def best_button(cell: Cell, context: StageContext) -> PolicySpec:
+    """Return the policy that holds the button that leads farthest from the base data.
+
+    Each button gets one episode, which the arm's steps do not count.
+    """
+    distance = distances_by_game([context.path("data-base")])[cell.game]
+    reached: dict[int, float] = {}
+    for action in range(len(action_names([cell.game]))):
+        pilot = context.root / "data" / "pilot" / str(action)
+        seed = cell.part_seed("pilot")
+        policy = f"hold:{action}"
+        collect(
+            [cell.game], pilot, episodes=1, steps=EPISODE_STEPS, policy=policy, seed=seed,
+            progress=False,
+        )  # fmt: skip
+        reached[action] = float(distance(EpisodeReader(pilot)[0].frames_THWC[::4]).mean())
+    return builtin_policy(f"hold:{max(reached, key=reached.__getitem__)}")
+
+
+def explore_stage(cell: Cell, name: str, archive: str | None) -> Stage:
+    """Return the stage that trains an agent, at the cells of an archive if there is one."""
+
+    def run(context: StageContext) -> dict[str, Any]:
+        exploration.explore(
+            [cell.game],
+            context.path("model-base"),
+            context.out,
+            config=replace(explore_preset(cell.preset), **cell.explore),
+            archive=None if archive is None else context.path(archive),
+            reference_data=[context.path("data-base")],
+            resume=context.resume,
+            seed=cell.part_seed("explore"),
+        )
+        return {}
+
+    inputs = ("model-base", "data-base", *([archive] if archive else []))
+    return Stage(name, "train the agent", run, inputs, name, [cell.seed, cell.explore])
+
+
+def archive_stage(cell: Cell, arm: str, reward: str, agent: str | None = None) -> Stage:
+    """Return the stage that plays on from an archive, with a random policy family or an agent."""
+
+    def run(context: StageContext) -> dict[str, Any]:
+        config = ArchiveConfig(episodes=max(1, cell.steps // ArchiveConfig.steps))
+        if agent is not None:
+            config = replace(config, policy=agent_policy(agent, context))
+        data = (str(context.path("data-base")),) if reward == "disagreement" else ()
+        summary = collect_from_archive(
+            [cell.game],
+            context.path("model-base"),
+            context.out,
+            config,
+            RewardConfig(reward, data=data),
+            seed=cell.part_seed(arm),
+        )
+        return {"frames": summary.frames}
+
+    inputs = ("model-base", "data-base", *([agent] if agent else []))
+    settings = [cell.game, cell.seed, cell.steps, reward]
+    return Stage(f"data-{arm}", f"play with {arm}", run, inputs, f"data/{arm}", settings)
+
+
+def test_stage(cell: Cell, test: str) -> Stage:
+    """Return the stage that plays a test set."""
+    names = action_names([cell.game])
+    policies = {"near": "random", "far": "dirichlet:0.3"}
+    policies |= {name: f"hold:{names.index(name)}" for name in ("left", "right")}
+    return policy_stage(cell, test, policies[test], cell.test_episodes * EPISODE_STEPS)
+
+
+def score_stage(cell: Cell, model: str) -> Stage:
+    """Return the stage that scores the windows of every test set with a model."""
+
+    def run(context: StageContext) -> dict[str, Any]:
+        world = GenieReduxG.load(context.path(f"model-{model}"))
+        base = distances_by_game([context.path("data-base")])[cell.game]
+        context.out.mkdir(parents=True, exist_ok=True)
+        for test in TESTS:
+            scores = score_windows(cell, world, base, context.path(f"data-{test}"), context.root)
+            np.savez(context.out / f"{test}.npz", **scores)
+        return {}
+
+    inputs = (f"model-{model}", "data-base", *(f"data-{test}" for test in TESTS))
+    settings = [cell.limit]
+    return Stage(f"score-{model}", f"score {model}", run, inputs, f"scores/{model}", settings)
+
+
+def score_windows(
+    cell: Cell, world: GenieReduxG, base: Any, data: Path, root: Path
+) -> dict[str, Any]:
+    """Return the scores of each window of a test set, and the distance of its given frame."""
+    settings = Settings(mode="autoregressive", steps=1, seed=cell.seed)
+    source = ClipSource([str(data)], str(root / "cache"), None)
+    clips = source.open(settings)
+    batches = plan_batches(clips, settings, cell.limit)
+    worker = EvalWorker(world, settings, source, None, False)
+    scores = concat_scores(list(worker.score(batches, clips)))
+    given = [
+        clips.batch(batch.window_ids).frames_BTHWC[:, settings.context - 1].numpy()
+        for batch in batches
+    ]
+    predicted = scores.frames["prediction"]
+    return {
+        "psnr": predicted["psnr"].mean(1).numpy(),
+        "ssim": predicted["ssim"].mean(1).numpy(),
+        "moving_psnr": predicted["moving_psnr"].nanmean(1).numpy(),
+        "delta_psnr": scores.delta_B.numpy(),
+        "reconstruction": scores.reconstruction["psnr"].mean(1).numpy(),
+        "copy": scores.frames["copy"]["psnr"].mean(1).numpy(),
+        "distance": base(np.concatenate(given)),
+        "sessions": np.array(scores.sessions),
+    }
+
+
+def summarise(cell: Cell, context: StageContext) -> dict[str, Any]:
+    """Write `cell.json`: where each arm went, and what test frames its data holds bit for bit."""
+    base = distances_by_game([context.path("data-base")])[cell.game]
+    tests = {test: frame_bytes(context.path(f"data-{test}")) for test in TESTS}
+    arms = {}
+    for arm in cell.arms:
+        folder = context.path(f"data-{arm}")
+        frames, distances = frame_bytes(folder), base(sample_frames(folder))
+        arms[arm] = {
+            "frames": sum(record.num_frames for record in EpisodeReader(folder).records),
+            "distance": float(distances.mean()),
+            "unseen": float((distances > UNSEEN).mean()),
+            "leak": {test: len(frames & seen) / len(seen) for test, seen in tests.items()},
+        }
+    record = {"game": cell.game, "seed": cell.seed, "arms": arms}
+    context.out.write_text(json.dumps(record, indent=2) + "\n")
+    return {}
+
+
+def frame_bytes(folder: Path) -> set[int]:
+    """Return hashes of the distinct frames of a data set."""
+    reader = EpisodeReader(folder)
+    return {
+        hash(frame_HWC.tobytes())
+        for index in range(len(reader))
+        for frame_HWC in reader[index].frames_THWC
+    }
+
+
+def sample_frames(folder: Path, every: int = 8) -> Any:
+    """Return every eighth frame of a data set, uint8 (N, H, W, C)."""
+    reader = EpisodeReader(folder)
+    return np.concatenate([reader[index].frames_THWC[::every] for index in range(len(reader))])
