@@ -8,6 +8,7 @@ number of workers and an interrupted collection goes on with its next round.
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +86,7 @@ def collect_from_archive(
     """
     if is_remote(out):
         raise InputError(f"{out}: an archive needs a local folder: upload the episodes afterwards")
+    started = time.monotonic()
     reward.check(model)
     names, skipped = playable(games)
     policy_id = f"archive-{reward.name}-{config.policy.name}"
@@ -113,8 +115,10 @@ def collect_from_archive(
                 explorer = _GameExplorer(game, Path(out), config, reward, seed)
                 explorer.play(keys[game], writer, pool, score, bar)
             summary = pool.summary
+        held = writer.sessions
     summary.skipped = skipped | summary.skipped
-    summary.episodes = sum(key.id in writer for each in keys.values() for key in each)
+    summary.count(held[key.id] for each in keys.values() for key in each if key.id in held)
+    summary.seconds = time.monotonic() - started
     return summary
 
 

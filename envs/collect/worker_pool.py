@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from envs.collect.worker import EpisodeResult, GameError
 from envs.episodes.dataset import EpisodeWriter
+from envs.episodes.shards import SessionRecord
 from envs.utils.errors import InputError
 from envs.utils.progress import Bar, console, progress
 from envs.utils.ray_session import node_resources, ray_session
@@ -56,6 +57,12 @@ class CollectSummary:
     skipped: dict[str, str] = field(default_factory=dict)
     """Game -> reason why it was skipped."""
 
+    def count(self, held: Iterable[SessionRecord]) -> None:
+        """Set the counts of the episodes that the folder holds now."""
+        records = list(held)
+        self.episodes = len(records)
+        self.frames = sum(record.num_frames for record in records)
+
 
 @dataclass(frozen=True)
 class WorkerSpec:
@@ -95,9 +102,7 @@ def play_missing(
         ):
             summary = pool.play(missing)
         held = writer.sessions
-    records = [held[task.id] for task in tasks if task.id in held]
-    summary.episodes = len(records)
-    summary.frames = sum(record.num_frames for record in records)
+    summary.count(held[task.id] for task in tasks if task.id in held)
     summary.seconds = time.monotonic() - started
     return summary
 

@@ -110,6 +110,7 @@ def counted(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp("archive") / "counted"
     summary = collect_from_archive(["Corridor"], None, out, CONFIG, COUNTS, seed=1)
     assert (summary.episodes, summary.played_episodes) == (12, 12)
+    assert summary.frames == sum(record.num_frames for record in EpisodeReader(out).records) > 0
     return out
 
 
