@@ -65,7 +65,7 @@ class ArchiveConfig:
             raise InputError(f"sharpness {self.sharpness}: must be 0 or more")
 
 
-def collect_from_archive(
+def play_from_archive(
     games: Sequence[str],
     model: Path | str | None,
     out: Path | str,

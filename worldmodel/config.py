@@ -311,8 +311,8 @@ PRESETS: dict[str, WorldModelConfig] = {
     ),
     "cpu": WorldModelConfig(
         tokenizer=TokenizerConfig(
-            dim=128, heads=2, encoder_blocks=1, decoder_blocks=1, temporal=False, patch_norm=False,
-            codebook="ema", quantizer_start=0.3, reseed_error=0.05,
+            patch=8, dim=128, heads=2, encoder_blocks=1, decoder_blocks=1, temporal=False,
+            patch_norm=False, codebook="ema", quantizer_start=0.3, reseed_error=0.05,
         ),
         lam=LatentActionConfig(
             patch=8, dim=128, heads=2, encoder_blocks=1, decoder_blocks=1, temporal=False,
@@ -320,7 +320,7 @@ PRESETS: dict[str, WorldModelConfig] = {
             changed_pixel_weight=8.0, residual=True,
         ),
         dynamics=DynamicsConfig(
-            dim=128, heads=2, blocks=2, objective="clean_past", chunk_lengths=(1, 1, 2, 0),
+            dim=128, heads=2, blocks=2, objective="clean_past", chunk_lengths=(1, 1, 3),
             all_masked=0.5, chunk_size=1,
         ),
     ),

@@ -22,18 +22,18 @@ class FrameDistance:
 
     def __init__(self, frames_NHWC: NDArray[np.uint8]) -> None:
         every = max(1, -(-len(frames_NHWC) // MAX_REFERENCES))
-        self._references_NP = shrink(frames_NHWC[::every])
+        self._references_NP = shrink_frames(frames_NHWC[::every])
 
     def __call__(self, frames_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the distance of each frame uint8 (N, H, W, C), float32 (N,)."""
         nearest = [
             np.abs(self._references_NP - frame_P).mean(axis=1).min()
-            for frame_P in shrink(frames_NHWC)
+            for frame_P in shrink_frames(frames_NHWC)
         ]
         return np.array(nearest, np.float32)
 
 
-def shrink(frames_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+def shrink_frames(frames_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Shrink frames to SIDE x SIDE pixels by area averaging, float32 (N, SIDE * SIDE * C)."""
     size = (SIDE, SIDE)
     small = [

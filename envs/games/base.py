@@ -14,7 +14,7 @@ class GameState(NamedTuple):
     """A moment of a game, from which `reset(options={"state": ...})` continues."""
 
     data: bytes
-    """What `save_state` returned."""
+    """Result of `save_state`."""
     frame_HWC: NDArray[np.uint8]
     """Frame of that moment: an emulator draws it only in the step that leads there."""
 

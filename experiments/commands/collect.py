@@ -75,7 +75,7 @@ def run(args: Args) -> None:
         if args.model is not None:
             check_model(args.model)
         policy = build_policy(name or "dirichlet:0.3", args)
-        summary = collect_from_archive(games, policy, args)
+        summary = run_archive(games, policy, args)
     else:
         policy = build_policy(args.policy, args)
         from envs.collect.collector import collect
@@ -110,9 +110,7 @@ def build_policy(name: str, args: Args) -> "PolicySpec":
     return policy_spec(name, epsilon=args.epsilon, temperature=args.temperature)
 
 
-def collect_from_archive(
-    games: "Sequence[str]", policy: "PolicySpec", args: Args
-) -> "CollectSummary":
+def run_archive(games: "Sequence[str]", policy: "PolicySpec", args: Args) -> "CollectSummary":
     """Collect episodes that begin at savestates."""
     from exploration import archive
     from exploration.reward.factory import RewardConfig
@@ -120,7 +118,7 @@ def collect_from_archive(
     reward = RewardConfig(args.reward, data=args.reward_data)
     reward.check(args.model)
     with ray_session(args.ray_address):
-        return archive.collect_from_archive(
+        return archive.play_from_archive(
             games,
             args.model,
             args.out,

@@ -38,7 +38,10 @@ def defaults(argv: Sequence[str]) -> Args:
     """Return the arguments of the preset and the --config file in argv."""
     config = pipeline_preset(flag_value(argv, "--preset", "cpu"))
     if flag_value(argv, "--rounds", "0") != "0":
-        config = dataclasses.replace(config, reward_backend="serve")
+        # Rounds are for a single model, whose weights the reward service swaps.
+        config = dataclasses.replace(
+            config, reward_backend="serve", games=config.games[:1], games_apart=False
+        )
     return default_args(Args, argv, pipeline=config)
 
 
@@ -53,12 +56,17 @@ def run(args: Args) -> None:
     from experiments.pipeline.stages import check_settings, stage_table
 
     check_settings(config)
+    if config.games_apart and args.rounds:
+        raise InputError("--games-apart: with --rounds all games share one model: leave it out")
     context = Context(args.out, config)
     settings = {"pipeline": dataclasses.asdict(config)}
     recorded = {"rounds": args.rounds, **settings} if args.rounds else settings
     write_json_atomic(args.out / "config.json", recorded)
     what = f"{args.rounds} rounds" if args.rounds else f"Pipeline {config.preset}"
     console.print(f"{what} of {', '.join(config.games)} in {args.out}")
+    if config.games_apart:
+        run_apart(config, args)
+        return
     service = Service(config)
     stages = rounds_table(config, args.rounds, service) if args.rounds else stage_table(config)
     with ray_session(args.ray_address):
@@ -74,7 +82,19 @@ def run(args: Args) -> None:
     console.print(f"Report: {(context.path(report) / 'index.html').resolve()}")
 
 
+def run_apart(config: PipelineConfig, args: Args) -> None:
+    """Run the missing stages of each game, then print the main results and the report's path."""
+    from experiments.pipeline.games_apart import run_games
+    from experiments.reports.games_report import build_games_report
+
+    run_games(config, args.out, args.ray_address)
+    for line in build_games_report(args.out, args.out / "report"):
+        console.print(line)
+    console.print(f"Report: {(args.out / 'report' / 'index.html').resolve()}")
+
+
 def check_own_run(out: Path) -> None:
     """Raise InputError if `out` holds files of something else: stages replace their outputs."""
-    if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / "stages").is_dir()):
+    known = any((out / name).is_dir() for name in ("stages", "games"))
+    if out.is_file() or (out.exists() and any(out.iterdir()) and not known):
         raise InputError(f"{out} holds something else than a pipeline's run: give another --out")

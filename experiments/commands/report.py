@@ -44,7 +44,11 @@ def build_report(root: Path, out: Path) -> list[str]:
         from experiments.reports.explore_report import build_explore_report
 
         return build_explore_report(root, out)
-    if not (root / "evaluation" / "base-random.json").exists():
+    if (root / "games").is_dir() and (root / "summary.json").exists():
+        from experiments.reports.games_report import build_games_report
+
+        return build_games_report(root, out)
+    if not any((root / "evaluation").glob("base-*.json")):
         raise InputError(
             f"{root} holds no evaluation yet: finish it with `autoexplore pipeline --out {root}`"
         )

@@ -10,31 +10,46 @@ from envs.utils.errors import InputError
 Settings = tyro.conf.Fixed[dict[str, Any]]
 """Changes to the preset of a stage. They are no flags, but a --config file may hold them."""
 
+Explorer = Literal["agent", "archive"]
+TestPlayer = Literal["random", "deep", "agent"]
+
 
 @dataclass(frozen=True)
 class PipelineConfig:
     """Settings of a whole pipeline. The seeds of its parts derive from `seed`, without overlap."""
 
     preset: Literal["debug", "cpu", "paper"]
-    """debug: minutes, without learning anything; cpu: three games, 48 minutes on two busy cores;
-    paper: the published sizes."""
+    """debug: minutes, without learning anything; cpu: two games with depth on two cores; paper: the
+    published sizes."""
     games: tuple[str, ...]
     """Games to play in every stage."""
     seed: int = 0
     """Random seed of the run."""
+    games_apart: bool = False
+    """Give each game a pipeline and a world model of its own, two games at a time. Games with
+    different actions need it."""
+    explorers: tuple[Explorer, ...] = ("agent",)
+    """Explorers compared with random play: agent, trained on the uncertainty of the base model (the
+    paper's), and archive, which plays on from savestates chosen by that uncertainty. The first one
+    is the main result."""
+    tests: tuple[TestPlayer, ...] = ("random", "agent")
+    """Players of the held-out episodes: random; deep, a family of random policies that goes
+    farther; or agent."""
+    finetune_data: Literal["new", "half"] = "new"
+    """Data of the fine-tuning: new, the player's alone (the paper); half, the base data besides."""
     random_episodes: int = 50
     """Episodes of random play per game, for the base model."""
     explored_episodes: int = 10_000
-    """Episodes of the explorer per game, for fine-tuning. The comparison gets as many frames of
-    random play."""
+    """Episodes of the agent per game, for fine-tuning. Every other player of the comparison gets as
+    many steps."""
     test_episodes: int = 500
-    """Held-out episodes per game and agent."""
+    """Held-out episodes per game and player."""
     random_steps: int = 500
     """Maximum steps of an episode for the base model."""
     explored_steps: int = 700
     """Maximum steps of an episode for fine-tuning and for the test set."""
     explored_epsilon: float = 0.0
-    """Probability of a random action in the explorer's episodes."""
+    """Probability of a random action in the agent's episodes."""
     workers: int = 2
     """Number of emulator processes for collecting."""
     threads: int = 0
@@ -47,11 +62,13 @@ class PipelineConfig:
     dynamics: Settings = field(default_factory=dict)
     """Changes to the training of the dynamics model."""
     decoder_finetune: Settings = field(default_factory=dict)
-    """Changes to the fine-tuning of the decoder, on both sides of the comparison."""
+    """Changes to the fine-tuning of the decoder, on all sides of the comparison."""
     dynamics_finetune: Settings = field(default_factory=dict)
-    """Changes to the fine-tuning of the dynamics model, on both sides of the comparison."""
+    """Changes to the fine-tuning of the dynamics model, on all sides of the comparison."""
     explore: Settings = field(default_factory=dict)
-    """Changes to the training of the explorer."""
+    """Changes to the training of the agent."""
+    archive: Settings = field(default_factory=dict)
+    """Changes to `exploration.archive.ArchiveConfig`."""
     reward_backend: Literal["local", "serve"] = "serve"
     """Processes that compute the explorer's reward: the env runners (local), or replicas of a Ray
     Serve app (serve). With --rounds the default is serve; each round swaps the app's weights."""
@@ -63,18 +80,25 @@ class PipelineConfig:
         for name in (*episodes, "random_steps", "explored_steps", "workers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', ' ')} {getattr(self, name)}: give 1 or more")
+        if not self.explorers or not self.tests:
+            raise InputError("explorers and tests: give 1 or more of each")
+        if "agent" in self.tests and "agent" not in self.explorers:
+            raise InputError("tests: agent is the player of explorers agent: add it to --explorers")
         if self.train_workers < 0:
             raise InputError(
                 f"train workers {self.train_workers}: give 0 (in this process) or more"
             )
 
 
-DEMO_GAMES = ("Airstriker-Genesis", "StarGunner-Atari2600", "JourneyEscape-Atari2600")
+DEMO_GAMES = ("PrivateEye-Atari2600", "CoinRun")
 
 PRESETS: dict[str, PipelineConfig] = {
     "debug": PipelineConfig(
         preset="debug",
         games=("Counting",),
+        explorers=("archive", "agent"),
+        tests=("random", "deep"),
+        archive={"steps": 20, "round_episodes": 2},
         random_episodes=3,
         explored_episodes=2,
         test_episodes=1,
@@ -95,14 +119,27 @@ PRESETS: dict[str, PipelineConfig] = {
     "cpu": PipelineConfig(
         preset="cpu",
         games=DEMO_GAMES,
+        games_apart=True,
+        explorers=("archive", "agent"),
+        tests=("random", "deep"),
         random_episodes=16,
-        explored_episodes=8,
-        test_episodes=3,
+        explored_episodes=16,
+        test_episodes=6,
         random_steps=400,
         explored_steps=400,
         explored_epsilon=0.1,
-        explore={"runners": 2, "envs_per_runner": 4},
-        evaluate={"limit": 12, "steps": 1, "mode": "autoregressive", "distance_frames": 60},
+        tokenizer={"iterations": 900},
+        dynamics={"iterations": 700},
+        decoder_finetune={"iterations": 200},
+        dynamics_finetune={"iterations": 220},
+        explore={
+            "epochs": 5,
+            "runners": 1,
+            "envs_per_runner": 4,
+            "evaluate_every": 5,
+            "evaluation_steps": 100,
+        },
+        evaluate={"limit": 24, "steps": 1, "mode": "autoregressive", "distance_frames": 60},
     ),
     "paper": PipelineConfig(
         preset="paper",

@@ -86,7 +86,7 @@ def one_round(c: PipelineConfig, number: int, service: Service) -> list[Stage]:
     inputs = (model_stage(before), *([f"explore-{before}"] if before else []))
     return [
         explore_stage(c, f"explore-{number}", run, inputs, f"{folder}/explore"),
-        collect_stage(c, "explored", c.explored_episodes, c.explored_steps, number),
+        collect_stage(c, "agent", c.explored_episodes, c.explored_steps, number),
         *finetune_stages(c, str(number), data, bases, folder),
         measure_stage(number),
     ]

@@ -5,10 +5,12 @@ Names, settings and outputs of the stages are part of their records in a run's f
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import exploration
+from envs import action_names
 from envs.collect.collector import collect
 from envs.collect.policies import PolicySpec
 from envs.episodes.dataset import EpisodeReader
@@ -20,6 +22,7 @@ from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.runner import Stage, StageContext
 from experiments.reports.pipeline_report import build_pipeline_report
 from exploration.agent.policy import policy_spec
+from exploration.archive import ArchiveConfig, play_from_archive
 from exploration.config import explore_preset
 from exploration.reward.factory import RewardConfig
 from worldmodel import GenieReduxG, loading, preset
@@ -30,52 +33,72 @@ from worldmodel.training.train import TrainingRun, train
 
 SEEDS = {
     "random": 0,
-    "explored": 1,
+    "agent": 1,
     "more-random": 2,
     "test-random": 3,
-    "test-explored": 4,
+    "test-agent": 4,
     "explore": 5,
+    "archive": 6,
+    "test-deep": 7,
 }
 """Offsets from 1,000 times the run's seed, so that no two parts play the same episodes."""
-MODELS = ("base", "random", "explored")
-"""The models compared; `models/<name>` holds each."""
-TEST_SETS = ("random", "explored")
-"""Agents of the held-out episodes; `data/test-<name>` holds each."""
+DEEP_POLICY = "dirichlet:0.3"
+"""Policy of the test set `deep`: each episode has random action probabilities and repeats."""
+
+
+def sides_of(c: PipelineConfig) -> tuple[str, ...]:
+    """Return the players whose data are compared: random, then the explorers."""
+    return ("random", *c.explorers)
+
+
+def models_of(c: PipelineConfig) -> tuple[str, ...]:
+    """Return the models that are compared; `models/<name>` holds each."""
+    return ("base", *sides_of(c))
 
 
 def stage_table(c: PipelineConfig) -> list[Stage]:
     """Return the stages of a pipeline, in order."""
-    tests = [f"collect-test-{name}" for name in TEST_SETS]
-    return [
+    steps = c.explored_episodes * c.explored_steps
+    stages = [
         collect_stage(c, "random", c.random_episodes, c.random_steps),
         train_stage(c, "tokenizer", "train the tokenizer", ("collect-random",)),
         train_stage(c, "dynamics", "train the dynamics model", ("collect-random",)),
         join_stage("base", "tokenizer", "dynamics"),
-        explore_stage(c, "explore", run_explorer, ("model-base",)),
-        collect_stage(c, "explored", c.explored_episodes, c.explored_steps),
+    ]
+    if "agent" in c.explorers:
+        stages.append(explore_stage(c, "explore", run_explorer, ("model-base",)))
+        stages.append(collect_stage(c, "agent", c.explored_episodes, c.explored_steps))
+    if "archive" in c.explorers:
+        stages.append(archive_stage(c, steps))
+    stages.append(
         Stage(
             "collect-more-random",
             "play as many frames at random, for the comparison",
             collect_as_much,
-            inputs=("collect-explored",),
+            inputs=(f"collect-{c.explorers[0]}",),
             output="data/more-random",
             settings=[c.games, c.seed, c.explored_steps],
+        )
+    )
+    for test in c.tests:
+        stages.append(collect_stage(c, f"test-{test}", c.test_episodes, c.explored_steps))
+    # All sides of the comparison have the same base, settings and seed.
+    base = ("collect-random",) if c.finetune_data == "half" else ()
+    for side in sides_of(c):
+        data = "collect-more-random" if side == "random" else f"collect-{side}"
+        stages += finetune_stages(c, side, (*base, data))
+    evaluation = Stage(
+        "evaluate",
+        "evaluate the models on the test episodes",
+        evaluate_models,
+        inputs=(
+            *(f"model-{name}" for name in models_of(c)),
+            *(f"collect-test-{test}" for test in c.tests),
         ),
-        collect_stage(c, "test-random", c.test_episodes, c.explored_steps),
-        collect_stage(c, "test-explored", c.test_episodes, c.explored_steps),
-        # Both sides of the comparison have the same base, settings and seed.
-        *finetune_stages(c, "explored", ("collect-random", "collect-explored")),
-        *finetune_stages(c, "random", ("collect-random", "collect-more-random")),
-        Stage(
-            "evaluate",
-            "evaluate the three models on the test episodes",
-            evaluate_models,
-            inputs=(*(f"model-{name}" for name in MODELS), *tests),
-            output="evaluation",
-            settings=[c.evaluate, c.seed],
-        ),
-        report_stage("report", build_pipeline_report, ("evaluate",)),
-    ]
+        output="evaluation",
+        settings=[c.evaluate, c.seed],
+    )
+    return [*stages, evaluation, report_stage("report", build_pipeline_report, ("evaluate",))]
 
 
 def check_settings(c: PipelineConfig) -> None:
@@ -86,6 +109,7 @@ def check_settings(c: PipelineConfig) -> None:
         ("decoder_finetune", train_preset("tokenizer", c.preset, "finetune")),
         ("dynamics_finetune", train_preset("dynamics", c.preset, "finetune")),
         ("explore", explore_preset(c.preset)),
+        ("archive", ArchiveConfig()),
     ):
         override(base, getattr(c, name), "settings", f"{name}.")
 
@@ -99,18 +123,18 @@ def collect_stage(
 ) -> Stage:
     """Return the stage that records a part of the data: `episodes` of at most `steps` per game.
 
-    The explorer plays if the part's name ends in `explored`: that of a round if a `round_number` is
-    given. `collect` completes the data set of an interrupted run.
+    The part's name ends in its player: random, deep or agent. The agent is that of a round if a
+    `round_number` is given. `collect` completes the data set of an interrupted run.
     """
-    explorer = part.endswith("explored")
+    player = part.split("-")[-1]
     name, agent, output = f"collect-{part}", "explore", f"data/{part}"
     if round_number:
         name, agent = f"collect-{round_number}", f"explore-{round_number}"
         output = f"rounds/{round_number}/data"
 
     def run(context: StageContext) -> dict[str, Any]:
-        policy: str | PolicySpec = "random"
-        if explorer:
+        policy: str | PolicySpec = DEEP_POLICY if player == "deep" else "random"
+        if player == "agent":
             checkpoint = f"checkpoint:{context.path(agent) / 'best'}"
             policy = policy_spec(checkpoint, epsilon=c.explored_epsilon)
         summary = collect(
@@ -125,16 +149,40 @@ def collect_stage(
         return {"frames": summary.frames, "episodes": summary.episodes}
 
     games = f"{len(c.games)} game{'s' if len(c.games) > 1 else ''}"
-    player = "with the explorer" if explorer else "at random"
+    how = {"agent": "with the agent", "deep": "with random policies that persist"}
     purpose = " for the test set" if part.startswith("test") else ""
+    settings = [c.games, c.seed, episodes, steps]
     return Stage(
         name,
-        f"play {games} {player}{purpose}, {episodes} episodes each",
+        f"play {games} {how.get(player, 'at random')}{purpose}, {episodes} episodes each",
         run,
-        inputs=(agent,) if explorer else (),
+        inputs=(agent,) if player == "agent" else (),
         output=output,
-        settings=[c.games, c.seed, episodes, steps, *([c.explored_epsilon] if explorer else [])],
+        settings=[*settings, *([c.explored_epsilon] if player == "agent" else [])],
     )
+
+
+def archive_stage(c: PipelineConfig, steps: int) -> Stage:
+    """Return the stage that plays `steps` steps of each game from an archive of savestates."""
+    config = override(ArchiveConfig(), c.archive, "settings", "archive.")
+    config = replace(config, episodes=max(1, steps // config.steps))
+
+    def run(context: StageContext) -> dict[str, Any]:
+        summary = play_from_archive(
+            c.games,
+            context.path("model-base"),
+            context.out,
+            config,
+            RewardConfig(),
+            workers=c.workers,
+            seed=part_seed(c, "archive"),
+        )
+        return {"frames": summary.frames, "episodes": summary.episodes}
+
+    description = "play on from savestates chosen by the uncertainty of model-base"
+    settings = [c.games, c.seed, steps, c.archive]
+    inputs = ("model-base",)
+    return Stage("collect-archive", description, run, inputs, "data/archive", settings)
 
 
 def train_stage(
@@ -160,7 +208,7 @@ def train_stage(
         options = {"seed": c.seed, "num_threads": threads, **changes}
         specification = TrainingRun(
             component,
-            config=preset(c.preset),
+            config=replace(preset(c.preset), actions=len(action_names(c.games))),
             recipe=train_preset(component, c.preset, "finetune" if init else None, **options),
             data=[str(context.path(stage)) for stage in data],
             out=context.out,
@@ -243,10 +291,10 @@ def part_seed(c: PipelineConfig, part: str, round_number: int = 0) -> int:
 def collect_as_much(context: StageContext) -> dict[str, Any]:
     """Collect random play until each game has as many frames as in the explorer's data.
 
-    Up to one episode more, since episodes are whole.
+    The explorer is the first one. Up to one episode more, since episodes are whole.
     """
     c: PipelineConfig = context.config
-    wanted = frames_by_game(context.path("collect-explored"))
+    wanted = frames_by_game(context.path(f"collect-{c.explorers[0]}"))
     for game in c.games:
         episodes = 0
         while (frames := frames_by_game(context.out)[game]) < wanted[game]:
@@ -303,7 +351,7 @@ def run_explorer(
 
 
 def evaluate_models(context: StageContext) -> dict[str, Any]:
-    """Write `evaluation/<model>-<test set>.json` for the three models on both test sets.
+    """Write `evaluation/<model>-<test set>.json` for all models and test sets.
 
     Each is a Ray task with one torch thread, which is faster than one after the other with all
     threads. Results of an interrupted run are kept.
@@ -314,8 +362,8 @@ def evaluate_models(context: StageContext) -> dict[str, Any]:
     cache = (context.root / "cache").resolve()
     options = {"seed": c.seed, **c.evaluate}
     calls = []
-    for name in MODELS:
-        for test in TEST_SETS:
+    for name in models_of(c):
+        for test in c.tests:
             out = (context.out / f"{name}-{test}.json").resolve()
             model, data = context.path(f"model-{name}"), context.path(f"collect-test-{test}")
             calls.append((model.resolve(), data.resolve(), cache, out, device, options))

@@ -22,14 +22,21 @@ NOTHING = Markup('<p class="nothing">Nothing was recorded for this chart.</p>')
 COLOURS = {
     "base": "#0067a5",
     "random": "#b8620a",
-    "explored": "#00795a",
+    "archive": "#00795a",
+    "agent": "#7b4fb3",
     "copy": "#77736b",
     "ink": "#1c1b19",
     "soft": "#5d5a54",
     "rule": "#dedad1",
 }
 """Colours of the page's style sheet by CSS variable. The SVG refers to the variables."""
-DASHES = {"base": "--", "random": "-.", "explored": "-", "copy": ":"}
+DASHES: dict[str, Any] = {
+    "base": "--",
+    "random": "-.",
+    "archive": "-",
+    "agent": (0, (7, 2)),
+    "copy": ":",
+}
 STYLES = tuple(DASHES)
 """Names of the styles that a series can have."""
 _SETTINGS: Any = {
@@ -108,7 +115,8 @@ def line_chart(
         for line in lines:
             marker = "o" if markers or len(line.x) == 1 else ""
             style, colour = DASHES[line.style], COLOURS[line.style]
-            axes.plot(line.x, line.y, style, marker=marker, color=colour, label=line.name)
+            look = {"linestyle": style, "marker": marker, "color": colour}
+            axes.plot(line.x, line.y, label=line.name, **look)
         axes.margins(x=0 if max(len(line.x) for line in lines) > 1 else None)
         if log_x:
             axes.set_xscale("log")

@@ -18,9 +18,8 @@ from experiments.reports.results import (
     COPY,
     MODEL_NAMES,
     MODEL_PHRASES,
-    MODELS,
+    PLAYERS,
     TEST_NAMES,
-    TESTS,
     Column,
     EvalResults,
     describe_comparison,
@@ -47,18 +46,24 @@ SeenBy = Mapping[str, Mapping[str, ScreenStats]]
 def build_pipeline_report(root: Path, out: Path) -> list[str]:
     """Write <out>/index.html for the run in `root`; return its main results as lines of text."""
     plan: dict[str, Any] = json.loads((root / "config.json").read_text())["pipeline"]
-    results = read_results(root / "evaluation")
-    data_sets = ("random", "more-random", "explored")
+    results = read_results(root / "evaluation", plan["explorers"], plan["tests"])
+    data_sets = ("random", "more-random", *results.explorers)
     seen = {name: seen_by_game(root / "data" / name) for name in data_sets}
     counts = {
-        game: equal_frame_counts(explored, seen["more-random"][game])
-        for game, explored in seen["explored"].items()
-        if game in seen["more-random"]
+        explorer: {
+            game: equal_frame_counts(explored, seen["more-random"][game])
+            for game, explored in seen[explorer].items()
+            if game in seen["more-random"]
+        }
+        for explorer in results.explorers
     }
     # The report's own time is left out, so that creating it again gives the same page.
     seconds = json.loads((root / "timings.json").read_text())["seconds"]
     seconds.pop("report", None)
     games = [game_title(game) for game in plan["games"]]
+    about_agent = []
+    if "agent" in results.explorers:
+        about_agent = explore_sections(root / "explore", plan["games"])
     write_page(
         out,
         root,
@@ -66,12 +71,12 @@ def build_pipeline_report(root: Path, out: Path) -> list[str]:
         "report.html.j2",
         title="A world model of " + " and ".join(filter(None, [", ".join(games[:-1]), games[-1]])),
         lead="A random agent played. A world model learned from its play to predict the next "
-        "frames from the previous ones and the buttons pressed. An agent whose only reward is the "
-        "model's uncertainty explored the games, and the model learned from the frames it "
-        f"collected. The run took {format_duration(sum(seconds.values()))} and used neither human "
+        "frames from the previous ones and the buttons pressed. Explorers that go where the model "
+        "is uncertain played the games, and the model learned from the frames they collected. "
+        f"The run took {format_duration(sum(seconds.values()))} and used neither human "
         "play nor the games' own rewards.",
-        cards=_cards(results, list(counts.values())),
-        explorer=explore_sections(root / "explore", plan["games"]),
+        cards=_cards(results, list(counts[results.main].values())),
+        explorer=about_agent,
         **_comparison(results),
         **_predictions(root, plan, results),
         **_horizon(results),
@@ -79,16 +84,19 @@ def build_pipeline_report(root: Path, out: Path) -> list[str]:
         **_training(root, results),
         **_timings_and_settings(seconds, plan),
     )
-    screens = ", ".join(
-        f"{game_title(game)} {explored:,} against {random:,}"
-        for game, (explored, random) in counts.items()
-    )
-    return [*headline(results), f"Distinct screens, explorer against random agent: {screens}"]
+    lines = []
+    for explorer, by_game in counts.items():
+        screens = ", ".join(
+            f"{game_title(game)} {explored:,} against {random:,}"
+            for game, (explored, random) in by_game.items()
+        )
+        lines.append(f"Distinct screens, {PLAYERS[explorer]} against random agent: {screens}")
+    return [*headline(results), *lines]
 
 
 def _cards(results: EvalResults, counts: Sequence[tuple[int, int]]) -> list[dict[str, str]]:
     """Return the main results, each next to its baseline."""
-    copy, base, best = results.get(COPY), results.get("base"), results.get("explored")
+    copy, base, best = results.get(COPY), results.get("base"), results.get(results.main)
     lowest = min(results.get("base", game=game).reconstruction for game in results.games)
     explored, random = (sum(sides) for sides in zip(*counts, strict=True)) if counts else (0, 0)
     gain = best.mean_psnr - results.get("random").mean_psnr
@@ -103,11 +111,16 @@ def _cards(results: EvalResults, counts: Sequence[tuple[int, int]]) -> list[dict
         (number(best.one_step), "dB", "one step ahead", copying.format(number(copy.one_step))),
         (number(best.mean_psnr), "dB", f"mean, {steps}", copying.format(number(copy.mean_psnr))),
         (number(best.delta, 2), "dB", "gained by knowing the true actions", interval),
-        (signed(gain, 2), "dB", "explored against random play", f"same fine-tuning, {steps}"),
+        (
+            signed(gain, 2),
+            "dB",
+            f"{results.main} against random play",
+            f"same fine-tuning, {steps}",
+        ),
         (
             f"{explored:,}",
             "",
-            "distinct screens the explorer saw",
+            f"distinct screens the {PLAYERS[results.main]} saw",
             f"random agent, as many frames: {random:,}",
         ),
     )
@@ -119,17 +132,17 @@ def _comparison(results: EvalResults) -> dict[str, Any]:
     columns = table_columns(results)
 
     def table(title: str, columns: Sequence[Column], **where: str) -> dict[str, Any]:
-        rows = [(model, results.get(model, **where)) for model in (COPY, *MODELS)]
+        rows = [(model, results.get(model, **where)) for model in (COPY, *results.models)]
         return metrics_table(title, rows, columns)
 
     tables = [table("All held-out episodes", columns[:-1])]
-    tables += [table(f"Only {TEST_NAMES[test]} episodes", columns, test=test) for test in TESTS]
+    tables += [table(f"Only {TEST_NAMES[test]}", columns, test=test) for test in results.tests]
     tables += [table(game_title(game), columns[:-1], game=game) for game in results.games]
 
     bars, gains = [], []
     for game in [*results.games, *(["all"] if len(results.games) > 1 else [])]:
         copied = results.get(COPY, game=game).mean_psnr
-        for model in MODELS:
+        for model in results.models:
             row, names = results.get(model, game=game), (game_title(game), MODEL_NAMES[model])
             bars.append(ChartBar(*names, model, row.delta, row.delta_low, row.delta_high))
             gains.append(ChartBar(*names, model, row.mean_psnr - copied))
@@ -138,7 +151,7 @@ def _comparison(results: EvalResults) -> dict[str, Any]:
         "comparison": describe_comparison(results),
         "tables": tables,
         "table_note": f"{results.get('base').windows} clips of {results.horizon} predicted frames "
-        "each, from held-out episodes of both agents. A dot marks the best of a column. Moving "
+        "each, from held-out episodes. A dot marks the best of a column. Moving "
         "pixels: those that differ from the last given frame. Delta-PSNR: PSNR at the fourth frame "
         "with the true actions minus with random ones, the mean over clips and its 95 % interval.",
         "result_charts": [
@@ -152,27 +165,27 @@ def _predictions(root: Path, plan: dict[str, Any], results: EvalResults) -> dict
     """Return film strips and animations of every game."""
     checkpoint = newest_checkpoint(root / "upscaler")
     upscaler = None if checkpoint is None else load_upscaler(checkpoint)
-    models = {name: GenieReduxG.load(root / "models" / name) for name in MODELS}
+    models = {name: GenieReduxG.load(root / "models" / name) for name in results.models}
     sampling = {key: plan["evaluate"][key] for key in ("steps", "mode") if key in plan["evaluate"]}
     sampling["seed"] = plan["seed"]
     games = []
     for game in plan["games"]:
         strips, animation = [], None
-        for test in TESTS:
+        for test in results.tests:
             folder = root / "data" / f"test-{test}"
             excerpt = figures.choose_excerpt(folder, game, CONTEXT + results.horizon)
             if excerpt is None:
                 continue
             rows, predicted = figures.film_rows(excerpt, models, MODEL_NAMES, sampling)
-            caption = f"One of {TEST_NAMES[test]} held-out episodes ({excerpt.session}), "
+            caption = f"A held-out episode of {TEST_NAMES[test]} ({excerpt.session}), "
             caption += f"from frame {excerpt.start}."
             heads = figures.column_heads(excerpt)
             strips.append({"times": heads, "rows": rows, "caption": caption})
-            # The last test set is animated: the explorer's episode, if there is one.
+            # The last test set is animated.
             clips = [at_scale(frames, upscaler, 4) for frames in (excerpt.shown, *predicted)]
             animation = gif([frames for frames, _ in clips], clips[0][1], CONTEXT)
         if animation is not None:
-            panels = ["Real", *(MODEL_NAMES[name] for name in MODELS)]
+            panels = ["Real", *(MODEL_NAMES[name] for name in results.models)]
             picture = embed_picture(animation)
             name = game_title(game)
             games.append({"name": name, "panels": panels, "gif": picture, "strips": strips})
@@ -194,11 +207,11 @@ def _horizon(results: EvalResults) -> dict[str, Any]:
     for game in results.games:
         lines = [
             Series(MODEL_NAMES[model], model, steps, results.get(model, game=game).psnr)
-            for model in (COPY, *MODELS)
+            for model in (COPY, *results.models)
         ]
         labels = ("steps ahead", "PSNR, dB", game_title(game))
         charts.append(line_chart(lines, *labels, markers=True, width=NARROW))
-    above = [m for m in MODELS if results.get(m).psnr[-1] > results.get(COPY).psnr[-1]]
+    above = [m for m in results.models if results.get(m).psnr[-1] > results.get(COPY).psnr[-1]]
     names = " and ".join(MODEL_PHRASES[model] for model in above) or "none of the models"
     verb = "are" if len(above) > 1 else "is"
     return {
@@ -209,33 +222,43 @@ def _horizon(results: EvalResults) -> dict[str, Any]:
     }
 
 
-def _screens(seen: SeenBy, counts: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
-    """Return the distinct screens of the two agents. counts: of both, after equally many frames."""
+def _screens(seen: SeenBy, counts: Mapping[str, Mapping[str, tuple[int, int]]]) -> dict[str, Any]:
+    """Return the distinct screens of the players.
+
+    counts: those of each explorer and of the random agent after equally many frames, by game.
+    """
     charts, montages, words = [], [], []
-    for game, (one, other) in counts.items():
+    for game, random in seen["more-random"].items():
         title = game_title(game)
-        explored, random = seen["explored"][game], seen["more-random"][game]
+        explored = {name: seen[name][game] for name in counts if game in seen[name]}
         lines = [
-            Series("random agent", "random", *zip(*random.curve, strict=True)),
-            Series("explorer", "explored", *zip(*explored.curve, strict=True)),
+            Series(PLAYERS[name], name, *zip(*stats.curve, strict=True))
+            for name, stats in {"random": random, **explored}.items()
         ]
         charts.append(line_chart(lines, "frames played", "distinct screens", title, width=NARROW))
         randoms = [random, *([seen["random"][game]] if game in seen["random"] else [])]
         sides = [
-            figures.screen_montage("explorer", explored, randoms, "any random play of this run"),
-            figures.screen_montage("random agent", random, [explored], "the explorer's data"),
+            figures.screen_montage(PLAYERS[name], stats, randoms, "any random play of this run")
+            for name, stats in explored.items()
         ]
+        sides.append(
+            figures.screen_montage(
+                PLAYERS["random"], random, list(explored.values()), "the explorers' data"
+            )
+        )
         montages.append({"name": title, "sides": sides})
-        more = "as many as"
-        if one != other:
-            share = abs(one - other) / max(other, 1)
-            more = f"{share:.0%} {'more' if one > other else 'fewer'} than"
-        words.append(f"{title}: {one:,}, {more} the random agent's {other:,}")
+        for name in explored:
+            one, other = counts[name][game]
+            more = "as many as"
+            if one != other:
+                share = abs(one - other) / max(other, 1)
+                more = f"{share:.0%} {'more' if one > other else 'fewer'} than"
+            words.append(f"{title}, {PLAYERS[name]}: {one:,}, {more} the random agent's {other:,}")
     return {
         "screens_text": [
             "Distinct screens seen in equally many frames. Two frames count as the same screen "
             "if their grey levels agree, to 16 levels, in each of 8 by 8 cells.",
-            f"The explorer saw, by game: {'; '.join(words)}.",
+            f"By game: {'; '.join(words)}.",
         ],
         "screen_charts": charts,
         "montages": montages,
@@ -258,10 +281,10 @@ def _timings_and_settings(seconds: Mapping[str, float], plan: dict[str, Any]) ->
     return {"timings": timings, "settings": settings, "run_text": run_text + "report."}
 
 
-def _codes(root: Path, length: int) -> tuple[str, Markup]:
+def _codes(root: Path, tests: Sequence[str], length: int) -> tuple[str, Markup]:
     """Return the usage of the codebook in words and as a curve."""
     model = GenieReduxG.load(root / "models" / "base")
-    use = figures.count_code_use(model, [root / "data" / f"test-{test}" for test in TESTS], length)
+    use = figures.count_code_use(model, [root / "data" / f"test-{test}" for test in tests], length)
     total = len(use.shares)
     used = sum(share > 0 for share in use.shares)
     words = (
@@ -290,20 +313,22 @@ def _training(root: Path, results: EvalResults) -> dict[str, Any]:
         run = root / component
         lines = [
             Series("training", "base", *read_metric(run, f"train/{metric}")),
-            Series("validation", "explored", *read_metric(run, f"validation/{metric}")),
+            Series("validation", "archive", *read_metric(run, f"validation/{metric}")),
         ]
         charts.append(line_chart(lines, "steps", y_label, title, log_y=y_label == "loss"))
     for component, title, y_label, metric in (
         ("decoder", "Decoder fine-tuning", "PSNR, dB", "psnr"),
         ("dynamics", "Dynamics fine-tuning", "loss", "loss"),
     ):
-        runs = {side: root / "finetune" / side / component for side in TESTS}
+        sides = ("random", *results.explorers)
+        runs = {side: root / "finetune" / side / component for side in sides}
         lines = [
             Series(MODEL_NAMES[side], side, *read_metric(run, f"train/{metric}"))
             for side, run in runs.items()
         ]
         charts.append(line_chart(lines, "steps", y_label, title, log_y=y_label == "loss"))
-    reward = Series("training", "base", *read_metric(root / "explore", "explore/reward"))
-    charts.append(line_chart([reward], "epochs", "mean uncertainty", "Reward of the explorer"))
-    text, code_chart = _codes(root, results.horizon + 2)
+    if "agent" in results.explorers:
+        reward = Series("training", "base", *read_metric(root / "explore", "explore/reward"))
+        charts.append(line_chart([reward], "epochs", "mean uncertainty", "Reward of the agent"))
+    text, code_chart = _codes(root, results.tests, results.horizon + 2)
     return {"training_text": text, "training_charts": [*charts, code_chart]}

@@ -8,27 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from envs.utils.run_dir import read_metrics
+from worldmodel.statistics import estimate
 
 COPY = "copy"
-MODELS = ("base", "random", "explored")
 MODEL_NAMES = {
     COPY: "Copy the last frame",
     "base": "Base model",
     "random": "+ more random play",
-    "explored": "+ explored play",
+    "archive": "+ play from the archive",
+    "agent": "+ the agent's play",
 }
 MODEL_PHRASES = {
     "base": "the base model",
     "random": "the one with more random play",
-    "explored": "the one with explored play",
+    "archive": "the one with play from the archive",
+    "agent": "the one with the agent's play",
 }
-TESTS = ("random", "explored")
-TEST_NAMES = {
-    "both": "all held-out episodes",
-    "random": "the random agent's",
-    "explored": "the explorer's",
-}
+PLAYERS = {"random": "random agent", "archive": "archive", "agent": "agent"}
+TEST_NAMES = {"random": "random play", "deep": "deep play", "agent": "the agent's play"}
+ALL = "all"
+"""Name of all games, and of all test sets, together."""
 NOISE_DB = 0.5
 """Difference in dB below which the report says that it may be chance, with one seed."""
 EQUAL_DB = 0.1
@@ -114,44 +118,91 @@ def pool(parts: Sequence[Metrics]) -> Metrics:
 
 @dataclass(frozen=True)
 class EvalResults:
-    """All metrics of a run, `by_model[model][test set][game]`.
-
-    Game "all" stands for all games, and test set "both" for both.
-    """
+    """All metrics of a run, `by_model[model][test set][game]`."""
 
     by_model: dict[str, dict[str, dict[str, Metrics]]]
+    windows: dict[str, dict[str, dict[str, NDArray[Any]]]]
+    """windows[model][test set]: metrics of each window, see `Scores.by_window`."""
     games: tuple[str, ...]
+    explorers: tuple[str, ...]
+    """Explorers that are compared with random play; the first is the main one."""
+    tests: tuple[str, ...]
     horizon: int
     distance_name: str
 
-    def get(self, model: str, test: str = "both", game: str = "all") -> Metrics:
+    def get(self, model: str, test: str = ALL, game: str = ALL) -> Metrics:
         """Return the metrics of a model."""
         return self.by_model[model][test][game]
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models, without copying."""
+        return ("base", "random", *self.explorers)
 
-def read_results(evaluation: Path) -> EvalResults:
-    """Load the files `<model>-<test set>.json` of the stage `evaluate`."""
-    by_model: dict[str, dict[str, dict[str, Metrics]]] = {name: {} for name in (COPY, *MODELS)}
+    @property
+    def main(self) -> str:
+        """Name of the main explorer."""
+        return self.explorers[0]
+
+    def gain(self, explorer: str, test: str, metric: str) -> tuple[float, float, float]:
+        """Return what an explorer's data gained over random play: mean and 95 % interval.
+
+        The difference is paired by window; the interval is over episodes.
+        """
+        return paired_gain([self.windows], explorer, test, metric)
+
+
+def paired_gain(
+    runs: Sequence[dict[str, dict[str, dict[str, NDArray[Any]]]]],
+    explorer: str,
+    test: str,
+    metric: str,
+) -> tuple[float, float, float]:
+    """Return the mean gain of an explorer's data in the windows of several runs, see `gain`."""
+    differences, groups, count = [], [], 0
+    for windows in runs:
+        mine, other = windows[explorer][test], windows["random"][test]
+        difference = mine[metric] - other[metric]
+        known = np.isfinite(difference)
+        _, group = np.unique(mine["session"], return_inverse=True)
+        differences.append(difference[known])
+        groups.append(group[known] + count)
+        count += int(group.max()) + 1
+    values, sessions = (torch.from_numpy(np.concatenate(part)) for part in (differences, groups))
+    result = estimate(values, sessions)
+    return result.mean, result.low, result.high
+
+
+def read_results(evaluation: Path, explorers: Sequence[str], tests: Sequence[str]) -> EvalResults:
+    """Load the files `<model>-<test set>.json` and `.npz` of the stage `evaluate`."""
+    models = ("base", "random", *explorers)
+    by_model: dict[str, dict[str, dict[str, Metrics]]] = {name: {} for name in (COPY, *models)}
+    windows: dict[str, dict[str, dict[str, NDArray[Any]]]] = {name: {} for name in models}
     distance_name = ""
-    for model in MODELS:
-        for test in TESTS:
+    for model in models:
+        for test in tests:
+            with np.load(evaluation / f"{model}-{test}.npz") as arrays:
+                windows[model][test] = dict(arrays)
             raw = json.loads((evaluation / f"{model}-{test}.json").read_text())
             distance_name = str(raw["distance_name"] or "Frechet distance")
-            sets = {"all": raw["overall"], **raw["games"]}
+            sets = {ALL: raw["overall"], **raw["games"]}
             by_model[model][test] = {
                 name: _metrics(row, "prediction") for name, row in sets.items()
             }
             # The metrics of copying are the same in the files of all models.
             by_model[COPY][test] = {name: _metrics(row, COPY) for name, row in sets.items()}
     for by_test in by_model.values():
-        games = dict.fromkeys(name for test in TESTS for name in by_test[test])
-        by_test["both"] = {
-            name: pool([by_test[test][name] for test in TESTS if name in by_test[test]])
+        games = dict.fromkeys(name for test in tests for name in by_test[test])
+        by_test[ALL] = {
+            name: pool([by_test[test][name] for test in tests if name in by_test[test]])
             for name in games
         }
-    both = by_model[MODELS[0]]["both"]
-    played = tuple(name for name in both if name != "all")
-    return EvalResults(by_model, played, len(both["all"].psnr), distance_name)
+    together = by_model["base"][ALL]
+    played = tuple(name for name in together if name != ALL)
+    horizon = len(together[ALL].psnr)
+    return EvalResults(
+        by_model, windows, played, tuple(explorers), tuple(tests), horizon, distance_name
+    )
 
 
 def _metrics(row: dict[str, Any], side: str) -> Metrics:
@@ -179,22 +230,38 @@ def _metrics(row: dict[str, Any], side: str) -> Metrics:
 
 def describe_comparison(results: EvalResults) -> list[str]:
     """Return sentences that say what the comparison shows."""
-    psnr = {model: results.get(model).mean_psnr for model in (COPY, *MODELS)}
-    gains = []
-    for test in TESTS:
-        gain = results.get("explored", test).mean_psnr - results.get("random", test).mean_psnr
-        gains.append(f"{signed(gain)} dB on {TEST_NAMES[test]} episodes")
+    psnr = {model: results.get(model).mean_psnr for model in (COPY, *results.models)}
+    names = {model: MODEL_PHRASES[model] for model in ("random", *results.explorers)}
+    reached = [f"{name} reaches {psnr[model]:.1f} dB" for model, name in names.items()]
+    gains = [
+        f"{describe_gain(results, explorer, test)} on {TEST_NAMES[test]}"
+        for explorer in results.explorers
+        for test in results.tests
+    ]
     return [
-        f"Over {results.horizon} predicted frames of held-out play, the model fine-tuned on the "
-        f"explorer's play reaches {psnr['explored']:.1f} dB; the same model fine-tuned in the "
-        f"same way on as much random play reaches {psnr['random']:.1f} dB, the base model "
-        f"{psnr['base']:.1f} dB, and copying the last frame {psnr[COPY]:.1f} dB. "
-        + _describe_gain(psnr["explored"] - psnr["random"]),
-        f"Explored against random play, by the agent that played the held-out episodes: "
-        f"{' and '.join(gains)}. Half of the test set comes from each agent, with seeds that occur "
-        "in no training data.",
+        f"Over {results.horizon} predicted frames of held-out play, of models fine-tuned in the "
+        f"same way, {', '.join(reached)}; the base model reaches {psnr['base']:.1f} dB and copying "
+        f"the last frame {psnr[COPY]:.1f} dB. "
+        + _describe_gain(psnr[results.main] - psnr["random"]),
+        f"Gains over random play: {'; '.join(gains)}. The seeds of held-out episodes occur in no "
+        "training data.",
         _describe_control(results),
     ]
+
+
+def describe_gain(results: EvalResults, explorer: str, test: str) -> str:
+    """Return the gain of an explorer's data over random play in words."""
+    psnr, delta = (
+        format_gain(results.gain(explorer, test, metric)) for metric in ("psnr", "delta_psnr")
+    )
+    return f"{explorer} {psnr} dB PSNR, {delta} dB delta-PSNR"
+
+
+def format_gain(values: Sequence[float | None]) -> str:
+    """Return a mean with its interval, if there is one; None is an unknown number."""
+    mean, low, high = (math.nan if value is None else value for value in values)
+    text = signed(mean, 2)
+    return f"{text} [{low:.2f}, {high:.2f}]" if math.isfinite(low) else text
 
 
 def _describe_gain(gain: float) -> str:
@@ -214,14 +281,14 @@ def _describe_gain(gain: float) -> str:
 
 def _describe_control(results: EvalResults) -> str:
     """Return a sentence about delta-PSNR and its interval, by model."""
-    metrics = {phrase: results.get(model) for model, phrase in MODEL_PHRASES.items()}
+    metrics = {MODEL_PHRASES[model]: results.get(model) for model in results.models}
     parts = [
         f"{phrase} {row.delta:.2f} dB{_interval_words(row)}" for phrase, row in metrics.items()
     ]
     above = [phrase for phrase, row in metrics.items() if row.delta_low > 0]
     which = f"{' and '.join(above)} only" if above else "none of them"
-    if len(above) == len(MODELS):
-        which = "all three"
+    if len(above) == len(results.models):
+        which = "all of them"
     return (
         f"How much the true actions help over random ones (delta-PSNR): {', '.join(parts)}; "
         f"the interval lies above zero for {which}."
@@ -293,8 +360,8 @@ def signed(value: float, digits: int = 1) -> str:
 
 
 def headline(results: EvalResults) -> list[str]:
-    """Return the main results in four lines, for the terminal."""
-    copy, best = results.get(COPY), results.get("explored")
+    """Return the main results as lines for the terminal."""
+    copy, best = results.get(COPY), results.get(results.main)
     random, base = results.get("random").mean_psnr, results.get("base").mean_psnr
     by_game = ", ".join(
         f"{game_title(game)} {results.get('base', game=game).reconstruction:.1f}"
@@ -303,10 +370,15 @@ def headline(results: EvalResults) -> list[str]:
     return [
         f"Reconstruction PSNR in dB: {by_game}",
         f"One step ahead: {best.one_step:.1f} dB (copying {copy.one_step:.1f}), "
-        "explored fine-tuning",
+        f"fine-tuned on {results.main}",
         f"{results.horizon} steps ahead, mean: {best.mean_psnr:.1f} dB "
         f"(copying {copy.mean_psnr:.1f}), random fine-tuning {random:.1f}, base {base:.1f}",
         f"Delta-PSNR: {best.delta:.2f} dB{_interval_words(best)}",
+        *(
+            f"Gain over random play on {TEST_NAMES[test]}: "
+            + "; ".join(describe_gain(results, explorer, test) for explorer in results.explorers)
+            for test in results.tests
+        ),
     ]
 
 

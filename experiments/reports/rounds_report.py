@@ -93,7 +93,7 @@ def _coverage(root: Path, rounds: list[dict[str, Any]], new: list[int]) -> Secti
             run = root / "rounds" / str(row["round"]) / "explore"
             rewards[name] = read_metric(run, "explore/reward")
     title = "Distinct screens that no earlier round had"
-    screens = [Series("new screens", "explored", range(1, len(new)), new[1:])]
+    screens = [Series("new screens", "agent", range(1, len(new)), new[1:])]
     learning = "Reward while each round's agent learns"
     charts = [
         line_chart(screens, "round", "screens", title, markers=True),

@@ -21,12 +21,12 @@ from envs.utils.progress import console, progress
 from envs.utils.ray_session import ray_session
 from experiments.reports.page import Table
 from experiments.studies.arguments import ExplorationArgs
-from experiments.studies.exploration_runs import ARMS, DATA, FAR, TESTS, Cell, run_cell
+from experiments.studies.exploration_runs import ARMS, DATA, FAR, TESTS, StudyCell, run_study_cell
 from exploration.train import game_name
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.statistics import estimate
 
-METRICS = ("psnr", "moving_psnr", "delta_psnr", "reconstruction")
+METRICS = ("psnr", "moving_psnr", "ssim", "delta_psnr", "reconstruction")
 UNSEEN_TEST = "unseen"
 """Windows of all test sets whose given frame is far from every frame of the base data."""
 
@@ -38,9 +38,9 @@ def run(args: ExplorationArgs) -> None:
     with ray_session(args.ray_address) if parallel else nullcontext():
         calls = [(cell,) for cell in cells]
         results: Iterator[tuple[int, Any]]
-        results = ((number, run_cell(*call)) for number, call in enumerate(calls))
+        results = ((number, run_study_cell(*call)) for number, call in enumerate(calls))
         if parallel:
-            results = map_ray_tasks(run_cell, calls, at_a_time=args.parallel)
+            results = map_ray_tasks(run_study_cell, calls, at_a_time=args.parallel)
         with progress("cells", len(cells)) as bar:
             for number, _ in results:
                 write_study(args.out, cells)
@@ -49,7 +49,7 @@ def run(args: ExplorationArgs) -> None:
     console.print(f"written to {args.out}: exploration.json, exploration.md")
 
 
-def plan_cells(args: ExplorationArgs) -> list[Cell]:
+def plan_cells(args: ExplorationArgs) -> list[StudyCell]:
     """Return the cells of the flags. Raises InputError for an unknown arm or data."""
     for given, known, flag in ((args.arms, ARMS, "--arms"), (args.data, DATA, "--data")):
         unknown = [name for name in given if name not in known]
@@ -69,7 +69,7 @@ def plan_cells(args: ExplorationArgs) -> list[Cell]:
         if (iterations := getattr(args, f"base_{name}_iterations")) is not None:
             training[name] = {"iterations": iterations}
     return [
-        Cell(
+        StudyCell(
             out=args.out.absolute(),
             game=game_name(game),
             seed=seed,
@@ -89,7 +89,7 @@ def plan_cells(args: ExplorationArgs) -> list[Cell]:
     ]
 
 
-def write_study(out: Path, cells: Sequence[Cell]) -> None:
+def write_study(out: Path, cells: Sequence[StudyCell]) -> None:
     """Write the tables of the finished cells."""
     finished = [cell for cell in cells if (cell.root / "cell.json").exists()]
     rows = list(study_rows(finished))
@@ -98,7 +98,7 @@ def write_study(out: Path, cells: Sequence[Cell]) -> None:
     write_atomic(out / "exploration.md", study_markdown(rows, arms).encode())
 
 
-def study_rows(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+def study_rows(cells: Sequence[StudyCell]) -> Iterator[dict[str, Any]]:
     """Yield the rows of the study: one for each game, arm, test and data.
 
     A metric has its mean over the windows of all seeds, and its difference to the random arm as
@@ -118,17 +118,17 @@ def study_rows(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
                 row |= {"seeds": [cell.seed for cell in own], "windows": windows}
                 if windows:
                     row |= {
-                        metric: compare(
+                        metric: compare_to_baseline(
                             [each[metric] for each in scores],
                             [each[metric] for each in others],
-                            [each["sessions"] for each in scores],
+                            [each["session"] for each in scores],
                         )
                         for metric in METRICS
                     }
                 yield row
 
 
-def load_scores(cell: Cell, model: str, test: str) -> dict[str, NDArray[Any]]:
+def load_scores(cell: StudyCell, model: str, test: str) -> dict[str, NDArray[Any]]:
     """Return the scores of the windows of a test, or of those far from the base data in all."""
     names = TESTS if test == UNSEEN_TEST else (test,)
     parts = [dict(np.load(cell.root / "scores" / model / f"{name}.npz")) for name in names]
@@ -139,7 +139,7 @@ def load_scores(cell: Cell, model: str, test: str) -> dict[str, NDArray[Any]]:
     return scores
 
 
-def compare(
+def compare_to_baseline(
     values: Sequence[NDArray[Any]],
     baseline: Sequence[NDArray[Any]],
     sessions: Sequence[NDArray[Any]],

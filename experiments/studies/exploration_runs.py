@@ -27,7 +27,7 @@ from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.runner import Context, Stage, StageContext, run_stages
 from experiments.pipeline.stages import finetune_stages, join_stage, train_stage
 from exploration.agent.policy import policy_spec
-from exploration.archive import ArchiveConfig, collect_from_archive
+from exploration.archive import ArchiveConfig, play_from_archive
 from exploration.config import explore_preset
 from exploration.reward.factory import RewardConfig
 from worldmodel import GenieReduxG
@@ -70,7 +70,7 @@ DATA = ("new", "half")
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """A game and a seed of the study, with its settings."""
 
     out: Path
@@ -101,7 +101,7 @@ class Cell:
         return 1_000 * self.seed + 10 * parts.index(part)
 
 
-def run_cell(cell: Cell) -> dict[str, Any]:
+def run_study_cell(cell: StudyCell) -> dict[str, Any]:
     """Run the missing stages of a cell and return the content of its `cell.json`."""
     torch.set_num_threads(cell.threads or default_threads())
     pipeline = PipelineConfig(
@@ -120,7 +120,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     return dict(json.loads((cell.root / "cell.json").read_text()))
 
 
-def stages_of(cell: Cell, c: PipelineConfig) -> list[Stage]:
+def stages_of(cell: StudyCell, c: PipelineConfig) -> list[Stage]:
     """Return the stages of a cell, in order."""
     stages = [
         policy_stage(cell, "base", "random", cell.base_steps),
@@ -150,7 +150,7 @@ def stages_of(cell: Cell, c: PipelineConfig) -> list[Stage]:
 
 
 def policy_stage(
-    cell: Cell, part: str, policy: str | Callable[[StageContext], PolicySpec], steps: int
+    cell: StudyCell, part: str, policy: str | Callable[[StageContext], PolicySpec], steps: int
 ) -> Stage:
     """Return the stage that plays about `steps` steps with a policy from the start of the game."""
 
@@ -171,20 +171,20 @@ def policy_stage(
     return Stage(f"data-{part}", f"play with {part}", run, inputs, f"data/{part}", settings)
 
 
-def arm_stages(cell: Cell, arm: str) -> list[Stage]:
+def arm_stages(cell: StudyCell, arm: str) -> list[Stage]:
     """Return the stages that collect the data of an arm."""
     if arm in UNTRAINED:
         return [policy_stage(cell, arm, UNTRAINED[arm], cell.steps)]
     if arm == "hold":
         return [policy_stage(cell, arm, partial(best_button, cell), cell.steps)]
     if arm in ARCHIVES:
-        return [archive_stage(cell, arm, ARCHIVES[arm])]
+        return [arm_from_archive(cell, arm, ARCHIVES[arm])]
     if arm == "agent":
         play = policy_stage(cell, arm, partial(agent_policy, "explore"), cell.steps)
-        return [explore_stage(cell, "explore", None), replace(play, inputs=("explore",))]
+        return [agent_stage(cell, "explore", None), replace(play, inputs=("explore",))]
     archive = "archive-entropy"
-    explorer = explore_stage(cell, "explore-archive", f"data-{archive}")
-    return [explorer, archive_stage(cell, arm, ARCHIVES[archive], "explore-archive")]
+    explorer = agent_stage(cell, "explore-archive", f"data-{archive}")
+    return [explorer, arm_from_archive(cell, arm, ARCHIVES[archive], "explore-archive")]
 
 
 def agent_policy(stage: str, context: StageContext) -> PolicySpec:
@@ -192,7 +192,7 @@ def agent_policy(stage: str, context: StageContext) -> PolicySpec:
     return policy_spec(f"checkpoint:{context.path(stage) / 'best'}", epsilon=0.1)
 
 
-def best_button(cell: Cell, context: StageContext) -> PolicySpec:
+def best_button(cell: StudyCell, context: StageContext) -> PolicySpec:
     """Return the policy that holds the button that leads farthest from the base data.
 
     Each button gets one episode, which the arm's steps do not count.
@@ -211,7 +211,7 @@ def best_button(cell: Cell, context: StageContext) -> PolicySpec:
     return builtin_policy(f"hold:{max(reached, key=reached.__getitem__)}")
 
 
-def explore_stage(cell: Cell, name: str, archive: str | None) -> Stage:
+def agent_stage(cell: StudyCell, name: str, archive: str | None) -> Stage:
     """Return the stage that trains an agent, at the cells of an archive if there is one."""
 
     def run(context: StageContext) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def explore_stage(cell: Cell, name: str, archive: str | None) -> Stage:
     return Stage(name, "train the agent", run, inputs, name, [cell.seed, cell.explore])
 
 
-def archive_stage(cell: Cell, arm: str, reward: str, agent: str | None = None) -> Stage:
+def arm_from_archive(cell: StudyCell, arm: str, reward: str, agent: str | None = None) -> Stage:
     """Return the stage that plays on from an archive, with a random policy family or an agent."""
 
     def run(context: StageContext) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def archive_stage(cell: Cell, arm: str, reward: str, agent: str | None = None) -
         if agent is not None:
             config = replace(config, policy=agent_policy(agent, context))
         data = (str(context.path("data-base")),) if reward == "disagreement" else ()
-        summary = collect_from_archive(
+        summary = play_from_archive(
             [cell.game],
             context.path("model-base"),
             context.out,
@@ -254,7 +254,7 @@ def archive_stage(cell: Cell, arm: str, reward: str, agent: str | None = None) -
     return Stage(f"data-{arm}", f"play with {arm}", run, inputs, f"data/{arm}", settings)
 
 
-def test_stage(cell: Cell, test: str) -> Stage:
+def test_stage(cell: StudyCell, test: str) -> Stage:
     """Return the stage that plays a test set."""
     names = action_names([cell.game])
     policies = {"near": "random", "far": "dirichlet:0.3"}
@@ -262,7 +262,7 @@ def test_stage(cell: Cell, test: str) -> Stage:
     return policy_stage(cell, test, policies[test], cell.test_episodes * EPISODE_STEPS)
 
 
-def score_stage(cell: Cell, model: str) -> Stage:
+def score_stage(cell: StudyCell, model: str) -> Stage:
     """Return the stage that scores the windows of every test set with a model."""
 
     def run(context: StageContext) -> dict[str, Any]:
@@ -280,7 +280,7 @@ def score_stage(cell: Cell, model: str) -> Stage:
 
 
 def score_windows(
-    cell: Cell, world: GenieReduxG, base: Any, data: Path, root: Path
+    cell: StudyCell, world: GenieReduxG, base: Any, data: Path, root: Path
 ) -> dict[str, Any]:
     """Return the scores of each window of a test set, and the distance of its given frame."""
     settings = Settings(mode="autoregressive", steps=1, seed=cell.seed)
@@ -293,27 +293,17 @@ def score_windows(
         clips.batch(batch.window_ids).frames_BTHWC[:, settings.context - 1].numpy()
         for batch in batches
     ]
-    predicted = scores.frames["prediction"]
-    return {
-        "psnr": predicted["psnr"].mean(1).numpy(),
-        "ssim": predicted["ssim"].mean(1).numpy(),
-        "moving_psnr": predicted["moving_psnr"].nanmean(1).numpy(),
-        "delta_psnr": scores.delta_B.numpy(),
-        "reconstruction": scores.reconstruction["psnr"].mean(1).numpy(),
-        "copy": scores.frames["copy"]["psnr"].mean(1).numpy(),
-        "distance": base(np.concatenate(given)),
-        "sessions": np.array(scores.sessions),
-    }
+    return scores.by_window() | {"distance": base(np.concatenate(given))}
 
 
-def summarise(cell: Cell, context: StageContext) -> dict[str, Any]:
+def summarise(cell: StudyCell, context: StageContext) -> dict[str, Any]:
     """Write `cell.json`: where each arm went, and what test frames its data holds bit for bit."""
     base = distances_by_game([context.path("data-base")])[cell.game]
-    tests = {test: frame_bytes(context.path(f"data-{test}")) for test in TESTS}
+    tests = {test: frame_hashes(context.path(f"data-{test}")) for test in TESTS}
     arms = {}
     for arm in cell.arms:
         folder = context.path(f"data-{arm}")
-        frames, distances = frame_bytes(folder), base(sample_frames(folder))
+        frames, distances = frame_hashes(folder), base(every_eighth_frame(folder))
         arms[arm] = {
             "frames": sum(record.num_frames for record in EpisodeReader(folder).records),
             "distance": float(distances.mean()),
@@ -325,7 +315,7 @@ def summarise(cell: Cell, context: StageContext) -> dict[str, Any]:
     return {}
 
 
-def frame_bytes(folder: Path) -> set[int]:
+def frame_hashes(folder: Path) -> set[int]:
     """Return hashes of the distinct frames of a data set."""
     reader = EpisodeReader(folder)
     return {
@@ -335,7 +325,7 @@ def frame_bytes(folder: Path) -> set[int]:
     }
 
 
-def sample_frames(folder: Path, every: int = 8) -> Any:
+def every_eighth_frame(folder: Path) -> Any:
     """Return every eighth frame of a data set, uint8 (N, H, W, C)."""
     reader = EpisodeReader(folder)
-    return np.concatenate([reader[index].frames_THWC[::every] for index in range(len(reader))])
+    return np.concatenate([reader[index].frames_THWC[::8] for index in range(len(reader))])

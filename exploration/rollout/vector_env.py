@@ -65,7 +65,7 @@ class _SpacesOnly(gymnasium.Env[Any, Any]):
 
 @dataclass(frozen=True)
 class Starts:
-    """How the episodes of an env begin."""
+    """Beginnings of the episodes of an env."""
 
     random_steps: int = 0
     """Largest number of uniformly random steps before the first frame, see `RandomStarts`."""

@@ -21,7 +21,7 @@ from envs.games.corridor import CELLS_PER_ROOM, ROOMS, read_cell
 from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
 from exploration import explore
-from exploration.archive import ArchiveConfig, collect_from_archive
+from exploration.archive import ArchiveConfig, play_from_archive
 from exploration.config import explore_preset
 from exploration.reward.factory import RewardConfig
 
@@ -108,7 +108,7 @@ def test_the_grid_divides_frames_into_about_an_eighth_as_many_cells() -> None:
 def counted(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Episodes of the corridor, from an archive whose cells are chosen by their counts."""
     out = tmp_path_factory.mktemp("archive") / "counted"
-    summary = collect_from_archive(["Corridor"], None, out, CONFIG, COUNTS, seed=1)
+    summary = play_from_archive(["Corridor"], None, out, CONFIG, COUNTS, seed=1)
     assert (summary.episodes, summary.played_episodes) == (12, 12)
     assert summary.frames == sum(record.num_frames for record in EpisodeReader(out).records) > 0
     return out
@@ -137,17 +137,17 @@ def test_the_result_does_not_depend_on_workers_or_interruption(
 ) -> None:
     one = tmp_path / "one"
     first = replace(CONFIG, episodes=4)
-    collect_from_archive(["Corridor"], None, one, first, COUNTS, seed=1, workers=1)
+    play_from_archive(["Corridor"], None, one, first, COUNTS, seed=1, workers=1)
     # Killed between the manifest and the archive of the second round: it is played again.
     before = {file.name: file.read_bytes() for file in (one / "archive" / "Corridor").iterdir()}
     second = replace(CONFIG, episodes=8)
-    collect_from_archive(["Corridor"], None, one, second, COUNTS, seed=1, workers=1)
+    play_from_archive(["Corridor"], None, one, second, COUNTS, seed=1, workers=1)
     for name, data in before.items():
         (one / "archive" / "Corridor" / name).write_bytes(data)
-    summary = collect_from_archive(["Corridor"], None, one, CONFIG, COUNTS, seed=1, workers=1)
+    summary = play_from_archive(["Corridor"], None, one, CONFIG, COUNTS, seed=1, workers=1)
     assert summary.episodes == 12
     assert content(one) == content(counted)
-    again = collect_from_archive(["Corridor"], None, one, CONFIG, COUNTS, seed=1)
+    again = play_from_archive(["Corridor"], None, one, CONFIG, COUNTS, seed=1)
     assert (again.episodes, again.played_episodes) == (12, 0)
 
 
@@ -164,7 +164,7 @@ def test_an_archive_goes_farther_than_play_from_the_start(
     config = ArchiveConfig(
         episodes=24, steps=12, round_episodes=4, policy=builtin_policy("random"), sharpness=2.0
     )
-    collect_from_archive(["Corridor"], None, tmp_path / "archive", config, SCORE, seed=0)
+    play_from_archive(["Corridor"], None, tmp_path / "archive", config, SCORE, seed=0)
     envs.collect.collect(["Corridor"], tmp_path / "start", episodes=24, steps=12, seed=0)
     last_room = (ROOMS - 1) * CELLS_PER_ROOM
     assert farthest(tmp_path / "start") < last_room // 2
@@ -177,7 +177,7 @@ def test_a_world_model_scores_the_cells(
     ray_cluster: None, tiny_world: Path, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, episodes=8)
-    collect_from_archive(["Counting"], tiny_world, tmp_path / "data", config, RewardConfig())
+    play_from_archive(["Counting"], tiny_world, tmp_path / "data", config, RewardConfig())
     record = json.loads((tmp_path / "data" / "archive" / "Counting" / "cells.json").read_text())
     scores = [entry["score"] for entry in record["cells"] if entry["score"] is not None]
     assert len(scores) > len(record["cells"]) / 2
@@ -221,7 +221,7 @@ def test_an_agent_learns_from_an_archive(counted: Path, ray_cluster: None, tmp_p
 def test_bad_input(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
     usual = {"games": ["Corridor"], "model": None, "out": tmp_path, "config": CONFIG}
     with pytest.raises(InputError, match=message):
-        collect_from_archive(**{**usual, "reward": COUNTS, **arguments})  # type: ignore[arg-type]
+        play_from_archive(**{**usual, "reward": COUNTS, **arguments})  # type: ignore[arg-type]
 
 
 def test_bad_settings() -> None:

@@ -7,6 +7,7 @@ has its own noise seed, so that any process can score it.
 """
 
 import dataclasses
+import io
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from envs.controls import ACTIONS
-from envs.utils.atomic_io import write_json_atomic
+from envs.utils.atomic_io import write_atomic, write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import progress
 from envs.utils.ray_session import node_resources, ray_session
@@ -57,6 +58,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a model on the episodes of `data`; return JSON data, also written to `out`.
 
+    Beside `out`, a file with suffix .npz gets the metrics of each window, see `Scores.by_window`.
+
     `split`: "train", "val" or None for both. `limit`: maximum number of windows per game, evenly
     spaced. `inception`: TorchScript file for FID, see `feature_networks`; `distance` False omits
     the Frechet distance. `cache_dir` holds the staged episodes, by default during this call.
@@ -88,13 +91,17 @@ def evaluate(
             model, settings, source, str(inception) if inception else None, distance
         )
         games = _score_games(worker, clips, batches, workers)
+    overall = concat_scores(list(games.values()))
     result = {
         "settings": {**settings.__dict__, "split": split, "limit": limit, "data": uris},
         "distance_name": network_name(inception) if distance else None,
-        "overall": summarise_scores(concat_scores(list(games.values())), settings),
+        "overall": summarise_scores(overall, settings),
         "games": {game: summarise_scores(scores, settings) for game, scores in games.items()},
     }
     if out is not None:
+        windows = io.BytesIO()
+        np.savez(windows, **overall.by_window())
+        write_atomic(Path(out).with_suffix(".npz"), windows.getvalue())
         write_json_atomic(Path(out), result)
     return result
 

@@ -93,6 +93,20 @@ class Scores:
     fits: dict[str, GaussianFit]
     """Features of `real` frames, model and baseline; empty without a feature network."""
 
+    def by_window(self) -> dict[str, Any]:
+        """Return the metrics of each window, means over its frames (B,), and its `session`.
+
+        Metrics: psnr, ssim, moving_psnr, delta_psnr, reconstruction (PSNR), and copy_psnr of the
+        baseline. NaN where undefined.
+        """
+        model, copy = (self.frames[side] for side in MODEL_AND_BASELINE)
+        metrics = {name: values.nanmean(1) for name, values in model.items()}
+        metrics |= {"copy_psnr": copy["psnr"].mean(1), "delta_psnr": self.delta_B}
+        if self.reconstruction:
+            metrics["reconstruction"] = self.reconstruction["psnr"].mean(1)
+        arrays = {name: values.cpu().numpy() for name, values in metrics.items()}
+        return {"session": np.array(self.sessions), **arrays}
+
 
 def concat_scores(parts: Sequence[Scores]) -> Scores:
     """Concatenate the scores of several sets of windows."""

@@ -174,7 +174,8 @@ _CPU |= {"log_every": 20, "validate_every": 500, "validation_clips": 48, "checkp
 _CPU |= {"keep_last": 2, "loader_threads": 1}
 _CPU_TOKENIZER = {**_CPU, "iterations": 2_600, "clip_length": 4, "clip_stride": 1}
 _CPU_LAM = {**_CPU, "iterations": 2_000, "batch_size": 4, "clip_length": 4, "clip_stride": 1}
-_CPU_DYNAMICS = {**_CPU, "iterations": 2_000, "clip_length": 4, "clip_stride": 4}
+# Clips of 5 frames hold the question of the reward, 3 frames after 2 given ones.
+_CPU_DYNAMICS = {**_CPU, "iterations": 2_000, "clip_length": 5, "clip_stride": 4}
 _CPU_DYNAMICS |= {"lr": 1.5e-3, "min_lr_factor": 1 / 15}
 _CPU_FINETUNE: dict[str, Any] = {"iterations": 250, "validate_every": 0}
 # AdamW starts without moments, so that its first updates are as large as the learning rate. At the

@@ -41,7 +41,12 @@ def test_runs_from_games_to_report(finished_run: tuple[Path, str]) -> None:
     lines = printed.strip().splitlines()
     path = str((run / "report" / "index.html").resolve()).replace(" ", "")
     assert "".join(lines).replace(" ", "").endswith(path)
-    assert {file.name for file in (run / "models").iterdir()} == {"base", "explored", "random"}
+    assert {file.name for file in (run / "models").iterdir()} == {
+        "base",
+        "random",
+        "archive",
+        "agent",
+    }
     assert read_metrics(run / "tokenizer")[-1]["step"] == 20
     assert any((run / "tokenizer" / "tensorboard").iterdir())
 
@@ -61,32 +66,44 @@ def test_second_run_skips_every_stage(finished_run: tuple[Path, str], ray_cluste
 def test_test_episodes_are_in_no_training_data(finished_run: tuple[Path, str]) -> None:
     data = finished_run[0] / "data"
     sessions = {folder.name: set(EpisodeReader(folder).session_ids) for folder in data.iterdir()}
-    assert set(sessions) == {"random", "explored", "more-random", "test-random", "test-explored"}
+    assert set(sessions) == {
+        "random",
+        "archive",
+        "agent",
+        "more-random",
+        "test-random",
+        "test-deep",
+    }
     assert sum(map(len, sessions.values())) == len(set().union(*sessions.values()))
     players = {
         name: {r.policy_id.split("-")[0] for r in EpisodeReader(data / name).records}
         for name in sessions
     }
     assert players["test-random"] == players["random"] == players["more-random"] == {"random"}
-    assert players["test-explored"] == players["explored"] == {"checkpoint"}
+    assert players["test-deep"] == {"dirichlet:0.3"}
+    assert players["archive"] == {"archive"}
+    assert players["agent"] == {"checkpoint"}
 
 
 def test_the_comparison_is_fair(finished_run: tuple[Path, str]) -> None:
-    """Both sides have the same base, settings, seed and number of frames."""
+    """All sides have the same base, settings, seed and number of frames."""
     run, _ = finished_run
-    explored, random = (frames_by_game(run / "data" / n) for n in ("explored", "more-random"))
+    archive, agent, random = (
+        frames_by_game(run / "data" / name) for name in ("archive", "agent", "more-random")
+    )
     longest = PRESETS["debug"].explored_steps + 1
-    for game, frames in explored.items():
+    for game, frames in archive.items():
         assert frames <= random[game] < frames + longest
+        assert abs(frames - agent[game]) <= longest
     for part in ("decoder", "dynamics"):
         sides = [
             json.loads((run / "finetune" / side / part / "config.json").read_text())
-            for side in ("explored", "random")
+            for side in ("archive", "agent", "random")
         ]
         data = [side.pop("data") for side in sides]
-        assert sides[0] == sides[1]
-        assert [Path(folder).name for folder in data[0]] == ["random", "explored"]
-        assert [Path(folder).name for folder in data[1]] == ["random", "more-random"]
+        assert sides[0] == sides[1] == sides[2]
+        names = [[Path(folder).name for folder in folders] for folders in data]
+        assert names == [["archive"], ["agent"], ["more-random"]], "new data alone"
 
 
 def test_fine_tuned_decoders_leave_tokens_alone(finished_run: tuple[Path, str]) -> None:
@@ -96,8 +113,8 @@ def test_fine_tuned_decoders_leave_tokens_alone(finished_run: tuple[Path, str]) 
     from worldmodel import GenieReduxG
 
     run, _ = finished_run
-    frames = load_float_frames(EpisodeReader(run / "data/test-explored")[0].frames_THWC[:8])
-    models = [GenieReduxG.load(run / "models" / name) for name in ("base", "random", "explored")]
+    frames = load_float_frames(EpisodeReader(run / "data/test-deep")[0].frames_THWC[:8])
+    models = [GenieReduxG.load(run / "models" / name) for name in ("base", "random", "archive")]
     tokens = [model.tokenizer.encode(frames) for model in models]
     assert torch.equal(tokens[0], tokens[1])
     assert torch.equal(tokens[0], tokens[2])
@@ -193,13 +210,15 @@ def test_presets_are_checked_and_complete() -> None:
         pipeline_preset("huge")
     with pytest.raises(InputError, match="workers 0"):
         dataclasses.replace(pipeline_preset("debug"), workers=0)
+    with pytest.raises(InputError, match="add it to --explorers"):
+        dataclasses.replace(pipeline_preset("debug"), explorers=("archive",), tests=("agent",))
     assert pipeline_preset("cpu") == PRESETS["cpu"]
     for made in PRESETS.values():
         names = [stage.name for stage in stage_table(made)]
         assert len(set(names)) == len(names)
         for place, stage in enumerate(stage_table(made)):
             assert set(stage.inputs) <= set(names[:place])  # stages before it
-    assert len({stage.output for stage in stage_table(PRESETS["cpu"])}) == len(names)
+        assert len({stage.output for stage in stage_table(made)}) == len(names)
     assert dataclasses.replace(PRESETS["cpu"], seed=1) != PRESETS["cpu"]
 
 

@@ -29,15 +29,15 @@ from experiments.reports.charts import (
 )
 from experiments.reports.images import code_colours, film_strip, montage, token_map
 from experiments.reports.results import (
+    ALL,
     COPY,
     MODEL_NAMES,
-    MODELS,
-    TESTS,
     Column,
     EvalResults,
     Metrics,
     describe_comparison,
     metrics_table,
+    paired_gain,
     pool,
     read_results,
 )
@@ -132,8 +132,8 @@ def test_report_is_created_again_from_the_files_of_the_run(
     assert (tmp_path / "index.html").read_text() == html
 
 
-def test_five_lines_for_the_terminal(finished_run: tuple[Path, str]) -> None:
-    printed = "".join(finished_run[1].splitlines()[-12:])
+def test_main_results_for_the_terminal(finished_run: tuple[Path, str]) -> None:
+    printed = "".join(finished_run[1].splitlines()[-20:])
     for words in ("Reconstruction PSNR", "One step ahead", "steps ahead, mean", "Delta-PSNR"):
         assert words in printed
     assert "Distinct screens" in printed
@@ -145,29 +145,67 @@ def metrics(psnr: float, delta: float = 1.0, windows: int = 10) -> Metrics:
 
 
 def results(**psnr: float) -> EvalResults:
+    models = ("base", "random", "archive")
     by_model = {
-        m: {test: {"all": metrics(psnr[m])} for test in (*TESTS, "both")} for m in (COPY, *MODELS)
+        model: {test: {ALL: metrics(psnr[model])} for test in ("random", "deep", ALL)}
+        for model in (COPY, *models)
     }
-    return EvalResults(by_model, ("Counting",), 3, "FID-EfficientNetLite0")
+    windows = {
+        model: {
+            test: {
+                "session": np.array(["a", "a", "b", "b"]),
+                "psnr": psnr[model] + np.array([-1.0, 1.0, -2.0, 2.0]),
+                "delta_psnr": np.array([1.0, np.nan, 1.0, 1.0]),
+            }
+            for test in ("random", "deep")
+        }
+        for model in models
+    }
+    return EvalResults(
+        by_model,
+        windows,
+        ("Counting",),
+        ("archive",),
+        ("random", "deep"),
+        3,
+        "FID-EfficientNetLite0",
+    )
 
 
 def test_words_follow_from_numbers() -> None:
-    good = " ".join(describe_comparison(results(copy=20, base=24, random=25, explored=27)))
+    good = " ".join(describe_comparison(results(copy=20, base=24, random=25, archive=27)))
     assert "Explored play was worth 2.0 dB more than more random play." in good
-    bad = " ".join(describe_comparison(results(copy=20, base=24, random=27, explored=25.5)))
+    bad = " ".join(describe_comparison(results(copy=20, base=24, random=27, archive=25.5)))
     assert "More random play was worth 1.5 dB more than explored play." in bad
-    same = " ".join(describe_comparison(results(copy=20, base=24, random=25, explored=25.05)))
+    same = " ".join(describe_comparison(results(copy=20, base=24, random=25, archive=25.05)))
     assert "made no difference" in same
-    assert "the interval lies above zero for all three" in good
-    uncertain = results(copy=20, base=24, random=25, explored=27)
+    assert "the interval lies above zero for all of them" in good
+    uncertain = results(copy=20, base=24, random=25, archive=27)
     for test in uncertain.by_model["base"].values():
         test["all"] = dataclasses.replace(test["all"], delta_low=-0.1)
-    words = "above zero for the one with more random play and the one with explored play only"
+    words = (
+        "above zero for the one with more random play and the one with play from the archive only"
+    )
     assert words in " ".join(describe_comparison(uncertain))
 
 
+def test_gains_are_paired_by_window_and_intervals_are_over_episodes() -> None:
+    mean, low, high = results(copy=20, base=24, random=25, archive=27).gain(
+        "archive", "deep", "psnr"
+    )
+    assert (mean, low, high) == pytest.approx((2.0, 2.0, 2.0)), "the same gain in every window"
+    better = results(copy=20, base=24, random=25, archive=27)
+    better.windows["archive"]["deep"]["psnr"] += np.array([0.0, 0.0, 1.0, 1.0])
+    mean, low, high = better.gain("archive", "deep", "psnr")
+    assert mean == pytest.approx(2.5)
+    # Two episodes: deviation 0.707, error 0.5, t(1) = 12.706.
+    assert high - mean == pytest.approx(12.706 * 0.5, rel=1e-3)
+    both = [better.windows, results(copy=20, base=24, random=25, archive=27).windows]
+    assert paired_gain(both, "archive", "deep", "psnr")[0] == pytest.approx(2.25)
+
+
 def test_best_of_a_column_is_marked_only_where_there_is_one() -> None:
-    rows = [("base", metrics(24.0)), ("random", metrics(25.0)), ("explored", metrics(25.0))]
+    rows = [("base", metrics(24.0)), ("random", metrics(25.0)), ("archive", metrics(25.0))]
     columns = [
         Column("psnr", lambda f: f.mean_psnr),
         Column("same", lambda f: 1.0),
@@ -192,9 +230,9 @@ def test_pooled_metrics_are_weighted_by_windows() -> None:
 
 def test_metrics_of_a_run_are_those_of_its_evaluation(finished_run: tuple[Path, str]) -> None:
     folder = finished_run[0] / "evaluation"
-    read = read_results(folder)
-    raw = json.loads((folder / "explored-random.json").read_text())
-    assert read.get("explored", "random").psnr == tuple(
+    read = read_results(folder, ("archive", "agent"), ("random", "deep"))
+    raw = json.loads((folder / "archive-random.json").read_text())
+    assert read.get("archive", "random").psnr == tuple(
         raw["overall"]["prediction"]["by_step"]["psnr"]
     )
     assert read.get(COPY, "random", "Counting").psnr == tuple(
