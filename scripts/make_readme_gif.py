@@ -1,6 +1,6 @@
 """Write docs/media/demo.gif from a run: real frames, predicted frames and their uncertainty.
 
-    python -m scripts.make_readme_gif runs/demo
+    python -m scripts.make_readme_gif runs/demo/games/PrivateEye-Atari2600
 
 `--model MODEL --data DATA` use another model and other episodes than those of the run.
 """
@@ -25,8 +25,8 @@ LARGEST_BYTES = 1_000_000
 class Args:
     """Settings of the picture."""
 
-    run: tyro.conf.Positional[Path] = Path("runs/demo")
-    """Folder of a pipeline's run."""
+    run: tyro.conf.Positional[Path] = Path("runs/demo/games/PrivateEye-Atari2600")
+    """Folder of the pipeline's run of one model."""
     model: Path | None = None
     """World model, instead of the run's base model."""
     data: Path | None = None

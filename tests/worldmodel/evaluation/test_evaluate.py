@@ -67,7 +67,8 @@ class CountingModel(torch.nn.Module):
         videos = []
         for given, taken in zip(frames, actions[:, frames.shape[1] - 1 :].tolist(), strict=True):
             env = CountingEnv()
-            env._steps, _ = read_step_and_action((given[-1].movedim(0, -1) * 255).byte().numpy())
+            last_HWC = (given[-1].movedim(0, -1) * 255).byte().numpy()
+            env.load_state(json.dumps(read_step_and_action(last_HWC)).encode())
             shown = [env.step(np.int64(0 if self.blind else action))[0] for action in taken]
             videos.append(torch.from_numpy(np.stack(shown)).movedim(-1, 1) / 255)
         return torch.stack(videos)

@@ -155,8 +155,8 @@ def test_dry_run_counts_the_objective_that_is_asked_for(capsys: pytest.CaptureFi
         return capsys.readouterr().out
 
     assert shown("--model.dynamics.objective", "clean_past") == shown()  # the preset's
-    assert "9.515 GFLOP" in shown()
-    assert "6.539 GFLOP" in shown("--model.dynamics.objective", "masked"), (
+    assert "5.746 GFLOP" in shown()
+    assert "3.737 GFLOP" in shown("--model.dynamics.objective", "masked"), (
         "no clean frames before the masked ones"
     )
     assert "GFLOP" in shown("--joint-lam")
