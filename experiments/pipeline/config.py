@@ -139,6 +139,7 @@ PRESETS: dict[str, PipelineConfig] = {
             "evaluate_every": 5,
             "evaluation_steps": 100,
         },
+        reward_backend="local",
         evaluate={"limit": 24, "steps": 1, "mode": "autoregressive", "distance_frames": 60},
     ),
     "paper": PipelineConfig(

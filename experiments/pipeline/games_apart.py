@@ -11,6 +11,7 @@ Each pipeline is a process with one torch thread, so that two games take as long
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -104,6 +105,8 @@ def _start(
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            # Two learners with a thread for each core would wait for each other.
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             start_new_session=True,
         )
 

@@ -152,8 +152,8 @@ def visited_cells(world: World, reward: str, seed: int, folder: Path) -> NDArray
         epochs=24, runners=0, envs_per_runner=4, steps_per_epoch=40, max_steps=40,
         updates_per_epoch=16, batch_size=8, seq_len=10, lr=5e-3,
         normalize_rewards=True, network=PolicyConfig(channels=(4, 4, 8, 8), lstm_dim=16),
-        precision="fp32",
-        evaluate_every=6, evaluation_steps=40, evaluate_greedily=False,
+        precision="fp32", random_starts=0,
+        evaluate_every=6, evaluation_episodes=4, evaluation_steps=40,
     )  # fmt: skip
     config = dataclasses.replace(
         config, loss=dataclasses.replace(config.loss, gamma=0.9, entropy_coeff=0.02)
