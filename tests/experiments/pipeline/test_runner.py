@@ -80,7 +80,7 @@ def test_test_episodes_are_in_no_training_data(finished_run: tuple[Path, str]) -
         for name in sessions
     }
     assert players["test-random"] == players["random"] == players["more-random"] == {"random"}
-    assert players["test-deep"] == {"dirichlet:0.3"}
+    assert players["test-deep"] == {"dirichlet0.3"}
     assert players["archive"] == {"archive"}
     assert players["agent"] == {"checkpoint"}
 
