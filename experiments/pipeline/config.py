@@ -26,8 +26,8 @@ class PipelineConfig:
     seed: int = 0
     """Random seed of the run."""
     games_apart: bool = False
-    """Give each game a pipeline and a world model of its own, two games at a time. Games with
-    different actions need it."""
+    """Give each game a pipeline and a world model of its own, as many at a time as there are
+    threads. Games with different actions need it."""
     explorers: tuple[Explorer, ...] = ("agent",)
     """Explorers compared with random play: agent, trained on the uncertainty of the base model (the
     paper's), and archive, which plays on from savestates chosen by that uncertainty. The first one

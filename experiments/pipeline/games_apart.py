@@ -68,7 +68,8 @@ def run_games(config: PipelineConfig, out: Path, ray_address: str | None) -> Non
         log = _log(out, failed[0])
         lines = log.read_text(errors="replace").split("\n")
         last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
-        raise InputError(f"the pipeline of {failed[0]} failed: {last.strip()} (see {log})")
+        reason = last.strip().removeprefix("autoexplore: ")
+        raise InputError(f"the pipeline of {failed[0]} failed: {reason} (see {log})")
 
 
 def game_folder(out: Path, game: str) -> Path:
@@ -77,12 +78,16 @@ def game_folder(out: Path, game: str) -> Path:
 
 
 def _log(out: Path, game: str) -> Path:
-    return game_folder(out, game).with_suffix(".log")
+    return out / "games" / f"{game}.log"
 
 
 def count_finished(out: Path, game: str, names: list[str]) -> int:
     """Return the number of finished stages of a game."""
-    return sum(_state(out, game, name) == FINISHED for name in names)
+    records = (game_folder(out, game) / "stages" / f"{name}.json" for name in names)
+    return sum(
+        record.exists() and json.loads(record.read_text())["state"] == FINISHED
+        for record in records
+    )
 
 
 def _start(
@@ -95,7 +100,7 @@ def _start(
         config, games=(game,), games_apart=False, threads=threads, workers=workers
     )
     folder = game_folder(out, game)
-    settings = folder.with_suffix(".json")
+    settings = out / "games" / f"{game}.json"
     write_json_atomic(settings, {"pipeline": dataclasses.asdict(own)})
     flags = ["--preset", config.preset, "--config", str(settings), "--out", str(folder)]
     with _log(out, game).open("ab") as log:
@@ -119,9 +124,3 @@ def _describe(out: Path, running: Mapping[str, object]) -> str:
         newest = max(records, key=lambda path: path.stat().st_mtime, default=None)
         parts.append(f"{game}: {newest.stem if newest else 'starting'}")
     return ", ".join(parts)
-
-
-def _state(out: Path, game: str, stage: str) -> str | None:
-    """Return the state of a stage in its record, None without one."""
-    record = game_folder(out, game) / "stages" / f"{stage}.json"
-    return json.loads(record.read_text())["state"] if record.exists() else None

@@ -17,9 +17,9 @@ from envs.episodes.dataset import EpisodeReader
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.progress import console
 from experiments.pipeline.config import PipelineConfig
+from experiments.pipeline.data_stages import collect_stage
 from experiments.pipeline.runner import Stage, StageContext
 from experiments.pipeline.stages import (
-    collect_stage,
     explore_stage,
     finetune_stages,
     report_stage,

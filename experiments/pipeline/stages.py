@@ -3,7 +3,6 @@
 Names, settings and outputs of the stages are part of their records in a run's folder.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,15 @@ from typing import Any, Literal
 
 import exploration
 from envs import action_names
-from envs.collect.collector import collect
-from envs.collect.policies import PolicySpec
-from envs.episodes.dataset import EpisodeReader
 from envs.utils.progress import progress
 from envs.utils.ray_session import node_resources
 from experiments.arguments import default_threads
 from experiments.configuration import override
 from experiments.pipeline.config import PipelineConfig
+from experiments.pipeline.data_stages import archive_stage, as_much_stage, collect_stage, part_seed
 from experiments.pipeline.runner import Stage, StageContext
 from experiments.reports.pipeline_report import build_pipeline_report
-from exploration.agent.policy import policy_spec
-from exploration.archive import ArchiveConfig, play_from_archive
+from exploration.archive import ArchiveConfig
 from exploration.config import explore_preset
 from exploration.reward.factory import RewardConfig
 from worldmodel import GenieReduxG, loading, preset
@@ -30,20 +26,6 @@ from worldmodel.evaluation.evaluate import evaluate
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.training.config import train_preset
 from worldmodel.training.train import TrainingRun, train
-
-SEEDS = {
-    "random": 0,
-    "agent": 1,
-    "more-random": 2,
-    "test-random": 3,
-    "test-agent": 4,
-    "explore": 5,
-    "archive": 6,
-    "test-deep": 7,
-}
-"""Offsets from 1,000 times the run's seed, so that no two parts play the same episodes."""
-DEEP_POLICY = "dirichlet:0.3"
-"""Policy of the test set `deep`: each episode has random action probabilities and repeats."""
 
 
 def sides_of(c: PipelineConfig) -> tuple[str, ...]:
@@ -70,16 +52,7 @@ def stage_table(c: PipelineConfig) -> list[Stage]:
         stages.append(collect_stage(c, "agent", c.explored_episodes, c.explored_steps))
     if "archive" in c.explorers:
         stages.append(archive_stage(c, steps))
-    stages.append(
-        Stage(
-            "collect-more-random",
-            "play as many frames at random, for the comparison",
-            collect_as_much,
-            inputs=(f"collect-{c.explorers[0]}",),
-            output="data/more-random",
-            settings=[c.games, c.seed, c.explored_steps],
-        )
-    )
+    stages.append(as_much_stage(c))
     for test in c.tests:
         stages.append(collect_stage(c, f"test-{test}", c.test_episodes, c.explored_steps))
     # All sides of the comparison have the same base, settings and seed.
@@ -112,77 +85,6 @@ def check_settings(c: PipelineConfig) -> None:
         ("archive", ArchiveConfig()),
     ):
         override(base, getattr(c, name), "settings", f"{name}.")
-
-
-def collect_stage(
-    c: PipelineConfig,
-    part: str,
-    episodes: int,
-    steps: int,
-    round_number: int = 0,
-) -> Stage:
-    """Return the stage that records a part of the data: `episodes` of at most `steps` per game.
-
-    The part's name ends in its player: random, deep or agent. The agent is that of a round if a
-    `round_number` is given. `collect` completes the data set of an interrupted run.
-    """
-    player = part.split("-")[-1]
-    name, agent, output = f"collect-{part}", "explore", f"data/{part}"
-    if round_number:
-        name, agent = f"collect-{round_number}", f"explore-{round_number}"
-        output = f"rounds/{round_number}/data"
-
-    def run(context: StageContext) -> dict[str, Any]:
-        policy: str | PolicySpec = DEEP_POLICY if player == "deep" else "random"
-        if player == "agent":
-            checkpoint = f"checkpoint:{context.path(agent) / 'best'}"
-            policy = policy_spec(checkpoint, epsilon=c.explored_epsilon)
-        summary = collect(
-            c.games,
-            str(context.out),
-            episodes=episodes,
-            steps=steps,
-            policy=policy,
-            workers=c.workers,
-            seed=part_seed(c, part, round_number),
-        )
-        return {"frames": summary.frames, "episodes": summary.episodes}
-
-    games = f"{len(c.games)} game{'s' if len(c.games) > 1 else ''}"
-    how = {"agent": "with the agent", "deep": "with random policies that persist"}
-    purpose = " for the test set" if part.startswith("test") else ""
-    settings = [c.games, c.seed, episodes, steps]
-    return Stage(
-        name,
-        f"play {games} {how.get(player, 'at random')}{purpose}, {episodes} episodes each",
-        run,
-        inputs=(agent,) if player == "agent" else (),
-        output=output,
-        settings=[*settings, *([c.explored_epsilon] if player == "agent" else [])],
-    )
-
-
-def archive_stage(c: PipelineConfig, steps: int) -> Stage:
-    """Return the stage that plays `steps` steps of each game from an archive of savestates."""
-    config = override(ArchiveConfig(), c.archive, "settings", "archive.")
-    config = replace(config, episodes=max(1, steps // config.steps))
-
-    def run(context: StageContext) -> dict[str, Any]:
-        summary = play_from_archive(
-            c.games,
-            context.path("model-base"),
-            context.out,
-            config,
-            RewardConfig(),
-            workers=c.workers,
-            seed=part_seed(c, "archive"),
-        )
-        return {"frames": summary.frames, "episodes": summary.episodes}
-
-    description = "play on from savestates chosen by the uncertainty of model-base"
-    settings = [c.games, c.seed, steps, c.archive]
-    inputs = ("model-base",)
-    return Stage("collect-archive", description, run, inputs, "data/archive", settings)
 
 
 def train_stage(
@@ -281,44 +183,6 @@ def report_stage(
         return {"lines": build(context.root, context.out)}
 
     return Stage(name, "create the report", run, inputs, "report", settings)
-
-
-def part_seed(c: PipelineConfig, part: str, round_number: int = 0) -> int:
-    """Return the seed of a part of a pipeline or of a round."""
-    return 1_000 * c.seed + 10 * round_number + SEEDS[part]
-
-
-def collect_as_much(context: StageContext) -> dict[str, Any]:
-    """Collect random play until each game has as many frames as in the explorer's data.
-
-    The explorer is the first one. Up to one episode more, since episodes are whole.
-    """
-    c: PipelineConfig = context.config
-    wanted = frames_by_game(context.path(f"collect-{c.explorers[0]}"))
-    for game in c.games:
-        episodes = 0
-        while (frames := frames_by_game(context.out)[game]) < wanted[game]:
-            mean = frames / episodes if episodes else c.explored_steps + 1
-            episodes += max(1, round((wanted[game] - frames) / mean))
-            collect(
-                [game],
-                str(context.out),
-                episodes=episodes,
-                steps=c.explored_steps,
-                policy="random",
-                workers=c.workers,
-                seed=part_seed(c, "more-random"),
-            )
-    return {"frames": frames_by_game(context.out).total(), "wanted": wanted.total()}
-
-
-def frames_by_game(folder: Path) -> Counter[str]:
-    """Return the frames of each game in a folder of episodes; empty if it does not exist yet."""
-    counts: Counter[str] = Counter()
-    if (folder / "manifest.json").exists():
-        for record in EpisodeReader(folder).records:
-            counts[record.game] += record.num_frames
-    return counts
 
 
 def run_explorer(

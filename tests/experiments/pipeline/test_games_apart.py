@@ -35,7 +35,7 @@ def test_summary_holds_the_gains_of_the_main_explorer(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     results = read_results(run / "games/Counting/evaluation", PLAN.explorers, PLAN.tests)
     mean, low, high = summary["deep_play"]["explored_minus_random_psnr"]
-    assert mean == pytest.approx(results.gain("archive", "deep", "psnr")[0])
+    assert mean == pytest.approx(results.gain("archive", "deep", "psnr").mean)
     assert low is None
     assert high is None, "a single episode gives no interval"
     for name, model in (("base", "base"), ("random", "random"), ("explored", "archive")):

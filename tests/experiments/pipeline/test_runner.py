@@ -16,8 +16,9 @@ from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
 from experiments.commands import pipeline
 from experiments.pipeline.config import PRESETS, pipeline_preset
+from experiments.pipeline.data_stages import frames_by_game
 from experiments.pipeline.runner import Context, Stage, StageContext, output_hash, run_stages
-from experiments.pipeline.stages import frames_by_game, stage_table
+from experiments.pipeline.stages import stage_table
 from exploration.agent.policy import load_policy
 from worldmodel.models.genie import load_world_model
 
