@@ -41,16 +41,10 @@ from exploration.agent.checkpoint import (
 from exploration.agent.policy import load_network, save_policy
 from exploration.algorithm import AutoExplore
 from exploration.config import ExploreConfig
+from exploration.metrics import RETURN, evaluation_metrics, training_metrics
 from exploration.mutable_settings import apply_settings, current_settings, settings_in_effect
 from exploration.reward.factory import RewardConfig
-from exploration.train import (
-    RETURN,
-    configure,
-    evaluation_metrics,
-    game_name,
-    plain_state,
-    training_metrics,
-)
+from exploration.train import configure, game_name, plain_state
 
 METRIC = "evaluation_return"
 RANGES: dict[str, tuple[float, float]] = {

@@ -23,9 +23,9 @@ from exploration.agent.policy import behaviour_log_probabilities
 from exploration.agent.replay_buffer import ReplayBuffer
 from exploration.algorithm import AutoExplore, AutoExploreConfig
 from exploration.config import PRESETS, ExploreConfig, epsilon_at, explore_preset
+from exploration.metrics import evaluation_metrics, policy_metrics, warn_if_blind
 from exploration.reward.factory import RewardConfig
 from exploration.reward.scorers import ClipRewards, LocalScorer
-from exploration.train import evaluation_metrics, policy_metrics, warn_if_blind
 from tests.fixtures.explorers import small_explorer
 from worldmodel.config import WINDOW
 
