@@ -1,7 +1,10 @@
 """Means with confidence intervals over grouped samples."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
@@ -37,3 +40,23 @@ def estimate(values_B: Tensor, groups_B: Tensor | None = None) -> Estimate:
     error = (sums.square().sum() * groups / (groups - 1)).sqrt() / len(values)
     half = float(stdtrit(groups - 1, 0.975)) * error.item()
     return Estimate(mean.item(), mean.item() - half, mean.item() + half, values_B)
+
+
+def paired_estimate(
+    pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], metric: str
+) -> Estimate:
+    """Estimate the mean difference of a metric between two models in the same windows.
+
+    A pair holds `Scores.by_window` of the model and of its baseline on one test set; the episodes
+    of different pairs are different groups. Windows without a value are left out.
+    """
+    differences, groups, count = [], [], 0
+    for mine, baseline in pairs:
+        difference = np.asarray(mine[metric]) - np.asarray(baseline[metric])
+        known = np.isfinite(difference)
+        names, group = np.unique(mine["session"], return_inverse=True)
+        differences.append(difference[known])
+        groups.append(group[known] + count)
+        count += len(names)
+    values_B, groups_B = (torch.from_numpy(np.concatenate(part)) for part in (differences, groups))
+    return estimate(values_B, groups_B)

@@ -2,24 +2,19 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.progress import format_duration
+from experiments.reports.comparison import MODEL_NAMES, TEST_NAMES, format_gain, format_number
 from experiments.reports.page import Section, Table, write_page
-from experiments.reports.results import (
-    COPY,
-    MODEL_NAMES,
-    TEST_NAMES,
-    EvalResults,
-    format_gain,
-    format_number,
-    game_title,
-    paired_gain,
-    read_results,
-)
+from experiments.reports.results import COPY, EvalResults, game_title, paired_gain, read_results
+from worldmodel.statistics import Estimate
 
 METRICS = {"psnr": "PSNR", "delta_psnr": "delta-PSNR"}
 
@@ -27,10 +22,11 @@ METRICS = {"psnr": "PSNR", "delta_psnr": "delta-PSNR"}
 def build_games_report(root: Path, out: Path) -> list[str]:
     """Write <out>/index.html and summary.json; return the main results as lines of text.
 
-    summary.json: {"seconds", "<test>_play": {"explored_minus_random_psnr": [mean, low, high],
-    "explored_minus_random_delta_psnr", "base_psnr", "random_psnr", "explored_psnr"}, "games":
-    {game: the same, without seconds}}. Explored is the main explorer; with two or more explorers
-    "explorers" has the differences of each.
+    summary.json: {"seconds" of the longest pipeline, "<test>_play": TEST, ..., "games": {game:
+    {"<test>_play": TEST, ...}}}
+    TEST: {"explored_minus_random_psnr": [mean, low, high], "explored_minus_random_delta_psnr",
+    "base_psnr", "random_psnr", "explored_psnr", "explorers": {explorer: its two differences}}
+    Explored is the main explorer.
     """
     plan = json.loads((root / "config.json").read_text())["pipeline"]
     results = {
@@ -41,16 +37,21 @@ def build_games_report(root: Path, out: Path) -> list[str]:
         json.loads((root / "games" / game / "timings.json").read_text())["total"]
         for game in plan["games"]
     ]
-    own = {game: _summarise([one]) for game, one in results.items()}
     summary = {
         # The pipelines run at the same time: the longest one is what a user waits for.
         "seconds": max(timings),
         **_summarise(list(results.values())),
-        "games": own,
+        "games": {game: _summarise([one]) for game, one in results.items()},
     }
     write_json_atomic(root / "summary.json", summary)
     lead = _lead(summary, plan)
-    links = [f"{game_title(game)}: games/{game}/report/index.html" for game in plan["games"]]
+    folders = {
+        game: os.path.relpath(root / "games" / game / "report", out) for game in plan["games"]
+    }
+    links = [
+        Markup('<a href="{}/index.html">{}</a>').format(folder, game_title(game))
+        for game, folder in folders.items()
+    ]
     write_page(
         out,
         root,
@@ -77,15 +78,13 @@ def build_games_report(root: Path, out: Path) -> list[str]:
 def _summarise(runs: Sequence[EvalResults]) -> dict[str, Any]:
     """Return the numbers of summary.json for one game, or for several together."""
     first = runs[0]
-    windows = [run.windows for run in runs]
     summary: dict[str, Any] = {}
     for test in first.tests:
         gains = {
             explorer: {
-                f"explored_minus_random_{metric}": [
-                    value if math.isfinite(value) else None
-                    for value in paired_gain(windows, explorer, test, metric)
-                ]
+                f"explored_minus_random_{metric}": as_list(
+                    paired_gain(runs, explorer, test, metric)
+                )
                 for metric in METRICS
             }
             for explorer in first.explorers
@@ -97,6 +96,12 @@ def _summarise(runs: Sequence[EvalResults]) -> dict[str, Any]:
         }
         summary[f"{test}_play"] = {**gains[first.main], **psnr, "explorers": gains}
     return summary
+
+
+def as_list(gain: Estimate) -> list[float | None]:
+    """Return [mean, low, high]; None for what is unknown."""
+    values = (gain.mean, gain.low, gain.high)
+    return [value if math.isfinite(value) else None for value in values]
 
 
 def _lead(summary: Mapping[str, Any], plan: Mapping[str, Any]) -> str:

@@ -11,27 +11,23 @@ from envs.utils.images import gif
 from envs.utils.progress import format_duration
 from experiments.reports import figures
 from experiments.reports.charts import NARROW, ChartBar, Series, bar_chart, line_chart
-from experiments.reports.explore_report import explore_sections
-from experiments.reports.images import at_scale
-from experiments.reports.page import embed_picture, write_page
-from experiments.reports.results import (
-    COPY,
+from experiments.reports.comparison import (
     MODEL_NAMES,
     MODEL_PHRASES,
     PLAYERS,
     TEST_NAMES,
     Column,
-    EvalResults,
     describe_comparison,
     format_number,
-    game_title,
     headline,
     metrics_table,
-    read_metric,
-    read_results,
     signed,
     table_columns,
 )
+from experiments.reports.explore_report import explore_sections
+from experiments.reports.images import at_scale
+from experiments.reports.page import embed_picture, write_page
+from experiments.reports.results import COPY, EvalResults, game_title, read_metric, read_results
 from experiments.reports.screens import ScreenStats, equal_frame_counts, seen_by_game
 from exploration.rollout.snapshots import HEAT_HIGH
 from worldmodel import GenieReduxG

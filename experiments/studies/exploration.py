@@ -6,7 +6,7 @@ windows; differences are paired by window. Run it again to continue: finished st
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from experiments.studies.arguments import ExplorationArgs
 from experiments.studies.exploration_runs import ARMS, DATA, FAR, TESTS, StudyCell, run_study_cell
 from exploration.train import game_name
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
-from worldmodel.statistics import estimate
+from worldmodel.statistics import estimate, paired_estimate
 
 METRICS = ("psnr", "moving_psnr", "ssim", "delta_psnr", "reconstruction")
 UNSEEN_TEST = "unseen"
@@ -118,12 +118,7 @@ def study_rows(cells: Sequence[StudyCell]) -> Iterator[dict[str, Any]]:
                 row |= {"seeds": [cell.seed for cell in own], "windows": windows}
                 if windows:
                     row |= {
-                        metric: compare_to_baseline(
-                            [each[metric] for each in scores],
-                            [each[metric] for each in others],
-                            [each["session"] for each in scores],
-                        )
-                        for metric in METRICS
+                        metric: compare_to_baseline(scores, others, metric) for metric in METRICS
                     }
                 yield row
 
@@ -140,27 +135,17 @@ def load_scores(cell: StudyCell, model: str, test: str) -> dict[str, NDArray[Any
 
 
 def compare_to_baseline(
-    values: Sequence[NDArray[Any]],
-    baseline: Sequence[NDArray[Any]],
-    sessions: Sequence[NDArray[Any]],
+    values: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], metric: str
 ) -> dict[str, Any]:
     """Return the mean of a metric and its paired difference to the baseline, over seeds."""
-    known = [
-        np.isfinite(mine) & np.isfinite(other) for mine, other in zip(values, baseline, strict=True)
-    ]
-    differences = [
-        (mine - other)[kept] for mine, other, kept in zip(values, baseline, known, strict=True)
-    ]
-    mean = np.concatenate([mine[kept] for mine, kept in zip(values, known, strict=True)])
-    if not len(mean):
+    mean = np.concatenate([each[metric] for each in values])
+    mean = mean[np.isfinite(mean)]
+    seeds = [paired_estimate([pair], metric) for pair in zip(values, baseline, strict=True)]
+    seeds = [seed for seed in seeds if not math.isnan(seed.mean)]
+    if not seeds:
         return {"mean": None, "difference": None}
-    if len([each for each in differences if len(each)]) > 1:
-        means = torch.tensor([each.mean() for each in differences if len(each)])
-        result = estimate(means)
-    else:
-        (number,) = [index for index, each in enumerate(differences) if len(each)]
-        _, groups = np.unique(sessions[number][known[number]], return_inverse=True)
-        result = estimate(torch.tensor(differences[number]), torch.tensor(groups))
+    means = torch.tensor([seed.mean for seed in seeds])
+    result = estimate(means) if len(seeds) > 1 else seeds[0]
     interval = [result.mean, result.low, result.high]
     return {
         "mean": float(mean.mean()),
@@ -182,9 +167,9 @@ def study_markdown(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any
 
 
 def differences_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Return the differences of each arm to the random one, with intervals."""
+    """Return the differences of each other arm to the random one, with intervals."""
     lines = []
-    for arm in dict.fromkeys(row["arm"] for row in rows):
+    for arm in dict.fromkeys(row["arm"] for row in rows if row["arm"] != ARMS[0]):
         tests = {row["test"]: row for row in rows if row["arm"] == arm}
         psnr = [_interval(tests[test], "psnr") for test in (*TESTS, UNSEEN_TEST)]
         lines.append([arm, *psnr, _interval(tests["far"], "delta_psnr")])

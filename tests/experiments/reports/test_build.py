@@ -27,16 +27,13 @@ from experiments.reports.charts import (
     format_short,
     line_chart,
 )
+from experiments.reports.comparison import MODEL_NAMES, Column, describe_comparison, metrics_table
 from experiments.reports.images import code_colours, film_strip, montage, token_map
 from experiments.reports.results import (
     ALL,
     COPY,
-    MODEL_NAMES,
-    Column,
     EvalResults,
     Metrics,
-    describe_comparison,
-    metrics_table,
     paired_gain,
     pool,
     read_results,
@@ -190,18 +187,18 @@ def test_words_follow_from_numbers() -> None:
 
 
 def test_gains_are_paired_by_window_and_intervals_are_over_episodes() -> None:
-    mean, low, high = results(copy=20, base=24, random=25, archive=27).gain(
-        "archive", "deep", "psnr"
+    gain = results(copy=20, base=24, random=25, archive=27).gain("archive", "deep", "psnr")
+    assert (gain.mean, gain.low, gain.high) == pytest.approx((2.0, 2.0, 2.0)), (
+        "the same gain in every window"
     )
-    assert (mean, low, high) == pytest.approx((2.0, 2.0, 2.0)), "the same gain in every window"
     better = results(copy=20, base=24, random=25, archive=27)
     better.windows["archive"]["deep"]["psnr"] += np.array([0.0, 0.0, 1.0, 1.0])
-    mean, low, high = better.gain("archive", "deep", "psnr")
-    assert mean == pytest.approx(2.5)
+    gain = better.gain("archive", "deep", "psnr")
+    assert gain.mean == pytest.approx(2.5)
     # Two episodes: deviation 0.707, error 0.5, t(1) = 12.706.
-    assert high - mean == pytest.approx(12.706 * 0.5, rel=1e-3)
-    both = [better.windows, results(copy=20, base=24, random=25, archive=27).windows]
-    assert paired_gain(both, "archive", "deep", "psnr")[0] == pytest.approx(2.25)
+    assert gain.high - gain.mean == pytest.approx(12.706 * 0.5, rel=1e-3)
+    both = [better, results(copy=20, base=24, random=25, archive=27)]
+    assert paired_gain(both, "archive", "deep", "psnr").mean == pytest.approx(2.25)
 
 
 def test_best_of_a_column_is_marked_only_where_there_is_one() -> None:
