@@ -4,6 +4,7 @@ After Go-Explore (Ecoffet et al. 2021): a frame is shrunk to a few grey blocks w
 """
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 
 import cv2
@@ -41,8 +42,7 @@ def fit_grid(frames_NHWC: NDArray[np.uint8]) -> CellGrid:
     target = max(2.0, TARGET_SHARE * len(frames_NHWC))
 
     def quality(grid: CellGrid) -> float:
-        keys = [grid.key(frame_HWC) for frame_HWC in frames_NHWC]
-        counts = np.unique(np.array([hash(key) for key in keys]), return_counts=True)[1]
+        counts = np.array(list(Counter(map(grid.key, frames_NHWC)).values()))
         if len(counts) == 1:
             return 0.0
         share = counts / counts.sum()

@@ -5,15 +5,13 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 from envs.archive.archive import Archive
 from envs.archive.cells import CellGrid
+from envs.games.random_starts import DrawnStarts, Frame
 
-Frame = NDArray[np.uint8]
 
-
-class ArchiveStarts(gymnasium.Wrapper[Frame, np.int64, Frame, np.int64]):
+class ArchiveStarts(DrawnStarts):
     """Env of which a share of the episodes begin at cells of the archive in `folder`.
 
     Cells are drawn by their weights. Raises InputError for the archive of another game or ROM.
@@ -27,16 +25,10 @@ class ArchiveStarts(gymnasium.Wrapper[Frame, np.int64, Frame, np.int64]):
         self._states = [cell.state for cell in archive.cells.values()]
         self._probabilities = weights / weights.sum()
         self._share = share
-        # The env's own generator may be part of a state.
-        self._generator = np.random.default_rng()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    def _begin(
+        self, start: tuple[Frame, dict[str, Any]], options: dict[str, Any] | None
     ) -> tuple[Frame, dict[str, Any]]:
-        """Reset the env at its start or at a cell. `seed` also seeds the choice."""
-        if seed is not None:
-            self._generator = np.random.default_rng(seed)
-        start = self.env.reset(seed=seed, options=options)
         if self._generator.random() >= self._share:
             return start
         index = int(self._generator.choice(len(self._states), p=self._probabilities))

@@ -1,5 +1,6 @@
 """Distance of frames from reference frames: how far play is from what a model was shown."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,10 +46,18 @@ def shrink_frames(frames_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def distances_by_game(folders: Sequence[Path | str]) -> dict[str, FrameDistance]:
     """Return the distance from the episodes of some folders, for each game."""
+    readers = [EpisodeReader(folder) for folder in folders]
+    totals: Counter[str] = Counter()
+    for reader in readers:
+        for record in reader.records:
+            totals[record.game] += record.num_frames
+    # Thinned while reading: all frames of a large data set need more memory than there is.
     frames: dict[str, list[NDArray[np.uint8]]] = {}
-    for folder in folders:
-        reader = EpisodeReader(folder)
-        for index in range(len(reader)):
-            episode = reader[index]
-            frames.setdefault(episode.game, []).append(episode.frames_THWC)
+    read: Counter[str] = Counter()
+    for reader in readers:
+        for index, game in enumerate(reader.games):
+            frames_THWC = reader[index].frames_THWC
+            every = max(1, -(-totals[game] // MAX_REFERENCES))
+            frames.setdefault(game, []).append(frames_THWC[-read[game] % every :: every].copy())
+            read[game] += len(frames_THWC)
     return {game: FrameDistance(np.concatenate(parts)) for game, parts in frames.items()}
