@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from envs.controls import ACTIONS
+from envs import action_names
 from envs.episodes.dataset import EpisodeReader
 from envs.utils.images import Frames, heat_map, png
 from experiments.reports.images import (
@@ -34,7 +34,9 @@ BUTTON_SIGNS = {
     "up": "\N{UPWARDS ARROW}",
     "down": "\N{DOWNWARDS ARROW}",
     "jump": "jump",
+    "none": "",
 }
+"""Signs of the words that names of actions consist of."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Excerpt:
     frames: WINDOW - 1 frames before frame `start` of the episode, then the shown ones.
     """
 
+    game: str
     session: str
     start: int
     frames: Frames
@@ -83,7 +86,7 @@ def choose_excerpt(folder: Path, game: str, length: int) -> Excerpt | None:
     episode = reader[index]
     frames = episode.frames_THWC[start : start + whole]
     actions = episode.actions[start : start + whole - 1]
-    return Excerpt(episode.session_id, start + WINDOW - 1, frames, actions)
+    return Excerpt(game, episode.session_id, start + WINDOW - 1, frames, actions)
 
 
 def film_rows(
@@ -179,10 +182,12 @@ def column_heads(excerpt: Excerpt) -> list[dict[str, str]]:
     """
     heads = []
     last = len(excerpt.shown) - CONTEXT
+    names = action_names([excerpt.game])
+    signs = [" ".join(BUTTON_SIGNS[word] for word in name.split()) for name in names]
     for index in range(len(excerpt.shown)):
         ahead = index - CONTEXT + 1
         kind = "given" if ahead < 1 else "reported" if ahead in (1, last) else "predicted"
-        button = BUTTON_SIGNS[ACTIONS[excerpt.shown_actions[index - 1]]] if index else ""
+        button = signs[excerpt.shown_actions[index - 1]] if index else ""
         text = f"+{ahead}" if ahead > 0 else "given"
         heads.append({"text": text, "kind": kind, "button": button})
     return heads

@@ -28,6 +28,7 @@ from experiments.reports.charts import (
     line_chart,
 )
 from experiments.reports.comparison import MODEL_NAMES, Column, describe_comparison, metrics_table
+from experiments.reports.figures import Excerpt, column_heads
 from experiments.reports.images import code_colours, film_strip, montage, token_map
 from experiments.reports.results import (
     ALL,
@@ -199,6 +200,17 @@ def test_gains_are_paired_by_window_and_intervals_are_over_episodes() -> None:
     assert gain.high - gain.mean == pytest.approx(12.706 * 0.5, rel=1e-3)
     both = [better, results(copy=20, base=24, random=25, archive=27)]
     assert paired_gain(both, "archive", "deep", "psnr").mean == pytest.approx(2.25)
+
+
+@pytest.mark.parametrize(
+    ("game", "last"), [("Counting", "jump"), ("CoinRun", "jump \N{RIGHTWARDS ARROW}")]
+)
+def test_film_strips_name_the_buttons_of_the_game(game: str, last: str) -> None:
+    frames = np.zeros((8, 64, 64, 3), np.uint8)
+    actions = np.array([0] * 6 + [4], np.uint8)
+    heads = column_heads(Excerpt(game, "session", 0, frames, actions))
+    assert [head["text"] for head in heads] == ["given", "given", "+1", "+2"]
+    assert heads[-1]["button"] == last
 
 
 def test_best_of_a_column_is_marked_only_where_there_is_one() -> None:
