@@ -199,6 +199,7 @@ def test_a_share_of_an_agents_episodes_begins_at_the_cells(counted: Path) -> Non
         ArchiveStarts(envs.make("Counting"), folder, 0.5)
 
 
+@pytest.mark.slow
 def test_an_agent_learns_from_an_archive(counted: Path, ray_cluster: None, tmp_path: Path) -> None:
     config = explore_preset("debug", archive_share=1.0)
     explore(["Corridor"], None, tmp_path / "run", config=config, reward=COUNTS, archive=counted)

@@ -60,6 +60,7 @@ def test_games_by_query():
         GameArgs(games=("Airstriker-Genesis",), console=("Nes",)).select()
 
 
+@pytest.mark.slow
 def test_many_games_get_an_env_each_and_a_return_each(ray_cluster, tmp_path):
     games = ["Counting", "Corridor", "NoisyTV"]
     config = explore_preset("debug", runners=1, epochs=1).with_envs_for(len(games))
@@ -139,6 +140,7 @@ def test_agents_are_compared_over_seeds(ray_cluster, tiny_world, tmp_path: Path,
 
 
 @needs_game
+@pytest.mark.slow
 def test_coinrun_is_explored_with_its_seven_actions(ray_cluster, tiny_world, tmp_path):
     config = explore_preset("debug", runners=0)
     best = explore(
