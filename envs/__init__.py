@@ -50,12 +50,17 @@ def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
     return RetroEnv(game, **options)
 
 
+def has_levels(game: str) -> bool:
+    """Return True for a game whose every reset with another seed starts another level."""
+    return game.removesuffix("-v0") == COINRUN
+
+
 def action_names(games: "Sequence[str]") -> tuple[str, ...]:
     """Return the actions that all of some games share, in their order.
 
     Raises: InputError for games with different actions.
     """
-    coinrun = {game.removesuffix("-v0") == COINRUN for game in games}
+    coinrun = set(map(has_levels, games))
     if coinrun == {True, False}:
         raise InputError("CoinRun has seven actions, the other games five: use it alone")
     return COINRUN_ACTIONS if coinrun == {True} else ACTIONS

@@ -8,15 +8,16 @@ number of workers and an interrupted collection goes on with its next round.
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from envs import BUILTIN, catalog
+from envs import BUILTIN, catalog, has_levels
 from envs.archive.archive import Archive
 from envs.archive.cells import CellGrid, fit_grid
 from envs.collect.archive_worker import ArchiveResult, ArchiveTask, ArchiveWorker, Moment
@@ -36,6 +37,8 @@ from worldmodel.uncertainty import Windows
 
 GRID_FRAMES = 1_000
 """Largest number of frames to which the grid of cells is fitted, evenly spaced."""
+LEVELS_START_SHARE = 0.5
+"""Share of the episodes that begin in a new level, in games that have levels."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ class ArchiveConfig:
     """Largest number of cells of a game."""
     sharpness: float = 1.0
     """Exponent of a cell's uncertainty, in standard deviations, in its weight; 0 leaves counts."""
+    start_share: float | None = None
+    """Share of the episodes that begin at the game's start. Default: half in a game in which each
+    of them is another level, otherwise none."""
 
     def __post_init__(self) -> None:
         if min(self.episodes, self.steps, self.round_episodes, self.max_cells) < 1:
@@ -63,6 +69,8 @@ class ArchiveConfig:
             )
         if self.sharpness < 0:
             raise InputError(f"sharpness {self.sharpness}: must be 0 or more")
+        if self.start_share is not None and not 0 <= self.start_share <= 1:
+            raise InputError(f"start_share {self.start_share}: must be in [0, 1]")
 
 
 def play_from_archive(
@@ -72,6 +80,7 @@ def play_from_archive(
     config: ArchiveConfig,
     reward: RewardConfig,
     *,
+    previous: Path | str | None = None,
     workers: int = 2,
     seed: int = 0,
     timeout: float | None = None,
@@ -80,7 +89,9 @@ def play_from_archive(
 
     `reward` scores the cells: token-entropy or another one of `model`; extrinsic, the game's own
     reward so far, as Go-Explore does; count-bonus, visits alone. Existing episodes are not played
-    again. Uses the connected Ray cluster, or a local one.
+    again. `previous` is the folder of an earlier collection, whose archive this one carries on: its
+    cells keep their visits, and are scored again when they are reached. Uses the connected Ray
+    cluster, or a local one.
 
     Raises InputError for invalid settings, and for an archive of another game or ROM.
     """
@@ -112,7 +123,7 @@ def play_from_archive(
         ):
             score = CellScores(None if reward.name in WITHOUT_MODEL else make_scorer)
             for game in names:
-                explorer = _GameExplorer(game, Path(out), config, reward, seed)
+                explorer = _GameExplorer(game, Path(out), config, reward, seed, previous)
                 explorer.play(keys[game], writer, pool, score, bar)
             summary = pool.summary
         held = writer.sessions
@@ -167,23 +178,39 @@ class _GameExplorer:
     """Rounds of one game: choose cells, play on from them, add what was found."""
 
     def __init__(
-        self, game: str, out: Path, config: ArchiveConfig, reward: RewardConfig, seed: int
+        self,
+        game: str,
+        out: Path,
+        config: ArchiveConfig,
+        reward: RewardConfig,
+        seed: int,
+        previous: Path | str | None,
     ) -> None:
         self._out, self._config, self._reward = out, config, reward
         self._path = out / "archive" / game
         rom = None if game in BUILTIN else catalog.rom_path(game)
         sha1 = "" if rom is None else hashlib.sha1(rom.read_bytes()).hexdigest()
         generator = np.random.default_rng([seed, *game.encode()])
+        start_share = config.start_share
+        if start_share is None:
+            start_share = LEVELS_START_SHARE if has_levels(game) else 0.0
         self.archive = Archive(
             game,
             sha1,
             CellGrid(),
             max_cells=config.max_cells,
             sharpness=config.sharpness,
+            start_share=start_share,
             generator=generator,
         )
+        self._carried_on = previous is not None
         if self._path.is_dir():
             self.archive = self.archive.load(self._path)
+        elif previous is not None:
+            earlier = self.archive.load(Path(previous) / "archive" / game)
+            self.archive = replace(earlier, rounds=0, generator=generator)
+            for cell in self.archive.cells.values():
+                cell.score = math.nan
 
     def play(
         self,
@@ -210,7 +237,7 @@ class _GameExplorer:
                 if isinstance(result, ArchiveResult)
                 for moment in result.moments
             ]
-            if number == 0:
+            if number == 0 and not self._carried_on:
                 writer.commit()
                 self._fit_grid({task.id for task in tasks})
             self._add(moments, score)
@@ -231,13 +258,17 @@ class _GameExplorer:
             self.archive.grid = fit_grid(frames_NHWC[::every])
 
     def _add(self, moments: Sequence[Moment], score: CellScores) -> None:
-        """Add moments to the archive and score those in new cells."""
-        new = []
+        """Add moments to the archive and score the cells that have no score."""
+        unscored = {}
         for moment in moments:
             key = self.archive.grid.key(moment.cell.state.frame_HWC)
-            if self.archive.add(key, moment.cell):
-                new.append(moment)
-        for moment, value in zip(new, score(new), strict=True):
+            self.archive.add(key, moment.cell)
+            # The newest moment of a cell that has a whole window is scored.
+            kept = key in unscored and moment.window is None
+            if math.isnan(self.archive.cells[key].score) and not kept:
+                unscored[key] = moment
+        scores = score(list(unscored.values()))
+        for (key, moment), value in zip(unscored.items(), scores, strict=True):
             extrinsic = self._reward.name == "extrinsic"
-            moment.cell.score = moment.cell.reward if extrinsic else value
+            self.archive.cells[key].score = moment.cell.reward if extrinsic else value
         self.archive.shrink()

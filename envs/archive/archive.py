@@ -55,6 +55,8 @@ class Archive:
     max_cells: int = 5_000
     sharpness: float = 1.0
     """Exponent of the uncertainty, in standard deviations, in a cell's weight."""
+    start_share: float = 0.0
+    """Probability to begin at the game's start instead of a cell."""
     rounds: int = 0
     """Number of rounds of episodes whose moments are in the archive."""
     cells: dict[bytes, Cell] = field(default_factory=dict)
@@ -74,8 +76,11 @@ class Archive:
         return np.exp(self.sharpness * z.clip(-5, 5)) / np.sqrt(np.array(visits, np.float64))
 
     def choose(self) -> Cell | None:
-        """Draw a cell by its weight and count the choice; None, the game's start, while empty."""
-        if not self.cells:
+        """Draw a cell by its weight and count the choice; None for the game's start.
+
+        An archive without cells begins at the start.
+        """
+        if not self.cells or (self.start_share and self.generator.random() < self.start_share):
             return None
         weights = self.weights()
         index = self.generator.choice(len(weights), p=weights / weights.sum())
@@ -83,17 +88,16 @@ class Archive:
         cell.chosen += 1
         return cell
 
-    def add(self, key: bytes, cell: Cell) -> bool:
-        """Add a moment; return True for a new cell. A known one gets the shorter path."""
+    def add(self, key: bytes, cell: Cell) -> None:
+        """Add a moment as a new cell, or to a known one, which gets the shorter path."""
         known = self.cells.get(key)
         if known is None:
             self.cells[key] = cell
-            return True
+            return
         known.seen += 1
         if len(cell.path) < len(known.path):
             known.state, known.path = cell.state, cell.path
             known.start_seed, known.reward = cell.start_seed, cell.reward
-        return False
 
     def shrink(self) -> int:
         """Drop the cells of least weight beyond `max_cells`; return their number."""

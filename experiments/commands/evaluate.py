@@ -59,6 +59,10 @@ class Args(RayArgs):
     """MaskGIT steps per chunk of frames. Default: the model's number."""
     limit: int | None = None
     """Maximum number of windows of each game. Default: all."""
+    far_from: tuple[Path, ...] = ()
+    """Episode folders, e.g. the training data: evaluate only the windows least like them."""
+    far_share: float = 0.5
+    """Share of each game's windows that --far-from keeps."""
     inception: Path | None = None
     """TorchScript file of Inception v3, for FID. Default: FID on EfficientNet-Lite0 features."""
     seed: int = 0
@@ -75,6 +79,8 @@ def run(args: Args) -> None:
     if sum(given is not None for given in (args.model, args.peer, args.export_windows)) != 1:
         raise InputError("evaluate: give one of MODEL, --peer DIR and --export-windows DIR")
     check_data(args.data)
+    if args.far_from:
+        check_data(args.far_from)
     if args.model is not None:
         check_model(args.model)
     if args.inception is not None:
@@ -93,13 +99,23 @@ def run(args: Args) -> None:
         options["steps"] = args.sampling_steps
     data = [str(folder) for folder in args.data]
     if args.export_windows is not None:
+        if args.far_from:
+            raise InputError("evaluate: --far-from cannot be used with --export-windows")
         count = export(args.export_windows, data, **options)
         console.print(f"{count} windows written to {args.export_windows}")
         return
     torch.set_num_threads(args.threads or default_threads())
     model = ExternalPredictions(args.peer) if args.peer else load_world_model(Path(str(args.model)))
     with ray_session(args.ray_address) if args.workers else nullcontext():
-        results = evaluate(model, data, inception=args.inception, workers=args.workers, **options)
+        results = evaluate(
+            model,
+            data,
+            far_from=args.far_from,
+            far_share=args.far_share,
+            inception=args.inception,
+            workers=args.workers,
+            **options,
+        )
     if args.out is not None:
         write_json_atomic(args.out, results)
     console.print(results_table(results))

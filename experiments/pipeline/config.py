@@ -33,8 +33,9 @@ class PipelineConfig:
     paper's), and archive, which plays on from savestates chosen by that uncertainty. The first one
     is the main result."""
     tests: tuple[TestPlayer, ...] = ("random", "agent")
-    """Players of the held-out episodes: random; deep, a family of random policies that goes
-    farther; or agent."""
+    """Players of the held-out episodes: random; deep, an archive of savestates chosen by the game's
+    score (Go-Explore), of whose play the half least like the base model's data is evaluated; or
+    agent."""
     finetune_data: Literal["new", "half"] = "new"
     """Data of the fine-tuning: new, the player's alone (the paper); half, the base data besides."""
     random_episodes: int = 50
@@ -122,25 +123,29 @@ PRESETS: dict[str, PipelineConfig] = {
         games_apart=True,
         explorers=("archive", "agent"),
         tests=("random", "deep"),
+        finetune_data="half",
         random_episodes=16,
         explored_episodes=16,
         test_episodes=12,
         random_steps=400,
         explored_steps=400,
         explored_epsilon=0.1,
-        tokenizer={"iterations": 900},
-        dynamics={"iterations": 700},
+        tokenizer={"iterations": 800},
+        dynamics={"iterations": 600},
         decoder_finetune={"iterations": 200},
-        dynamics_finetune={"iterations": 220},
+        dynamics_finetune={"iterations": 250},
         explore={
             "epochs": 5,
             "runners": 1,
             "envs_per_runner": 4,
+            "steps_per_epoch": 48,
+            "updates_per_epoch": 12,
             "evaluate_every": 5,
             "evaluation_steps": 100,
         },
         reward_backend="local",
-        evaluate={"limit": 24, "steps": 1, "mode": "autoregressive", "distance_frames": 60},
+        # A Frechet distance of so few frames would say nothing.
+        evaluate={"limit": 32, "steps": 1, "mode": "autoregressive", "distance": False},
     ),
     "paper": PipelineConfig(
         preset="paper",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.collect.collector import collect
-from envs.collect.policies import PolicySpec
+from envs.collect.policies import PolicySpec, builtin_policy
 from envs.episodes.dataset import EpisodeReader
 from experiments.configuration import override
 from experiments.pipeline.config import PipelineConfig
@@ -26,8 +26,8 @@ SEEDS = {
     "test-deep": 7,
 }
 """Offsets from 1,000 times the run's seed, so that no two parts play the same episodes."""
-DEEP_POLICY = "dirichlet:0.3"
-"""Policy of the test set `deep`: each episode has random action probabilities and repeats."""
+DEEP_POLICY = "sticky:0.9"
+"""Policy of the test set `deep`, of another kind than the explorers'."""
 
 
 def collect_stage(
@@ -39,7 +39,7 @@ def collect_stage(
 ) -> Stage:
     """Return the stage that records a part of the data: `episodes` of at most `steps` per game.
 
-    The part's name ends in its player: random, deep or agent. The agent is that of a round if a
+    The part's name ends in its player: random or agent. The agent is that of a round if a
     `round_number` is given. `collect` completes the data set of an interrupted run.
     """
     player = part.split("-")[-1]
@@ -49,7 +49,7 @@ def collect_stage(
         output = f"rounds/{round_number}/data"
 
     def run(context: StageContext) -> dict[str, Any]:
-        policy: str | PolicySpec = DEEP_POLICY if player == "deep" else "random"
+        policy: str | PolicySpec = "random"
         if player == "agent":
             checkpoint = f"checkpoint:{context.path(agent) / 'best'}"
             policy = policy_spec(checkpoint, epsilon=c.explored_epsilon)
@@ -65,12 +65,12 @@ def collect_stage(
         return {"frames": summary.frames, "episodes": summary.episodes}
 
     games = f"{len(c.games)} game{'s' if len(c.games) > 1 else ''}"
-    how = {"agent": "with the agent", "deep": "with random policies that persist"}
+    how = "with the agent" if player == "agent" else "at random"
     purpose = " for the test set" if part.startswith("test") else ""
     settings = [c.games, c.seed, episodes, steps]
     return Stage(
         name,
-        f"play {games} {how.get(player, 'at random')}{purpose}, {episodes} episodes each",
+        f"play {games} {how}{purpose}, {episodes} episodes each",
         run,
         inputs=(agent,) if player == "agent" else (),
         output=output,
@@ -78,27 +78,81 @@ def collect_stage(
     )
 
 
-def archive_stage(c: PipelineConfig, steps: int) -> Stage:
-    """Return the stage that plays `steps` steps of each game from an archive of savestates."""
-    config = override(ArchiveConfig(), c.archive, "settings", "archive.")
+def archive_stage(
+    c: PipelineConfig,
+    model: str = "model-base",
+    previous: str | None = None,
+    round_number: int = 0,
+) -> Stage:
+    """Return the stage that plays where the model of a stage is uncertain.
+
+    In a round with a `round_number`, `previous` is the stage whose archive is carried on.
+    """
+    return _archive_stage(
+        c,
+        "archive",
+        c.explored_episodes,
+        f"play on from savestates chosen by the uncertainty of {model}",
+        RewardConfig(),
+        inputs=(model, *([previous] if previous else [])),
+        round_number=round_number,
+    )
+
+
+def deep_test_stage(c: PipelineConfig) -> Stage:
+    """Return the stage that records the test set `deep`: play far from the start of each game.
+
+    It is Go-Explore on the game's own score, which no training sees, from an archive of its own.
+    """
+    return _archive_stage(
+        c,
+        "test-deep",
+        c.test_episodes,
+        "play on from savestates chosen by the game's score for the test set",
+        RewardConfig("extrinsic"),
+        policy=builtin_policy(DEEP_POLICY),
+    )
+
+
+def _archive_stage(
+    c: PipelineConfig,
+    part: str,
+    episodes: int,
+    description: str,
+    reward: RewardConfig,
+    *,
+    inputs: tuple[str, ...] = (),
+    round_number: int = 0,
+    **changes: Any,
+) -> Stage:
+    """Return a stage that plays from an archive, as many steps as `episodes` whole ones have.
+
+    inputs: the stage of the reward's model, if it has one, and that of the archive to carry on, if
+    any. `changes` are those to `ArchiveConfig`, besides the run's own.
+    """
+    config = override(replace(ArchiveConfig(), **changes), c.archive, "settings", "archive.")
+    steps = episodes * c.explored_steps
     config = replace(config, episodes=max(1, steps // config.steps))
 
     def run(context: StageContext) -> dict[str, Any]:
+        model, previous = [*map(context.path, inputs), None, None][:2]
         summary = play_from_archive(
             c.games,
-            context.path("model-base"),
+            model,
             context.out,
             config,
-            RewardConfig(),
+            reward,
+            previous=previous,
             workers=c.workers,
-            seed=part_seed(c, "archive"),
+            seed=part_seed(c, part, round_number),
         )
         return {"frames": summary.frames, "episodes": summary.episodes}
 
-    description = "play on from savestates chosen by the uncertainty of model-base"
+    name, output = f"collect-{part}", f"data/{part}"
+    if round_number:
+        name, output = f"collect-{round_number}", f"rounds/{round_number}/data"
     settings = [c.games, c.seed, steps, c.archive]
-    inputs = ("model-base",)
-    return Stage("collect-archive", description, run, inputs, "data/archive", settings)
+    return Stage(name, description, run, inputs, output, settings)
 
 
 def as_much_stage(c: PipelineConfig) -> Stage:

@@ -1,8 +1,9 @@
 """Stages of several rounds: explore, collect, fine-tune, measure uncertainty on all data so far.
 
-The agent of round k starts as the agent of round k-1 and seeks the uncertainty of model k-1; its
-episodes fine-tune model k-1 to model k. One reward service serves all rounds: its weights are
-swapped without a restart.
+The player of round k seeks the uncertainty of model k-1; its episodes fine-tune model k-1 to model
+k. The player is the first one of `explorers`: an agent, which starts as that of round k-1, or an
+archive of savestates, which carries on that of round k-1. One reward service serves the agents of
+all rounds: its weights are swapped without a restart.
 """
 
 import time
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from envs.episodes.dataset import EpisodeReader
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.progress import console
 from experiments.pipeline.config import PipelineConfig
-from experiments.pipeline.data_stages import collect_stage
+from experiments.pipeline.data_stages import archive_stage, collect_stage
 from experiments.pipeline.runner import Stage, StageContext
 from experiments.pipeline.stages import (
     explore_stage,
@@ -30,15 +32,17 @@ from experiments.reports.rounds_report import build_rounds_report
 from experiments.reports.screens import seen_by_game
 from exploration.config import explore_preset
 from exploration.reward.token_entropy import uncertainty_reward
-from worldmodel import serve
-from worldmodel.config import WINDOW
+from worldmodel import WorldModel, serve
+from worldmodel.config import CONTEXT, WINDOW
+from worldmodel.data.batch import to_float_frames
+from worldmodel.metrics import frame_psnr
 from worldmodel.uncertainty import cut_windows, load_model, window_entropies
 
 APP_NAME = "autoexplore-rounds"
 SHARED = ("collect-random", "tokenizer", "dynamics", "model-base")
 """Stages before the first round: those of the pipeline."""
-WINDOWS = 48
-"""Windows of each game and round on which every model is measured."""
+WINDOWS, BATCH = 48, 8
+"""Windows of each game and round on which every model is measured, and how many at a time."""
 
 
 class Service:
@@ -80,13 +84,20 @@ def rounds_table(c: PipelineConfig, rounds: int, service: Service) -> list[Stage
 def one_round(c: PipelineConfig, number: int, service: Service) -> list[Stage]:
     """Return the stages of a round, from 1."""
     folder, before = f"rounds/{number}", number - 1
-    data = tuple(play_stage(play) for play in range(number + 1))
+    data = tuple(map(play_stage, range(number + 1)))
     bases = (f"decoder-{before}", f"dynamics-{before}") if before else ("tokenizer", "dynamics")
-    run = partial(explore_round, number=number, service=service)
-    inputs = (model_stage(before), *([f"explore-{before}"] if before else []))
+    if c.explorers[0] == "archive":
+        previous = play_stage(before) if before else None
+        play = [archive_stage(c, model_stage(before), previous, number)]
+    else:
+        run = partial(explore_round, number=number, service=service)
+        inputs = (model_stage(before), *([f"explore-{before}"] if before else []))
+        play = [
+            explore_stage(c, f"explore-{number}", run, inputs, f"{folder}/explore"),
+            collect_stage(c, "agent", c.explored_episodes, c.explored_steps, number),
+        ]
     return [
-        explore_stage(c, f"explore-{number}", run, inputs, f"{folder}/explore"),
-        collect_stage(c, "agent", c.explored_episodes, c.explored_steps, number),
+        *play,
         *finetune_stages(c, str(number), data, bases, folder),
         measure_stage(number),
     ]
@@ -130,9 +141,9 @@ def explore_round(context: StageContext, *, number: int, service: Service) -> di
 
 
 def measure_round(context: StageContext, *, number: int) -> dict[str, Any]:
-    """Write `measure.json`: mean entropy of model m on fixed windows of play j, for new pairs.
+    """Write `measure.json`: entropy and error of model m on fixed windows of play j, for new pairs.
 
-    {"entropy": [[m, j, mean over all tokens, mean reward], ...],
+    {"entropy": [[m, j, mean over all tokens, mean reward, PSNR of the last frame], ...],
      "screens": {game: {"frames", "seen", "new"}}}
     """
     pairs = [(model, number) for model in range(number)]
@@ -143,7 +154,8 @@ def measure_round(context: StageContext, *, number: int) -> dict[str, Any]:
     for model, play in pairs:
         entropy_BN = window_entropies(models[model], *windows[play])
         reward_B = uncertainty_reward(entropy_BN)
-        rows.append([model, play, float(entropy_BN.mean()), float(reward_B.mean())])
+        psnr = prediction_psnr(models[model], *windows[play])
+        rows.append([model, play, float(entropy_BN.mean()), float(reward_B.mean()), psnr])
     earlier = [seen_by_game(context.path(play_stage(play))) for play in range(number)]
     screens = {}
     for game, seen in seen_by_game(context.path(play_stage(number))).items():
@@ -160,10 +172,27 @@ def _describe_round(number: int, rows: list[list[Any]], screens: dict[str, dict[
     new = sum(counts["new"] for counts in screens.values())
     line = f"round {number}: {new:,} screens that no earlier round had"
     if number:
-        entropy = {(model, play): value for model, play, value, _ in rows}
+        entropy = {(model, play): (value, psnr) for model, play, value, _, psnr in rows}
         before, after = entropy[number - 1, number], entropy[number, number]
-        line += f"; entropy on its screens {before:.3f} before learning, {after:.3f} after"
+        line += f"; entropy on its screens {before[0]:.3f} before learning, {after[0]:.3f} after; "
+        line += f"PSNR {before[1]:.1f} and {after[1]:.1f} dB"
     return line
+
+
+@torch.inference_mode()
+def prediction_psnr(
+    model: WorldModel, frames_B5HWC: NDArray[np.uint8], actions_B4: NDArray[np.int64]
+) -> float:
+    """Return the mean PSNR in dB of the last frame of windows, predicted in one pass from two."""
+    values = []
+    for start in range(0, len(frames_B5HWC), BATCH):
+        rows = slice(start, start + BATCH)
+        frames = to_float_frames(torch.from_numpy(frames_B5HWC[rows]))
+        actions = torch.from_numpy(actions_B4[rows])
+        generator = torch.Generator().manual_seed(0)
+        predicted = model.generate(frames[:, :CONTEXT], actions, steps=1, generator=generator)
+        values.append(frame_psnr(predicted[:, -1], frames[:, -1]))
+    return float(torch.cat(values).mean())
 
 
 def fixed_windows(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -15,7 +15,13 @@ from envs.utils.ray_session import node_resources
 from experiments.arguments import default_threads
 from experiments.configuration import override
 from experiments.pipeline.config import PipelineConfig
-from experiments.pipeline.data_stages import archive_stage, as_much_stage, collect_stage, part_seed
+from experiments.pipeline.data_stages import (
+    archive_stage,
+    as_much_stage,
+    collect_stage,
+    deep_test_stage,
+    part_seed,
+)
 from experiments.pipeline.runner import Stage, StageContext
 from experiments.reports.pipeline_report import build_pipeline_report
 from exploration.archive import ArchiveConfig
@@ -40,7 +46,6 @@ def models_of(c: PipelineConfig) -> tuple[str, ...]:
 
 def stage_table(c: PipelineConfig) -> list[Stage]:
     """Return the stages of a pipeline, in order."""
-    steps = c.explored_episodes * c.explored_steps
     stages = [
         collect_stage(c, "random", c.random_episodes, c.random_steps),
         train_stage(c, "tokenizer", "train the tokenizer", ("collect-random",)),
@@ -51,10 +56,14 @@ def stage_table(c: PipelineConfig) -> list[Stage]:
         stages.append(explore_stage(c, "explore", run_explorer, ("model-base",)))
         stages.append(collect_stage(c, "agent", c.explored_episodes, c.explored_steps))
     if "archive" in c.explorers:
-        stages.append(archive_stage(c, steps))
+        stages.append(archive_stage(c))
     stages.append(as_much_stage(c))
     for test in c.tests:
-        stages.append(collect_stage(c, f"test-{test}", c.test_episodes, c.explored_steps))
+        stages.append(
+            deep_test_stage(c)
+            if test == "deep"
+            else collect_stage(c, f"test-{test}", c.test_episodes, c.explored_steps)
+        )
     # All sides of the comparison have the same base, settings and seed.
     base = ("collect-random",) if c.finetune_data == "half" else ()
     for side in sides_of(c):
@@ -67,6 +76,7 @@ def stage_table(c: PipelineConfig) -> list[Stage]:
         inputs=(
             *(f"model-{name}" for name in models_of(c)),
             *(f"collect-test-{test}" for test in c.tests),
+            *(("collect-random",) if "deep" in c.tests else ()),
         ),
         output="evaluation",
         settings=[c.evaluate, c.seed],
@@ -218,7 +228,8 @@ def evaluate_models(context: StageContext) -> dict[str, Any]:
     """Write `evaluation/<model>-<test set>.json` for all models and test sets.
 
     Each is a Ray task with one torch thread, which is faster than one after the other with all
-    threads. Results of an interrupted run are kept.
+    threads. Results of an interrupted run are kept. Of the test set `deep`, the windows least like
+    the base model's training data are evaluated.
     """
     c: PipelineConfig = context.config
     nodes = node_resources("train")
@@ -230,7 +241,9 @@ def evaluate_models(context: StageContext) -> dict[str, Any]:
         for test in c.tests:
             out = (context.out / f"{name}-{test}.json").resolve()
             model, data = context.path(f"model-{name}"), context.path(f"collect-test-{test}")
-            calls.append((model.resolve(), data.resolve(), cache, out, device, options))
+            far_from = [str(context.path("collect-random").resolve())] if test == "deep" else []
+            chosen = {**options, "far_from": far_from}
+            calls.append((model.resolve(), data.resolve(), cache, out, device, chosen))
     missing = [call for call in calls if not call[3].exists()]
     # Labelled nodes limit the tasks by their resources, a single machine by its cores.
     at_a_time = len(calls) if nodes.resources else c.threads or default_threads()

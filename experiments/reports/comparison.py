@@ -21,6 +21,11 @@ MODEL_PHRASES = {
     "archive": "the one with play from the archive",
     "agent": "the one with the agent's play",
 }
+DEEP_PLAY = (
+    "Deep play goes on from savestates chosen by the game's own score (Go-Explore), with other "
+    "seeds and another policy than the explorers'. Of its clips, the half least like the base "
+    "model's data counts: on average {} grey levels away."
+)
 PLAYERS = {"random": "random agent", "archive": "archive", "agent": "agent"}
 TEST_NAMES = {"random": "random play", "deep": "deep play", "agent": "the agent's play"}
 NOISE_DB = 0.5
@@ -46,7 +51,20 @@ def describe_comparison(results: EvalResults) -> list[str]:
         f"Gains over random play: {'; '.join(gains)}. The seeds of held-out episodes occur in no "
         "training data.",
         _describe_control(results),
+        *describe_deep_play(results),
     ]
+
+
+def describe_deep_play(results: EvalResults) -> list[str]:
+    """Return a sentence about the test set of deep play, if there is one."""
+    distances = results.far.get("deep", {})
+    if not distances:
+        return []
+    text = ", ".join(
+        f"{distance:.1f}" + (f" ({game_title(game)})" if len(distances) > 1 else "")
+        for game, distance in distances.items()
+    )
+    return [DEEP_PLAY.format(text)]
 
 
 def describe_gain(results: EvalResults, explorer: str, test: str) -> str:
@@ -107,10 +125,10 @@ class Column:
     small: Callable[[Metrics], str] = lambda metrics: ""
 
 
-def table_columns(results: EvalResults) -> list[Column]:
-    """Return the columns of the tables; the last one is the Frechet distance."""
+def table_columns(results: EvalResults, *, distance: bool) -> list[Column]:
+    """Return the columns of the tables, with the Frechet distance if wanted and measured."""
     steps = f"{results.horizon} steps, mean"
-    return [
+    columns = [
         Column("1 step, PSNR dB", lambda row: row.one_step),
         Column(f"{steps} PSNR dB", lambda row: row.mean_psnr),
         Column("moving pixels, PSNR dB", lambda row: mean(row.moving_psnr)),
@@ -119,8 +137,10 @@ def table_columns(results: EvalResults) -> list[Column]:
             "delta-PSNR dB", lambda row: row.delta, digits=2, small=lambda row: row.delta_interval
         ),
         Column("reconstruction, PSNR dB", lambda row: row.reconstruction),
-        Column(results.distance_name, lambda row: row.distance, better=-1),
     ]
+    if distance and results.distance_name:
+        columns.append(Column(results.distance_name, lambda row: row.distance, better=-1))
+    return columns
 
 
 def metrics_table(

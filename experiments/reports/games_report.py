@@ -11,8 +11,15 @@ from markupsafe import Markup
 
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.progress import format_duration
-from experiments.reports.comparison import MODEL_NAMES, TEST_NAMES, format_gain, format_number
+from experiments.reports.comparison import (
+    MODEL_NAMES,
+    TEST_NAMES,
+    describe_deep_play,
+    format_gain,
+    format_number,
+)
 from experiments.reports.page import Section, Table, write_page
+from experiments.reports.places import draw_places
 from experiments.reports.results import COPY, EvalResults, game_title, paired_gain, read_results
 from worldmodel.statistics import Estimate
 
@@ -68,7 +75,10 @@ def build_games_report(root: Path, out: Path) -> list[str]:
                 ],
                 [_gain_table(results)],
             ),
-            *(_models_section(game, one) for game, one in results.items()),
+            *(
+                _game_section(root / "games" / game / "data", game, one)
+                for game, one in results.items()
+            ),
             Section("Reports of the games", links),
         ],
     )
@@ -149,8 +159,8 @@ def _gain_table(results: Mapping[str, EvalResults]) -> Table:
     return Table(["game", "test set", "explorer", "PSNR, dB", "delta-PSNR, dB"], rows)
 
 
-def _models_section(game: str, results: EvalResults) -> Section:
-    """Return the metrics of all models of a game."""
+def _game_section(data: Path, game: str, results: EvalResults) -> Section:
+    """Return the metrics of all models of a game, and where its players went."""
     rows = [
         [
             MODEL_NAMES[model],
@@ -167,4 +177,10 @@ def _models_section(game: str, results: EvalResults) -> Section:
         *(f"delta-PSNR, {test}" for test in tests),
         *(f"reconstruction, {test}" for test in tests),
     ]
-    return Section(game_title(game), ["In dB."], [Table(columns, rows)])
+    pictures = draw_places(data, game, results.explorers)
+    return Section(
+        game_title(game),
+        ["In dB.", *describe_deep_play(results)],
+        [Table(columns, rows)],
+        pictures=pictures,
+    )

@@ -27,6 +27,7 @@ from experiments.reports.comparison import (
 from experiments.reports.explore_report import explore_sections
 from experiments.reports.images import at_scale
 from experiments.reports.page import embed_picture, write_page
+from experiments.reports.places import draw_places
 from experiments.reports.results import COPY, EvalResults, game_title, read_metric, read_results
 from experiments.reports.screens import ScreenStats, equal_frame_counts, seen_by_game
 from exploration.rollout.snapshots import HEAT_HIGH
@@ -69,14 +70,14 @@ def build_pipeline_report(root: Path, out: Path) -> list[str]:
         lead="A random agent played. A world model learned from its play to predict the next "
         "frames from the previous ones and the buttons pressed. Explorers that go where the model "
         "is uncertain played the games, and the model learned from the frames they collected. "
-        f"The run took {format_duration(sum(seconds.values()))} and used neither human "
+        f"The run took {format_duration(sum(seconds.values()))}; its training used neither human "
         "play nor the games' own rewards.",
         cards=_cards(results, list(counts[results.main].values())),
         explorer=about_agent,
         **_comparison(results),
         **_predictions(root, plan, results),
         **_horizon(results),
-        **_screens(seen, counts),
+        **_screens(root, seen, counts),
         **_training(root, results),
         **_timings_and_settings(seconds, plan),
     )
@@ -125,15 +126,18 @@ def _cards(results: EvalResults, counts: Sequence[tuple[int, int]]) -> list[dict
 
 def _comparison(results: EvalResults) -> dict[str, Any]:
     """Return the comparison of the models in words, tables and bars."""
-    columns = table_columns(results)
+    columns = table_columns(results, distance=False)
 
     def table(title: str, columns: Sequence[Column], **where: str) -> dict[str, Any]:
         rows = [(model, results.get(model, **where)) for model in (COPY, *results.models)]
         return metrics_table(title, rows, columns)
 
-    tables = [table("All held-out episodes", columns[:-1])]
-    tables += [table(f"Only {TEST_NAMES[test]}", columns, test=test) for test in results.tests]
-    tables += [table(game_title(game), columns[:-1], game=game) for game in results.games]
+    tables = [table("All held-out episodes", columns)]
+    tables += [
+        table(f"Only {TEST_NAMES[test]}", table_columns(results, distance=True), test=test)
+        for test in results.tests
+    ]
+    tables += [table(game_title(game), columns, game=game) for game in results.games]
 
     bars, gains = [], []
     for game in [*results.games, *(["all"] if len(results.games) > 1 else [])]:
@@ -218,8 +222,10 @@ def _horizon(results: EvalResults) -> dict[str, Any]:
     }
 
 
-def _screens(seen: SeenBy, counts: Mapping[str, Mapping[str, tuple[int, int]]]) -> dict[str, Any]:
-    """Return the distinct screens of the players.
+def _screens(
+    root: Path, seen: SeenBy, counts: Mapping[str, Mapping[str, tuple[int, int]]]
+) -> dict[str, Any]:
+    """Return the distinct screens of the players, and where each of them went.
 
     counts: those of each explorer and of the random agent after equally many frames, by game.
     """
@@ -242,6 +248,10 @@ def _screens(seen: SeenBy, counts: Mapping[str, Mapping[str, tuple[int, int]]]) 
                 PLAYERS["random"], random, list(explored.values()), "the explorers' data"
             )
         )
+        sides += [
+            {"caption": picture.caption, "image": picture}
+            for picture in draw_places(root / "data", game, list(explored))
+        ]
         montages.append({"name": title, "sides": sides})
         for name in explored:
             one, other = counts[name][game]

@@ -108,7 +108,11 @@ class EvalResults:
     """Explorers that are compared with random play; the first is the main one."""
     tests: tuple[str, ...]
     horizon: int
-    distance_name: str
+    distance_name: str | None
+    """Name of the Frechet distance; None if it was not measured."""
+    far: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """Test set -> game -> mean distance of its windows from the base model's data, in grey levels;
+    only of test sets of which the farthest windows were chosen."""
 
     def get(self, model: str, test: str = ALL, game: str = ALL) -> Metrics:
         """Return the metrics of a model."""
@@ -140,14 +144,17 @@ def read_results(evaluation: Path, explorers: Sequence[str], tests: Sequence[str
     models = ("base", "random", *explorers)
     by_model: dict[str, dict[str, dict[str, Metrics]]] = {name: {} for name in (COPY, *models)}
     windows: dict[str, dict[str, dict[str, NDArray[Any]]]] = {name: {} for name in models}
-    distance_name = ""
+    distance_name: str | None = None
+    far: dict[str, dict[str, float]] = {}
     for model in models:
         for test in tests:
             with np.load(evaluation / f"{model}-{test}.npz") as arrays:
                 windows[model][test] = dict(arrays)
             raw = json.loads((evaluation / f"{model}-{test}.json").read_text())
-            distance_name = str(raw["distance_name"] or "Frechet distance")
+            distance_name = raw["distance_name"]
             sets = {ALL: raw["overall"], **raw["games"]}
+            if raw["far"]:
+                far[test] = raw["far"]
             by_model[model][test] = {
                 name: _metrics(row, "prediction") for name, row in sets.items()
             }
@@ -163,7 +170,7 @@ def read_results(evaluation: Path, explorers: Sequence[str], tests: Sequence[str
     played = tuple(name for name in together if name != ALL)
     horizon = len(together[ALL].psnr)
     return EvalResults(
-        by_model, windows, played, tuple(explorers), tuple(tests), horizon, distance_name
+        by_model, windows, played, tuple(explorers), tuple(tests), horizon, distance_name, far
     )
 
 

@@ -19,7 +19,7 @@ from experiments.studies.arguments import ModelArgs
 from worldmodel import WorldModel, load_world_model
 from worldmodel.data.batch import to_float_frames
 from worldmodel.data.clip_dataset import ClipDataset
-from worldmodel.evaluation.evaluate import plan_windows
+from worldmodel.evaluation.evaluate import spread_windows, windows_by_game
 from worldmodel.statistics import estimate
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def iter_windows(
     number = 0
     with tempfile.TemporaryDirectory() as cache:
         clips = ClipDataset(args.data, cache, length=length, stride=stride, split=None)
-        plan = plan_windows(clips, args.limit)
+        plan = spread_windows(windows_by_game(clips), args.limit)
         with progress("windows", sum(map(len, plan.values()))) as bar:
             for game, window_ids in plan.items():
                 game_model = model.for_game(game)

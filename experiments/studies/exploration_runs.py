@@ -31,7 +31,12 @@ from exploration.archive import ArchiveConfig, play_from_archive
 from exploration.config import explore_preset
 from exploration.reward.factory import RewardConfig
 from worldmodel import GenieReduxG
-from worldmodel.evaluation.evaluate import ClipSource, EvalWorker, plan_batches
+from worldmodel.evaluation.evaluate import (
+    ClipSource,
+    EvalWorker,
+    plan_batches,
+    windows_by_game,
+)
 from worldmodel.evaluation.window_metrics import Settings, concat_scores
 
 ARMS = (
@@ -286,7 +291,7 @@ def score_windows(
     settings = Settings(mode="autoregressive", steps=1, seed=cell.seed)
     source = ClipSource([str(data)], str(root / "cache"), None)
     clips = source.open(settings)
-    batches = plan_batches(clips, settings, cell.limit)
+    batches = plan_batches(windows_by_game(clips), settings, cell.limit)
     worker = EvalWorker(world, settings, source, None, False)
     scores = concat_scores(list(worker.score(batches, clips)))
     given = [

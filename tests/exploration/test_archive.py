@@ -49,13 +49,22 @@ def test_weights_by_hand() -> None:
     np.testing.assert_allclose(counts.weights(), [2**-0.5, 0.5, 0.5, 2**-0.5])
 
 
+def test_a_share_of_the_episodes_begins_at_the_start() -> None:
+    kept = archive(a=cell())
+    assert kept.choose() is kept.cells[b"a"]
+    kept.start_share = 0.25
+    starts = sum(kept.choose() is None for _ in range(400))
+    assert 60 < starts < 140
+
+
 def test_a_shorter_path_replaces_a_longer_one_and_the_least_are_dropped() -> None:
     kept = archive(a=cell(path=b"\0\1\2"))
-    assert not kept.add(b"a", cell(path=b"\3"))
+    kept.add(b"a", cell(path=b"\3"))
     assert (kept.cells[b"a"].path, kept.cells[b"a"].seen) == (b"\3", 2)
-    assert not kept.add(b"a", cell(path=b"\3\4\5"))
+    kept.add(b"a", cell(path=b"\3\4\5"))
     assert kept.cells[b"a"].path == b"\3"
-    assert kept.add(b"b", cell())
+    kept.add(b"b", cell())
+    assert set(kept.cells) == {b"a", b"b"}
     kept.cells[b"a"].chosen = 100
     kept.max_cells = 1
     assert kept.shrink() == 1
@@ -211,6 +220,24 @@ def test_an_agent_learns_from_an_archive(counted: Path, ray_cluster: None, tmp_p
         )
 
 
+def test_an_archive_is_carried_on(counted: Path, tmp_path: Path) -> None:
+    """Cells and visits of the earlier archive stay; the first round begins in its cells."""
+    fewer = replace(CONFIG, episodes=4)
+    play_from_archive(
+        ["Corridor"], None, tmp_path / "next", fewer, COUNTS, previous=counted, seed=2
+    )
+    before, after = (
+        archive().load(folder / "archive/Corridor") for folder in (counted, tmp_path / "next")
+    )
+    assert after.grid == before.grid
+    assert after.rounds == 1
+    assert all(after.cells[key].seen >= cell.seen for key, cell in before.cells.items())
+    chosen = (sum(cell.chosen for cell in each.cells.values()) for each in (before, after))
+    assert list(chosen) == [8, 12]
+    reader = EpisodeReader(tmp_path / "next")
+    assert all(reader[index].info["path"] for index in range(4))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -226,6 +253,6 @@ def test_bad_input(arguments: dict[str, Any], message: str, tmp_path: Path) -> N
 
 
 def test_bad_settings() -> None:
-    for wrong in ({"episodes": 0}, {"max_cells": 0}, {"sharpness": -1.0}):
+    for wrong in ({"episodes": 0}, {"max_cells": 0}, {"sharpness": -1.0}, {"start_share": 2}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             ArchiveConfig(**wrong)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.controls import ACTIONS
@@ -27,6 +28,7 @@ from envs.utils.ray_session import node_resources, ray_session
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.codebook_stats import static_token_stats
 from worldmodel.evaluation.external_predictions import ExternalPredictions, export_windows
+from worldmodel.evaluation.far_windows import FarWindows
 from worldmodel.evaluation.feature_networks import feature_network, network_name
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.evaluation.window_metrics import (
@@ -49,6 +51,8 @@ def evaluate(
     *,
     split: str | None = None,
     limit: int | None = None,
+    far_from: Sequence[str | Path] = (),
+    far_share: float = 0.5,
     inception: str | Path | None = None,
     distance: bool = True,
     cache_dir: str | Path | None = None,
@@ -61,12 +65,14 @@ def evaluate(
     Beside `out`, a file with suffix .npz gets the metrics of each window, see `Scores.by_window`.
 
     `split`: "train", "val" or None for both. `limit`: maximum number of windows per game, evenly
-    spaced. `inception`: TorchScript file for FID, see `feature_networks`; `distance` False omits
-    the Frechet distance. `cache_dir` holds the staged episodes, by default during this call.
-    `workers`: number of Ray workers, with one thread each; 0 uses this process, with the same
-    result. `options` are fields of `Settings`.
+    spaced. `far_from`: folders of episodes; only the share `far_share` of each game's windows that
+    is least like their frames is evaluated, see `FarWindows`. `inception`: TorchScript file for
+    FID, see `feature_networks`; `distance` False omits the Frechet distance. `cache_dir` holds the
+    staged episodes, by default during this call. `workers`: number of Ray workers, with one thread
+    each; 0 uses this process, with the same result. `options` are fields of `Settings`.
 
         {"settings": ..., "distance_name": "FID-EfficientNetLite0" or null,
+         "far": {game: mean distance of the windows from `far_from` in grey levels},
          "overall": SET, "games": {game: SET}}
         SET = {"windows", "episodes",
                "reconstruction": {"psnr", "ssim", "moving_psnr"},
@@ -86,22 +92,37 @@ def evaluate(
     with tempfile.TemporaryDirectory() as temporary:
         source = ClipSource(uris, str(cache_dir or temporary), split)
         clips = source.open(settings)
-        batches = plan_batches(clips, settings, limit)
+        windows = windows_by_game(clips)
+        far: dict[str, float] = {}
+        if far_from:
+            folders = FarWindows(tuple(map(str, far_from)), far_share)
+            chosen = folders.choose(clips, windows, settings.context)
+            windows = {game: window_ids for game, (window_ids, _) in chosen.items()}
+            far = {game: distance for game, (_, distance) in chosen.items()}
+        batches = plan_batches(windows, settings, limit)
         worker = EvalWorker(
             model, settings, source, str(inception) if inception else None, distance
         )
         games = _score_games(worker, clips, batches, workers)
     overall = concat_scores(list(games.values()))
     result = {
-        "settings": {**settings.__dict__, "split": split, "limit": limit, "data": uris},
+        "settings": {
+            **settings.__dict__,
+            "split": split,
+            "limit": limit,
+            "data": uris,
+            "far_from": list(map(str, far_from)),
+            "far_share": far_share,
+        },
         "distance_name": network_name(inception) if distance else None,
+        "far": far,
         "overall": summarise_scores(overall, settings),
         "games": {game: summarise_scores(scores, settings) for game, scores in games.items()},
     }
     if out is not None:
-        windows = io.BytesIO()
-        np.savez(windows, **overall.by_window())
-        write_atomic(Path(out).with_suffix(".npz"), windows.getvalue())
+        arrays = io.BytesIO()
+        np.savez(arrays, **overall.by_window())
+        write_atomic(Path(out).with_suffix(".npz"), arrays.getvalue())
         write_json_atomic(Path(out), result)
     return result
 
@@ -213,10 +234,12 @@ def _distribute(worker: EvalWorker, batches: Sequence[EvalBatch], workers: int) 
                 next_task += 1
 
 
-def plan_batches(clips: ClipDataset, settings: Settings, limit: int | None) -> list[EvalBatch]:
-    """List all windows to score, in batches of one game each."""
+def plan_batches(
+    windows: dict[str, Sequence[int]], settings: Settings, limit: int | None
+) -> list[EvalBatch]:
+    """List the windows to score, at most `limit` of each game, in batches of one game each."""
     batches = []
-    for number, (game, window_ids) in enumerate(plan_windows(clips, limit).items()):
+    for number, (game, window_ids) in enumerate(spread_windows(windows, limit).items()):
         frames = len(window_ids) * settings.horizon
         share = min(1.0, (settings.distance_frames or frames) / frames)
         for start in range(0, len(window_ids), settings.batch_size):
@@ -241,7 +264,7 @@ def export(
     settings = Settings(**options)
     with tempfile.TemporaryDirectory() as cache:
         clips = ClipSource([str(uri) for uri in data], cache, split).open(settings)
-        batches = plan_batches(clips, settings, limit)
+        batches = plan_batches(windows_by_game(clips), settings, limit)
         count = sum(len(batch.window_ids) for batch in batches)
         with progress("writing windows", count) as bar:
             for batch in batches:
@@ -258,10 +281,8 @@ def export(
     return count
 
 
-def plan_windows(clips: ClipDataset, limit: int | None) -> dict[str, np.ndarray]:
-    """Select the windows of each game: at most `limit`, evenly spaced."""
-    if limit is not None and limit < 1:
-        raise InputError(f"limit = {limit}: must be 1 or more")
+def windows_by_game(clips: ClipDataset) -> dict[str, Sequence[int]]:
+    """Return the windows of each game. Raises InputError for a game without one."""
     by_game: dict[str, list[int]] = {game: [] for game in clips.games}
     for window_id in range(len(clips)):
         by_game[clips.window_game(window_id)].append(window_id)
@@ -271,8 +292,17 @@ def plan_windows(clips: ClipDataset, limit: int | None) -> dict[str, np.ndarray]
             f"no episode of {', '.join(too_short) or 'the data'} has the {clips.length} frames "
             "of a window: give longer ones"
         )
+    return dict(by_game)
+
+
+def spread_windows(
+    windows: dict[str, Sequence[int]], limit: int | None
+) -> dict[str, NDArray[np.int64]]:
+    """Select at most `limit` windows of each game, evenly spaced."""
+    if limit is not None and limit < 1:
+        raise InputError(f"limit = {limit}: must be 1 or more")
     plan = {}
-    for game, window_ids in by_game.items():
+    for game, window_ids in windows.items():
         count = len(window_ids) if limit is None else min(limit, len(window_ids))
         plan[game] = np.array(window_ids)[np.arange(count) * len(window_ids) // count]
     return plan

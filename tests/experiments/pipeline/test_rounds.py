@@ -39,17 +39,18 @@ def test_two_rounds_run_as_one_command_which_then_repeats_only_missing_stages(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "run"
-    argv = ["pipeline", "--out", str(out), "--preset", "debug", "--rounds", "2"]
+    argv = ["pipeline", "--out", str(out), "--preset", "debug", "--explorers", "agent"]
+    argv += ["--rounds", "2"]
     assert execute(argv) == 0
     assert served == [("deploy", "base"), ("update_weights", "1")]
     record = json.loads((out / "stages/explore-2.json").read_text())["result"]
     assert record["swap_seconds"] > 0
     assert "Round 2:" in capsys.readouterr().out
     found = json.loads((out / "report/rounds.json").read_text())
-    assert {(model, play) for model, play, _ in found["entropy"]} == {
+    assert {(model, play) for model, play, _, _ in found["entropy"]} == {
         (m, p) for m in range(3) for p in range(3)
     }
-    assert all(0 <= value <= 1 for _, _, value in found["entropy"])
+    assert all(0 <= value <= 1 and psnr > 0 for _, _, value, psnr in found["entropy"])
     assert len(found["new"]) == 3
     page = (out / "report/index.html").read_text()
     assert "after round 2" in page
@@ -66,6 +67,21 @@ def test_two_rounds_run_as_one_command_which_then_repeats_only_missing_stages(
     )
     assert execute([*argv[:-1], "-1"]) == 2
     assert [row["step"] for row in read_metrics(out / "rounds/2/explore")] == [1, 2]
+
+
+@pytest.mark.slow
+def test_rounds_carry_on_one_archive(ray_cluster: None, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    argv = ["pipeline", "--out", str(out), "--preset", "debug", "--rounds", "2"]
+    assert execute([*argv, "--explorers", "archive"]) == 0
+    cells = [
+        json.loads((out / f"rounds/{number}/data/archive/Counting/cells.json").read_text())["cells"]
+        for number in (1, 2)
+    ]
+    first, second = ({cell["key"]: cell["seen"] for cell in each} for each in cells)
+    assert all(second[key] >= seen for key, seen in first.items())
+    assert sum(second.values()) > sum(first.values())
+    assert (out / "report/index.html").exists()
 
 
 def test_windows_are_always_the_same_and_the_words_follow_the_numbers(

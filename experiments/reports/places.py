@@ -1,0 +1,112 @@
+"""Where each player went: a map of the screens of a game, and a film of what explorers found."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageColor
+
+from envs.episodes.dataset import EpisodeReader
+from envs.episodes.frame_distance import FrameDistance, shrink_frames
+from envs.utils.images import Frames, enlarged, gif, png
+from experiments.reports.charts import COLOURS
+from experiments.reports.comparison import PLAYERS
+from experiments.reports.page import Picture, embed_picture
+
+COLOUR_NAMES = {"base": "blue", "random": "orange", "archive": "green", "agent": "violet"}
+"""Words for `charts.COLOURS`."""
+BACKGROUND = (24, 24, 24)
+MAP_CELLS, MAP_SCALE = 80, 4
+FILM_SCALE = 4
+MAP_FRAMES = 2_000
+"""Largest number of frames of each player on a map, evenly spaced."""
+FILM_CLIPS, CLIP_FRAMES = 4, 16
+"""Excerpts of a film, and frames of each, of which every second one of the episode is shown."""
+FILM_EVERY = 8
+"""Every eighth frame of an episode is compared with the others' frames."""
+
+
+def draw_places(data: Path, game: str, explorers: Sequence[str]) -> list[Picture]:
+    """Return the map of a game, and a film of what each explorer found.
+
+    `data` is the folder of a run's data sets. Play that was known before comes first on the map:
+    that of the base model, then as much random play as each explorer's.
+    """
+    folders = {"base": data / "random", "random": data / "more-random"}
+    folders |= {explorer: data / explorer for explorer in explorers}
+    frames = {player: read_frames(folder, game) for player, folder in folders.items()}
+    names = {"base": "the base model's data", "random": "more random play"}
+    names |= {explorer: f"the {PLAYERS[explorer]}" for explorer in explorers}
+    legend = ", ".join(f"{COLOUR_NAMES[player]} {names[player]}" for player in frames)
+    caption = (
+        "Where each player went: screens along the two directions in which they differ most. A "
+        f"cell has the colour of the first of these that saw it: {legend}."
+    )
+    pictures = [embed_picture(png(place_map(frames)), caption)]
+    known_NHWC = np.concatenate([frames["base"], frames["random"]])
+    for explorer in explorers:
+        film = film_of_finds(folders[explorer], game, known_NHWC)
+        if film is not None:
+            caption = (
+                f"What only the {PLAYERS[explorer]} found: screens least like any random play."
+            )
+            pictures.append(embed_picture(gif([film], FILM_SCALE), caption))
+    return pictures
+
+
+def read_frames(folder: Path, game: str, limit: int = MAP_FRAMES) -> Frames:
+    """Return up to `limit` evenly spaced frames of a game, uint8 (N, H, W, C)."""
+    reader = EpisodeReader(folder)
+    episodes = [
+        reader[index].frames_THWC for index, name in enumerate(reader.games) if name == game
+    ]
+    every = max(1, -(-sum(map(len, episodes)) // limit))
+    return np.concatenate(episodes)[::every]
+
+
+def place_map(frames_by_player: Mapping[str, Frames]) -> NDArray[np.uint8]:
+    """Draw the screens of several players on the two principal axes of all of them.
+
+    A cell has the colour of the first player in the mapping that was there. Returns RGB (H, W, 3).
+    """
+    small = [shrink_frames(frames_NHWC) for frames_NHWC in frames_by_player.values()]
+    every = np.concatenate(small)
+    centred = every - every.mean(0)
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    projected_N2 = centred @ directions[:, :-3:-1]
+    low, high = projected_N2.min(0), projected_N2.max(0)
+    cells_N2 = (projected_N2 - low) / np.maximum(high - low, 1e-9) * (MAP_CELLS - 1)
+    picture = np.full((MAP_CELLS, MAP_CELLS, 3), BACKGROUND, np.uint8)
+    # Later players first, so that the first one is on top.
+    ends = np.cumsum([len(part) for part in small])
+    for player, end, part in reversed(list(zip(frames_by_player, ends, small, strict=True))):
+        column, row = cells_N2[end - len(part) : end].round().astype(np.int64).T
+        picture[row, column] = ImageColor.getrgb(COLOURS[player])
+    return enlarged(picture, MAP_SCALE)
+
+
+def film_of_finds(folder: Path, game: str, known_NHWC: Frames) -> Frames | None:
+    """Return the excerpts of a player's episodes that are farthest from known frames, as one film.
+
+    At most one excerpt of an episode. Returns None if every episode is too short.
+    """
+    distance = FrameDistance(known_NHWC)
+    length = 2 * CLIP_FRAMES
+    found: list[tuple[float, int, int]] = []
+    reader = EpisodeReader(folder)
+    for index, name in enumerate(reader.games):
+        if name != game or reader.num_frames(index) < length:
+            continue
+        frames_THWC = reader[index].frames_THWC
+        starts = range(0, len(frames_THWC) - length + 1, FILM_EVERY)
+        far_N = distance(frames_THWC[starts.start + length // 2 : len(frames_THWC) : FILM_EVERY])
+        best = int(far_N[: len(starts)].argmax())
+        found.append((float(far_N[best]), index, starts[best]))
+    if not found:
+        return None
+    clips = [
+        reader[index].frames_THWC[start : start + length : 2]
+        for _, index, start in sorted(found, reverse=True)[:FILM_CLIPS]
+    ]
+    return np.concatenate(clips)

@@ -1,0 +1,71 @@
+"""Windows of an evaluation that are least like the frames that a model was trained on."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from envs.episodes.dataset import EpisodeReader
+from envs.episodes.frame_distance import distances_by_game
+from envs.utils.errors import InputError
+from worldmodel.data.clip_dataset import ClipDataset
+
+
+@dataclass(frozen=True)
+class FarWindows:
+    """Choice of the windows whose start is farthest from the frames of some episodes."""
+
+    folders: tuple[str, ...]
+    """Folders of the episodes, usually the training data of the base model."""
+    share: float = 0.5
+    """Share of the windows of each game that is chosen, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise InputError(f"far share {self.share}: must be above 0 and at most 1")
+
+    def choose(
+        self, clips: ClipDataset, windows: dict[str, Sequence[int]], context: int
+    ) -> dict[str, tuple[list[int], float]]:
+        """Choose among the windows of each game; return those, in order, and their mean distance.
+
+        The distance of a window is that of its last given frame, see `FrameDistance`. It depends on
+        no model, so that it favours none.
+
+        Raises: InputError for an episode that is in both, and for a game without one in `folders`.
+        """
+        folders = [Path(folder) for folder in self.folders]
+        self._refuse_overlap(clips, folders)
+        distances = distances_by_game(folders)
+        if missing := sorted(windows.keys() - distances.keys()):
+            raise InputError(
+                f"no episode of {', '.join(missing)} in {', '.join(self.folders)}: give the "
+                "training data of the games that are evaluated"
+            )
+        chosen = {}
+        for game, window_ids in windows.items():
+            frames_NHWC = np.concatenate(
+                [
+                    clips.batch(np.array([window_id])).frames_BTHWC[:, context - 1].numpy()
+                    for window_id in window_ids
+                ]
+            )
+            distance_N = distances[game](frames_NHWC)
+            count = math.ceil(self.share * len(window_ids))
+            places = np.sort(np.argsort(-distance_N, kind="stable")[:count])
+            chosen[game] = (
+                [window_ids[place] for place in places],
+                float(distance_N[places].mean()),
+            )
+        return chosen
+
+    def _refuse_overlap(self, clips: ClipDataset, folders: Sequence[Path]) -> None:
+        evaluated = {episode.session_id for episode in clips.episodes}
+        for folder in folders:
+            if both := evaluated.intersection(EpisodeReader(folder).session_ids):
+                raise InputError(
+                    f"{len(both)} of {len(evaluated)} episodes to evaluate are in {folder} too, "
+                    f"e.g. {min(both)}: collect them with another seed"
+                )
