@@ -23,8 +23,8 @@ MAP_FRAMES = 2_000
 """Largest number of frames of each player on a map, evenly spaced."""
 FILM_CLIPS, CLIP_FRAMES = 4, 16
 """Excerpts of a film, and frames of each, of which every second one of the episode is shown."""
-FILM_EVERY = 8
-"""Every eighth frame of an episode is compared with the others' frames."""
+FILM_EVERY, FILM_KNOWN = 16, 500
+"""Frames between two compared ones of an episode, and of how many known ones of each player."""
 
 
 def draw_places(data: Path, game: str, explorers: Sequence[str]) -> list[Picture]:
@@ -44,7 +44,9 @@ def draw_places(data: Path, game: str, explorers: Sequence[str]) -> list[Picture
         f"cell has the colour of the first of these that saw it: {legend}."
     )
     pictures = [embed_picture(png(place_map(frames)), caption)]
-    known_NHWC = np.concatenate([frames["base"], frames["random"]])
+    known_NHWC = np.concatenate(
+        [frames[name][:: max(1, len(frames[name]) // FILM_KNOWN)] for name in ("base", "random")]
+    )
     for explorer in explorers:
         film = film_of_finds(folders[explorer], game, known_NHWC)
         if film is not None:
