@@ -40,8 +40,8 @@ def draw_places(data: Path, game: str, explorers: Sequence[str]) -> list[Picture
     names |= {explorer: f"the {PLAYERS[explorer]}" for explorer in explorers}
     legend = ", ".join(f"{COLOUR_NAMES[player]} {names[player]}" for player in frames)
     caption = (
-        "Where each player went: screens along the two directions in which they differ most. A "
-        f"cell has the colour of the first of these that saw it: {legend}."
+        "Where each player went: screens by their ranks along the two directions in which they "
+        f"differ most. A cell has the colour of the first of these that saw it: {legend}."
     )
     pictures = [embed_picture(png(place_map(frames)), caption)]
     known_NHWC = np.concatenate(
@@ -77,8 +77,8 @@ def place_map(frames_by_player: Mapping[str, Frames]) -> NDArray[np.uint8]:
     centred = every - every.mean(0)
     _, directions = np.linalg.eigh(centred.T @ centred)
     projected_N2 = centred @ directions[:, :-3:-1]
-    low, high = projected_N2.min(0), projected_N2.max(0)
-    cells_N2 = (projected_N2 - low) / np.maximum(high - low, 1e-9) * (MAP_CELLS - 1)
+    # Ranks, because the scenes of a game are far apart and each is small. Equal screens share one.
+    cells_N2 = np.stack([_ranks(axis_N) for axis_N in projected_N2.T], 1) * (MAP_CELLS - 1)
     picture = np.full((MAP_CELLS, MAP_CELLS, 3), BACKGROUND, np.uint8)
     # Later players first, so that the first one is on top.
     ends = np.cumsum([len(part) for part in small])
@@ -86,6 +86,12 @@ def place_map(frames_by_player: Mapping[str, Frames]) -> NDArray[np.uint8]:
         column, row = cells_N2[end - len(part) : end].round().astype(np.int64).T
         picture[row, column] = ImageColor.getrgb(COLOURS[player])
     return enlarged(picture, MAP_SCALE)
+
+
+def _ranks(values_N: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the rank of each value among the different ones, from 0 to 1."""
+    different, ranks_N = np.unique(values_N.round(3), return_inverse=True)
+    return ranks_N / max(len(different) - 1, 1)
 
 
 def film_of_finds(folder: Path, game: str, known_NHWC: Frames) -> Frames | None:
