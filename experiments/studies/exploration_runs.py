@@ -24,6 +24,7 @@ from envs.episodes.dataset import EpisodeReader
 from envs.episodes.frame_distance import UNSEEN, distances_by_game
 from experiments.arguments import default_threads
 from experiments.pipeline.config import PipelineConfig
+from experiments.pipeline.data_stages import DEEP_POLICY
 from experiments.pipeline.runner import Context, Stage, StageContext, run_stages
 from experiments.pipeline.stages import finetune_stages, join_stage, train_stage
 from exploration.agent.policy import policy_spec
@@ -63,9 +64,9 @@ ARCHIVES = {
     "archive-disagreement": "disagreement",
     "archive-count": "count-bonus",
 }
-TESTS = ("near", "far", "left", "right")
+TESTS = ("near", "far", "left", "right", "deep")
 """near: random play; far: another seed of the random policy family; left, right: that button with
-15 % random ones."""
+15 % random ones; deep: Go-Explore on the game's own score, as in the pipeline's test set."""
 FAR = 3.0
 """Distance in grey levels from the base data at which a window counts as unlike all of it."""
 EPISODE_STEPS = 400
@@ -236,11 +237,20 @@ def agent_stage(cell: StudyCell, name: str, archive: str | None) -> Stage:
     return Stage(name, "train the agent", run, inputs, name, [cell.seed, cell.explore])
 
 
-def arm_from_archive(cell: StudyCell, arm: str, reward: str, agent: str | None = None) -> Stage:
+def arm_from_archive(
+    cell: StudyCell,
+    arm: str,
+    reward: str,
+    agent: str | None = None,
+    steps: int | None = None,
+) -> Stage:
     """Return the stage that plays on from an archive, with a random policy family or an agent."""
+    steps = steps or cell.steps
 
     def run(context: StageContext) -> dict[str, Any]:
-        config = ArchiveConfig(episodes=max(1, cell.steps // ArchiveConfig.steps))
+        config = ArchiveConfig(episodes=max(1, steps // ArchiveConfig.steps))
+        if arm == "deep":
+            config = replace(config, policy=builtin_policy(DEEP_POLICY))
         if agent is not None:
             config = replace(config, policy=agent_policy(agent, context))
         data = (str(context.path("data-base")),) if reward == "disagreement" else ()
@@ -255,16 +265,19 @@ def arm_from_archive(cell: StudyCell, arm: str, reward: str, agent: str | None =
         return {"frames": summary.frames}
 
     inputs = ("model-base", "data-base", *([agent] if agent else []))
-    settings = [cell.game, cell.seed, cell.steps, reward]
+    settings = [cell.game, cell.seed, steps, reward]
     return Stage(f"data-{arm}", f"play with {arm}", run, inputs, f"data/{arm}", settings)
 
 
 def test_stage(cell: StudyCell, test: str) -> Stage:
     """Return the stage that plays a test set."""
+    steps = cell.test_episodes * EPISODE_STEPS
+    if test == "deep":
+        return arm_from_archive(cell, test, "extrinsic", steps=steps)
     names = action_names([cell.game])
     policies = {"near": "random", "far": "dirichlet:0.3"}
     policies |= {name: f"hold:{names.index(name)}" for name in ("left", "right")}
-    return policy_stage(cell, test, policies[test], cell.test_episodes * EPISODE_STEPS)
+    return policy_stage(cell, test, policies[test], steps)
 
 
 def score_stage(cell: StudyCell, model: str) -> Stage:
