@@ -27,6 +27,8 @@ from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.statistics import estimate, paired_estimate
 
 METRICS = ("psnr", "moving_psnr", "ssim", "delta_psnr", "reconstruction")
+CONTROL_TESTS = ("far", "deep")
+"""Tests of which the table shows delta-PSNR."""
 UNSEEN_TEST = "unseen"
 """Windows of all test sets whose given frame is far from every frame of the base data."""
 
@@ -154,13 +156,14 @@ def compare_to_baseline(
 
 
 def study_markdown(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]]) -> str:
-    """Return the tables as Markdown: differences to the random arm, and where the arms went."""
+    """Return the tables as Markdown: differences to the random arm, means, where the arms went."""
     parts = []
     for game in dict.fromkeys(row["game"] for row in rows):
         own = [row for row in rows if row["game"] == game]
         for data, title in (("new", "new data alone"), ("half", "new data and the base data")):
             if chosen := [row for row in own if row["data"] == data]:
                 parts.append(f"### {game}, {title}\n\n{differences_table(chosen).markdown()}")
+        parts.append(f"### {game}, mean PSNR in dB\n\n{means_table(own).markdown()}")
         table = reach_table([cell for cell in cells if cell["game"] == game])
         parts.append(f"### {game}, where the arms went\n\n{table.markdown()}")
     return "\n\n".join(parts) + "\n"
@@ -172,8 +175,19 @@ def differences_table(rows: Sequence[dict[str, Any]]) -> Table:
     for arm in dict.fromkeys(row["arm"] for row in rows if row["arm"] != ARMS[0]):
         tests = {row["test"]: row for row in rows if row["arm"] == arm}
         psnr = [_interval(tests[test], "psnr") for test in (*TESTS, UNSEEN_TEST)]
-        lines.append([arm, *psnr, _interval(tests["far"], "delta_psnr")])
-    return Table(["PSNR, dB", *TESTS, UNSEEN_TEST, "delta-PSNR, far"], lines)
+        delta = [_interval(tests[test], "delta_psnr") for test in CONTROL_TESTS]
+        lines.append([arm, *psnr, *delta])
+    heads = [f"delta-PSNR, {test}" for test in CONTROL_TESTS]
+    return Table(["PSNR, dB", *TESTS, UNSEEN_TEST, *heads], lines)
+
+
+def means_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return the mean PSNR of every model on every test."""
+    lines = []
+    for arm, data in dict.fromkeys((row["arm"], row["data"]) for row in rows):
+        own = [row.get("psnr") for row in rows if (row["arm"], row["data"]) == (arm, data)]
+        lines.append([arm, data or "-", *(f"{psnr['mean']:.2f}" if psnr else "-" for psnr in own)])
+    return Table(["arm", "data", *(row["test"] for row in rows[: len(lines[0]) - 2])], lines)
 
 
 def reach_table(cells: Sequence[dict[str, Any]]) -> Table:

@@ -1,0 +1,77 @@
+"""The study of exploration: a small one from playing to its tables, and the words of its tables."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.__main__ import execute
+from experiments.studies.exploration import (
+    compare_to_baseline,
+    differences_table,
+    means_table,
+)
+from experiments.studies.exploration_runs import TESTS
+
+
+@pytest.mark.slow
+def test_a_small_study_runs_to_its_tables_and_is_not_repeated(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    argv = ["study", "exploration", "Corridor", "--preset", "debug", "--out", str(out)]
+    argv += ["--arms", "random", "archive-count", "--seeds", "0", "--data", "half"]
+    argv += ["--steps", "800", "--base-steps", "800", "--test-episodes", "1", "--limit", "2"]
+    argv += ["--decoder-iterations", "2", "--dynamics-iterations", "2"]
+    assert execute(argv) == 0
+    found = json.loads((out / "exploration.json").read_text())
+    rows = {(row["arm"], row["test"]): row for row in found["rows"]}
+    assert {arm for arm, _ in rows} == {"base", "random", "archive-count"}
+    assert {test for _, test in rows} == {*TESTS, "unseen"}
+    assert rows["archive-count", "deep"]["windows"] == 2
+    assert rows["random", "near"]["psnr"]["difference"][0] == 0
+    assert rows["base", "near"]["psnr"]["mean"] > 0
+    (cell,) = found["cells"]
+    assert cell["arms"]["random"]["frames"] == 802
+    printed = capsys.readouterr().out
+    assert "Corridor, mean PSNR in dB" in printed
+    before = (out / "Corridor/seed-0/data/random/manifest.json").stat().st_mtime_ns
+    assert execute(argv) == 0
+    assert (out / "Corridor/seed-0/data/random/manifest.json").stat().st_mtime_ns == before
+
+
+def test_differences_are_paired_and_several_seeds_give_the_interval() -> None:
+    def scores(*psnr: float) -> dict[str, np.ndarray]:
+        return {"psnr": np.array(psnr), "session": np.array(["a", "a", "b", "b"])}
+
+    one = compare_to_baseline([scores(2, 3, 4, 5)], [scores(1, 2, 2, 3)], "psnr")
+    assert one["mean"] == 3.5
+    assert one["difference"][0] == pytest.approx(1.5)
+    assert one["difference"][1] < 1.5 < one["difference"][2]
+    arm, other = scores(2, 2, 2, 2), scores(1, 1, 1, 1)
+    several = compare_to_baseline([arm, arm], [other, scores(0, 0, 0, 0)], "psnr")
+    # Means 1 and 2: deviation 0.707, error 0.5, t(1) = 12.706.
+    assert several["difference"] == pytest.approx([1.5, 1.5 - 6.353, 1.5 + 6.353], abs=1e-3)
+    nothing = {"psnr": np.full(4, math.nan), "session": arm["session"]}
+    assert compare_to_baseline([nothing], [nothing], "psnr")["mean"] is None
+
+
+def test_tables_show_means_of_all_models_and_differences_to_the_random_arm() -> None:
+    tests = (*TESTS, "unseen")
+
+    def rows(arm: str, data: str, mean: float) -> list[dict]:
+        value = {"mean": mean, "difference": [mean - 20, mean - 21, mean - 19]}
+        return [
+            {"arm": arm, "data": data, "test": test, "psnr": value, "delta_psnr": value}
+            for test in tests[:-1]
+        ] + [{"arm": arm, "data": data, "test": "unseen"}]
+
+    every = [*rows("base", "", 19), *rows("random", "new", 20), *rows("archive-count", "new", 22)]
+    means = means_table(every)
+    assert means.columns == ["arm", "data", *tests]
+    assert means.rows[0] == ["base", "-", *["19.00"] * len(TESTS), "-"]
+    differences = differences_table(every[len(tests) :])
+    assert [row[0] for row in differences.rows] == ["archive-count"]
+    assert differences.rows[0][1] == "+2.00 [1.00, 3.00]"
