@@ -33,6 +33,9 @@ from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.training.config import train_preset
 from worldmodel.training.train import TrainingRun, train
 
+DEEP_SHARE = 0.25
+"""Share of the windows of the test set `deep` that is evaluated."""
+
 
 def sides_of(c: PipelineConfig) -> tuple[str, ...]:
     """Return the players whose data are compared: random, then the explorers."""
@@ -228,8 +231,8 @@ def evaluate_models(context: StageContext) -> dict[str, Any]:
     """Write `evaluation/<model>-<test set>.json` for all models and test sets.
 
     Each is a Ray task with one torch thread, which is faster than one after the other with all
-    threads. Results of an interrupted run are kept. Of the test set `deep`, the windows least like
-    the base model's training data are evaluated.
+    threads. Results of an interrupted run are kept. Of the test set `deep`, the quarter of the
+    windows that is least like the base model's training data is evaluated.
     """
     c: PipelineConfig = context.config
     nodes = node_resources("train")
@@ -242,7 +245,7 @@ def evaluate_models(context: StageContext) -> dict[str, Any]:
             out = (context.out / f"{name}-{test}.json").resolve()
             model, data = context.path(f"model-{name}"), context.path(f"collect-test-{test}")
             far_from = [str(context.path("collect-random").resolve())] if test == "deep" else []
-            chosen = {**options, "far_from": far_from}
+            chosen = {**options, "far_from": far_from, "far_share": DEEP_SHARE}
             calls.append((model.resolve(), data.resolve(), cache, out, device, chosen))
     missing = [call for call in calls if not call[3].exists()]
     # Labelled nodes limit the tasks by their resources, a single machine by its cores.

@@ -23,7 +23,7 @@ MODEL_PHRASES = {
 }
 DEEP_PLAY = (
     "Deep play goes on from savestates chosen by the game's own score (Go-Explore), with other "
-    "seeds and another policy than the explorers'. Of its clips, the half least like the base "
+    "seeds and another policy than the explorers'. Of its clips, the quarter least like the base "
     "model's data counts: on average {} grey levels away."
 )
 PLAYERS = {"random": "random agent", "archive": "archive", "agent": "agent"}
