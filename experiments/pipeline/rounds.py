@@ -188,7 +188,7 @@ def prediction_psnr(
     for start in range(0, len(frames_B5HWC), BATCH):
         rows = slice(start, start + BATCH)
         frames = to_float_frames(torch.from_numpy(frames_B5HWC[rows]))
-        actions = torch.from_numpy(actions_B4[rows])
+        actions = torch.from_numpy(actions_B4[rows].astype(np.int64))
         generator = torch.Generator().manual_seed(0)
         predicted = model.generate(frames[:, :CONTEXT], actions, steps=1, generator=generator)
         values.append(frame_psnr(predicted[:, -1], frames[:, -1]))
