@@ -131,7 +131,7 @@ PRESETS: dict[str, PipelineConfig] = {
         explored_steps=400,
         explored_epsilon=0.1,
         tokenizer={"iterations": 700},
-        dynamics={"iterations": 400},
+        dynamics={"iterations": 420},
         # The base decoder has trained for a minute: it can take a larger learning rate than the
         # preset of one that is finished, and half of the data keeps what it knows.
         decoder_finetune={"iterations": 300, "lr": 1e-3},
