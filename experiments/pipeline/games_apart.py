@@ -24,7 +24,6 @@ from envs.utils.errors import InputError
 from envs.utils.progress import console, progress
 from experiments.arguments import default_threads
 from experiments.pipeline.config import PipelineConfig
-from experiments.pipeline.runner import FINISHED
 from experiments.pipeline.stages import stage_table
 
 POLL_SECONDS = 1.0
@@ -42,10 +41,11 @@ def run_games(config: PipelineConfig, out: Path, ray_address: str | None) -> Non
         command += ["--ray-address", ray_address]
     waiting, running = list(config.games), dict[str, subprocess.Popen[bytes]]()
     failed = []
-    names = [stage.name for stage in stage_table(config)]
-    total = len(names) * len(config.games)
-    done = sum(count_finished(out, game, names) for game in config.games)
-    with progress("stages", total, done) as bar:
+    # Those of an earlier run would be counted although its settings may have been others.
+    for game in config.games:
+        (game_folder(out, game) / "timings.json").unlink(missing_ok=True)
+    done = 0
+    with progress("stages", len(stage_table(config)) * len(config.games)) as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < at_a_time:
@@ -56,7 +56,7 @@ def run_games(config: PipelineConfig, out: Path, ray_address: str | None) -> Non
                     if running.pop(game).returncode:
                         failed.append(game)
                         console.print(f"{game} failed: see {_log(out, game)}; the others go on")
-                finished = sum(count_finished(out, game, names) for game in config.games)
+                finished = sum(count_finished(out, game) for game in config.games)
                 bar.advance(finished - done, _describe(out, running))
                 done = finished
         finally:
@@ -81,13 +81,10 @@ def _log(out: Path, game: str) -> Path:
     return out / "games" / f"{game}.log"
 
 
-def count_finished(out: Path, game: str, names: list[str]) -> int:
-    """Return the number of finished stages of a game."""
-    records = (game_folder(out, game) / "stages" / f"{name}.json" for name in names)
-    return sum(
-        record.exists() and json.loads(record.read_text())["state"] == FINISHED
-        for record in records
-    )
+def count_finished(out: Path, game: str) -> int:
+    """Return the number of stages of a game that this run has finished or found finished."""
+    timings = game_folder(out, game) / "timings.json"
+    return len(json.loads(timings.read_text())["seconds"]) if timings.exists() else 0
 
 
 def _start(

@@ -83,6 +83,7 @@ def run_stages(stages: Sequence[Stage], context: Context) -> list[str]:
         if unchanged and state == FINISHED and _output_is_unchanged(record, output):
             console.print(f"[dim]{label}: already there ({record['seconds']:.0f} s then)[/]")
             context.records[stage.name] = record
+            _write_timings(context)
             continue
         elapsed = format_duration(round(time.monotonic() - started))
         console.print(f"[bold]{label}[/]: {stage.description} [dim]({elapsed} elapsed)[/]")
@@ -93,7 +94,6 @@ def run_stages(stages: Sequence[Stage], context: Context) -> list[str]:
         context.records[stage.name] = _run(stage, context, record, resume)
         executed.append(stage.name)
         _write_timings(context)
-    _write_timings(context)
     return executed
 
 
@@ -152,7 +152,7 @@ def _remove(path: Path) -> None:
 
 
 def _write_timings(context: Context) -> None:
-    """Write `timings.json`: seconds of each finished stage, and their sum."""
+    """Write `timings.json`: seconds of each stage that is done or was already, and their sum."""
     seconds = {name: round(record["seconds"], 1) for name, record in context.records.items()}
     timings = {"seconds": seconds, "total": round(sum(seconds.values()), 1)}
     write_json_atomic(context.root / "timings.json", timings)
