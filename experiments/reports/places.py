@@ -1,4 +1,4 @@
-"""Where each player went: a map of the screens of a game, and a film of what explorers found."""
+"""Map of where the players of a game went, and film of what an explorer found."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
