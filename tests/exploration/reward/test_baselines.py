@@ -1,5 +1,6 @@
 """Baseline rewards and disagreement: each against its definition."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +113,14 @@ def test_runners_share_their_counts_and_evaluation_does_not(ray_cluster):
     assert two.submit(frames_THWC, actions_T)().rewards_B[0] == 1
     assert one.submit(frames_THWC, actions_T)().rewards_B[0] == pytest.approx(0.5)
     ray.kill(one._counter)
+
+    def submit_for(seconds):  # the actor may still answer for a moment
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            one.submit(frames_THWC, actions_T)()
+
     with pytest.raises(ScoringError, match="counter of screens is lost"):
-        one.submit(frames_THWC, actions_T)()
+        submit_for(30)
 
 
 def test_random_rewards_are_uniform():
