@@ -52,7 +52,7 @@ def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
 
 def has_levels(game: str) -> bool:
     """Return True for a game whose every reset with another seed starts another level."""
-    return game.removesuffix("-v0") == COINRUN
+    return _is_coinrun(game)
 
 
 def action_names(games: "Sequence[str]") -> tuple[str, ...]:
@@ -60,10 +60,14 @@ def action_names(games: "Sequence[str]") -> tuple[str, ...]:
 
     Raises: InputError for games with different actions.
     """
-    coinrun = set(map(has_levels, games))
+    coinrun = set(map(_is_coinrun, games))
     if coinrun == {True, False}:
         raise InputError("CoinRun has seven actions, the other games five: use it alone")
     return COINRUN_ACTIONS if coinrun == {True} else ACTIONS
+
+
+def _is_coinrun(game: str) -> bool:
+    return game.removesuffix("-v0") == COINRUN
 
 
 def builtin_name(game: str) -> str | None:

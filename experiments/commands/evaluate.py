@@ -78,9 +78,9 @@ def run(args: Args) -> None:
     """Evaluate, print a table and write the JSON file; or export the windows."""
     if sum(given is not None for given in (args.model, args.peer, args.export_windows)) != 1:
         raise InputError("evaluate: give one of MODEL, --peer DIR and --export-windows DIR")
-    check_data(args.data)
-    if args.far_from:
-        check_data(args.far_from)
+    if args.far_from and args.export_windows is not None:
+        raise InputError("evaluate: --far-from cannot be used with --export-windows")
+    check_data((*args.data, *args.far_from))
     if args.model is not None:
         check_model(args.model)
     if args.inception is not None:
@@ -93,25 +93,24 @@ def run(args: Args) -> None:
     from worldmodel import load_world_model
     from worldmodel.evaluation.evaluate import evaluate, export
     from worldmodel.evaluation.external_predictions import ExternalPredictions
+    from worldmodel.evaluation.far_windows import FarWindows
 
     options: dict[str, Any] = {name: getattr(args, name) for name in OPTIONS}
     if args.sampling_steps is not None:
         options["steps"] = args.sampling_steps
     data = [str(folder) for folder in args.data]
     if args.export_windows is not None:
-        if args.far_from:
-            raise InputError("evaluate: --far-from cannot be used with --export-windows")
         count = export(args.export_windows, data, **options)
         console.print(f"{count} windows written to {args.export_windows}")
         return
+    far = FarWindows(tuple(map(str, args.far_from)), args.far_share) if args.far_from else None
     torch.set_num_threads(args.threads or default_threads())
     model = ExternalPredictions(args.peer) if args.peer else load_world_model(Path(str(args.model)))
     with ray_session(args.ray_address) if args.workers else nullcontext():
         results = evaluate(
             model,
             data,
-            far_from=args.far_from,
-            far_share=args.far_share,
+            far=far,
             inception=args.inception,
             workers=args.workers,
             **options,

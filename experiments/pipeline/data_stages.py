@@ -91,10 +91,12 @@ def archive_stage(
     return _archive_stage(
         c,
         "archive",
-        c.explored_episodes,
         f"play on from savestates chosen by the uncertainty of {model}",
+        c.explored_episodes,
+        ArchiveConfig(),
         RewardConfig(),
-        inputs=(model, *([previous] if previous else [])),
+        model=model,
+        previous=previous,
         round_number=round_number,
     )
 
@@ -107,42 +109,38 @@ def deep_test_stage(c: PipelineConfig) -> Stage:
     return _archive_stage(
         c,
         "test-deep",
-        c.test_episodes,
         "play on from savestates chosen by the game's score for the test set",
+        c.test_episodes,
+        ArchiveConfig(policy=builtin_policy(DEEP_POLICY)),
         RewardConfig("extrinsic"),
-        policy=builtin_policy(DEEP_POLICY),
     )
 
 
 def _archive_stage(
     c: PipelineConfig,
     part: str,
-    episodes: int,
     description: str,
+    episodes: int,
+    config: ArchiveConfig,
     reward: RewardConfig,
     *,
-    inputs: tuple[str, ...] = (),
+    model: str | None = None,
+    previous: str | None = None,
     round_number: int = 0,
-    **changes: Any,
 ) -> Stage:
-    """Return a stage that plays from an archive, as many steps as `episodes` whole ones have.
-
-    inputs: the stage of the reward's model, if it has one, and that of the archive to carry on, if
-    any. `changes` are those to `ArchiveConfig`, besides the run's own.
-    """
-    config = override(replace(ArchiveConfig(), **changes), c.archive, "settings", "archive.")
+    """Return a stage that plays from an archive, as many steps as `episodes` whole ones have."""
+    config = override(config, c.archive, "settings", "archive.")
     steps = episodes * c.explored_steps
     config = replace(config, episodes=max(1, steps // config.steps))
 
     def run(context: StageContext) -> dict[str, Any]:
-        model, previous = [*map(context.path, inputs), None, None][:2]
         summary = play_from_archive(
             c.games,
-            model,
+            context.path(model) if model else None,
             context.out,
             config,
             reward,
-            previous=previous,
+            previous=context.path(previous) if previous else None,
             workers=c.workers,
             seed=part_seed(c, part, round_number),
         )
@@ -151,7 +149,8 @@ def _archive_stage(
     name, output = f"collect-{part}", f"data/{part}"
     if round_number:
         name, output = f"collect-{round_number}", f"rounds/{round_number}/data"
-    settings = [c.games, c.seed, steps, c.archive]
+    inputs = tuple(stage for stage in (model, previous) if stage)
+    settings = [c.games, c.seed, steps, c.archive, reward.name, config.policy.name]
     return Stage(name, description, run, inputs, output, settings)
 
 

@@ -143,7 +143,7 @@ def explore_round(context: StageContext, *, number: int, service: Service) -> di
 def measure_round(context: StageContext, *, number: int) -> dict[str, Any]:
     """Write `measure.json`: entropy and error of model m on fixed windows of play j, for new pairs.
 
-    {"entropy": [[m, j, mean over all tokens, mean reward, PSNR of the last frame], ...],
+    {"models": [[m, j, mean entropy over all tokens, mean reward, PSNR of the last frame], ...],
      "screens": {game: {"frames", "seen", "new"}}}
     """
     pairs = [(model, number) for model in range(number)]
@@ -161,7 +161,7 @@ def measure_round(context: StageContext, *, number: int) -> dict[str, Any]:
     for game, seen in seen_by_game(context.path(play_stage(number))).items():
         new = seen.ids.difference(*(before[game].ids for before in earlier if game in before))
         screens[game] = {"frames": seen.frames, "seen": len(seen.ids), "new": len(new)}
-    write_json_atomic(context.out, {"round": number, "entropy": rows, "screens": screens})
+    write_json_atomic(context.out, {"round": number, "models": rows, "screens": screens})
     line = _describe_round(number, rows, screens)
     console.print(line)
     return {"lines": [line]}
@@ -172,10 +172,10 @@ def _describe_round(number: int, rows: list[list[Any]], screens: dict[str, dict[
     new = sum(counts["new"] for counts in screens.values())
     line = f"round {number}: {new:,} screens that no earlier round had"
     if number:
-        entropy = {(model, play): (value, psnr) for model, play, value, _, psnr in rows}
-        before, after = entropy[number - 1, number], entropy[number, number]
-        line += f"; entropy on its screens {before[0]:.3f} before learning, {after[0]:.3f} after; "
-        line += f"PSNR {before[1]:.1f} and {after[1]:.1f} dB"
+        measured = {(model, play): (entropy, psnr) for model, play, entropy, _, psnr in rows}
+        entropy, psnr = zip(measured[number - 1, number], measured[number, number], strict=True)
+        line += "; on its screens entropy {:.3f} before learning, {:.3f} after, ".format(*entropy)
+        line += "PSNR {:.1f} and {:.1f} dB".format(*psnr)
     return line
 
 

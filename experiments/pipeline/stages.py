@@ -29,6 +29,7 @@ from exploration.config import explore_preset
 from exploration.reward.factory import RewardConfig
 from worldmodel import GenieReduxG, loading, preset
 from worldmodel.evaluation.evaluate import evaluate
+from worldmodel.evaluation.far_windows import FarWindows
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.training.config import train_preset
 from worldmodel.training.train import TrainingRun, train
@@ -82,7 +83,7 @@ def stage_table(c: PipelineConfig) -> list[Stage]:
             *(("collect-random",) if "deep" in c.tests else ()),
         ),
         output="evaluation",
-        settings=[c.evaluate, c.seed],
+        settings=[c.evaluate, c.seed, DEEP_SHARE],
     )
     return [*stages, evaluation, report_stage("report", build_pipeline_report, ("evaluate",))]
 
@@ -244,8 +245,9 @@ def evaluate_models(context: StageContext) -> dict[str, Any]:
         for test in c.tests:
             out = (context.out / f"{name}-{test}.json").resolve()
             model, data = context.path(f"model-{name}"), context.path(f"collect-test-{test}")
-            far_from = [str(context.path("collect-random").resolve())] if test == "deep" else []
-            chosen = {**options, "far_from": far_from, "far_share": DEEP_SHARE}
+            base = str(context.path("collect-random").resolve())
+            far = FarWindows((base,), DEEP_SHARE) if test == "deep" else None
+            chosen = {**options, "far": far}
             calls.append((model.resolve(), data.resolve(), cache, out, device, chosen))
     missing = [call for call in calls if not call[3].exists()]
     # Labelled nodes limit the tasks by their resources, a single machine by its cores.

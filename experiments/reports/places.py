@@ -22,16 +22,17 @@ FILM_SCALE = 4
 MAP_FRAMES = 2_000
 """Largest number of frames of each player on a map, evenly spaced."""
 FILM_CLIPS, CLIP_FRAMES = 4, 16
-"""Excerpts of a film, and frames of each, of which every second one of the episode is shown."""
+"""Excerpts of a film, and frames of each, which are every second one of an episode."""
 FILM_EVERY, FILM_KNOWN = 16, 500
-"""Frames between two compared ones of an episode, and of how many known ones of each player."""
+"""Frames from one compared frame of an episode to the next, and number of frames of each random
+player that they are compared with."""
 
 
 def draw_places(data: Path, game: str, explorers: Sequence[str]) -> list[Picture]:
     """Return the map of a game, and a film of what each explorer found.
 
     `data` is the folder of a run's data sets. Play that was known before comes first on the map:
-    that of the base model, then as much random play as each explorer's.
+    that of the base model, then the random play that explorers are compared with.
     """
     folders = {"base": data / "random", "random": data / "more-random"}
     folders |= {explorer: data / explorer for explorer in explorers}
@@ -107,10 +108,10 @@ def film_of_finds(folder: Path, game: str, known_NHWC: Frames) -> Frames | None:
         if name != game or reader.num_frames(index) < length:
             continue
         frames_THWC = reader[index].frames_THWC
-        starts = range(0, len(frames_THWC) - length + 1, FILM_EVERY)
-        far_N = distance(frames_THWC[starts.start + length // 2 : len(frames_THWC) : FILM_EVERY])
-        best = int(far_N[: len(starts)].argmax())
-        found.append((float(far_N[best]), index, starts[best]))
+        starts_N = np.arange(0, len(frames_THWC) - length + 1, FILM_EVERY)
+        distance_N = distance(frames_THWC[starts_N + length // 2])
+        best = int(distance_N.argmax())
+        found.append((float(distance_N[best]), index, int(starts_N[best])))
     if not found:
         return None
     clips = [

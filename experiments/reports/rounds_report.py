@@ -19,9 +19,9 @@ def build_rounds_report(root: Path, out: Path) -> list[str]:
     files = sorted((root / "rounds").glob("*/measure.json"), key=lambda f: int(f.parent.name))
     rounds = [json.loads(file.read_text()) for file in files]
     plan = json.loads((root / "config.json").read_text())["pipeline"]
-    measured = [tuple(entry) for row in rounds for entry in row["entropy"]]
-    entropies = {(model, play): value for model, play, value, _, _ in measured}
-    errors = {(model, play): psnr for model, play, _, _, psnr in measured}
+    measured = [entry for row in rounds for entry in row["models"]]
+    entropies = {(model, play): entropy for model, play, entropy, _, _ in measured}
+    psnrs = {(model, play): psnr for model, play, _, _, psnr in measured}
     new = [sum(counts["new"] for counts in row["screens"].values()) for row in rounds]
     write_page(
         out,
@@ -35,35 +35,37 @@ def build_rounds_report(root: Path, out: Path) -> list[str]:
             _model_section(
                 "Uncertainty of the models",
                 "Mean token entropy, as a share of the largest possible,",
+                "mean entropy",
                 entropies,
-                "{:.3f}",
+                digits=3,
             ),
             _model_section(
                 "Predictions of the models",
                 "Mean PSNR in dB of the third frame ahead, predicted in one pass,",
-                errors,
-                "{:.1f}",
+                "PSNR, dB",
+                psnrs,
+                digits=1,
             ),
             _coverage(root, rounds, new),
         ],
     )
-    rows = [[*pair, value, errors[pair]] for pair, value in entropies.items()]
-    write_json_atomic(out / "rounds.json", {"entropy": rows, "new": new})
-    return _headline(entropies, errors, new)
+    rows = [[*pair, value, psnrs[pair]] for pair, value in entropies.items()]
+    write_json_atomic(out / "rounds.json", {"models": rows, "new": new})
+    return _headline(entropies, psnrs, new)
 
 
-def _headline(entropies: ByRound, errors: ByRound, new: list[int]) -> list[str]:
+def _headline(entropies: ByRound, psnrs: ByRound, new: list[int]) -> list[str]:
     """Return one line of text for each round."""
     lines = []
     for number in range(1, len(new)):
         before, after = entropies[number - 1, number], entropies[number, number]
         line = f"Round {number}: {new[number]:,} new distinct screens; entropy on the round's "
-        line += f"screens {before:.3f} before learning from them, {after:.3f} after, PSNR "
-        line += f"{errors[number - 1, number]:.1f} and {errors[number, number]:.1f} dB"
+        line += f"screens {before:.3f} before learning from them, {after:.3f} after"
         if (number - 1, number + 1) in entropies:
             change = entropies[number, number + 1] - entropies[number - 1, number + 1]
             line += f"; on the screens of round {number + 1}, not yet visited, "
             line += f"it changed by {change:+.3f}"
+        line += f"; PSNR {psnrs[number - 1, number]:.1f} and {psnrs[number, number]:.1f} dB"
         lines.append(line)
     return lines
 
@@ -80,16 +82,16 @@ def describe_rounds(entropies: ByRound, new: list[int]) -> str:
     )
 
 
-def _model_section(title: str, what: str, values: ByRound, number: str) -> Section:
+def _model_section(title: str, what: str, unit: str, values: ByRound, digits: int) -> Section:
     """Return the section about a metric of every model on every round's screens."""
     count = 1 + max(model for model, _ in values)
     names = ["random play", *(f"round {number}" for number in range(1, count))]
     by_play = {
         name: [values[model, play] for model in range(count)] for play, name in enumerate(names)
     }
-    rows = [[name, *map(number.format, row)] for name, row in by_play.items()]
+    rows = [[name, *(f"{value:.{digits}f}" for value in row)] for name, row in by_play.items()]
     lines = cycle_styles({name: (range(count), row) for name, row in by_play.items()})
-    labels = ("rounds of learning", title.split()[0].lower(), f"{title}, on fixed screens")
+    labels = ("rounds of learning", unit, f"{title}, on fixed screens")
     text = (
         f"{what} over a fixed set of windows of each round's play. The model of a column has "
         "learned from the screens of its round and of all earlier ones; later screens are new to "

@@ -24,7 +24,7 @@ from envs.episodes.dataset import EpisodeReader
 from envs.episodes.frame_distance import UNSEEN, distances_by_game
 from experiments.arguments import default_threads
 from experiments.pipeline.config import PipelineConfig
-from experiments.pipeline.data_stages import DEEP_POLICY
+from experiments.pipeline.data_stages import deep_test_stage
 from experiments.pipeline.runner import Context, Stage, StageContext, run_stages
 from experiments.pipeline.stages import finetune_stages, join_stage, train_stage
 from exploration.agent.policy import policy_spec
@@ -38,6 +38,7 @@ from worldmodel.evaluation.evaluate import (
     plan_batches,
     windows_by_game,
 )
+from worldmodel.evaluation.far_windows import last_given_frames
 from worldmodel.evaluation.window_metrics import Settings, concat_scores
 
 ARMS = (
@@ -115,6 +116,8 @@ def run_study_cell(cell: StudyCell) -> dict[str, Any]:
         games=(cell.game,),
         seed=cell.seed,
         threads=cell.threads,
+        test_episodes=cell.test_episodes,
+        explored_steps=EPISODE_STEPS,
         reward_backend="local",
         tokenizer=cell.training.get("tokenizer", {}),
         dynamics=cell.training.get("dynamics", {}),
@@ -141,7 +144,7 @@ def stages_of(cell: StudyCell, c: PipelineConfig) -> list[Stage]:
             inputs = (f"data-{arm}",) if data == "new" else ("data-base", f"data-{arm}")
             stages += finetune_stages(c, f"{arm}-{data}", inputs)
             models.append(f"{arm}-{data}")
-    stages += [test_stage(cell, test) for test in TESTS]
+    stages += [test_stage(cell, c, test) for test in TESTS]
     tests = [f"data-{test}" for test in TESTS]
     stages += [score_stage(cell, model) for model in models]
     summary = Stage(
@@ -237,20 +240,11 @@ def agent_stage(cell: StudyCell, name: str, archive: str | None) -> Stage:
     return Stage(name, "train the agent", run, inputs, name, [cell.seed, cell.explore])
 
 
-def arm_from_archive(
-    cell: StudyCell,
-    arm: str,
-    reward: str,
-    agent: str | None = None,
-    steps: int | None = None,
-) -> Stage:
+def arm_from_archive(cell: StudyCell, arm: str, reward: str, agent: str | None = None) -> Stage:
     """Return the stage that plays on from an archive, with a random policy family or an agent."""
-    steps = steps or cell.steps
 
     def run(context: StageContext) -> dict[str, Any]:
-        config = ArchiveConfig(episodes=max(1, steps // ArchiveConfig.steps))
-        if arm == "deep":
-            config = replace(config, policy=builtin_policy(DEEP_POLICY))
+        config = ArchiveConfig(episodes=max(1, cell.steps // ArchiveConfig.steps))
         if agent is not None:
             config = replace(config, policy=agent_policy(agent, context))
         data = (str(context.path("data-base")),) if reward == "disagreement" else ()
@@ -265,19 +259,18 @@ def arm_from_archive(
         return {"frames": summary.frames}
 
     inputs = ("model-base", "data-base", *([agent] if agent else []))
-    settings = [cell.game, cell.seed, steps, reward]
+    settings = [cell.game, cell.seed, cell.steps, reward]
     return Stage(f"data-{arm}", f"play with {arm}", run, inputs, f"data/{arm}", settings)
 
 
-def test_stage(cell: StudyCell, test: str) -> Stage:
+def test_stage(cell: StudyCell, c: PipelineConfig, test: str) -> Stage:
     """Return the stage that plays a test set."""
-    steps = cell.test_episodes * EPISODE_STEPS
     if test == "deep":
-        return arm_from_archive(cell, test, "extrinsic", steps=steps)
+        return replace(deep_test_stage(c), name="data-deep", output="data/deep")
     names = action_names([cell.game])
     policies = {"near": "random", "far": "dirichlet:0.3"}
     policies |= {name: f"hold:{names.index(name)}" for name in ("left", "right")}
-    return policy_stage(cell, test, policies[test], steps)
+    return policy_stage(cell, test, policies[test], cell.test_episodes * EPISODE_STEPS)
 
 
 def score_stage(cell: StudyCell, model: str) -> Stage:
@@ -307,11 +300,9 @@ def score_windows(
     batches = plan_batches(windows_by_game(clips), settings, cell.limit)
     worker = EvalWorker(world, settings, source, None, False)
     scores = concat_scores(list(worker.score(batches, clips)))
-    given = [
-        clips.batch(batch.window_ids).frames_BTHWC[:, settings.context - 1].numpy()
-        for batch in batches
-    ]
-    return scores.by_window() | {"distance": base(np.concatenate(given))}
+    window_ids = np.concatenate([batch.window_ids for batch in batches]).tolist()
+    distance_B = base(last_given_frames(clips, window_ids, settings.context))
+    return scores.by_window() | {"distance": distance_B}
 
 
 def summarise(cell: StudyCell, context: StageContext) -> dict[str, Any]:

@@ -51,8 +51,7 @@ def evaluate(
     *,
     split: str | None = None,
     limit: int | None = None,
-    far_from: Sequence[str | Path] = (),
-    far_share: float = 0.5,
+    far: FarWindows | None = None,
     inception: str | Path | None = None,
     distance: bool = True,
     cache_dir: str | Path | None = None,
@@ -65,14 +64,13 @@ def evaluate(
     Beside `out`, a file with suffix .npz gets the metrics of each window, see `Scores.by_window`.
 
     `split`: "train", "val" or None for both. `limit`: maximum number of windows per game, evenly
-    spaced. `far_from`: folders of episodes; only the share `far_share` of each game's windows that
-    is least like their frames is evaluated, see `FarWindows`. `inception`: TorchScript file for
-    FID, see `feature_networks`; `distance` False omits the Frechet distance. `cache_dir` holds the
+    spaced. `far`: evaluate only the windows that it chooses. `inception`: TorchScript file for FID,
+    see `feature_networks`; `distance` False omits the Frechet distance. `cache_dir` holds the
     staged episodes, by default during this call. `workers`: number of Ray workers, with one thread
     each; 0 uses this process, with the same result. `options` are fields of `Settings`.
 
         {"settings": ..., "distance_name": "FID-EfficientNetLite0" or null,
-         "far": {game: mean distance of the windows from `far_from` in grey levels},
+         "far": {game: mean distance of the windows that `far` chose, in grey levels},
          "overall": SET, "games": {game: SET}}
         SET = {"windows", "episodes",
                "reconstruction": {"psnr", "ssim", "moving_psnr"},
@@ -93,12 +91,9 @@ def evaluate(
         source = ClipSource(uris, str(cache_dir or temporary), split)
         clips = source.open(settings)
         windows = windows_by_game(clips)
-        far: dict[str, float] = {}
-        if far_from:
-            folders = FarWindows(tuple(map(str, far_from)), far_share)
-            chosen = folders.choose(clips, windows, settings.context)
-            windows = {game: window_ids for game, (window_ids, _) in chosen.items()}
-            far = {game: distance for game, (_, distance) in chosen.items()}
+        distances: dict[str, float] = {}
+        if far is not None:
+            windows, distances = far.choose(clips, windows, settings.context)
         batches = plan_batches(windows, settings, limit)
         worker = EvalWorker(
             model, settings, source, str(inception) if inception else None, distance
@@ -111,11 +106,10 @@ def evaluate(
             "split": split,
             "limit": limit,
             "data": uris,
-            "far_from": list(map(str, far_from)),
-            "far_share": far_share,
+            "far": far and dataclasses.asdict(far),
         },
         "distance_name": network_name(inception) if distance else None,
-        "far": far,
+        "far": distances,
         "overall": summarise_scores(overall, settings),
         "games": {game: summarise_scores(scores, settings) for game, scores in games.items()},
     }

@@ -1,11 +1,12 @@
 """Windows of an evaluation that are least like the frames that a model was trained on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from envs.episodes.dataset import EpisodeReader
 from envs.episodes.frame_distance import distances_by_game
@@ -28,7 +29,7 @@ class FarWindows:
 
     def choose(
         self, clips: ClipDataset, windows: dict[str, Sequence[int]], context: int
-    ) -> dict[str, tuple[list[int], float]]:
+    ) -> tuple[dict[str, Sequence[int]], dict[str, float]]:
         """Choose among the windows of each game; return those, in order, and their mean distance.
 
         The distance of a window is that of its last given frame, see `FrameDistance`. It depends on
@@ -44,22 +45,15 @@ class FarWindows:
                 f"no episode of {', '.join(missing)} in {', '.join(self.folders)}: give the "
                 "training data of the games that are evaluated"
             )
-        chosen = {}
+        chosen: dict[str, Sequence[int]] = {}
+        means = {}
         for game, window_ids in windows.items():
-            frames_NHWC = np.concatenate(
-                [
-                    clips.batch(np.array([window_id])).frames_BTHWC[:, context - 1].numpy()
-                    for window_id in window_ids
-                ]
-            )
-            distance_N = distances[game](frames_NHWC)
+            distance_N = distances[game](last_given_frames(clips, window_ids, context))
             count = math.ceil(self.share * len(window_ids))
             places = np.sort(np.argsort(-distance_N, kind="stable")[:count])
-            chosen[game] = (
-                [window_ids[place] for place in places],
-                float(distance_N[places].mean()),
-            )
-        return chosen
+            chosen[game] = [window_ids[place] for place in places]
+            means[game] = float(distance_N[places].mean())
+        return chosen, means
 
     def _refuse_overlap(self, clips: ClipDataset, folders: Sequence[Path]) -> None:
         evaluated = {episode.session_id for episode in clips.episodes}
@@ -69,3 +63,15 @@ class FarWindows:
                     f"{len(both)} of {len(evaluated)} episodes to evaluate are in {folder} too, "
                     f"e.g. {min(both)}: collect them with another seed"
                 )
+
+
+def last_given_frames(
+    clips: ClipDataset, window_ids: Iterable[int], context: int
+) -> NDArray[np.uint8]:
+    """Return the last given frame of each window, uint8 (N, H, W, C)."""
+    return np.concatenate(
+        [
+            clips.batch(np.array([window_id])).frames_BTHWC[:, context - 1].numpy()
+            for window_id in window_ids
+        ]
+    )

@@ -47,10 +47,10 @@ def test_two_rounds_run_as_one_command_which_then_repeats_only_missing_stages(
     assert record["swap_seconds"] > 0
     assert "Round 2:" in capsys.readouterr().out
     found = json.loads((out / "report/rounds.json").read_text())
-    assert {(model, play) for model, play, _, _ in found["entropy"]} == {
+    assert {(model, play) for model, play, _, _ in found["models"]} == {
         (m, p) for m in range(3) for p in range(3)
     }
-    assert all(0 <= value <= 1 and psnr > 0 for _, _, value, psnr in found["entropy"])
+    assert all(0 <= value <= 1 and psnr > 0 for _, _, value, psnr in found["models"])
     assert len(found["new"]) == 3
     page = (out / "report/index.html").read_text()
     assert "after round 2" in page

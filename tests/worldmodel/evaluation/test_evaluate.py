@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from envs.episodes.dataset import EpisodeReader
-from envs.episodes.frame_distance import distances_by_game
 from envs.games.counting import CountingEnv, read_step_and_action
 from envs.utils.errors import InputError
 from tests.fixtures.datasets import record
@@ -29,6 +28,7 @@ from worldmodel.evaluation.evaluate import (
     windows_by_game,
 )
 from worldmodel.evaluation.external_predictions import ExternalPredictions
+from worldmodel.evaluation.far_windows import FarWindows
 from worldmodel.evaluation.feature_networks import feature_network
 from worldmodel.evaluation.window_metrics import Settings, concat_scores, measure_windows
 from worldmodel.metrics import PSNR_CAP, random_actions
@@ -167,36 +167,15 @@ def test_figures_do_not_depend_on_how_windows_are_batched_or_joined(
         assert split[side]["distance"] > 0
 
 
-def test_windows_like_the_training_data_are_left_out(data: str, tmp_path: Path) -> None:
+def test_only_windows_far_from_other_episodes_are_evaluated(data: str, tmp_path: Path) -> None:
     training = record(tmp_path / "training", episodes=2, steps=50, seed=5)
-    distance = distances_by_game([training])["Counting"]
-    clips = ClipDataset([data], tmp_path, length=12, stride=5, split=None)
-    given = np.concatenate(
-        [clips.batch(np.array([i])).frames_BTHWC[:, 1] for i in range(len(clips))]
-    )
-    expected = np.sort(distance(given))[-math.ceil(len(clips) / 4) :].mean()
     options: dict[str, Any] = {"stride": 5, "distance": False}
-    far = evaluate(CountingModel(), [data], **options, far_from=[training], far_share=0.25)  # type: ignore[arg-type]
-    assert far["overall"]["windows"] == math.ceil(len(clips) / 4)
-    assert far["far"]["Counting"] == pytest.approx(expected)
-    assert evaluate(CountingModel(), [data], **options)["far"] == {}  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"far_share": 0}, "far share 0"),
-        ({"games": ("Corridor",)}, "no episode of Counting"),
-        ({"seed": 0}, "2 of 3 episodes to evaluate are in"),
-    ],
-)
-def test_training_data_that_cannot_be_compared_is_told(
-    options: dict[str, Any], message: str, data: str, tmp_path: Path
-) -> None:
-    share = options.pop("far_share", 0.5)
-    training = record(tmp_path / "training", episodes=2, steps=50, **{"seed": 5, **options})
-    with pytest.raises(InputError, match=message):
-        evaluate(CountingModel(), [data], far_from=[training], far_share=share)  # type: ignore[arg-type]
+    model: Any = CountingModel()
+    every = evaluate(model, [data], **options)
+    far = evaluate(model, [data], **options, far=FarWindows((training,), 0.25))
+    assert far["overall"]["windows"] == math.ceil(every["overall"]["windows"] / 4)
+    assert far["far"]["Counting"] > 0
+    assert every["far"] == {}
 
 
 def test_distance_takes_in_the_same_frames_of_each_side_and_is_named(data: str) -> None:
