@@ -27,6 +27,9 @@ from envs.utils.errors import InputError, one_line
 
 SCHEMES = ("s3", "gs")
 LOCK_NAME = ".lock"
+LOCK_BYTES = 256
+"""Size of a remote lock. A constant: a reader asks for the size first, then for that many bytes,
+and another writer's lock of another size would reach it cut short or padded with zeros."""
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
 """Age from which a remote lock is that of a dead writer."""
@@ -207,7 +210,13 @@ class RemoteLock:
         self._root, self._object = root, root / LOCK_NAME
         self._identity = {"holder": _this_process(), "token": secrets.token_hex(8)}
         self._lost, self._renewed = False, 0.0
-        held = self._read()
+        try:
+            held = self._read()
+        except ValueError as error:
+            raise InputError(
+                f"{self._object} is not a lock that AutoExplore wrote ({error}): delete it if "
+                "nothing writes there"
+            ) from error
         age = time.time() - float(held.get("time", 0))
         if age < STALE_SECONDS:
             raise InputError(
@@ -250,7 +259,8 @@ class RemoteLock:
 
     def _renew(self) -> None:
         now = time.time()
-        self._object.write_bytes(json.dumps({**self._identity, "time": now}).encode())
+        content = json.dumps({**self._identity, "time": now})
+        self._object.write_bytes(content.encode().ljust(LOCK_BYTES))
         self._renewed = now
 
     def _keep_renewed(self) -> None:

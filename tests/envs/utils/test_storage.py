@@ -100,10 +100,15 @@ def test_one_writer_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> N
     (root / storage.LOCK_NAME).write_bytes(json.dumps(dead).encode())
     monkeypatch.setattr(storage, "RENEW_SECONDS", 0.1)
     with EpisodeWriter(uri):
-        renewed = json.loads((root / storage.LOCK_NAME).read_bytes())["time"]
-        time.sleep(0.5)
-        assert json.loads((root / storage.LOCK_NAME).read_bytes())["time"] > renewed
+        until, held = time.monotonic() + 1.0, []
+        while time.monotonic() < until:
+            held.append((root / storage.LOCK_NAME).read_bytes())
+    assert {len(content) for content in held} == {storage.LOCK_BYTES}, "a reader saw part of a lock"
+    assert json.loads(held[-1])["time"] > json.loads(held[0])["time"]
     assert not (root / storage.LOCK_NAME).exists()
+    (root / storage.LOCK_NAME).write_bytes(b"\x00")
+    with pytest.raises(InputError, match="is not a lock that AutoExplore wrote"):
+        EpisodeWriter(uri)
 
 
 def test_a_writer_whose_lock_was_taken_over_writes_no_manifest(
