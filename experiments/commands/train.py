@@ -71,6 +71,8 @@ class Args(RayArgs, ConfigArgs):
     """For tokenizer with --init: train the decoder only, so that token ids stay the same."""
     high_res_data: str | None = None
     """For upscaler: the episodes of --data at 256x256, written by `autoexplore data rerender`."""
+    priority_model: Path | None = None
+    """For --prioritised: saved world model whose uncertainty chooses the clips."""
     init: Path | None = None
     """Start from the weights of this run folder or checkpoint (fine-tuning)."""
     workers: int = 0
@@ -133,6 +135,7 @@ def run(args: Args) -> None:
         joint_lam=args.joint_lam,
         decoder_only=args.decoder_only,
         pairs=args.high_res_data,
+        priority_model=args.priority_model,
     )
     with ray_session(args.ray_address) if args.workers else nullcontext():
         newest = train(specification, workers=args.workers, resume=args.resume)

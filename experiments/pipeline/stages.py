@@ -118,6 +118,8 @@ def train_stage(
     component: Literal["tokenizer", "dynamics"] = "dynamics" if part == "dynamics" else "tokenizer"
     changes = getattr(c, f"{part}_finetune" if init else part)
     tokenizer = "tokenizer" if component == "dynamics" else None
+    # The base model's uncertainty chooses the clips that an explorer's model is fine-tuned on.
+    priority = "model-base" if init and changes.get("prioritised") else None
 
     def run(context: StageContext) -> dict[str, Any]:
         threads = max(1, (c.threads or default_threads()) // max(1, c.train_workers))
@@ -131,12 +133,13 @@ def train_stage(
             init=context.path(init) if init else None,
             tokenizer=context.path(tokenizer) if tokenizer else None,
             decoder_only=part == "decoder",
+            priority_model=context.path(priority) if priority else None,
             cache_dir=context.root / "cache",
         )
         checkpoint = train(specification, workers=c.train_workers, resume=context.resume)
         return {"checkpoint": str(checkpoint)}
 
-    inputs = (*(stage for stage in (tokenizer, init) if stage), *data)
+    inputs = (*(stage for stage in (tokenizer, init, priority) if stage), *data)
     settings = [c.preset, c.seed, changes]
     return Stage(name, description, run, inputs, output or name, settings)
 

@@ -24,7 +24,7 @@ from worldmodel.data.arrow_cache import (
     read_skipped,
 )
 from worldmodel.data.batch import Batch
-from worldmodel.data.sampler import ClipSampler, Sampler
+from worldmodel.data.sampler import ClipSampler, Sampler, WeightedSampler
 from worldmodel.data.window_index import EpisodeTable, WindowIndex, single_size
 
 
@@ -46,7 +46,7 @@ class ClipDataset(WindowIndex):
     ) -> None:
         if not uris:
             raise InputError("no data given: name one or more folders of episodes")
-        self._cache_dir = cache_dir
+        self._cache_dir, self.split, self.sources = cache_dir, split, len(uris)
         paths = [build_arrow_cache(uri, cache_dir) for uri in uris]
         # Whatever decides which windows there are, and in which order.
         identity = [*(path.stem for path in paths), split, length, stride]
@@ -59,17 +59,23 @@ class ClipDataset(WindowIndex):
         """Shard that was left out -> what is wrong with it."""
 
         # Zero-copy views of the memory-mapped files; `rows_E` are the episodes of the split.
-        table = pa.concat_tables([open_arrow_cache(path) for path in paths])
+        tables = [open_arrow_cache(path) for path in paths]
+        table = pa.concat_tables(tables)
         validation = table["validation"].to_numpy()
         self._rows_E = np.flatnonzero((validation == (split == "val")) | (split is None))
         self._frames = FrameBlobs(table)
         self._actions = BinaryColumn(table["actions"].chunks)
         columns = table.select(["session_id", "game", "height", "width", "chunk"])
         columns = columns.take(pa.array(self._rows_E))
+        ends = np.cumsum([len(part) for part in tables])
+        self.source_E = np.searchsorted(ends, self._rows_E, side="right")
+        """Index in `uris` of the data set of each episode, int64 (E,)."""
         self._chunk_E = columns["chunk"].to_numpy()
         heights, widths = columns["height"].to_pylist(), columns["width"].to_pylist()
         self.size = single_size(set(zip(heights, widths, strict=True)))
         """Pixels of every frame: (height, width)."""
+        self.weights_N: np.ndarray | None = None
+        """Probability of each window, up to a factor; None draws each once per epoch."""
         games = sorted(columns["game"].unique().to_pylist())
         game_E = pc.index_in(columns["game"], value_set=pa.array(games, pa.string())).to_numpy()
         frames_E = pc.binary_length(table["actions"]).to_numpy()[self._rows_E] + 1
@@ -78,6 +84,8 @@ class ClipDataset(WindowIndex):
 
     def sampler(self, seed: int) -> Sampler:
         """Return the order in which a `ClipLoader` draws windows."""
+        if self.weights_N is not None:
+            return WeightedSampler(self.weights_N, seed)
         return self.with_labelled(ClipSampler(len(self), seed))
 
     def batch(self, window_ids: np.ndarray) -> Batch:

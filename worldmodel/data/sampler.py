@@ -154,3 +154,32 @@ class LabelledSampler:
     def epoch(self, samples_consumed: int) -> float:
         """Return the passes of the given order so far, in [0, inf)."""
         return self.order.epoch(samples_consumed)
+
+
+class WeightedSampler:
+    """Sampler that draws windows with replacement, window w with probability `weights_N[w]`.
+
+    A draw is a function of the seed and the number of the sample, so that it is the same after
+    resuming and for any number of ranks.
+    """
+
+    def __init__(self, weights_N: np.ndarray, seed: int) -> None:
+        self.seed = seed
+        self._cumulative_N = weights_N.astype(np.float64).cumsum()
+        if not len(weights_N) or not self._cumulative_N[-1] > 0:
+            raise InputError("no window to sample from: every weight is 0")
+
+    def batch(
+        self, samples_consumed: int, batch_size: int, rank: int = 0, ranks: int = 1
+    ) -> np.ndarray:
+        """Return this rank's windows of a global batch, int64 (batch_size / ranks,)."""
+        share = share_of_batch(batch_size, ranks)
+        samples = samples_consumed + rank * share + np.arange(share)
+        keys = derive_keys(hash_key(self.seed, "weighted"), samples)
+        # 53 random bits are a float64 in [0, 1).
+        draws = (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53 * self._cumulative_N[-1]
+        return np.searchsorted(self._cumulative_N, draws, side="right").astype(np.int64)
+
+    def epoch(self, samples_consumed: int) -> float:
+        """Return the windows drawn so far, as a multiple of those there are, in [0, inf)."""
+        return samples_consumed / len(self._cumulative_N)

@@ -59,6 +59,12 @@ class TrainConfig:
     """Latent action model: share of each game's episodes whose recorded actions it is trained on,
     in [0, 1] and rounded up, so that code a stands for action a. A hash of the session ids selects
     them. Half of the clips are drawn from them, so a streaming_buffer should hold them all."""
+    data_shares: tuple[float, ...] = ()
+    """Share of the clips to draw from each folder of `data`, e.g. 0.5 0.5: old data beside new
+    keeps a fine-tuned model from forgetting. Empty: as many as each holds."""
+    prioritised: float = 0.0
+    """Share of the clips to draw by how uncertain `priority_model` is about them, in [0, 1]: those
+    two standard deviations above the mean come seven times as often."""
     upscaler: str = ""
     """Upscaler: name of its shape in `worldmodel.models.upscaler.SHAPES`."""
     token_cache: bool = True
@@ -117,6 +123,13 @@ class TrainConfig:
             0 <= self.label_fraction <= 1,
             "the share of labelled episodes is in [0, 1], e.g. 0.05",
         )
+        self._require("prioritised", 0 <= self.prioritised <= 1, "a share is in [0, 1], e.g. 0.5")
+        weighted = bool(self.data_shares) or self.prioritised > 0
+        if weighted and (self.streaming_buffer or self.label_fraction or self.upscaler):
+            raise InputError(
+                "data_shares and prioritised need the data on the local disk, and neither labels "
+                "nor an upscaler: leave out streaming_buffer and label_fraction"
+            )
         self._require("lr", 0 < self.lr < math.inf, "must be above 0")
         self._require("min_lr_factor", 0 < self.min_lr_factor <= 1, "must be above 0 and at most 1")
         if self.batch_size % self.grad_accum_steps:

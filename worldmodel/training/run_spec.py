@@ -12,7 +12,7 @@ from envs.utils.storage import is_remote
 from worldmodel.config import WorldModelConfig
 from worldmodel.training.config import COMPONENT_NAMES, TrainConfig
 
-_PATHS = ("data", "pairs", "tokenizer", "lam", "init")
+_PATHS = ("data", "pairs", "tokenizer", "lam", "init", "priority_model")
 """Settings whose content is compared by hash, or is in the checkpoint."""
 _INTERVALS = ("log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_last")
 _EXECUTION = ("keep_best", "num_threads", "loader_threads", "compile", "parallelism")
@@ -49,6 +49,8 @@ class TrainingRun:
     """Tokenizer: train the decoder only, so that token ids stay the same."""
     pairs: str | Path | None = None
     """Upscaler: the episodes of `data` at the larger size."""
+    priority_model: Path | None = None
+    """Saved world model by whose uncertainty a share `recipe.prioritised` of the clips is drawn."""
 
     @property
     def cache(self) -> Path:
@@ -81,6 +83,7 @@ class TrainingRun:
             init=absolute(self.init),
             tokenizer=absolute(self.tokenizer),
             lam=absolute(self.lam),
+            priority_model=absolute(self.priority_model),
             pairs=None if self.pairs is None else str(absolute(self.pairs)),
         )
 
@@ -141,6 +144,15 @@ class TrainingRun:
             (
                 name != "upscaler" and self.pairs is not None,
                 f"training {name} takes no --high-res-data: leave it out",
+            ),
+            (
+                (self.recipe.prioritised > 0) != (self.priority_model is not None),
+                "--prioritised and --priority-model go together: the share of the clips to draw by "
+                "uncertainty, and the world model whose uncertainty it is",
+            ),
+            (
+                len(self.recipe.data_shares) not in (0, len(self.data)),
+                f"--data-shares: give one for each of the {len(self.data)} folders of --data",
             ),
         ]
         for wrong, message in problems:

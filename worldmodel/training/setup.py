@@ -23,6 +23,7 @@ from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.transformer import STTransformer
 from worldmodel.models.upscaler import Upscaler, upscaler_config
 from worldmodel.models.weights import check_lam, check_tokenizer
+from worldmodel.training.clip_weights import clip_uncertainty, weigh_clips
 from worldmodel.training.distributed import Worker, load_optimizer, wrap_model
 from worldmodel.training.ema import EMA
 from worldmodel.training.flops import cost_of
@@ -116,8 +117,28 @@ def open_data(
         clips, validation = _open_clips(run.data, run, part, parts)
         if run.trains_lam:
             clips.reveal_actions(run.recipe.label_fraction)
+        _weigh_clips(run, clips, device, part, parts)
         train = _encode_tokens(run, objective, clips, device, part, parts)
     return train, validation if len(validation) else None
+
+
+def _weigh_clips(
+    run: TrainingRun, clips: ClipDataset, device: torch.device, part: int, parts: int
+) -> None:
+    """Set the weights of the clips if the run asks for some. One process a machine scores them."""
+    shares, prioritised = run.recipe.data_shares, run.recipe.prioritised
+    if not shares and not prioritised:
+        return
+    uncertainty_N = None
+    if run.priority_model is not None:
+        if part:
+            _barrier(parts)
+        uncertainty_N = clip_uncertainty(
+            clips, run.data, run.cache, run.priority_model, str(device)
+        )
+        if not part:
+            _barrier(parts)
+    clips.weights_N = weigh_clips(clips, shares, prioritised, uncertainty_N)
 
 
 def _encode_tokens(
