@@ -164,6 +164,7 @@ class AutoExploreConfig(AlgorithmConfig):
             "max_seq_len": self.seq_len + 1,
             "precision": self.precision,
             "burn_in": self.burn_in,
+            "burst_exponent": self.burst_exponent,
         }
         return RLModuleSpec(module_class=AgentModule, model_config=model)
 

@@ -75,6 +75,10 @@ class ExploreConfig:
     """Probability of a uniformly random action from epoch `epsilon_epochs` on."""
     epsilon_epochs: int = 150
     """Epochs over which epsilon falls linearly."""
+    burst_exponent: float = 0.0
+    """Hold a random action for n steps, n ~ Zipf of this exponent, e.g. 2 (Dabney et al. 2021). A
+    share `epsilon` of the other steps begins such a burst, which leads farther than single random
+    actions do. 0: one step (the paper)."""
     temperature: float = 1.0
     """Temperature of the softmax from which actions are sampled."""
     random_starts: int = 30
@@ -115,6 +119,10 @@ class ExploreConfig:
             raise InputError(
                 f"burn_in {self.burn_in}: nothing is left to learn from in segments of "
                 f"{self.seq_len} steps"
+            )
+        if self.burst_exponent and not 1.05 <= self.burst_exponent < 100:
+            raise InputError(
+                f"burst_exponent {self.burst_exponent}: must be 0, or from 1.05 to below 100"
             )
         if not 0 <= self.archive_share <= 1:
             raise InputError(f"archive_share {self.archive_share}: must lie between 0 and 1")

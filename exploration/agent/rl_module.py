@@ -14,6 +14,8 @@ from exploration.agent.config import PolicyConfig, check_exploration
 from exploration.agent.policy import CnnLstm, behaviour_log_probabilities
 
 PRECISIONS = ("fp32", "bf16", "auto")
+LONGEST_BURST = 1_000
+"""Steps after which a burst ends at the latest."""
 
 
 def use_half(precision: str, device: torch.device) -> bool:
@@ -38,9 +40,10 @@ def action_names_of(space: Any, names: Sequence[str] | None = None) -> tuple[str
 class AgentModule(TorchRLModule, ValueFunctionAPI):
     """Recurrent policy and value function.
 
-    `model_config` holds `channels`, `lstm_dim` and maybe `actions` of `PolicyConfig`, `precision`
-    and `burn_in`.
-    Observations are uint8 BTHWC; the state is {"h": (B, D), "c": (B, D)}. Exploration samples
+    `model_config` holds `channels`, `lstm_dim` and maybe `actions` of `PolicyConfig`, `precision`,
+    `burn_in` and `burst_exponent`.
+    Observations are uint8 BTHWC; the state is {"h": (B, D), "c": (B, D)}, with bursts also
+    {"burst": (B, 2)}, the held action and the steps for which it is still held. Exploration samples
     actions from `behaviour_log_probabilities`, evaluation takes the most likely one.
     """
 
@@ -60,6 +63,7 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         self.network = CnnLstm(network)
         self.epsilon, self.temperature = 0.0, 1.0
         self.precision, self.burn_in = settings["precision"], settings["burn_in"]
+        self.burst_exponent = settings["burst_exponent"]
 
     def set_exploration(self, epsilon: float, temperature: float) -> None:
         """Set the epsilon and temperature of `forward_exploration`."""
@@ -69,7 +73,8 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
     def get_initial_state(self) -> dict[str, Tensor]:
         """Return the state at the start of an episode, without a batch dimension."""
         h_BD, c_BD = self.network.start_state(1)
-        return {"h": h_BD[0], "c": c_BD[0]}
+        state = {"h": h_BD[0], "c": c_BD[0]}
+        return state | {"burst": torch.zeros(2)} if self.burst_exponent else state
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         state = batch[Columns.STATE_IN]
@@ -79,7 +84,7 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         return {
             Columns.ACTION_DIST_INPUTS: logits_BTA,
             Columns.VF_PREDS: values_BT,
-            Columns.STATE_OUT: {"h": h_BD, "c": c_BD},
+            Columns.STATE_OUT: {**state, "h": h_BD, "c": c_BD},
         }
 
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -88,10 +93,37 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         # Every output is stored with its step, and the old values are not needed.
         del output[Columns.VF_PREDS]
         # Categorical(logits=log p) is p, so that RLlib's ACTION_LOGP is that of the mixture.
+        logits_BTA = output[Columns.ACTION_DIST_INPUTS]
         output[Columns.ACTION_DIST_INPUTS] = behaviour_log_probabilities(
-            output[Columns.ACTION_DIST_INPUTS], self.epsilon, self.temperature
+            logits_BTA, self.epsilon, self.temperature
         )
+        if self.burst_exponent:
+            self._act_in_bursts(output, logits_BTA)
         return output
+
+    def _act_in_bursts(self, output: dict[str, Any], logits_BTA: Tensor) -> None:
+        """Choose the actions of one step: a random one is held for n steps, n ~ Zipf.
+
+        At its first step an action has the log-probability of the mixture; while it is held, 0,
+        since nothing else can be played.
+        """
+        burst_B2 = output[Columns.STATE_OUT]["burst"]
+        held_B, left_B = burst_B2.long().unbind(-1)
+        count, shape = logits_BTA.shape[-1], held_B.shape
+        policy_BA = behaviour_log_probabilities(logits_BTA[:, 0], 0.0, self.temperature).exp()
+        weights_N = torch.arange(1.0, LONGEST_BURST + 1) ** -self.burst_exponent
+        length_B = 1 + torch.multinomial(weights_N, shape.numel(), replacement=True)
+        starts_B = (left_B == 0) & (torch.rand(shape) < self.epsilon)
+        action_B = torch.multinomial(policy_BA, 1)[:, 0]
+        action_B = torch.where(starts_B, torch.randint(count, shape), action_B)
+        action_B = torch.where(left_B > 0, held_B, action_B)
+        mixture_BA = output[Columns.ACTION_DIST_INPUTS][:, 0]
+        log_probability_B = mixture_BA.gather(1, action_B[:, None])[:, 0]
+        output[Columns.ACTION_LOGP] = log_probability_B.masked_fill(left_B > 0, 0.0)[:, None]
+        output[Columns.ACTIONS] = action_B[:, None]
+        left_B = torch.where(starts_B, length_B, left_B).sub(1).clamp_min(0)
+        state = torch.stack([action_B, left_B], -1).to(burst_B2.dtype)
+        output[Columns.STATE_OUT]["burst"] = state
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         # RLlib moves the module to its device after `setup`.

@@ -123,10 +123,12 @@ def test_learning_continues_exactly_from_a_state(ray_cluster):
         second.stop()
 
 
-def test_stored_log_probabilities_are_exact(ray_cluster):
-    """They are those of the network that acted, epsilon included."""
+@pytest.mark.parametrize("burst_exponent", [0.0, 1.5])
+def test_stored_log_probabilities_are_exact(burst_exponent, ray_cluster):
+    """They are those of the network that acted, epsilon included, and 0 for a held action."""
     sizes = {"steps_per_epoch": 30, "updates_per_epoch": 3, "batch_size": 4, "seq_len": 5}
-    algorithm = two_armed(1, seed=0, lr=0.05, epsilon=0.3, temperature=1.5, **sizes)
+    explore = {"epsilon": 0.3, "temperature": 1.5, "burst_exponent": burst_exponent}
+    algorithm = two_armed(1, seed=0, lr=0.05, **explore, **sizes)
     try:
         algorithm.train()
         algorithm.replay = ReplayBuffer(1_000)
@@ -136,15 +138,22 @@ def test_stored_log_probabilities_are_exact(ray_cluster):
         algorithm.stop()
     assert network.policy.weight.abs().max() > 0.01
     assert len(replay) == 60
+    bursts = 0
     for fragment in replay._fragments:
         state = [torch.from_numpy(x[:1].astype(np.float32)) for x in (fragment.h_TD, fragment.c_TD)]
         with torch.no_grad():
             logits, _, _ = network(torch.from_numpy(fragment.frames_THWC[None, :-1]), tuple(state))
         chosen = range(len(fragment)), fragment.actions_T
-        expected = behaviour_log_probabilities(logits[0], epsilon, 1.5)[chosen]
-        np.testing.assert_allclose(fragment.log_probabilities_T, expected.numpy(), atol=2e-3)
-        greedy = behaviour_log_probabilities(logits[0], 0.0, 1.5)[chosen]
-        assert not np.allclose(fragment.log_probabilities_T, greedy.numpy(), atol=2e-3)
+        expected = behaviour_log_probabilities(logits[0], epsilon, 1.5)[chosen].numpy()
+        held = fragment.log_probabilities_T == 0
+        bursts += held.sum()
+        repeats = np.append(False, fragment.actions_T[1:] == fragment.actions_T[:-1])
+        assert repeats[1:][held[1:]].all()
+        free = ~held
+        np.testing.assert_allclose(fragment.log_probabilities_T[free], expected[free], atol=2e-3)
+        greedy = behaviour_log_probabilities(logits[0], 0.0, 1.5)[chosen].numpy()
+        assert not np.allclose(fragment.log_probabilities_T[free], greedy[free], atol=2e-3)
+    assert (bursts > 0) == (burst_exponent > 0)
 
 
 GAMES = ["Airstriker-Genesis", "Kangaroo-Atari2600"]
@@ -225,6 +234,7 @@ def test_bad_input_of_a_run_is_one_line(change, message, tmp_path):
         ("cpu", {"burn_in": 20, "seq_len": 20}, "nothing is left to learn from"),
         ("cpu", {"min_replay_ratio": 0.0}, "min_replay_ratio"),
         ("cpu", {"random_starts": -1}, "random_starts"),
+        ("cpu", {"burst_exponent": 1.0}, "burst_exponent"),
     ],
 )
 def test_bad_settings_are_one_line(preset, change, message):

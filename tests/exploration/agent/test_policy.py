@@ -1,6 +1,7 @@
 """The agent's network, its behaviour policy, and its folder on disk."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ MODEL_CONFIG = {
     "lstm_dim": SMALL.lstm_dim,
     "precision": "fp32",
     "burn_in": 0,
+    "burst_exponent": 0.0,
 }
 
 
@@ -125,6 +127,38 @@ def test_module_explores_by_the_mixture_and_evaluates_without():
     for epsilon, temperature in ((1.1, 1.0), (-0.1, 1.0), (0.1, -1.0), (0.1, float("inf"))):
         with pytest.raises(InputError):
             module.set_exploration(epsilon, temperature)
+
+
+def test_bursts_hold_random_actions_for_zipf_steps():
+    observation, action = spaces()
+    module = AgentModule(
+        observation_space=observation,
+        action_space=action,
+        model_config=MODEL_CONFIG | {"burst_exponent": 2.0},
+    )
+    module.set_exploration(1.0, 1.0)
+    torch.manual_seed(0)
+    envs, steps = 64, 40
+    start = module.get_initial_state()
+    state = {name: value[None].repeat(envs, 1) for name, value in start.items()}
+    actions, log_probabilities = [], []
+    for _ in range(steps):
+        batch = {Columns.OBS: frames(envs, 1), Columns.STATE_IN: state}
+        output = module.forward_exploration(batch)
+        state = output[Columns.STATE_OUT]
+        actions.append(output[Columns.ACTIONS])
+        log_probabilities.append(output[Columns.ACTION_LOGP])
+    actions_BT, held_BT = torch.cat(actions, 1), torch.cat(log_probabilities, 1) == 0
+    assert not held_BT[:, 0].any()
+    assert (actions_BT[:, 1:] == actions_BT[:, :-1])[held_BT[:, 1:]].all()
+    drawn = torch.cat(log_probabilities, 1)[~held_BT].double()
+    torch.testing.assert_close(drawn, torch.full_like(drawn, math.log(1 / 5)))
+    # Of the bursts that begin, 1 / zeta(2) = 61 % have one step: the next is drawn again.
+    single = 1 - held_BT[:, 1:][~held_BT[:, :-1]].float().mean()
+    assert abs(single - 0.61) < 0.06
+    assert set(actions_BT.flatten().tolist()) == set(range(5))
+    evaluated = module.forward_inference(batch)[Columns.STATE_OUT]
+    assert set(evaluated) == {"h", "c", "burst"}, "the keys of the initial state"
 
 
 def test_saved_agent_plays_the_same(tmp_path):
