@@ -174,20 +174,38 @@ def collect_as_much(context: StageContext) -> dict[str, Any]:
     c: PipelineConfig = context.config
     wanted = frames_by_game(context.path(f"collect-{c.explorers[0]}"))
     for game in c.games:
-        episodes = 0
-        while (frames := frames_by_game(context.out)[game]) < wanted[game]:
-            mean = frames / episodes if episodes else c.explored_steps + 1
-            episodes += max(1, round((wanted[game] - frames) / mean))
-            collect(
-                [game],
-                str(context.out),
-                episodes=episodes,
-                steps=c.explored_steps,
-                policy="random",
-                workers=c.workers,
-                seed=part_seed(c, "more-random"),
-            )
+        seed = part_seed(c, "more-random")
+        collect_frames(game, context.out, wanted[game], c.explored_steps, "random", seed, c.workers)
     return {"frames": frames_by_game(context.out).total(), "wanted": wanted.total()}
+
+
+def collect_frames(
+    game: str,
+    out: Path,
+    frames: int,
+    steps: int,
+    policy: str | PolicySpec,
+    seed: int,
+    workers: int = 2,
+) -> int:
+    """Collect episodes of at most `steps` steps until a game has `frames` frames in `out`.
+
+    Returns the number of frames, up to one episode more, since episodes are whole.
+    """
+    episodes = 0
+    while (found := frames_by_game(out)[game]) < frames:
+        mean = found / episodes if episodes else steps + 1
+        episodes += max(1, round((frames - found) / mean))
+        collect(
+            [game],
+            str(out),
+            episodes=episodes,
+            steps=steps,
+            policy=policy,
+            workers=workers,
+            seed=seed,
+        )
+    return found
 
 
 def frames_by_game(folder: Path) -> Counter[str]:

@@ -1,6 +1,6 @@
 """Map of where the players of a game went, and film of what an explorer found."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,8 @@ def draw_places(data: Path, game: str, explorers: Sequence[str]) -> list[Picture
         "Where each player went: screens by their ranks along the two directions in which they "
         f"differ most. A cell has the colour of the first of these that saw it: {legend}."
     )
-    pictures = [embed_picture(png(place_map(frames)), caption)]
+    colours = [COLOURS[player] for player in frames]
+    pictures = [embed_picture(png(place_map(list(frames.values()), colours)), caption)]
     known_NHWC = np.concatenate(
         [frames[name][:: max(1, len(frames[name]) // FILM_KNOWN)] for name in ("base", "random")]
     )
@@ -68,12 +69,12 @@ def read_frames(folder: Path, game: str, limit: int = MAP_FRAMES) -> Frames:
     return np.concatenate(episodes)[::every]
 
 
-def place_map(frames_by_player: Mapping[str, Frames]) -> NDArray[np.uint8]:
+def place_map(frames_by_player: Sequence[Frames], colours: Sequence[str]) -> NDArray[np.uint8]:
     """Draw the screens of several players on the two principal axes of all of them.
 
-    A cell has the colour of the first player in the mapping that was there. Returns RGB (H, W, 3).
+    A cell has the colour, #rrggbb, of the first player that was there. Returns RGB (H, W, 3).
     """
-    small = [shrink_frames(frames_NHWC) for frames_NHWC in frames_by_player.values()]
+    small = [shrink_frames(frames_NHWC) for frames_NHWC in frames_by_player]
     every = np.concatenate(small)
     centred = every - every.mean(0)
     _, directions = np.linalg.eigh(centred.T @ centred)
@@ -83,9 +84,9 @@ def place_map(frames_by_player: Mapping[str, Frames]) -> NDArray[np.uint8]:
     picture = np.full((MAP_CELLS, MAP_CELLS, 3), BACKGROUND, np.uint8)
     # Later players first, so that the first one is on top.
     ends = np.cumsum([len(part) for part in small])
-    for player, end, part in reversed(list(zip(frames_by_player, ends, small, strict=True))):
+    for colour, end, part in reversed(list(zip(colours, ends, small, strict=True))):
         column, row = cells_N2[end - len(part) : end].round().astype(np.int64).T
-        picture[row, column] = ImageColor.getrgb(COLOURS[player])
+        picture[row, column] = ImageColor.getrgb(colour)
     return enlarged(picture, MAP_SCALE)
 
 

@@ -101,12 +101,16 @@ class ExplorationArgs(RayArgs):
     """Explorers. An unknown name lists all."""
     data: tuple[str, ...] = ("new", "half")
     """Data of the fine-tuning: new, the explorer's alone; half, the base data besides."""
+    factorial: tuple[str, ...] = ()
+    """Arms of which the decoder and the dynamics model are measured apart too, each with the other
+    one of the random arm."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Random seeds, each for a base model and all arms on it."""
     preset: Preset = "cpu"
     """Size of the models and of the explorer."""
     steps: int = 6_400
-    """Emulator steps of each arm. Those in which an agent was trained come on top."""
+    """Emulator steps of each arm, up to one episode more. Those in which an agent was trained come
+    on top."""
     base_steps: int = 6_400
     """Emulator steps of random play that the base model is trained on."""
     base_tokenizer_iterations: int | None = None

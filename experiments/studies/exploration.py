@@ -17,18 +17,46 @@ from numpy.typing import NDArray
 
 from envs.utils.atomic_io import write_atomic, write_json_atomic
 from envs.utils.errors import InputError
+from envs.utils.images import png
 from envs.utils.progress import console, progress
 from envs.utils.ray_session import ray_session
+from experiments.pipeline.config import pipeline_preset
 from experiments.reports.page import Table
+from experiments.reports.places import place_map, read_frames
 from experiments.studies.arguments import ExplorationArgs
-from experiments.studies.exploration_runs import ARMS, DATA, FAR, TESTS, StudyCell, run_study_cell
+from experiments.studies.exploration_runs import (
+    ARMS,
+    CONTROL_TESTS,
+    DATA,
+    FAR,
+    TESTS,
+    StudyCell,
+    run_study_cell,
+)
 from exploration.train import game_name
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.statistics import estimate, paired_estimate
 
 METRICS = ("psnr", "moving_psnr", "ssim", "delta_psnr", "reconstruction")
-CONTROL_TESTS = ("far", "deep")
-"""Tests of which the table shows delta-PSNR."""
+MAP_COLOURS = {
+    "blue": "#0067a5",
+    "orange": "#d5780b",
+    "yellow": "#e8d44d",
+    "green": "#00a878",
+    "violet": "#8f5fd0",
+    "red": "#d62839",
+    "cyan": "#2ec4e6",
+    "pink": "#ff8fc7",
+    "brown": "#8d6e4b",
+    "grey": "#9a9a9a",
+    "olive": "#7d8a1e",
+    "white": "#ffffff",
+}
+"""Colours of base data and arms on a map, by their names."""
+MAP_CAPTION = (
+    "Where base data and arms of the first seed went: screens by their ranks along the two "
+    "directions in which they differ most. A cell has the colour of the first of these that saw it:"
+)
 UNSEEN_TEST = "unseen"
 """Windows of all test sets whose given frame is far from every frame of the base data."""
 
@@ -63,9 +91,12 @@ def plan_cells(args: ExplorationArgs) -> list[StudyCell]:
         raise InputError(f"--arms: {ARMS[0]} is the baseline of every difference: add it")
     if "agent-archive" in args.arms and "archive-entropy" not in args.arms:
         raise InputError("--arms: agent-archive begins in the archive of archive-entropy: add it")
+    if unknown := [arm for arm in args.factorial if arm not in args.arms or arm == ARMS[0]]:
+        raise InputError(f"--factorial {' '.join(unknown)}: choose from the other --arms")
+    preset = pipeline_preset(args.preset)
     training: dict[str, dict[str, Any]] = {
-        "decoder_finetune": {"iterations": args.decoder_iterations},
-        "dynamics_finetune": {"iterations": args.dynamics_iterations},
+        "decoder_finetune": preset.decoder_finetune | {"iterations": args.decoder_iterations},
+        "dynamics_finetune": preset.dynamics_finetune | {"iterations": args.dynamics_iterations},
     }
     for name in ("tokenizer", "dynamics"):
         if (iterations := getattr(args, f"base_{name}_iterations")) is not None:
@@ -78,6 +109,7 @@ def plan_cells(args: ExplorationArgs) -> list[StudyCell]:
             preset=args.preset,
             arms=tuple(arm for arm in ARMS if arm in args.arms),
             data=args.data,
+            factorial=args.factorial,
             steps=args.steps,
             base_steps=args.base_steps,
             test_episodes=args.test_episodes,
@@ -96,8 +128,20 @@ def write_study(out: Path, cells: Sequence[StudyCell]) -> None:
     finished = [cell for cell in cells if (cell.root / "cell.json").exists()]
     rows = list(study_rows(finished))
     arms = [json.loads((cell.root / "cell.json").read_text()) for cell in finished]
+    maps = {}
+    for cell in finished:
+        if cell.game not in maps:
+            maps[cell.game] = f"map-{cell.game}.png"
+            write_atomic(out / maps[cell.game], draw_map(cell))
     write_json_atomic(out / "exploration.json", {"rows": rows, "cells": arms})
-    write_atomic(out / "exploration.md", study_markdown(rows, arms).encode())
+    write_atomic(out / "exploration.md", study_markdown(rows, arms, maps).encode())
+
+
+def draw_map(cell: StudyCell) -> bytes:
+    """Return the map of where base data and arms of a cell went, as PNG."""
+    players = ("base", *cell.arms)
+    frames = [read_frames(cell.root / "data" / player, cell.game) for player in players]
+    return png(place_map(frames, list(MAP_COLOURS.values())[: len(players)]))
 
 
 def study_rows(cells: Sequence[StudyCell]) -> Iterator[dict[str, Any]]:
@@ -108,8 +152,7 @@ def study_rows(cells: Sequence[StudyCell]) -> Iterator[dict[str, Any]]:
     """
     for game in dict.fromkeys(cell.game for cell in cells):
         own = [cell for cell in cells if cell.game == game]
-        arms = [("base", "")] + [(arm, data) for arm in own[0].arms for data in own[0].data]
-        for arm, data in arms:
+        for arm, data in [("base", ""), *own[0].finetuned]:
             for test in (*TESTS, UNSEEN_TEST):
                 model = f"{arm}-{data}" if data else arm
                 baseline = f"{ARMS[0]}-{data or own[0].data[0]}"
@@ -122,6 +165,8 @@ def study_rows(cells: Sequence[StudyCell]) -> Iterator[dict[str, Any]]:
                     row |= {
                         metric: compare_to_baseline(scores, others, metric) for metric in METRICS
                     }
+                    if "fid" in scores[0]:
+                        row["fid"] = compare_distances(scores, others)
                 yield row
 
 
@@ -129,11 +174,12 @@ def load_scores(cell: StudyCell, model: str, test: str) -> dict[str, NDArray[Any
     """Return the scores of the windows of a test, or of those far from the base data in all."""
     names = TESTS if test == UNSEEN_TEST else (test,)
     parts = [dict(np.load(cell.root / "scores" / model / f"{name}.npz")) for name in names]
-    scores = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    if test == UNSEEN_TEST:
-        far = scores["distance"] > FAR
-        scores = {key: values[far] for key, values in scores.items()}
-    return scores
+    if test != UNSEEN_TEST:
+        return parts[0]
+    by_window = [key for key in parts[0] if key != "fid"]
+    scores = {key: np.concatenate([part[key] for part in parts]) for key in by_window}
+    far = scores["distance"] > FAR
+    return {key: values[far] for key, values in scores.items()}
 
 
 def compare_to_baseline(
@@ -155,8 +201,31 @@ def compare_to_baseline(
     }
 
 
-def study_markdown(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]]) -> str:
-    """Return the tables as Markdown: differences to the random arm, means, where the arms went."""
+def compare_distances(
+    values: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the mean Frechet distance over seeds and its difference to the baseline.
+
+    A set of windows has one distance, so that a single seed has no interval.
+    """
+    mine, others = (
+        torch.tensor([float(each["fid"]) for each in side]) for side in (values, baseline)
+    )
+    result = estimate(mine - others)
+    interval = [result.mean, result.low, result.high]
+    return {
+        "mean": float(mine.mean()),
+        "difference": [None if math.isnan(value) else value for value in interval],
+    }
+
+
+def study_markdown(
+    rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]], maps: Mapping[str, str]
+) -> str:
+    """Return the tables as Markdown: differences to the random arm, means, where the arms went.
+
+    `maps` has the file name of the map of each game.
+    """
     parts = []
     for game in dict.fromkeys(row["game"] for row in rows):
         own = [row for row in rows if row["game"] == game]
@@ -164,8 +233,11 @@ def study_markdown(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any
             if chosen := [row for row in own if row["data"] == data]:
                 parts.append(f"### {game}, {title}\n\n{differences_table(chosen).markdown()}")
         parts.append(f"### {game}, mean PSNR in dB\n\n{means_table(own).markdown()}")
-        table = reach_table([cell for cell in cells if cell["game"] == game])
-        parts.append(f"### {game}, where the arms went\n\n{table.markdown()}")
+        mine = [cell for cell in cells if cell["game"] == game]
+        parts.append(f"### {game}, where the arms went\n\n{reach_table(mine).markdown()}")
+        players = zip(("base", *mine[0]["arms"]), MAP_COLOURS, strict=False)
+        legend = ", ".join(f"{player} {colour}" for player, colour in players)
+        parts.append(f"![Map of {game}]({maps[game]})\n\n{MAP_CAPTION} {legend}.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -176,8 +248,9 @@ def differences_table(rows: Sequence[dict[str, Any]]) -> Table:
         tests = {row["test"]: row for row in rows if row["arm"] == arm}
         psnr = [_interval(tests[test], "psnr") for test in (*TESTS, UNSEEN_TEST)]
         delta = [_interval(tests[test], "delta_psnr") for test in CONTROL_TESTS]
-        lines.append([arm, *psnr, *delta])
-    heads = [f"delta-PSNR, {test}" for test in CONTROL_TESTS]
+        distances = [_interval(tests[test], "fid") for test in CONTROL_TESTS]
+        lines.append([arm, *psnr, *delta, *distances])
+    heads = [f"{name}, {test}" for name in ("delta-PSNR", "FID") for test in CONTROL_TESTS]
     return Table(["PSNR, dB", *TESTS, UNSEEN_TEST, *heads], lines)
 
 
@@ -191,19 +264,39 @@ def means_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def reach_table(cells: Sequence[dict[str, Any]]) -> Table:
-    """Return how far from the base data each arm went, and the test frames that its data hold."""
+    """Return what each arm did and how far from the base data it went, as means over seeds.
+
+    leak: largest share of a test's frames that its data hold; information: of action and history.
+    """
     lines = []
     for arm in cells[0]["arms"]:
         own = [cell["arms"][arm] for cell in cells]
-        lines.append(
-            [
-                arm,
-                f"{np.mean([each['distance'] for each in own]):.2f}",
-                f"{np.mean([each['unseen'] for each in own]):.0%}",
-                f"{np.mean([max(each['leak'].values()) for each in own]):.1%}",
-            ]
-        )
-    return Table(["arm", "distance from base data", "unseen frames", "largest leak"], lines)
+        actions = {
+            name: np.mean([each["actions"][name] for each in own]) for name in own[0]["actions"]
+        }
+        favourite = max(actions, key=actions.__getitem__)
+        line = [
+            arm,
+            f"{np.mean([each['frames'] for each in own]):,.0f}",
+            f"{np.mean([each['distance'] for each in own]):.2f}",
+            f"{np.mean([each['unseen'] for each in own]):.0%}",
+            f"{np.mean([max(each['leak'].values()) for each in own]):.1%}",
+            f"{favourite} {actions[favourite]:.0%}",
+        ]
+        known = [each["mutual_information"] for each in own if "mutual_information" in each]
+        lines.append([*line, f"{np.mean(known):.4f} nats" if known else "-"])
+    return Table(
+        [
+            "arm",
+            "frames",
+            "distance from base data",
+            "unseen frames",
+            "largest leak",
+            "commonest action",
+            "information",
+        ],
+        lines,
+    )
 
 
 def _interval(row: dict[str, Any], metric: str) -> str:

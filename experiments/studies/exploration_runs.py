@@ -22,11 +22,12 @@ from envs.collect.collector import collect
 from envs.collect.policies import PolicySpec, builtin_policy
 from envs.episodes.dataset import EpisodeReader
 from envs.episodes.frame_distance import UNSEEN, distances_by_game
+from envs.utils.run_dir import read_metrics
 from experiments.arguments import default_threads
 from experiments.pipeline.config import PipelineConfig
-from experiments.pipeline.data_stages import deep_test_stage
+from experiments.pipeline.data_stages import collect_frames, deep_test_stage
 from experiments.pipeline.runner import Context, Stage, StageContext, run_stages
-from experiments.pipeline.stages import finetune_stages, join_stage, train_stage
+from experiments.pipeline.stages import DEEP_SHARE, finetune_stages, join_stage, train_stage
 from exploration.agent.policy import policy_spec
 from exploration.archive import ArchiveConfig, play_from_archive
 from exploration.config import explore_preset
@@ -38,11 +39,12 @@ from worldmodel.evaluation.evaluate import (
     plan_batches,
     windows_by_game,
 )
-from worldmodel.evaluation.far_windows import last_given_frames
+from worldmodel.evaluation.far_windows import FarWindows, last_given_frames
 from worldmodel.evaluation.window_metrics import Settings, concat_scores
 
 ARMS = (
     "random",
+    "random-longer",
     "sticky",
     "zipf",
     "dirichlet",
@@ -53,7 +55,9 @@ ARMS = (
     "archive-count",
     "agent-archive",
 )
-"""Explorers of the study; the first is the baseline of every difference."""
+"""Explorers of the study; the first is the baseline of every difference.
+
+random-longer plays as many steps as the agent in its training and its play together."""
 UNTRAINED = {
     "random": "random",
     "sticky": "sticky:0.9",
@@ -67,13 +71,20 @@ ARCHIVES = {
 }
 TESTS = ("near", "far", "left", "right", "deep")
 """near: random play; far: another seed of the random policy family; left, right: that button with
-15 % random ones; deep: Go-Explore on the game's own score, as in the pipeline's test set."""
+15 % random ones; deep: Go-Explore on the game's own score, of which the share of windows that is
+least like the base data is scored, as in the pipeline's test set."""
+CONTROL_TESTS = ("far", "deep")
+"""Tests of which the tables show delta-PSNR, and whose Frechet distance is measured."""
 FAR = 3.0
 """Distance in grey levels from the base data at which a window counts as unlike all of it."""
 EPISODE_STEPS = 400
 """Length of the episodes that begin at the start of a game; those from an archive have 100."""
 DATA = ("new", "half")
 """Data of a fine-tuning: the arm's alone, or the base data besides."""
+AGENTS = {"agent": "explore", "agent-archive": "explore-archive"}
+"""Arms that are played by a trained agent, and the stage that trains it."""
+HALVES = ("decoder", "dynamics")
+"""Parts of a world model that fine-tuning changes."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,9 @@ class StudyCell:
     preset: Literal["debug", "cpu", "paper"]
     arms: tuple[str, ...]
     data: tuple[str, ...]
+    factorial: tuple[str, ...]
+    """Arms of which decoder and dynamics model are scored apart, each with the other part of the
+    random arm."""
     steps: int
     """Emulator steps of each arm."""
     base_steps: int
@@ -101,6 +115,12 @@ class StudyCell:
     def root(self) -> Path:
         """Folder of the cell."""
         return self.out / self.game / f"seed-{self.seed}"
+
+    @property
+    def finetuned(self) -> list[tuple[str, str]]:
+        """Rows of the study below that of the base model: arm, or arm and part, and its data."""
+        names = [*self.arms, *(f"{arm}-{half}" for arm in self.factorial for half in HALVES)]
+        return [(name, data) for name in names for data in self.data]
 
     def part_seed(self, part: str) -> int:
         """Return the seed of a part, so that no two parts play the same episodes."""
@@ -137,13 +157,21 @@ def stages_of(cell: StudyCell, c: PipelineConfig) -> list[Stage]:
         train_stage(c, "dynamics", "train the dynamics model", ("data-base",)),
         join_stage("base", "tokenizer", "dynamics"),
     ]
-    models = ["base"]
+    if AGENTS.keys() & {*cell.arms} or "random-longer" in cell.arms:
+        stages.append(agent_stage(cell, "explore", None))
     for arm in cell.arms:
         stages += arm_stages(cell, arm)
         for data in cell.data:
             inputs = (f"data-{arm}",) if data == "new" else ("data-base", f"data-{arm}")
             stages += finetune_stages(c, f"{arm}-{data}", inputs)
-            models.append(f"{arm}-{data}")
+    for arm in cell.factorial:
+        for data in cell.data:
+            mine, other = f"{arm}-{data}", f"{ARMS[0]}-{data}"
+            stages += [
+                join_stage(f"{arm}-decoder-{data}", f"decoder-{mine}", f"dynamics-{other}"),
+                join_stage(f"{arm}-dynamics-{data}", f"decoder-{other}", f"dynamics-{mine}"),
+            ]
+    models = ["base", *(f"{name}-{data}" for name, data in cell.finetuned)]
     stages += [test_stage(cell, c, test) for test in TESTS]
     tests = [f"data-{test}" for test in TESTS]
     stages += [score_stage(cell, model) for model in models]
@@ -151,7 +179,12 @@ def stages_of(cell: StudyCell, c: PipelineConfig) -> list[Stage]:
         "cell",
         "summarise the cell",
         partial(summarise, cell),
-        (*(f"score-{model}" for model in models), *tests, *(f"data-{arm}" for arm in cell.arms)),
+        (
+            *(f"score-{model}" for model in models),
+            *tests,
+            *(f"data-{arm}" for arm in cell.arms),
+            *(AGENTS[arm] for arm in cell.arms if arm in AGENTS),
+        ),
         "cell.json",
         [cell.game, cell.seed],
     )
@@ -159,24 +192,26 @@ def stages_of(cell: StudyCell, c: PipelineConfig) -> list[Stage]:
 
 
 def policy_stage(
-    cell: StudyCell, part: str, policy: str | Callable[[StageContext], PolicySpec], steps: int
+    cell: StudyCell,
+    part: str,
+    policy: str | Callable[[StageContext], PolicySpec],
+    frames: int,
+    agent: str | None = None,
 ) -> Stage:
-    """Return the stage that plays about `steps` steps with a policy from the start of the game."""
+    """Return the stage that plays with a policy from the start of the game.
+
+    It plays `frames` frames, and as many more as the `agent` of a stage has played in its training.
+    """
 
     def run(context: StageContext) -> dict[str, Any]:
         spec = builtin_policy(policy) if isinstance(policy, str) else policy(context)
-        summary = collect(
-            [cell.game],
-            context.out,
-            episodes=max(1, steps // EPISODE_STEPS),
-            steps=EPISODE_STEPS,
-            policy=spec,
-            seed=cell.part_seed(part),
-        )
-        return {"frames": summary.frames, "policy": spec.name}
+        wanted = frames + (training_steps(context.path(agent)) if agent else 0)
+        seed = cell.part_seed(part)
+        played = collect_frames(cell.game, context.out, wanted, EPISODE_STEPS, spec, seed)
+        return {"frames": played, "policy": spec.name}
 
-    inputs = () if isinstance(policy, str) else ("model-base",)
-    settings = [cell.game, cell.seed, steps, policy if isinstance(policy, str) else part]
+    inputs = (agent,) if agent else () if isinstance(policy, str) else ("data-base",)
+    settings = [cell.game, cell.seed, frames, policy if isinstance(policy, str) else part]
     return Stage(f"data-{part}", f"play with {part}", run, inputs, f"data/{part}", settings)
 
 
@@ -184,16 +219,24 @@ def arm_stages(cell: StudyCell, arm: str) -> list[Stage]:
     """Return the stages that collect the data of an arm."""
     if arm in UNTRAINED:
         return [policy_stage(cell, arm, UNTRAINED[arm], cell.steps)]
+    if arm == "random-longer":
+        return [policy_stage(cell, arm, "random", cell.steps, AGENTS["agent"])]
     if arm == "hold":
         return [policy_stage(cell, arm, partial(best_button, cell), cell.steps)]
     if arm in ARCHIVES:
         return [arm_from_archive(cell, arm, ARCHIVES[arm])]
+    stage = AGENTS[arm]
     if arm == "agent":
-        play = policy_stage(cell, arm, partial(agent_policy, "explore"), cell.steps)
-        return [agent_stage(cell, "explore", None), replace(play, inputs=("explore",))]
+        play = policy_stage(cell, arm, partial(agent_policy, stage), cell.steps)
+        return [replace(play, inputs=(stage,))]
     archive = "archive-entropy"
-    explorer = agent_stage(cell, "explore-archive", f"data-{archive}")
-    return [explorer, arm_from_archive(cell, arm, ARCHIVES[archive], "explore-archive")]
+    explorer = agent_stage(cell, stage, f"data-{archive}")
+    return [explorer, arm_from_archive(cell, arm, ARCHIVES[archive], stage)]
+
+
+def training_steps(agent: Path) -> int:
+    """Return the emulator steps that the training of an agent took, without its evaluations."""
+    return int(read_metrics(agent)[-1]["explore/env_steps"])
 
 
 def agent_policy(stage: str, context: StageContext) -> PolicySpec:
@@ -278,35 +321,45 @@ def score_stage(cell: StudyCell, model: str) -> Stage:
 
     def run(context: StageContext) -> dict[str, Any]:
         world = GenieReduxG.load(context.path(f"model-{model}"))
-        base = distances_by_game([context.path("data-base")])[cell.game]
         context.out.mkdir(parents=True, exist_ok=True)
         for test in TESTS:
-            scores = score_windows(cell, world, base, context.path(f"data-{test}"), context.root)
-            np.savez(context.out / f"{test}.npz", **scores)
+            np.savez(context.out / f"{test}.npz", **score_windows(cell, world, test, context))
         return {}
 
     inputs = (f"model-{model}", "data-base", *(f"data-{test}" for test in TESTS))
-    settings = [cell.limit]
+    settings = [cell.limit, DEEP_SHARE]
     return Stage(f"score-{model}", f"score {model}", run, inputs, f"scores/{model}", settings)
 
 
 def score_windows(
-    cell: StudyCell, world: GenieReduxG, base: Any, data: Path, root: Path
+    cell: StudyCell, world: GenieReduxG, test: str, context: StageContext
 ) -> dict[str, Any]:
-    """Return the scores of each window of a test set, and the distance of its given frame."""
+    """Return the scores of each window of a test set, and the distance of its given frame.
+
+    Of a test of control it has the Frechet distance of all windows besides, if there is a network.
+    """
     settings = Settings(mode="autoregressive", steps=1, seed=cell.seed)
-    source = ClipSource([str(data)], str(root / "cache"), None)
+    source = ClipSource([str(context.path(f"data-{test}"))], str(context.root / "cache"), None)
     clips = source.open(settings)
-    batches = plan_batches(windows_by_game(clips), settings, cell.limit)
-    worker = EvalWorker(world, settings, source, None, False)
+    windows, base = windows_by_game(clips), context.path("data-base")
+    if test == "deep":
+        windows, _ = FarWindows((str(base),), DEEP_SHARE).choose(clips, windows, settings.context)
+    batches = plan_batches(windows, settings, cell.limit)
+    worker = EvalWorker(world, settings, source, None, distance=test in CONTROL_TESTS)
     scores = concat_scores(list(worker.score(batches, clips)))
     window_ids = np.concatenate([batch.window_ids for batch in batches]).tolist()
-    distance_B = base(last_given_frames(clips, window_ids, settings.context))
-    return scores.by_window() | {"distance": distance_B}
+    given_NHWC = last_given_frames(clips, window_ids, settings.context)
+    result = scores.by_window() | {"distance": distances_by_game([base])[cell.game](given_NHWC)}
+    if scores.fits:
+        result["fid"] = scores.fits["prediction"].distance(scores.fits["real"])
+    return result
 
 
 def summarise(cell: StudyCell, context: StageContext) -> dict[str, Any]:
-    """Write `cell.json`: where each arm went, and what test frames its data holds bit for bit."""
+    """Write `cell.json`: what each arm did, where it went, and the test frames in its data.
+
+    `leak` is the share of a test's different frames that the arm's data hold bit for bit.
+    """
     base = distances_by_game([context.path("data-base")])[cell.game]
     tests = {test: frame_hashes(context.path(f"data-{test}")) for test in TESTS}
     arms = {}
@@ -318,10 +371,25 @@ def summarise(cell: StudyCell, context: StageContext) -> dict[str, Any]:
             "distance": float(distances.mean()),
             "unseen": float((distances > UNSEEN).mean()),
             "leak": {test: len(frames & seen) / len(seen) for test, seen in tests.items()},
+            "actions": action_shares(folder, cell.game),
         }
+        if arm in AGENTS:
+            agent = context.path(AGENTS[arm])
+            last = read_metrics(agent)[-1]
+            arms[arm] |= {
+                "mutual_information": last[f"explore/mutual_information/{cell.game}"],
+                "training_steps": training_steps(agent),
+            }
     record = {"game": cell.game, "seed": cell.seed, "arms": arms}
     context.out.write_text(json.dumps(record, indent=2) + "\n")
     return {}
+
+
+def action_shares(folder: Path, game: str) -> dict[str, float]:
+    """Return the share of each action in the steps of a data set."""
+    reader = EpisodeReader(folder)
+    actions = np.concatenate([reader[index].actions for index in range(len(reader))])
+    return {name: float((actions == a).mean()) for a, name in enumerate(action_names([game]))}
 
 
 def frame_hashes(folder: Path) -> set[int]:

@@ -20,13 +20,14 @@ def still(level: int, count: int = 4) -> np.ndarray:
 
 def test_a_map_shows_who_was_first_in_each_place() -> None:
     both, explored = still(40), still(200)
-    picture = place_map({"base": both, "archive": np.concatenate([both, explored])})
+    names = [COLOURS["base"], COLOURS["archive"]]
+    picture = place_map([both, np.concatenate([both, explored])], names)
     colours, counts = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
     drawn = {tuple(c): n for c, n in zip(colours.tolist(), counts.tolist(), strict=True)}
-    blue, green = (ImageColor.getrgb(COLOURS[name]) for name in ("base", "archive"))
+    blue, green = (ImageColor.getrgb(name) for name in names)
     assert drawn[blue] > 0
     assert drawn[green] > 0
-    alone = place_map({"base": both, "archive": both})
+    alone = place_map([both, both], names)
     assert not (alone == green).all(-1).any(), "the archive was nowhere first"
 
 

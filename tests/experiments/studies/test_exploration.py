@@ -6,14 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image, ImageColor
+from torch import nn
 
+from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
 from experiments.studies.exploration import (
+    MAP_COLOURS,
+    compare_distances,
     compare_to_baseline,
     differences_table,
     means_table,
 )
 from experiments.studies.exploration_runs import TESTS
+from worldmodel import GenieReduxG
+from worldmodel.evaluation.feature_networks import network_name
+
+
+def equal_weights(one: nn.Module, other: nn.Module) -> bool:
+    weights = other.state_dict()
+    return all(torch.equal(value, weights[name]) for name, value in one.state_dict().items())
 
 
 @pytest.mark.slow
@@ -22,19 +35,37 @@ def test_a_small_study_runs_to_its_tables_and_is_not_repeated(
 ) -> None:
     out = tmp_path / "study"
     argv = ["study", "exploration", "Corridor", "--preset", "debug", "--out", str(out)]
-    argv += ["--arms", "random", "archive-count", "--seeds", "0", "--data", "half"]
+    argv += ["--arms", "random", "random-longer", "archive-count", "--seeds", "0", "--data", "half"]
+    argv += ["--factorial", "archive-count"]
     argv += ["--steps", "800", "--base-steps", "800", "--test-episodes", "1", "--limit", "2"]
     argv += ["--decoder-iterations", "2", "--dynamics-iterations", "2"]
     assert execute(argv) == 0
     found = json.loads((out / "exploration.json").read_text())
     rows = {(row["arm"], row["test"]): row for row in found["rows"]}
-    assert {arm for arm, _ in rows} == {"base", "random", "archive-count"}
+    halves = {"archive-count-decoder", "archive-count-dynamics"}
+    assert {arm for arm, _ in rows} == {"base", "random", "random-longer", "archive-count", *halves}
     assert {test for _, test in rows} == {*TESTS, "unseen"}
     assert rows["archive-count", "deep"]["windows"] == 2
     assert rows["random", "near"]["psnr"]["difference"][0] == 0
     assert rows["base", "near"]["psnr"]["mean"] > 0
     (cell,) = found["cells"]
     assert cell["arms"]["random"]["frames"] == 802
+    trained = read_metrics(out / "Corridor/seed-0/explore")[-1]["explore/env_steps"]
+    assert cell["arms"]["random-longer"]["frames"] >= 800 + trained
+    assert sum(cell["arms"]["random"]["actions"].values()) == pytest.approx(1)
+    picture = np.asarray(Image.open(out / "map-Corridor.png"))
+    assert (picture == ImageColor.getrgb(MAP_COLOURS["blue"])).all(-1).any()
+    if network_name() is not None:
+        assert rows["archive-count", "deep"]["fid"]["mean"] > 0
+        assert rows["random", "deep"]["fid"]["difference"] == [0, None, None]
+    model = GenieReduxG.load(out / "Corridor/seed-0/models/archive-count-decoder-half")
+    arm, random = (
+        GenieReduxG.load(out / "Corridor/seed-0/models" / f"{name}-half")
+        for name in ("archive-count", "random")
+    )
+    assert equal_weights(model.tokenizer, arm.tokenizer)
+    assert equal_weights(model.dynamics, random.dynamics)
+    assert not equal_weights(model.dynamics, arm.dynamics)
     printed = capsys.readouterr().out
     assert "Corridor, mean PSNR in dB" in printed
     before = (out / "Corridor/seed-0/data/random/manifest.json").stat().st_mtime_ns
@@ -54,6 +85,11 @@ def test_differences_are_paired_and_several_seeds_give_the_interval() -> None:
     several = compare_to_baseline([arm, arm], [other, scores(0, 0, 0, 0)], "psnr")
     # Means 1 and 2: deviation 0.707, error 0.5, t(1) = 12.706.
     assert several["difference"] == pytest.approx([1.5, 1.5 - 6.353, 1.5 + 6.353], abs=1e-3)
+    distances = compare_distances(
+        [{"fid": np.array(3.0)}, {"fid": np.array(4.0)}],
+        [{"fid": np.array(5.0)}, {"fid": np.array(6.0)}],
+    )
+    assert distances == {"mean": 3.5, "difference": [-2, -2, -2]}
     nothing = {"psnr": np.full(4, math.nan), "session": arm["session"]}
     assert compare_to_baseline([nothing], [nothing], "psnr")["mean"] is None
 
