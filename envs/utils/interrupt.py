@@ -1,6 +1,9 @@
-"""Stop requests: Ctrl+C in this process, a file for workers elsewhere."""
+"""Stop requests: Ctrl+C in this process, the end of its parent, a file for workers elsewhere."""
 
+import ctypes
+import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -45,6 +48,25 @@ class GracefulInterrupt:
             "without one",
             soft_wrap=True,
         )
+
+
+PARENT_VARIABLE = "AUTOEXPLORE_PARENT"
+"""Environment variable with the id of the process whose end `follow_parent` waits for."""
+_PR_SET_PDEATHSIG = 1
+
+
+def follow_parent() -> None:
+    """Let this process get Ctrl+C when its parent ends, however that happens, if it asked for it.
+
+    A parent asks with `PARENT_VARIABLE` in the environment. It is for Linux alone: elsewhere a
+    killed parent leaves this process running.
+    """
+    parent = os.environ.pop(PARENT_VARIABLE, None)
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+    if os.getppid() != int(parent):  # it ended before the call
+        raise KeyboardInterrupt
 
 
 class StopFile:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
+from envs.utils.interrupt import follow_parent
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import ConfigArgs, RayArgs, check_at_least, check_games
@@ -47,6 +48,7 @@ def defaults(argv: Sequence[str]) -> Args:
 
 def run(args: Args) -> None:
     """Run the missing stages, then print the main results and the report's path."""
+    follow_parent()
     check_at_least(0, rounds=args.rounds)
     config = dataclasses.replace(args.pipeline, games=tuple(check_games(args.pipeline.games)))
     check_own_run(args.out)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 from rich.table import Table
 
+from envs import action_names
+from envs.episodes.dataset import EpisodeReader
 from envs.utils.errors import InputError
 from envs.utils.progress import console, format_duration
 from envs.utils.ray_session import ray_session
@@ -125,7 +127,7 @@ def run(args: Args) -> None:
 
     specification = TrainingRun(
         args.component,
-        config=args.model,
+        config=match_actions(args.model, args.data),
         recipe=settings,
         data=args.data,
         out=out,
@@ -157,6 +159,17 @@ def run(args: Args) -> None:
 def has_latent_actions(args: Args) -> bool:
     """Return True if a dynamics model is trained on latent actions."""
     return args.component == "dynamics" and (args.lam is not None or args.joint_lam)
+
+
+def match_actions(model: WorldModelConfig, data: Sequence[str]) -> WorldModelConfig:
+    """Return the model with the number of actions of the games in the data.
+
+    A number that was given as a flag, other than the default, stays.
+    """
+    if model.actions != WorldModelConfig.actions:
+        return model
+    games = {game for uri in data for game in EpisodeReader(uri).games}
+    return dataclasses.replace(model, actions=len(action_names(sorted(games))))
 
 
 def check_model_flags(args: Args) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
+from envs.utils.interrupt import PARENT_VARIABLE
 from envs.utils.progress import console, progress
 from experiments.arguments import default_threads
 from experiments.pipeline.config import PipelineConfig
@@ -32,7 +33,8 @@ POLL_SECONDS = 1.0
 def run_games(config: PipelineConfig, out: Path, ray_address: str | None) -> None:
     """Run the pipeline of each game, as many at a time as there are threads.
 
-    Ctrl+C is passed on to the pipelines, which save their work first. Raises InputError with the
+    Ctrl+C is passed on to the pipelines, which save their work first; if this process is killed,
+    they stop in the same way (on Linux). Raises InputError with the
     last line of a pipeline that failed, once the others are finished.
     """
     at_a_time = min(len(config.games), config.threads or default_threads())
@@ -108,7 +110,11 @@ def _start(
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             # Two learners with a thread for each core would wait for each other.
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": str(threads),
+                PARENT_VARIABLE: str(os.getpid()),
+            },
             start_new_session=True,
         )
 

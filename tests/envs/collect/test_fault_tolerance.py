@@ -19,6 +19,7 @@ from envs.collect.worker import CollectWorker, EpisodeKey, GameError
 from envs.episodes.dataset import EpisodeReader
 from envs.utils.errors import InputError
 from tests.fixtures.datasets import run, tree
+from tests.fixtures.processes import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -244,13 +245,6 @@ def test_workers_join_with_a_node_and_go_with_it(tmp_path: Path) -> None:
     )
     assert "episodes 12 {}" in ended.stdout, ended.stderr[-2000:]
     assert len(EpisodeReader(tmp_path)) == 12
-
-
-def wait_for(condition: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
 
 
 def descendants(root: int) -> Iterator[int]:

@@ -23,6 +23,7 @@ from exploration.reward.factory import RewardConfig
 from exploration.train import explore
 from tests.envs.games.test_coinrun import needs_game
 from tests.experiments.test_cli import ROM_IS_MISSING, complaint
+from worldmodel import GenieReduxG
 
 
 def test_bad_input_is_one_line(ray_cluster, tiny_world, tmp_path, capsys):
@@ -153,10 +154,16 @@ def test_coinrun_is_explored_with_its_seven_actions(ray_cluster, tiny_world, tmp
     summary = collect(
         ["CoinRun"],
         tmp_path / "data",
-        episodes=1,
+        episodes=2,
         steps=20,
         policy=policy_spec(f"checkpoint:{best}"),
     )
-    assert summary.played_episodes == 1
+    assert summary.played_episodes == 2
+    flags = ["--preset", "debug", "--iterations", "2", "--data", str(tmp_path / "data")]
+    tokenizer, dynamics = tmp_path / "tokenizer", tmp_path / "dynamics"
+    assert execute(["train", "tokenizer", *flags, "--out", str(tokenizer)]) == 0
+    flags += ["--tokenizer", str(tokenizer), "--out", str(dynamics)]
+    assert execute(["train", "dynamics", *flags]) == 0
+    assert GenieReduxG.load(dynamics / "model").actions == 7, "as many as the data"
     with pytest.raises(InputError, match="the world model has 5 actions, the games have 7"):
         explore(["CoinRun"], tiny_world, tmp_path / "other", config=config)

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from experiments.pipeline.config import PRESETS
 from experiments.pipeline.games_apart import run_games
 from experiments.reports.games_report import build_games_report
 from experiments.reports.results import read_results
+from tests.fixtures.processes import processes_of, wait_for
 
 PLAN = dataclasses.replace(PRESETS["debug"], games_apart=True)
 
@@ -71,20 +71,18 @@ def test_finished_games_are_skipped_and_a_failed_one_is_named(run: Path) -> None
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_all_pipelines(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_the_pipelines_stop_with_the_process_that_started_them(
+    stop: signal.Signals, code: int, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "experiments", "pipeline", "--preset", "debug"]
     command += ["--games", "Counting", "Corridor", "--games-apart", "--threads", "2"]
     process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
-        while len(list(out.glob("games/*/stages/tokenizer.json"))) < 2:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        wait_for(lambda: len(list(out.glob("games/*/stages/collect-random.json"))) == 2)
+        process.send_signal(stop)
+        assert process.wait(60) == code
+        wait_for(lambda: not processes_of(out))
     finally:
         process.kill()
-    commands = (file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline"))
-    assert not any(str(out).encode() in command for command in commands)

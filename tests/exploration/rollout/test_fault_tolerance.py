@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError
 
 from exploration.reward.scorers import LocalScorer, ScoringError, ServeScorer
 from tests.fixtures.explorers import random_clip, small_explorer
+from tests.fixtures.processes import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -181,13 +182,6 @@ def test_requests_survive_a_killed_replica(app: str, figure: Any) -> None:
     assert sum(ends) >= 0.95 * len(ends)
     assert healthy <= 45
     assert serve.describe(app)[0]["pid"] != replica["pid"]
-
-
-def wait_for(condition: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
 
 
 def test_a_hung_game_is_replaced(ray_cluster: None, figure: Any) -> None:
