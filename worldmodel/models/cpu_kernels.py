@@ -112,6 +112,7 @@ def _sub_block(
     position_bias_HNN: Tensor,
     order: FrameOrder,
     cache: LayerCache | None = None,
+    newest: int | None = None,
 ) -> tuple[Tensor, LayerCache]:
     """`TransformerSubBlock.forward`, with each sum and the LayerNorm after it in one function."""
     layer, feed_forward = block.attention, block.feed_forward
@@ -136,10 +137,16 @@ def _sub_block(
     k, v = prepend_cached(k, v, cache)
     if block.caches_keys:
         new_cache.keys_BHPE, new_cache.values_BHPE = k, v
+    bias_HLM = block.attention_bias(position_bias_HNN, order)
+    if newest is not None:
+        first = x.shape[1] - newest
+        x, q, bias_HLM = x[:, first:], q[:, :, first:].contiguous(), bias_HLM[:, first:]
+        if not newest:
+            return x, new_cache
     attended = rearrange(
-        attention(q, k, v, block.attention_bias(position_bias_HNN, order)),
+        attention(q, k, v, bias_HLM),
         f"({block.groups}) heads ({block.tokens}) e -> b f h w (heads e)",
-        **dict(zip("bfhw", x_BFhwD.shape[:4], strict=True)),
+        **dict(zip("bfhw", x.shape[:4], strict=True)),
     )
 
     x, normed = sum_and_norm(x, layer.out(attended), feed_forward.norm.weight, dtype)

@@ -90,14 +90,18 @@ class Dynamics(nn.Module):
         cache: KVCache | None = None,
         order: FrameOrder | None = None,
         bias_HNN: Tensor | None = None,
+        newest: int | None = None,
     ) -> tuple[Tensor, KVCache]:
         """Run frames after the cached ones -> (hidden states BFhwD before the head, new cache).
 
-        Pass the result of `bias()` as `bias_HNN` to compute it once for several passes.
+        Pass the result of `bias()` as `bias_HNN` to compute it once for several passes. With
+        `newest` only the hidden states of that many of the last frames are computed.
         """
         bias = self.bias() if bias_HNN is None else bias_HNN
         x_BFhwD = self.embed(tokens_BFhw)
-        return self.stack(x_BFhwD, bias, actions_BFA=actions_BFA, order=order, cache=cache)
+        return self.stack(
+            x_BFhwD, bias, actions_BFA=actions_BFA, order=order, cache=cache, newest=newest
+        )
 
     def loss(
         self, tokens_BThw: Tensor, actions_BT: Tensor, *, generator: torch.Generator | None = None

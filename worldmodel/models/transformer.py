@@ -76,11 +76,16 @@ class Attention(nn.Module):
         self.k_scale = nn.Parameter(torch.ones(head_dim))
 
     def forward(
-        self, x_GLD: Tensor, bias_HLM: Tensor, cache: LayerCache | None = None
+        self,
+        x_GLD: Tensor,
+        bias_HLM: Tensor,
+        cache: LayerCache | None = None,
+        newest: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Attend within each group and to the cached tokens -> (GLD, keys GHME, values GHME).
 
-        `bias_HLM` is added to the logits; -inf hides a token.
+        `bias_HLM` is added to the logits; -inf hides a token. With `newest` only the last tokens
+        attend.
         """
         qkv = self.qkv(self.norm(x_GLD))
         q, k, v = rearrange(qkv, "g l (three h e) -> three g h l e", three=3, h=self.heads)
@@ -89,6 +94,11 @@ class Attention(nn.Module):
         q = (F.normalize(q, dim=-1, eps=QK_NORM_EPS) * self.q_scale).to(v.dtype)
         k = (F.normalize(k, dim=-1, eps=QK_NORM_EPS) * self.k_scale).to(v.dtype)
         k, v = prepend_cached(k, v, cache)
+        if newest is not None:
+            first = q.shape[2] - newest
+            q, bias_HLM = q[:, :, first:], bias_HLM[:, first:]
+        if not q.shape[2]:
+            return x_GLD[:, :0], k, v
 
         mask = bias_HLM[None].to(v.dtype)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=LOGIT_SCALE)
@@ -145,8 +155,12 @@ class TransformerSubBlock(nn.Module):
         position_bias_HNN: Tensor,
         order: FrameOrder,
         cache: LayerCache | None = None,
+        newest: int | None = None,
     ) -> tuple[Tensor, LayerCache]:
-        """Run frames that follow the cached ones -> (frames of the same shape, new cache)."""
+        """Run frames that follow the cached ones -> (frames of the same shape, new cache).
+
+        With `newest`, of a temporal sub-block, only that many of the last frames are computed.
+        """
         peg_inputs = None if cache is None else cache.peg_inputs_BPhwD
         new_peg_inputs = last_peg_inputs(x_BFhwD, peg_inputs)
         sizes = dict(zip("bfhw", x_BFhwD.shape[:4], strict=True))
@@ -155,7 +169,10 @@ class TransformerSubBlock(nn.Module):
         x_BFhwD = x_BFhwD + self.peg(x_BFhwD, order, peg_inputs)
         x_GLD = rearrange(x_BFhwD, f"b f h w d -> {grouped}")
         bias_HLM = self.attention_bias(position_bias_HNN, order)
-        attended_GLD, keys, values = self.attention(x_GLD, bias_HLM, cache)
+        attended_GLD, keys, values = self.attention(x_GLD, bias_HLM, cache, newest)
+        if newest is not None:
+            x_BFhwD = x_BFhwD[:, sizes["f"] - newest :]
+            sizes["f"] = newest
         x_BFhwD = x_BFhwD + rearrange(attended_GLD, f"{grouped} -> b f h w d", **sizes)
         x_BFhwD = x_BFhwD + self.feed_forward(x_BFhwD)
         if self.caches_keys:
@@ -261,22 +278,26 @@ class STTransformer(nn.Module):
         actions_BFA: Tensor | None = None,
         order: FrameOrder | None = None,
         cache: KVCache | None = None,
+        newest: int | None = None,
     ) -> tuple[Tensor, KVCache]:
         """Run frames that follow the cached ones -> (frames of the same shape, new cache).
 
-        Without an `order` the frames are consecutive.
+        Without an `order` the frames are consecutive. With `newest` only that many of the last
+        frames are returned: the last sub-block, which must be temporal, leaves out the others.
         """
         cached_frames = cache.frames if cache else 0
         order = order or FrameOrder.consecutive(x_BFhwD.shape[1], cached_frames, x_BFhwD.device)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         new_cache = KVCache(cached_frames + x_BFhwD.shape[1], [])
         x = x_BFhwD
+        last = next(reversed(self.blocks[-1].values()))  # type: ignore[operator]
         for index, block in enumerate(self.blocks):
             if actions_BFA is not None:
                 x = self.conditions[index](x, actions_BFA)
             for sub_block in block.values():  # type: ignore[operator]
                 layer_cache = cache.layers[len(new_cache.layers)] if cache else None
-                inputs = (x, position_bias_HNN, order, layer_cache)
+                wanted = newest if sub_block is last else None
+                inputs = (x, position_bias_HNN, order, layer_cache, wanted)
                 if recompute:
                     x, new_layer_cache = checkpoint(sub_block, *inputs, use_reentrant=False)
                 else:

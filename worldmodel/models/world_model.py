@@ -152,7 +152,7 @@ class WorldModel(nn.Module):
         stretches = zip(tokens_BFhw.split(length, 1), actions_BFA.split(length, 1), strict=True)
         for tokens, actions in stretches:
             seen = cache.last_frames(window - length) if cache else None
-            _, cache = self.dynamics.forward_with_cache(tokens, actions, seen)
+            _, cache = self.dynamics.forward_with_cache(tokens, actions, seen, newest=0)
         assert cache is not None
         return cache
 
@@ -253,7 +253,7 @@ class WorldModel(nn.Module):
     def _query_hidden(self, frames_BPCHW: Tensor, actions_BA: Tensor) -> Tensor:
         cache, future_actions = self._prefill_given(frames_BPCHW, actions_BA)
         masked = self._mask_tokens(future_actions)
-        hidden, _ = self.dynamics.forward_with_cache(masked, future_actions, cache)
+        hidden, _ = self.dynamics.forward_with_cache(masked, future_actions, cache, newest=1)
         return hidden[:, -1].flatten(1, 2)
 
     def _refined_entropy(self, frames_BPCHW: Tensor, actions_BA: Tensor, steps: int) -> Tensor:

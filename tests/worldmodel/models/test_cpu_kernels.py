@@ -229,6 +229,24 @@ def test_kernels_use_the_cache_as_the_plain_transformer_does() -> None:
         torch.testing.assert_close(*outputs)
 
 
+def test_the_newest_frames_alone_are_those_of_all_frames_with_and_without_kernels() -> None:
+    stack = STTransformer(24, 3, 8, 2, action_width=5).double()
+    x, bias, actions = (
+        value.detach() for value in leaves((2, 7, 4, 3, 24), (3, 12, 12), (2, 7, 5))
+    )
+    for model in plain_and_fast(stack):
+        _, start = model(x[:, :2], bias, actions_BFA=actions[:, :2])
+        later: dict = {"actions_BFA": actions[:, 2:], "cache": start}
+        whole, cache = model(x[:, 2:], bias, **later)
+        for newest in (0, 1, 3, 5):
+            part, same = model(x[:, 2:], bias, **later, newest=newest)
+            assert part.shape[1] == newest
+            torch.testing.assert_close(part, whole[:, 5 - newest :])
+            for one, other in zip(same.layers, cache.layers, strict=True):
+                for name, value in vars(one).items():
+                    torch.testing.assert_close(value, getattr(other, name))
+
+
 @pytest.mark.parametrize("component", [Tokenizer, LatentActionModel, Dynamics])
 def test_training_with_kernels_has_the_losses_and_gradients_of_training_without(
     component: type,
