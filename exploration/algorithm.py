@@ -165,6 +165,7 @@ class AutoExploreConfig(AlgorithmConfig):
             "precision": self.precision,
             "burn_in": self.burn_in,
             "burst_exponent": self.burst_exponent,
+            "noise_alpha": self.noise_alpha,
         }
         return RLModuleSpec(module_class=AgentModule, model_config=model)
 

@@ -70,15 +70,19 @@ class ExploreConfig:
     """Precision of the learner's forward pass: fp32, bf16 (autocast), or auto (bf16 if the hardware
     supports it)."""
     epsilon: float = 0.1
-    """Probability of a uniformly random action in the first epoch."""
+    """Probability of a random action in the first epoch."""
     final_epsilon: float = 0.01
-    """Probability of a uniformly random action from epoch `epsilon_epochs` on."""
+    """Probability of a random action from epoch `epsilon_epochs` on."""
     epsilon_epochs: int = 150
     """Epochs over which epsilon falls linearly."""
     burst_exponent: float = 0.0
     """Hold a random action for n steps, n ~ Zipf of this exponent, e.g. 2 (Dabney et al. 2021). A
     share `epsilon` of the other steps begins such a burst, which leads farther than single random
     actions do. 0: one step (the paper)."""
+    noise_alpha: float = 0.0
+    """Draw the random actions of each episode from a distribution of its own, which comes from
+    Dirichlet(alpha), e.g. 0.3: a small alpha prefers few actions, so that episodes go far in
+    different directions. 0: uniformly random actions (the paper)."""
     temperature: float = 1.0
     """Temperature of the softmax from which actions are sampled."""
     random_starts: int = 30
@@ -123,6 +127,10 @@ class ExploreConfig:
         if self.burst_exponent and not 1.05 <= self.burst_exponent < 100:
             raise InputError(
                 f"burst_exponent {self.burst_exponent}: must be 0, or from 1.05 to below 100"
+            )
+        if self.noise_alpha and not 1e-3 <= self.noise_alpha < 1e3:
+            raise InputError(
+                f"noise_alpha {self.noise_alpha}: must be 0, or from 0.001 to below 1000"
             )
         if not 0 <= self.archive_share <= 1:
             raise InputError(f"archive_share {self.archive_share}: must lie between 0 and 1")

@@ -75,9 +75,12 @@ class CnnLstm(nn.Module):
         return zeros_BD, zeros_BD.clone()
 
 
-def behaviour_log_probabilities(logits: Tensor, epsilon: float, temperature: float) -> Tensor:
-    """Compute log((1 - epsilon) softmax(logits / temperature) + epsilon / A), (..., A) -> (..., A).
+def behaviour_log_probabilities(
+    logits: Tensor, epsilon: float, temperature: float, noise: Tensor | None = None
+) -> Tensor:
+    """Compute log((1 - epsilon) softmax(logits / temperature) + epsilon noise), all of (..., A).
 
+    `noise` is a distribution over the actions, by default uniform.
     Epsilon is part of the distribution, not a separate draw, so that the stored log-probability of
     an action is exact (App. A.3: epsilon-greedy, temperature 1). Temperature 0 is the most likely
     action.
@@ -86,7 +89,8 @@ def behaviour_log_probabilities(logits: Tensor, epsilon: float, temperature: flo
         probabilities = torch.softmax(logits / temperature, dim=-1)
     else:
         probabilities = nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-    return torch.log((1 - epsilon) * probabilities + epsilon / logits.shape[-1])
+    random = epsilon / logits.shape[-1] if noise is None else epsilon * noise
+    return torch.log((1 - epsilon) * probabilities + random)
 
 
 class Agent:

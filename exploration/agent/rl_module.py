@@ -41,10 +41,12 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
     """Recurrent policy and value function.
 
     `model_config` holds `channels`, `lstm_dim` and maybe `actions` of `PolicyConfig`, `precision`,
-    `burn_in` and `burst_exponent`.
-    Observations are uint8 BTHWC; the state is {"h": (B, D), "c": (B, D)}, with bursts also
-    {"burst": (B, 2)}, the held action and the steps for which it is still held. Exploration samples
-    actions from `behaviour_log_probabilities`, evaluation takes the most likely one.
+    `burn_in`, `burst_exponent` and `noise_alpha`.
+    Observations are uint8 BTHWC; the state is {"h": (B, D), "c": (B, D)}. With bursts it has
+    "burst" (B, 2) too, the held action and the steps for which it is still held; with a
+    `noise_alpha` also "noise" (B, A), the episode's distribution of random actions, zeros before
+    its first step. Exploration samples actions from `behaviour_log_probabilities`, evaluation takes
+    the most likely one.
     """
 
     model_config: Any
@@ -63,7 +65,7 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         self.network = CnnLstm(network)
         self.epsilon, self.temperature = 0.0, 1.0
         self.precision, self.burn_in = settings["precision"], settings["burn_in"]
-        self.burst_exponent = settings["burst_exponent"]
+        self.burst_exponent, self.noise_alpha = settings["burst_exponent"], settings["noise_alpha"]
 
     def set_exploration(self, epsilon: float, temperature: float) -> None:
         """Set the epsilon and temperature of `forward_exploration`."""
@@ -74,7 +76,11 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         """Return the state at the start of an episode, without a batch dimension."""
         h_BD, c_BD = self.network.start_state(1)
         state = {"h": h_BD[0], "c": c_BD[0]}
-        return state | {"burst": torch.zeros(2)} if self.burst_exponent else state
+        if self.burst_exponent:
+            state["burst"] = torch.zeros(2)
+        if self.noise_alpha:
+            state["noise"] = torch.zeros(len(self.network.config.actions))
+        return state
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         state = batch[Columns.STATE_IN]
@@ -94,14 +100,29 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         del output[Columns.VF_PREDS]
         # Categorical(logits=log p) is p, so that RLlib's ACTION_LOGP is that of the mixture.
         logits_BTA = output[Columns.ACTION_DIST_INPUTS]
+        noise_B1A = None
+        if self.noise_alpha:
+            noise_BA = self._draw_noise(output[Columns.STATE_OUT]["noise"])
+            output[Columns.STATE_OUT]["noise"] = noise_BA
+            noise_B1A = noise_BA[:, None]
         output[Columns.ACTION_DIST_INPUTS] = behaviour_log_probabilities(
-            logits_BTA, self.epsilon, self.temperature
+            logits_BTA, self.epsilon, self.temperature, noise_B1A
         )
         if self.burst_exponent:
-            self._act_in_bursts(output, logits_BTA)
+            self._act_in_bursts(output, logits_BTA, noise_B1A)
         return output
 
-    def _act_in_bursts(self, output: dict[str, Any], logits_BTA: Tensor) -> None:
+    def _draw_noise(self, noise_BA: Tensor) -> Tensor:
+        """Draw a distribution of random actions for each episode that has none yet."""
+        # Of a tiny alpha all gamma variates may be 0, and then every probability is NaN.
+        alphas_BA = torch.full_like(noise_BA, self.noise_alpha)
+        weights_BA = torch._standard_gamma(alphas_BA) + 1e-12
+        drawn_BA = weights_BA / weights_BA.sum(-1, keepdim=True)
+        return torch.where(noise_BA.any(-1, keepdim=True), noise_BA, drawn_BA)
+
+    def _act_in_bursts(
+        self, output: dict[str, Any], logits_BTA: Tensor, noise_B1A: Tensor | None
+    ) -> None:
         """Choose the actions of one step: a random one is held for n steps, n ~ Zipf.
 
         At its first step an action has the log-probability of the mixture; while it is held, 0,
@@ -109,13 +130,14 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         """
         burst_B2 = output[Columns.STATE_OUT]["burst"]
         held_B, left_B = burst_B2.long().unbind(-1)
-        count, shape = logits_BTA.shape[-1], held_B.shape
+        shape = held_B.shape
         policy_BA = behaviour_log_probabilities(logits_BTA[:, 0], 0.0, self.temperature).exp()
         weights_N = torch.arange(1.0, LONGEST_BURST + 1) ** -self.burst_exponent
         length_B = 1 + torch.multinomial(weights_N, shape.numel(), replacement=True)
         starts_B = (left_B == 0) & (torch.rand(shape) < self.epsilon)
         action_B = torch.multinomial(policy_BA, 1)[:, 0]
-        action_B = torch.where(starts_B, torch.randint(count, shape), action_B)
+        noise_BA = torch.ones_like(policy_BA) if noise_B1A is None else noise_B1A[:, 0]
+        action_B = torch.where(starts_B, torch.multinomial(noise_BA, 1)[:, 0], action_B)
         action_B = torch.where(left_B > 0, held_B, action_B)
         mixture_BA = output[Columns.ACTION_DIST_INPUTS][:, 0]
         log_probability_B = mixture_BA.gather(1, action_B[:, None])[:, 0]

@@ -102,7 +102,7 @@ def policy_sums(episodes: list[Any], epsilon: float) -> dict[str, float]:
     """Return sums over the steps of fragments, of which `policy_metrics` makes measures.
 
     entropy: of the policy, in nats; probability_<a>: the policy's probability of action a;
-    action_<a>: 1 if a was played. The policy is the one without its uniform share `epsilon`.
+    action_<a>: 1 if a was played. The policy is the one without its random share `epsilon`.
     """
     sums: dict[str, float] = {}
     for episode in episodes:
@@ -111,7 +111,9 @@ def policy_sums(episodes: list[Any], epsilon: float) -> dict[str, float]:
             continue
         mixed_TA = np.exp(np.asarray(outputs[Columns.ACTION_DIST_INPUTS].get(), np.float64))
         count = mixed_TA.shape[1]
-        policy_TA = (mixed_TA - epsilon / count).clip(1e-12) / max(1 - epsilon, 1e-12)
+        state = outputs[Columns.STATE_OUT].get() if Columns.STATE_OUT in outputs else {}
+        noise = np.asarray(state["noise"], np.float64) if "noise" in state else 1 / count
+        policy_TA = (mixed_TA - epsilon * noise).clip(1e-12) / max(1 - epsilon, 1e-12)
         policy_TA /= policy_TA.sum(1, keepdims=True)
         played_A = np.bincount(np.asarray(episode.actions.get(), np.int64), minlength=count)
         parts = {"entropy": -(policy_TA * np.log(policy_TA)).sum()}

@@ -123,7 +123,7 @@ def test_learning_continues_exactly_from_a_state(ray_cluster):
         second.stop()
 
 
-@pytest.mark.parametrize("burst_exponent", [0.0, 1.5])
+@pytest.mark.parametrize("burst_exponent", [0.0, 2.5])
 def test_stored_log_probabilities_are_exact(burst_exponent, ray_cluster):
     """They are those of the network that acted, epsilon included, and 0 for a held action."""
     sizes = {"steps_per_epoch": 30, "updates_per_epoch": 3, "batch_size": 4, "seq_len": 5}
@@ -154,6 +154,20 @@ def test_stored_log_probabilities_are_exact(burst_exponent, ray_cluster):
         greedy = behaviour_log_probabilities(logits[0], 0.0, 1.5)[chosen].numpy()
         assert not np.allclose(fragment.log_probabilities_T[free], greedy[free], atol=2e-3)
     assert (bursts > 0) == (burst_exponent > 0)
+
+
+def test_measures_of_the_policy_leave_out_its_noise(ray_cluster):
+    sizes = {"steps_per_epoch": 30, "updates_per_epoch": 1, "batch_size": 4, "seq_len": 5}
+    noise = {"epsilon": 0.5, "noise_alpha": 0.3, "burst_exponent": 2.0}
+    algorithm = two_armed(1, seed=0, lr=1e-9, **noise, **sizes)
+    try:
+        (sums,) = algorithm.train()["env_runners"]["games"].values()
+    finally:
+        algorithm.stop()
+    # The untrained policy is uniform, whatever was played.
+    assert sums["entropy"] / sums["steps"] == pytest.approx(math.log(2), abs=1e-3)
+    played = [sums[f"action_{action}"] / sums["steps"] for action in range(2)]
+    assert abs(played[0] - 0.5) > 0.01
 
 
 GAMES = ["Airstriker-Genesis", "Kangaroo-Atari2600"]
@@ -235,6 +249,7 @@ def test_bad_input_of_a_run_is_one_line(change, message, tmp_path):
         ("cpu", {"min_replay_ratio": 0.0}, "min_replay_ratio"),
         ("cpu", {"random_starts": -1}, "random_starts"),
         ("cpu", {"burst_exponent": 1.0}, "burst_exponent"),
+        ("cpu", {"noise_alpha": -0.3}, "noise_alpha"),
     ],
 )
 def test_bad_settings_are_one_line(preset, change, message):

@@ -30,6 +30,7 @@ MODEL_CONFIG = {
     "precision": "fp32",
     "burn_in": 0,
     "burst_exponent": 0.0,
+    "noise_alpha": 0.0,
 }
 
 
@@ -159,6 +160,30 @@ def test_bursts_hold_random_actions_for_zipf_steps():
     assert set(actions_BT.flatten().tolist()) == set(range(5))
     evaluated = module.forward_inference(batch)[Columns.STATE_OUT]
     assert set(evaluated) == {"h", "c", "burst"}, "the keys of the initial state"
+
+
+def test_each_episode_has_its_own_distribution_of_random_actions():
+    observation, action = spaces()
+    module = AgentModule(
+        observation_space=observation,
+        action_space=action,
+        model_config=MODEL_CONFIG | {"noise_alpha": 0.3},
+    )
+    module.set_exploration(0.5, 1.0)
+    torch.manual_seed(0)
+    start = module.get_initial_state()
+    state = {name: value[None].repeat(400, 1) for name, value in start.items()}
+    batch = {Columns.OBS: frames(400, 1), Columns.STATE_IN: state}
+    first = module.forward_exploration(batch)
+    noise_BA = first[Columns.STATE_OUT]["noise"]
+    torch.testing.assert_close(noise_BA.sum(1), torch.ones(400))
+    # Of Dirichlet(0.3) over five actions a probability has variance 0.2 * 0.8 / 2.5.
+    assert abs(noise_BA.var(0).mean() - 0.064) < 0.01
+    # The untrained policy is uniform.
+    expected = (0.5 / 5 + 0.5 * noise_BA).log()
+    torch.testing.assert_close(first[Columns.ACTION_DIST_INPUTS][:, 0], expected)
+    again = module.forward_exploration(batch | {Columns.STATE_IN: first[Columns.STATE_OUT]})
+    assert torch.equal(again[Columns.STATE_OUT]["noise"], noise_BA), "it stays for the episode"
 
 
 def test_saved_agent_plays_the_same(tmp_path):
