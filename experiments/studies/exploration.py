@@ -34,6 +34,7 @@ from experiments.studies.exploration_runs import (
     run_study_cell,
 )
 from exploration.train import game_name
+from worldmodel.evaluation.feature_networks import network_name
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.statistics import estimate, paired_estimate
 
@@ -250,7 +251,8 @@ def differences_table(rows: Sequence[dict[str, Any]]) -> Table:
         delta = [_interval(tests[test], "delta_psnr") for test in CONTROL_TESTS]
         distances = [_interval(tests[test], "fid") for test in CONTROL_TESTS]
         lines.append([arm, *psnr, *delta, *distances])
-    heads = [f"{name}, {test}" for name in ("delta-PSNR", "FID") for test in CONTROL_TESTS]
+    names = ("delta-PSNR", network_name() or "FID")
+    heads = [f"{name}, {test}" for name in names for test in CONTROL_TESTS]
     return Table(["PSNR, dB", *TESTS, UNSEEN_TEST, *heads], lines)
 
 

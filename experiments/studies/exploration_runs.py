@@ -157,7 +157,7 @@ def stages_of(cell: StudyCell, c: PipelineConfig) -> list[Stage]:
         train_stage(c, "dynamics", "train the dynamics model", ("data-base",)),
         join_stage("base", "tokenizer", "dynamics"),
     ]
-    if AGENTS.keys() & {*cell.arms} or "random-longer" in cell.arms:
+    if {"agent", "random-longer"} & {*cell.arms}:
         stages.append(agent_stage(cell, "explore", None))
     for arm in cell.arms:
         stages += arm_stages(cell, arm)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,17 @@ MODEL_CONFIG = {
     "burst_exponent": 0.0,
     "noise_alpha": 0.0,
 }
+
+
+def build_module(**settings: Any) -> AgentModule:
+    observation, action = spaces()
+    spec = RLModuleSpec(
+        module_class=AgentModule,
+        observation_space=observation,
+        action_space=action,
+        model_config=MODEL_CONFIG | settings,
+    )
+    return spec.build()
 
 
 def trained(config: PolicyConfig, seed: int = 0) -> CnnLstm:
@@ -101,14 +113,7 @@ def test_behaviour_is_the_mixture_with_epsilon_and_temperature():
 
 
 def test_module_explores_by_the_mixture_and_evaluates_without():
-    observation, action = spaces()
-    spec = RLModuleSpec(
-        module_class=AgentModule,
-        observation_space=observation,
-        action_space=action,
-        model_config=MODEL_CONFIG,
-    )
-    module = spec.build()
+    module = build_module()
     module.network.load_state_dict(trained(SMALL).state_dict())
     state = {name: value[None].repeat(3, 1) for name, value in module.get_initial_state().items()}
     batch = {Columns.OBS: frames(3, 1), Columns.STATE_IN: state}
@@ -131,12 +136,7 @@ def test_module_explores_by_the_mixture_and_evaluates_without():
 
 
 def test_bursts_hold_random_actions_for_zipf_steps():
-    observation, action = spaces()
-    module = AgentModule(
-        observation_space=observation,
-        action_space=action,
-        model_config=MODEL_CONFIG | {"burst_exponent": 2.0},
-    )
+    module = build_module(burst_exponent=2.0)
     module.set_exploration(1.0, 1.0)
     torch.manual_seed(0)
     envs, steps = 64, 40
@@ -163,12 +163,7 @@ def test_bursts_hold_random_actions_for_zipf_steps():
 
 
 def test_each_episode_has_its_own_distribution_of_random_actions():
-    observation, action = spaces()
-    module = AgentModule(
-        observation_space=observation,
-        action_space=action,
-        model_config=MODEL_CONFIG | {"noise_alpha": 0.3},
-    )
+    module = build_module(noise_alpha=0.3)
     module.set_exploration(0.5, 1.0)
     torch.manual_seed(0)
     start = module.get_initial_state()
@@ -276,15 +271,7 @@ def test_heads_stay_in_full_precision_under_autocast():
 
 
 def test_no_gradient_flows_into_the_burn_in_steps():
-    observation, action = spaces()
-    whole, cut = (
-        AgentModule(
-            observation_space=observation,
-            action_space=action,
-            model_config=MODEL_CONFIG | {"burn_in": steps},
-        )
-        for steps in (0, 4)
-    )
+    whole, cut = (build_module(burn_in=steps) for steps in (0, 4))
     for module in (whole, cut):
         module.network.load_state_dict(trained(SMALL).state_dict())
     seen = frames(2, 9)
