@@ -64,6 +64,8 @@ def follow_parent() -> None:
     parent = os.environ.pop(PARENT_VARIABLE, None)
     if parent is None or sys.platform != "linux":
         return
+    # A command that a shell started in the background, and its children, ignore Ctrl+C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
     if os.getppid() != int(parent):  # it ended before the call
         raise KeyboardInterrupt

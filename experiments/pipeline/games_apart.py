@@ -34,8 +34,8 @@ def run_games(config: PipelineConfig, out: Path, ray_address: str | None) -> Non
     """Run the pipeline of each game, as many at a time as there are threads.
 
     Ctrl+C is passed on to the pipelines, which save their work first; if this process is killed,
-    they stop in the same way (on Linux). Raises InputError with the
-    last line of a pipeline that failed, once the others are finished.
+    they stop in the same way (on Linux). Raises InputError with the last line of a pipeline that
+    failed, once the others are finished.
     """
     at_a_time = min(len(config.games), config.threads or default_threads())
     command = [sys.executable, "-m", "experiments", "pipeline"]
