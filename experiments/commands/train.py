@@ -127,7 +127,7 @@ def run(args: Args) -> None:
 
     specification = TrainingRun(
         args.component,
-        config=match_actions(args.model, args.data),
+        config=args.model,
         recipe=settings,
         data=args.data,
         out=out,
@@ -139,6 +139,9 @@ def run(args: Args) -> None:
         pairs=args.high_res_data,
         priority_model=args.priority_model,
     )
+    specification.check_inputs()  # wrong flags are reported before the data are read
+    config = match_actions(args.model, args.data)
+    specification = dataclasses.replace(specification, config=config)
     with ray_session(args.ray_address) if args.workers else nullcontext():
         newest = train(specification, workers=args.workers, resume=args.resume)
     console.print(f"newest checkpoint: {newest}")
