@@ -290,13 +290,14 @@ class STTransformer(nn.Module):
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         new_cache = KVCache(cached_frames + x_BFhwD.shape[1], [])
         x = x_BFhwD
-        last = next(reversed(self.blocks[-1].values()))  # type: ignore[operator]
+        last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             if actions_BFA is not None:
                 x = self.conditions[index](x, actions_BFA)
-            for sub_block in block.values():  # type: ignore[operator]
+            for place, sub_block in enumerate(block.values(), 1):  # type: ignore[operator]
                 layer_cache = cache.layers[len(new_cache.layers)] if cache else None
-                wanted = newest if sub_block is last else None
+                is_last = index == last and place == len(block)  # type: ignore[arg-type]
+                wanted = newest if is_last else None
                 inputs = (x, position_bias_HNN, order, layer_cache, wanted)
                 if recompute:
                     x, new_layer_cache = checkpoint(sub_block, *inputs, use_reentrant=False)

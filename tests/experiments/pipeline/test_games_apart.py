@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,12 @@ def test_the_pipelines_stop_with_the_process_that_started_them(
     out = tmp_path / "run"
     command = [sys.executable, "-m", "experiments", "pipeline", "--preset", "debug"]
     command += ["--games", "Counting", "Corridor", "--games-apart", "--threads", "2"]
-    process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        # Tests that a shell runs in the background ignore Ctrl+C, and so would the command.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         wait_for(lambda: len(list(out.glob("games/*/stages/collect-random.json"))) == 2)
         process.send_signal(stop)

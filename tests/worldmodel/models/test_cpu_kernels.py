@@ -245,6 +245,8 @@ def test_the_newest_frames_alone_are_those_of_all_frames_with_and_without_kernel
             for one, other in zip(same.layers, cache.layers, strict=True):
                 for name, value in vars(one).items():
                     torch.testing.assert_close(value, getattr(other, name))
+    none = STTransformer(24, 3, 8, 0).double()
+    assert torch.equal(none(x, bias)[0], none.norm(x)), "a stack may have no block"
 
 
 @pytest.mark.parametrize("component", [Tokenizer, LatentActionModel, Dynamics])
