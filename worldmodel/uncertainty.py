@@ -89,7 +89,7 @@ def window_entropies(
     0 selects a number that suits the device.
     """
     device = next(model.parameters()).device
-    # A few windows at a time stay in a CPU's cache: a fifth less time than with 16.
+    # A few windows at a time stay in a CPU's cache: a sixth less time than with 16.
     batch = batch or (BATCH_CPU if device.type == "cpu" else BATCH_GPU)
     parts = []
     for start in range(0, len(frames_B5HWC), batch):

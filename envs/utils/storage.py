@@ -212,12 +212,12 @@ class RemoteLock:
         self._lost, self._renewed = False, 0.0
         try:
             held = self._read()
-        except ValueError as error:
+            age = time.time() - float(held.get("time", 0))
+        except (TypeError, ValueError) as error:
             raise InputError(
                 f"{self._object} is not a lock that AutoExplore wrote ({error}): delete it if "
                 "nothing writes there"
             ) from error
-        age = time.time() - float(held.get("time", 0))
         if age < STALE_SECONDS:
             raise InputError(
                 f"{root} is being written by {held.get('holder')}, last seen {max(age, 0):.0f} s "
@@ -269,7 +269,7 @@ class RemoteLock:
                 self._lost = self._lost or not self._is_mine()
                 if not self._lost:
                     self._renew()
-            except ValueError:
+            except (TypeError, ValueError):
                 self._lost = True  # the object is not what this process wrote
             except OSError:
                 continue  # tried again after RENEW_SECONDS; `check` reports a lock that expired

@@ -24,15 +24,15 @@ from experiments.pipeline.config import pipeline_preset
 from experiments.reports.page import Table
 from experiments.reports.places import place_map, read_frames
 from experiments.studies.arguments import ExplorationArgs
-from experiments.studies.exploration_runs import (
+from experiments.studies.exploration_cell import (
     ARMS,
     CONTROL_TESTS,
     DATA,
     FAR,
     TESTS,
     StudyCell,
-    run_study_cell,
 )
+from experiments.studies.exploration_runs import run_study_cell
 from exploration.train import game_name
 from worldmodel.evaluation.feature_networks import network_name
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
@@ -53,7 +53,9 @@ MAP_COLOURS = {
     "olive": "#7d8a1e",
     "white": "#ffffff",
 }
-"""Colours of base data and arms on a map, by their names."""
+"""Colours of a map by their names."""
+PLAYER_COLOURS = dict(zip(("base", *ARMS), MAP_COLOURS, strict=True))
+"""Names of the colours of base data and arms."""
 MAP_CAPTION = (
     "Where base data and arms of the first seed went: screens by their ranks along the two "
     "directions in which they differ most. A cell has the colour of the first of these that saw it:"
@@ -142,7 +144,7 @@ def draw_map(cell: StudyCell) -> bytes:
     """Return the map of where base data and arms of a cell went, as PNG."""
     players = ("base", *cell.arms)
     frames = [read_frames(cell.root / "data" / player, cell.game) for player in players]
-    return png(place_map(frames, list(MAP_COLOURS.values())[: len(players)]))
+    return png(place_map(frames, [MAP_COLOURS[PLAYER_COLOURS[player]] for player in players]))
 
 
 def study_rows(cells: Sequence[StudyCell]) -> Iterator[dict[str, Any]]:
@@ -236,8 +238,8 @@ def study_markdown(
         parts.append(f"### {game}, mean PSNR in dB\n\n{means_table(own).markdown()}")
         mine = [cell for cell in cells if cell["game"] == game]
         parts.append(f"### {game}, where the arms went\n\n{reach_table(mine).markdown()}")
-        players = zip(("base", *mine[0]["arms"]), MAP_COLOURS, strict=False)
-        legend = ", ".join(f"{player} {colour}" for player, colour in players)
+        players = ("base", *mine[0]["arms"])
+        legend = ", ".join(f"{player} {PLAYER_COLOURS[player]}" for player in players)
         parts.append(f"![Map of {game}]({maps[game]})\n\n{MAP_CAPTION} {legend}.")
     return "\n\n".join(parts) + "\n"
 

@@ -89,8 +89,8 @@ def behaviour_log_probabilities(
         probabilities = torch.softmax(logits / temperature, dim=-1)
     else:
         probabilities = nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-    random = epsilon / logits.shape[-1] if noise is None else epsilon * noise
-    return torch.log((1 - epsilon) * probabilities + random)
+    random_share = epsilon / logits.shape[-1] if noise is None else epsilon * noise
+    return torch.log((1 - epsilon) * probabilities + random_share)
 
 
 class Agent:

@@ -8,6 +8,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
+from torch.distributions import Dirichlet
 
 from envs.utils.errors import InputError
 from exploration.agent.config import PolicyConfig, check_exploration
@@ -66,6 +67,8 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         self.epsilon, self.temperature = 0.0, 1.0
         self.precision, self.burn_in = settings["precision"], settings["burn_in"]
         self.burst_exponent, self.noise_alpha = settings["burst_exponent"], settings["noise_alpha"]
+        # Probabilities of the lengths of bursts, up to a factor.
+        self.lengths_N = torch.arange(1.0, LONGEST_BURST + 1) ** -self.burst_exponent
 
     def set_exploration(self, epsilon: float, temperature: float) -> None:
         """Set the epsilon and temperature of `forward_exploration`."""
@@ -114,10 +117,7 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
 
     def _draw_noise(self, noise_BA: Tensor) -> Tensor:
         """Draw a distribution of random actions for each episode that has none yet."""
-        # Of a tiny alpha all gamma variates may be 0, and then every probability is NaN.
-        alphas_BA = torch.full_like(noise_BA, self.noise_alpha)
-        weights_BA = torch._standard_gamma(alphas_BA) + 1e-12
-        drawn_BA = weights_BA / weights_BA.sum(-1, keepdim=True)
+        drawn_BA = Dirichlet(torch.full_like(noise_BA, self.noise_alpha)).sample()
         return torch.where(noise_BA.any(-1, keepdim=True), noise_BA, drawn_BA)
 
     def _act_in_bursts(
@@ -132,8 +132,7 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         held_B, left_B = burst_B2.long().unbind(-1)
         shape = held_B.shape
         policy_BA = behaviour_log_probabilities(logits_BTA[:, 0], 0.0, self.temperature).exp()
-        weights_N = torch.arange(1.0, LONGEST_BURST + 1) ** -self.burst_exponent
-        length_B = 1 + torch.multinomial(weights_N, shape.numel(), replacement=True)
+        length_B = 1 + torch.multinomial(self.lengths_N, shape.numel(), replacement=True)
         starts_B = (left_B == 0) & (torch.rand(shape) < self.epsilon)
         action_B = torch.multinomial(policy_BA, 1)[:, 0]
         noise_BA = torch.ones_like(policy_BA) if noise_B1A is None else noise_B1A[:, 0]

@@ -46,7 +46,7 @@ class ClipDataset(WindowIndex):
     ) -> None:
         if not uris:
             raise InputError("no data given: name one or more folders of episodes")
-        self._cache_dir, self.split, self.sources = cache_dir, split, len(uris)
+        self.uris, self._cache_dir, self._split = uris, cache_dir, split
         paths = [build_arrow_cache(uri, cache_dir) for uri in uris]
         # Whatever decides which windows there are, and in which order.
         identity = [*(path.stem for path in paths), split, length, stride]
@@ -74,18 +74,31 @@ class ClipDataset(WindowIndex):
         heights, widths = columns["height"].to_pylist(), columns["width"].to_pylist()
         self.size = single_size(set(zip(heights, widths, strict=True)))
         """Pixels of every frame: (height, width)."""
-        self.weights_N: np.ndarray | None = None
-        """Probability of each window, up to a factor; None draws each once per epoch."""
+        self._weights_N: np.ndarray | None = None
         games = sorted(columns["game"].unique().to_pylist())
         game_E = pc.index_in(columns["game"], value_set=pa.array(games, pa.string())).to_numpy()
         frames_E = pc.binary_length(table["actions"]).to_numpy()[self._rows_E] + 1
         episodes = EpisodeTable(frames_E, game_E, games, columns["session_id"])
         super().__init__(episodes, length=length, stride=stride)
 
+    def weigh(self, weights_N: np.ndarray, origin: str) -> None:
+        """Let samplers draw windows by weights (N,), instead of each once per epoch.
+
+        `origin` identifies what the weights were made of: a run resumes only on the same.
+        """
+        self._weights_N = weights_N
+        self.manifest_hash = hashlib.sha256(f"{self.manifest_hash} {origin}".encode()).hexdigest()
+
+    def with_windows(self, length: int, stride: int) -> "ClipDataset":
+        """Return other windows of the same episodes, which keep their numbers."""
+        return ClipDataset(
+            self.uris, self._cache_dir, length=length, stride=stride, split=self._split
+        )
+
     def sampler(self, seed: int) -> Sampler:
         """Return the order in which a `ClipLoader` draws windows."""
-        if self.weights_N is not None:
-            return WeightedSampler(self.weights_N, seed)
+        if self._weights_N is not None:
+            return WeightedSampler(self._weights_N, seed)
         return self.with_labelled(ClipSampler(len(self), seed))
 
     def batch(self, window_ids: np.ndarray) -> Batch:

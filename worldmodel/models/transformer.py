@@ -263,6 +263,8 @@ class STTransformer(nn.Module):
             nn.ModuleDict({name: kind(dim, heads, head_dim) for name, kind in kinds})
             for _ in range(blocks)
         )
+        self.layers = blocks * len(kinds)
+        """Number of sub-blocks."""
         self.conditions = nn.ModuleList(
             ActionConditioning(dim, action_width) for _ in range(blocks if action_width else 0)
         )
@@ -290,14 +292,13 @@ class STTransformer(nn.Module):
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         new_cache = KVCache(cached_frames + x_BFhwD.shape[1], [])
         x = x_BFhwD
-        last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             if actions_BFA is not None:
                 x = self.conditions[index](x, actions_BFA)
-            for place, sub_block in enumerate(block.values(), 1):  # type: ignore[operator]
-                layer_cache = cache.layers[len(new_cache.layers)] if cache else None
-                is_last = index == last and place == len(block)  # type: ignore[arg-type]
-                wanted = newest if is_last else None
+            for sub_block in block.values():  # type: ignore[operator]
+                layer = len(new_cache.layers)
+                layer_cache = cache.layers[layer] if cache else None
+                wanted = newest if layer == self.layers - 1 else None
                 inputs = (x, position_bias_HNN, order, layer_cache, wanted)
                 if recompute:
                     x, new_layer_cache = checkpoint(sub_block, *inputs, use_reentrant=False)

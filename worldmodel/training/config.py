@@ -124,8 +124,12 @@ class TrainConfig:
             "the share of labelled episodes is in [0, 1], e.g. 0.05",
         )
         self._require("prioritised", 0 <= self.prioritised <= 1, "a share is in [0, 1], e.g. 0.5")
-        weighted = bool(self.data_shares) or self.prioritised > 0
-        if weighted and (self.streaming_buffer or self.label_fraction or self.upscaler):
+        self._require(
+            "data_shares",
+            all(0 < share < math.inf for share in self.data_shares),
+            "give numbers above 0, e.g. 0.5 0.5",
+        )
+        if self.draws_by_weight and (self.streaming_buffer or self.label_fraction or self.upscaler):
             raise InputError(
                 "data_shares and prioritised need the data on the local disk, and neither labels "
                 "nor an upscaler: leave out streaming_buffer and label_fraction"
@@ -141,6 +145,11 @@ class TrainConfig:
     def _require(self, name: str, valid: bool, rule: str) -> None:
         if not valid:
             raise InputError(f"{name} = {getattr(self, name)!r}: {rule}")
+
+    @property
+    def draws_by_weight(self) -> bool:
+        """True if clips are drawn by weights, not each once per epoch."""
+        return bool(self.data_shares) or self.prioritised > 0
 
     def on_this_machine(self) -> Self:
         """Return the settings with precision `auto` replaced by bf16 or fp32.

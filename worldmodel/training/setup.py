@@ -22,8 +22,8 @@ from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.transformer import STTransformer
 from worldmodel.models.upscaler import Upscaler, upscaler_config
-from worldmodel.models.weights import check_lam, check_tokenizer
-from worldmodel.training.clip_weights import clip_uncertainty, weigh_clips
+from worldmodel.models.weights import check_lam, check_tokenizer, tensors_sha256
+from worldmodel.training.clip_weights import clip_uncertainty, clip_weights
 from worldmodel.training.distributed import Worker, load_optimizer, wrap_model
 from worldmodel.training.ema import EMA
 from worldmodel.training.flops import cost_of
@@ -38,6 +38,7 @@ from worldmodel.training.objectives import (
 from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.throughput import ThroughputMeter, device_peak, keep_freed_memory
 from worldmodel.training.trainer import Trainer, seed_everything
+from worldmodel.uncertainty import load_model
 
 
 def build_objective(run: TrainingRun, device: torch.device) -> Objective:
@@ -117,28 +118,28 @@ def open_data(
         clips, validation = _open_clips(run.data, run, part, parts)
         if run.trains_lam:
             clips.reveal_actions(run.recipe.label_fraction)
-        _weigh_clips(run, clips, device, part, parts)
         train = _encode_tokens(run, objective, clips, device, part, parts)
+        if run.recipe.draws_by_weight:
+            _weigh_clips(run, clips, device, part, parts)
+            train.manifest_hash = clips.manifest_hash
     return train, validation if len(validation) else None
 
 
 def _weigh_clips(
     run: TrainingRun, clips: ClipDataset, device: torch.device, part: int, parts: int
 ) -> None:
-    """Set the weights of the clips if the run asks for some. One process a machine scores them."""
+    """Set the weights of the clips; one process of each machine scores them."""
     shares, prioritised = run.recipe.data_shares, run.recipe.prioritised
-    if not shares and not prioritised:
-        return
-    uncertainty_N = None
+    uncertainty_N, origin = None, "data shares"
     if run.priority_model is not None:
+        world = load_model(run.priority_model, str(device))
+        origin = tensors_sha256(world.state_dict())
         if part:
             _barrier(parts)
-        uncertainty_N = clip_uncertainty(
-            clips, run.data, run.cache, run.priority_model, str(device)
-        )
+        uncertainty_N = clip_uncertainty(clips, world, run.cache)
         if not part:
             _barrier(parts)
-    clips.weights_N = weigh_clips(clips, shares, prioritised, uncertainty_N)
+    clips.weigh(clip_weights(clips, shares, prioritised, uncertainty_N), origin)
 
 
 def _encode_tokens(

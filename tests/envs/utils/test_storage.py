@@ -106,9 +106,10 @@ def test_one_writer_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert {len(content) for content in held} == {storage.LOCK_BYTES}, "a reader saw part of a lock"
     assert json.loads(held[-1])["time"] > json.loads(held[0])["time"]
     assert not (root / storage.LOCK_NAME).exists()
-    (root / storage.LOCK_NAME).write_bytes(b"\x00")
-    with pytest.raises(InputError, match="is not a lock that AutoExplore wrote"):
-        EpisodeWriter(uri)
+    for strange in (b"\x00", b"5", b'{"time": null}'):
+        (root / storage.LOCK_NAME).write_bytes(strange)
+        with pytest.raises(InputError, match="is not a lock that AutoExplore wrote"):
+            EpisodeWriter(uri)
 
 
 def test_a_writer_whose_lock_was_taken_over_writes_no_manifest(

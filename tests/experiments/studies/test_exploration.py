@@ -19,7 +19,7 @@ from experiments.studies.exploration import (
     differences_table,
     means_table,
 )
-from experiments.studies.exploration_runs import TESTS
+from experiments.studies.exploration_cell import TESTS
 from worldmodel import GenieReduxG
 from worldmodel.evaluation.feature_networks import network_name
 
