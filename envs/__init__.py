@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from envs.controls import ACTIONS, COINRUN_ACTIONS
+from envs.controls import ACTIONS, COINRUN_ACTIONS, custom_actions
 from envs.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,16 +20,17 @@ BUILTIN = (COUNTING, CORRIDOR, NOISY_TV, COINRUN)
 def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
     """Return the env of a game: observations uint8 (64, 64, 3), actions Discrete(5).
 
-    Actions are in the order of `envs.controls.ACTIONS`. `game` is a name of stable-retro, with or
-    without "-v0", or one of these games, which need no ROM: "Counting" (`envs.games.counting`),
-    "Corridor" and "NoisyTV" (`envs.games.corridor`), "CoinRun" (`envs.games.coinrun`, with seven
-    actions and more options).
+    Actions are in the order of `envs.controls.ACTIONS`, or those of the option `actions`. `game` is
+    a name of stable-retro, with or without "-v0", or one of these games, which need no ROM:
+    "Counting" (`envs.games.counting`), "Corridor" and "NoisyTV" (`envs.games.corridor`), "CoinRun"
+    (`envs.games.coinrun`, with seven actions and more options).
 
     Options: frame_skip=4 (CoinRun: 1), size=64, seed=None, state=None (name of a savestate),
-    max_steps=None. A process holds one emulator at a time: close an env before you make the next
-    one.
+    max_steps=None, actions=() (of a game of stable-retro: names such as "jump+right", see
+    `envs.controls.button_mask`). A process holds one emulator at a time: close an env before you
+    make the next one.
 
-    Raises: InputError for an unknown game or state, a missing ROM or a missing package.
+    Raises: InputError for an unknown game, state or action, a missing ROM or a missing package.
     """
     # Imported here, so that readers of episodes load no emulator.
     name = game.removesuffix("-v0")
@@ -55,15 +56,29 @@ def has_levels(game: str) -> bool:
     return _is_coinrun(game)
 
 
-def action_names(games: "Sequence[str]") -> tuple[str, ...]:
-    """Return the actions that all of some games share, in their order.
+def action_names(games: "Sequence[str]", chosen: "Sequence[str]" = ()) -> tuple[str, ...]:
+    """Return the actions that all of some games share: the chosen ones, else the games' own.
 
-    Raises: InputError for games with different actions.
+    Raises: InputError for games with different actions, and for chosen ones of a built-in game.
     """
     coinrun = set(map(_is_coinrun, games))
     if coinrun == {True, False}:
         raise InputError("CoinRun has seven actions, the other games five: use it alone")
-    return COINRUN_ACTIONS if coinrun == {True} else ACTIONS
+    own = COINRUN_ACTIONS if coinrun == {True} else ACTIONS
+    if not chosen or tuple(chosen) == own:
+        return own
+    fixed = [game for game in games if game.removesuffix("-v0") in BUILTIN]
+    if fixed:
+        raise InputError(f"{fixed[0]} has the actions {', '.join(own)}: others cannot be chosen")
+    return tuple(chosen)
+
+
+def chosen_actions(games: "Sequence[str]", actions: "Sequence[str]") -> tuple[str, ...]:
+    """Return actions other than the games' own; empty for their own.
+
+    Raises: InputError for actions of a built-in game, which cannot be chosen.
+    """
+    return custom_actions(action_names(games, actions)) if actions else ()
 
 
 def _is_coinrun(game: str) -> bool:

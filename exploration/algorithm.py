@@ -83,6 +83,7 @@ class AutoExploreConfig(AlgorithmConfig):
         super().__init__(algo_class=algo_class or AutoExplore)
         vars(self).update(DEFAULTS)
         self.games: tuple[str, ...] = ()
+        self.actions: tuple[str, ...] = ()
         self.scorer: Callable[[], Scorer] | None = None
         self.grad_clip_by = "global_norm"
         self.env_runner_cls = GameRunner
@@ -106,13 +107,15 @@ class AutoExploreConfig(AlgorithmConfig):
         games: Sequence[str] = (),
         scorer: Callable[[], Scorer] | None = None,
         max_steps: int | None = None,
+        actions: Sequence[str] = (),
     ) -> Self:
         """Set the games to explore, the reward and the maximum episode length.
 
         `games`: assigned to the envs in turn; without any set `.environment(env)` to an env of
         uint8 HWC frames. `scorer`: creates the scorer of a runner; without one the env's own reward
-        is used.
+        is used. `actions`: names of other actions than the games' own.
         """
+        self.actions = tuple(actions)
         if games:
             self.games = tuple(games)
             self.environment(GAMES_ENV)
@@ -129,6 +132,11 @@ class AutoExploreConfig(AlgorithmConfig):
         for name, value in own.items():
             setattr(self, name, value)
         return self
+
+    @property
+    def action_names(self) -> tuple[str, ...] | None:
+        """Actions of the games; None for an env whose actions have no names."""
+        return action_names(self.games, self.actions) if self.games else None
 
     @property
     def loss(self) -> LossConfig:
@@ -160,7 +168,7 @@ class AutoExploreConfig(AlgorithmConfig):
         model = {
             "channels": tuple(self.channels),
             "lstm_dim": self.lstm_dim,
-            "actions": action_names(self.games) if self.games else None,
+            "actions": self.action_names,
             "max_seq_len": self.seq_len + 1,
             "precision": self.precision,
             "burn_in": self.burn_in,
@@ -386,17 +394,12 @@ class AutoExplore(Algorithm):
         if self.eval_env_runner is not None:
             self.eval_env_runner.start_evaluation()
 
-    @property
-    def action_names(self) -> tuple[str, ...] | None:
-        """Actions of the games; None for an env whose actions have no names."""
-        return action_names(self.config.games) if self.config.games else None
-
     def network(self) -> CnnLstm:
         """Return a copy of the learner's network."""
         state = self.learner_group.get_weights()[DEFAULT_MODULE_ID]
         spaces = self.spaces[DEFAULT_MODULE_ID]
         shape = PolicyConfig(
-            actions=action_names_of(spaces[1], self.action_names),
+            actions=action_names_of(spaces[1], self.config.action_names),
             channels=tuple(self.config.channels),
             lstm_dim=self.config.lstm_dim,
             size=spaces[0].shape[0],

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from envs import BUILTIN, catalog, has_levels
+from envs import BUILTIN, action_names, catalog, chosen_actions, has_levels
 from envs.archive.archive import Archive
 from envs.archive.cells import CellGrid, fit_grid
 from envs.collect.archive_worker import ArchiveResult, ArchiveTask, ArchiveWorker, Moment
@@ -84,16 +84,18 @@ def play_from_archive(
     workers: int = 2,
     seed: int = 0,
     timeout: float | None = None,
+    actions: Sequence[str] = (),
 ) -> CollectSummary:
     """Collect episodes that begin where `reward` is high, and write them to `out`.
 
     `reward` scores the cells: token-entropy or another one of `model`; extrinsic, the game's own
     reward so far, as Go-Explore does; count-bonus, visits alone. Existing episodes are not played
     again. `previous` is the folder of an earlier collection, whose archive this one carries on: its
-    cells keep their visits, and are scored again when they are reached. Uses the connected Ray
-    cluster, or a local one.
+    cells keep their visits, and are scored again when they are reached. `actions`: names of other
+    actions than the games' own. Uses the connected Ray cluster, or a local one.
 
-    Raises InputError for invalid settings, and for an archive of another game or ROM.
+    Raises InputError for invalid settings, and for an archive of another game or ROM, or with other
+    actions.
     """
     if is_remote(out):
         raise InputError(f"{out}: an archive needs a local folder: upload the episodes afterwards")
@@ -101,8 +103,11 @@ def play_from_archive(
     reward.check(model)
     names, skipped = playable(games)
     policy_id = f"archive-{reward.name}-{config.policy.name}"
+    chosen = chosen_actions(names, actions or config.policy.actions)
     keys = {
-        game: [EpisodeKey(game, policy_id, seed, number) for number in range(config.episodes)]
+        game: [
+            EpisodeKey(game, policy_id, seed, number, chosen) for number in range(config.episodes)
+        ]
         for game in names
     }
     spec = WorkerSpec(
@@ -112,6 +117,8 @@ def play_from_archive(
         timeout or default_timeout(config.steps),
     )
     with EpisodeWriter(out) as writer, ray_session(cpus=workers):
+        for game in names:
+            writer.check_actions(game, action_names([game], chosen))
         sessions = ((key.game, key.id) for each in keys.values() for key in each)
         recipe = {"steps": config.steps, "round_episodes": config.round_episodes}
         writer.plan(sessions, f"{policy_id} seed {seed}", recipe)
@@ -123,7 +130,7 @@ def play_from_archive(
         ):
             score = CellScores(None if reward.name in WITHOUT_MODEL else make_scorer)
             for game in names:
-                explorer = _GameExplorer(game, Path(out), config, reward, seed, previous)
+                explorer = _GameExplorer(game, Path(out), config, reward, seed, previous, chosen)
                 explorer.play(keys[game], writer, pool, score, bar)
             summary = pool.summary
         held = writer.sessions
@@ -185,6 +192,7 @@ class _GameExplorer:
         reward: RewardConfig,
         seed: int,
         previous: Path | str | None,
+        actions: tuple[str, ...],
     ) -> None:
         self._out, self._config, self._reward = out, config, reward
         self._path = out / "archive" / game
@@ -198,6 +206,7 @@ class _GameExplorer:
             game,
             sha1,
             CellGrid(),
+            actions=actions,
             max_cells=config.max_cells,
             sharpness=config.sharpness,
             start_share=start_share,

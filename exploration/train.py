@@ -24,6 +24,7 @@ import numpy as np
 from ray.exceptions import RayActorError, RayError
 
 from envs import action_names, builtin_name, catalog
+from envs.controls import custom_actions
 from envs.episodes.frame_distance import UNSEEN, distances_by_game
 from envs.utils.artifact_dir import complete_checkpoints, remove_partial_checkpoints
 from envs.utils.atomic_io import write_json_atomic
@@ -46,6 +47,7 @@ from exploration.reward.token_entropy import TOP_FRACTION
 from exploration.rollout.snapshots import save_snapshot
 from exploration.rollout.vector_env import check_env_slots
 from exploration.videos import record_videos
+from worldmodel.models.saved_model import read_model_config
 
 TOKEN_ENTROPY = RewardConfig()
 
@@ -76,8 +78,7 @@ def explore(
     """
     # Check everything before anything is started.
     names = [game_name(game) for game in games]
-    actions = action_names(names)
-    config = replace(config, network=replace(config.network, actions=actions))
+    config = with_actions(config, names, model)
     check_env_slots(names, config.runners, config.envs_per_runner)
     out = Path(out)
     if archive is not None:
@@ -88,7 +89,7 @@ def explore(
     if epoch >= config.epochs:
         return out / "best"
     initial = None if init is None else _initial_network(init, config)
-    reward.check(model, actions=len(actions))
+    reward.check(model, config.network.actions)
 
     written: dict[str, Any] = {"games": names, "model": model and str(model), "seed": seed}
     written["archive"] = archive and str(archive)
@@ -113,6 +114,20 @@ def explore(
             ExploreLoop(run, algorithm, config, names, about).train(epoch)
             record_videos(run, config.epochs, names, seed=seed)
     return out / "best"
+
+
+def with_actions(
+    config: ExploreConfig, games: Sequence[str], model: Path | str | None
+) -> ExploreConfig:
+    """Return the configuration with the actions of the games.
+
+    They are those of `config` if it names others than the games' own, else the world model's.
+    """
+    chosen = custom_actions(config.network.actions)
+    if not chosen and model is not None:
+        chosen = read_model_config(Path(model)).action_names
+    names = action_names(games, chosen)
+    return replace(config, network=replace(config.network, actions=names))
 
 
 def check_archives(folder: Path, games: Sequence[str]) -> None:
@@ -168,7 +183,8 @@ def configure(
     seed: int = 0,
 ) -> AutoExploreConfig:
     """Return the RLlib configuration of a run, with its resources on the connected Ray."""
-    settings = AutoExploreConfig().explore_settings(games=games, scorer=scorer)
+    actions = custom_actions(config.network.actions)
+    settings = AutoExploreConfig().explore_settings(games=games, scorer=scorer, actions=actions)
     settings.training(**config.algorithm_settings())
     rollout, serve = node_resources("rollout"), node_resources("serve")
     settings.env_runners(

@@ -27,7 +27,6 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from envs import action_names
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import Bar, progress
@@ -44,7 +43,7 @@ from exploration.config import ExploreConfig
 from exploration.metrics import RETURN, evaluation_metrics, training_metrics
 from exploration.mutable_settings import apply_settings, current_settings, settings_in_effect
 from exploration.reward.factory import RewardConfig
-from exploration.train import configure, game_name, plain_state
+from exploration.train import configure, game_name, plain_state, with_actions
 
 METRIC = "evaluation_return"
 RANGES: dict[str, tuple[float, float]] = {
@@ -102,7 +101,7 @@ class TuneTrial(AutoExplore):
             evaluation = evaluation_metrics(result["evaluation"])
             self.last_return = evaluation.get(RETURN, self.last_return)
         copied, self.copied = self.copied, None
-        return training_metrics(result, action_names(self.config.games)) | {
+        return training_metrics(result, self.config.action_names or ()) | {
             METRIC: self.last_return,
             "screens": sum(map(len, self.screens.values())),
             "settings": settings_in_effect(self),
@@ -184,6 +183,7 @@ def tune(
             f"{config.epochs}: give a shorter interval"
         )
     names = [game_name(game) for game in games]
+    config = with_actions(config, names, model_path)
     out = Path(out)
     run_settings: dict[str, Any] = {"games": names, "model": str(model_path), "scorer": scorer}
     run_settings |= {"seed": seed, "trials": trials, **dataclasses.asdict(config)}
@@ -194,7 +194,7 @@ def tune(
         if (out / "tune.json").exists():
             return dict(json.loads((out / "tune.json").read_text()))
     reward = RewardConfig(scorer=scorer)
-    reward.check(model_path, actions=len(action_names(names)))  # before anything is started
+    reward.check(model_path, config.network.actions)  # before anything is started
     scorers = reward.open(
         model_path, out / "reward", steps=config.maskgit_steps, replicas=config.replicas, seed=seed
     )

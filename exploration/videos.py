@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.controls import custom_actions
 from envs.utils.atomic_io import write_atomic, write_json_atomic
 from envs.utils.images import Frames, gif
 from envs.utils.run_dir import RunDir
@@ -27,7 +28,8 @@ def rollout_against_random(policy: Path, game: str, seed: int) -> tuple[Frames, 
     """Play the agent of a policy folder and a random one; return frames (T, H, W, 3) of each."""
     agent, generator = load_policy(policy), np.random.default_rng(seed)
     agent.reset(seed)
-    env, count = vector_env([game, game], None), len(agent.action_names)
+    count = len(agent.action_names)
+    env = vector_env([game, game], None, actions=custom_actions(agent.action_names))
     try:
         frame_2HWC: Any = env.reset(seed=[seed, seed])[0]
         frames = [frame_2HWC]

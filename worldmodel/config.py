@@ -163,6 +163,8 @@ class WorldModelConfig:
     """Longest attention window in frames; it slides in longer generation."""
     actions: int = 5
     """A, the number of actions of the dynamics: real ones, or lam.codes latent ones."""
+    action_names: tuple[str, ...] = ()
+    """Names of the real actions if they were chosen; empty for the games' own."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     lam: LatentActionConfig = field(default_factory=LatentActionConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
@@ -190,6 +192,10 @@ class WorldModelConfig:
             f"dynamics.chunk_lengths = {dynamics.chunk_lengths}: give lengths of 0 (all) or more",
         )
         _require(
+            len(self.action_names) in (0, self.actions),
+            f"action_names: {len(self.action_names)} names for {self.actions} actions",
+        )
+        _require(
             not dynamics.latent_actions or self.actions == self.lam.codes,
             f"actions = {self.actions}: a dynamics on latent actions has "
             f"lam.codes = {self.lam.codes}",
@@ -208,12 +214,16 @@ class WorldModelConfig:
     def with_latent_actions(self) -> "WorldModelConfig":
         """Return the same configuration with a dynamics model on latent actions."""
         dynamics = dataclasses.replace(self.dynamics, latent_actions=True)
-        return dataclasses.replace(self, actions=self.lam.codes, dynamics=dynamics)
+        return dataclasses.replace(self, actions=self.lam.codes, action_names=(), dynamics=dynamics)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, which `from_dict` reads."""
         plain = dataclasses.asdict(self)
         plain["dynamics"]["chunk_lengths"] = list(self.dynamics.chunk_lengths)
+        if self.action_names:
+            plain["action_names"] = list(self.action_names)
+        else:
+            del plain["action_names"]
         return plain
 
     @classmethod
@@ -224,6 +234,8 @@ class WorldModelConfig:
             "lam": LatentActionConfig,
             "dynamics": DynamicsConfig,
         }
+        if isinstance(plain, dict):
+            plain = {**plain, "action_names": tuple(plain.get("action_names", ()))}
         values = _checked_fields(cls, plain)
         for name, part in parts.items():
             fields = _checked_fields(part, values[name], f"{name}.")

@@ -52,6 +52,8 @@ class Archive:
     game: str
     rom_sha1: str
     grid: CellGrid
+    actions: tuple[str, ...] = ()
+    """Names of the actions of the paths; empty for the game's own."""
     max_cells: int = 5_000
     sharpness: float = 1.0
     """Exponent of the uncertainty, in standard deviations, in a cell's weight."""
@@ -132,6 +134,8 @@ class Archive:
             "frames": np.array([cell.state.frame_HWC for cell in cells], np.uint8),
         }
         manifest = {"format": FORMAT, "game": self.game, "rom_sha1": self.rom_sha1}
+        if self.actions:
+            manifest["actions"] = ", ".join(self.actions)
         try:
             with new_artifact(path, **manifest) as folder:
                 np.savez_compressed(folder / "arrays.npz", **arrays)
@@ -142,14 +146,16 @@ class Archive:
     def load(self, path: Path) -> "Archive":
         """Return this archive with the cells that `save` wrote.
 
-        Raises: InputError for a damaged folder, or the archive of another game or ROM.
+        Raises: InputError for a damaged folder, or the archive of another game or ROM, or with
+        other actions.
         """
         manifest = read_artifact(path, "archive", FORMAT)
-        for name in ("game", "rom_sha1"):
-            if manifest[name] != getattr(self, name):
+        own = {"game": self.game, "rom_sha1": self.rom_sha1, "actions": ", ".join(self.actions)}
+        for name, value in own.items():
+            if (held := manifest.get(name, "")) != value:
                 raise InputError(
-                    f"{path} is an archive of {name} {manifest[name]}, not {getattr(self, name)}: "
-                    "give another folder"
+                    f"{path} is an archive of {name} {held or 'of the game'}, not "
+                    f"{value or 'those of the game'}: give another folder"
                 )
         record = read_json(path / "cells.json")
         with np.load(path / "arrays.npz") as arrays:

@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from envs import chosen_actions
 from envs.archive.archive import Archive
 from envs.archive.cells import CellGrid
 from envs.games.random_starts import DrawnStarts, Frame
@@ -14,13 +15,15 @@ from envs.games.random_starts import DrawnStarts, Frame
 class ArchiveStarts(DrawnStarts):
     """Env of which a share of the episodes begin at cells of the archive in `folder`.
 
-    Cells are drawn by their weights. Raises InputError for the archive of another game or ROM.
+    Cells are drawn by their weights. Raises InputError for the archive of another game or ROM, or
+    with other actions.
     """
 
     def __init__(self, env: gymnasium.Env[Frame, np.int64], folder: Path, share: float) -> None:
         super().__init__(env)
         game: Any = env.unwrapped
-        archive = Archive(game.game, game.rom_sha1, CellGrid()).load(folder / game.game)
+        actions = chosen_actions([game.game], game.action_names)
+        archive = Archive(game.game, game.rom_sha1, CellGrid(), actions).load(folder / game.game)
         weights = archive.weights()
         self._states = [cell.state for cell in archive.cells.values()]
         self._probabilities = weights / weights.sum()

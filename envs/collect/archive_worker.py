@@ -70,7 +70,7 @@ class ArchiveWorker(CollectWorker):
         """
         started = time.process_time()
         self._policy = self._policy or self._build_policy()
-        env: Any = self._open(task.game)
+        env: Any = self._open(task.game, actions=task.key.actions)
         path, start_seed, reward = b"", task.key.start_seed, 0.0
         if task.start is not None:
             path, start_seed, reward = task.start.path, task.start.start_seed, task.start.reward

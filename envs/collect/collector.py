@@ -7,7 +7,7 @@ and the frames do not depend on the number of workers.
 from collections.abc import Sequence
 from pathlib import Path
 
-from envs import BUILTIN, builtin_name, catalog
+from envs import BUILTIN, action_names, builtin_name, catalog, chosen_actions
 from envs.collect.policies import PolicySpec, builtin_policy
 from envs.collect.worker import CollectWorker, EpisodeKey
 from envs.collect.worker_pool import CollectSummary, WorkerSpec, default_timeout, play_missing
@@ -26,6 +26,7 @@ def collect(
     workers: int = 2,
     seed: int = 0,
     timeout: float | None = None,
+    actions: Sequence[str] = (),
     progress: bool = True,
 ) -> CollectSummary:
     """Play `episodes` episodes of at most `steps` steps of each game and write them to `out`.
@@ -33,12 +34,13 @@ def collect(
     `policy` is a name of `builtin_policy`, or the spec of an agent
     (`exploration.agent.policy.policy_spec`). An episode that takes more than `timeout` seconds
     (default: 60 s plus 0.1 s per step) counts as hung, and its emulator is killed. Episodes that
-    the folder already holds are not played again. Uses the connected Ray cluster, or starts and
-    stops a local one. A game without a ROM, or one whose emulator keeps dying or hanging, is
-    reported and skipped.
+    the folder already holds are not played again. `actions`: names of other actions than the games'
+    own, see `envs.controls.button_mask`; an agent brings those that it was trained with. Uses the
+    connected Ray cluster, or starts and stops a local one. A game without a ROM, or one whose
+    emulator keeps dying or hanging, is reported and skipped.
 
-    Raises: InputError for unknown games, numbers out of range, no playable game, or an unusable
-    `out`.
+    Raises: InputError for unknown games or actions, numbers out of range, no playable game, or an
+    unusable `out`.
     """
     if min(episodes, steps, workers) < 1:
         raise InputError(
@@ -48,10 +50,15 @@ def collect(
         raise InputError(f"timeout {timeout} must be above 0 seconds")
     spec = builtin_policy(policy) if isinstance(policy, str) else policy
     names, skipped = playable(games)
+    chosen = chosen_actions(names, actions or spec.actions)
     keys = [
-        EpisodeKey(game, spec.name, seed, number) for game in names for number in range(episodes)
+        EpisodeKey(game, spec.name, seed, number, chosen)
+        for game in names
+        for number in range(episodes)
     ]
     with EpisodeWriter(out) as writer:
+        for game in names:
+            writer.check_actions(game, action_names([game], chosen))
         # The split is fixed before anything is played, so it does not depend on interruptions.
         sessions = ((key.game, key.id) for key in keys)
         writer.plan(sessions, f"{spec.name} seed {seed}", {"steps": steps})

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -138,18 +138,20 @@ class PolicySpec:
     """Name in the episodes' metadata; policies of one name act alike on equal seeds and frames."""
     build: Callable[[], Policy]
     """Picklable factory; raises InputError if the policy cannot be used."""
+    actions: tuple[str, ...] = ()
+    """Actions that the policy was trained with; empty for a policy that takes any."""
 
 
 UNTRAINED = "random, sticky:P, dirichlet:ALPHA, zipf:EXPONENT or hold:ACTION"
 """Names of the policies of `builtin_policy`."""
 
 
-def builtin_policy(name: str) -> PolicySpec:
+def builtin_policy(name: str, actions: Sequence[str] = ACTIONS) -> PolicySpec:
     """Return an untrained policy by its name, one of UNTRAINED.
 
     sticky: P is the probability to repeat an action, in [0, 1). dirichlet: ALPHA above 0, e.g. 0.3.
-    zipf: EXPONENT above 1, e.g. 2. hold: ACTION is a name of `envs.controls.ACTIONS`, or an index
-    into the actions of the game.
+    zipf: EXPONENT above 1, e.g. 2. hold: ACTION is a name of `actions`, or an index into the
+    actions of the game.
 
     Raises: InputError for another name, and for a value out of range.
     """
@@ -157,9 +159,10 @@ def builtin_policy(name: str) -> PolicySpec:
     if name == "random":
         return PolicySpec("random", RandomPolicy)
     if kind == "hold":
-        index = ACTIONS.index(text) if text in ACTIONS else int(text) if text.isdigit() else -1
+        names = list(actions)
+        index = names.index(text) if text in names else int(text) if text.isdigit() else -1
         if index < 0:
-            raise InputError(f"policy {name!r}: give one of {', '.join(ACTIONS)}, or an index")
+            raise InputError(f"policy {name!r}: give one of {', '.join(names)}, or an index")
         return PolicySpec(f"hold{index}", partial(HoldPolicy, index))
     ranges: dict[str, tuple[Callable[[float], Policy], float, float, str]] = {
         "sticky": (StickyPolicy, 0.0, 1.0, "a probability to repeat in [0, 1)"),

@@ -91,7 +91,13 @@ class RerenderWorker(GameWorker):
         if recorded.game in BUILTIN:
             raise GameError("its frames have a fixed size and cannot be re-rendered")
         state, frame_skip = recorded.init_state or None, recorded.frame_skip
-        env = self._open(recorded.game, frame_skip=frame_skip, state=state, size=self._size)
+        env = self._open(
+            recorded.game,
+            frame_skip=frame_skip,
+            state=state,
+            size=self._size,
+            actions=recorded.action_names,
+        )
         if env.unwrapped.rom_sha1 != recorded.rom_sha1:  # type: ignore[attr-defined]
             raise GameError(
                 f"the installed ROM is not the one of episode {recorded.session_id} (sha1 differs)"

@@ -36,6 +36,8 @@ class EpisodeKey:
     """Seed of the whole run."""
     episode: int
     """Number of the episode within its game, from 0."""
+    actions: tuple[str, ...] = ()
+    """Names of the actions; empty for the game's own."""
 
     @property
     def id(self) -> str:
@@ -53,8 +55,8 @@ class EpisodeKey:
         return self.policy_seed % 2**32
 
     def _digest(self) -> str:
-        identity = json.dumps([self.game, self.policy_id, self.seed, self.episode])
-        return hashlib.sha256(identity.encode()).hexdigest()
+        identity = [self.game, self.policy_id, self.seed, self.episode, *self.actions]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
 def play_episode(
@@ -67,7 +69,7 @@ def play_episode(
     on_step: Callable[[list[NDArray[np.uint8]], list[int], list[float]], None] | None = None,
     info: dict[str, Any] | None = None,
 ) -> Episode:
-    """Play the episode `key` in `envs.make(key.game)` until the game ends, at most `steps` steps.
+    """Play the episode `key` in the env of its game until that ends, at most `steps` steps.
 
     `start`: moment to begin at, instead of the game's start. `on_step` is called after each step
     that did not end the game, with all frames, actions and rewards so far. `info` is stored in the
@@ -83,6 +85,7 @@ def play_episode(
             f"{key.game} has the actions {', '.join(game.action_names)}, the policy "
             f"{', '.join(learnt)}: play it with a policy that was trained on it, or with 'random'"
         )
+    chosen = {"actions": list(key.actions)} if key.actions else {}
     options = {} if start is None else {"state": start}
     frame_HWC, _ = env.reset(seed=key.start_seed, options=options)
     policy.reset(key.policy_seed)
@@ -114,7 +117,7 @@ def play_episode(
         frame_skip=game.frame_skip,
         buttons=game.action_masks,
         resize=game.resize,
-        info={"episode": key.episode, "max_steps": steps, **(info or {})},
+        info={"episode": key.episode, "max_steps": steps, **chosen, **(info or {})},
     )
 
 
@@ -172,6 +175,7 @@ class CollectWorker(GameWorker):
         """
         started = time.process_time()
         self._policy = self._policy or self._build_policy()
-        episode = play_episode(self._open(key.game), self._policy, key, steps=self._steps)
+        env = self._open(key.game, actions=key.actions)
+        episode = play_episode(env, self._policy, key, steps=self._steps)
         shard = write_shard(self._root, [episode.encode()], key.id)
         return EpisodeResult(shard, time.process_time() - started)

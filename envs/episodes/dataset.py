@@ -7,7 +7,8 @@ A shard appears completely or not at all. If a killed writer left one that is no
 the next writer adopts it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from envs.episodes.episode import EncodedEpisode, Episode
@@ -73,6 +74,18 @@ class EpisodeWriter:
             self._check_recipe(series, recipe)
         self.manifest.plan(sessions)
         self.manifest.save(self.root)
+
+    def check_actions(self, game: str, actions: tuple[str, ...]) -> None:
+        """Raise InputError if the folder holds episodes of a game with other actions."""
+        for path, shard in self.manifest.shards.items():
+            if shard.sessions[0].game == game:
+                held = read_row(self.root / path, 0).action_names
+                if held != actions:
+                    raise InputError(
+                        f"{self.root} holds episodes of {game} with the actions {', '.join(held)}, "
+                        f"not {', '.join(actions)}: give another folder"
+                    )
+                return
 
     def copy_plan(self, source: "EpisodeReader", recipe: dict[str, Any]) -> None:
         """Copy the validation split of the data set from which `recipe` derives this one.
@@ -210,6 +223,14 @@ class EpisodeReader:
             )
         return episode
 
+    def action_names(self) -> dict[str, tuple[str, ...]]:
+        """Return game -> names of the actions, those of its first episode."""
+        names: dict[str, tuple[str, ...]] = {}
+        for record, shard, row in self._rows:
+            if record.game not in names:
+                names[record.game] = read_row(self.root / shard.path, row).action_names
+        return names
+
     @property
     def validation(self) -> dict[str, dict[str, bool]]:
         """Game -> session id -> True if it is for validation."""
@@ -238,3 +259,21 @@ class EpisodeReader:
     def shards(self) -> list[Shard]:
         """Shard of each episode, in order."""
         return [shard for _, shard, _ in self._rows]
+
+
+def recorded_actions(uris: Sequence[str | Path]) -> tuple[str, ...]:
+    """Return the names of the actions of data sets, by the first episode of each game.
+
+    Raises: InputError for games or data sets with different actions.
+    """
+    found: dict[tuple[str, ...], str] = {}
+    for uri in uris:
+        for game, names in EpisodeReader(str(uri)).action_names().items():
+            found.setdefault(names, f"{game} in {uri}")
+    if len(found) > 1:
+        (one, first), (other, second), *_ = found.items()
+        raise InputError(
+            f"{first} has the actions {', '.join(one)}, {second} {', '.join(other)}: a model has "
+            "the same actions in all its data"
+        )
+    return next(iter(found))

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.controls import ACTIONS
+from envs import action_names
+from envs.controls import ACTIONS, numbered_actions
 from envs.episodes.frame_codec import CHUNK, ZSTD_LEVEL, decode_frames, encode_frames
 from envs.utils.errors import InputError
 
@@ -64,6 +65,13 @@ class EpisodeMetadata:
     @property
     def _name(self) -> str:
         return f"episode {self.session_id} of {self.game}"
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Names of the actions; "action 0" and so on where they are not known."""
+        names = tuple(self.info.get("actions", ())) or action_names([self.game])
+        count = len(self.buttons) or len(ACTIONS)
+        return names if len(names) == count else numbered_actions(count)
 
     @property
     def num_frames(self) -> int:

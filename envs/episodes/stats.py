@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from envs.controls import ACTIONS
 from envs.episodes.dataset import EpisodeReader
 from envs.episodes.episode import Episode
 from envs.utils.errors import InputError
@@ -29,7 +28,8 @@ class GameStats:
     """Episodes that the game itself ended."""
     validation: int = 0
     """Episodes for validation."""
-    actions: Counter[int] = field(default_factory=Counter)
+    actions: Counter[str] = field(default_factory=Counter)
+    """Steps of each action."""
     screens: set[bytes] | None = field(default_factory=set)
     """Keys of `envs.utils.screen_hash`; None if the frame size cannot be divided into cells."""
 
@@ -44,9 +44,6 @@ class GameStats:
 
     def to_json(self) -> dict[str, Any]:
         """Return the statistics as shares in [0, 1] and means per step."""
-        count = max(self.actions, default=0) + 1
-        # A game with more actions, like CoinRun, numbers them, because their meanings differ.
-        names = ACTIONS if count <= len(ACTIONS) else tuple(map(str, range(count)))
         episodes, steps = max(self.episodes, 1), max(self.steps, 1)
         return {
             "episodes": self.episodes,
@@ -55,7 +52,7 @@ class GameStats:
             "bytes": self.file_bytes,
             "bytes_per_frame": self.file_bytes / max(self.frames, 1),
             "mean_length": self.steps / episodes,
-            "action_shares": {name: self.actions[i] / steps for i, name in enumerate(names)},
+            "action_shares": {name: count / steps for name, count in self.actions.items()},
             "reward_mean": self.reward / steps,
             "terminated_share": self.terminated / episodes,
             "distinct_screens": None if self.screens is None else len(self.screens),
@@ -91,12 +88,14 @@ def _episode_stats(episode: Episode) -> GameStats:
     """Return the statistics of one episode, without its file size and split."""
     _, height, width, _ = episode.frames_THWC.shape
     fits = not (height % CELLS or width % CELLS)
+    names = episode.action_names
+    steps_A = np.bincount(episode.actions, minlength=len(names)).tolist()
     return GameStats(
         episodes=1,
         frames=episode.num_frames,
         steps=len(episode.actions),
         reward=float(episode.rewards.sum(dtype=np.float64)),
         terminated=int(episode.terminated),
-        actions=Counter(episode.actions.tolist()),
+        actions=Counter(dict(zip(names, steps_A, strict=True))),
         screens=distinct_screens(episode.frames_THWC) if fits else None,
     )

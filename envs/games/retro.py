@@ -1,4 +1,4 @@
-"""One stable-retro game as a Gymnasium env: five actions, four emulator frames per step.
+"""One stable-retro game as a Gymnasium env: actions hold buttons for four emulator frames.
 
 An emulator core keeps global state, so a process can hold one game at a time; stable-retro refuses
 a second one.
@@ -25,16 +25,22 @@ RESIZE = "letterbox-cv2-area"
 class RetroEnv(GameEnv):
     """The env of a stable-retro game: observations uint8 (size, size, 3), actions Discrete(5).
 
-    A step holds the action's button for `frame_skip` emulator frames and shows the brighter value
+    `actions`: names of other actions than the five of `ACTIONS`, see `envs.controls.button_mask`.
+    A step holds the action's buttons for `frame_skip` emulator frames and shows the brighter value
     per channel of the last two (App. A.3: consoles draw some sprites only every second frame).
     The screen keeps its aspect ratio inside black bars. Rewards are summed over the skipped frames.
     `terminated` is the game's own end, `truncated` comes after `max_steps`. The emulator is
     deterministic: the same actions give the same frames. `seed` seeds only the action space.
 
-    Raises: InputError for an unknown game, a missing ROM, an unknown or unreadable state.
+    Raises: InputError for an unknown game, a missing ROM, an unknown or unreadable state, or an
+    action whose buttons the console lacks.
     """
 
-    def __init__(self, game: str, *, state: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, game: str, *, state: str | None = None, actions: Sequence[str] = (), **options: Any
+    ) -> None:
+        if actions:
+            self.action_names = tuple(actions)
         super().__init__(**options)
         self.game = catalog.canonical(game)
         self.console = catalog.console_of(self.game)
@@ -46,7 +52,11 @@ class RetroEnv(GameEnv):
         self._emulator_env = _open(self.game, state)
         self.init_state = (self._emulator_env.statename or "").removesuffix(".state")
         self.buttons: list[str | None] = list(self._emulator_env.buttons)
-        self.action_masks = action_masks(self.buttons, self.console)
+        try:
+            self.action_masks = action_masks(self.buttons, self.console, self.action_names)
+        except InputError:
+            self._emulator_env.close()
+            raise
         self._presses = [_bits(mask, len(self.buttons)) for mask in self.action_masks]
         self._start = self._start_state()
         self._is_plain = False

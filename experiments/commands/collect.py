@@ -1,11 +1,12 @@
 """Record episodes of games with a random, scripted or trained policy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from envs.controls import ACTIONS, parse_action_names
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import (
@@ -47,6 +48,10 @@ class Args(RunArgs):
     """Episode folders on which disagreement is trained."""
     episodes: int = 4
     """Number of episodes of each game."""
+    actions: tuple[str, ...] = ()
+    """Actions instead of the games' own five, e.g. right left jump jump+right none: each holds
+    buttons, named right, left, up, down, jump, secondary or as on the console. An agent plays with
+    those that it was trained with."""
     steps: int = 500
     """Maximum episode length in steps; one step is four emulator frames."""
     workers: int = 2
@@ -68,7 +73,8 @@ def run(args: Args) -> None:
     check_new_data(args.out, resume=args.resume)
 
     check_data(args.reward_data)
-
+    if args.actions:
+        args = replace(args, actions=parse_action_names(args.actions))
     # The functions below import Ray, and torch for agents: wrong arguments are reported first.
     archive, _, name = args.policy.partition(":")
     if archive == "archive":
@@ -90,6 +96,7 @@ def run(args: Args) -> None:
                 workers=args.workers,
                 seed=args.seed,
                 timeout=args.timeout,
+                actions=args.actions,
             )
     rate = summary.played_frames / max(summary.seconds, 1e-9)
     console.print(
@@ -104,7 +111,7 @@ def build_policy(name: str, args: Args) -> "PolicySpec":
     from envs.collect.policies import builtin_policy
 
     if not name.startswith(("checkpoint:", "expert:")):
-        return builtin_policy(name)
+        return builtin_policy(name, args.actions or ACTIONS)
     from exploration.agent.policy import policy_spec
 
     return policy_spec(name, epsilon=args.epsilon, temperature=args.temperature)
@@ -127,4 +134,5 @@ def run_archive(games: "Sequence[str]", policy: "PolicySpec", args: Args) -> "Co
             workers=args.workers,
             seed=args.seed,
             timeout=args.timeout,
+            actions=args.actions,
         )

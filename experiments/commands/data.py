@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 import tyro
 from rich.table import Table
 
-from envs.controls import ACTIONS
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import console
@@ -149,7 +148,8 @@ def print_stats(args: Stats) -> None:
     total = GameStats()
     for stats in games.values():
         total.add(stats)
-    heads = ("game", "episodes", "frames", "bytes/frame", "mean length", *ACTIONS)
+    names = list(total.actions)
+    heads = ("game", "episodes", "frames", "bytes/frame", "mean length", *names)
     table = Table(*heads, "reward", "ended", "screens", box=None, header_style="bold")
     for game, stats in {**games, **({"all": total} if len(games) > 1 else {})}.items():
         values = stats.to_json()
@@ -160,7 +160,7 @@ def print_stats(args: Stats) -> None:
             f"{values['frames']:,}",
             f"{values['bytes_per_frame']:.0f}",
             f"{values['mean_length']:.1f}",
-            *(f"{shares[name]:.0%}" if name in shares else "-" for name in ACTIONS),
+            *(f"{shares[name]:.0%}" if name in shares else "-" for name in names),
             f"{values['reward_mean']:.3g}",
             f"{values['terminated_share']:.0%}",
             "-" if screens is None else f"{screens:,}",

@@ -1,13 +1,14 @@
 """Combine a tokenizer and a dynamics model into a world model."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from envs.controls import ACTIONS
+from envs.episodes.dataset import recorded_actions
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 from experiments.arguments import check_at_least, check_data, check_folder, default_threads
@@ -63,7 +64,7 @@ def run(args: Args) -> None:
         model = GenieRedux(tokenizer, load_lam(args.lam or args.dynamics), dynamics)
         model.action_map = learn_action_map(model.lam, args)
         model.save(args.out)
-        console.print(action_map_table(model.action_map))
+        console.print(action_map_table(model.action_map, recorded_actions(args.data)))
     else:
         if args.lam is not None or args.data:
             raise InputError(
@@ -84,16 +85,17 @@ def learn_action_map(lam: "LatentActionModel", args: Args) -> "ActionMap":
             ClipDataset(args.data, cache, length=length, stride=length - 1, split=split)
             for split in ("train", "val")
         )
-        action_map = fit_action_map(lam, training, actions=len(ACTIONS), count=args.clips)
+        actions = len(recorded_actions(args.data))
+        action_map = fit_action_map(lam, training, actions=actions, count=args.clips)
         return measure_action_map(action_map, lam, validation) if len(validation) else action_map
 
 
-def action_map_table(action_map: "ActionMap") -> Table:
-    """Return a table of games: latent action and score of each button, agreement on validation
+def action_map_table(action_map: "ActionMap", actions: Sequence[str]) -> Table:
+    """Return a table of games: latent action and score of each action, agreement on validation
     episodes."""
     heads = ("agreement", "by chance", "kappa", "information")
-    table = Table("", *ACTIONS, *heads, box=None, header_style="bold")
-    table.title = "latent action of each button (score)"
+    table = Table("", *actions, *heads, box=None, header_style="bold")
+    table.title = "latent action of each action (score)"
     for game in action_map.counts:
         pairs = zip(action_map.latent_actions(game), action_map.confidence(game), strict=True)
         measured = action_map.measured.get(game, {})

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from envs import action_names
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.interrupt import follow_parent
@@ -51,6 +52,8 @@ def run(args: Args) -> None:
     follow_parent()
     check_at_least(0, rounds=args.rounds)
     config = dataclasses.replace(args.pipeline, games=tuple(check_games(args.pipeline.games)))
+    for game in config.games:
+        action_names([game], config.actions)
     check_own_run(args.out)
 
     # These import torch: wrong arguments are reported first.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 from rich.table import Table
 
-from envs import action_names
-from envs.episodes.dataset import EpisodeReader
+from envs.controls import custom_actions
+from envs.episodes.dataset import recorded_actions
 from envs.utils.errors import InputError
 from envs.utils.progress import console, format_duration
 from envs.utils.ray_session import ray_session
@@ -165,14 +165,14 @@ def has_latent_actions(args: Args) -> bool:
 
 
 def match_actions(model: WorldModelConfig, data: Sequence[str]) -> WorldModelConfig:
-    """Return the model with the number of actions of the games in the data.
+    """Return the model with the actions of the data.
 
     A number that was given as a flag, other than the default, stays.
     """
     if model.actions != WorldModelConfig.actions:
         return model
-    games = {game for uri in data for game in EpisodeReader(uri).games}
-    return dataclasses.replace(model, actions=len(action_names(sorted(games))))
+    names = recorded_actions(data)
+    return dataclasses.replace(model, actions=len(names), action_names=custom_actions(names))
 
 
 def check_model_flags(args: Args) -> None:

@@ -53,10 +53,7 @@ class World:
         uncertainty: bool = False,
         seed: int = 0,
     ) -> None:
-        if model.actions != len(ACTIONS):
-            raise InputError(
-                f"the model has {model.actions} actions: play knows {', '.join(ACTIONS)}"
-            )
+        model.check_action_names(ACTIONS, "play knows")
         self.game, self.uncertainty = game, uncertainty
         self._model, self._name, self._upscaler = model, name, upscaler
         self._given, self._given_actions = given_PHWC, actions.astype(np.int64)

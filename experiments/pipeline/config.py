@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import tyro
 
+from envs.controls import parse_action_names
 from envs.utils.errors import InputError
 
 Settings = tyro.conf.Fixed[dict[str, Any]]
@@ -23,6 +24,9 @@ class PipelineConfig:
     published sizes."""
     games: tuple[str, ...]
     """Games to play in every stage."""
+    actions: tuple[str, ...] = ()
+    """Actions instead of the games' own five, e.g. right left jump jump+right none; see
+    `collect --help`."""
     seed: int = 0
     """Random seed of the run."""
     games_apart: bool = False
@@ -77,6 +81,8 @@ class PipelineConfig:
     """Arguments of `worldmodel.evaluation.evaluate.evaluate`."""
 
     def __post_init__(self) -> None:
+        if self.actions:
+            object.__setattr__(self, "actions", parse_action_names(self.actions))
         episodes = (f"{part}_episodes" for part in ("random", "explored", "test"))
         for name in (*episodes, "random_steps", "explored_steps", "workers"):
             if getattr(self, name) < 1:

@@ -1,6 +1,7 @@
 """Stages of the pipeline that play games."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,14 @@ def collect_stage(
             policy=policy,
             workers=c.workers,
             seed=part_seed(c, part, round_number),
+            actions=c.actions,
         )
         return {"frames": summary.frames, "episodes": summary.episodes}
 
     games = f"{len(c.games)} game{'s' if len(c.games) > 1 else ''}"
     how = "with the agent" if player == "agent" else "at random"
     purpose = " for the test set" if part.startswith("test") else ""
-    settings = [c.games, c.seed, episodes, steps]
+    settings = [c.games, c.seed, episodes, steps, *c.actions]
     return Stage(
         name,
         f"play {games} {how}{purpose}, {episodes} episodes each",
@@ -143,6 +145,7 @@ def _archive_stage(
             previous=context.path(previous) if previous else None,
             workers=c.workers,
             seed=part_seed(c, part, round_number),
+            actions=c.actions,
         )
         return {"frames": summary.frames, "episodes": summary.episodes}
 
@@ -150,7 +153,7 @@ def _archive_stage(
     if round_number:
         name, output = f"collect-{round_number}", f"rounds/{round_number}/data"
     inputs = tuple(stage for stage in (model, previous) if stage)
-    settings = [c.games, c.seed, steps, c.archive, reward.name, config.policy.name]
+    settings = [c.games, c.seed, steps, c.archive, reward.name, config.policy.name, *c.actions]
     return Stage(name, description, run, inputs, output, settings)
 
 
@@ -162,7 +165,7 @@ def as_much_stage(c: PipelineConfig) -> Stage:
         collect_as_much,
         inputs=(f"collect-{c.explorers[0]}",),
         output="data/more-random",
-        settings=[c.games, c.seed, c.explored_steps],
+        settings=[c.games, c.seed, c.explored_steps, *c.actions],
     )
 
 
@@ -174,8 +177,16 @@ def collect_as_much(context: StageContext) -> dict[str, Any]:
     c: PipelineConfig = context.config
     wanted = frames_by_game(context.path(f"collect-{c.explorers[0]}"))
     for game in c.games:
-        seed = part_seed(c, "more-random")
-        collect_frames(game, context.out, wanted[game], c.explored_steps, "random", seed, c.workers)
+        collect_frames(
+            game,
+            context.out,
+            wanted[game],
+            c.explored_steps,
+            "random",
+            part_seed(c, "more-random"),
+            c.workers,
+            c.actions,
+        )
     return {"frames": frames_by_game(context.out).total(), "wanted": wanted.total()}
 
 
@@ -187,6 +198,7 @@ def collect_frames(
     policy: str | PolicySpec,
     seed: int,
     workers: int = 2,
+    actions: Sequence[str] = (),
 ) -> int:
     """Collect episodes of at most `steps` steps until a game has `frames` frames in `out`.
 
@@ -204,6 +216,7 @@ def collect_frames(
             policy=policy,
             workers=workers,
             seed=seed,
+            actions=actions,
         )
     return found
 

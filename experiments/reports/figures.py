@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from envs import action_names
 from envs.episodes.dataset import EpisodeReader
 from envs.utils.images import Frames, heat_map, png
 from experiments.reports.images import (
@@ -51,6 +50,7 @@ class Excerpt:
     start: int
     frames: Frames
     actions: NDArray[np.uint8]
+    action_names: tuple[str, ...]
 
     @property
     def shown(self) -> Frames:
@@ -86,7 +86,9 @@ def choose_excerpt(folder: Path, game: str, length: int) -> Excerpt | None:
     episode = reader[index]
     frames = episode.frames_THWC[start : start + whole]
     actions = episode.actions[start : start + whole - 1]
-    return Excerpt(game, episode.session_id, start + WINDOW - 1, frames, actions)
+    return Excerpt(
+        game, episode.session_id, start + WINDOW - 1, frames, actions, episode.action_names
+    )
 
 
 def film_rows(
@@ -182,8 +184,10 @@ def column_heads(excerpt: Excerpt) -> list[dict[str, str]]:
     """
     heads = []
     last = len(excerpt.shown) - CONTEXT
-    names = action_names([excerpt.game])
-    signs = [" ".join(BUTTON_SIGNS[word] for word in name.split()) for name in names]
+    signs = [
+        " ".join(BUTTON_SIGNS.get(word, word) for word in name.replace("+", " ").split())
+        for name in excerpt.action_names
+    ]
     for index in range(len(excerpt.shown)):
         ahead = index - CONTEXT + 1
         kind = "given" if ahead < 1 else "reported" if ahead in (1, last) else "predicted"

@@ -13,7 +13,8 @@ class PolicyConfig:
     """Architecture of the agent. The defaults are those of App. A.3: 3.22 M parameters."""
 
     actions: tuple[str, ...] = ACTIONS
-    """Names of the actions; `explore` takes those of its games."""
+    """Names of the actions, e.g. right left jump jump+right none. `explore` takes those of its
+    world model if they were chosen, else those of its games."""
     channels: tuple[int, ...] = (32, 32, 64, 64)
     """Channels of each convolution. Each is followed by a pooling that halves the frame."""
     lstm_dim: int = 512

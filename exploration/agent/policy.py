@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from envs.collect.policies import PolicySpec, builtin_policy
+from envs.controls import custom_actions
 from envs.utils.artifact_dir import copy_weights, read_tensors
 from envs.utils.atomic_io import new_folder, read_json, write_json_atomic
 from envs.utils.errors import InputError
@@ -208,4 +209,4 @@ def policy_spec(name: str, *, epsilon: float | None = None, temperature: float =
     policy_id = f"{kind}-{digest.hexdigest()[:12]}-epsilon{epsilon:g}-temperature{temperature:g}"
     # Absolute: a worker process may run in another folder.
     load = partial(load_policy, folder.resolve(), epsilon=epsilon, temperature=temperature)
-    return PolicySpec(policy_id, load)
+    return PolicySpec(policy_id, load, custom_actions(load_network(folder).config.actions))

@@ -10,6 +10,7 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 from torch.distributions import Dirichlet
 
+from envs.controls import numbered_actions
 from envs.utils.errors import InputError
 from exploration.agent.config import PolicyConfig, check_exploration
 from exploration.agent.policy import CnnLstm, behaviour_log_probabilities
@@ -34,8 +35,7 @@ def use_half(precision: str, device: torch.device) -> bool:
 
 def action_names_of(space: Any, names: Sequence[str] | None = None) -> tuple[str, ...]:
     """Return names of the actions of a Discrete space, "action 0" and so on if none are known."""
-    count = int(space.n)
-    return tuple(names) if names else tuple(f"action {index}" for index in range(count))
+    return tuple(names) if names else numbered_actions(int(space.n))
 
 
 class AgentModule(TorchRLModule, ValueFunctionAPI):

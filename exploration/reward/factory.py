@@ -4,7 +4,7 @@ Rewards with trained networks train them on recorded play at the start of a run 
 <out>/reward/*.safetensors.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -47,10 +47,10 @@ class RewardConfig:
     app: str | None = None
     """Name of a running app for "serve", which keeps running; None starts one."""
 
-    def check(self, model_path: Path | str | None, actions: int | None = None) -> None:
+    def check(self, model_path: Path | str | None, actions: Sequence[str] | None = None) -> None:
         """Raise InputError for invalid settings, before anything is started.
 
-        `actions`: number of actions of the games, which must be that of the model.
+        `actions`: names of the games' actions, which must be the model's.
         """
         if self.name not in REWARDS:
             raise InputError(
@@ -72,11 +72,8 @@ class RewardConfig:
             if model_path is None:
                 raise InputError(f"reward {self.name!r} needs a world model: give one with --model")
             model = LocalScorer(model_path).load()
-            if actions not in (None, model.actions):
-                raise InputError(
-                    f"{model_path}: the world model has {model.actions} actions, the games have "
-                    f"{actions}: give one that was trained on these games"
-                )
+            if actions is not None:
+                model.check_action_names(actions, "the games have")
 
     @contextmanager
     def open(

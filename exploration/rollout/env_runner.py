@@ -50,6 +50,7 @@ class GameRunner(SingleAgentEnvRunner):
                 starts=Starts(
                     self.config.random_starts, self.config.archive, self.config.archive_share
                 ),
+                actions=self.config.actions,
             )
         )
         self.num_envs = len(self.games)

@@ -32,10 +32,12 @@ STEP_SECONDS = 60.0
 """Duration of a step or reset of all games after which one of them counts as hung."""
 
 
-def spaces(games: Sequence[str] = ()) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
+def spaces(
+    games: Sequence[str] = (), actions: Sequence[str] = ()
+) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
     """Return the observation space and the action space of games, which share their actions."""
     frames = gymnasium.spaces.Box(0, 255, (FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
-    return frames, gymnasium.spaces.Discrete(len(envs.action_names(games)))
+    return frames, gymnasium.spaces.Discrete(len(envs.action_names(games, actions)))
 
 
 def games_of_runner(games: Sequence[str], runner: int, envs_per_runner: int) -> list[str]:
@@ -59,8 +61,8 @@ def check_env_slots(games: Sequence[str], runners: int, envs_per_runner: int) ->
 class _SpacesOnly(gymnasium.Env[Any, Any]):
     """Env without a game, from which AsyncVectorEnv reads the spaces in the parent process."""
 
-    def __init__(self, game: str) -> None:
-        self.observation_space, self.action_space = spaces([game])
+    def __init__(self, game: str, actions: Sequence[str]) -> None:
+        self.observation_space, self.action_space = spaces([game], actions)
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,18 @@ FROM_THE_START = Starts()
 class GameFactory:
     """Factory of a game's env; in the process that created the factory it makes only the spaces."""
 
-    def __init__(self, game: str, max_steps: int | None, starts: Starts) -> None:
-        self.game, self.max_steps, self.starts = game, max_steps, starts
+    def __init__(
+        self, game: str, max_steps: int | None, starts: Starts, actions: Sequence[str]
+    ) -> None:
+        self.game, self.max_steps, self.starts, self.actions = game, max_steps, starts, actions
         self._parent = os.getpid()
 
     def __call__(self) -> gymnasium.Env[Any, Any]:
         """Make the env. The parent process must never open an emulator."""
         if os.getpid() == self._parent:
-            return _SpacesOnly(self.game)
+            return _SpacesOnly(self.game, self.actions)
         starts = self.starts
-        env = envs.make(self.game, max_steps=self.max_steps)
+        env = envs.make(self.game, max_steps=self.max_steps, actions=self.actions)
         if starts.archive is not None:
             env = ArchiveStarts(env, starts.archive, starts.archive_share)
         return RandomStarts(env, starts.random_steps)
@@ -129,14 +133,16 @@ def vector_env(
     step_seconds: float = STEP_SECONDS,
     *,
     starts: Starts = FROM_THE_START,
+    actions: Sequence[str] = (),
 ) -> AsyncVectorEnv:
     """Start an env process for each entry of `games`; episodes are truncated after `max_steps`.
 
+    `actions`: names of other actions than the games' own.
     A step that takes longer than `step_seconds` raises an error; close the env after it.
     """
     multiprocessing.set_forkserver_preload(PRELOADED)
     with _without_main_file():
-        factories = [GameFactory(game, max_steps, starts) for game in games]
+        factories = [GameFactory(game, max_steps, starts, actions) for game in games]
         env = TimedVectorEnv(factories, context="forkserver")
     env.seconds = step_seconds
     return env

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.controls import ACTIONS
+from envs.episodes.dataset import recorded_actions
 from envs.utils.atomic_io import write_atomic, write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import progress
@@ -39,7 +39,7 @@ from worldmodel.evaluation.window_metrics import (
     device_of,
     measure_windows,
 )
-from worldmodel.models.genie import WorldModel
+from worldmodel.models.genie import GenieReduxG, WorldModel
 from worldmodel.statistics import estimate
 
 _CONCAT_EVERY = 64
@@ -82,11 +82,13 @@ def evaluate(
         FIGURES = {"psnr", "ssim", "moving_psnr"}
 
     PSNR is in dB, at most `metrics.PSNR_CAP`. Undefined figures (no moving pixel, a single episode)
-    are null. Raises InputError for bad settings, and for a game without an episode of a window's
-    length.
+    are null. Raises InputError for bad settings, for data with other actions than the model, and
+    for a game without an episode of a window's length.
     """
     settings = Settings(**options)
     uris = [str(uri) for uri in data]
+    if isinstance(model, GenieReduxG):
+        model.check_action_names(recorded_actions(uris), "the data have")
     with tempfile.TemporaryDirectory() as temporary:
         source = ClipSource(uris, str(cache_dir or temporary), split)
         clips = source.open(settings)
@@ -252,12 +254,14 @@ def export(
 ) -> int:
     """Write the windows that `evaluate` scores with these settings for another model to predict.
 
-    Returns their number. The random actions are those of a model of 5 actions in mode one_pass. See
-    `worldmodel.evaluation.external_predictions`.
+    Returns their number. The random actions are those of a model of the data's actions in mode
+    one_pass. See `worldmodel.evaluation.external_predictions`.
     """
     settings = Settings(**options)
+    uris = [str(uri) for uri in data]
+    actions = len(recorded_actions(uris))
     with tempfile.TemporaryDirectory() as cache:
-        clips = ClipSource([str(uri) for uri in data], cache, split).open(settings)
+        clips = ClipSource(uris, cache, split).open(settings)
         batches = plan_batches(windows_by_game(clips), settings, limit)
         count = sum(len(batch.window_ids) for batch in batches)
         with progress("writing windows", count) as bar:
@@ -269,7 +273,7 @@ def export(
                     context=settings.context,
                     delta_t=settings.delta_t,
                     seed=batch.seed,
-                    action_count=len(ACTIONS),
+                    action_count=actions,
                 )
                 bar.advance(len(batch.window_ids), batch.game)
     return count

@@ -21,6 +21,7 @@ from worldmodel.models.cpu_kernels import use_cpu_kernels
 
 FORMAT = "autoexplore-model-2"
 ACTION_MAP = "action_map.json"
+ADVICE = "export it again from its checkpoints"
 
 
 def save_model(model: Any, path: Path) -> None:
@@ -36,14 +37,19 @@ def save_model(model: Any, path: Path) -> None:
             write_json_atomic(folder / ACTION_MAP, action_map.to_dict())
 
 
+def read_model_config(path: Path) -> WorldModelConfig:
+    """Return the configuration of a saved model. Raises InputError for another folder."""
+    manifest = read_artifact(path, "saved model", FORMAT, lambda: ADVICE)
+    return WorldModelConfig.from_dict(manifest.get("config"))
+
+
 def read_model(classes: Mapping[str, Any], path: Path, device: torch.device) -> Any:
     """Load a model of one of these classes in eval mode; on a CPU with the CPU kernels.
 
     Raises InputError if a file is missing, damaged or of another architecture, or the model is of
     another class.
     """
-    advice = "export it again from its checkpoints"
-    manifest = read_artifact(path, "saved model", FORMAT, lambda: advice)
+    manifest = read_artifact(path, "saved model", FORMAT, lambda: ADVICE)
     kind = classes.get(manifest.get("model", ""))
     if kind is None:
         expected = " or ".join(classes)

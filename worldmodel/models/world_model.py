@@ -5,13 +5,14 @@ N=h*w, M=F*N, K codes, A actions of a clip or, as last dimension, width of an en
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from envs.controls import custom_actions
 from envs.utils.errors import InputError
 from worldmodel.config import GenerationMode, SamplingConfig, WorldModelConfig
 from worldmodel.models import saved_model
@@ -59,6 +60,18 @@ class WorldModel(nn.Module):
     def check_actions(self, actions_BA: Tensor, batch: int, count: int) -> None:
         """Raise InputError unless these are actions of this model, of shape (batch, count)."""
         self.cfg.check_actions(actions_BA, batch, count)
+
+    def check_action_names(self, names: Sequence[str], source: str) -> None:
+        """Raise InputError unless the actions of `source`, games or data, are the model's."""
+        names = tuple(names)
+        if self.actions != len(names):
+            raise InputError(
+                f"the world model has {self.actions} actions, {source} {len(names)} "
+                f"({', '.join(names)})"
+            )
+        if self.cfg.action_names != custom_actions(names):
+            own = ", ".join(self.cfg.action_names) or "the games' own"
+            raise InputError(f"the world model has the actions {own}, {source} {', '.join(names)}")
 
     def encode_actions(self, actions_BA: Tensor, first: bool = True) -> Tensor:
         """Encode actions for the dynamics, see `Dynamics.encode_actions`."""

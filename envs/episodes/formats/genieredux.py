@@ -53,8 +53,9 @@ def _info(episode: Episode, metadata: list[dict[str, Any]]) -> dict[str, Any]:
     The metadata of each episode is added under `KEY`.
     """
     game, shape = episode.game, episode.frames_THWC.shape[1:]
-    count = _action_count(episode)
-    names = CAPTIONS if count == len(CAPTIONS) else [f"ACTION_{i}" for i in range(count)]
+    names: tuple[str, ...] = CAPTIONS
+    if episode.action_names != ACTIONS:
+        names = tuple(name.upper().replace(" ", "_") for name in episode.action_names)
     captions = [[name] for name in names]
     config = {
         "name": "retro_act",
@@ -70,7 +71,7 @@ def _info(episode: Episode, metadata: list[dict[str, Any]]) -> dict[str, Any]:
             "game": game,
             "config": config,
             "metadata": {},
-            "action_space": [count],
+            "action_space": [len(names)],
             "observation_space": list(shape),
             "action_captions": captions,
         },
@@ -82,14 +83,10 @@ def _info(episode: Episode, metadata: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _action_count(episode: Episode) -> int:
-    return len(episode.buttons) or len(ACTIONS)
-
-
 def _write_session(folder: Path, episode: Episode) -> None:
     """Write one session: T frames and T actions."""
     (folder / "frames").mkdir(parents=True)
-    one_hot = np.eye(_action_count(episode), dtype=int)[episode.actions].tolist()
+    one_hot = np.eye(len(episode.action_names), dtype=int)[episode.actions].tolist()
     steps = []
     for step, reward in enumerate(episode.rewards.tolist()):
         frame_HWC = cv2.cvtColor(episode.frames_THWC[step + 1], cv2.COLOR_RGB2BGR)

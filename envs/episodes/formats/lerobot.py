@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from envs.controls import ACTIONS
 from envs.episodes.episode import Episode
 from envs.episodes.formats.metadata import episode_metadata
 from envs.utils.atomic_io import write_json_atomic
@@ -65,11 +64,13 @@ def write_lerobot(folder: Path, episodes: Callable[[str], Iterator[Episode]]) ->
     tasks: dict[str, int] = {}
     total: Stats = {}
     kind: tuple[Any, ...] = ()
+    actions: tuple[str, ...] = ()
     step = 0
     splits = chain.from_iterable(
         ((episode, split == "val") for episode in episodes(split)) for split in ("train", "val")
     )
     for number, (episode, validation) in enumerate(splits):
+        actions = actions or episode.action_names
         own_kind = (*episode.frames_THWC.shape[1:], episode.frame_skip)
         kind = kind or own_kind
         if own_kind != kind:
@@ -104,7 +105,7 @@ def write_lerobot(folder: Path, episodes: Callable[[str], Iterator[Episode]]) ->
     data.close()
     _write_meta(folder, rows, tasks, total)
     meta = folder / "meta"
-    write_json_atomic(meta / "autoexplore.json", {"actions": list(ACTIONS), "episodes": metadata})
+    write_json_atomic(meta / "autoexplore.json", {"actions": list(actions), "episodes": metadata})
     training = sum(not entry["validation"] for entry in metadata)
     write_json_atomic(meta / "info.json", _info(kind, rows, len(tasks), training))
 

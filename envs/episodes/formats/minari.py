@@ -24,7 +24,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.controls import ACTIONS
 from envs.episodes.episode import Episode
 from envs.episodes.formats.metadata import KEY, episode_metadata, known_game, metadata_fields
 from envs.utils.errors import InputError, one_line
@@ -45,15 +44,15 @@ def write_minari(folder: Path, episodes: Callable[[], Iterator[Episode]]) -> Non
             first = next(of_game)
             metadata: list[dict[str, str]] = []
             shape = first.frames_THWC.shape[1:]
-            rate = 60 / first.frame_skip
+            rate, names = 60 / first.frame_skip, ", ".join(first.action_names)
             dataset = minari.create_dataset_from_buffers(
                 dataset_id=f"{NAMESPACE}/{game}-v0",
                 buffer=_buffers(minari, chain([first], of_game), metadata),
                 observation_space=gymnasium.spaces.Box(0, 255, shape, np.uint8),
-                action_space=gymnasium.spaces.Discrete(len(first.buttons) or len(ACTIONS)),
+                action_space=gymnasium.spaces.Discrete(len(first.action_names)),
                 algorithm_name=first.policy_id,
                 author="AutoExplore",
-                description=f"{game}, {rate:g} steps a second. Actions: {', '.join(ACTIONS)}.",
+                description=f"{game}, {rate:g} steps a second. Actions: {names}.",
                 data_format="parquet",  # the default, HDF5, needs another package
                 jpeg_encoding=False,  # the default is lossy
             )

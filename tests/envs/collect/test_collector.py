@@ -10,10 +10,12 @@ import pytest
 import ray
 import torch
 
+from envs.collect.collector import collect
 from envs.collect.policies import RandomPolicy, StickyPolicy, builtin_policy
 from envs.collect.worker import CollectWorker, EpisodeKey, play_episode
 from envs.collect.worker_pool import CollectSummary
-from envs.episodes.dataset import EpisodeReader, EpisodeWriter
+from envs.controls import ACTIONS
+from envs.episodes.dataset import EpisodeReader, EpisodeWriter, recorded_actions
 from envs.games.counting import CountingEnv, read_step_and_action
 from envs.games.retro import RetroEnv
 from envs.utils.errors import InputError
@@ -110,6 +112,30 @@ def test_an_episode_says_how_to_play_it_again(one_worker: tuple[Path, CollectSum
     frames = [env.reset()[0], *(env.step(np.int64(action))[0] for action in item.actions)]
     env.close()
     assert (np.stack(frames) == item.frames_THWC).all()
+
+
+def test_chosen_actions_are_kept_with_the_episodes(ray_cluster: None, tmp_path: Path) -> None:
+    actions = ("right", "jump+right", "none")
+    collect([GAME], tmp_path / "data", episodes=1, steps=20, actions=actions)
+    item = EpisodeReader(tmp_path / "data")[0]
+    assert (item.action_names, len(item.buttons)) == (actions, 3)
+    assert recorded_actions([str(tmp_path / "data")]) == actions
+    own = play_episode(
+        CountingEnv(), RandomPolicy(), EpisodeKey("Counting", "random", 0, 0), steps=9
+    )
+    assert own.action_names == ACTIONS
+    keys = [EpisodeKey(GAME, "random", 0, 0, chosen).id for chosen in ((), actions)]
+    assert item.session_id == keys[1] != keys[0], "another episode"
+
+    with pytest.raises(
+        InputError, match=r"with the actions right, jump\+right, none, not right, l"
+    ):
+        collect([GAME], tmp_path / "data", episodes=2, steps=20)
+    with pytest.raises(InputError, match="Counting has the actions"):
+        collect(["Counting"], tmp_path / "other", episodes=1, steps=5, actions=actions)
+    collect(["Counting"], tmp_path / "other", episodes=1, steps=5)
+    with pytest.raises(InputError, match="a model has the same actions in all its data"):
+        recorded_actions([str(tmp_path / name) for name in ("data", "other")])
 
 
 def test_game_over_and_cut_off_are_told_apart() -> None:
@@ -223,9 +249,9 @@ def test_an_agent_without_a_folder_is_refused() -> None:
 
 
 def test_an_agent_is_named_by_its_weights(tmp_path: Path) -> None:
-    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "module.safetensors").write_bytes(content)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(seed)
+        save_policy(tmp_path / name, CnnLstm(PolicyConfig(channels=(4, 4), lstm_dim=8)))
     names = [policy_spec(f"checkpoint:{tmp_path / name}", epsilon=0.1).name for name in "abc"]
     assert names[0] == names[1] != names[2]
     assert policy_spec(f"checkpoint:{tmp_path / 'a'}", epsilon=0.2).name != names[0]

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from envs.archive.archive import Archive
+from envs.archive.cells import CellGrid
 from envs.collect import collect
 from envs.controls import COINRUN_ACTIONS
-from envs.episodes.dataset import EpisodeReader
+from envs.episodes.dataset import EpisodeReader, recorded_actions
 from envs.games.corridor import CELLS_PER_ROOM, ROOMS, read_cell
 from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
@@ -23,7 +25,10 @@ from exploration.reward.factory import RewardConfig
 from exploration.train import explore
 from tests.envs.games.test_coinrun import needs_game
 from tests.experiments.test_cli import ROM_IS_MISSING, complaint
-from worldmodel import GenieReduxG
+from worldmodel import GenieReduxG, load_world_model
+from worldmodel.evaluation.evaluate import evaluate
+
+GAME = "Airstriker-Genesis"
 
 
 def test_bad_input_is_one_line(ray_cluster, tiny_world, tmp_path, capsys):
@@ -167,3 +172,39 @@ def test_coinrun_is_explored_with_its_seven_actions(ray_cluster, tiny_world, tmp
     assert GenieReduxG.load(dynamics / "model").actions == 7, "as many as the data"
     with pytest.raises(InputError, match="the world model has 5 actions, the games have 7"):
         explore(["CoinRun"], tiny_world, tmp_path / "other", config=config)
+
+
+@pytest.mark.slow
+def test_a_game_is_explored_with_chosen_actions(ray_cluster, tmp_path):
+    """Data bring their actions to the model, the model to the agent, the agent to the game."""
+    actions, data = ("right", "left", "jump", "jump+right", "none"), str(tmp_path / "data")
+    play = ["collect", GAME, "--episodes", "2", "--steps", "40"]
+    assert execute([*play, "--actions", ",".join(actions), "--out", data]) == 0
+    flags = ["--preset", "debug", "--iterations", "2", "--data", data]
+    tokenizer, dynamics = tmp_path / "tokenizer", tmp_path / "dynamics"
+    assert execute(["train", "tokenizer", *flags, "--out", str(tokenizer)]) == 0
+    flags += ["--tokenizer", str(tokenizer)]
+    assert execute(["train", "dynamics", *flags, "--out", str(dynamics)]) == 0
+    model = dynamics / "model"
+    assert GenieReduxG.load(model).cfg.action_names == actions
+
+    config = explore_preset("debug", runners=0)
+    best = explore([GAME], model, tmp_path / "run", config=config)
+    assert load_policy(best).action_names == actions
+    agent = policy_spec(f"checkpoint:{best}")
+    collect([GAME], tmp_path / "played", episodes=1, steps=20, policy=agent)
+    assert recorded_actions([str(tmp_path / "played")]) == actions
+
+    archive = ["--policy", "archive", "--model", str(model), "--actions", *actions]
+    assert execute([*play, *archive, "--out", str(tmp_path / "archive")]) == 0
+    assert recorded_actions([str(tmp_path / "archive")]) == actions
+    explore([GAME], model, tmp_path / "from-archive", config=config, archive=tmp_path / "archive")
+    with pytest.raises(InputError, match="is an archive of actions"):
+        Archive(GAME, EpisodeReader(data)[0].rom_sha1, CellGrid()).load(
+            tmp_path / "archive" / "archive" / GAME
+        )
+
+    own = str(tmp_path / "own")
+    assert execute([*play, "--out", own]) == 0
+    with pytest.raises(InputError, match=r"has the actions .*none, the data have right, .*down"):
+        evaluate(load_world_model(model), [own])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from envs import action_names
 from envs.utils.images import enlarged, gif, heat_map
 from experiments.__main__ import execute
 from experiments.commands import report
@@ -208,7 +209,7 @@ def test_gains_are_paired_by_window_and_intervals_are_over_episodes() -> None:
 def test_film_strips_name_the_buttons_of_the_game(game: str, last: str) -> None:
     frames = np.zeros((8, 64, 64, 3), np.uint8)
     actions = np.array([0] * 6 + [4], np.uint8)
-    heads = column_heads(Excerpt(game, "session", 0, frames, actions))
+    heads = column_heads(Excerpt(game, "session", 0, frames, actions, action_names([game])))
     assert [head["text"] for head in heads] == ["given", "given", "+1", "+2"]
     assert heads[-1]["button"] == last
 
