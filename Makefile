@@ -19,14 +19,15 @@ $(VENV)/.complete: requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/autoexplore pipeline --preset cpu --out runs/demo
 
-# Two processes, each with the tests of whole files: a Ray of its own suits each of them.
+# Two processes, each with the tests of whole files: a Ray of its own suits each of them. The slow
+# files keep the order of tests/conftest.py, the longest first.
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test: setup
 	$(PYTEST) -m "not slow"
 
 test-slow: setup
-	$(PYTEST) -m slow
+	$(PYTEST) --no-loadscope-reorder -m slow
 
 lint: setup
 	$(BIN)/ruff check .

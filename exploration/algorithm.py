@@ -115,7 +115,8 @@ class AutoExploreConfig(AlgorithmConfig):
         uint8 HWC frames. `scorer`: creates the scorer of a runner; without one the env's own reward
         is used. `actions`: names of other actions than the games' own.
         """
-        self.actions = tuple(actions)
+        if actions:
+            self.actions = tuple(actions)
         if games:
             self.games = tuple(games)
             self.environment(GAMES_ENV)

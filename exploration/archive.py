@@ -30,7 +30,7 @@ from envs.utils.errors import InputError
 from envs.utils.progress import Bar, console, progress
 from envs.utils.ray_session import ray_session
 from envs.utils.storage import is_remote
-from exploration.reward.factory import WITHOUT_MODEL, RewardConfig
+from exploration.reward.factory import WITHOUT_MODEL, RewardConfig, model_actions
 from exploration.reward.scorers import ScoringError
 from exploration.reward.token_entropy import TOP_FRACTION
 from worldmodel.uncertainty import Windows
@@ -92,7 +92,8 @@ def play_from_archive(
     reward so far, as Go-Explore does; count-bonus, visits alone. Existing episodes are not played
     again. `previous` is the folder of an earlier collection, whose archive this one carries on: its
     cells keep their visits, and are scored again when they are reached. `actions`: names of other
-    actions than the games' own. Uses the connected Ray cluster, or a local one.
+    actions than the games' own; an agent or the model brings those that it was trained with. Uses
+    the connected Ray cluster, or a local one.
 
     Raises InputError for invalid settings, and for an archive of another game or ROM, or with other
     actions.
@@ -100,10 +101,11 @@ def play_from_archive(
     if is_remote(out):
         raise InputError(f"{out}: an archive needs a local folder: upload the episodes afterwards")
     started = time.monotonic()
-    reward.check(model)
     names, skipped = playable(games)
     policy_id = f"archive-{reward.name}-{config.policy.name}"
-    chosen = chosen_actions(names, actions or config.policy.actions)
+    chosen = chosen_actions(names, actions or config.policy.actions or model_actions(model))
+    scored = reward.name not in WITHOUT_MODEL
+    reward.check(model, action_names(names, chosen) if scored else None)
     keys = {
         game: [
             EpisodeKey(game, policy_id, seed, number, chosen) for number in range(config.episodes)
@@ -128,7 +130,7 @@ def play_from_archive(
             progress("archive", config.episodes * len(names)) as bar,
             WorkerPool(writer, spec, bar) as pool,
         ):
-            score = CellScores(None if reward.name in WITHOUT_MODEL else make_scorer)
+            score = CellScores(make_scorer if scored else None)
             for game in names:
                 explorer = _GameExplorer(game, Path(out), config, reward, seed, previous, chosen)
                 explorer.play(keys[game], writer, pool, score, bar)

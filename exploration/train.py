@@ -41,13 +41,12 @@ from exploration.algorithm import AutoExplore, AutoExploreConfig
 from exploration.config import ExploreConfig
 from exploration.metrics import RETURN, evaluation_metrics, training_metrics, warn_if_blind
 from exploration.mutable_settings import apply_settings, read_requests, settings_in_effect
-from exploration.reward.factory import RewardConfig
+from exploration.reward.factory import RewardConfig, model_actions
 from exploration.reward.scorers import Scorer
 from exploration.reward.token_entropy import TOP_FRACTION
 from exploration.rollout.snapshots import save_snapshot
 from exploration.rollout.vector_env import check_env_slots
 from exploration.videos import record_videos
-from worldmodel.models.saved_model import read_model_config
 
 TOKEN_ENTROPY = RewardConfig()
 
@@ -123,9 +122,7 @@ def with_actions(
 
     They are those of `config` if it names others than the games' own, else the world model's.
     """
-    chosen = custom_actions(config.network.actions)
-    if not chosen and model is not None:
-        chosen = read_model_config(Path(model)).action_names
+    chosen = custom_actions(config.network.actions) or model_actions(model)
     names = action_names(games, chosen)
     return replace(config, network=replace(config.network, actions=names))
 

@@ -25,6 +25,17 @@ torch.set_num_threads(1)
 EVERYTHING = "AUTOEXPLORE_TEST_EVERYTHING" in os.environ
 """True where tests that need a system package must fail instead of being skipped without it."""
 
+LONGEST = (
+    "exploration/reward/test_noisy_tv.py",
+    "exploration/test_learning.py",
+    "worldmodel/test_serve.py",
+    "integration/test_node_faults.py",
+    "experiments/pipeline/test_runner.py",
+    "worldmodel/training/test_resume.py",
+    "integration/test_driver_faults.py",
+)
+"""Files of slow tests that begin first, so that no process is left alone with one at the end."""
+
 MARKED_BY_FIXTURE = {"ray_cluster": "ray", "finished_run": "slow"}
 """Fixture -> marker of every test that uses it."""
 
@@ -35,6 +46,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture, marker in MARKED_BY_FIXTURE.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(marker)
+    # Sorting is stable, and every process of `pytest -n` must have the same order.
+    items.sort(key=lambda item: _rank(item.path))
+
+
+def _rank(path: Path) -> int:
+    """Return the place of a file in LONGEST, or a later one."""
+    name = path.relative_to(Path(__file__).parent).as_posix()
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -153,9 +153,9 @@ class Archive:
         own = {"game": self.game, "rom_sha1": self.rom_sha1, "actions": ", ".join(self.actions)}
         for name, value in own.items():
             if (held := manifest.get(name, "")) != value:
+                held, value = (text or "(the game's own)" for text in (held, value))
                 raise InputError(
-                    f"{path} is an archive of {name} {held or 'of the game'}, not "
-                    f"{value or 'those of the game'}: give another folder"
+                    f"{path} is an archive of {name} {held}, not {value}: give another folder"
                 )
         record = read_json(path / "cells.json")
         with np.load(path / "arrays.npz") as arrays:

@@ -13,6 +13,7 @@ from typing import Any
 
 from envs.utils.errors import InputError
 from exploration.reward.scorers import LocalScorer, ServeScorer
+from worldmodel.models.saved_model import read_model_config
 
 SCORERS = ("local", "serve")
 REWARDS = (
@@ -30,6 +31,11 @@ TRAINED = ("disagreement", "vae")
 TRAINING_FRAMES = 4_000
 TRAINING_TOKENS = 150_000
 """Training tokens of the heads: some 600 windows with 256 tokens a frame."""
+
+
+def model_actions(model_path: Path | str | None) -> tuple[str, ...]:
+    """Return the actions of a world model if they were chosen; empty without a model."""
+    return () if model_path is None else read_model_config(Path(model_path)).action_names
 
 
 @dataclass(frozen=True)
