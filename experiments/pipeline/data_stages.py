@@ -1,7 +1,7 @@
 """Stages of the pipeline that play games."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,10 +204,8 @@ def collect_frames(
 
     Returns the number of frames, up to one episode more, since episodes are whole.
     """
-    episodes = 0
-    while (found := frames_by_game(out)[game]) < frames:
-        mean = found / episodes if episodes else steps + 1
-        episodes += max(1, round((frames - found) / mean))
+
+    def play(episodes: int) -> None:
         collect(
             [game],
             str(out),
@@ -218,6 +216,24 @@ def collect_frames(
             seed=seed,
             actions=actions,
         )
+
+    return play_until(game, out, frames, steps, play)
+
+
+def play_until(
+    game: str, out: Path, frames: int, steps: int, play: Callable[[int], None], multiple: int = 1
+) -> int:
+    """Call `play` with more and more episodes until a game has `frames` frames in `out`.
+
+    `steps` is the length of an episode that does not end early, `multiple` divides every number of
+    episodes. Returns the number of frames.
+    """
+    episodes = 0
+    while (found := frames_by_game(out)[game]) < frames:
+        mean = found / episodes if episodes else steps + 1
+        missing = max(1, round((frames - found) / mean))
+        episodes += -(-missing // multiple) * multiple
+        play(episodes)
     return found
 
 

@@ -25,7 +25,7 @@ from envs.episodes.frame_distance import distances_by_game
 from envs.utils.run_dir import read_metrics
 from experiments.arguments import default_threads
 from experiments.pipeline.config import PipelineConfig
-from experiments.pipeline.data_stages import collect_frames, deep_test_stage
+from experiments.pipeline.data_stages import collect_frames, deep_test_stage, play_until
 from experiments.pipeline.runner import Context, Stage, StageContext, run_stages
 from experiments.pipeline.stages import finetune_stages, join_stage, train_stage
 from experiments.studies.exploration_cell import (
@@ -190,19 +190,24 @@ def arm_from_archive(cell: StudyCell, arm: str, reward: str, agent: str | None =
     """Return the stage that plays on from an archive, with a random policy family or an agent."""
 
     def run(context: StageContext) -> dict[str, Any]:
-        config = ArchiveConfig(episodes=max(1, cell.steps // ArchiveConfig.steps))
+        config = ArchiveConfig()
         if agent is not None:
             config = replace(config, policy=agent_policy(agent, context))
         data = (str(context.path("data-base")),) if reward == "disagreement" else ()
-        summary = play_from_archive(
-            [cell.game],
-            context.path("model-base"),
-            context.out,
-            config,
-            RewardConfig(reward, data=data),
-            seed=cell.part_seed(arm),
-        )
-        return {"frames": summary.frames}
+
+        def play(episodes: int) -> None:
+            play_from_archive(
+                [cell.game],
+                context.path("model-base"),
+                context.out,
+                replace(config, episodes=episodes),
+                RewardConfig(reward, data=data),
+                seed=cell.part_seed(arm),
+            )
+
+        size = config.round_episodes
+        played = play_until(cell.game, context.out, cell.steps, config.steps, play, size)
+        return {"frames": played}
 
     inputs = ("model-base", "data-base", *([agent] if agent else []))
     settings = [cell.game, cell.seed, cell.steps, reward]
