@@ -89,7 +89,7 @@ class TrainingRun:
 
     def identity(self) -> dict[str, Any]:
         """Return the run's settings as JSON data, for config.json and every checkpoint."""
-        plain = dataclasses.asdict(self)
+        plain = dataclasses.asdict(self) | {"config": self.config.to_dict()}
         del plain["out"], plain["cache_dir"]
         return dict(json.loads(json.dumps(plain, default=str)))
 
