@@ -62,6 +62,11 @@ def test_paper_has_the_papers_sizes() -> None:
 def test_config_survives_plain_data() -> None:
     for name in ("debug", "cpu", "paper"):
         assert WorldModelConfig.from_dict(preset(name).to_dict()) == preset(name)
+        assert "action_names" not in preset(name).to_dict(), "only where they were chosen"
+    chosen = replace(preset("debug"), actions=2, action_names=("right", "jump+right"))
+    assert WorldModelConfig.from_dict(chosen.to_dict()) == chosen
+    with pytest.raises(InputError, match="2 names for 5 actions"):
+        replace(chosen, actions=5)
     plain = preset("debug").to_dict()
     plain["tokenizer"]["colour"] = 1
     with pytest.raises(InputError, match=r"tokenizer\.colour is unknown"):
