@@ -153,9 +153,15 @@ class RepresentationArgs(ModelArgs):
 class UncertaintyArgs(ModelArgs):
     """Calibration of the uncertainty: maps of idle and moving scenes (Fig. 6), reliability.
 
-    Writes uncertainty.json, uncertainty.png and uncertainty-GAME.png to --out.
+    Prints the calibration error (ECE) and how well the uncertainty tells apart (AUC): patches that
+    move and static ones, or static ones of one colour; scenes with much motion and with little;
+    screens unlike the training data and others. Writes uncertainty.json, uncertainty.png and
+    uncertainty-GAME.png to --out.
     """
 
+    reference_data: tuple[Path, ...] = ()
+    """Episode folders that the model was trained on. With them the study also tells screens that
+    are like theirs from others, and measures the disagreement of heads that are trained on them."""
     limit: int = 64
     """Maximum number of windows per game, evenly spread."""
     stride: int = 5

@@ -14,6 +14,7 @@ from experiments.__main__ import execute
 from experiments.studies.ablation_runs import VARIANTS, AblationGrid, Budget, variant_config
 from experiments.studies.ablation_tables import ablation_markdown, seed_interval
 from experiments.studies.representation import replace_codes
+from experiments.studies.uncertainty import TokenPredictions, plain_patches, separate
 from tests.fixtures.datasets import record
 from worldmodel.evaluation.calibration import auc, reliability
 
@@ -190,7 +191,8 @@ def test_each_study_writes_figures_and_pictures(
         of = found["overall"]
         assert of == found["games"]["Counting"]
         assert sum(part["tokens"] for part in of["bins"]) == 8 * 64
-        assert 0 <= of["auc_scenes"] <= 1
+        assert of["separation"].keys() == {"entropy"}, "disagreement needs the training data"
+        assert 0 <= of["separation"]["entropy"]["scenes"] <= 1
         assert 0 <= of["ece"] <= 1
     elif name == "horizon":
         for mode in ("one_pass", "autoregressive"):
@@ -201,3 +203,38 @@ def test_each_study_writes_figures_and_pictures(
             (mode, steps) for mode in ("one_pass", "autoregressive") for steps in (1, 2)
         ]
         assert all(row["seconds_a_frame"] > 0 for row in found["rows"])
+
+
+def test_with_its_training_data_a_model_is_measured_by_disagreement_too(
+    tiny_world: Path, data: str, tmp_path: Path
+) -> None:
+    argv = ["study", "uncertainty", str(tiny_world), "--data", data, "--limit", "8"]
+    assert execute([*argv, "--reference-data", data, "--out", str(tmp_path)]) == 0
+    of = figures(tmp_path, "uncertainty")["overall"]
+    assert of["separation"].keys() == {"entropy", "disagreement"}
+    assert of["unseen_share"] == 0, "its own screens"
+    for separated in of["separation"].values():
+        assert separated["unseen"] is None, "there is nothing to tell apart"
+        assert 0 <= separated["patches"] <= 1
+
+
+def test_uncertainty_is_compared_between_kinds_of_patches_and_screens() -> None:
+    # Two windows of four tokens: the first idle and plain, the second with two moving patches.
+    moving = torch.tensor([[False, False, False, False], [True, True, False, False]])
+    plain = torch.tensor([[True, True, True, True], [False, False, False, True]])
+    frames = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+    uncertain = torch.tensor([[0.0, 0.1, 0.0, 0.1], [0.5, 0.3, 0.4, 0.2]])
+    whatever = torch.zeros(2, 4)
+    predictions = TokenPredictions(
+        frames, frames, uncertain, torch.empty(2, 0), whatever, moving, whatever, moving, plain
+    )
+    unseen = torch.tensor([False, True])
+    separated = separate(uncertain, predictions, unseen)
+    # Of 2 x 6 pairs of a moving and a static patch, one static patch (0.4) is above one (0.3).
+    assert separated["patches"] == pytest.approx(11 / 12)
+    assert (separated["plain"], separated["scenes"], separated["unseen"]) == (1, 1, 1)
+    assert separate(1 - uncertain, predictions, unseen)["unseen"] == 0
+    assert separate(uncertain, predictions, None)["unseen"] is None
+    colours = torch.zeros(1, 3, 8, 8)
+    colours[:, 0, 0, 0] = colours[:, 2, 4:, 4:] = 1.0
+    assert plain_patches(colours, 2).tolist() == [[[False, True], [True, True]]]
