@@ -34,8 +34,13 @@ TRAINING_TOKENS = 150_000
 
 
 def model_actions(model_path: Path | str | None) -> tuple[str, ...]:
-    """Return the actions of a world model if they were chosen; empty without a model."""
-    return () if model_path is None else read_model_config(Path(model_path)).action_names
+    """Return the actions of a world model if they were chosen; empty without a model.
+
+    A folder without one is for `RewardConfig.check` to report.
+    """
+    if model_path is None or not (Path(model_path) / "manifest.json").exists():
+        return ()
+    return read_model_config(Path(model_path)).action_names
 
 
 @dataclass(frozen=True)
