@@ -17,21 +17,22 @@ BUILTIN = (COUNTING, CORRIDOR, NOISY_TV, COINRUN)
 """Games that are not part of stable-retro and need no ROM. CoinRun needs the extra `coinrun`."""
 
 
-def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
+def make(game: str, *, actions: "Sequence[str]" = (), **options: Any) -> "gymnasium.Env[Any, Any]":
     """Return the env of a game: observations uint8 (64, 64, 3), actions Discrete(5).
 
-    Actions are in the order of `envs.controls.ACTIONS`, or those of the option `actions`. `game` is
-    a name of stable-retro, with or without "-v0", or one of these games, which need no ROM:
-    "Counting" (`envs.games.counting`), "Corridor" and "NoisyTV" (`envs.games.corridor`), "CoinRun"
-    (`envs.games.coinrun`, with seven actions and more options).
+    `game` is a name of stable-retro, with or without "-v0", or one of these games, which need no
+    ROM: "Counting" (`envs.games.counting`), "Corridor" and "NoisyTV" (`envs.games.corridor`),
+    "CoinRun" (`envs.games.coinrun`, with seven actions and more options). Actions are in the order
+    of `envs.controls.ACTIONS`; `actions` names others of a game of stable-retro, such as
+    "jump+right", see `envs.controls.button_mask`.
 
     Options: frame_skip=4 (CoinRun: 1), size=64, seed=None, state=None (name of a savestate),
-    max_steps=None, actions=() (of a game of stable-retro: names such as "jump+right", see
-    `envs.controls.button_mask`). A process holds one emulator at a time: close an env before you
-    make the next one.
+    max_steps=None. A process holds one emulator at a time: close an env before you make the next
+    one.
 
     Raises: InputError for an unknown game, state or action, a missing ROM or a missing package.
     """
+    action_names([game], actions)  # refuses those that cannot be chosen
     # Imported here, so that readers of episodes load no emulator.
     name = game.removesuffix("-v0")
     if name == COINRUN:
@@ -48,7 +49,7 @@ def make(game: str, **options: Any) -> "gymnasium.Env[Any, Any]":
         return CorridorEnv(television=name == NOISY_TV, **options)
     from envs.games.retro import RetroEnv
 
-    return RetroEnv(game, **options)
+    return RetroEnv(game, actions=actions, **options)
 
 
 def has_levels(game: str) -> bool:

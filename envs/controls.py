@@ -56,10 +56,10 @@ SECONDARY_BUTTON = {
 def parse_action_names(given: Sequence[str]) -> tuple[str, ...]:
     """Return names of actions, each given on its own or several joined by commas.
 
-    Raises: InputError for fewer than 2 or more than 256 actions, or for one given twice.
+    Raises: InputError for a single action, more than 256, or one given twice.
     """
     names = tuple(name.strip() for text in given for name in text.split(","))
-    if not 2 <= len(names) <= 256:
+    if names and not 2 <= len(names) <= 256:
         raise InputError(f"actions {', '.join(names)}: give 2 to 256")
     if not all(names) or len(set(names)) < len(names):
         raise InputError(f"actions {', '.join(names)}: give each a name of its own")

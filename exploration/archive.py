@@ -119,8 +119,7 @@ def play_from_archive(
         timeout or default_timeout(config.steps),
     )
     with EpisodeWriter(out) as writer, ray_session(cpus=workers):
-        for game in names:
-            writer.check_actions(game, action_names([game], chosen))
+        writer.check_actions(names, chosen)
         sessions = ((key.game, key.id) for each in keys.values() for key in each)
         recipe = {"steps": config.steps, "round_episodes": config.round_episodes}
         writer.plan(sessions, f"{policy_id} seed {seed}", recipe)

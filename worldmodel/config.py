@@ -6,9 +6,11 @@ A actions.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from envs.controls import custom_actions
 from envs.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -211,6 +213,11 @@ class WorldModelConfig:
         """Token id of a masked token: K."""
         return self.tokenizer.codes
 
+    def with_actions(self, names: Sequence[str]) -> "WorldModelConfig":
+        """Return the same configuration with real actions of these names."""
+        chosen = custom_actions(names)
+        return dataclasses.replace(self, actions=len(names), action_names=chosen)
+
     def with_latent_actions(self) -> "WorldModelConfig":
         """Return the same configuration with a dynamics model on latent actions."""
         dynamics = dataclasses.replace(self.dynamics, latent_actions=True)
@@ -222,7 +229,7 @@ class WorldModelConfig:
         plain["dynamics"]["chunk_lengths"] = list(self.dynamics.chunk_lengths)
         if self.action_names:
             plain["action_names"] = list(self.action_names)
-        else:
+        else:  # runs that were begun before there were names go on
             del plain["action_names"]
         return plain
 

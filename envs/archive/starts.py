@@ -6,9 +6,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs import chosen_actions
 from envs.archive.archive import Archive
 from envs.archive.cells import CellGrid
+from envs.controls import custom_actions
 from envs.games.random_starts import DrawnStarts, Frame
 
 
@@ -22,7 +22,7 @@ class ArchiveStarts(DrawnStarts):
     def __init__(self, env: gymnasium.Env[Frame, np.int64], folder: Path, share: float) -> None:
         super().__init__(env)
         game: Any = env.unwrapped
-        actions = chosen_actions([game.game], game.action_names)
+        actions = custom_actions(game.action_names)
         archive = Archive(game.game, game.rom_sha1, CellGrid(), actions).load(folder / game.game)
         weights = archive.weights()
         self._states = [cell.state for cell in archive.cells.values()]

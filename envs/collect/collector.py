@@ -7,7 +7,7 @@ and the frames do not depend on the number of workers.
 from collections.abc import Sequence
 from pathlib import Path
 
-from envs import BUILTIN, action_names, builtin_name, catalog, chosen_actions
+from envs import BUILTIN, builtin_name, catalog, chosen_actions
 from envs.collect.policies import PolicySpec, builtin_policy
 from envs.collect.worker import CollectWorker, EpisodeKey
 from envs.collect.worker_pool import CollectSummary, WorkerSpec, default_timeout, play_missing
@@ -57,8 +57,7 @@ def collect(
         for number in range(episodes)
     ]
     with EpisodeWriter(out) as writer:
-        for game in names:
-            writer.check_actions(game, action_names([game], chosen))
+        writer.check_actions(names, chosen)
         # The split is fixed before anything is played, so it does not depend on interruptions.
         sessions = ((key.game, key.id) for key in keys)
         writer.plan(sessions, f"{spec.name} seed {seed}", {"steps": steps})

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from envs import action_names
 from envs.episodes.episode import EncodedEpisode, Episode
 from envs.episodes.manifest import NAME, Manifest, load_manifest
 from envs.episodes.shards import (
@@ -75,17 +76,21 @@ class EpisodeWriter:
         self.manifest.plan(sessions)
         self.manifest.save(self.root)
 
-    def check_actions(self, game: str, actions: tuple[str, ...]) -> None:
-        """Raise InputError if the folder holds episodes of a game with other actions."""
-        for path, shard in self.manifest.shards.items():
-            if shard.sessions[0].game == game:
-                held = read_row(self.root / path, 0).action_names
-                if held != actions:
-                    raise InputError(
-                        f"{self.root} holds episodes of {game} with the actions {', '.join(held)}, "
-                        f"not {', '.join(actions)}: give another folder"
-                    )
-                return
+    def check_actions(self, games: Sequence[str], chosen: Sequence[str]) -> None:
+        """Raise InputError if the folder holds episodes of the games with other actions.
+
+        Those of the first episode of each game count.
+        """
+        paths = {
+            shard.sessions[0].game: path for path, shard in reversed(self.manifest.shards.items())
+        }
+        for game in paths.keys() & {*games}:
+            held = read_row(self.root / paths[game], 0).action_names
+            if held != (names := action_names([game], chosen)):
+                raise InputError(
+                    f"{self.root} holds episodes of {game} with the actions {', '.join(held)}, "
+                    f"not {', '.join(names)}: give another folder"
+                )
 
     def copy_plan(self, source: "EpisodeReader", recipe: dict[str, Any]) -> None:
         """Copy the validation split of the data set from which `recipe` derives this one.

@@ -1,6 +1,5 @@
 """The base class of all games."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -42,20 +41,13 @@ class GameEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         seed: int | None = None,
         state: str | None = None,
         max_steps: int | None = None,
-        actions: Sequence[str] = (),
     ) -> None:
         """Create the spaces: frames uint8 (size, size, 3), one action for each of `action_names`.
 
         `seed` seeds the action space. An episode is truncated after `max_steps` steps.
 
-        Raises: InputError for values below 1, for a `state` of a game without savestates, or for
-        `actions` other than the game's own.
+        Raises: InputError for values below 1, or for a `state` of a game without savestates.
         """
-        if actions and tuple(actions) != self.action_names:
-            raise InputError(
-                f"{self.game} has the actions {', '.join(self.action_names)}: others cannot be "
-                "chosen"
-            )
         if state is not None:
             raise InputError(f"{self.game} has no savestates: omit state {state!r}")
         if frame_skip < 1 or size < 1 or (max_steps is not None and max_steps < 1):

@@ -71,10 +71,9 @@ def run(args: Args) -> None:
     check_at_least(1, episodes=args.episodes, steps=args.steps, workers=args.workers)
     games = check_games(args.games, partial=True)
     check_new_data(args.out, resume=args.resume)
-
     check_data(args.reward_data)
-    if args.actions:
-        args = replace(args, actions=parse_action_names(args.actions))
+    args = replace(args, actions=parse_action_names(args.actions))
+
     # The functions below import Ray, and torch for agents: wrong arguments are reported first.
     archive, _, name = args.policy.partition(":")
     if archive == "archive":

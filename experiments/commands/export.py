@@ -62,9 +62,10 @@ def run(args: Args) -> None:
                 f"{args.dynamics} was trained on latent actions: name labelled episodes with --data"
             )
         model = GenieRedux(tokenizer, load_lam(args.lam or args.dynamics), dynamics)
-        model.action_map = learn_action_map(model.lam, args)
+        actions = recorded_actions(args.data)
+        model.action_map = learn_action_map(model.lam, args, len(actions))
         model.save(args.out)
-        console.print(action_map_table(model.action_map, recorded_actions(args.data)))
+        console.print(action_map_table(model.action_map, actions))
     else:
         if args.lam is not None or args.data:
             raise InputError(
@@ -74,7 +75,7 @@ def run(args: Args) -> None:
     console.print(f"{args.out}: world model saved")
 
 
-def learn_action_map(lam: "LatentActionModel", args: Args) -> "ActionMap":
+def learn_action_map(lam: "LatentActionModel", args: Args, actions: int) -> "ActionMap":
     """Return the action map fitted on the training split and measured on the validation split."""
     from worldmodel.data.clip_dataset import ClipDataset
     from worldmodel.training.fit_action_map import fit_action_map, measure_action_map
@@ -85,7 +86,6 @@ def learn_action_map(lam: "LatentActionModel", args: Args) -> "ActionMap":
             ClipDataset(args.data, cache, length=length, stride=length - 1, split=split)
             for split in ("train", "val")
         )
-        actions = len(recorded_actions(args.data))
         action_map = fit_action_map(lam, training, actions=actions, count=args.clips)
         return measure_action_map(action_map, lam, validation) if len(validation) else action_map
 
@@ -95,7 +95,7 @@ def action_map_table(action_map: "ActionMap", actions: Sequence[str]) -> Table:
     episodes."""
     heads = ("agreement", "by chance", "kappa", "information")
     table = Table("", *actions, *heads, box=None, header_style="bold")
-    table.title = "latent action of each action (score)"
+    table.title = "latent action of each real one (score)"
     for game in action_map.counts:
         pairs = zip(action_map.latent_actions(game), action_map.confidence(game), strict=True)
         measured = action_map.measured.get(game, {})

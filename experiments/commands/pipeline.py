@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from envs import action_names
+from envs.controls import parse_action_names
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.interrupt import follow_parent
@@ -51,7 +52,11 @@ def run(args: Args) -> None:
     """Run the missing stages, then print the main results and the report's path."""
     follow_parent()
     check_at_least(0, rounds=args.rounds)
-    config = dataclasses.replace(args.pipeline, games=tuple(check_games(args.pipeline.games)))
+    config = dataclasses.replace(
+        args.pipeline,
+        games=tuple(check_games(args.pipeline.games)),
+        actions=parse_action_names(args.pipeline.actions),
+    )
     for game in config.games:
         action_names([game], config.actions)
     check_own_run(args.out)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 from rich.table import Table
 
-from envs.controls import custom_actions
 from envs.episodes.dataset import recorded_actions
 from envs.utils.errors import InputError
 from envs.utils.progress import console, format_duration
@@ -171,8 +170,7 @@ def match_actions(model: WorldModelConfig, data: Sequence[str]) -> WorldModelCon
     """
     if model.actions != WorldModelConfig.actions:
         return model
-    names = recorded_actions(data)
-    return dataclasses.replace(model, actions=len(names), action_names=custom_actions(names))
+    return model.with_actions(recorded_actions(data))
 
 
 def check_model_flags(args: Args) -> None:

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import tyro
 
-from envs.controls import parse_action_names
 from envs.utils.errors import InputError
 
 Settings = tyro.conf.Fixed[dict[str, Any]]
@@ -81,8 +80,6 @@ class PipelineConfig:
     """Arguments of `worldmodel.evaluation.evaluate.evaluate`."""
 
     def __post_init__(self) -> None:
-        if self.actions:
-            object.__setattr__(self, "actions", parse_action_names(self.actions))
         episodes = (f"{part}_episodes" for part in ("random", "explored", "test"))
         for name in (*episodes, "random_steps", "explored_steps", "workers"):
             if getattr(self, name) < 1:

@@ -1,7 +1,7 @@
 """Stages of the pipeline that play games."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,40 +182,22 @@ def collect_as_much(context: StageContext) -> dict[str, Any]:
             context.out,
             wanted[game],
             c.explored_steps,
-            "random",
-            part_seed(c, "more-random"),
-            c.workers,
-            c.actions,
+            seed=part_seed(c, "more-random"),
+            workers=c.workers,
+            actions=c.actions,
         )
     return {"frames": frames_by_game(context.out).total(), "wanted": wanted.total()}
 
 
-def collect_frames(
-    game: str,
-    out: Path,
-    frames: int,
-    steps: int,
-    policy: str | PolicySpec,
-    seed: int,
-    workers: int = 2,
-    actions: Sequence[str] = (),
-) -> int:
+def collect_frames(game: str, out: Path, frames: int, steps: int, **options: Any) -> int:
     """Collect episodes of at most `steps` steps until a game has `frames` frames in `out`.
 
-    Returns the number of frames, up to one episode more, since episodes are whole.
+    `options` are those of `collect`. Returns the number of frames, up to one episode more, since
+    episodes are whole.
     """
 
     def play(episodes: int) -> None:
-        collect(
-            [game],
-            str(out),
-            episodes=episodes,
-            steps=steps,
-            policy=policy,
-            workers=workers,
-            seed=seed,
-            actions=actions,
-        )
+        collect([game], str(out), episodes=episodes, steps=steps, **options)
 
     return play_until(game, out, frames, steps, play)
 

@@ -4,13 +4,11 @@ Names, settings and outputs of the stages are part of their records in a run's f
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import exploration
 from envs import action_names
-from envs.controls import custom_actions
 from envs.utils.progress import progress
 from envs.utils.ray_session import node_resources
 from experiments.arguments import default_threads
@@ -125,12 +123,9 @@ def train_stage(
     def run(context: StageContext) -> dict[str, Any]:
         threads = max(1, (c.threads or default_threads()) // max(1, c.train_workers))
         options = {"seed": c.seed, "num_threads": threads, **changes}
-        names = action_names(c.games, c.actions)
         specification = TrainingRun(
             component,
-            config=replace(
-                preset(c.preset), actions=len(names), action_names=custom_actions(names)
-            ),
+            config=preset(c.preset).with_actions(action_names(c.games, c.actions)),
             recipe=train_preset(component, c.preset, "finetune" if init else None, **options),
             data=[str(context.path(stage)) for stage in data],
             out=context.out,

@@ -110,7 +110,9 @@ def policy_stage(
         spec = builtin_policy(policy) if isinstance(policy, str) else policy(context)
         wanted = frames + (training_steps(context.path(agent)) if agent else 0)
         seed = cell.part_seed(part)
-        played = collect_frames(cell.game, context.out, wanted, EPISODE_STEPS, spec, seed)
+        played = collect_frames(
+            cell.game, context.out, wanted, EPISODE_STEPS, policy=spec, seed=seed
+        )
         return {"frames": played, "policy": spec.name}
 
     inputs = (agent,) if agent else () if isinstance(policy, str) else ("data-base",)

@@ -4,10 +4,12 @@ The query is the reward's: two frames given, three predicted in one pass, the di
 last one's tokens. Shapes: B windows, N tokens of the last frame, H x W pixels.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,13 +86,8 @@ class TokenPredictions:
 def run(args: UncertaintyArgs) -> None:
     """Query the model, measure calibration, draw."""
     model = open_study_model(args)
-    reward = RewardConfig("disagreement", data=tuple(map(str, args.reference_data)))
-    folder = args.out / "reward"
-    scorers: Any = nullcontext()
-    if args.reference_data:
-        scorers = reward.open(args.model, folder, steps=1, replicas=1, seed=0)
-    with scorers as make_scorer:
-        query = partial(predict_tokens, scorer=make_scorer and make_scorer())
+    with disagreement_scorer(args) as scorer:
+        query = partial(predict_tokens, scorer=scorer)
         parts = map_windows(query, args, model, WINDOW, args.stride)
     games = {game: _concat(of_game) for game, of_game in parts.items()}
     together = _concat(list(games.values()))
@@ -100,9 +97,9 @@ def run(args: UncertaintyArgs) -> None:
         for game, predictions in games.items()
         if game in references
     }
-    all_known = torch.cat(list(unseen.values())) if unseen.keys() == games.keys() else None
+    all_unseen = torch.cat(list(unseen.values())) if unseen.keys() == games.keys() else None
     results = {
-        "overall": measure_calibration(together, all_known),
+        "overall": measure_calibration(together, all_unseen),
         "games": {
             game: measure_calibration(predictions, unseen.get(game))
             for game, predictions in games.items()
@@ -111,15 +108,33 @@ def run(args: UncertaintyArgs) -> None:
     pictures = {game: draw_maps(predictions) for game, predictions in games.items()}
     pictures = {"": plot_uncertainty(results, together), **pictures}
     write_result(args, "uncertainty", results, pictures)
+    console.print(separation_table(results))
+
+
+@contextmanager
+def disagreement_scorer(args: UncertaintyArgs) -> Iterator[Any]:
+    """Yield the scorer of disagreement, with heads of its own; None without reference data."""
+    if not args.reference_data:
+        yield None
+        return
+    reward = RewardConfig("disagreement", data=tuple(map(str, args.reference_data)))
+    with (
+        tempfile.TemporaryDirectory() as heads,
+        reward.open(args.model, Path(heads), steps=1, replicas=1, seed=0) as make_scorer,
+    ):
+        yield make_scorer and make_scorer()
+
+
+def separation_table(results: Mapping[str, Any]) -> Table:
+    """Return the AUCs of each game, and of all if there are several."""
     table = Table("AUC of", "by", "ECE", *AUCS.values(), box=None, header_style="bold")
-    overall = {"all": results["overall"]} if len(games) > 1 else {}
+    overall = {"all": results["overall"]} if len(results["games"]) > 1 else {}
     for game, result in {**results["games"], **overall}.items():
-        for name in ("entropy", "disagreement"):
-            if (separated := result["separation"].get(name)) is not None:
-                ece = f"{result['ece']:.3f}" if name == "entropy" else ""
-                values = ("-" if value is None else f"{value:.3f}" for value in separated.values())
-                table.add_row(game, name, ece, *values)
-    console.print(table)
+        for name, separated in result["separation"].items():
+            ece = f"{result['ece']:.3f}" if name == "entropy" else ""
+            values = ("-" if value is None else f"{value:.3f}" for value in separated.values())
+            table.add_row(game, name, ece, *values)
+    return table
 
 
 def reward_of(uncertainty_BN: Tensor) -> Tensor:

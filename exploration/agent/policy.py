@@ -144,19 +144,17 @@ def write_policy(
     write_json_atomic(folder / "config.json", record)
 
 
-def load_network(path: Path | str) -> CnnLstm:
-    """Load the network of a policy folder.
+def read_policy_config(path: Path) -> PolicyConfig:
+    """Return the architecture of a policy folder.
 
-    Raises InputError for another folder, another version, or weights of another architecture.
+    Raises InputError for another folder or another version.
     """
-    path = Path(path)
     try:
         record = read_json(path / "config.json")
     except OSError as error:
         raise InputError(
             f"{path}: no policy here ({error.filename} is missing): give a folder of `explore`"
         ) from error
-    weights = read_tensors(path / "module.safetensors", load_file)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise InputError(
             f"{path}: not a policy of this version: give a folder that `explore` wrote"
@@ -164,11 +162,19 @@ def load_network(path: Path | str) -> CnnLstm:
     try:
         fields = dict(record["network"])
         lists = {name: tuple(fields[name]) for name in ("actions", "channels")}
-        config = PolicyConfig(**{**fields, **lists})
+        return PolicyConfig(**{**fields, **lists})
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}/config.json: invalid architecture ({error})") from error
-    network = CnnLstm(config)
-    copy_weights(network, weights, path)
+
+
+def load_network(path: Path | str) -> CnnLstm:
+    """Load the network of a policy folder.
+
+    Raises InputError for another folder, another version, or weights of another architecture.
+    """
+    path = Path(path)
+    network = CnnLstm(read_policy_config(path))
+    copy_weights(network, read_tensors(path / "module.safetensors", load_file), path)
     return network
 
 
@@ -209,4 +215,4 @@ def policy_spec(name: str, *, epsilon: float | None = None, temperature: float =
     policy_id = f"{kind}-{digest.hexdigest()[:12]}-epsilon{epsilon:g}-temperature{temperature:g}"
     # Absolute: a worker process may run in another folder.
     load = partial(load_policy, folder.resolve(), epsilon=epsilon, temperature=temperature)
-    return PolicySpec(policy_id, load, custom_actions(load_network(folder).config.actions))
+    return PolicySpec(policy_id, load, custom_actions(read_policy_config(folder).actions))

@@ -39,7 +39,7 @@ from worldmodel.evaluation.window_metrics import (
     device_of,
     measure_windows,
 )
-from worldmodel.models.genie import GenieReduxG, WorldModel
+from worldmodel.models.genie import WorldModel
 from worldmodel.statistics import estimate
 
 _CONCAT_EVERY = 64
@@ -87,8 +87,8 @@ def evaluate(
     """
     settings = Settings(**options)
     uris = [str(uri) for uri in data]
-    if isinstance(model, GenieReduxG):
-        model.check_action_names(recorded_actions(uris), "the data have")
+    if isinstance(model, WorldModel):
+        model.for_game(None).check_action_names(recorded_actions(uris), "the data have")
     with tempfile.TemporaryDirectory() as temporary:
         source = ClipSource(uris, str(cache_dir or temporary), split)
         clips = source.open(settings)

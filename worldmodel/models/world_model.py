@@ -69,8 +69,9 @@ class WorldModel(nn.Module):
                 f"the world model has {self.actions} actions, {source} {len(names)} "
                 f"({', '.join(names)})"
             )
-        if self.cfg.action_names != custom_actions(names):
-            own = ", ".join(self.cfg.action_names) or "the games' own"
+        named = not self.cfg.dynamics.latent_actions  # an action map knows no names
+        if named and self.cfg.action_names != custom_actions(names):
+            own = ", ".join(self.cfg.action_names) or "of the games themselves"
             raise InputError(f"the world model has the actions {own}, {source} {', '.join(names)}")
 
     def encode_actions(self, actions_BA: Tensor, first: bool = True) -> Tensor:
