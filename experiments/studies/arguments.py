@@ -129,6 +129,9 @@ class ExplorationArgs(RayArgs):
     """Maximum number of windows of a test set."""
     parallel: int = 1
     """Number of games and seeds in parallel, each in its own process with one torch thread."""
+    results: tuple[Path, ...] = ()
+    """exploration.json of the same study run elsewhere with other games or seeds, which join the
+    tables."""
 
     def check_paths(self) -> None:
         """Do nothing: the study reads no data."""

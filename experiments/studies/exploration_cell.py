@@ -1,6 +1,7 @@
 """Arms, tests and settings of the study of exploration."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,6 +78,14 @@ class StudyCell:
     def root(self) -> Path:
         """Folder of the cell."""
         return self.out / self.game / f"seed-{self.seed}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What cells must share to be compared, as JSON has it."""
+        own = asdict(self)
+        for name in ("out", "game", "seed", "threads"):
+            del own[name]
+        return dict(json.loads(json.dumps(own)))
 
     @property
     def finetuned(self) -> list[tuple[str, str]]:

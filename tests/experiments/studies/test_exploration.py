@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +13,15 @@ from torch import nn
 
 from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
-from experiments.studies.exploration import (
+from experiments.studies.exploration_cell import TESTS
+from experiments.studies.exploration_tables import (
     MAP_COLOURS,
+    combine_seeds,
     compare_distances,
     compare_to_baseline,
     differences_table,
     means_table,
 )
-from experiments.studies.exploration_cell import TESTS
 from worldmodel import GenieReduxG
 from worldmodel.evaluation.feature_networks import network_name
 
@@ -71,27 +73,48 @@ def test_a_small_study_runs_to_its_tables_and_is_not_repeated(
     before = (out / "Corridor/seed-0/data/random/manifest.json").stat().st_mtime_ns
     assert execute(argv) == 0
     assert (out / "Corridor/seed-0/data/random/manifest.json").stat().st_mtime_ns == before
+    elsewhere = tmp_path / "elsewhere.json"
+
+    def run_with(**changed: Any) -> int:
+        other = {"cells": [cell | {"seed": 7} | changed]}
+        elsewhere.write_text(json.dumps(other))
+        return execute([*argv, "--results", str(elsewhere)])
+
+    assert run_with(seed=0) == 2
+    assert "Corridor, seed 0 is in this study already" in capsys.readouterr().err
+    assert run_with(settings=cell["settings"] | {"limit": 5}) == 2
+    assert "was run with limit 5, this study with 2" in capsys.readouterr().err
+    assert run_with() == 0
+    both = json.loads((out / "exploration.json").read_text())
+    assert [each["seed"] for each in both["cells"]] == [0, 7]
+    assert all(row["seeds"] == [0, 7] for row in both["rows"])
+    assert both["rows"][0]["windows"] == 2 * found["rows"][0]["windows"]
 
 
 def test_differences_are_paired_and_several_seeds_give_the_interval() -> None:
     def scores(*psnr: float) -> dict[str, np.ndarray]:
         return {"psnr": np.array(psnr), "session": np.array(["a", "a", "b", "b"])}
 
-    one = compare_to_baseline([scores(2, 3, 4, 5)], [scores(1, 2, 2, 3)], "psnr")
+    one = compare_to_baseline(scores(2, 3, 4, 5), scores(1, 2, 2, 3), "psnr")
     assert one["mean"] == 3.5
     assert one["difference"][0] == pytest.approx(1.5)
     assert one["difference"][1] < 1.5 < one["difference"][2]
+    assert combine_seeds([one]) == one
     arm, other = scores(2, 2, 2, 2), scores(1, 1, 1, 1)
-    several = compare_to_baseline([arm, arm], [other, scores(0, 0, 0, 0)], "psnr")
+    two = compare_to_baseline(arm, scores(0, 0, 0, 0), "psnr")
+    several = combine_seeds([compare_to_baseline(arm, other, "psnr"), two])
     # Means 1 and 2: deviation 0.707, error 0.5, t(1) = 12.706.
     assert several["difference"] == pytest.approx([1.5, 1.5 - 6.353, 1.5 + 6.353], abs=1e-3)
-    distances = compare_distances(
-        [{"fid": np.array(3.0)}, {"fid": np.array(4.0)}],
-        [{"fid": np.array(5.0)}, {"fid": np.array(6.0)}],
-    )
-    assert distances == {"mean": 3.5, "difference": [-2, -2, -2]}
+    distances = [
+        compare_distances({"fid": np.array(mine)}, {"fid": np.array(mine + 2)}) for mine in (3.0, 4)
+    ]
+    assert distances[0] == {"mean": 3, "difference": [-2, None, None]}
+    assert combine_seeds(distances) == {"mean": 3.5, "difference": [-2, -2, -2]}
     nothing = {"psnr": np.full(4, math.nan), "session": arm["session"]}
-    assert compare_to_baseline([nothing], [nothing], "psnr")["mean"] is None
+    unknown = compare_to_baseline(nothing, nothing, "psnr")
+    assert unknown == {"mean": None, "difference": None}
+    assert combine_seeds([unknown, two]) == two
+    assert combine_seeds([unknown, unknown]) == unknown
 
 
 def test_tables_show_means_of_all_models_and_differences_to_the_random_arm() -> None:
