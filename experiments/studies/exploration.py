@@ -35,7 +35,7 @@ from worldmodel.evaluation.ray_tasks import map_ray_tasks
 def run(args: ExplorationArgs) -> None:
     """Run the missing cells, then print the table and the names of the files."""
     cells = plan_cells(args)
-    elsewhere = read_results(args, cells)
+    elsewhere = cells_elsewhere(args, cells)
     parallel = args.parallel > 1
     with ray_session(args.ray_address) if parallel else nullcontext():
         calls = [(cell,) for cell in cells]
@@ -95,7 +95,7 @@ def plan_cells(args: ExplorationArgs) -> list[StudyCell]:
     ]
 
 
-def read_results(args: ExplorationArgs, cells: Sequence[StudyCell]) -> list[dict[str, Any]]:
+def cells_elsewhere(args: ExplorationArgs, cells: Sequence[StudyCell]) -> list[dict[str, Any]]:
     """Return the cells of --results. Raises InputError for other settings or a seed met twice."""
     found: list[dict[str, Any]] = []
     seen = {(cell.game, cell.seed): "this study" for cell in cells}

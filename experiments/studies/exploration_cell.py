@@ -81,7 +81,7 @@ class StudyCell:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What cells must share to be compared, as JSON has it."""
+        """Settings that cells must share to be compared, as JSON has them."""
         own = asdict(self)
         for name in ("out", "game", "seed", "threads"):
             del own[name]
