@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+SLOW_JOBS ?= 3
 
 .PHONY: setup demo test test-slow lint docs bench clean
 
@@ -19,15 +20,16 @@ $(VENV)/.complete: requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/autoexplore pipeline --preset cpu --out runs/demo
 
-# Two processes, each with the tests of whole files: a Ray of its own suits each of them. The slow
-# files keep the order of tests/conftest.py, the longest first.
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+# Processes that each take the tests of whole files: a Ray of its own suits each of them. The slow
+# files keep the order of tests/conftest.py, the longest first; they wait for Ray more than they
+# compute, so that two cores have time for three.
+PYTEST = $(BIN)/python -m pytest --dist loadfile
 
 test: setup
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -n $(JOBS) -m "not slow"
 
 test-slow: setup
-	$(PYTEST) --no-loadscope-reorder -m slow
+	$(PYTEST) -n $(SLOW_JOBS) --no-loadscope-reorder -m slow
 
 lint: setup
 	$(BIN)/ruff check .
