@@ -8,12 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from envs.utils.errors import InputError
+from worldmodel.devices import full_precision
 
 
 def token_distances(codebook_KD: Tensor) -> Tensor:
-    """Compute d(i, j) = 1 - cos(e_i, e_j) of all codes (Eq. 1), (K, K) in [0, 2]."""
-    unit = F.normalize(codebook_KD.float(), dim=-1)
-    return (1 - unit @ unit.T).clamp(0, 2).fill_diagonal_(0)
+    """Compute d(i, j) = 1 - cos(e_i, e_j) of all codes (Eq. 1), (K, K) in [0, 2], fp32."""
+    with full_precision(codebook_KD):
+        unit = F.normalize(codebook_KD.float(), dim=-1)
+        return (1 - unit @ unit.T).clamp(0, 2).fill_diagonal_(0)
 
 
 def token_distance_cross_entropy(
@@ -30,9 +32,10 @@ def token_distance_cross_entropy(
         raise InputError(
             f"token distance cross-entropy: expected (N, K), (N,) and (K, K), got {shapes}"
         )
-    log_p = F.log_softmax(logits_NK.float(), -1)
-    loss = F.nll_loss(log_p, targets_N)
-    if weight:
-        expected = torch.linalg.vecdot(log_p.exp(), distances_KK.float().index_select(0, targets_N))
-        loss = loss + weight * expected.mean()
+    with full_precision(logits_NK):
+        log_p = F.log_softmax(logits_NK.float(), -1)
+        loss = F.nll_loss(log_p, targets_N)
+        if weight:
+            distances_NK = distances_KK.float().index_select(0, targets_N)
+            loss = loss + weight * torch.linalg.vecdot(log_p.exp(), distances_NK).mean()
     return loss

@@ -75,14 +75,15 @@ def frame_ssim(x: Tensor, y: Tensor) -> Tensor:
     """Compute the structural similarity of each frame (Wang et al. 2004).
 
     x, y (..., C, H, W) in [0, 1] -> (...), at most 1. Gaussian window of 11 with sigma 1.5, no
-    padding, K1 = 0.01, K2 = 0.03; the mean over channels and pixels.
+    padding, K1 = 0.01, K2 = 0.03; the mean over channels and pixels. Computed in float64: variances
+    are small differences of squares.
     """
     _check_pair(x, y)
     if min(x.shape[-2:]) < 11:
         raise InputError(
             f"frames of {tuple(x.shape[-2:])} pixels are smaller than the SSIM window of 11x11"
         )
-    x, y = x.float(), y.float()
+    x, y = _float64(x), _float64(y)
     down = _gaussian_rows(x.shape[-2], x)
     across = _gaussian_rows(x.shape[-1], x)
     # The window is separable, and a product with a band matrix is faster than a convolution of one
@@ -94,7 +95,12 @@ def frame_ssim(x: Tensor, y: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
-    return similarity.mean((-3, -2, -1))
+    return similarity.mean((-3, -2, -1)).float()
+
+
+def _float64(x: Tensor) -> Tensor:
+    """Convert to float64, on the CPU if the device has no such type."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def _gaussian_rows(size: int, like: Tensor) -> Tensor:
@@ -130,7 +136,7 @@ class GaussianFit:
     def add(self, features_ND: Tensor) -> None:
         """Add vectors."""
         features = features_ND.detach().cpu()
-        if self.count + len(features) <= self.dimensions:
+        if not len(self._sum_D) and self.count + len(features) <= self.dimensions:
             self._vectors.append(features)
         else:
             self._add_sums(features.double().sum(0), features.double().T @ features.double())

@@ -11,26 +11,12 @@ from torch import Tensor
 from torch.distributions import Dirichlet
 
 from envs.controls import numbered_actions
-from envs.utils.errors import InputError
 from exploration.agent.config import PolicyConfig, check_exploration
 from exploration.agent.policy import CnnLstm, behaviour_log_probabilities
+from worldmodel.devices import autocast, resolve_precision
 
-PRECISIONS = ("fp32", "bf16", "auto")
 LONGEST_BURST = 1_000
 """Steps after which a burst ends at the latest."""
-
-
-def use_half(precision: str, device: torch.device) -> bool:
-    """Return True to train under bf16 autocast.
-
-    Raises InputError for a precision that is not in PRECISIONS.
-    """
-    if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    if precision != "auto":
-        return precision == "bf16"
-    # With matrix instructions for bf16 an update takes half the time; emulated, it is slower.
-    return device.type == "cuda" or bool(torch.cpu._is_amx_tile_supported())
 
 
 def action_names_of(space: Any, names: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -149,7 +135,7 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         # RLlib moves the module to its device after `setup`.
         device = next(self.network.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=use_half(self.precision, device)):
+        with autocast(device, resolve_precision(self.precision, device)):
             return self._forward_segments(batch)
 
     def _forward_segments(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -66,6 +66,18 @@ def test_ssim_equals_a_plain_loop() -> None:
     assert metrics.ssim(torch.from_numpy(x), torch.from_numpy(x)) == pytest.approx(1, abs=1e-5)
 
 
+def test_ssim_of_nearly_flat_frames_is_exact_at_any_precision() -> None:
+    """Variances are small differences of squares, which bf16 and TF32 lose."""
+    noise = np.random.default_rng(1)
+    x = 0.9 + 0.01 * noise.standard_normal((3, 18, 20))
+    y = x + 0.01 * noise.standard_normal(x.shape)
+    expected = ssim_loop(x, y)
+    frames = torch.from_numpy(x).float(), torch.from_numpy(y).float()
+    assert metrics.ssim(*frames) == pytest.approx(expected, abs=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert metrics.ssim(*frames) == pytest.approx(expected, abs=1e-5)
+
+
 def test_moving_pixels_are_those_that_changed_and_a_still_frame_says_nothing() -> None:
     last = torch.zeros(1, 1, 3, 8, 8)
     truth = last.repeat(1, 2, 1, 1, 1)
@@ -123,6 +135,19 @@ def test_fits_of_parts_merge_into_the_fit_of_the_whole(cut: int, dimensions: int
     )
     for merged, expected in zip(first.moments(), whole.moments(), strict=True):
         torch.testing.assert_close(merged, expected)
+
+
+def test_a_fit_goes_on_after_its_moments_were_read() -> None:
+    features, others = torch.randn(20, 64), torch.randn(30, 64)
+    whole, parts, real = (metrics.GaussianFit(64) for _ in range(3))
+    whole.add(features)
+    real.add(others)
+    parts.add(features[:12])
+    parts.moments()
+    parts.add(features[12:])
+    assert parts.distance(real) == pytest.approx(whole.distance(real), rel=1e-6)
+    for found, expected in zip(parts.moments(), whole.moments(), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_estimate_has_the_textbook_interval_and_counts_episodes_not_windows() -> None:

@@ -27,6 +27,9 @@ from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.weights import encoder_sha256
 
+MAX_CODES = 2**16
+"""Codes that the stored uint16 can tell apart."""
+
 
 class TokenDataset(Dataset):
     """Tokens and actions of the windows of a `ClipDataset`, with the same numbers.
@@ -109,6 +112,10 @@ def cache_tokens(
 
     Raises: InputError if there are no windows or the disk is full.
     """
+    if tokenizer.cfg.tokenizer.codes > MAX_CODES:
+        raise InputError(
+            f"{tokenizer.cfg.tokenizer.codes} codes: the cache of tokens holds at most {MAX_CODES}"
+        )
     if not len(clips):
         raise InputError(
             "no window to encode: the episodes are shorter than a clip; give longer ones"

@@ -6,6 +6,7 @@ also measured on their own, because most of a retro game's screen never moves. E
 has its own noise seed, so that any process can score it.
 """
 
+import copy
 import dataclasses
 import io
 import math
@@ -221,7 +222,9 @@ def _distribute(worker: EvalWorker, batches: Sequence[EvalBatch], workers: int) 
         nodes = node_resources("train")
         if gpu:
             nodes = dataclasses.replace(nodes, gpus=1.0)
-        stored = ray.put(dataclasses.replace(worker, model=worker.model.to("cpu")))
+        # A copy, so that the caller's model stays on its device.
+        on_cpu = copy.deepcopy(worker.model).to("cpu")
+        stored = ray.put(dataclasses.replace(worker, model=on_cpu))
         calls = [(stored, batches[start : start + size]) for start in range(0, len(batches), size)]
         for number, scores in map_ray_tasks(_score_remotely, calls, at_a_time=workers, on=nodes):
             finished[number] = scores

@@ -16,6 +16,7 @@ from envs.utils.errors import InputError
 from worldmodel.config import GenerationMode
 from worldmodel.data.batch import to_float_frames
 from worldmodel.data.clip_dataset import ClipDataset
+from worldmodel.devices import autocast
 from worldmodel.evaluation.codebook_stats import count_codes
 from worldmodel.evaluation.external_predictions import ExternalPredictions
 from worldmodel.evaluation.feature_networks import FeatureNetwork
@@ -159,7 +160,7 @@ def measure_windows(
     if isinstance(model, ExternalPredictions):
         predicted, delta_B = model.predict(clips, window_ids, truth, settings.delta_frame)
     else:
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        with autocast(device, settings.precision):
             tokens = model.tokenizer.encode(frames)
             reconstructed = model.tokenizer.decode(tokens).float()
             predicted, delta_B = _predict(model, frames, batch.actions_BT, settings, seed)
@@ -200,11 +201,11 @@ def _predict(
     given_BPCHW = frames_BTCHW[:, : settings.context]
     predicted = model.generate(given_BPCHW, actions_BT, generator=generator, **sampling).float()
     # The random branch generates only the frames that determine frame t: all of them in one pass,
-    # otherwise up to the end of its pair. Its noise is then that of the true branch.
-    t = settings.delta_frame
+    # otherwise up to the end of its chunk. Its noise is then that of the true branch.
+    t, chunk = settings.delta_frame, model.cfg.dynamics.chunk_size
     frames_needed = settings.horizon
     if settings.mode != "one_pass":
-        frames_needed = min(settings.horizon, t + t % 2)
+        frames_needed = min(settings.horizon, math.ceil(t / chunk) * chunk)
     delta = delta_psnr(
         model,
         frames_BTCHW,

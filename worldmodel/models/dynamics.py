@@ -80,7 +80,7 @@ class Dynamics(nn.Module):
 
         With `first`, zeros are put first for frame 0 of a clip, to which no action leads.
         """
-        one_hot = F.one_hot(actions_BT, self.cfg.actions).to(self.head.weight.dtype)
+        one_hot = F.one_hot(actions_BT.long(), self.cfg.actions).to(self.head.weight.dtype)
         return F.pad(one_hot, (0, 0, int(first), 0))
 
     def forward_with_cache(
@@ -212,6 +212,7 @@ class Dynamics(nn.Module):
 
         The mask has no code vector.
         """
+        tokens_BFhw = tokens_BFhw.long()
         x = self.embedding(tokens_BFhw)
         if self.code_proj is None:
             return x

@@ -33,11 +33,20 @@ class FrameOrder:
 
     @classmethod
     def consecutive(
-        cls, frames: int, cached: int = 0, device: torch.device | None = None
+        cls,
+        frames: int,
+        cached: int = 0,
+        device: torch.device | None = None,
+        window: int | None = None,
     ) -> "FrameOrder":
-        """Return the order of `frames` frames of a clip that follow `cached` finished ones."""
+        """Return the order of `frames` frames of a clip that follow `cached` finished ones.
+
+        With a `window` each attends to that many frames at most, its own included.
+        """
         frame_idx = torch.arange(cached + frames, device=device)
-        return cls(frame_idx, frame_idx[None, :] <= frame_idx[cached:, None])
+        age = frame_idx[cached:, None] - frame_idx[None, :]
+        attend = age >= 0 if window is None else (age >= 0) & (age < window)
+        return cls(frame_idx, attend)
 
     def peg_frames(self, cached: int) -> Tensor:
         """Return the frames that the PEG reads at each frame: two before, one before, itself.

@@ -79,7 +79,7 @@ class GenieRedux(WorldModel):
 
     def encode_actions(self, actions_BA: Tensor, first: bool = True) -> Tensor:
         if self._latent_of_A is not None:
-            actions_BA = self._latent_of_A.to(actions_BA.device)[actions_BA]
+            actions_BA = self._latent_of_A.to(actions_BA.device)[actions_BA.long()]
         return self.dynamics.encode_actions(actions_BA, first)
 
     def for_game(self, game: str | None) -> Self:

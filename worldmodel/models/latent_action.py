@@ -101,7 +101,8 @@ class LatentActionModel(VQAutoencoder):
         """Predict the frame after each frame from the frames up to it and the codes, BTCHW."""
         patches = self.to_patches(frames_BTCHW)
         x = first_and_later(patches, self.given_first, self.given_later, first=True)
-        x, _ = self.decoder(x + self.from_code(codes_BTD)[:, :, None, None], self.bias())
+        encoded_BTD = self.from_code(codes_BTD.to(patches.dtype))
+        x, _ = self.decoder(x + encoded_BTD[:, :, None, None], self.bias())
         predicted = self.head(x)
         return self.to_frames(predicted + patches if self.cfg.lam.residual else predicted)
 

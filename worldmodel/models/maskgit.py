@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from envs.utils.errors import InputError
+
 
 def num_masked(step: int, steps: int, tokens: Tensor) -> Tensor:
     """Return the number of tokens still masked after step 1..steps.
@@ -53,6 +55,7 @@ def sample(
     and tokens after each pass.
     """
     tokens = start_BM.clone()
+    finite = torch.ones((), dtype=torch.bool, device=tokens.device)
     unknown = tokens == mask_id
     masked_B = unknown.sum(-1)
     for step in range(1, steps + 1):
@@ -65,6 +68,7 @@ def sample(
         # Rank the candidates by their log-probability, with noise too. Known tokens rank highest,
         # so that they are never masked again.
         confidence = logits.gather(-1, candidates[..., None]).squeeze(-1) - logits.logsumexp(-1)
+        finite &= confidence.isfinite().all()
         if noise:
             confidence = confidence + noise * gumbel(confidence, generator)
         rank = confidence.masked_fill(~unknown, torch.inf).argsort(-1).argsort(-1)
@@ -75,6 +79,11 @@ def sample(
         tokens = filled.masked_fill(unknown, mask_id)
         if on_step is not None:
             on_step(logits, tokens)
+    if not finite:
+        raise InputError(
+            "the world model predicts NaN or infinity: its weights are damaged, or its training "
+            "diverged; use an earlier checkpoint"
+        )
     return tokens
 
 

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.devices import full_precision
 from worldmodel.models.frame_order import PEG_FRAMES, FrameOrder
 
 
@@ -78,6 +79,10 @@ class PositionBias(nn.Module):
         self.register_buffer("index", index, persistent=False)
 
     def forward(self) -> Tensor:
-        """Compute the bias of every pair of patches, (H, N, N)."""
-        bias_OH = self.layers(self.offsets)
+        """Compute the bias of every pair of patches, (H, N, N), without autocast.
+
+        The MLP has few rows, and every token of every frame adds to its gradient.
+        """
+        with full_precision(self.offsets):
+            bias_OH = self.layers(self.offsets)
         return bias_OH.T.index_select(1, self.index.flatten()).unflatten(1, self.index.shape)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.config import WorldModelConfig
+from worldmodel.models.frame_order import FrameOrder
 from worldmodel.models.transformer import KVCache
 from worldmodel.models.vq_autoencoder import (
     AutoencoderOutput,
@@ -75,13 +76,19 @@ class Tokenizer(VQAutoencoder):
     def decode_after(
         self, tokens_BThw: Tensor, cache: KVCache | None = None
     ) -> tuple[Tensor, KVCache]:
-        """Decode unchecked tokens after the cached frames -> (frames in [0, 1], new cache)."""
+        """Decode unchecked tokens after the cached frames -> (frames in [0, 1], new cache).
+
+        Each frame attends to the cfg.frames up to itself, however many are decoded together.
+        """
         frames = []
-        codebook = self.codebook
-        length = self.pass_length(tokens_BThw.shape[1])
-        for tokens in tokens_BThw.split(length, 1):
-            seen = cache.last_frames(self.cfg.frames - length) if cache else None
-            decoded, cache = self.decode_features(F.embedding(tokens, codebook), seen)
+        codebook, window = self.codebook, self.cfg.frames
+        for tokens in tokens_BThw.split(self.pass_length(tokens_BThw.shape[1]), 1):
+            seen = cache.last_frames(window - 1) if cache else None
+            order = FrameOrder.consecutive(
+                tokens.shape[1], seen.frames if seen else 0, tokens.device, window
+            )
+            codes = F.embedding(tokens.long(), codebook)
+            decoded, cache = self.decode_features(codes, seen, order)
             frames.append(decoded.float().clamp(0, 1))
         assert cache is not None
         return torch.cat(frames, 1), cache
@@ -110,9 +117,10 @@ class Tokenizer(VQAutoencoder):
         return self.to_code(x), new_cache
 
     def decode_features(
-        self, codes_BThwD: Tensor, cache: KVCache | None = None
+        self, codes_BThwD: Tensor, cache: KVCache | None = None, order: FrameOrder | None = None
     ) -> tuple[Tensor, KVCache]:
         """Decode codes -> (frames BTCHW, not clamped, new cache)."""
-        x, new_cache = self.decoder(self.from_code(codes_BThwD), self.bias(), cache=cache)
+        x_BThwD = self.from_code(codes_BThwD.to(self.from_code.weight.dtype))
+        x, new_cache = self.decoder(x_BThwD, self.bias(), order=order, cache=cache)
         patches = first_and_later(x, self.head_first, self.head_later, first=cache is None)
         return self.to_frames(patches), new_cache

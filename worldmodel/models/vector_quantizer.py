@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from worldmodel.config import MASKED_ACTION, AutoencoderConfig
+from worldmodel.devices import full_precision
 from worldmodel.sharded_tensors import full_tensor, shard_like
 
 LABEL_TEMPERATURE = 0.1
@@ -61,8 +62,9 @@ class VectorQuantizer(nn.Module):
 
     def ids(self, features: Tensor) -> Tensor:
         """Return the id of the nearest code, (..., D) -> int64 (...)."""
-        unit_MD = F.normalize(features.float(), dim=-1).flatten(0, -2)
-        return nearest_code(unit_MD, self.codebook).view(features.shape[:-1])
+        with full_precision(features):
+            unit_MD = F.normalize(features.float(), dim=-1).flatten(0, -2)
+            return nearest_code(unit_MD, self.codebook).view(features.shape[:-1])
 
     def forward(
         self, features: Tensor, labels: Tensor | None = None
@@ -77,7 +79,7 @@ class VectorQuantizer(nn.Module):
         the cross-entropy over the codes, with cosine / `LABEL_TEMPERATURE` as logits, 0 for unknown
         labels and averaged over all features. With labels no code moves: features move to codes.
         """
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features):
             unit = F.normalize(features.float(), dim=-1)
             flat = unit.detach().flatten(0, -2)
             ids = nearest_code(flat, self.codebook.detach())

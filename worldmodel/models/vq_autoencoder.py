@@ -98,8 +98,8 @@ class VQAutoencoder(nn.Module):
         return frames if frames <= self.cfg.frames else self.cfg.frames // 2
 
     def to_patches(self, frames_BTCHW: Tensor) -> Tensor:
-        """Cut frames into patches, (B, T, h, w, C*p*q)."""
-        side = self.part_cfg.patch
+        """Cut frames into patches, (B, T, h, w, C*p*q), of the weights' dtype."""
+        side, frames_BTCHW = self.part_cfg.patch, frames_BTCHW.to(self.from_code.weight.dtype)
         return rearrange(frames_BTCHW, "b t c (h p) (w q) -> b t h w (c p q)", p=side, q=side)
 
     def to_frames(self, patches_BThwP: Tensor) -> Tensor:

@@ -152,17 +152,13 @@ class TrainConfig:
         return bool(self.data_shares) or self.prioritised > 0
 
     def on_this_machine(self) -> Self:
-        """Return the settings with precision `auto` replaced by bf16 or fp32.
+        """Return the settings with precision `auto` replaced by bf16 or fp32."""
+        # Not at the top, so that flags are checked without torch.
+        from worldmodel.devices import resolve_device, resolve_precision
 
-        bf16 is for GPUs and for CPUs with matrix instructions for it. Other CPUs emulate it, ten
-        times slower than fp32.
-        """
-        if self.precision != "auto":
-            return self
-        import torch  # not at the top, so that flags are checked without it
-
-        half = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported()
-        return dataclasses.replace(self, precision="bf16" if half else "fp32")
+        return dataclasses.replace(
+            self, precision=resolve_precision(self.precision, resolve_device())
+        )
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0: linear warm-up, then cosine decay."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.data.batch import Batch, to_float_frames
+from worldmodel.devices import full_precision
 from worldmodel.metrics import frame_psnr
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.latent_action import LatentActionModel
@@ -62,7 +63,7 @@ class Objective(nn.Module):
         """
         if stored is not None:
             return stored
-        with torch.no_grad(), torch.autocast(batch.frames_BTHWC.device.type, enabled=False):
+        with torch.no_grad(), full_precision(batch.frames_BTHWC):
             return self.encoders[name].encode(to_float_frames(batch.frames_BTHWC))
 
 

@@ -34,10 +34,11 @@ def train(run: TrainingRun, *, workers: int = 0, resume: bool = False) -> Path:
     """
     run.check_inputs()
     run = run.resolve()
-    if run.recipe.batch_size % max(workers, 1):
+    parts = max(workers, 1) * run.recipe.grad_accum_steps
+    if run.recipe.batch_size % parts:
         raise InputError(
-            f"a batch of {run.recipe.batch_size} cannot be split over {workers} workers: "
-            "use a multiple"
+            f"a batch of {run.recipe.batch_size} cannot be split over {max(workers, 1)} workers in "
+            f"{run.recipe.grad_accum_steps} microbatches each: use a multiple of {parts}"
         )
     if (run.out / "config.json").exists():
         if not resume:

@@ -24,6 +24,7 @@ from worldmodel import checkpoint
 from worldmodel.data.batch import Batch
 from worldmodel.data.dataset import Dataset
 from worldmodel.data.loader import ClipLoader
+from worldmodel.devices import autocast
 from worldmodel.models.vector_quantizer import VectorQuantizer
 from worldmodel.sharded_tensors import full_tensor
 from worldmodel.training.distributed import Worker, gradient_sync, training_state
@@ -204,9 +205,7 @@ class Trainer:
         return totals
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.worker.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"
-        )
+        return autocast(self.worker.device, self.recipe.precision)
 
     @property
     def progress(self) -> float:

@@ -1,5 +1,6 @@
 """Stored output of frozen models: equal to encoding now, computed once, used in training."""
 
+import dataclasses
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
 from tests.fixtures.datasets import record
 from worldmodel import Dynamics, LatentActionModel, Tokenizer, preset
@@ -208,3 +210,11 @@ def test_the_cost_says_what_is_not_computed_again() -> None:
     assert encoding.flops > plain.flops
     assert joint.flops == cached.flops + lam.flops
     assert joint.parameters == cached.parameters + lam.parameters
+
+
+def test_codes_that_the_file_cannot_hold_are_refused(data: str, tmp_path: Path) -> None:
+    large = dataclasses.replace(CONFIG.tokenizer, codes=2**16 + 1)
+    tokenizer = Tokenizer(dataclasses.replace(CONFIG, tokenizer=large))
+    clips = ClipDataset([data], tmp_path, length=6, stride=3)
+    with pytest.raises(InputError, match="65537 codes: the cache of tokens holds at most 65536"):
+        cache_tokens(tokenizer, clips, tmp_path)

@@ -2,6 +2,7 @@
 once.
 """
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -61,7 +62,9 @@ class CountingModel(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.blind = blind
         self.actions = 5
-        self.cfg = SimpleNamespace(tokenizer=SimpleNamespace(codes=3))
+        self.cfg = SimpleNamespace(
+            tokenizer=SimpleNamespace(codes=3), dynamics=SimpleNamespace(chunk_size=2)
+        )
         self.tokenizer = PerfectTokenizer()
         self.calls: list[dict[str, Any]] = []
 
@@ -288,15 +291,17 @@ def test_random_actions_replace_those_into_predicted_frames_alone() -> None:
 
 
 @pytest.mark.parametrize("mode", ["one_pass", "autoregressive"])
-@pytest.mark.parametrize("t", [1, 3, 4])
+@pytest.mark.parametrize(("t", "chunk"), [(1, 2), (3, 2), (4, 2), (4, 1), (4, 3), (2, 4), (4, 5)])
 def test_delta_psnr_of_the_prediction_at_hand_is_that_of_two_whole_predictions(
-    mode: str, t: int, data: str, tmp_path: Path
+    mode: str, t: int, chunk: int, data: str, tmp_path: Path
 ) -> None:
     """Taking over the prediction that is there, and predicting no more frames than needed, changes
     no bit.
     """
     torch.manual_seed(0)
-    model = GenieReduxG(Tokenizer(preset("debug")), Dynamics(preset("debug"))).eval()
+    cfg = preset("debug")
+    cfg = dataclasses.replace(cfg, dynamics=dataclasses.replace(cfg.dynamics, chunk_size=chunk))
+    model = GenieReduxG(Tokenizer(cfg), Dynamics(cfg)).eval()
     clips = ClipDataset([data], tmp_path, length=7, stride=9)
     settings = Settings(horizon=5, steps=3, mode=mode, delta_t=t)
     ids = np.arange(3)
@@ -307,9 +312,8 @@ def test_delta_psnr_of_the_prediction_at_hand_is_that_of_two_whole_predictions(
     for random in (False, True):
         actions = batch.actions_BT.clone()
         if random:
-            whole = (
-                5 if mode == "one_pass" else t + t % 2
-            )  # the shape that random actions are drawn in
+            # The shape that random actions are drawn in: up to the end of a chunk of frames.
+            whole = 5 if mode == "one_pass" else min(5, math.ceil(t / chunk) * chunk)
             random_BT = torch.randint(5, (3, 1 + whole), generator=torch.Generator().manual_seed(7))
             actions[:, 1 : 1 + whole] = random_BT[:, 1:]
         options: dict[str, Any] = {

@@ -379,3 +379,31 @@ def test_a_mask_has_no_code_and_codes_reach_the_input() -> None:
         torch.testing.assert_close(output, expected)
         masked = dynamics.embed(torch.full((1, 1, 1, 1), 64)).flatten()
     torch.testing.assert_close(masked, dynamics.embedding.weight[64])
+
+
+def test_a_model_with_damaged_weights_generates_nothing() -> None:
+    model, frames, actions = build(), torch.rand(2, 2, 3, 64, 64), torch.zeros(2, 4).long()
+    torch.nn.init.constant_(model.dynamics.head.weight, math.nan)
+    with pytest.raises(InputError, match="predicts NaN or infinity"):
+        model.generate(frames, actions, steps=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_integers_of_any_type_are_actions_and_tokens(dtype: torch.dtype) -> None:
+    model, frames = build(), torch.rand(2, 2, 3, 64, 64)
+    actions = torch.randint(5, (2, 4))
+    wanted = model.generate(frames, actions, steps=1)
+    assert torch.equal(model.generate(frames, actions.to(dtype), steps=1), wanted)
+    tokens = model.tokenizer.encode(frames) % 200
+    assert torch.equal(model.tokenizer.decode(tokens.to(dtype)), model.tokenizer.decode(tokens))
+    logits = model.dynamics(tokens, actions[:, :1])
+    assert torch.equal(model.dynamics(tokens.to(dtype), actions[:, :1].to(dtype)), logits)
+
+
+def test_a_model_in_half_precision_generates_and_is_uncertain() -> None:
+    model, frames, actions = build(), torch.rand(2, 2, 3, 64, 64), torch.zeros(2, 4).long()
+    entropy = model.token_entropy(torch.cat([frames, frames[:, :1]], 1), actions[:, :2])
+    half = model.bfloat16()
+    assert half.generate(frames, actions, steps=2).dtype == torch.float32
+    found = half.token_entropy(torch.cat([frames, frames[:, :1]], 1), actions[:, :2])
+    torch.testing.assert_close(found, entropy, atol=0.05, rtol=0)

@@ -168,3 +168,13 @@ def test_static_token_fraction_separates_still_and_moving_patches() -> None:
     frames[0, 1, :, 0, 0] = 1.0
     tokens = torch.tensor([[[[1, 1], [1, 1]], [[5, 7], [7, 2]]]])
     assert static_token_fraction(tokens, frames) == {"static": pytest.approx(2 / 3), "moving": 0.0}
+
+
+def test_ids_and_position_bias_are_computed_in_full_precision() -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(preset("debug")).eval()
+    features = torch.randn(500, tokenizer.cfg.tokenizer.code_dim)
+    ids, bias = tokenizer.quantizer.ids(features), tokenizer.bias()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokenizer.quantizer.ids(features), ids)
+        assert torch.equal(tokenizer.bias(), bias)

@@ -177,6 +177,10 @@ def test_ways_to_save_memory_give_the_same_weights(
             assert torch.allclose(value, weights[1][name], atol=2e-5), name
     with pytest.raises(InputError, match="cannot be computed in 3 equal parts"):
         train_preset("tokenizer", "debug", batch_size=4, grad_accum_steps=3)
+    settings = train_preset("tokenizer", "debug", batch_size=12, grad_accum_steps=4)
+    run = TrainingRun("tokenizer", config, settings, [data], tmp_path / "uneven")
+    with pytest.raises(InputError, match=r"2 workers in 4 microbatches each: use a multiple of 8"):
+        train(run, workers=2)
 
 
 def test_gradient_is_clipped_once_and_its_norm_before_that_is_logged(
