@@ -169,6 +169,7 @@ class AutoExploreConfig(AlgorithmConfig):
         model = {
             "channels": tuple(self.channels),
             "lstm_dim": self.lstm_dim,
+            "feature_norm": self.feature_norm,
             "actions": self.action_names,
             "max_seq_len": self.seq_len + 1,
             "precision": self.precision,
@@ -403,6 +404,7 @@ class AutoExplore(Algorithm):
             actions=action_names_of(spaces[1], self.config.action_names),
             channels=tuple(self.config.channels),
             lstm_dim=self.config.lstm_dim,
+            feature_norm=self.config.feature_norm,
             size=spaces[0].shape[0],
         )
         network = CnnLstm(shape)

@@ -147,7 +147,8 @@ class ExploreConfig:
         """Return the settings of the algorithm itself as a flat mapping."""
         settings = {name: value for name, value in vars(self).items() if name not in RUN_SETTINGS}
         loss, network = settings.pop("loss"), settings.pop("network")
-        return settings | vars(loss) | {"channels": network.channels, "lstm_dim": network.lstm_dim}
+        architecture = ("channels", "lstm_dim", "feature_norm")
+        return settings | vars(loss) | {name: getattr(network, name) for name in architecture}
 
 
 RUN_SETTINGS = (
@@ -208,7 +209,7 @@ PRESETS: dict[str, ExploreConfig] = {
             gamma=0.95, entropy_coeff=0.1, target_entropy=0.5, normalize_advantages=True
         ),
         final_epsilon=0.1,
-        network=PolicyConfig(channels=(16, 16, 32, 32), lstm_dim=256),
+        network=PolicyConfig(channels=(16, 16, 32, 32), lstm_dim=256, feature_norm=True),
         evaluate_every=4,
         evaluation_episodes=2,
         evaluation_steps=400,

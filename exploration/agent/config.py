@@ -19,6 +19,10 @@ class PolicyConfig:
     """Channels of each convolution. Each is followed by a pooling that halves the frame."""
     lstm_dim: int = 512
     """Units of the LSTM."""
+    feature_norm: bool = False
+    """Bring the convolutions' output for each frame to mean 0 and deviation 1 before the LSTM. Its
+    inputs are otherwise all positive, so that a few hundred updates with a large learning rate
+    shift all gates alike and close them: the agent no longer looks at the screen."""
     size: int = 64
     """Height and width of a frame in pixels."""
 

@@ -60,6 +60,8 @@ class CnnLstm(nn.Module):
         # HWC permuted to CHW is torch's channels-last layout: nothing is copied before the scaling.
         pixels = frames_BTHWC.flatten(0, 1).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
         features_BTF = self.convolutions(pixels).reshape(batch, steps, -1)
+        if self.config.feature_norm:
+            features_BTF = nn.functional.layer_norm(features_BTF, features_BTF.shape[-1:])
         hidden_BTD, (h_1BD, c_1BD) = self.lstm(
             features_BTF, (state[0][None].contiguous(), state[1][None].contiguous())
         )

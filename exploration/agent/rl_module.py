@@ -27,7 +27,7 @@ def action_names_of(space: Any, names: Sequence[str] | None = None) -> tuple[str
 class AgentModule(TorchRLModule, ValueFunctionAPI):
     """Recurrent policy and value function.
 
-    `model_config` holds `channels`, `lstm_dim` and maybe `actions` of `PolicyConfig`, `precision`,
+    `model_config` holds `channels`, `lstm_dim`, `feature_norm` and maybe `actions` of `PolicyConfig`, `precision`,
     `burn_in`, `burst_exponent` and `noise_alpha`.
     Observations are uint8 BTHWC; the state is {"h": (B, D), "c": (B, D)}. With bursts it has
     "burst" (B, 2) too, the held action and the steps for which it is still held; with a
@@ -47,6 +47,7 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
             actions=action_names_of(self.action_space, settings.get("actions")),
             channels=tuple(settings["channels"]),
             lstm_dim=settings["lstm_dim"],
+            feature_norm=settings["feature_norm"],
             size=self.observation_space.shape[0],
         )
         self.network = CnnLstm(network)
