@@ -74,20 +74,30 @@ class World:
         keys may lead elsewhere."""
         self.frame, _ = self._env.reset(seed=seed)
         self.steps, self.action = 0, ""
-        self.entropy_N: NDArray[np.float32] | None = None
+        self._entropy_N: NDArray[np.float32] | None = None
         self._frames, self._actions = list(self._given), self._given_actions.tolist()
         self._show()
 
     def step(self, action: int) -> None:
-        """Generate one frame and its token entropies (Eq. 2), from the newest window."""
+        """Generate one frame."""
         self.frame, *_ = self._env.step(np.int64(action))
         self.steps, self.action = self.steps + 1, ACTIONS[action]
         length = min(WINDOW, self._model.cfg.frames)
         self._frames = [*self._frames, self.frame][-length:]
         self._actions = [*self._actions, action][-length + 1 :]
-        frames_15HWC, actions_14 = np.stack(self._frames)[None], np.array(self._actions)[None]
-        self.entropy_N = window_entropies(self._model, frames_15HWC, actions_14)[0]
+        self._entropy_N = None
         self._show()
+
+    @property
+    def entropy_N(self) -> NDArray[np.float32] | None:
+        """Token entropies of the newest generated frame (Eq. 2), None before the first.
+
+        They are computed when they are asked for: it takes longer than generating the frame.
+        """
+        if self._entropy_N is None and self.steps:
+            frames_15HWC, actions_14 = np.stack(self._frames)[None], np.array(self._actions)[None]
+            self._entropy_N = window_entropies(self._model, frames_15HWC, actions_14)[0]
+        return self._entropy_N
 
     def picture(self) -> Frames:
         """Return the newest frame, upscaled, under the uncertainty map if that is on."""

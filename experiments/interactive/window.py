@@ -151,7 +151,8 @@ class _Window:
         """Return game, step and action; frames per second and mean token uncertainty."""
         world, times = self._world, self._times
         pace = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
-        uncertainty = "-" if world.entropy_N is None else f"{world.entropy_N.mean():.3f}"
+        entropy_N = world.entropy_N if world.uncertainty else None
+        uncertainty = "-" if entropy_N is None else f"{entropy_N.mean():.3f}"
         first = f"{world.game}   step {world.steps}   {world.action or 'press a key'}"
         recording = "   recording" if world.recording else ""
         return first, f"{pace:.1f} frames/s   uncertainty {uncertainty}{recording}"

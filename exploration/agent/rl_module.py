@@ -27,8 +27,8 @@ def action_names_of(space: Any, names: Sequence[str] | None = None) -> tuple[str
 class AgentModule(TorchRLModule, ValueFunctionAPI):
     """Recurrent policy and value function.
 
-    `model_config` holds `channels`, `lstm_dim`, `feature_norm` and maybe `actions` of `PolicyConfig`, `precision`,
-    `burn_in`, `burst_exponent` and `noise_alpha`.
+    `model_config` holds `channels`, `lstm_dim`, `feature_norm` and maybe `actions` of
+    `PolicyConfig`, `precision`, `burn_in`, `burst_exponent` and `noise_alpha`.
     Observations are uint8 BTHWC; the state is {"h": (B, D), "c": (B, D)}. With bursts it has
     "burst" (B, 2) too, the held action and the steps for which it is still held; with a
     `noise_alpha` also "noise" (B, A), the episode's distribution of random actions, zeros before

@@ -81,8 +81,9 @@ class TrainConfig:
     """Steps between log lines."""
     validate_every: int = 1_000
     """Steps between validations; 0 for none."""
-    validation_clips: int = 0
-    """Number of clips, evenly spaced in the validation split; 0 for all of it."""
+    validation_clips: int = 1_024
+    """Number of clips, evenly spaced in the validation split; 0 for all of it, which in the paper's
+    data is twice what is trained on between two validations."""
     checkpoint_every: int = 1_000
     """Steps between checkpoints; the last step always writes one."""
     keep_last: int = 3
@@ -93,6 +94,9 @@ class TrainConfig:
     """Seed of the initial weights, the order of the data, masks and noise."""
     num_threads: int = 0
     """Torch threads of each worker; 0 for torch's default."""
+    deterministic: bool = False
+    """Use deterministic kernels alone, so that a resumed run continues bit for bit on GPUs too. On
+    CPUs it always does."""
     loader_threads: int = 4
     """Threads of each worker that prefetch clips; 0 decodes them in the training thread."""
 

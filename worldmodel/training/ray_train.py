@@ -29,6 +29,10 @@ def run_worker(options: dict[str, Any]) -> bool:
     import ray.train.torch
 
     run: TrainingRun = options["run"]
+    if run.recipe.deterministic:
+        # cuBLAS reads this before its first product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(run.recipe.deterministic)
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     worker = Worker(device, context.get_world_rank(), context.get_world_size())
@@ -84,6 +88,7 @@ def _scaling(workers: int) -> Any:
 def fit_here(run: TrainingRun) -> bool:
     """Train in this process without starting Ray, and restore process-wide settings afterwards."""
     logger, threads = logging.getLogger("ray.train"), torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
     level = logger.level
     logger.setLevel(logging.WARNING)  # hide Ray Train's note that this mode is for debugging
     try:
@@ -92,6 +97,7 @@ def fit_here(run: TrainingRun) -> bool:
     finally:
         logger.setLevel(level)
         torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
 
 
 @ray_session()

@@ -5,6 +5,7 @@ Peaks are those of dense bf16 matrix products with fp32 sums in the makers' data
 
 import ctypes
 import functools
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +19,17 @@ from worldmodel.training.flops import TrainCost
 
 PEAKS = {
     "a100": (312e12, 80e9),
+    "a100-40gb": (312e12, 40e9),
     "h100": (989e12, 80e9),
+    "h100-pcie": (756e12, 80e9),
+    "h100-nvl": (835e12, 94e9),
     "h200": (989e12, 141e9),
     "b200": (2250e12, 192e9),
     "a10": (125e12, 24e9),
+    "a10g": (70e12, 24e9),
     "a6000": (155e12, 48e9),
     "l4": (121e12, 24e9),
+    "l40": (181e12, 48e9),
     "l40s": (362e12, 48e9),
     "rtx3090": (71e12, 24e9),
     "rtx4090": (165e12, 24e9),
@@ -71,11 +77,20 @@ def hardware(name: str, *, precision: str = "bf16") -> Hardware:
 def device_peak(device: torch.device, precision: str) -> float:
     """Return the peak FLOP/s of a device: from the table for bf16 on a known GPU, else measured."""
     if device.type == "cuda" and precision == "bf16":
-        name = torch.cuda.get_device_name(device).lower().replace(" ", "")
-        for card in sorted(PEAKS, key=len, reverse=True):
-            if card in name:
-                return PEAKS[card][0]
+        card = named_card(torch.cuda.get_device_name(device))
+        if card is not None:
+            return PEAKS[card][0]
     return measured_peak(device, precision)
+
+
+def named_card(name: str) -> str | None:
+    """Return the entry of PEAKS for the name that a driver gives a GPU; None if there is none.
+
+    All words of a card must be in it: an A10G is no A10, and an H100 PCIe slower than an H100.
+    """
+    words = {*re.findall(r"[a-z0-9]+", re.sub(r"rtx (?=\d)", "rtx", name.lower()))}
+    known = [card for card in PEAKS if {*card.split("-")} <= words]
+    return max(known, key=len, default=None)
 
 
 @functools.cache

@@ -27,7 +27,8 @@ def train(run: TrainingRun, *, workers: int = 0, resume: bool = False) -> Path:
     """Train a component on the train split of its data and return the newest checkpoint.
 
     `workers` is the number of Ray Train workers; 0 trains in this process without starting Ray.
-    `resume` continues the run in `run.out` bit for bit, and leaves a complete run unchanged.
+    `resume` continues the run in `run.out`, bit for bit on CPUs and with `deterministic`, and
+    leaves a complete run unchanged.
 
     Raises: InputError for inconsistent settings and unusable inputs, NonFiniteLoss if training
     diverges, KeyboardInterrupt after Ctrl+C once a checkpoint is saved.

@@ -28,6 +28,7 @@ SMALL = PolicyConfig(channels=(4, 4, 8, 8), lstm_dim=16)
 MODEL_CONFIG = {
     "channels": SMALL.channels,
     "lstm_dim": SMALL.lstm_dim,
+    "feature_norm": SMALL.feature_norm,
     "precision": "fp32",
     "burn_in": 0,
     "burst_exponent": 0.0,
@@ -76,6 +77,26 @@ def test_paper_size():
     module = spec.build()
     assert sum(parameter.numel() for parameter in module.parameters()) == 3_218_470
     assert module.is_stateful()
+
+
+def test_feature_norm_keeps_equal_shifts_of_all_weights_from_closing_the_gates() -> None:
+    """The features are all positive: adding to every weight of the LSTM, as many updates with Adam
+    do, moves its gates far, and it answers every frame alike."""
+    frames = torch.randint(0, 256, (1, 12, 64, 64, 3), dtype=torch.uint8)
+    frames[:, ::2] //= 4
+    spreads = {}
+    for feature_norm in (False, True):
+        torch.manual_seed(0)
+        network = CnnLstm(PolicyConfig(channels=(16, 16, 32, 32), feature_norm=feature_norm))
+        with torch.no_grad():
+            network.lstm.weight_ih_l0 -= 0.3
+            features = network.convolutions(frames[0].permute(0, 3, 1, 2) / 127.5 - 1).flatten(1)
+            assert features.min() >= 0
+            state = network.start_state(1)
+            network.policy.weight.normal_()
+            logits_BTA, _, _ = network(frames, state)
+        spreads[feature_norm] = float(logits_BTA.std(1).mean())
+    assert spreads[True] > 3 * spreads[False]
 
 
 def test_the_untrained_agent_is_uniform():

@@ -17,7 +17,7 @@ from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.transformer import STTransformer
 from worldmodel.training.config import train_preset
 from worldmodel.training.flops import cost_of, count_parameters, encoding_flops
-from worldmodel.training.throughput import hardware, measured_peak
+from worldmodel.training.throughput import hardware, measured_peak, named_card
 
 aten = torch.ops.aten
 CONFIG = preset("debug")
@@ -110,6 +110,29 @@ def test_activations_are_about_what_torch_keeps() -> None:
 def test_parameters_of_the_paper_are_counted_without_memory() -> None:
     assert count_parameters(Tokenizer, preset("paper")) == pytest.approx(101.6e6, rel=0.001)
     assert count_parameters(Dynamics, preset("paper")) == pytest.approx(80e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("driver", "card"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A10G", "a10g"),
+        ("NVIDIA A10", "a10"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40", "l40"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("Tesla T4", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_whole_name(driver: str, card: str | None) -> None:
+    assert named_card(driver) == card
 
 
 def test_hardware_comes_from_the_table_or_is_measured() -> None:
