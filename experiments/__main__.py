@@ -24,6 +24,7 @@ from envs.utils.errors import InputError
 from envs.utils.progress import EXIT_SIGPIPE
 from envs.utils.ray_session import prepare_ray_environment
 from experiments import __version__
+from experiments.arguments import DeviceArgs
 
 COMMANDS = {
     "catalog": "List games, their labels and which ROMs are installed.",
@@ -82,6 +83,9 @@ def execute(argv: list[str]) -> int:
     """Run one command and return its exit code. argv: the words after `autoexplore`."""
     try:
         command, args = parse(argv)
+        flags = getattr(args, "which", args)
+        if isinstance(flags, DeviceArgs):
+            flags.use_device()
         command.run(args)
     except KeyboardInterrupt:
         print(f"\nstopped. {_resume_hint(argv)}", file=sys.stderr)

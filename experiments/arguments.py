@@ -11,9 +11,9 @@ import tyro
 
 from envs import builtin_name, catalog
 from envs.utils.errors import InputError
+from worldmodel.config import Device, Precision
 
 Preset = Literal["debug", "cpu", "paper"]
-GenerationMode = Literal["one_pass", "autoregressive"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,33 @@ class RayArgs:
     ray_address: str | None = None
     """Address of a Ray cluster, e.g. ray://head:10001 or auto. Default: RAY_ADDRESS if set (as
     under `ray job submit`), otherwise a local session."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceArgs:
+    """Flag of every command that runs a model."""
+
+    device: Device = "auto"
+    """Device of the models. auto: an NVIDIA GPU if there is one, else the CPU. With cpu the command
+    and a local Ray see no GPU."""
+
+    def use_device(self) -> None:
+        """Hide the GPUs for cpu. Raises InputError for a device that this machine lacks."""
+        if self.device == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        elif self.device != "auto":
+            from worldmodel.devices import resolve_device  # imports torch
+
+            resolve_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDeviceArgs(DeviceArgs):
+    """Flags of a command that runs one world model in its own process."""
+
+    precision: Precision = "auto"
+    """Precision of the model's passes: bf16 (autocast), fp32, or auto: bf16 on NVIDIA GPUs since
+    Ampere, else fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +71,7 @@ class ConfigArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationArgs:
+class GenerationArgs(ModelDeviceArgs):
     """Flags of a command that generates frames after those of a recorded episode."""
 
     model: tyro.conf.Positional[Path]

@@ -123,7 +123,7 @@ def play_from_archive(
         sessions = ((key.game, key.id) for each in keys.values() for key in each)
         recipe = {"steps": config.steps, "round_episodes": config.round_episodes}
         writer.plan(sessions, f"{policy_id} seed {seed}", recipe)
-        scorers = reward.open(model, Path(out) / "archive", steps=1, replicas=1, seed=seed)
+        scorers = reward.open(model, Path(out) / "archive", seed=seed)
         with (
             scorers as make_scorer,
             progress("archive", config.episodes * len(names)) as bar,

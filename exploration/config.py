@@ -67,8 +67,8 @@ class ExploreConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     network: PolicyConfig = field(default_factory=PolicyConfig)
     precision: str = "auto"
-    """Precision of the learner's forward pass: fp32, bf16 (autocast), or auto (bf16 if the hardware
-    supports it)."""
+    """Precision of the learner's and the world model's passes: fp32, bf16 (autocast), or auto (bf16
+    where the hardware computes it fast)."""
     epsilon: float = 0.1
     """Probability of a random action in the first epoch."""
     final_epsilon: float = 0.01

@@ -95,7 +95,12 @@ def explore(
     written |= {"reward": dataclasses.asdict(reward), **dataclasses.asdict(config)}
     references = distances_by_game(reference_data)
     scorers = reward.open(
-        model, out / "reward", steps=config.maskgit_steps, replicas=config.replicas, seed=seed
+        model,
+        out / "reward",
+        steps=config.maskgit_steps,
+        replicas=config.replicas,
+        precision=config.precision,
+        seed=seed,
     )
     with RunDir(out, written, resume=resume, resume_step=epoch) as run, scorers as make_scorer:
         remove_partial_checkpoints(out)

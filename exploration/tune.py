@@ -196,7 +196,12 @@ def tune(
     reward = RewardConfig(scorer=scorer)
     reward.check(model_path, config.network.actions)  # before anything is started
     scorers = reward.open(
-        model_path, out / "reward", steps=config.maskgit_steps, replicas=config.replicas, seed=seed
+        model_path,
+        out / "reward",
+        steps=config.maskgit_steps,
+        replicas=config.replicas,
+        precision=config.precision,
+        seed=seed,
     )
     with RunDir(out, written, resume=resume) as run, scorers as make_scorer:
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)

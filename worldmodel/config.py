@@ -23,6 +23,10 @@ CONTEXT = 2
 
 MASKED_ACTION = -1
 """Value in batches of a recorded action that is hidden from the model."""
+Device = Literal["auto", "cpu", "cuda", "mps"]
+"""Device as users give it; auto is the first GPU, or the CPU if there is none."""
+Precision = Literal["auto", "bf16", "fp32"]
+"""Precision as users give it; bf16 is autocast, auto is bf16 where it is fast."""
 GenerationMode = Literal["one_pass", "autoregressive"]
 """Generate all frames together, or `DynamicsConfig.chunk_size` frames at a time."""
 

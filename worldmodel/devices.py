@@ -1,61 +1,63 @@
 """Device and precision of a model: what `auto` stands for, passes in half and in full precision."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from envs.utils.errors import InputError
-
-Device = Literal["auto", "cpu", "cuda", "mps"]
-"""Device as users give it; auto is the first GPU, or the CPU if there is none."""
-Precision = Literal["auto", "bf16", "fp32"]
-"""Precision as users give it; bf16 is autocast, auto is bf16 where the hardware computes it."""
+from worldmodel.config import Precision
 
 
-def resolve_device(name: str = "auto") -> torch.device:
-    """Return the device of a name. Raises InputError if this machine has no such device."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    kind = torch.device(name).type
-    if not available.get(kind, True):
-        reason = "torch finds no GPU" if torch.version.cuda else "torch is built without CUDA"
-        reason = reason if kind == "cuda" else "this is no Mac with a GPU"
-        raise InputError(f"device {name}: {reason}: use another device, or auto")
-    return torch.device(name)
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """Return the device of a name; on NVIDIA GPUs fp32 products may then use TF32.
 
-
-def computes_bf16(device: torch.device) -> bool:
-    """Return True if the hardware computes bf16: GPUs since Ampere, CPUs with matrix units.
-
-    Other hardware emulates it, CPUs ten times slower than fp32.
+    auto is an NVIDIA GPU, or the CPU if this process sees none. Raises InputError for a device that
+    it does not see.
     """
+    cuda = torch.cuda.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "cpu"
+    device = torch.device(name)
+    missing = ""
+    if device.type == "cuda" and not cuda:
+        missing = "torch finds no GPU" if torch.version.cuda else "torch is built without CUDA"
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        missing = "this is no Mac with a GPU"
+    if missing:
+        raise InputError(f"device {name}: {missing}: use another device, or auto")
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    if device.type == "cpu":
-        return bool(torch.cpu._is_amx_tile_supported())
-    return False
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return device
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return bf16 or fp32 for a precision that may be auto. Raises InputError for another name."""
+def resolve_precision(precision: str, device: torch.device, *, training: bool = False) -> str:
+    """Return bf16 or fp32 for a precision that may be auto. Raises InputError for another name.
+
+    auto is bf16 on NVIDIA GPUs since Ampere, and in training on CPUs with matrix units for it;
+    other hardware emulates it, CPUs ten times slower than fp32.
+    """
     if precision not in get_args(Precision):
         names = ", ".join(get_args(Precision))
         raise InputError(f"precision {precision!r}: choose one of {names}")
-    if precision == "auto":
-        return "bf16" if computes_bf16(device) else "fp32"
-    return precision
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device)[0] >= 8
+    else:
+        fast = training and device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return "bf16" if fast else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context of passes in `precision`, bf16 or fp32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def float64(x: Tensor) -> Tensor:
+    """Convert to float64, on the CPU if the device has no such type."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:

@@ -67,7 +67,7 @@ class WorldModelVectorEnv(
         self.single_action_space = gymnasium.spaces.Discrete(model.actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._model, self._device = model, next(model.parameters()).device
+        self._model, self._device = model, model.device
         self._sampling: dict[str, Any] = {"steps": steps, "temperature": temperature}
         self._start_frames, self._start_actions = start_frames, start_actions.astype(np.int64)
         self._rollout: Rollout | None = None
@@ -165,7 +165,7 @@ class Rollout:
             "temperature": temperature,
             "generator": generator,
         }
-        with torch.no_grad():
+        with torch.no_grad(), model.autocast():
             tokens = model.tokenizer.encode(frames_BPCHW)
             self._cache = model.prefill(tokens, model.encode_actions(actions_BA))
             _, self._decoder_cache = model.tokenizer.decode_after(tokens)
@@ -177,7 +177,10 @@ class Rollout:
         model.check_actions(actions_B[:, None], self._batch, 1)
         future_actions = model.encode_actions(actions_B[:, None], first=False)
         cache = self._cache.last_frames(model.cfg.frames - 1)
-        new_tokens = model.sample_frames(cache, future_actions, **self._sampling)
-        self._cache = model.prefill(new_tokens, future_actions, self._cache)
-        frames, self._decoder_cache = model.tokenizer.decode_after(new_tokens, self._decoder_cache)
+        with model.autocast():
+            new_tokens = model.sample_frames(cache, future_actions, **self._sampling)
+            self._cache = model.prefill(new_tokens, future_actions, self._cache)
+            frames, self._decoder_cache = model.tokenizer.decode_after(
+                new_tokens, self._decoder_cache
+            )
         return frames[:, 0]

@@ -10,6 +10,7 @@ from envs.utils.artifact_dir import copy_weights
 from envs.utils.errors import InputError
 from worldmodel.checkpoint import Checkpoint, open_checkpoint
 from worldmodel.config import WorldModelConfig
+from worldmodel.devices import resolve_device
 from worldmodel.models.cpu_kernels import use_cpu_kernels
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.genie import GenieReduxG, load_world_model
@@ -51,7 +52,7 @@ def load_upscaler(path: Path | str, device: torch.device | str = "cpu") -> Upsca
     _require_component(checkpoint, "upscaler")
     upscaler = Upscaler(upscaler_config(checkpoint.state["recipe"]["upscaler"]))
     copy_weights(upscaler, checkpoint.exported(), checkpoint.path)
-    return upscaler.to(device).eval()
+    return upscaler.to(resolve_device(device)).eval()
 
 
 def build_world_model(tokenizer: Path | str, dynamics: Path | str) -> GenieReduxG:
@@ -68,7 +69,7 @@ def _load(kind: Any, component: str, path: Path | str, device: torch.device | st
     _set_weights(module, part, path)
     if torch.device(device).type == "cpu":
         use_cpu_kernels(module)
-    return module.to(device).eval()
+    return module.to(resolve_device(device)).eval()
 
 
 def _set_weights(module: nn.Module, part: Part, source: Path | str) -> None:

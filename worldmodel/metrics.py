@@ -11,6 +11,7 @@ from torch import Tensor
 
 from envs.utils.errors import InputError
 from worldmodel.config import GenerationMode
+from worldmodel.devices import float64
 from worldmodel.statistics import Estimate, estimate
 
 ERROR_FLOOR = (0.5 / 255) ** 2
@@ -83,7 +84,7 @@ def frame_ssim(x: Tensor, y: Tensor) -> Tensor:
         raise InputError(
             f"frames of {tuple(x.shape[-2:])} pixels are smaller than the SSIM window of 11x11"
         )
-    x, y = _float64(x), _float64(y)
+    x, y = float64(x), float64(y)
     down = _gaussian_rows(x.shape[-2], x)
     across = _gaussian_rows(x.shape[-1], x)
     # The window is separable, and a product with a band matrix is faster than a convolution of one
@@ -96,11 +97,6 @@ def frame_ssim(x: Tensor, y: Tensor) -> Tensor:
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
     return similarity.mean((-3, -2, -1)).float()
-
-
-def _float64(x: Tensor) -> Tensor:
-    """Convert to float64, on the CPU if the device has no such type."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def _gaussian_rows(size: int, like: Tensor) -> Tensor:

@@ -78,6 +78,8 @@ class ServeConfig:
     serving, otherwise 0."""
     threads: int = 1
     """Torch threads of each replica; 0 keeps torch's default."""
+    precision: str = "auto"
+    """Precision of the passes: bf16 (autocast), fp32, or auto (bf16 on GPUs that compute it)."""
     steps: int = 1
     """MaskGIT passes."""
     batch: int = 0
@@ -108,7 +110,7 @@ class UncertaintyService:
             torch.set_num_threads(config.threads)
         self._config, self._device = config, device
         self._weights = newest_weights(config.app_name)
-        self._model = load_model(self._weights, device)
+        self._model = self._load(self._weights)
         self._statistics = ServiceStatistics()
         self._lock = asyncio.Lock()
         self._pass_started: float | None = None
@@ -166,7 +168,10 @@ class UncertaintyService:
 
     async def update_weights(self, path: str) -> None:
         """Load the weights of another folder; a batch in progress keeps the old ones."""
-        self._model, self._weights = await asyncio.to_thread(load_model, path, self._device), path
+        self._model, self._weights = await asyncio.to_thread(self._load, path), path
+
+    def _load(self, path: str) -> Any:
+        return load_model(path, self._device, self._config.precision)
 
     async def check_health(self) -> None:
         """Raise RuntimeError if Serve, which calls this regularly, should replace this replica.

@@ -36,11 +36,11 @@ class Windows(NamedTuple):
         return Windows(self.frames_B5HWC[rows], self.actions_B4[rows])
 
 
-def load_model(path: Path | str, device: str = "cpu") -> "WorldModel":
+def load_model(path: Path | str, device: str = "cpu", precision: str = "fp32") -> "WorldModel":
     """Load a saved world model, driven by real actions."""
     from worldmodel.models.genie import load_world_model
 
-    return load_world_model(path, device).for_game(None)
+    return load_world_model(path, device, precision).for_game(None)
 
 
 def cut_windows(frames_THWC: Frames, actions_T: Actions) -> Windows:
@@ -88,7 +88,7 @@ def window_entropies(
     Frames after the CONTEXT are not used and may be left out. A forward pass takes `batch` windows;
     0 selects a number that suits the device.
     """
-    device = next(model.parameters()).device
+    device = model.device
     # A few windows at a time stay in a CPU's cache: a sixth less time than with 16.
     batch = batch or (BATCH_CPU if device.type == "cpu" else BATCH_GPU)
     parts = []

@@ -30,19 +30,26 @@ class NodeResources:
     resources: dict[str, float] = field(default_factory=dict)
     """Custom resources; empty if any node will do."""
     gpus: float = 0.0
-    """1 if these nodes have GPUs, which Ray gives only to processes that request them."""
+    """GPUs of each process, which Ray gives only to those that request them: 1 if these nodes have
+    GPUs. 0.5 of the only GPU of a cluster without labels, which reward and learner share."""
 
 
 def node_resources(kind: str) -> NodeResources:
-    """Return the resources for nodes of one of KINDS; none if the cluster has no such kind.
+    """Return the resources for nodes of one of KINDS; any node will do if the cluster has no such.
 
     An autoscaling cluster may have no node of a kind yet. The head is therefore labelled with the
-    kinds, and each node of a kind has a resource of that name (see cluster.yaml).
+    kinds, and each node of a kind has a resource of that name (see cluster.yaml). Without labels,
+    as on a workstation, training and serving use the GPUs that there are.
     """
     import ray
 
     labels = {node["Labels"].get(LABEL + kind) for node in ray.nodes() if node["Alive"]} - {None}
-    return NodeResources({kind: SHARE}, float("gpu" in labels)) if labels else NodeResources()
+    if labels:
+        return NodeResources({kind: SHARE}, float("gpu" in labels))
+    gpus = ray.cluster_resources().get("GPU", 0.0)
+    if kind == "rollout" or not gpus:
+        return NodeResources()
+    return NodeResources(gpus=0.5 if kind == "serve" and gpus < 2 else 1.0)
 
 
 @contextmanager

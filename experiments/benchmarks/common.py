@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.arguments import RayArgs
+from experiments.arguments import DeviceArgs, RayArgs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RayArgs):
+class Args(RayArgs, DeviceArgs):
     """Measure speeds and their ratios to baselines of the same run, comparable across machines."""
 
     out: Path | None = None

@@ -10,6 +10,7 @@ from envs.controls import ACTIONS, parse_action_names
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import (
+    DeviceArgs,
     RunArgs,
     check_at_least,
     check_data,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RunArgs):
+class Args(RunArgs, DeviceArgs):
     """Record episodes of games with a random, scripted or trained policy."""
 
     games: tyro.conf.Positional[tuple[str, ...]]

@@ -10,6 +10,7 @@ from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import (
     ConfigArgs,
+    DeviceArgs,
     GameArgs,
     Preset,
     RayArgs,
@@ -22,7 +23,7 @@ from exploration.config import ExploreConfig, explore_preset
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(GameArgs, RayArgs, ConfigArgs):
+class Args(GameArgs, RayArgs, ConfigArgs, DeviceArgs):
     """Train an explorer for each seed and compare it with random play: mean reward and number of
     distinct screens. Run it again in the same folder to continue."""
 

@@ -13,7 +13,7 @@ from envs.utils.errors import InputError
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import (
-    GenerationMode,
+    ModelDeviceArgs,
     RayArgs,
     check_at_least,
     check_data,
@@ -21,13 +21,14 @@ from experiments.arguments import (
     check_model,
     default_threads,
 )
+from worldmodel.config import GenerationMode
 
 OPTIONS = ("context", "horizon", "stride", "mode", "limit", "seed")
 """Flags that `worldmodel.evaluation.evaluate.evaluate` takes under the same name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RayArgs):
+class Args(RayArgs, ModelDeviceArgs):
     """Measure PSNR, SSIM, delta-PSNR and the Frechet distance on held-out episodes (App. A.2).
 
     Predictions of other models can be scored as well: --export-windows writes
@@ -90,7 +91,7 @@ def run(args: Args) -> None:
     # These import torch: wrong arguments are reported first.
     import torch
 
-    from worldmodel import load_world_model
+    from worldmodel import WorldModel, load_world_model
     from worldmodel.evaluation.evaluate import evaluate, export
     from worldmodel.evaluation.external_predictions import ExternalPredictions
     from worldmodel.evaluation.far_windows import FarWindows
@@ -105,7 +106,11 @@ def run(args: Args) -> None:
         return
     far = FarWindows(tuple(map(str, args.far_from)), args.far_share) if args.far_from else None
     torch.set_num_threads(args.threads or default_threads())
-    model = ExternalPredictions(args.peer) if args.peer else load_world_model(Path(str(args.model)))
+    model: WorldModel | ExternalPredictions
+    if args.peer is not None:
+        model = ExternalPredictions(args.peer)
+    else:
+        model = load_world_model(Path(str(args.model)), args.device, args.precision)
     with ray_session(args.ray_address) if args.workers else nullcontext():
         results = evaluate(
             model,

@@ -11,6 +11,7 @@ from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import (
     ConfigArgs,
+    DeviceArgs,
     Preset,
     RunArgs,
     check_at_least,
@@ -24,7 +25,7 @@ from exploration.config import ExploreConfig, explore_preset
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RunArgs, ConfigArgs):
+class Args(RunArgs, ConfigArgs, DeviceArgs):
     """Train an expert and record a test set of its play, mixed with random actions."""
 
     game: tyro.conf.Positional[str]

@@ -9,7 +9,15 @@ from typing import Any, Literal
 import exploration
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import ConfigArgs, GameArgs, Preset, RunArgs, check_data, check_model
+from experiments.arguments import (
+    ConfigArgs,
+    DeviceArgs,
+    GameArgs,
+    Preset,
+    RunArgs,
+    check_data,
+    check_model,
+)
 from experiments.configuration import Flat, default_args, flag_value
 from exploration.config import ExploreConfig, explore_preset
 
@@ -19,7 +27,7 @@ Reward = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(GameArgs, RunArgs, ConfigArgs):
+class Args(GameArgs, RunArgs, ConfigArgs, DeviceArgs):
     """Train an AutoExplore agent. Its only reward is the world model's uncertainty, or a
     baseline."""
 

@@ -11,14 +11,20 @@ from rich.table import Table
 from envs.episodes.dataset import recorded_actions
 from envs.utils.errors import InputError
 from envs.utils.progress import console
-from experiments.arguments import check_at_least, check_data, check_folder, default_threads
+from experiments.arguments import (
+    DeviceArgs,
+    check_at_least,
+    check_data,
+    check_folder,
+    default_threads,
+)
 
 if TYPE_CHECKING:
     from worldmodel import ActionMap, LatentActionModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(DeviceArgs):
     """Make a GenieRedux-G from a tokenizer and a dynamics model. If the dynamics model was trained
     on latent actions, make a GenieRedux and fit its action map, from buttons to latent actions, on
     a few labelled episodes."""
@@ -52,6 +58,7 @@ def run(args: Args) -> None:
     import torch
 
     from worldmodel import GenieRedux, GenieReduxG
+    from worldmodel.devices import resolve_device
     from worldmodel.loading import load_dynamics, load_lam, load_tokenizer
 
     torch.set_num_threads(default_threads())
@@ -63,7 +70,9 @@ def run(args: Args) -> None:
             )
         model = GenieRedux(tokenizer, load_lam(args.lam or args.dynamics), dynamics)
         actions = recorded_actions(args.data)
-        model.action_map = learn_action_map(model.lam, args, len(actions))
+        model.action_map = learn_action_map(
+            model.lam.to(resolve_device(args.device)), args, len(actions)
+        )
         model.save(args.out)
         console.print(action_map_table(model.action_map, actions))
     else:

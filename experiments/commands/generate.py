@@ -5,7 +5,8 @@ from pathlib import Path
 
 from envs.utils.errors import InputError
 from envs.utils.progress import console
-from experiments.arguments import GenerationArgs, GenerationMode, check_at_least, default_threads
+from experiments.arguments import GenerationArgs, check_at_least, default_threads
+from worldmodel.config import GenerationMode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,8 @@ def run(args: Args) -> None:
     from worldmodel.loading import load_upscaler
 
     torch.set_num_threads(default_threads())
-    model = load_world_model(args.model)
-    upscaler = None if args.upscaler is None else load_upscaler(args.upscaler)
+    model = load_world_model(args.model, args.device, args.precision)
+    upscaler = None if args.upscaler is None else load_upscaler(args.upscaler, args.device)
     reader = EpisodeReader(args.data)
     args.out.mkdir(parents=True, exist_ok=True)
     end = args.start + args.context + args.horizon

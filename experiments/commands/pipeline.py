@@ -18,14 +18,14 @@ from envs.utils.errors import InputError
 from envs.utils.interrupt import follow_parent
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import ConfigArgs, RayArgs, check_at_least, check_games
+from experiments.arguments import ConfigArgs, DeviceArgs, RayArgs, check_at_least, check_games
 from experiments.configuration import Flat, default_args, flag_value
 from experiments.pipeline.config import PipelineConfig, pipeline_preset
 from experiments.pipeline.runner import Context, run_stages
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RayArgs, ConfigArgs):
+class Args(RayArgs, ConfigArgs, DeviceArgs):
     """Run everything from playing games to the report; run it again to resume."""
 
     out: Path

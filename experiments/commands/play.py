@@ -92,14 +92,14 @@ def open_world(args: Args) -> "World":
         )
     episode = reader[args.episode]
     return World(
-        load_world_model(args.model).for_game(episode.game),
+        load_world_model(args.model, args.device, args.precision).for_game(episode.game),
         episode.frames_THWC[args.start : args.start + CONTEXT],
         episode.actions[args.start : args.start + CONTEXT - 1],
         game=episode.game,
         name=args.out / f"{episode.game}-{episode.session_id}-{args.start:05d}",
         steps=args.sampling_steps,
         temperature=args.temperature,
-        upscaler=None if args.upscaler is None else load_upscaler(args.upscaler),
+        upscaler=None if args.upscaler is None else load_upscaler(args.upscaler, args.device),
         uncertainty=args.uncertainty,
         seed=args.seed,
     )

@@ -7,10 +7,11 @@ import tyro
 
 from envs.utils.errors import InputError
 from envs.utils.progress import console
+from experiments.arguments import DeviceArgs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(DeviceArgs):
     """Create report/index.html of a run of `pipeline`, `explore` or `tune`."""
 
     run: tyro.conf.Positional[Path]

@@ -12,7 +12,7 @@ import tyro
 
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import RayArgs, check_at_least, check_model
+from experiments.arguments import ModelDeviceArgs, RayArgs, check_at_least, check_model
 
 TERMINAL_PAUSE, LOG_PAUSE = 2.0, 15.0
 """Seconds between two updates of the statistics, on a terminal and in a log."""
@@ -21,7 +21,7 @@ PROBE_WINDOWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RayArgs):
+class Args(RayArgs, ModelDeviceArgs):
     """Serve a world model's uncertainty on a Ray cluster until Ctrl+C. No port is opened."""
 
     model: tyro.conf.Positional[Path]
@@ -35,8 +35,8 @@ class Args(RayArgs):
     max_queued_requests: int = 64
     """Maximum number of queued requests per client; a client retries when the queue is full."""
     gpus: float | None = None
-    """GPUs of each replica, e.g. 0.5; 0 runs on CPUs. Default: 1 if the cluster has GPU machines
-    for replicas, otherwise 0."""
+    """GPUs of each replica, e.g. 0.5; 0 runs on CPUs. Default: one if there are several, half of an
+    only one, which an explorer may share."""
     threads: int = 1
     """Torch threads of each replica."""
     steps: int = 1
@@ -64,6 +64,7 @@ def run(args: Args) -> None:
             max_queued_requests=args.max_queued_requests,
             num_gpus=args.gpus,
             threads=args.threads,
+            precision=args.precision,
             steps=args.steps,
         )
         serve.deploy(args.model, config)

@@ -16,6 +16,7 @@ from envs.utils.progress import console, format_duration
 from envs.utils.ray_session import ray_session
 from experiments.arguments import (
     ConfigArgs,
+    DeviceArgs,
     Preset,
     RayArgs,
     check_at_least,
@@ -41,7 +42,7 @@ STEP_BYTES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RayArgs, ConfigArgs):
+class Args(RayArgs, ConfigArgs, DeviceArgs):
     """Train one component of the world model."""
 
     component: tyro.conf.Positional[Literal["tokenizer", "lam", "dynamics", "upscaler"]]

@@ -13,6 +13,7 @@ from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import (
     ConfigArgs,
+    DeviceArgs,
     Preset,
     RunArgs,
     check_at_least,
@@ -24,7 +25,7 @@ from exploration.config import ExploreConfig, explore_preset
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RunArgs, ConfigArgs):
+class Args(RunArgs, ConfigArgs, DeviceArgs):
     """`tune GAME... --model M --out RUN` trains a population of agents: the worse ones copy the
     better ones and vary their learning rate, entropy bonus, epsilon, temperature and top fraction.
     `tune set RUN NAME=VALUE...` changes the same settings of a running `explore` from its next

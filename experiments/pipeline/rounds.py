@@ -149,7 +149,9 @@ def measure_round(context: StageContext, *, number: int) -> dict[str, Any]:
     pairs = [(model, number) for model in range(number)]
     pairs += [(number, play) for play in range(number + 1)]
     windows = {play: fixed_windows(context.path(play_stage(play))) for _, play in pairs}
-    models = {model: load_model(context.path(model_stage(model))) for model, _ in pairs}
+    models = {
+        model: load_model(context.path(model_stage(model)), "auto", "auto") for model, _ in pairs
+    }
     rows: list[list[Any]] = []
     for model, play in pairs:
         entropy_BN = window_entropies(models[model], *windows[play])
@@ -187,9 +189,9 @@ def prediction_psnr(
     values = []
     for start in range(0, len(frames_B5HWC), BATCH):
         rows = slice(start, start + BATCH)
-        frames = to_float_frames(torch.from_numpy(frames_B5HWC[rows]))
-        actions = torch.from_numpy(actions_B4[rows].astype(np.int64))
-        generator = torch.Generator().manual_seed(0)
+        frames = to_float_frames(torch.from_numpy(frames_B5HWC[rows]).to(model.device))
+        actions = torch.from_numpy(actions_B4[rows].astype(np.int64)).to(model.device)
+        generator = torch.Generator(model.device).manual_seed(0)
         predicted = model.generate(frames[:, :CONTEXT], actions, steps=1, generator=generator)
         values.append(frame_psnr(predicted[:, -1], frames[:, -1]))
     return float(torch.cat(values).mean())

@@ -239,7 +239,6 @@ def evaluate_models(context: StageContext) -> dict[str, Any]:
     """
     c: PipelineConfig = context.config
     nodes = node_resources("train")
-    device = "cuda" if nodes.gpus else "cpu"
     cache = (context.root / "cache").resolve()
     options = {"seed": c.seed, **c.evaluate}
     calls = []
@@ -250,7 +249,7 @@ def evaluate_models(context: StageContext) -> dict[str, Any]:
             base = str(context.path("collect-random").resolve())
             far = FarWindows((base,), DEEP_SHARE) if test == "deep" else None
             chosen = {**options, "far": far}
-            calls.append((model.resolve(), data.resolve(), cache, out, device, chosen))
+            calls.append((model.resolve(), data.resolve(), cache, out, chosen))
     missing = [call for call in calls if not call[3].exists()]
     # Labelled nodes limit the tasks by their resources, a single machine by its cores.
     at_a_time = len(calls) if nodes.resources else c.threads or default_threads()
@@ -260,8 +259,7 @@ def evaluate_models(context: StageContext) -> dict[str, Any]:
     return {}
 
 
-def evaluate_part(
-    model: Path, data: Path, cache: Path, out: Path, device: str, options: dict[str, Any]
-) -> None:
+def evaluate_part(model: Path, data: Path, cache: Path, out: Path, options: dict[str, Any]) -> None:
     """Evaluate one model on one test set, in its own process."""
-    evaluate(GenieReduxG.load(model, device), [str(data)], cache_dir=cache, out=out, **options)
+    world = GenieReduxG.load(model, "auto", "auto")
+    evaluate(world, [str(data)], cache_dir=cache, out=out, **options)

@@ -110,7 +110,8 @@ def film_rows(
     base = next(iter(models.values()))
     colours = code_colours(base.tokenizer.codebook.detach().cpu().float().numpy())
     with torch.inference_mode():
-        tokens_Thw = base.tokenizer.encode(load_float_frames(shown))[0].cpu().numpy()
+        frames = load_float_frames(shown).to(base.device)
+        tokens_Thw = base.tokenizer.encode(frames)[0].cpu().numpy()
     tokens = token_map(tokens_Thw, colours, shown.shape[1])
     entropy = heat_map(_token_entropies(base, excerpt), shown, HEAT_HIGH)
     rows = [
@@ -130,7 +131,8 @@ def _token_entropies(model: GenieReduxG, excerpt: Excerpt) -> NDArray[np.float32
     """Return the token entropies (T, h, w) of the shown frames after four others each (Eq. 2)."""
     count = len(excerpt.shown)
     frames = torch.cat([load_float_frames(excerpt.frames[t : t + WINDOW]) for t in range(count)])
-    actions_A = torch.from_numpy(excerpt.actions.astype(np.int64))
+    frames = frames.to(model.device)
+    actions_A = torch.from_numpy(excerpt.actions.astype(np.int64)).to(model.device)
     with torch.inference_mode():
         entropy_TN = model.token_entropy(frames, actions_A.unfold(0, WINDOW - 1, 1)[:count])
     side = round(entropy_TN.shape[1] ** 0.5)
@@ -170,7 +172,8 @@ def count_code_use(
             chosen += map(load_float_frames, parts[:: max(len(parts) // clips, 1)][:clips])
     frames_BTCHW = torch.cat(chosen)
     with torch.inference_mode():
-        tokens = torch.cat([model.tokenizer.encode(part) for part in frames_BTCHW.split(8)])
+        on_device = (part.to(model.device) for part in frames_BTCHW.split(8))
+        tokens = torch.cat([model.tokenizer.encode(part).cpu() for part in on_device])
     counts = torch.bincount(tokens.flatten(), minlength=model.cfg.tokenizer.codes).double()
     shares = (counts / counts.sum()).sort(descending=True).values
     perplexity = torch.special.entr(shares).sum().exp().item()

@@ -31,10 +31,10 @@ def predict(
 
     actions: P + F - 1 of them. sampling: steps, temperature and mode of `WorldModel.generate`.
     """
-    actions_1A = torch.from_numpy(actions.astype(np.int64))[None]
-    generator = torch.Generator().manual_seed(seed)
+    actions_1A = torch.from_numpy(actions.astype(np.int64))[None].to(model.device)
+    generator = torch.Generator(model.device).manual_seed(seed)
     with torch.inference_mode():
-        frames = load_float_frames(given_PHWC)
+        frames = load_float_frames(given_PHWC).to(model.device)
         predicted = model.generate(frames, actions_1A, generator=generator, **sampling)
     return np.concatenate([given_PHWC, to_uint8_frames(predicted)])
 

@@ -165,7 +165,9 @@ def _predictions(root: Path, plan: dict[str, Any], results: EvalResults) -> dict
     """Return film strips and animations of every game."""
     checkpoint = newest_checkpoint(root / "upscaler")
     upscaler = None if checkpoint is None else load_upscaler(checkpoint)
-    models = {name: GenieReduxG.load(root / "models" / name) for name in results.models}
+    models = {
+        name: GenieReduxG.load(root / "models" / name, "auto", "auto") for name in results.models
+    }
     sampling = {key: plan["evaluate"][key] for key in ("steps", "mode") if key in plan["evaluate"]}
     sampling["seed"] = plan["seed"]
     games = []
@@ -289,7 +291,7 @@ def _timings_and_settings(seconds: Mapping[str, float], plan: dict[str, Any]) ->
 
 def _codes(root: Path, tests: Sequence[str], length: int) -> tuple[str, Markup]:
     """Return the usage of the codebook in words and as a curve."""
-    model = GenieReduxG.load(root / "models" / "base")
+    model = GenieReduxG.load(root / "models" / "base", "auto", "auto")
     use = figures.count_code_use(model, [root / "data" / f"test-{test}" for test in tests], length)
     total = len(use.shares)
     used = sum(share > 0 for share in use.shares)

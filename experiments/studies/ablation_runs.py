@@ -19,7 +19,7 @@ import torch
 
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
-from worldmodel import WorldModelConfig, preset
+from worldmodel import WorldModelConfig, load_world_model, preset
 from worldmodel.evaluation.evaluate import evaluate
 from worldmodel.loading import build_world_model
 from worldmodel.training.config import train_preset
@@ -228,9 +228,10 @@ def run_cell(grid: AblationGrid, name: str, seed: int, iterations: int | None) -
     train(run, resume=True)  # a complete run is left as it is
     model = build_world_model(grid.tokenizer_folder(seed), run.out)
     model.save(folder / "model")
+    on_device = load_world_model(folder / "model", "auto", "auto")
     measured = {
         mode: evaluate(
-            model,
+            on_device,
             grid.test_data or grid.data,
             split=None if grid.test_data else "val",
             mode=mode,

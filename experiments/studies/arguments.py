@@ -5,14 +5,21 @@ from pathlib import Path
 
 import tyro
 
-from experiments.arguments import Preset, RayArgs, check_data, check_model
+from experiments.arguments import (
+    DeviceArgs,
+    ModelDeviceArgs,
+    Preset,
+    RayArgs,
+    check_data,
+    check_model,
+)
 from worldmodel.config import GenerationMode
 
 DEFAULT_VARIANTS = ("base", "token_input", "tdce", "masked", "masked_frames", "clean_past")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelArgs:
+class ModelArgs(ModelDeviceArgs):
     """The flags of every study of one model."""
 
     model: tyro.conf.Positional[Path]
@@ -35,7 +42,7 @@ class ModelArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationArgs(RayArgs):
+class AblationArgs(RayArgs, DeviceArgs):
     """Ablation of the method: train variants x seeds on one budget, evaluate, compare (Table 4).
 
     Writes ablation.json, ablation.md and ablation.png to --out, again after each cell. Run it again
@@ -86,7 +93,7 @@ class AblationArgs(RayArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplorationArgs(RayArgs):
+class ExplorationArgs(RayArgs, DeviceArgs):
     """Value of exploration: explorers x games x seeds on one budget, fine-tune, compare (Table 5).
 
     Writes exploration.json and exploration.md to --out, again after each game and seed. Run it

@@ -30,7 +30,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 def open_study_model(args: ModelArgs) -> WorldModel:
     """Return the model of the flags."""
     torch.set_num_threads(args.threads or default_threads())
-    return load_world_model(args.model)
+    return load_world_model(args.model, args.device, args.precision)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def iter_windows(
                     batch = clips.batch(window_ids[start : start + size])
                     episodes = [clips.locate(window)[0] for window in batch.window_ids_B.tolist()]
                     sessions = [clips.episodes[index].session_id for index in episodes]
-                    pixels, actions = batch.frames_BTHWC, batch.actions_BT
+                    pixels = batch.frames_BTHWC.to(model.device)
+                    actions = batch.actions_BT.to(model.device)
                     yield StudyWindows(number, game, game_model, pixels, actions, sessions)
                     number += 1
                     bar.advance(len(sessions), game)

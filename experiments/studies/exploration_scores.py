@@ -57,7 +57,7 @@ def score_stage(cell: StudyCell, model: str) -> Stage:
     """Return the stage that scores the windows of every test set with a model."""
 
     def run(context: StageContext) -> dict[str, Any]:
-        world = GenieReduxG.load(context.path(f"model-{model}"))
+        world = GenieReduxG.load(context.path(f"model-{model}"), "auto", "auto")
         context.out.mkdir(parents=True, exist_ok=True)
         for test in TESTS:
             np.savez(context.out / f"{test}.npz", **score_windows(cell, world, test, context))

@@ -68,7 +68,9 @@ def _measure_windows(
     given, truth = frames[:, :context], frames[:, context:]
     options: dict[str, Any] = {"steps": args.sampling_steps, "mode": mode}
     predicted, random = (
-        model.generate(given, actions, generator=torch.Generator().manual_seed(seed), **options)
+        model.generate(
+            given, actions, generator=torch.Generator(model.device).manual_seed(seed), **options
+        )
         for actions in (
             windows.actions_BT,
             random_actions(windows.actions_BT, context, seed, model.actions),

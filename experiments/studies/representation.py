@@ -86,11 +86,11 @@ def draw_codes(
     tokenizer: Tokenizer, pixels_BTHWC: Tensor, decoded: Mapping[str, Tensor], tokens_BThw: Tensor
 ) -> bytes:
     """Return a PNG of the first SHOWN windows side by side; `RepresentationArgs` names the rows."""
-    rows = [pixels_BTHWC[:SHOWN].flatten(0, 1).numpy()]
+    rows = [pixels_BTHWC[:SHOWN].flatten(0, 1).cpu().numpy()]
     for name in KINDS:
         frames = decoded[name][:SHOWN].flatten(0, 1)
-        rows.append((frames * 255).round().byte().movedim(1, -1).numpy())
-    colours = code_colours(tokenizer.codebook.detach().float().numpy())
-    tokens = tokens_BThw[:SHOWN].flatten(0, 1).numpy()
+        rows.append((frames * 255).round().byte().movedim(1, -1).cpu().numpy())
+    colours = code_colours(tokenizer.codebook.detach().float().cpu().numpy())
+    tokens = tokens_BThw[:SHOWN].flatten(0, 1).cpu().numpy()
     rows.append(token_map(tokens, colours, pixels_BTHWC.shape[2]))
     return png(film_strip(rows, scale=2))

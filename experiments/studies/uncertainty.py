@@ -120,7 +120,7 @@ def disagreement_scorer(args: UncertaintyArgs) -> Iterator[Any]:
     reward = RewardConfig("disagreement", data=tuple(map(str, args.reference_data)))
     with (
         tempfile.TemporaryDirectory() as heads,
-        reward.open(args.model, Path(heads), steps=1, replicas=1, seed=0) as make_scorer,
+        reward.open(args.model, Path(heads), precision=args.precision, seed=0) as make_scorer,
     ):
         yield make_scorer and make_scorer()
 
@@ -154,9 +154,9 @@ def predict_tokens(windows: StudyWindows, scorer: Any = None) -> TokenPrediction
     moving = moving_patches(frames[:, [CONTEXT - 1, WINDOW - 1]], model.cfg.grid).flatten(1)
     disagreement_BN = torch.empty(len(frames), 0)
     if scorer is not None:
-        batch = Windows(windows.frames_BTHWC.numpy(), windows.actions_BT.numpy())
+        batch = Windows(windows.frames_BTHWC.cpu().numpy(), windows.actions_BT.cpu().numpy())
         disagreement_BN = torch.from_numpy(scorer.score_windows(batch).tokens_BN)
-    return TokenPredictions(
+    predictions = (
         windows.frames_BTHWC[:, -1],
         windows.frames_BTHWC[:, CONTEXT - 1],
         normalised_entropy(logits),
@@ -167,6 +167,7 @@ def predict_tokens(windows: StudyWindows, scorer: Any = None) -> TokenPrediction
         moving,
         ~moving & plain_patches(frames[:, -1], model.cfg.grid).flatten(1),
     )
+    return TokenPredictions(*(part.cpu() for part in predictions))
 
 
 def plain_patches(frames_BCHW: Tensor, grid: int) -> Tensor:

@@ -136,7 +136,7 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         # RLlib moves the module to its device after `setup`.
         device = next(self.network.parameters()).device
-        with autocast(device, resolve_precision(self.precision, device)):
+        with autocast(device, resolve_precision(self.precision, device, training=True)):
             return self._forward_segments(batch)
 
     def _forward_segments(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -192,18 +192,19 @@ def load_reward_network(path: Path, network: nn.Module) -> nn.Module:
 class PredictionError(ModelScorer):
     """RF and VAE of Table 6: error of the world model's prediction of o_t in feature space."""
 
-    def __init__(self, model_path: Path | str, features: Path | None = None) -> None:
+    def __init__(self, model_path: Path | str, features: Path | None = None, **place: str) -> None:
         """Initialise with the file of a trained encoder, or None for random features."""
-        super().__init__(model_path)
+        super().__init__(model_path, **place)
         self._features_path = features
         self._features: nn.Module
 
     def load_networks(self, model: Any) -> None:
         """Load the feature network."""
         path = self._features_path
-        self._features = (
+        features = (
             random_features() if path is None else load_reward_network(path, FeatureEncoder())
         )
+        self._features = features.to(model.device)
 
     @torch.inference_mode()
     def score_windows(self, windows: Windows, top_fraction: float = TOP_FRACTION) -> ClipRewards:
@@ -212,14 +213,15 @@ class PredictionError(ModelScorer):
         for start in range(0, len(windows.frames_B5HWC), BATCH):
             frames_B5HWC, actions_B4 = windows.select(slice(start, start + BATCH))
             predicted = model.generate(
-                load_frames(frames_B5HWC[:, :CONTEXT]),
-                torch.tensor(actions_B4, dtype=torch.int64),
+                load_frames(frames_B5HWC[:, :CONTEXT]).to(model.device),
+                torch.tensor(actions_B4, dtype=torch.int64, device=model.device),
                 steps=1,
                 temperature=0.0,
             )[:, -1].clamp(0, 1)
-            newest = load_frames(frames_B5HWC[:, -1]).to(memory_format=torch.channels_last)
+            newest = load_frames(frames_B5HWC[:, -1]).to(model.device)
+            newest = newest.to(memory_format=torch.channels_last)
             difference_BD = self._features(newest) - self._features(predicted)
-            rewards.append(difference_BD.square().sum(1).numpy())
+            rewards.append(difference_BD.square().sum(1).cpu().numpy())
         return finite_rewards(np.concatenate(rewards))
 
 

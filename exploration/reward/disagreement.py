@@ -85,13 +85,9 @@ def disagreement(log_p_MXK: Tensor) -> Tensor:
 
 def hidden_states(model: "WorldModel", windows: Windows) -> Tensor:
     """Return `WorldModel.query_hidden` (B, N, D), from which the model predicts o_t."""
-    device = _device(model)
+    device = model.device
     actions = torch.tensor(windows.actions_B4, dtype=torch.int64, device=device)
     return model.query_hidden(load_frames(windows.frames_B5HWC[:, :CONTEXT]).to(device), actions)
-
-
-def _device(model: "WorldModel") -> torch.device:
-    return next(model.parameters()).device
 
 
 @torch.no_grad()
@@ -100,7 +96,7 @@ def examples(model: "WorldModel", batches: Sequence[Windows]) -> tuple[Tensor, T
     hidden, tokens = [], []
     for windows in batches:
         hidden.append(hidden_states(model, windows).flatten(0, 1))
-        newest = load_frames(windows.frames_B5HWC[:, -1:]).to(_device(model))
+        newest = load_frames(windows.frames_B5HWC[:, -1:]).to(model.device)
         tokens.append(model.tokenizer.encode(newest).flatten())
     return torch.cat(hidden), torch.cat(tokens)
 
@@ -148,16 +144,16 @@ def sample_windows(data: Sequence[Path | str], count: int, seed: int = 0) -> Ite
 class Disagreement(ModelScorer):
     """Disagreement of trained heads on the world model."""
 
-    def __init__(self, model_path: Path | str, heads: Path) -> None:
+    def __init__(self, model_path: Path | str, heads: Path, **place: str) -> None:
         """Initialise with the file of trained heads."""
-        super().__init__(model_path)
+        super().__init__(model_path, **place)
         self._heads_path = heads
         self._heads: nn.Module
 
     def load_networks(self, model: Any) -> None:
         """Load the heads."""
         heads = PriorEnsemble(model.cfg.dynamics.dim, model.cfg.tokenizer.codes)
-        self._heads = load_reward_network(self._heads_path, heads).to(_device(model))
+        self._heads = load_reward_network(self._heads_path, heads).to(model.device)
 
     @torch.inference_mode()
     def score_windows(self, windows: Windows, top_fraction: float = TOP_FRACTION) -> ClipRewards:

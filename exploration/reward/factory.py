@@ -88,30 +88,38 @@ class RewardConfig:
 
     @contextmanager
     def open(
-        self, model_path: Path | str | None, folder: Path, *, steps: int, replicas: int, seed: int
+        self,
+        model_path: Path | str | None,
+        folder: Path,
+        *,
+        seed: int,
+        steps: int = 1,
+        replicas: int = 1,
+        precision: str = "auto",
     ) -> Iterator[Callable[[], Any] | None]:
         """Yield a factory of scorers, None for the game's own reward.
 
         With "serve" the app runs during the block. `folder` stores trained networks; `steps`:
-        MaskGIT passes.
+        MaskGIT passes; `precision` is that of the world model.
         """
         model = None if model_path is None else Path(model_path).absolute()
         if self.scorer == "local":
-            yield self._local(model, folder.absolute(), steps, seed)
+            yield self._local(model, folder.absolute(), steps, seed, precision)
         elif self.app is not None:
             yield partial(ServeScorer, self.app)
         else:
             from worldmodel import serve
 
             assert model is not None
-            app_name = serve.deploy(model, serve.ServeConfig(steps=steps, replicas=replicas))
+            config = serve.ServeConfig(steps=steps, replicas=replicas, precision=precision)
+            app_name = serve.deploy(model, config)
             try:
                 yield partial(ServeScorer, app_name)
             finally:
                 serve.shutdown(app_name)
 
     def _local(
-        self, model: Path | None, folder: Path, steps: int, seed: int
+        self, model: Path | None, folder: Path, steps: int, seed: int, precision: str = "auto"
     ) -> Callable[[], Any] | None:
         """Return a factory of scorers in the runners; train the networks of the reward first."""
         import ray
@@ -132,13 +140,14 @@ class RewardConfig:
             return partial(RandomReward, seed)
         assert model is not None
         if self.name == "token-entropy":
-            return partial(LocalScorer, model, steps=steps)
+            return partial(LocalScorer, model, steps=steps, precision=precision)
         if self.name == "random-features":
-            return partial(PredictionError, model)
+            return partial(PredictionError, model, precision=precision)
         weights = folder / f"{self.name}.safetensors"
         if not weights.exists():
             self._train(model, weights, seed)
-        return partial(PredictionError if self.name == "vae" else Disagreement, model, weights)
+        scorer = PredictionError if self.name == "vae" else Disagreement
+        return partial(scorer, model, weights, precision=precision)
 
     def _train(self, model_path: Path, weights: Path, seed: int) -> None:
         """Train the networks of the reward on recorded play, and print the loss."""
@@ -154,7 +163,7 @@ class RewardConfig:
                 f"autoencoder trained on {len(frames_NHWC):,} frames: loss {loss:.1f} a frame"
             )
             return
-        world = load_model(model_path)
+        world = load_model(model_path, "auto", "auto")
         windows = disagreement.sample_windows(self.data, TRAINING_TOKENS // world.cfg.grid**2, seed)
         hidden_XD, tokens_X = disagreement.examples(world, list(windows))
         heads, loss = disagreement.train_heads(

@@ -79,14 +79,16 @@ def reward_tokens(tokens_BN: Any, windows: int, top_fraction: float) -> ClipRewa
 class ModelScorer(ABC):
     """Scorer with a saved world model in this process, which it loads for the first clip."""
 
-    def __init__(self, model_path: Path | str, device: str = "cpu") -> None:
-        self._model_path, self._device = model_path, device
+    def __init__(
+        self, model_path: Path | str, *, device: str = "auto", precision: str = "auto"
+    ) -> None:
+        self._model_path, self._place = model_path, (device, precision)
         self._model: Any = None
 
     def load(self) -> Any:
         """Return the model, loaded at the first call. Raises InputError for an invalid folder."""
         if self._model is None:
-            model = load_model(self._model_path, self._device)
+            model = load_model(self._model_path, *self._place)
             self.load_networks(model)
             self._model = model
         return self._model
@@ -109,10 +111,10 @@ class LocalScorer(ModelScorer):
     """Token entropy of a saved world model in this process."""
 
     def __init__(
-        self, model_path: Path | str, *, steps: int = 1, batch: int = 0, device: str = "cpu"
+        self, model_path: Path | str, *, steps: int = 1, batch: int = 0, **place: str
     ) -> None:
-        """Initialise with the options of `window_entropies`."""
-        super().__init__(model_path, device)
+        """Initialise with the options of `window_entropies`, and with `device` and `precision`."""
+        super().__init__(model_path, **place)
         self._steps, self._batch = steps, batch
 
     def score_windows(self, windows: Windows, top_fraction: float = TOP_FRACTION) -> ClipRewards:

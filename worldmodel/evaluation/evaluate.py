@@ -27,6 +27,7 @@ from envs.utils.errors import InputError
 from envs.utils.progress import progress
 from envs.utils.ray_session import node_resources, ray_session
 from worldmodel.data.clip_dataset import ClipDataset
+from worldmodel.devices import resolve_device
 from worldmodel.evaluation.codebook_stats import static_token_stats
 from worldmodel.evaluation.external_predictions import ExternalPredictions, export_windows
 from worldmodel.evaluation.far_windows import FarWindows
@@ -106,6 +107,7 @@ def evaluate(
     result = {
         "settings": {
             **settings.__dict__,
+            "precision": getattr(model, "precision", None),
             "split": split,
             "limit": limit,
             "data": uris,
@@ -185,8 +187,8 @@ class EvalWorker:
 
 def _score_remotely(worker: EvalWorker, batches: Sequence[EvalBatch]) -> list[Scores]:
     """Score batches on a Ray worker, on its GPU if it has one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return list(dataclasses.replace(worker, model=worker.model.to(device)).score(batches))
+    model = worker.model.to(str(resolve_device()))
+    return list(dataclasses.replace(worker, model=model).score(batches))
 
 
 def _score_games(

@@ -95,7 +95,9 @@ class GenieRedux(WorldModel):
         return driven
 
 
-def load_world_model(path: str | Path, device: str | torch.device = "cpu") -> WorldModel:
+def load_world_model(
+    path: str | Path, device: str | torch.device = "cpu", precision: str = "fp32"
+) -> WorldModel:
     """Load the GenieRedux or GenieReduxG in a folder. Raises InputError as `WorldModel.load`."""
     classes = {kind.__name__: kind for kind in (GenieReduxG, GenieRedux)}
-    return saved_model.read_model(classes, Path(path), torch.device(device))
+    return saved_model.read_model(classes, Path(path), device, precision)

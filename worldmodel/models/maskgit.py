@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from envs.utils.errors import InputError
+from worldmodel.devices import float64
 
 
 def num_masked(step: int, steps: int, tokens: Tensor) -> Tensor:
@@ -18,7 +19,7 @@ def num_masked(step: int, steps: int, tokens: Tensor) -> Tensor:
     It is floor(cos(pi/2 * step/steps) * tokens).
     """
     share = math.cos(math.pi / 2 * step / steps) if step < steps else 0.0
-    return (share * tokens.double()).floor().long()
+    return (share * float64(tokens)).floor().long().to(tokens.device)
 
 
 def mask_ratios(

@@ -16,6 +16,7 @@ from envs.utils.artifact_dir import copy_weights, new_artifact, read_artifact, r
 from envs.utils.atomic_io import read_json, write_json_atomic
 from envs.utils.errors import InputError
 from worldmodel.config import WorldModelConfig
+from worldmodel.devices import resolve_device, resolve_precision
 from worldmodel.models.action_map import ActionMap
 from worldmodel.models.cpu_kernels import use_cpu_kernels
 
@@ -43,11 +44,13 @@ def read_model_config(path: Path) -> WorldModelConfig:
     return WorldModelConfig.from_dict(manifest.get("config"))
 
 
-def read_model(classes: Mapping[str, Any], path: Path, device: torch.device) -> Any:
+def read_model(
+    classes: Mapping[str, Any], path: Path, device: str | torch.device, precision: str
+) -> Any:
     """Load a model of one of these classes in eval mode; on a CPU with the CPU kernels.
 
-    Raises InputError if a file is missing, damaged or of another architecture, or the model is of
-    another class.
+    `device` and `precision` may be auto. Raises InputError if there is no such device, a file is
+    missing, damaged or of another architecture, or the model is of another class.
     """
     manifest = read_artifact(path, "saved model", FORMAT, lambda: ADVICE)
     kind = classes.get(manifest.get("model", ""))
@@ -62,6 +65,8 @@ def read_model(classes: Mapping[str, Any], path: Path, device: torch.device) -> 
     if ACTION_MAP in manifest["sha256"]:
         parts["action_map"] = ActionMap.from_dict(read_json(path / ACTION_MAP))
     model = kind(**parts)
+    device = resolve_device(device)
     if device.type == "cpu":
         use_cpu_kernels(model)
+    model.precision = resolve_precision(precision, device)
     return model.to(device).eval()

@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from worldmodel.config import MASKED_ACTION, AutoencoderConfig
-from worldmodel.devices import full_precision
+from worldmodel.devices import float64, full_precision
 from worldmodel.sharded_tensors import full_tensor, shard_like
 
 LABEL_TEMPERATURE = 0.1
@@ -107,7 +107,7 @@ class VectorQuantizer(nn.Module):
 
         A code counts as used if its share is above 1/100 of the mean share 1/K.
         """
-        shares = (self.use_K / self.use_K.sum()).double()
+        shares = float64(self.use_K / self.use_K.sum())
         entropy = -(shares * shares.clamp_min(1e-12).log()).sum().item()
         used = int((shares > 0.01 / len(shares)).sum().item())
         share_used = used / len(shares)

@@ -6,6 +6,7 @@ N=h*w, M=F*N, K codes, A actions of a clip or, as last dimension, width of an en
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from envs.controls import custom_actions
 from envs.utils.errors import InputError
 from worldmodel.config import GenerationMode, SamplingConfig, WorldModelConfig
+from worldmodel.devices import autocast
 from worldmodel.models import saved_model
 from worldmodel.models.cpu_kernels import cached_weights
 from worldmodel.models.dynamics import Dynamics
@@ -51,6 +53,17 @@ class WorldModel(nn.Module):
             dynamics.set_codebook(tokenizer.codebook)
         self.tokenizer, self.dynamics = tokenizer, dynamics
         self.cfg: WorldModelConfig = dynamics.cfg
+        self.precision = "fp32"
+        """Precision of generation and of the reward query: fp32, or bf16 under autocast."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights, where inputs must be."""
+        return next(self.parameters()).device
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context of passes in the model's precision."""
+        return autocast(self.device, "bf16") if self.precision == "bf16" else nullcontext()
 
     @property
     def actions(self) -> int:
@@ -104,8 +117,9 @@ class WorldModel(nn.Module):
         Beyond cfg.frames the attention window slides. Raises InputError for bad input.
         """
         sampling = SamplingConfig(steps, temperature, mode)
-        tokens_BThw = self.generate_tokens(frames_BPCHW, actions_BA, sampling, generator)
-        return self.tokenizer.decode(tokens_BThw)[:, frames_BPCHW.shape[1] :]
+        with self.autocast():
+            tokens_BThw = self.generate_tokens(frames_BPCHW, actions_BA, sampling, generator)
+            return self.tokenizer.decode(tokens_BThw)[:, frames_BPCHW.shape[1] :]
 
     @torch.no_grad()
     @cached_weights()
@@ -217,7 +231,8 @@ class WorldModel(nn.Module):
         """
         self._check_query(frames_BTCHW, actions_BA, context)
         self.check_actions(actions_BA, len(frames_BTCHW), frames_BTCHW.shape[1] - 1)
-        return self._token_entropy(frames_BTCHW[:, :context], actions_BA, steps)
+        with self.autocast():
+            return self._token_entropy(frames_BTCHW[:, :context], actions_BA, steps)
 
     @torch.no_grad()
     def future_token_entropy(
@@ -229,7 +244,8 @@ class WorldModel(nn.Module):
         cfg.frames. Returns (B, N) in [0, 1]. Raises InputError for bad input.
         """
         self._check_query(frames_BPCHW, actions_BA, frames_BPCHW.shape[1])
-        return self._token_entropy(frames_BPCHW, actions_BA, steps)
+        with self.autocast():
+            return self._token_entropy(frames_BPCHW, actions_BA, steps)
 
     @torch.no_grad()
     def query_hidden(self, frames_BPCHW: Tensor, actions_BA: Tensor) -> Tensor:
@@ -240,7 +256,8 @@ class WorldModel(nn.Module):
         device. Raises InputError for bad input.
         """
         self._check_query(frames_BPCHW, actions_BA, frames_BPCHW.shape[1])
-        return self._query_hidden(frames_BPCHW, actions_BA)
+        with self.autocast():
+            return self._query_hidden(frames_BPCHW, actions_BA)
 
     def _check_query(self, frames_BTCHW: Tensor, actions_BA: Tensor, num_given: int) -> None:
         self.cfg.check_frames(frames_BTCHW)
@@ -305,9 +322,11 @@ class WorldModel(nn.Module):
         saved_model.save_model(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
+    def load(
+        cls, path: str | Path, device: str | torch.device = "cpu", precision: str = "fp32"
+    ) -> Self:
         """Load the model that `save` wrote, in eval mode, see `saved_model.read_model`."""
-        return saved_model.read_model({cls.__name__: cls}, Path(path), torch.device(device))
+        return saved_model.read_model({cls.__name__: cls}, Path(path), device, precision)
 
 
 def normalised_entropy(logits: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ class TrainConfig:
         from worldmodel.devices import resolve_device, resolve_precision
 
         return dataclasses.replace(
-            self, precision=resolve_precision(self.precision, resolve_device())
+            self, precision=resolve_precision(self.precision, resolve_device(), training=True)
         )
 
     def learning_rate(self, step: int) -> float:

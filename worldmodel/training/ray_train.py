@@ -15,6 +15,7 @@ from envs.utils.progress import console, progress
 from envs.utils.ray_session import node_resources, ray_session
 from envs.utils.run_dir import read_metrics
 from worldmodel import checkpoint
+from worldmodel.devices import resolve_device
 from worldmodel.training.distributed import Worker
 from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.setup import build_objective, build_trainer, open_data
@@ -34,7 +35,7 @@ def run_worker(options: dict[str, Any]) -> bool:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(run.recipe.deterministic)
     context = ray.train.get_context()
-    device = ray.train.torch.get_device()
+    device = resolve_device(ray.train.torch.get_device())
     worker = Worker(device, context.get_world_rank(), context.get_world_size())
     if run.recipe.num_threads:
         torch.set_num_threads(run.recipe.num_threads)
@@ -80,7 +81,10 @@ def _scaling(workers: int) -> Any:
     if not workers:
         return ScalingConfig(num_workers=0)
     node = node_resources("train")
-    gpu = bool(node.gpus) or ray.cluster_resources().get("GPU", 0) >= workers
+    # A labelled cluster may still start machines; any other has what it has.
+    gpu = bool(node.gpus) and (
+        bool(node.resources) or ray.cluster_resources().get("GPU", 0) >= workers
+    )
     resources = {"GPU" if gpu else "CPU": 1.0, **node.resources}
     return ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources)
 

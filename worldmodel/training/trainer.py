@@ -244,7 +244,7 @@ class Trainer:
             with self._autocast():
                 losses = self.objective(batch, 1.0)
             for name, value in {**losses, "clips": torch.ones(())}.items():
-                totals[name] = totals.get(name, 0) + value.detach().double().cpu() * weight * len(
+                totals[name] = totals.get(name, 0) + value.detach().cpu().double() * weight * len(
                     window_ids
                 )
         return totals
@@ -273,7 +273,7 @@ class Trainer:
     def _metrics(self) -> dict[str, float]:
         """Compute the speed, and means over ranks and the steps since the last call."""
         meter = self.meter
-        sums = torch.stack(list(meter.sums.values())).double().cpu()
+        sums = torch.stack(list(meter.sums.values())).cpu().double()
         means = self.worker.sum_over_ranks(sums) / self.worker.ranks / meter.steps
         metrics = dict(zip(meter.sums, means.tolist(), strict=True))
         metrics |= self.objective.metrics()

@@ -126,3 +126,27 @@ def test_a_library_call_starts_ray_as_the_commands_do(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1:] == ["mode token token 64"], done.stderr
     assert len(EpisodeReader(data)) == 1
     assert not (home / ".ray").exists()
+
+
+WORKSTATION = """
+import sys
+from envs.utils.ray_session import node_resources, prepare_ray_environment, quiet_ray
+prepare_ray_environment(local=True)
+import ray
+from worldmodel.training.ray_train import _scaling
+quiet_ray()
+ray.init(address="local", num_cpus=2, num_gpus=int(sys.argv[1]), include_dashboard=False,
+         object_store_memory=100_000_000)
+print(*(node_resources(kind).gpus for kind in ("rollout", "serve", "train")),
+      *(_scaling(workers).use_gpu for workers in (1, 2)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("gpus", "shares"),
+    [(0, "0.0 0.0 0.0 False False"), (1, "0.0 0.5 1.0 True False"), (2, "0.0 1.0 1.0 True True")],
+)
+def test_a_cluster_without_labels_uses_the_gpus_it_has(gpus: int, shares: str) -> None:
+    command = [sys.executable, "-c", WORKSTATION, str(gpus)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.stdout.splitlines()[-1:] == [shares], done.stderr

@@ -5,6 +5,7 @@ once.
 import dataclasses
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,6 +63,7 @@ class CountingModel(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.blind = blind
         self.actions = 5
+        self.device, self.autocast = torch.device("cpu"), nullcontext
         self.cfg = SimpleNamespace(
             tokenizer=SimpleNamespace(codes=3), dynamics=SimpleNamespace(chunk_size=2)
         )

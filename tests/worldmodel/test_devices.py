@@ -1,0 +1,56 @@
+"""Device and precision: what auto stands for, and models whose passes run under autocast."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from envs.utils.errors import InputError
+from experiments.__main__ import execute
+from worldmodel import load_world_model
+from worldmodel.devices import resolve_device, resolve_precision
+from worldmodel.env import Rollout
+
+CPU = torch.device("cpu")
+HERE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def test_auto_is_a_gpu_or_the_cpu() -> None:
+    assert resolve_device().type == HERE
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.skipif(HERE == "cuda", reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_refused(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="device cuda: torch is built without CUDA|finds no GPU"):
+        resolve_device("cuda")
+    with pytest.raises(InputError, match="device mps: this is no Mac"):
+        resolve_device("mps")
+    argv = ["evaluate", str(tiny_world), "--data", str(tmp_path), "--device", "cuda"]
+    assert execute(argv) == 2
+    assert "use another device, or auto" in capsys.readouterr().err
+
+
+def test_precision_of_a_name() -> None:
+    assert resolve_precision("bf16", CPU) == "bf16"
+    assert resolve_precision("auto", CPU) == "fp32"
+    with pytest.raises(InputError, match="precision 'fp8': choose one of auto, bf16, fp32"):
+        resolve_precision("fp8", CPU)
+
+
+def test_a_model_in_bf16_runs_under_autocast(tiny_world: Path) -> None:
+    full, half = (load_world_model(tiny_world, "cpu", name) for name in ("fp32", "bf16"))
+    assert (full.precision, half.precision) == ("fp32", "bf16")
+    size = full.cfg.size
+    frames, actions = torch.rand(2, 5, 3, size, size), torch.zeros(2, 4, dtype=torch.int64)
+    exact, rounded = (model.token_entropy(frames, actions) for model in (full, half))
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=0.02, rtol=0)
+    made = half.generate(frames[:, :2], actions, steps=2, temperature=0.0, mode="autoregressive")
+    assert made.shape == (2, 3, 3, size, size)
+    rollout = Rollout(half, frames[:, :2], actions[:, :1], steps=2)
+    assert rollout.step(actions[:, 1]).dtype == torch.float32
+    assert half.for_game(None).precision == "bf16"
