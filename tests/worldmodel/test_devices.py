@@ -24,7 +24,7 @@ def test_auto_is_a_gpu_or_the_cpu() -> None:
 def test_a_device_that_is_not_there_is_refused(
     tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(InputError, match="device cuda: torch is built without CUDA|finds no GPU"):
+    with pytest.raises(InputError, match=r"device cuda: torch is built without CUDA|finds no GPU"):
         resolve_device("cuda")
     with pytest.raises(InputError, match="device mps: this is no Mac"):
         resolve_device("mps")
