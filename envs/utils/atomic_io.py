@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -63,6 +64,14 @@ def new_folder(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
     if old is not None:
         shutil.rmtree(old)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return an unused name beside a file.
+
+    It is random: on a network file system, processes of several machines can have the same number.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def move_aside(path: Path) -> Path:

@@ -23,7 +23,7 @@ import pyarrow as pa
 from envs.episodes.dataset import EpisodeReader
 from envs.episodes.episode import EncodedEpisode
 from envs.episodes.frame_codec import without_checksum
-from envs.utils.atomic_io import sync_folder
+from envs.utils.atomic_io import sync_folder, temporary_path
 from envs.utils.errors import InputError
 from envs.utils.progress import console, progress
 
@@ -71,7 +71,7 @@ def build_arrow_cache(uri: str | Path, cache_dir: Path | str) -> Path:
             console.print(f"{uri}: its copy {copy.name} lacks {_describe(skipped, len(shards))}")
             return copy
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -82,7 +82,8 @@ def build_arrow_cache(uri: str | Path, cache_dir: Path | str) -> Path:
             console.print(f"{reader.root}: copied without {_describe(skipped, len(shards))}")
             digest = hashlib.sha256(json.dumps(sorted(skipped)).encode()).hexdigest()
             path = path.with_name(f"{path.stem}-without-{digest[:12]}.arrow")
-        temporary.replace(path)
+        if not path.exists():  # another run may have been faster, and has mapped its file
+            temporary.replace(path)
         for copy in incomplete:
             if copy != path:
                 copy.unlink(missing_ok=True)  # processes that have mapped it keep it
