@@ -263,8 +263,9 @@ def cpu_seconds_per_step(run: TrainingRun, *, warmup: int = 4, steps: int = 16) 
     """
     device = torch.device("cpu")
     objective = build_objective(run, device)
-    windows, _ = open_data(run, objective, device)
-    trainer = build_trainer(run, objective, windows, None, Worker(device))
+    worker = Worker(device)
+    windows, _ = open_data(run, objective, worker)
+    trainer = build_trainer(run, objective, windows, None, worker)
     trainer.step = run.recipe.iterations // 2
     objective.train()
     started = 0.0

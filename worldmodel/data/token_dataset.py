@@ -8,18 +8,21 @@ file, (windows, T - 1), named after that model's weights.
 
 import hashlib
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.utils.atomic_io import sync_folder
+from envs.utils.atomic_io import sync_folder, temporary_path
 from envs.utils.errors import InputError
 from envs.utils.progress import progress
 from worldmodel.data.batch import Batch, to_float_frames
+from worldmodel.data.cache_sharing import CacheSharing
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.dataset import Dataset
 from worldmodel.data.sampler import Sampler
@@ -29,6 +32,7 @@ from worldmodel.models.weights import encoder_sha256
 
 MAX_CODES = 2**16
 """Codes that the stored uint16 can tell apart."""
+_DTYPE = np.dtype(np.uint16)
 
 
 class TokenDataset(Dataset):
@@ -84,16 +88,6 @@ def _read_rows(stored: np.ndarray, window_ids: np.ndarray) -> Tensor:
     return torch.from_numpy(stored[window_ids].astype(np.int64))
 
 
-@dataclass(frozen=True)
-class CacheBarrier:
-    """Share of the encoding that a process does: `part` of the `parts` of a machine."""
-
-    part: int = 0
-    parts: int = 1
-    barrier: Callable[[], None] = lambda: None
-    """Function that waits for all parts."""
-
-
 def cache_tokens(
     tokenizer: Tokenizer,
     clips: ClipDataset,
@@ -103,12 +97,13 @@ def cache_tokens(
     frames: bool = False,
     batch_size: int = 8,
     device: torch.device | str = "cpu",
-    sharing: CacheBarrier | None = None,
+    sharing: CacheSharing | None = None,
 ) -> TokenDataset:
     """Encode all windows with frozen models unless they are stored, and open the dataset.
 
     `lam`: store its latent actions too. `frames`: let batches hold the frames. Frames are encoded
-    in float32 without autocast, as in generation. With `sharing`, all parts must call this.
+    in float32 without autocast, as in generation. With `sharing`, the ranks that see the folder
+    share the encoding, and all ranks of the run must call this.
 
     Raises: InputError if there are no windows or the disk is full.
     """
@@ -120,7 +115,7 @@ def cache_tokens(
         raise InputError(
             "no window to encode: the episodes are shorter than a clip; give longer ones"
         )
-    encoder = _Encoder(clips, Path(cache_dir), batch_size, device, sharing or CacheBarrier())
+    encoder = _Encoder(clips, Path(cache_dir), batch_size, device, sharing or CacheSharing())
     grid = tokenizer.cfg.grid
     tokens = encoder.store("tokens", tokenizer, (clips.length, grid, grid))
     latents = None if lam is None else encoder.store("latents", lam, (clips.length - 1,))
@@ -135,7 +130,7 @@ class _Encoder:
     folder: Path
     batch_size: int
     device: torch.device | str
-    sharing: CacheBarrier
+    sharing: CacheSharing
 
     def store(
         self, name: str, model: Tokenizer | LatentActionModel, shape: tuple[int, ...]
@@ -147,34 +142,36 @@ class _Encoder:
         identity = f"{encoder_sha256(model)} {self.clips.manifest_hash}"
         digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
         path = self.folder / f"{name}-{digest}.npy"
-        first, wait = self.sharing.part == 0, self.sharing.barrier
-        owner = os.getpid() if self.sharing.parts == 1 else "shared"
-        temporary = path.with_name(f".{path.name}.{owner}.tmp")
+        # Each rank writes a file of its own: two machines must not write to the same pages of one
+        # on a network file system. That of part 0 begins with the header of the whole file.
+        temporary = temporary_path(path)
+        sharing, first = self.sharing, self.sharing.part == 0
         try:
-            if first and not path.exists():
+            missing = sharing.meet(first and not path.exists())[0]
+            if missing:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                full_shape = (len(self.clips), *shape)
-                np.lib.format.open_memmap(temporary, "w+", np.uint16, full_shape).flush()
-            wait()
-            if not path.exists():
-                self._encode(name, model, temporary)
-                wait()
-                if first:
+                with temporary.open("wb") as file:
+                    if first:
+                        _write_header(file, (len(self.clips), *shape))
+                    self._encode(name, model, file)
+                    _sync(file)
+            parts = sharing.meet(temporary.name)
+            if missing and first:
+                _append(temporary, [self.folder / part for part in parts[1:]])
+                if not path.exists():  # another run may have been faster, and has mapped its file
                     temporary.replace(path)
                     sync_folder(self.folder)
-                wait()
+            sharing.meet()
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"cannot store {name} in {self.folder}: {reason}") from error
         finally:
-            if first:
-                temporary.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         return path
 
     @torch.no_grad()
-    def _encode(self, name: str, model: Tokenizer | LatentActionModel, path: Path) -> None:
-        """Encode this process's contiguous range of windows into the file."""
-        stored = np.lib.format.open_memmap(path, "r+")
+    def _encode(self, name: str, model: Tokenizer | LatentActionModel, file: BinaryIO) -> None:
+        """Write the codes of this rank's contiguous range of windows."""
         part, parts = self.sharing.part, self.sharing.parts
         first, last = (len(self.clips) * end // parts for end in (part, part + 1))
         training = model.training
@@ -183,7 +180,29 @@ class _Encoder:
             for start in range(first, last, self.batch_size):
                 ids = np.arange(start, min(start + self.batch_size, last))
                 frames = to_float_frames(self.clips.batch(ids).frames_BTHWC.to(self.device))
-                stored[ids] = model.encode(frames).cpu().numpy()
+                file.write(model.encode(frames).cpu().numpy().astype(_DTYPE).tobytes())
                 bar.advance(len(ids))
-        stored.flush()
         model.train(training)
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """Write the header of a .npy file."""
+    descr = np.lib.format.dtype_to_descr(_DTYPE)
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _append(path: Path, others: Sequence[Path]) -> None:
+    """Append other files to one, and delete them."""
+    with path.open("ab") as file:
+        for other in others:
+            with other.open("rb") as part:
+                shutil.copyfileobj(part, file)
+            other.unlink()
+        _sync(file)
+
+
+def _sync(file: BinaryIO) -> None:
+    """Write what is buffered to the disk."""
+    file.flush()
+    os.fsync(file.fileno())

@@ -40,8 +40,7 @@ def run_worker(options: dict[str, Any]) -> bool:
     if run.recipe.num_threads:
         torch.set_num_threads(run.recipe.num_threads)
     objective = build_objective(run, device)
-    part, parts = context.get_local_rank(), context.get_local_world_size()
-    data, validation = open_data(run, objective, device, part=part, parts=parts)
+    data, validation = open_data(run, objective, worker)
     trainer = build_trainer(
         run,
         objective,

@@ -9,12 +9,13 @@ from torch import nn
 from envs.utils.artifact_dir import copy_weights
 from envs.utils.errors import InputError
 from worldmodel import checkpoint
+from worldmodel.data.cache_sharing import CacheSharing, share_cache
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.dataset import Dataset
 from worldmodel.data.loader import ClipLoader
 from worldmodel.data.pair_dataset import PairDataset, check_sizes
 from worldmodel.data.streaming_dataset import StreamingDataset
-from worldmodel.data.token_dataset import CacheBarrier, cache_tokens
+from worldmodel.data.token_dataset import cache_tokens
 from worldmodel.loading import load_component, load_lam, load_tokenizer, load_upscaler
 from worldmodel.models.cpu_kernels import optimize_model
 from worldmodel.models.dynamics import Dynamics
@@ -102,43 +103,52 @@ def _build_dynamics(run: TrainingRun, device: torch.device) -> Objective:
 
 
 def open_data(
-    run: TrainingRun, objective: Objective, device: torch.device, *, part: int = 0, parts: int = 1
+    run: TrainingRun, objective: Objective, worker: Worker
 ) -> tuple[Dataset, Dataset | None]:
     """Open the training split and the validation split, None if it is empty, for an objective.
 
-    `part` of `parts` is the rank on this machine: one copies episodes, all encode tokens.
+    All ranks must call this. Of those that see the same cache folder one copies episodes, and all
+    encode tokens.
     """
     train: Dataset
     validation: Dataset
-    if "large_frames" in objective.needs:
-        train, validation = _open_pairs(run, part, parts)
-    elif run.recipe.streaming_buffer:
+    if run.recipe.streaming_buffer and "large_frames" not in objective.needs:
         train, validation = _open_streams(run)
     else:
-        clips, validation = _open_clips(run.data, run, part, parts)
-        if run.trains_lam:
-            clips.reveal_actions(run.recipe.label_fraction)
-        train = _encode_tokens(run, objective, clips, device, part, parts)
-        if run.recipe.draws_by_weight:
-            _weigh_clips(run, clips, device, part, parts)
-            train.manifest_hash = clips.manifest_hash
+        with share_cache(run.cache, worker.rank, worker.ranks) as sharing:
+            train, validation = _open_cached(run, objective, worker.device, sharing)
     return train, validation if len(validation) else None
 
 
+def _open_cached(
+    run: TrainingRun, objective: Objective, device: torch.device, sharing: CacheSharing
+) -> tuple[Dataset, Dataset]:
+    """Open both splits of the local copy, which is made first where it is missing."""
+    if "large_frames" in objective.needs:
+        return _open_pairs(run, sharing)
+    clips, validation = _open_clips(run.data, run, sharing)
+    if run.trains_lam:
+        clips.reveal_actions(run.recipe.label_fraction)
+    train = _encode_tokens(run, objective, clips, device, sharing)
+    if run.recipe.draws_by_weight:
+        _weigh_clips(run, clips, device, sharing)
+        train.manifest_hash = clips.manifest_hash
+    return train, validation
+
+
 def _weigh_clips(
-    run: TrainingRun, clips: ClipDataset, device: torch.device, part: int, parts: int
+    run: TrainingRun, clips: ClipDataset, device: torch.device, sharing: CacheSharing
 ) -> None:
-    """Set the weights of the clips; one process of each machine scores them."""
+    """Set the weights of the clips; one of the ranks that see the cache folder scores them."""
     shares, prioritised = run.recipe.data_shares, run.recipe.prioritised
     uncertainty_N, origin = None, "data shares"
     if run.priority_model is not None:
         world = load_model(run.priority_model, str(device))
         origin = tensors_sha256(world.state_dict())
-        if part:
-            _barrier(parts)
+        if sharing.part == 0:
+            clip_uncertainty(clips, world, run.cache)
+        sharing.meet()
         uncertainty_N = clip_uncertainty(clips, world, run.cache)
-        if not part:
-            _barrier(parts)
     clips.weigh(clip_weights(clips, shares, prioritised, uncertainty_N), origin)
 
 
@@ -147,8 +157,7 @@ def _encode_tokens(
     objective: Objective,
     clips: ClipDataset,
     device: torch.device,
-    part: int,
-    parts: int,
+    sharing: CacheSharing,
 ) -> Dataset:
     """Store the tokens of all windows, if the run reads each of them about once or more often."""
     reads_all = run.recipe.iterations * run.recipe.batch_size >= len(clips)
@@ -161,28 +170,31 @@ def _encode_tokens(
         lam=objective.encoders.get("latent_actions"),
         frames="frames" in objective.needs,
         device=device,
-        sharing=CacheBarrier(part, parts, lambda: _barrier(parts)),
+        sharing=sharing,
     )
 
 
 def _open_clips(
-    uris: Sequence[str | Path], run: TrainingRun, part: int, parts: int
+    uris: Sequence[str | Path], run: TrainingRun, sharing: CacheSharing
 ) -> tuple[ClipDataset, ClipDataset]:
-    """Open both splits of data sets, after one process of the machine has copied the episodes."""
+    """Open both splits of data sets, after one rank has copied the episodes to the cache folder."""
     length, stride = run.recipe.clip_length, run.recipe.clip_stride
-    if part == 0:
+    if sharing.part == 0:
         ClipDataset(uris, run.cache, length=length)
-    _barrier(parts)
-    return (
-        ClipDataset(uris, run.cache, length=length, stride=stride, split="train"),
-        ClipDataset(uris, run.cache, length=length, stride=stride, split="val"),
+    sharing.meet()
+    train, validation = (
+        ClipDataset(uris, run.cache, length=length, stride=stride, split=split)
+        for split in ("train", "val")
     )
+    # A shard that one machine could not read would shift the windows of its ranks.
+    sharing.check_same(train.manifest_hash)
+    return train, validation
 
 
-def _open_pairs(run: TrainingRun, part: int, parts: int) -> tuple[PairDataset, PairDataset]:
+def _open_pairs(run: TrainingRun, sharing: CacheSharing) -> tuple[PairDataset, PairDataset]:
     """Open both splits of the small and large frames that an upscaler needs."""
-    small = _open_clips(run.data, run, part, parts)
-    large = _open_clips([str(run.pairs)], run, part, parts)
+    small = _open_clips(run.data, run, sharing)
+    large = _open_clips([str(run.pairs)], run, sharing)
     upscaler = upscaler_config(run.recipe.upscaler)
     train, validation = (PairDataset(*sides) for sides in zip(small, large, strict=True))
     check_sizes(train, upscaler.size, upscaler.factor)
@@ -206,11 +218,6 @@ def _open_streams(run: TrainingRun) -> tuple[StreamingDataset, StreamingDataset]
     if run.trains_lam:
         train.reveal_actions(recipe.label_fraction)
     return train, validation
-
-
-def _barrier(parts: int) -> None:
-    if parts > 1:
-        torch.distributed.barrier()
 
 
 def _open_newest(out: Path, fingerprint: dict[str, str]) -> checkpoint.Checkpoint | None:

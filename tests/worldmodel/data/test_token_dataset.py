@@ -2,8 +2,6 @@
 
 import dataclasses
 import shutil
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from tests.fixtures.datasets import record
 from worldmodel import Dynamics, LatentActionModel, Tokenizer, preset
 from worldmodel.checkpoint import open_checkpoint
 from worldmodel.data.clip_dataset import ClipDataset
-from worldmodel.data.token_dataset import CacheBarrier, cache_tokens
+from worldmodel.data.token_dataset import cache_tokens
 from worldmodel.loading import load_tokenizer
 from worldmodel.models.cpu_kernels import use_cpu_kernels
 from worldmodel.training.config import train_preset
@@ -119,31 +117,6 @@ def test_stored_latent_actions_are_those_of_encoding_now_and_each_lam_has_a_file
     )
     assert not torch.equal(other.latent_actions_BT, batch.latent_actions_BT)
     assert [len(list(tmp_path.glob(f"{name}-*.npy"))) for name in ("tokens", "latents")] == [1, 2]
-
-
-def test_processes_that_share_the_encoding_store_what_one_alone_does(
-    data: str, tmp_path: Path
-) -> None:
-    tokenizer, lam = noisy(Tokenizer(CONFIG)), noisy(LatentActionModel(CONFIG))
-    clips = ClipDataset([data], tmp_path, length=6, stride=4)
-    alone = cache_tokens(tokenizer, clips, tmp_path / "alone", lam=lam)
-    barrier = threading.Barrier(3)
-
-    def one_of_three(part: int) -> Any:
-        sharing = CacheBarrier(part, 3, barrier.wait)
-        return cache_tokens(
-            tokenizer, clips, tmp_path / "b", lam=lam, batch_size=4, sharing=sharing
-        )
-
-    with ThreadPoolExecutor(3) as pool:
-        shared = list(pool.map(one_of_three, range(3)))
-    ids = np.arange(len(clips))
-    for stored in shared:
-        mine, theirs = stored.batch(ids), alone.batch(ids)
-        assert torch.equal(mine.tokens_BThw, theirs.tokens_BThw)
-        assert torch.equal(mine.latent_actions_BT, theirs.latent_actions_BT)
-    files = sorted(file.name.split("-")[0] for file in (tmp_path / "b").iterdir())
-    assert files == ["latents", "tokens"]
 
 
 @pytest.mark.parametrize("joint", [False, True])
