@@ -1,5 +1,6 @@
 """Flags and checks that the commands share."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,12 @@ from envs.utils.errors import InputError
 from worldmodel.config import Device, Precision
 
 Preset = Literal["debug", "cpu", "paper"]
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable by which Ray gives the driver of a job its settings, as JSON."""
+NO_RESOURCES_VARIABLE = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+"""Environment variable that Ray sets for the driver of a job that was submitted without resources.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,13 +207,29 @@ def check_at_least(least: float, **values: float | None) -> None:
 
 
 def default_threads() -> int:
-    """Return OMP_NUM_THREADS if set, otherwise the number of cores this process may use."""
+    """Return OMP_NUM_THREADS if you set it, otherwise the number of cores this process may use."""
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdecimal() and int(threads) > 0:
+    if threads.isdecimal() and int(threads) > 0 and not _threads_are_rays():
         return int(threads)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _threads_are_rays() -> bool:
+    """Return True if OMP_NUM_THREADS is the 1 that Ray gives the driver of a job, not your value.
+
+    You chose it if it is in the job's runtime environment, if it is not 1, or if the job was
+    submitted with resources: Ray then sets the number of `--entrypoint-num-cpus`.
+    """
+    job = json.loads(os.environ.get(JOB_VARIABLE) or "{}")
+    yours = job.get("runtime_env", {}).get("env_vars", {})
+    return (
+        bool(job)
+        and os.environ.get("OMP_NUM_THREADS") == "1"
+        and "OMP_NUM_THREADS" not in yours
+        and NO_RESOURCES_VARIABLE in os.environ
+    )
 
 
 def free_bytes(path: Path) -> int:

@@ -55,7 +55,12 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     token = tmp_path_factory.mktemp("secret") / "auth_token"
     token.write_text(TOKEN)
     token.chmod(0o600)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # Without OMP_NUM_THREADS, as on a machine of a cluster: Ray itself sets it for each process.
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RAY_") and name != "OMP_NUM_THREADS"
+    }
     environment = {
         **inherited,
         "RAY_AUTH_MODE": "token",
@@ -63,7 +68,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_memory_monitor_refresh_ms": "0",
         "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
     }
     # Paths of Ray's sockets may have 107 characters: pytest's folders are too deep.
     folder = Path(f"/tmp/ray-head-{os.getpid()}")
@@ -108,6 +112,22 @@ def test_a_job_with_a_wrong_token_is_refused(head: Head, tmp_path: Path) -> None
     assert refused.returncode != 0
     assert re.search("401|403|[Uu]nauthenticated|[Ii]nvalid", refused.stdout + refused.stderr)
     assert not (tmp_path / "was-here").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], len(os.sched_getaffinity(0))),
+        (["--entrypoint-num-cpus=3"], 3),
+        (['--runtime-env-json={"env_vars": {"OMP_NUM_THREADS": "1"}}'], 1),
+    ],
+)
+def test_a_job_uses_the_cores_of_the_machine_unless_told_otherwise(
+    head: Head, flags: list[str], expected: int
+) -> None:
+    code = "from experiments.arguments import default_threads; print(default_threads(), 'threads')"
+    done = head.job("submit", *flags, "--", sys.executable, "-c", code)
+    assert f"{expected} threads" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_whole_pipeline_runs_as_a_job(head: Head, tmp_path: Path) -> None:
