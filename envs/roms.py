@@ -1,14 +1,16 @@
 """`python -m envs.roms [FOLDER ...]`: import ROMs into stable-retro by their checksums.
 
-Without a folder it imports the Atari games of the package `ale-py`. Only ROMs known to stable-retro
-are imported, and importing again changes nothing. You have to supply ROMs of other games: this
-project contains none.
+Without a folder it imports the Atari games of the package `ale-py` and the ROMs in the folder that
+AUTOEXPLORE_ROMS names, if it is set: machines of a cluster import theirs from shared storage when
+they start. Only ROMs known to stable-retro are imported, and importing again changes nothing. You
+have to supply ROMs of other games: this project contains none.
 """
 
 import argparse
 import importlib.util
 import io
 import json
+import os
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,8 @@ from envs.utils.errors import InputError
 
 MAX_ROM_BYTES = 2**25
 """Size of the largest ROM that stable-retro accepts."""
+FOLDER_VARIABLE = "AUTOEXPLORE_ROMS"
+"""Environment variable with the folder of your ROMs, the same on every machine of a cluster."""
 EXTENSIONS = {*stable_retro.data.EMU_EXTENSIONS, ".bin", ".smd", ".smc", ".zip"}
 
 
@@ -90,19 +94,32 @@ def bundled_folder() -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def default_folders() -> list[Path]:
+    """Return the folder of `ale-py`, if it is installed, and that of AUTOEXPLORE_ROMS, if set."""
+    folders = []
+    if (bundled := bundled_folder()) is not None:
+        folders.append(bundled)
+    else:
+        print("ale-py is not installed: `pip install 'autoexplore[atari]'` brings 32 Atari games")
+    if yours := os.environ.get(FOLDER_VARIABLE):
+        folders.append(Path(yours))
+    return folders
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Import from the given folders or from `ale-py`, and print the number of playable games."""
+    """Import from the given or the default folders, and print the number of playable games."""
     parser = argparse.ArgumentParser(
         prog="python -m envs.roms", description="Import game ROMs into stable-retro."
     )
     parser.add_argument(
-        "folders", nargs="*", type=Path, help="folders with ROM files (default: those of ale-py)"
+        "folders",
+        nargs="*",
+        type=Path,
+        help=f"folders with ROM files (default: those of ale-py and that of {FOLDER_VARIABLE})",
     )
     folders = parser.parse_args(arguments).folders
-    if not folders and (bundled := bundled_folder()) is not None:
-        folders = [bundled]
-    elif not folders:
-        print("ale-py is not installed: `pip install 'autoexplore[atari]'` brings 32 Atari games")
+    if not folders:
+        folders = default_folders()
     new = sum(len(import_roms(folder)) for folder in folders)
     playable = len(catalog.games(playable=True))
     print(f"{new} games imported; {playable} of {len(catalog.integrations())} can be played")

@@ -43,3 +43,16 @@ def test_roms_command_says_what_can_be_played(
     monkeypatch.setattr(roms, "bundled_folder", lambda: None)
     roms.main([])
     assert "ale-py is not installed" in capsys.readouterr().out
+
+
+def test_roms_of_shared_storage_are_imported_by_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(roms, "import_roms", lambda folder: asked.append(folder) or ["Game"])
+    monkeypatch.setenv(roms.FOLDER_VARIABLE, str(tmp_path))
+    roms.main([])
+    assert asked == [roms.bundled_folder(), tmp_path]
+    assert capsys.readouterr().out.startswith("2 games imported")
+    roms.main(["elsewhere"])
+    assert asked[2:] == [Path("elsewhere")]
