@@ -16,6 +16,8 @@ from envs.utils.errors import InputError
 from envs.utils.progress import console
 from envs.utils.ray_session import KINDS, OBJECT_STORE_BYTES, node_resources, ray_session
 from experiments.arguments import RayArgs, default_threads, existing_parent, free_bytes
+from experiments.diagnosis.aws import check_cluster
+from experiments.diagnosis.finding import Finding
 
 GIGABYTE = 1e9
 SHOWN_PACKAGES = ("torch", "ray", "stable-retro", "gymnasium")
@@ -30,22 +32,16 @@ Machines = list[tuple[str, dict[str, Any]]]
 @dataclass(frozen=True, kw_only=True)
 class Args(RayArgs):
     """Check Python, packages, ROMs, memory, disk and Ray, and suggest fixes. With --ray-address,
-    also check that every machine of that cluster sees --out and has the same software."""
+    also check that every machine of that cluster sees --out and has the same software; with
+    --cluster, that AWS can start the machines of a cluster file."""
 
     out: Path = Path("runs")
     """Folder of the runs."""
     start_ray: bool = True
     """Also start and stop a local Ray session, which takes a few seconds."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Result of one check. fix: empty if all is well."""
-
-    what: str
-    result: str
-    fix: str = ""
-    serious: bool = True
+    cluster: Path | None = None
+    """Cluster file for AWS, e.g. cluster.yaml: check it, and ask with boto3 for quotas, rights,
+    security group, file system and the head's role. Nothing is started."""
 
 
 def run(args: Args) -> None:
@@ -76,6 +72,8 @@ def findings(args: Args) -> Iterator[Finding]:
     if args.ray_address is not None:
         with ray_session(args.ray_address):
             yield from nodes(args.out)
+    if args.cluster is not None:
+        yield from check_cluster(args.cluster)
 
 
 def python() -> Finding:
