@@ -219,6 +219,17 @@ def _set_newest_weights(app_name: str, path: Path | str) -> str:
     return str(folder)
 
 
+def application(args: dict[str, Any]) -> serve.Application:
+    """Return the app for a config file of Ray Serve, as KubeRay's RayService has one.
+
+    args: `model`, the folder of a world model, and fields of ServeConfig. `app_name` must be the
+    name of the app in the file. Raises InputError for a folder without a world model.
+    """
+    config = ServeConfig(**{name: value for name, value in args.items() if name != "model"})
+    _set_newest_weights(config.app_name, args["model"])
+    return _bind(config)
+
+
 def deploy(model_path: Path | str, config: ServeConfig | None = None) -> str:
     """Start the app on the connected Ray, without an HTTP port; return its name.
 
@@ -226,25 +237,36 @@ def deploy(model_path: Path | str, config: ServeConfig | None = None) -> str:
     """
     config = config or ServeConfig()
     _set_newest_weights(config.app_name, model_path)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(proxy_location="Disabled", logging_config=_quiet())
+    serve.run(_bind(config), name=config.app_name, route_prefix=None)
+    return config.app_name
+
+
+def _quiet() -> LoggingConfig:
+    return LoggingConfig(enable_access_log=False, log_level="ERROR")
+
+
+def _bind(config: ServeConfig) -> serve.Application:
+    """Return the app, whose replicas run on the machines of their kind."""
     node = node_resources("serve")
     num_gpus = node.gpus if config.num_gpus is None else config.num_gpus
-    resources = {"num_cpus": config.num_cpus, "num_gpus": num_gpus, "resources": node.resources}
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    quiet = LoggingConfig(enable_access_log=False, log_level="ERROR")
-    serve.start(proxy_location="Disabled", logging_config=quiet)
     deployment: Any = serve.deployment(
         UncertaintyService,
         name="UncertaintyService",
-        ray_actor_options=resources,
+        ray_actor_options={
+            "num_cpus": config.num_cpus,
+            "num_gpus": num_gpus,
+            "resources": node.resources,
+        },
         max_ongoing_requests=ONGOING,
         max_queued_requests=config.max_queued_requests,
         health_check_period_s=5,
-        logging_config=quiet,
+        logging_config=_quiet(),
         **_scaling_options(config),
     )
-    app = deployment.bind(config, "cuda" if num_gpus else "cpu")
-    serve.run(app, name=config.app_name, route_prefix=None)
-    return config.app_name
+    app: serve.Application = deployment.bind(config, "cuda" if num_gpus else "cpu")
+    return app
 
 
 def _scaling_options(config: ServeConfig) -> dict[str, Any]:

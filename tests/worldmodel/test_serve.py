@@ -37,6 +37,22 @@ def app(ray_cluster, tiny_world):
     serve.shutdown("reward-under-test")
 
 
+def test_the_app_starts_from_a_config_file(ray_cluster, tiny_world):
+    from ray import serve as ray_serve
+
+    from worldmodel import serve
+
+    with pytest.raises(InputError, match="no world model here"):
+        serve.application({"model": str(tiny_world.parent)})
+    app = serve.application({"model": str(tiny_world), "app_name": "from-file", "num_cpus": 0.5})
+    ray_serve.run(app, name="from-file", route_prefix=None)
+    clip = random_clip(WINDOWS)
+    assert np.array_equal(
+        entropies(ServeScorer("from-file"), clip), entropies(LocalScorer(tiny_world), clip)
+    )
+    serve.shutdown("from-file")
+
+
 @pytest.fixture(scope="module")
 def other_world(tmp_path_factory):
     """Another model of the same size."""
