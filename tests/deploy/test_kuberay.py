@@ -1,0 +1,117 @@
+"""KubeRay manifests, offline: the fields they use, what Ray makes of them, and the Serve app.
+
+No Kubernetes is started. The schema is that of KubeRay's custom resources, pruned to the fields
+that the manifests use: it finds a field that does not exist and a value of another type, not what
+the operator makes of them.
+"""
+
+import copy
+import json
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray
+import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import (
+    _derive_autoscaling_config_from_ray_cr,
+)
+from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
+from ray.autoscaler._private.resource_demand_scheduler import (
+    _default_utilization_scorer,
+    get_nodes_for,
+)
+from ray.serve.schema import ServeDeploySchema
+
+from envs.roms import FOLDER_VARIABLE
+from envs.utils.ray_session import KINDS, LABEL, SHARE
+from experiments.__main__ import parse
+from worldmodel.serve import APP_NAME, ServeConfig
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "kuberay"
+SCHEMA = json.loads((ROOT / "tests" / "fixtures" / "kuberay_schema.json").read_text())
+
+
+def manifest(kind: str) -> dict[str, Any]:
+    """Return the manifest of a kind."""
+    documents = yaml.safe_load_all((FOLDER / f"{kind.lower()}.yaml").read_text())
+    return next(document for document in documents if document["kind"] == kind)
+
+
+def cluster_specs() -> list[dict[str, Any]]:
+    """Return the specs of all clusters."""
+    return [manifest("RayCluster")["spec"], manifest("RayService")["spec"]["rayClusterConfig"]]
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob", "RayService"])
+def test_fields_are_those_of_the_custom_resource(kind: str) -> None:
+    content = manifest(kind)
+    assert content["apiVersion"] == "ray.io/v1"
+    jsonschema.validate(content["spec"], SCHEMA[kind])
+    wrong = copy.deepcopy(content["spec"])
+    wrong["rayVersoin"] = "2.60.0"
+    with pytest.raises(jsonschema.ValidationError, match="rayVersoin"):
+        jsonschema.validate(wrong, SCHEMA[kind])
+
+
+@pytest.mark.parametrize("spec", cluster_specs(), ids=["RayCluster", "RayService"])
+def test_every_pod_runs_the_image_with_roms_and_storage(spec: dict[str, Any]) -> None:
+    assert spec["rayVersion"] == ray.__version__
+    assert spec["authOptions"] == {"mode": "token"}
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        container = pod["containers"][0]
+        is_gpu = "GPU" in group["resources"]
+        assert container["image"] == ("IMAGE:cuda" if is_gpu else "IMAGE:cpu")
+        assert container["resources"]["limits"].get("nvidia.com/gpu") == group["resources"].get(
+            "GPU"
+        )
+        assert container["args"][0].endswith("python -m envs.roms")
+        assert [item["name"] for item in container["env"]] == [FOLDER_VARIABLE]
+        assert container["volumeMounts"][0]["name"] == pod["volumes"][0]["name"]
+        labels = group.get("labels", {})
+        kinds = {item["groupName"] for item in spec["workerGroupSpecs"]}
+        assert set(labels) in (set(), {LABEL + kind for kind in kinds})
+
+
+def test_requests_of_processes_start_pods_of_their_kind() -> None:
+    """Run what Ray's autoscaler makes of the manifest through its scheduler."""
+    content = manifest("RayCluster")
+    content["metadata"]["namespace"] = "default"
+    config = _derive_autoscaling_config_from_ray_cr(content)
+    types = config["available_node_types"]
+    assert types["headgroup"]["labels"] == {
+        LABEL + kind: "gpu" if types[kind]["resources"].get("GPU") else "cpu" for kind in KINDS
+    }
+    summary = NodeAvailabilitySummary({})
+    score = partial(_default_utilization_scorer, node_availability_summary=summary)
+    for request, count, expected in (
+        ({"CPU": 1, "rollout": SHARE}, 40, {"rollout": 3}),
+        ({"CPU": 1, "GPU": 1, "serve": SHARE}, 3, {"serve": 3}),
+        ({"GPU": 1, "train": SHARE}, 16, {"train": 2}),
+    ):
+        asked = [request] * count
+        started, unmet = get_nodes_for(types, {"headgroup": 1}, "headgroup", 66, asked, score)
+        assert (started, unmet) == (expected, [])
+
+
+def test_the_job_is_a_command_of_the_cluster() -> None:
+    spec = manifest("RayJob")["spec"]
+    name = manifest("RayCluster")["metadata"]["name"]
+    assert spec["clusterSelector"] == {"ray.io/cluster": name}
+    program, *words = spec["entrypoint"].split()
+    assert program == "autoexplore"
+    parse(words)
+
+
+def test_the_service_is_an_app_of_this_package() -> None:
+    content = yaml.safe_load(manifest("RayService")["spec"]["serveConfigV2"])
+    (app,) = ServeDeploySchema(**content).applications
+    module, _, name = app.import_path.partition(":")
+    assert callable(getattr(import_module(module), name))
+    settings = {name: value for name, value in app.args.items() if name != "model"}
+    assert ServeConfig(**settings).app_name == app.name == APP_NAME
