@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 SLOW_JOBS ?= 3
+PRESET ?= cpu
 
 .PHONY: setup demo test test-slow lint docs bench clean
 
@@ -18,7 +19,7 @@ $(VENV)/.complete: requirements.lock pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/autoexplore pipeline --preset cpu --out runs/demo
+	$(BIN)/autoexplore pipeline --preset $(PRESET) --out runs/demo
 
 # Processes that each take the tests of whole files: a Ray of its own suits each of them. The slow
 # files keep the order of tests/conftest.py, the longest first; they wait for Ray more than they

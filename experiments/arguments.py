@@ -14,7 +14,7 @@ from envs import builtin_name, catalog
 from envs.utils.errors import InputError
 from worldmodel.config import Device, Precision
 
-Preset = Literal["debug", "cpu", "paper"]
+Preset = Literal["debug", "cpu", "gpu", "paper"]
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable by which Ray gives the driver of a job its settings, as JSON."""

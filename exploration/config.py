@@ -1,8 +1,9 @@
 """Settings of an exploration run, and their presets.
 
 `paper` has the values of App. A.3 and, where it is silent, those of the published code; `cpu` takes
-a few minutes on two cores; `debug` takes seconds and learns nothing. `expert-*` are for agents that
-learn from a game's own reward and record test sets (App. A.2).
+a few minutes on two cores, `gpu` on one GPU and eight cores; `debug` takes seconds and learns
+nothing. `expert-*` are for agents that learn from a game's own reward and record test sets (App.
+A.2).
 """
 
 import math
@@ -214,6 +215,24 @@ PRESETS: dict[str, ExploreConfig] = {
         evaluation_episodes=2,
         evaluation_steps=400,
     ),
+    "gpu": ExploreConfig(
+        epochs=20,
+        runners=8,
+        steps_per_epoch=50,
+        max_steps=400,
+        updates_per_epoch=40,
+        batch_size=64,
+        lr=3e-4,
+        loss=LossConfig(
+            gamma=0.97, entropy_coeff=0.1, target_entropy=0.5, normalize_advantages=True
+        ),
+        final_epsilon=0.05,
+        epsilon_epochs=10,
+        network=PolicyConfig(feature_norm=True),
+        evaluate_every=5,
+        evaluation_episodes=4,
+        evaluation_steps=400,
+    ),
     "paper": ExploreConfig(),
 }
 
@@ -249,6 +268,9 @@ PRESETS |= {
         evaluate_every=5,
         evaluation_steps=400,
         lr=1e-3,
+    ),
+    "expert-gpu": _expert(
+        PRESETS["gpu"], epochs=50, steps_per_epoch=100, epsilon_epochs=25, evaluate_every=10
     ),
     "expert-paper": _expert(PRESETS["paper"]),
 }

@@ -36,9 +36,9 @@ class Args(GameArgs, RunArgs, ConfigArgs, DeviceArgs):
     or `pipeline`. The rewards count-bonus, random and extrinsic need none."""
     out: Path
     """Folder of the run."""
-    preset: Literal[Preset, "expert-debug", "expert-cpu", "expert-paper"] = "cpu"
-    """Size and schedule of the agent: debug (seconds), cpu (two cores), paper; expert-* are for the
-    reward extrinsic."""
+    preset: Literal[Preset, "expert-debug", "expert-cpu", "expert-gpu", "expert-paper"] = "cpu"
+    """Size and schedule of the agent: debug (seconds), cpu (two cores), gpu (one GPU), paper;
+    expert-* are for the reward extrinsic."""
     reward: Reward = "token-entropy"
     """Intrinsic reward. token-entropy: the paper's; disagreement: ensemble disagreement, robust to
     noise; random-features, vae: prediction error in feature space (Table 6); count-bonus: rarely

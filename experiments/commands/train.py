@@ -116,7 +116,11 @@ def run(args: Args) -> None:
         threads = max(1, default_threads() // max(args.workers, 1))
         settings = dataclasses.replace(settings, num_threads=threads)
     if args.dry_run:
-        print_cost(args, settings.on_this_machine())
+        if args.hardware == "here":
+            settings = settings.on_this_machine()
+        elif settings.precision == "auto":
+            settings = dataclasses.replace(settings, precision="bf16")
+        print_cost(args, settings)
         return
     out = check_inputs(args)
 

@@ -18,9 +18,9 @@ TestPlayer = Literal["random", "deep", "agent"]
 class PipelineConfig:
     """Settings of a whole pipeline. The seeds of its parts derive from `seed`, without overlap."""
 
-    preset: Literal["debug", "cpu", "paper"]
-    """debug: minutes, without learning anything; cpu: two games with depth on two cores; paper: the
-    published sizes."""
+    preset: Literal["debug", "cpu", "gpu", "paper"]
+    """debug: minutes, without learning anything; cpu: two games with depth on two cores; gpu: the
+    same on one GPU, with larger models and more play; paper: the published sizes."""
     games: tuple[str, ...]
     """Games to play in every stage."""
     actions: tuple[str, ...] = ()
@@ -153,6 +153,23 @@ PRESETS: dict[str, PipelineConfig] = {
         # A Frechet distance of so few frames would say nothing.
         evaluate={"limit": 24, "steps": 1, "mode": "autoregressive", "distance": False},
     ),
+    "gpu": PipelineConfig(
+        preset="gpu",
+        games=DEMO_GAMES,
+        games_apart=True,
+        explorers=("archive", "agent"),
+        tests=("random", "deep"),
+        finetune_data="half",
+        random_episodes=32,
+        explored_episodes=32,
+        test_episodes=16,
+        random_steps=400,
+        explored_steps=400,
+        explored_epsilon=0.1,
+        workers=8,
+        reward_backend="serve",
+        evaluate={"limit": 64, "steps": 4, "mode": "autoregressive"},
+    ),
     "paper": PipelineConfig(
         preset="paper",
         games=("SuperMarioBros-Nes",),
@@ -165,7 +182,7 @@ PRESETS: dict[str, PipelineConfig] = {
 
 
 def pipeline_preset(name: str) -> PipelineConfig:
-    """Return the configuration called debug, cpu or paper. Raises InputError for another name."""
+    """Return the configuration debug, cpu, gpu or paper. Raises InputError for another name."""
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
     return PRESETS[name]

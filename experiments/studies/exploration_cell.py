@@ -57,7 +57,7 @@ class StudyCell:
     out: Path
     game: str
     seed: int
-    preset: Literal["debug", "cpu", "paper"]
+    preset: Literal["debug", "cpu", "gpu", "paper"]
     arms: tuple[str, ...]
     data: tuple[str, ...]
     factorial: tuple[str, ...]

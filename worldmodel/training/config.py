@@ -205,9 +205,27 @@ _CPU_FINETUNE: dict[str, Any] = {"iterations": 250, "validate_every": 0}
 _CPU_DECODER = {**_CPU_TOKENIZER, **_CPU_FINETUNE}
 _CPU_DECODER |= {"lr": 2e-4, "min_lr_factor": 0.1, "warmup_factor": 0.1}
 
+_GPU: dict[str, Any] = {
+    "batch_size": 16,
+    "precision": "auto",
+    "lr": 1e-3,
+    "min_lr_factor": 0.05,
+    "warmup": 100,
+    "iterations": 1_000,
+    "clip_length": 8,
+    "clip_stride": 2,
+}
+_GPU |= {"log_every": 50, "validate_every": 500, "validation_clips": 256, "checkpoint_every": 500}
+_GPU |= {"keep_last": 2}
+_GPU_DYNAMICS = {**_GPU, "iterations": 1_200, "batch_size": 8, "clip_stride": 4}
+_GPU_DYNAMICS |= {"lr": 7e-4, "min_lr_factor": 1 / 7}
+_GPU_FINETUNE: dict[str, Any] = {"iterations": 300, "lr": 3e-4, "warmup": 20, "validate_every": 0}
+_GPU_DECODER = {**_GPU, **_GPU_FINETUNE, "lr": 1e-4, "min_lr_factor": 0.1, "warmup_factor": 0.1}
+
 _UPSCALER: dict[str, Any] = {"clip_length": 1, "clip_stride": 1}
 _DEBUG_UPSCALER = {**_DEBUG, **_UPSCALER, "upscaler": "debug"}
 _CPU_UPSCALER = {**_CPU, **_UPSCALER, "iterations": 1_200, "batch_size": 8, "upscaler": "cpu"}
+_GPU_UPSCALER = {**_GPU, **_UPSCALER, "batch_size": 32, "upscaler": "small"}
 
 
 @dataclass(frozen=True)
@@ -223,8 +241,8 @@ class Recipe:
     """True if it trains the decoder of a tokenizer only, so that token ids stay the same."""
 
 
-def _presets(cpu: dict[str, Any], **paper: Any) -> dict[str, dict[str, Any]]:
-    return {"debug": _DEBUG, "cpu": cpu, "paper": paper}
+def _presets(cpu: dict[str, Any], gpu: dict[str, Any], **paper: Any) -> dict[str, dict[str, Any]]:
+    return {"debug": _DEBUG, "cpu": cpu, "gpu": gpu, "paper": paper}
 
 
 def _upscaler(description: str, shape: str, images: int) -> Recipe:
@@ -232,36 +250,42 @@ def _upscaler(description: str, shape: str, images: int) -> Recipe:
     steps = {"iterations": 300 * images // 128, "lr_halve_every": 25 * images // 128, "warmup": 0}
     adam = {"batch_size": 128, "betas": (0.9, 0.999), "weight_decay": 0.0, "grad_clip": 0.0}
     paper = {**_UPSCALER, "upscaler": shape, **steps, **adam}
-    return Recipe(description, {"debug": _DEBUG_UPSCALER, "cpu": _CPU_UPSCALER, "paper": paper})
+    sizes = {"debug": _DEBUG_UPSCALER, "cpu": _CPU_UPSCALER, "gpu": _GPU_UPSCALER, "paper": paper}
+    return Recipe(description, sizes)
 
 
 RECIPES: dict[str, dict[str, Recipe]] = {
     "tokenizer": {
-        "base": Recipe("on all platformers, from scratch", _presets(_CPU_TOKENIZER)),
+        "base": Recipe("on all platformers, from scratch", _presets(_CPU_TOKENIZER, _GPU)),
         "finetune": Recipe(
             "decoder only, on an explored game",
             # The paper has 1,000 steps here, and a warm-up of 5,000 in all runs: the learning rate
             # starts where the base's ended, at 0.5 lr, and ends inside the warm-up at 0.6 lr.
-            _presets(_CPU_DECODER, iterations=1_000),
+            _presets(_CPU_DECODER, _GPU_DECODER, iterations=1_000),
             needs_init=True,
             decoder_only=True,
         ),
     },
-    "lam": {"base": Recipe("on all platformers, from scratch", _presets(_CPU_LAM))},
+    "lam": {"base": Recipe("on all platformers, from scratch", _presets(_CPU_LAM, _GPU))},
     "dynamics": {
         "g200": Recipe(
             "pretraining on Platformers-200 (GenieRedux-G-200)",
-            _presets(_CPU_DYNAMICS, iterations=185_000, batch_size=80, clip_stride=8),
+            _presets(
+                _CPU_DYNAMICS, _GPU_DYNAMICS, iterations=185_000, batch_size=80, clip_stride=8
+            ),
         ),
         "g50": Recipe(
             "on Platformers-50, from G-200 (GenieRedux-G-50)",
-            _presets(_CPU_DYNAMICS, iterations=80_000, batch_size=160, clip_stride=8),
+            _presets(
+                _CPU_DYNAMICS, _GPU_DYNAMICS, iterations=80_000, batch_size=160, clip_stride=8
+            ),
             needs_init=True,
         ),
         "finetune": Recipe(
             "on an explored game, from G-50 (GenieRedux-G-50-ft)",
             _presets(
                 {**_CPU_DYNAMICS, **_CPU_FINETUNE, "lr": 5e-4, "min_lr_factor": 0.2},
+                {**_GPU_DYNAMICS, **_GPU_FINETUNE, "min_lr_factor": 0.2},
                 iterations=10_000,
                 batch_size=160,
                 clip_stride=8,
@@ -270,7 +294,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
         "scratch": Recipe(
             "on an explored game, from scratch: the baseline without pretraining",
-            _presets(_CPU_DYNAMICS, iterations=15_000, batch_size=160, clip_stride=8),
+            _presets(
+                _CPU_DYNAMICS, _GPU_DYNAMICS, iterations=15_000, batch_size=160, clip_stride=8
+            ),
         ),
     },
     "upscaler": {
@@ -282,7 +308,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
 """Component -> name -> recipe. The first recipe of a component is its default."""
 
 COMPONENT_NAMES = tuple(RECIPES)
-PRESETS = ("debug", "cpu", "paper")
+PRESETS = ("debug", "cpu", "gpu", "paper")
 
 
 def find_recipe(component: str, name: str | None = None) -> Recipe:
@@ -302,7 +328,7 @@ def find_recipe(component: str, name: str | None = None) -> Recipe:
 def train_preset(
     component: str, preset: str = "paper", name: str | None = None, **changes: Any
 ) -> TrainConfig:
-    """Return the settings of a recipe at a preset (debug, cpu, paper), with `changes` to them."""
+    """Return the settings of a recipe at a preset: debug, cpu, gpu or paper, with `changes`."""
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
     recipe = find_recipe(component, name)

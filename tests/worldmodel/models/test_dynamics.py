@@ -60,7 +60,7 @@ def test_paper_has_the_papers_sizes() -> None:
 
 
 def test_config_survives_plain_data() -> None:
-    for name in ("debug", "cpu", "paper"):
+    for name in ("debug", "cpu", "gpu", "paper"):
         assert WorldModelConfig.from_dict(preset(name).to_dict()) == preset(name)
         assert "action_names" not in preset(name).to_dict(), "only where they were chosen"
     chosen = replace(preset("debug"), actions=2, action_names=("right", "jump+right"))
@@ -73,7 +73,7 @@ def test_config_survives_plain_data() -> None:
         WorldModelConfig.from_dict(plain)
     with pytest.raises(InputError, match="choose gradient or ema"):
         replace(DEBUG, tokenizer=replace(DEBUG.tokenizer, codebook="magic"))
-    with pytest.raises(InputError, match="debug, cpu, paper"):
+    with pytest.raises(InputError, match="debug, cpu, gpu, paper"):
         preset("huge")
 
 

@@ -343,7 +343,7 @@ def test_every_component_has_recipes_for_every_preset() -> None:
         assert (paper.weight_decay, paper.validation_clips) == (1e-4, 0)
     for component, recipes in RECIPES.items():
         for name in recipes:
-            for size in ("debug", "cpu", "paper"):
+            for size in ("debug", "cpu", "gpu", "paper"):
                 assert train_preset(component, size, name).iterations >= 1
     with pytest.raises(
         InputError, match="no recipe of tokenizer is called 'g50': choose one of base, finetune"
