@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.arguments import DeviceArgs, RayArgs
+from experiments.arguments import DeviceArgs, Preset, RayArgs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,10 @@ class Args(RayArgs, DeviceArgs):
     repeats: int = 3
     """Number of measurements of each row, of which the median counts."""
     only: tuple[str, ...] = ()
-    """Measure only these groups: collect, windows, reward, training, generation."""
+    """Measure only these groups: collect, windows, reward, training, generation, gpu. Default: gpu
+    with --device cuda or mps, otherwise the others."""
+    preset: Preset = "paper"
+    """Size of the models of group gpu."""
 
 
 @dataclass(frozen=True)

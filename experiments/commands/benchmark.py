@@ -1,6 +1,7 @@
 """Benchmark data loading, the model and the reward against simple baselines."""
 
 import tempfile
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from envs.utils.ray_session import ray_session
 from experiments.arguments import check_at_least, check_games
 from experiments.benchmarks.common import Args, Row
 
-GROUPS = ("collect", "windows", "reward", "training", "generation")
+GROUPS = ("collect", "windows", "reward", "training", "generation", "gpu")
 
 
 def run(args: Args) -> None:
@@ -23,7 +24,10 @@ def run(args: Args) -> None:
     check_at_least(1, steps=args.steps, repeats=args.repeats)
     check_games(args.games)
 
+    chosen = args.only or (GROUPS[:-1] if args.device in ("auto", "cpu") else GROUPS[-1:])
+
     # These import torch and Ray: wrong arguments are reported first.
+    from experiments.benchmarks.accelerator import measure_accelerator
     from experiments.benchmarks.data import measure_collection, measure_loading
     from experiments.benchmarks.model import measure_generation, measure_training
     from experiments.benchmarks.reward import measure_reward
@@ -34,11 +38,13 @@ def run(args: Args) -> None:
         measure_reward,
         measure_training,
         measure_generation,
+        measure_accelerator,
     )
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as scratch, ray_session(args.ray_address):
+    session = nullcontext() if chosen == GROUPS[-1:] else ray_session(args.ray_address)
+    with tempfile.TemporaryDirectory() as scratch, session:
         for name, measure in zip(GROUPS, measures, strict=True):
-            if not args.only or name in args.only:
+            if name in chosen:
                 console.print(f"measuring {name} ...")
                 rows += measure(args, Path(scratch))
     console.print(rates_table(rows))

@@ -102,10 +102,10 @@ def measured_peak(device: torch.device, precision: str, repeats: int = 4) -> flo
     b = torch.ones(width, width, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(repeats + 1):
-        _wait(device)
+        synchronize(device)
         started = time.perf_counter()
         a @ b
-        _wait(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - started)
     return 2 * rows * width * width / best
 
@@ -124,7 +124,8 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, -1)  # never
 
 
-def _wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU is done; a CPU always is."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
