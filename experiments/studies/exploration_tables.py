@@ -122,12 +122,15 @@ def combine_seeds(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def comparison(mean: float, difference: Estimate) -> dict[str, Any]:
-    """Return a mean and the difference to its baseline as JSON, which knows no NaN."""
+    """Return a mean and the difference to its baseline as JSON, which knows no NaN.
+
+    Four decimals are more than any of these measures tells.
+    """
     if math.isnan(difference.mean):
         return {"mean": None, "difference": None}
     interval = (difference.mean, difference.low, difference.high)
-    values = [None if math.isnan(value) else value for value in interval]
-    return {"mean": mean, "difference": values}
+    values = [None if math.isnan(value) else round(value, 4) for value in interval]
+    return {"mean": round(mean, 4), "difference": values}
 
 
 def study_markdown(
