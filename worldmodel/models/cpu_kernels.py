@@ -109,15 +109,16 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def _sub_block(
     block: TransformerSubBlock,
     x_BFhwD: Tensor,
-    position_bias_HNN: Tensor,
+    bias_HLM: Tensor,
     order: FrameOrder,
     cache: LayerCache | None = None,
     newest: int | None = None,
-) -> tuple[Tensor, LayerCache]:
+    keep_cache: bool = True,
+) -> tuple[Tensor, LayerCache | None]:
     """`TransformerSubBlock.forward`, with each sum and the LayerNorm after it in one function."""
     layer, feed_forward = block.attention, block.feed_forward
     peg_inputs = None if cache is None else cache.peg_inputs_BPhwD
-    new_cache = LayerCache(last_peg_inputs(x_BFhwD, peg_inputs))
+    new_cache = LayerCache(last_peg_inputs(x_BFhwD, peg_inputs)) if keep_cache else None
     dtype = compute_dtype(x_BFhwD)
     sum_and_norm = compiled(add_normed)
 
@@ -135,9 +136,8 @@ def _sub_block(
     split = split_heads(qkv, LOGIT_SCALE * layer.q_scale * layer.k_scale)
     q, k, v = (part.flatten(0, -4) for part in split)
     k, v = prepend_cached(k, v, cache)
-    if block.caches_keys:
+    if new_cache is not None and block.caches_keys:
         new_cache.keys_BHPE, new_cache.values_BHPE = k, v
-    bias_HLM = block.attention_bias(position_bias_HNN, order)
     if newest is not None:
         first = x.shape[1] - newest
         x, q, bias_HLM = x[:, first:], q[:, :, first:].contiguous(), bias_HLM[:, first:]

@@ -72,7 +72,9 @@ class Dynamics(nn.Module):
         """
         self.cfg.check_tokens(tokens_BThw, masked=True)
         self.cfg.check_actions(actions_BT, len(tokens_BThw), tokens_BThw.shape[1] - 1)
-        hidden, _ = self.forward_with_cache(tokens_BThw, self.encode_actions(actions_BT))
+        hidden, _ = self.forward_with_cache(
+            tokens_BThw, self.encode_actions(actions_BT), keep_cache=False
+        )
         return self.head(hidden)
 
     def encode_actions(self, actions_BT: Tensor, first: bool = True) -> Tensor:
@@ -91,16 +93,21 @@ class Dynamics(nn.Module):
         order: FrameOrder | None = None,
         bias_HNN: Tensor | None = None,
         newest: int | None = None,
+        keep_cache: bool = True,
     ) -> tuple[Tensor, KVCache]:
         """Run frames after the cached ones -> (hidden states BFhwD before the head, new cache).
 
-        Pass the result of `bias()` as `bias_HNN` to compute it once for several passes. With
-        `newest` only the hidden states of that many of the last frames are computed.
+        Pass the result of `bias()` as `bias_HNN` to compute it once for several passes. `newest`
+        and `keep_cache` are those of `STTransformer.forward`.
         """
-        bias = self.bias() if bias_HNN is None else bias_HNN
-        x_BFhwD = self.embed(tokens_BFhw)
         return self.stack(
-            x_BFhwD, bias, actions_BFA=actions_BFA, order=order, cache=cache, newest=newest
+            self.embed(tokens_BFhw),
+            self.bias() if bias_HNN is None else bias_HNN,
+            actions_BFA=actions_BFA,
+            order=order,
+            cache=cache,
+            newest=newest,
+            keep_cache=keep_cache,
         )
 
     def loss(
@@ -157,7 +164,9 @@ class Dynamics(nn.Module):
         # Predict from the masked frames; frame 0 is never masked.
         masked = later.masked_fill(mask, self.cfg.mask_id)
         inputs = torch.cat([tokens_BThw[:, :1], masked], dim=1)
-        hidden, _ = self.forward_with_cache(inputs, self.encode_actions(actions_BT))
+        hidden, _ = self.forward_with_cache(
+            inputs, self.encode_actions(actions_BT), keep_cache=False
+        )
         return hidden[:, 1:], later, mask
 
     def _clean_past_pass(
@@ -174,7 +183,9 @@ class Dynamics(nn.Module):
         masked = later.masked_fill(mask, self.cfg.mask_id)
         inputs = torch.cat([tokens_BThw[:, :-1], masked], dim=1)
         actions_BFA = self.encode_actions(actions_BT).index_select(1, layout.frame_idx_F)
-        hidden, _ = self.forward_with_cache(inputs, actions_BFA, order=layout.order)
+        hidden, _ = self.forward_with_cache(
+            inputs, actions_BFA, order=layout.order, keep_cache=False
+        )
         return hidden[:, num_frames - 1 :], later, mask
 
     def sample_chunks(

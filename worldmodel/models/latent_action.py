@@ -78,7 +78,7 @@ class LatentActionModel(VQAutoencoder):
                 f"lam.codes = {self.cfg.lam.codes}"
             )
         # Infer the actions, then predict each next frame from them.
-        features, _ = self.encode_features(frames_BTCHW)
+        features, _ = self.encode_features(frames_BTCHW, keep_cache=False)
         codes, actions, losses = self.quantizer(self.to_code(self.actions(features)), labels_BT)
         predicted = self.decode_features(frames_BTCHW[:, :-1], codes).float()
         changed = changed_pixels(frames_BTCHW)
@@ -86,10 +86,10 @@ class LatentActionModel(VQAutoencoder):
         return AutoencoderOutput(predicted, actions, losses)
 
     def encode_features(
-        self, frames_BTCHW: Tensor, cache: KVCache | None = None
+        self, frames_BTCHW: Tensor, cache: KVCache | None = None, keep_cache: bool = True
     ) -> tuple[Tensor, KVCache]:
         """Encode frames that follow the cached ones -> (features (B, T, h*w*D), new cache)."""
-        x, new_cache = self.embed_and_encode(frames_BTCHW, cache)
+        x, new_cache = self.embed_and_encode(frames_BTCHW, cache, keep_cache)
         return x.flatten(2), new_cache
 
     def actions(self, features_BTX: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class LatentActionModel(VQAutoencoder):
         patches = self.to_patches(frames_BTCHW)
         x = first_and_later(patches, self.given_first, self.given_later, first=True)
         encoded_BTD = self.from_code(codes_BTD.to(patches.dtype))
-        x, _ = self.decoder(x + encoded_BTD[:, :, None, None], self.bias())
+        x, _ = self.decoder(x + encoded_BTD[:, :, None, None], self.bias(), keep_cache=False)
         predicted = self.head(x)
         return self.to_frames(predicted + patches if self.cfg.lam.residual else predicted)
 

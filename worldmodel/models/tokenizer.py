@@ -100,9 +100,9 @@ class Tokenizer(VQAutoencoder):
         codes are moving averages, and neither of the two before the quantiser is switched on.
         """
         self.cfg.check_frames(frames_BTCHW)
-        features, _ = self.encode_features(frames_BTCHW)
+        features, _ = self.encode_features(frames_BTCHW, keep_cache=False)
         codes, tokens, losses = self.quantizer(features)
-        decoded, _ = self.decode_features(codes)
+        decoded, _ = self.decode_features(codes, keep_cache=False)
         reconstructed = decoded.float()
         # No pixel of frame 0 counts as changed: no frame comes before it.
         changed = F.pad(changed_pixels(frames_BTCHW), (0, 0, 0, 0, 0, 0, 1, 0))
@@ -110,17 +110,23 @@ class Tokenizer(VQAutoencoder):
         return AutoencoderOutput(reconstructed, tokens, losses)
 
     def encode_features(
-        self, frames_BTCHW: Tensor, cache: KVCache | None = None
+        self, frames_BTCHW: Tensor, cache: KVCache | None = None, keep_cache: bool = True
     ) -> tuple[Tensor, KVCache]:
         """Encode frames -> (unquantised features (B, T, h, w, code_dim), new cache)."""
-        x, new_cache = self.embed_and_encode(frames_BTCHW, cache)
+        x, new_cache = self.embed_and_encode(frames_BTCHW, cache, keep_cache)
         return self.to_code(x), new_cache
 
     def decode_features(
-        self, codes_BThwD: Tensor, cache: KVCache | None = None, order: FrameOrder | None = None
+        self,
+        codes_BThwD: Tensor,
+        cache: KVCache | None = None,
+        order: FrameOrder | None = None,
+        keep_cache: bool = True,
     ) -> tuple[Tensor, KVCache]:
         """Decode codes -> (frames BTCHW, not clamped, new cache)."""
         x_BThwD = self.from_code(codes_BThwD.to(self.from_code.weight.dtype))
-        x, new_cache = self.decoder(x_BThwD, self.bias(), order=order, cache=cache)
+        x, new_cache = self.decoder(
+            x_BThwD, self.bias(), order=order, cache=cache, keep_cache=keep_cache
+        )
         patches = first_and_later(x, self.head_first, self.head_later, first=cache is None)
         return self.to_frames(patches), new_cache

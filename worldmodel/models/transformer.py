@@ -152,36 +152,33 @@ class TransformerSubBlock(nn.Module):
     def forward(
         self,
         x_BFhwD: Tensor,
-        position_bias_HNN: Tensor,
+        bias_HLM: Tensor,
         order: FrameOrder,
         cache: LayerCache | None = None,
         newest: int | None = None,
-    ) -> tuple[Tensor, LayerCache]:
+        keep_cache: bool = True,
+    ) -> tuple[Tensor, LayerCache | None]:
         """Run frames that follow the cached ones -> (frames of the same shape, new cache).
 
-        With `newest`, of a temporal sub-block, only that many of the last frames are computed.
+        `bias_HLM` is added to the logits of attention. With `newest`, of a temporal sub-block, only
+        that many of the last frames are computed. Without `keep_cache` there is no new cache.
         """
         peg_inputs = None if cache is None else cache.peg_inputs_BPhwD
-        new_peg_inputs = last_peg_inputs(x_BFhwD, peg_inputs)
+        new_cache = LayerCache(last_peg_inputs(x_BFhwD, peg_inputs)) if keep_cache else None
         sizes = dict(zip("bfhw", x_BFhwD.shape[:4], strict=True))
         grouped = f"({self.groups}) ({self.tokens}) d"
 
         x_BFhwD = x_BFhwD + self.peg(x_BFhwD, order, peg_inputs)
         x_GLD = rearrange(x_BFhwD, f"b f h w d -> {grouped}")
-        bias_HLM = self.attention_bias(position_bias_HNN, order)
         attended_GLD, keys, values = self.attention(x_GLD, bias_HLM, cache, newest)
         if newest is not None:
             x_BFhwD = x_BFhwD[:, sizes["f"] - newest :]
             sizes["f"] = newest
         x_BFhwD = x_BFhwD + rearrange(attended_GLD, f"{grouped} -> b f h w d", **sizes)
         x_BFhwD = x_BFhwD + self.feed_forward(x_BFhwD)
-        if self.caches_keys:
-            return x_BFhwD, LayerCache(new_peg_inputs, keys, values)
-        return x_BFhwD, LayerCache(new_peg_inputs)
-
-    def attention_bias(self, position_bias_HNN: Tensor, order: FrameOrder) -> Tensor:
-        """Return the bias of the attention logits, (H, L, M)."""
-        raise NotImplementedError
+        if new_cache is not None and self.caches_keys:
+            new_cache.keys_BHPE, new_cache.values_BHPE = keys, values
+        return x_BFhwD, new_cache
 
 
 class SpatialBlock(TransformerSubBlock):
@@ -189,23 +186,11 @@ class SpatialBlock(TransformerSubBlock):
 
     groups, tokens, caches_keys = "b f", "h w", False
 
-    def attention_bias(self, position_bias_HNN: Tensor, order: FrameOrder) -> Tensor:
-        return position_bias_HNN
-
 
 class TemporalBlock(TransformerSubBlock):
     """Attention of a patch to the same patch in the frames that its frame sees, with ALiBi."""
 
     groups, tokens, caches_keys = "b h w", "f", True
-    slopes_H: Tensor
-
-    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
-        super().__init__(dim, heads, head_dim)
-        # 2^-1 .. 2^-8 for 8 heads (ALiBi); the same range in equal ratios for other numbers.
-        self.register_buffer("slopes_H", 2.0 ** -torch.linspace(1, 8, heads), persistent=False)
-
-    def attention_bias(self, position_bias_HNN: Tensor, order: FrameOrder) -> Tensor:
-        return order.alibi_bias(self.slopes_H)
 
 
 class ActionConditioning(nn.Module):
@@ -243,6 +228,8 @@ class STTransformer(nn.Module):
     `ActionConditioning` on actions of that width.
     """
 
+    slopes_H: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -269,6 +256,8 @@ class STTransformer(nn.Module):
             ActionConditioning(dim, action_width) for _ in range(blocks if action_width else 0)
         )
         self.norm = nn.LayerNorm(dim, bias=False)
+        # 2^-1 .. 2^-8 for 8 heads (ALiBi); the same range in equal ratios for other numbers.
+        self.register_buffer("slopes_H", 2.0 ** -torch.linspace(1, 8, heads), persistent=False)
         self.activation_checkpointing = False
         """Keep only the inputs of each sub-block and recompute the rest in the backward pass."""
 
@@ -281,28 +270,32 @@ class STTransformer(nn.Module):
         order: FrameOrder | None = None,
         cache: KVCache | None = None,
         newest: int | None = None,
+        keep_cache: bool = True,
     ) -> tuple[Tensor, KVCache]:
         """Run frames that follow the cached ones -> (frames of the same shape, new cache).
 
         Without an `order` the frames are consecutive. With `newest` only that many of the last
         frames are returned: the last sub-block, which must be temporal, leaves out the others.
+        Without `keep_cache` the new cache holds no layers, for passes that no frames follow.
         """
         cached_frames = cache.frames if cache else 0
         order = order or FrameOrder.consecutive(x_BFhwD.shape[1], cached_frames, x_BFhwD.device)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        biases = {"spatial": position_bias_HNN, "temporal": order.alibi_bias(self.slopes_H)}
         new_cache = KVCache(cached_frames + x_BFhwD.shape[1], [])
-        x = x_BFhwD
+        x, layer = x_BFhwD, 0
         for index, block in enumerate(self.blocks):
             if actions_BFA is not None:
                 x = self.conditions[index](x, actions_BFA)
-            for sub_block in block.values():  # type: ignore[operator]
-                layer = len(new_cache.layers)
+            for kind, sub_block in block.items():  # type: ignore[operator]
                 layer_cache = cache.layers[layer] if cache else None
-                wanted = newest if layer == self.layers - 1 else None
-                inputs = (x, position_bias_HNN, order, layer_cache, wanted)
+                layer += 1
+                wanted = newest if layer == self.layers else None
+                inputs = (x, biases[kind], order, layer_cache, wanted, keep_cache)
                 if recompute:
                     x, new_layer_cache = checkpoint(sub_block, *inputs, use_reentrant=False)
                 else:
                     x, new_layer_cache = sub_block(*inputs)
-                new_cache.layers.append(new_layer_cache)
+                if keep_cache:
+                    new_cache.layers.append(new_layer_cache)
         return self.norm(x), new_cache

@@ -108,12 +108,12 @@ class VQAutoencoder(nn.Module):
         return rearrange(patches_BThwP, "b t h w (c p q) -> b t c (h p) (w q)", p=side, q=side)
 
     def embed_and_encode(
-        self, frames_BTCHW: Tensor, cache: KVCache | None
+        self, frames_BTCHW: Tensor, cache: KVCache | None, keep_cache: bool
     ) -> tuple[Tensor, KVCache]:
         """Run frames that follow the cached ones through the encoder -> (BThwD, new cache)."""
         patches = self.to_patches(frames_BTCHW)
         x = first_and_later(patches, self.embed_first, self.embed_later, first=cache is None)
-        return self.encoder(x, self.bias(), cache=cache)
+        return self.encoder(x, self.bias(), cache=cache, keep_cache=keep_cache)
 
     def add_losses(
         self,

@@ -203,7 +203,7 @@ class WorldModel(nn.Module):
 
         def predict_logits(tokens_BM: Tensor) -> Tensor:
             hidden, _ = self.dynamics.forward_with_cache(
-                tokens_BM.view_as(masked), actions_BFA, cache, bias_HNN=bias
+                tokens_BM.view_as(masked), actions_BFA, cache, bias_HNN=bias, keep_cache=False
             )
             return self.dynamics.head(hidden).flatten(1, 3)
 
@@ -284,7 +284,9 @@ class WorldModel(nn.Module):
     def _query_hidden(self, frames_BPCHW: Tensor, actions_BA: Tensor) -> Tensor:
         cache, future_actions = self._prefill_given(frames_BPCHW, actions_BA)
         masked = self._mask_tokens(future_actions)
-        hidden, _ = self.dynamics.forward_with_cache(masked, future_actions, cache, newest=1)
+        hidden, _ = self.dynamics.forward_with_cache(
+            masked, future_actions, cache, newest=1, keep_cache=False
+        )
         return hidden[:, -1].flatten(1, 2)
 
     def _refined_entropy(self, frames_BPCHW: Tensor, actions_BA: Tensor, steps: int) -> Tensor:

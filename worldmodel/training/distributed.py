@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from envs.utils.errors import InputError
-from worldmodel.models.transformer import LayerCache, TransformerSubBlock
+from worldmodel.models.transformer import TransformerSubBlock
 from worldmodel.sharded_tensors import on_cpu
 
 if TYPE_CHECKING:
@@ -77,7 +77,6 @@ def wrap_model(objective: nn.Module, parallelism: str, worker: Worker) -> nn.Mod
         mesh = init_device_mesh(worker.device.type, (worker.ranks,))
         for module in list(objective.modules()):
             if isinstance(module, TransformerSubBlock):
-                module.register_forward_hook(_detach_cache)
                 fully_shard(module, mesh=mesh)
         # Reshard the root after each forward pass too: otherwise the weights that a validation
         # gathered, those of the EMA, would stay in use.
@@ -89,18 +88,6 @@ def wrap_model(objective: nn.Module, parallelism: str, worker: Worker) -> nn.Mod
         # A quantizer that is switched on late leaves some parameters unused until then.
         find_unused_parameters=True,
     )
-
-
-def _detach_cache(
-    module: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, LayerCache]
-) -> tuple[Tensor, LayerCache]:
-    """Detach the KV cache that a sub-block returns: training never reads it.
-
-    It holds views, and FSDP hooks every output that requires gradients and warns about views.
-    """
-    frames, cache = output
-    tensors = (None if value is None else value.detach() for value in vars(cache).values())
-    return frames, LayerCache(*tensors)  # type: ignore[arg-type]
 
 
 @contextmanager
