@@ -40,20 +40,6 @@ LANES = 32
 slower on the paper's rows of 1,365 numbers."""
 
 
-def optimize_model(model: nn.Module, device: torch.device, *, compile: bool = False) -> None:
-    """Prepare a model for its device: CPU kernels on a CPU, else compiled sub-blocks if asked.
-
-    Raises InputError if `compile` is set for a CPU and there is no C++ compiler.
-    """
-    if device.type == "cpu":
-        set_compile(compile)
-        use_cpu_kernels(model)
-    elif compile:
-        for module in model.modules():
-            if isinstance(module, TransformerSubBlock):
-                module.compile()
-
-
 def use_cpu_kernels(model: nn.Module) -> None:
     """Replace the forward passes of all sub-blocks and PEGs in `model` for CPU tensors.
 

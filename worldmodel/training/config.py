@@ -49,7 +49,10 @@ class TrainConfig:
     precision: str = "bf16"
     """bf16 (autocast, weights stay fp32), fp32, or auto: bf16 if the hardware supports it."""
     compile: bool = False
-    """Compile all but the matrix products with torch.compile: slower start, faster steps."""
+    """Compile with torch.compile: slower start, faster steps. NVIDIA GPUs with Triton and a C
+    compiler do so by default; CPUs compile all but the matrix products."""
+    eager: bool = False
+    """Never compile."""
     parallelism: str = "ddp"
     """Distribution of the model over workers: ddp (each holds a copy) or fsdp (each holds a shard
     of weights, gradients and optimizer moments)."""
@@ -95,8 +98,8 @@ class TrainConfig:
     num_threads: int = 0
     """Torch threads of each worker; 0 for torch's default."""
     deterministic: bool = False
-    """Use deterministic kernels alone, so that a resumed run continues bit for bit on GPUs too. On
-    CPUs it always does."""
+    """Use deterministic kernels alone, not compiled ones unless asked, so that a resumed run
+    continues bit for bit on GPUs too. On CPUs it always does."""
     loader_threads: int = 4
     """Threads of each worker that prefetch clips; 0 decodes them in the training thread."""
 
@@ -118,6 +121,7 @@ class TrainConfig:
         self._require(
             "precision", self.precision in ("bf16", "fp32", "auto"), "choose bf16 or fp32 or auto"
         )
+        self._require("compile", not (self.compile and self.eager), "choose --compile or --eager")
         self._require("parallelism", self.parallelism in ("ddp", "fsdp"), "choose ddp or fsdp")
         self._require(
             "ema", 0 <= self.ema < 1, "a decay is at least 0 (no EMA) and below 1, e.g. 0.999"
@@ -154,6 +158,14 @@ class TrainConfig:
     def draws_by_weight(self) -> bool:
         """True if clips are drawn by weights, not each once per epoch."""
         return bool(self.data_shares) or self.prioritised > 0
+
+    @property
+    def compiles(self) -> bool | None:
+        """True to compile, False not to, None where it is the default.
+
+        Kernels of another compilation may add in another order: `deterministic` runs have none.
+        """
+        return self.compile or (False if self.eager or self.deterministic else None)
 
     def on_this_machine(self) -> Self:
         """Return the settings with precision `auto` replaced by bf16 or fp32."""

@@ -15,7 +15,7 @@ from worldmodel.training.config import COMPONENT_NAMES, TrainConfig
 _PATHS = ("data", "pairs", "tokenizer", "lam", "init", "priority_model")
 """Settings whose content is compared by hash, or is in the checkpoint."""
 _INTERVALS = ("log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_last")
-_EXECUTION = ("keep_best", "num_threads", "loader_threads", "compile", "parallelism")
+_EXECUTION = ("keep_best", "num_threads", "loader_threads", "compile", "eager", "parallelism")
 _MAY_CHANGE = {*_PATHS, *(f"recipe.{name}" for name in (*_INTERVALS, *_EXECUTION))}
 
 

@@ -17,7 +17,7 @@ from worldmodel.data.pair_dataset import PairDataset, check_sizes
 from worldmodel.data.streaming_dataset import StreamingDataset
 from worldmodel.data.token_dataset import cache_tokens
 from worldmodel.loading import load_component, load_lam, load_tokenizer, load_upscaler
-from worldmodel.models.cpu_kernels import optimize_model
+from worldmodel.models.compilation import optimize_model
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
@@ -262,7 +262,7 @@ def build_trainer(
     for module in objective.model.modules():
         if isinstance(module, STTransformer):
             module.activation_checkpointing = recipe.activation_checkpointing
-    optimize_model(objective.model, worker.device, compile=recipe.compile)
+    optimize_model(objective.model, worker.device, compile=recipe.compiles)
     if worker.device.type == "cpu":
         keep_freed_memory()
 

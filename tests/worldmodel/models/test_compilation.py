@@ -1,0 +1,180 @@
+"""Compiled sub-blocks: whole graphs, few of them, and the results of plain ones."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from worldmodel.config import SamplingConfig, WorldModelConfig, preset
+from worldmodel.models import compilation
+from worldmodel.models.compilation import compile_sub_blocks, optimize_model
+from worldmodel.models.dynamics import Dynamics
+from worldmodel.models.genie import GenieReduxG
+from worldmodel.models.latent_action import LatentActionModel
+from worldmodel.models.tokenizer import Tokenizer
+from worldmodel.models.transformer import STTransformer
+from worldmodel.training.config import TrainConfig
+
+DEBUG = preset("debug")
+
+
+class CountingBackend:
+    """Compiler that runs each graph as it is, and counts them."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        self.graphs += 1
+        return graph.forward
+
+
+@pytest.fixture
+def backend() -> Iterator[CountingBackend]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield CountingBackend()
+    assert not counters["graph_break"], "sub-blocks compile whole"
+    torch._dynamo.reset()
+
+
+def plain_and_compiled(model: Any, backend: CountingBackend) -> tuple[Any, Any]:
+    """Return a model whose output depends on all weights, and its compiled copy."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    compiled = copy.deepcopy(model)
+    compile_sub_blocks(compiled, backend)
+    return model, compiled
+
+
+def with_objective(objective: str) -> WorldModelConfig:
+    """Return the configuration with three blocks and an objective of the dynamics."""
+    dynamics = dataclasses.replace(DEBUG.dynamics, blocks=3, objective=objective)
+    return dataclasses.replace(DEBUG, dynamics=dynamics)
+
+
+def loss_of(model: Any, step: int) -> Tensor:
+    """Compute the loss of a random batch of the step, with clips of the same length."""
+    torch.manual_seed(step)
+    if isinstance(model, Dynamics):
+        tokens, actions = torch.randint(64, (2, 5, 8, 8)), torch.randint(5, (2, 4))
+        return model.loss(tokens, actions)["loss"]
+    return model(torch.rand(2, 5, 3, 64, 64)).losses["loss"]
+
+
+@pytest.mark.parametrize(
+    ("component", "graphs"),
+    [
+        pytest.param("masked", 2, marks=pytest.mark.slow),
+        pytest.param("masked_frames", 2, marks=pytest.mark.slow),
+        ("clean_past", 2),
+        ("tokenizer", 2),
+        pytest.param("lam", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_training_compiles_each_kind_of_sub_block_once(
+    component: str, graphs: int, backend: CountingBackend
+) -> None:
+    """The decoder of a latent action model sees a frame less than its encoder."""
+    kinds: dict[str, Any] = {"tokenizer": Tokenizer, "lam": LatentActionModel}
+    if component in kinds:
+        model = kinds[component](DEBUG)
+        model.quantizer.learns = False
+    else:
+        model = Dynamics(with_objective(component))
+        model.set_codebook(torch.randn(64, 8))
+    plain, compiled = plain_and_compiled(model, backend)
+    for step in range(4):  # clean_past draws the lengths of its chunks
+        losses = [loss_of(model, step) for model in (plain, compiled)]
+        torch.testing.assert_close(losses[1], losses[0])
+        for loss in losses:
+            loss.backward()
+    assert backend.graphs == graphs
+    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        if one.grad is None:
+            assert other.grad is None
+        else:
+            torch.testing.assert_close(other.grad, one.grad, atol=1e-4, rtol=1e-3)
+
+    # Recomputation in the backward pass runs the same graphs.
+    for module in compiled.modules():
+        if isinstance(module, STTransformer):
+            module.activation_checkpointing = True
+    loss_of(compiled, 0).backward()
+    assert backend.graphs == graphs
+
+
+def test_validation_between_steps_compiles_no_step_again(backend: CountingBackend) -> None:
+    model = Dynamics(with_objective("masked"))
+    model.set_codebook(torch.randn(64, 8))
+    _, compiled = plain_and_compiled(model, backend)
+    graphs = []
+    for step in range(3):
+        loss_of(compiled, step).backward()
+        with torch.no_grad():
+            loss_of(compiled, step)
+        graphs.append(backend.graphs)
+    assert graphs == [4, 4, 4]
+
+
+@pytest.mark.slow
+def test_generation_compiles_no_more_after_the_first_frames(backend: CountingBackend) -> None:
+    """The cache grows to the window and slides, in another number of clips too."""
+    model = GenieReduxG(Tokenizer(DEBUG), Dynamics(DEBUG)).eval()
+    plain, compiled = plain_and_compiled(model, backend)
+    sampling, graphs = SamplingConfig(steps=2, mode="autoregressive"), []
+    for batch, frames in ((2, 12), (2, 12), (3, 12), (3, 20), (4, 20), (5, 16)):
+        given = torch.rand(batch, 2, 3, 64, 64)
+        actions = torch.randint(5, (batch, frames - 1))
+        tokens = [
+            model.generate_tokens(given, actions, sampling, torch.Generator().manual_seed(1))
+            for model in (plain, compiled)
+        ]
+        assert torch.equal(*tokens)
+        graphs.append(backend.graphs)
+    assert graphs[1] == graphs[0]
+    assert graphs[-1] == graphs[-2] < compilation.MAX_GRAPHS / 2
+
+
+def test_a_copy_of_a_compiled_model_uses_its_own_weights(backend: CountingBackend) -> None:
+    model, compiled = plain_and_compiled(STTransformer(16, 2, 8, 1), backend)
+    x, bias = torch.randn(1, 3, 2, 2, 16), torch.randn(2, 4, 4)
+    copied = copy.deepcopy(compiled)
+    for parameter in compiled.parameters():
+        nn.init.zeros_(parameter)
+    torch.testing.assert_close(copied(x, bias)[0], model(x, bias)[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "compiles"),
+    [({}, None), ({"compile": True}, True), ({"eager": True}, False),
+     ({"deterministic": True}, False), ({"deterministic": True, "compile": True}, True)],
+)  # fmt: skip
+def test_settings_decide_or_leave_it_to_the_device(
+    settings: dict[str, bool], compiles: bool | None
+) -> None:
+    assert TrainConfig(**settings).compiles is compiles  # type: ignore[arg-type]
+
+
+def test_models_are_compiled_by_default_where_there_is_a_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compilation.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(compilation.shutil, "which", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+
+    def compiled(compile: bool | None, kind: str = "cuda") -> bool:
+        stack = STTransformer(16, 2, 8, 1)
+        optimize_model(stack, torch.device(kind), compile=compile)
+        return "forward" in vars(stack.blocks[0]["spatial"])  # type: ignore[index]
+
+    assert [compiled(choice) for choice in (None, True, False)] == [True, True, False]
+    assert not compiled(None, "mps")
+    monkeypatch.setattr(compilation.shutil, "which", lambda name: None)
+    assert not compiled(None)
