@@ -18,9 +18,6 @@ from worldmodel.data.batch import to_float_frames
 if TYPE_CHECKING:
     from worldmodel.models.genie import WorldModel
 
-BATCH_CPU, BATCH_GPU = 4, 128
-
-
 Frames = NDArray[np.uint8]
 Actions = NDArray[np.integer]
 
@@ -85,17 +82,18 @@ def window_entropies(
 ) -> NDArray[np.float32]:
     """Compute the token entropies (B, N) in [0, 1] of the newest frames in `steps` MaskGIT passes.
 
-    Frames after the CONTEXT are not used and may be left out. A forward pass takes `batch` windows;
-    0 selects a number that suits the device.
+    Frames after the CONTEXT are not used and may be left out. A forward pass takes `batch` windows,
+    0 for `WorldModel.query_batch`.
     """
     device = model.device
-    # A few windows at a time stay in a CPU's cache: a sixth less time than with 16.
-    batch = batch or (BATCH_CPU if device.type == "cpu" else BATCH_GPU)
+    batch = batch or model.query_batch
     parts = []
     for start in range(0, len(frames_B5HWC), batch):
         # Copies only the context frames: windows overlap and are read-only.
         context = torch.tensor(frames_B5HWC[start : start + batch, :CONTEXT], device=device)
         actions = torch.tensor(actions_B4[start : start + batch], device=device, dtype=torch.int64)
-        entropies = model.future_token_entropy(to_float_frames(context), actions, steps=steps)
+        entropies = model.future_token_entropy(
+            to_float_frames(context), actions, steps=steps, batch=batch
+        )
         parts.append(entropies.float().cpu().numpy())
     return np.concatenate(parts)

@@ -25,8 +25,9 @@ from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.transformer import KVCache
 from worldmodel.models.weights import check_tokenizer
 
-QUERY_BATCH = 32
-"""Windows in one pass of the reward query, which bounds its memory."""
+QUERY_BATCH_CPU, QUERY_BATCH_GPU = 4, 128
+"""Windows in one pass of the reward query, which bounds its memory. A few at a time stay in a CPU's
+cache: a sixth less time than with 16."""
 
 
 class WorldModel(nn.Module):
@@ -60,6 +61,11 @@ class WorldModel(nn.Module):
     def device(self) -> torch.device:
         """Device of the weights, where inputs must be."""
         return next(self.parameters()).device
+
+    @property
+    def query_batch(self) -> int:
+        """Number of windows in a pass of the reward query that suits the device."""
+        return QUERY_BATCH_CPU if self.device.type == "cpu" else QUERY_BATCH_GPU
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of passes in the model's precision."""
@@ -220,23 +226,29 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def token_entropy(
-        self, frames_BTCHW: Tensor, actions_BA: Tensor, *, context: int = 2, steps: int = 1
+        self,
+        frames_BTCHW: Tensor,
+        actions_BA: Tensor,
+        *,
+        context: int = 2,
+        steps: int = 1,
+        batch: int = 0,
     ) -> Tensor:
         """Compute the entropy of each token of a window's last frame (Eq. 2), (B, N) in [0, 1].
 
         frames (B, T, 3, H, W) in [0, 1] and the actions (B, T-1) between them; T is 5 for the
         paper's reward. The first `context` frames are given; the others are predicted in `steps`
         MaskGIT passes without noise. u_i = -sum_k p_k ln p_k / ln K in the pass that decides
-        token i. Raises InputError for bad input.
+        token i. A pass takes `batch` windows, 0 for `query_batch`. Raises InputError for bad input.
         """
         self._check_query(frames_BTCHW, actions_BA, context)
         self.check_actions(actions_BA, len(frames_BTCHW), frames_BTCHW.shape[1] - 1)
         with self.autocast():
-            return self._token_entropy(frames_BTCHW[:, :context], actions_BA, steps)
+            return self._token_entropy(frames_BTCHW[:, :context], actions_BA, steps, batch)
 
     @torch.no_grad()
     def future_token_entropy(
-        self, frames_BPCHW: Tensor, actions_BA: Tensor, *, steps: int = 1
+        self, frames_BPCHW: Tensor, actions_BA: Tensor, *, steps: int = 1, batch: int = 0
     ) -> Tensor:
         """Compute `token_entropy` of the frame that the last action leads to, from given frames.
 
@@ -245,7 +257,7 @@ class WorldModel(nn.Module):
         """
         self._check_query(frames_BPCHW, actions_BA, frames_BPCHW.shape[1])
         with self.autocast():
-            return self._token_entropy(frames_BPCHW, actions_BA, steps)
+            return self._token_entropy(frames_BPCHW, actions_BA, steps, batch)
 
     @torch.no_grad()
     def query_hidden(self, frames_BPCHW: Tensor, actions_BA: Tensor) -> Tensor:
@@ -269,10 +281,12 @@ class WorldModel(nn.Module):
             )
         self.check_actions(actions_BA, len(frames_BTCHW), num_frames - 1)
 
-    def _token_entropy(self, frames_BPCHW: Tensor, actions_BA: Tensor, steps: int) -> Tensor:
+    def _token_entropy(
+        self, frames_BPCHW: Tensor, actions_BA: Tensor, steps: int, batch: int
+    ) -> Tensor:
         SamplingConfig(steps)  # checks the number of steps
-        entropies = []
-        batches = zip(frames_BPCHW.split(QUERY_BATCH), actions_BA.split(QUERY_BATCH), strict=True)
+        entropies, batch = [], batch or self.query_batch
+        batches = zip(frames_BPCHW.split(batch), actions_BA.split(batch), strict=True)
         for frames, actions in batches:
             if steps == 1:
                 logits = self.dynamics.head(self._query_hidden(frames, actions))

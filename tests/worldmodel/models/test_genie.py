@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,9 +15,11 @@ from torch.nn import functional as F
 from envs.utils.errors import InputError
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, WorldModelConfig, preset
 from worldmodel.config import SamplingConfig
+from worldmodel.models import world_model
 from worldmodel.models.cpu_kernels import use_cpu_kernels
 from worldmodel.models.maskgit import random_mask, sample
 from worldmodel.models.world_model import normalised_entropy
+from worldmodel.uncertainty import window_entropies
 
 DEBUG = preset("debug")
 
@@ -244,6 +247,28 @@ def test_entropy_is_in_range_batched_and_refined() -> None:
     torch.testing.assert_close(
         model.token_entropy(frames[33:], actions[33:]), once[33:], atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_one_number_decides_how_many_windows_a_pass_takes(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (frames, actions) = build(), clips(10, 5)
+    sizes: list[int] = []
+    prefill = model.prefill
+    monkeypatch.setattr(
+        model, "prefill", lambda tokens, *rest: sizes.append(len(tokens)) or prefill(tokens, *rest)
+    )
+    windows = (frames * 255).byte().movedim(2, -1).numpy(), actions.numpy()
+    for batch, expected in ((0, [4, 4, 2]), (3, [3, 3, 3, 1]), (64, [10])):
+        sizes.clear()
+        window_entropies(model, *windows, steps=steps, batch=batch)
+        model.token_entropy(frames, actions, steps=steps, batch=batch)
+        assert sizes == 2 * expected
+    monkeypatch.setattr(type(model), "query_batch", world_model.QUERY_BATCH_GPU)
+    sizes.clear()
+    window_entropies(model, *(np.repeat(part, 20, axis=0) for part in windows))
+    assert sizes == [128, 72]
 
 
 def test_entropy_is_one_for_a_flat_and_zero_for_a_certain_prediction() -> None:
