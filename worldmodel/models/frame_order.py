@@ -48,15 +48,13 @@ class FrameOrder:
         attend = age >= 0 if window is None else (age >= 0) & (age < window)
         return cls(frame_idx, attend)
 
-    def peg_frames(self, cached: int) -> Tensor:
-        """Return the frames that the PEG reads at each frame: two before, one before, itself.
+    def peg_frames(self) -> Tensor:
+        """Return the frames that the PEG reads at each frame that is not consecutive, (3, F).
 
-        The result, (3, F), holds indices into `cached` PEG inputs followed by the frames, -1 for
-        none.
+        They are the index of the frame two before, of the one before, -1 for none, and its own.
         """
-        own = torch.arange(len(self.attend_FS), device=self.attend_FS.device) + cached
-        if self.previous_2F is None:
-            return torch.stack([own - 2, own - 1, own]).clamp_min(-1)
+        assert self.previous_2F is not None
+        own = torch.arange(len(self.attend_FS), device=self.attend_FS.device)
         return torch.cat([self.previous_2F, own[None]])
 
     def temporal_taps(self, frames: int) -> TemporalTaps:

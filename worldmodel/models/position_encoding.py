@@ -17,8 +17,8 @@ from worldmodel.models.frame_order import PEG_FRAMES, FrameOrder
 class PEG(nn.Module):
     """Positional encoding generator: a depthwise 3x3x3 convolution, causal in time, zero-padded.
 
-    It is one 2-D convolution for each of the three frames that it reads, since `FrameOrder` may
-    order them differently. For consecutive frames it equals `conv3d` with padding (2 past, 1, 1).
+    For frames that are not consecutive it is the same as one 2-D convolution for each of the three
+    frames that a `FrameOrder` names.
     """
 
     def __init__(self, dim: int) -> None:
@@ -30,11 +30,11 @@ class PEG(nn.Module):
         self, x_BFhwD: Tensor, order: FrameOrder, cached_BPhwD: Tensor | None = None
     ) -> Tensor:
         """Encode frames, which follow PEG_FRAMES cached inputs if there is a cache, BFhwD."""
-        cached = 0 if cached_BPhwD is None else cached_BPhwD.shape[1]
-        frames = x_BFhwD if cached_BPhwD is None else torch.cat([cached_BPhwD, x_BFhwD], dim=1)
+        if order.previous_2F is None:
+            return self._encode_consecutive(x_BFhwD, cached_BPhwD)
 
         # Index -1, no frame, reads a frame of zeros that is put first.
-        frames = F.pad(frames, (0, 0, 0, 0, 0, 0, 1, 0))
+        frames = F.pad(x_BFhwD, (0, 0, 0, 0, 0, 0, 1, 0))
         two_before, one_before, own = (
             F.conv2d(
                 rearrange(frames.index_select(1, index_F + 1), "b f h w d -> (b f) d h w"),
@@ -42,10 +42,19 @@ class PEG(nn.Module):
                 padding=1,
                 groups=len(weight),
             )
-            for index_F, weight in zip(order.peg_frames(cached), self.weight.unbind(2), strict=True)
+            for index_F, weight in zip(order.peg_frames(), self.weight.unbind(2), strict=True)
         )
         encoded = two_before + one_before + own
         return rearrange(encoded, "(b f) d h w -> b f h w d", b=len(x_BFhwD))
+
+    def _encode_consecutive(self, x_BFhwD: Tensor, cached_BPhwD: Tensor | None) -> Tensor:
+        if cached_BPhwD is None:
+            frames = F.pad(x_BFhwD, (0, 0, 0, 0, 0, 0, PEG_FRAMES, 0))
+        else:
+            frames = torch.cat([cached_BPhwD, x_BFhwD], dim=1)
+        volume = rearrange(frames, "b f h w d -> b d f h w")
+        encoded = F.conv3d(volume, self.weight, padding=(0, 1, 1), groups=len(self.weight))
+        return rearrange(encoded, "b d f h w -> b f h w d")
 
 
 class PositionBias(nn.Module):

@@ -104,6 +104,21 @@ def test_position_generator_is_a_causal_convolution(past: int) -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_position_generator_is_the_same_for_consecutive_frames_that_are_named(frames: int) -> None:
+    peg = PEG(6).double()
+    x = torch.randn(2, frames, 4, 4, 6, dtype=torch.double, requires_grad=True)
+    consecutive = FrameOrder.consecutive(frames)
+    own = torch.arange(frames)
+    named = replace(consecutive, previous_2F=torch.stack([own - 2, own - 1]).clamp_min(-1))
+    outputs = [peg(x, order) for order in (consecutive, named)]
+    torch.testing.assert_close(*outputs)
+    pull = torch.randn_like(outputs[0])
+    gradients = [torch.autograd.grad(output, (x, peg.weight), pull) for output in outputs]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_position_bias_is_the_mlp_at_each_offset() -> None:
     bias = PositionBias(4, 8, 3)
     output = bias()
