@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from envs.utils.errors import InputError
@@ -65,19 +65,32 @@ class Worker:
         return [line for line in lines if line is not None]
 
 
-def wrap_model(objective: nn.Module, parallelism: str, worker: Worker) -> nn.Module:
+def wrap_model(
+    objective: nn.Module,
+    parallelism: str,
+    worker: Worker,
+    *,
+    precision: str = "fp32",
+    find_unused_parameters: bool = False,
+) -> nn.Module:
     """Wrap a module to average its gradients over ranks. Return it unchanged on a single rank.
 
     Call it after loading the weights and before building the optimizer: `fsdp` replaces the
-    parameters by shards.
+    parameters by shards. With `precision` bf16 it gathers those of the sub-blocks in bf16; shards
+    and sums over ranks stay fp32. Unused parameters are those without a gradient in some steps.
     """
     if worker.ranks == 1:
         return objective
     if parallelism == "fsdp":
         mesh = init_device_mesh(worker.device.type, (worker.ranks,))
+        # Inputs stay as they are: the sum that runs through the sub-blocks is fp32. So do all other
+        # weights: codebook and position bias are computed without autocast.
+        policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+        if precision == "bf16":
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         for module in list(objective.modules()):
             if isinstance(module, TransformerSubBlock):
-                fully_shard(module, mesh=mesh)
+                fully_shard(module, mesh=mesh, mp_policy=policy)
         # Reshard the root after each forward pass too: otherwise the weights that a validation
         # gathered, those of the EMA, would stay in use.
         fully_shard(objective, mesh=mesh, reshard_after_forward=True)
@@ -85,8 +98,7 @@ def wrap_model(objective: nn.Module, parallelism: str, worker: Worker) -> nn.Mod
     return DistributedDataParallel(
         objective,
         device_ids=[worker.device] if worker.device.type == "cuda" else None,
-        # A quantizer that is switched on late leaves some parameters unused until then.
-        find_unused_parameters=True,
+        find_unused_parameters=find_unused_parameters,
     )
 
 

@@ -267,7 +267,15 @@ def build_trainer(
         keep_freed_memory()
 
     # FSDP replaces the parameters by shards: load the weights before, build the optimizer after.
-    wrapped_objective = wrap_model(objective, recipe.parallelism, worker)
+    wrapped_objective = wrap_model(
+        objective,
+        recipe.parallelism,
+        worker,
+        precision=recipe.precision,
+        # From clips of two frames the decoder of a latent action model sees the first alone, and
+        # leaves the embedding of later frames out.
+        find_unused_parameters=run.trains_lam and recipe.clip_length == 2,
+    )
     trainable = objective.trainable()
     optimizer = torch.optim.AdamW(
         trainable.values(),

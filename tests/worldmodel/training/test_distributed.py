@@ -46,7 +46,7 @@ CONFIGS = {
         reseed_below=0.9, reseed_error=0.0, ema_decay=0.5, codebook="gradient"
     ),
 }
-STEADY = CONFIGS["steady"]
+CONFIGS["half"] = STEADY = CONFIGS["steady"]
 SHORT: dict[str, Any] = {
     "iterations": 8,
     "batch_size": 4,
@@ -108,6 +108,8 @@ def rank_of_a_run(data: str, name: str, rank: int, ranks: int) -> None:
     """
     component, config, parallel = name.split("-")
     settings = train_preset(component, "debug", ema=0.9, parallelism=parallel.rstrip("4"), **SHORT)
+    if config == "half":
+        settings = dataclasses.replace(settings, precision="bf16", log_every=1)
     job = TrainingRun(
         component,
         CONFIGS[config],
@@ -202,6 +204,25 @@ def test_two_ranks_that_share_or_copy_the_model_learn_what_one_learns_and_go_on_
         assert checks[0][-1]["validation/psnr"] == pytest.approx(
             checks[1][-1]["validation/psnr"], rel=1e-3
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("component", ["tokenizer", "lam"])
+def test_weights_gathered_in_half_precision_learn_what_whole_copies_learn(
+    component: str, data: str, tmp_path: Path
+) -> None:
+    names = [f"{component}-half-{parallelism}" for parallelism in ("ddp", "fsdp")]
+    on_two_ranks(data, tmp_path, names)
+    rows = [[row for row in read_metrics(tmp_path / name) if "train/loss" in row] for name in names]
+    for metric, tolerance in (("train/loss", 1e-2), ("train/grad_norm", 5e-2)):
+        copies, shards = ([row[metric] for row in of_run] for of_run in rows)
+        assert len(copies) == 8
+        assert shards == pytest.approx(copies, rel=tolerance)
+        assert shards != copies, "weights of sub-blocks are rounded when they are gathered"
+    for name in names:  # shards, moments and the EMA are whole and fp32
+        opened = checkpoint.open_checkpoint(tmp_path / name)
+        for tensors in (opened.weights(), opened.average(), opened.optimizer_tensors()):
+            assert {value.dtype for value in tensors.values()} == {torch.float32}
 
 
 @pytest.mark.slow
