@@ -255,8 +255,11 @@ class WorldModelConfig:
             values[name] = part(**fields)
         return cls(**values)
 
-    def check_frames(self, frames_BTCHW: "Tensor") -> None:
-        """Raise InputError unless frames are floats in [0, 1], (B, T, 3, size, size), T >= 1."""
+    def check_frames(self, frames_BTCHW: "Tensor", *, values: bool = True) -> None:
+        """Raise InputError unless frames are floats in [0, 1], (B, T, 3, size, size), T >= 1.
+
+        A check of `values` waits for the device, here and in the next two.
+        """
         shape, size = tuple(frames_BTCHW.shape), self.size
         _require(
             len(shape) == 5 and shape[2:] == (3, size, size) and 0 not in shape,
@@ -266,41 +269,57 @@ class WorldModelConfig:
             frames_BTCHW.is_floating_point(),
             f"frames: expected floats in [0, 1], got {frames_BTCHW.dtype}: divide uint8 by 255",
         )
-        low, high = (bound.item() for bound in frames_BTCHW.detach().aminmax())
+        if not values:
+            return
+        low, high = _bounds(frames_BTCHW)
         _require(
             low >= -1e-4 and high <= 1 + 1e-4,
             f"frames: expected values in [0, 1], got {low:.4g} to {high:.4g}",
         )
 
-    def check_tokens(self, tokens_BThw: "Tensor", *, masked: bool = False) -> None:
+    def check_tokens(
+        self, tokens_BThw: "Tensor", *, masked: bool = False, values: bool = True
+    ) -> None:
         """Raise InputError unless tokens are integers in [0, K), (B, T, h, w); K too if masked."""
         shape, grid = tuple(tokens_BThw.shape), self.grid
         _require(
             len(shape) == 4 and shape[2:] == (grid, grid) and 0 not in shape,
             f"tokens: expected shape (B, T, {grid}, {grid}), got {shape}",
         )
-        _check_integers(tokens_BThw, "tokens", self.tokenizer.codes - (not masked))
+        _check_integers(tokens_BThw, "tokens", self.tokenizer.codes - (not masked), values)
 
-    def check_actions(self, actions_BT: "Tensor", batch: int, count: int) -> None:
+    def check_actions(
+        self, actions_BT: "Tensor", batch: int, count: int, *, values: bool = True
+    ) -> None:
         """Raise InputError unless actions are integers in [0, A) of shape (batch, count)."""
-        check_action_ids(actions_BT, batch, count, self.actions)
+        check_action_ids(actions_BT, batch, count, self.actions, values=values)
 
 
-def check_action_ids(actions_BT: "Tensor", batch: int, count: int, actions: int) -> None:
+def check_action_ids(
+    actions_BT: "Tensor", batch: int, count: int, actions: int, *, values: bool = True
+) -> None:
     """Raise InputError unless actions are integers in [0, actions) of shape (batch, count)."""
     shape = tuple(actions_BT.shape)
     _require(shape == (batch, count), f"actions: expected shape ({batch}, {count}), got {shape}")
-    _check_integers(actions_BT, "actions", actions - 1)
+    _check_integers(actions_BT, "actions", actions - 1, values)
 
 
-def _check_integers(values: "Tensor", name: str, top: int) -> None:
+def _bounds(tensor: "Tensor") -> list[Any]:
+    """Return the smallest and the largest value. Wait for the device once."""
+    import torch  # not at the top, so that configurations load without it
+
+    bounds: list[Any] = torch.stack(tensor.detach().aminmax()).tolist()
+    return bounds
+
+
+def _check_integers(tensor: "Tensor", name: str, top: int, values: bool) -> None:
     import torch  # not at the top, so that configurations load without it
 
     expected = f"{name}: expected integers in [0, {top}], got"
-    integers = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
-    _require(integers, f"{expected} {values.dtype}")
-    if values.numel():
-        low, high = (int(bound.item()) for bound in values.aminmax())
+    integers = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    _require(integers, f"{expected} {tensor.dtype}")
+    if values and tensor.numel():
+        low, high = _bounds(tensor)
         _require(low >= 0 and high <= top, f"{expected} {low} to {high}")
 
 

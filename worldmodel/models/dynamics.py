@@ -111,20 +111,27 @@ class Dynamics(nn.Module):
         )
 
     def loss(
-        self, tokens_BThw: Tensor, actions_BT: Tensor, *, generator: torch.Generator | None = None
+        self,
+        tokens_BThw: Tensor,
+        actions_BT: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        checked: bool = False,
     ) -> dict[str, Tensor]:
         """Compute the training losses of whole clips, tokens BThw in [0, K), actions (B, T-1).
 
         Returns `loss` (TDCE on masked tokens), `accuracy` on them, and `masked`, their share of the
-        tokens of predicted frames. Raises InputError for other input or without a codebook.
+        tokens of predicted frames. Raises InputError for other input or without a codebook; with
+        `checked` it does not look at their values, which waits for the device.
         """
-        self.cfg.check_tokens(tokens_BThw)
-        self.cfg.check_actions(actions_BT, len(tokens_BThw), tokens_BThw.shape[1] - 1)
+        batch, actions = len(tokens_BThw), tokens_BThw.shape[1] - 1
+        self.cfg.check_tokens(tokens_BThw, values=not checked)
+        self.cfg.check_actions(actions_BT, batch, actions, values=not checked)
         if tokens_BThw.shape[1] < 2:
             raise InputError(
                 "dynamics loss: expected clips of 2 frames or more, got 1: nothing can be predicted"
             )
-        if not self.has_codebook:
+        if not checked and not self.has_codebook:
             raise InputError(
                 "dynamics has no codebook: call set_codebook(tokenizer.codebook) before training"
             )
@@ -137,7 +144,9 @@ class Dynamics(nn.Module):
 
         # Run the head on all tokens before masked ones are selected: their number varies, and CPU
         # matrix kernels are compiled and kept for each new shape (5 MB a step).
-        logits_MK, targets_M = self.head(hidden)[mask], targets[mask]
+        masked_M = mask.flatten().nonzero().squeeze(1)
+        logits_MK = self.head(hidden).flatten(0, -2).index_select(0, masked_M)
+        targets_M = targets.flatten().index_select(0, masked_M)
         distances_KK, weight = token_distances(self.codebook), self.cfg.dynamics.tdce_weight
         return {
             "loss": token_distance_cross_entropy(logits_MK, targets_M, distances_KK, weight),

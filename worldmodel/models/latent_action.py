@@ -55,6 +55,10 @@ class LatentActionModel(VQAutoencoder):
         shape, type or range, and for a single frame.
         """
         self._check(frames_BTCHW)
+        return self.encode_checked(frames_BTCHW)
+
+    def encode_checked(self, frames_BTCHW: Tensor) -> Tensor:
+        """Encode frames without `encode`'s check, which waits for the device."""
         length = self.pass_length(frames_BTCHW.shape[1])
         features = []
         cache: KVCache | None = None
@@ -64,19 +68,18 @@ class LatentActionModel(VQAutoencoder):
             cache = cache.last_frames(self.cfg.frames - length)
         return self.quantizer.ids(self.to_code(self.actions(torch.cat(features, 1))))
 
-    def forward(self, frames_BTCHW: Tensor, labels_BT: Tensor | None = None) -> AutoencoderOutput:
-        """Run a training pass over clips; see `Tokenizer.forward` for the loss.
+    def forward(
+        self, frames_BTCHW: Tensor, labels_BT: Tensor | None = None, *, checked: bool = False
+    ) -> AutoencoderOutput:
+        """Run a training pass over clips; see `Tokenizer.forward` for the loss and for `checked`.
 
         `labels_BT` are recorded actions, int64 (B, T-1), -1 if unknown. The loss `labels`, which is
         not part of `loss`, trains code a to stand for action a (`VectorQuantizer.forward`). Raises
         InputError for an action without a code.
         """
-        self._check(frames_BTCHW)
-        if labels_BT is not None and int(labels_BT.max()) >= self.cfg.lam.codes:
-            raise InputError(
-                f"labels: action {int(labels_BT.max())} has no code, "
-                f"lam.codes = {self.cfg.lam.codes}"
-            )
+        self._check(frames_BTCHW, values=not checked)
+        if labels_BT is not None and not checked:
+            self.check_labels(labels_BT)
         # Infer the actions, then predict each next frame from them.
         features, _ = self.encode_features(frames_BTCHW, keep_cache=False)
         codes, actions, losses = self.quantizer(self.to_code(self.actions(features)), labels_BT)
@@ -106,8 +109,14 @@ class LatentActionModel(VQAutoencoder):
         predicted = self.head(x)
         return self.to_frames(predicted + patches if self.cfg.lam.residual else predicted)
 
-    def _check(self, frames_BTCHW: Tensor) -> None:
-        self.cfg.check_frames(frames_BTCHW)
+    def check_labels(self, labels_BT: Tensor) -> None:
+        """Raise InputError for a recorded action without a code."""
+        largest, codes = int(labels_BT.max()), self.cfg.lam.codes
+        if largest >= codes:
+            raise InputError(f"labels: action {largest} has no code, lam.codes = {codes}")
+
+    def _check(self, frames_BTCHW: Tensor, *, values: bool = True) -> None:
+        self.cfg.check_frames(frames_BTCHW, values=values)
         if frames_BTCHW.shape[1] < 2:
             raise InputError(
                 "latent actions: expected clips of 2 frames or more, got 1: it holds no action"

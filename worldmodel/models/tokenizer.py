@@ -93,13 +93,13 @@ class Tokenizer(VQAutoencoder):
         assert cache is not None
         return torch.cat(frames, 1), cache
 
-    def forward(self, frames_BTCHW: Tensor) -> AutoencoderOutput:
-        """Run a training pass over clips.
+    def forward(self, frames_BTCHW: Tensor, *, checked: bool = False) -> AutoencoderOutput:
+        """Run a training pass over clips. With `checked` frames are known to be in [0, 1].
 
         loss = reconstruction MSE + codebook MSE + 0.25 commitment MSE. There is no codebook MSE if
         codes are moving averages, and neither of the two before the quantiser is switched on.
         """
-        self.cfg.check_frames(frames_BTCHW)
+        self.cfg.check_frames(frames_BTCHW, values=not checked)
         features, _ = self.encode_features(frames_BTCHW, keep_cache=False)
         codes, tokens, losses = self.quantizer(features)
         decoded, _ = self.decode_features(codes, keep_cache=False)

@@ -46,6 +46,8 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("progress", torch.zeros(()))
         self.learns = True
         """True while training moves the codes; false in decoder-only fine-tuning."""
+        self._finished: float | None = None
+        """Value of `progress` that was set last. Reading the buffer would wait for the device."""
         self._moves: list[tuple[Tensor, Tensor]] = []
         """Codes of a learnt codebook, and their new rows, for the next `reseed_dead_codes`."""
 
@@ -54,11 +56,20 @@ class VectorQuantizer(nn.Module):
         """Codes, (K, D), rows of length 1."""
         return F.normalize(self.rows.float(), dim=-1)
 
+    def set_progress(self, fraction_of_run: float) -> None:
+        """Set the finished fraction of the training run, in [0, 1]."""
+        self.progress.fill_(fraction_of_run)
+        self._finished = fraction_of_run
+
+    @property
+    def _fraction_of_run(self) -> float:
+        return float(self.progress) if self._finished is None else self._finished
+
     @property
     def active(self) -> bool:
         """True if features are quantised at this point of the run."""
         learning = self.training and self.learns
-        return not learning or float(self.progress) >= self.cfg.quantizer_start
+        return not learning or self._fraction_of_run >= self.cfg.quantizer_start
 
     def ids(self, features: Tensor) -> Tensor:
         """Return the id of the nearest code, (..., D) -> int64 (...)."""
@@ -146,7 +157,7 @@ class VectorQuantizer(nn.Module):
         if self.cfg.codebook == "ema":
             self.sums_KD.lerp_(sums / total, weight)
             self.rows.copy_(F.normalize(self.sums_KD, dim=-1))
-        if self.cfg.reseed_below and float(self.progress) < self.cfg.reseed_until:
+        if self.cfg.reseed_below and self._fraction_of_run < self.cfg.reseed_until:
             self._reseed(flat_MD, ids_M)
 
     def _batch_sums(self, flat_MD: Tensor, ids_M: Tensor) -> tuple[Tensor, Tensor]:

@@ -84,7 +84,7 @@ class VQAutoencoder(nn.Module):
 
     def set_progress(self, fraction_of_run: float) -> None:
         """Set the finished fraction of the training run, in [0, 1], which the quantiser follows."""
-        self.quantizer.progress.fill_(fraction_of_run)
+        self.quantizer.set_progress(fraction_of_run)
 
     def decoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that no code depends on.

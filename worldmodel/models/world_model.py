@@ -313,7 +313,8 @@ class WorldModel(nn.Module):
         def record_entropy(logits_BMK: Tensor, tokens_BM: Tensor) -> None:
             still_masked = tokens_BM[:, -patches:] == self.cfg.mask_id
             decided_now = undecided_BN & ~still_masked
-            entropy_BN[decided_now] = normalised_entropy(logits_BMK[:, -patches:])[decided_now]
+            now_BN = normalised_entropy(logits_BMK[:, -patches:])
+            entropy_BN.copy_(torch.where(decided_now, now_BN, entropy_BN))
             undecided_BN.copy_(still_masked)
 
         self.sample_frames(

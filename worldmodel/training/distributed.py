@@ -41,13 +41,12 @@ class Worker:
     rank: int = 0
     ranks: int = 1
 
-    def any_rank(self, *flags: bool) -> list[bool]:
-        """Return, for each flag, True if it is set on any rank."""
-        if self.ranks == 1:
-            return list(flags)
-        counts = torch.tensor([float(flag) for flag in flags], device=self.device)
-        dist.all_reduce(counts, dist.ReduceOp.MAX)
-        return [bool(count) for count in counts]
+    def any_rank(self, *flags: bool | Tensor) -> list[bool]:
+        """Return, for each flag, True if it is set on any rank. Wait for the device once."""
+        counts = torch.stack([torch.zeros((), device=self.device) + flag for flag in flags])
+        if self.ranks > 1:
+            dist.all_reduce(counts, dist.ReduceOp.MAX)
+        return [bool(count) for count in counts.tolist()]
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Sum a tensor over ranks, on the CPU."""

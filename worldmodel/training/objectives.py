@@ -39,6 +39,12 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def check(self, batch: Batch) -> None:
+        """Raise InputError if values of a batch, which `forward` does not check, do not fit.
+
+        Give it the batch before it is copied to a device.
+        """
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by their names in `model`."""
         return {
@@ -64,7 +70,7 @@ class Objective(nn.Module):
         if stored is not None:
             return stored
         with torch.no_grad(), full_precision(batch.frames_BTHWC):
-            return self.encoders[name].encode(to_float_frames(batch.frames_BTHWC))
+            return self.encoders[name].encode_checked(to_float_frames(batch.frames_BTHWC))
 
 
 class TokenizerObjective(Objective):
@@ -82,7 +88,7 @@ class TokenizerObjective(Objective):
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         frames_BTCHW = to_float_frames(batch.frames_BTHWC)
         self.model.set_progress(progress)
-        output = self.model(frames_BTCHW)
+        output = self.model(frames_BTCHW, checked=True)
         return {**output.losses, "psnr": mean_psnr(output.frames, frames_BTCHW)}
 
     def metrics(self) -> dict[str, float]:
@@ -99,6 +105,10 @@ class LatentActionObjective(Objective):
         """`label_fraction` is the share of labelled episodes, see `lam_loss`."""
         super().__init__(lam)
         self.label_fraction = label_fraction
+
+    def check(self, batch: Batch) -> None:
+        if self.label_fraction:
+            self.model.check_labels(batch.actions_BT)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         frames_BTCHW = to_float_frames(batch.frames_BTHWC)
@@ -128,8 +138,8 @@ def lam_loss(
     loss is logged only, so that `loss` compares with that of a run without labels.
     """
     if not label_fraction:
-        return lam(frames_BTCHW)
-    output = lam(frames_BTCHW, actions_BT)
+        return lam(frames_BTCHW, checked=True)
+    output = lam(frames_BTCHW, actions_BT, checked=True)
     if lam.training:
         output.losses["labels"] = output.losses["labels"] * 2 / (1 + label_fraction)
         output.losses["loss"] = output.losses["loss"] + output.losses["labels"]
@@ -154,8 +164,16 @@ class DynamicsObjective(Objective):
         super().__init__(dynamics, encoders)
         self.needs = frozenset({"tokens", "actions" if lam is None else "latent_actions"})
 
+    def check(self, batch: Batch) -> None:
+        cfg, tokens_BThw = self.model.cfg, batch.tokens_BThw
+        actions_BT = batch.latent_actions_BT if "latent_actions" in self.needs else batch.actions_BT
+        if tokens_BThw is not None:
+            cfg.check_tokens(tokens_BThw)
+        if actions_BT is not None:
+            cfg.check_actions(actions_BT, len(actions_BT), actions_BT.shape[1])
+
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        return self.model.loss(self.tokens(batch), self.actions(batch), generator=None)
+        return self.model.loss(self.tokens(batch), self.actions(batch), checked=True)
 
     def tokens(self, batch: Batch) -> Tensor:
         """Return tokens_BThw of a batch."""
@@ -219,12 +237,18 @@ class JointObjective(Objective):
         super().__init__(DynamicsWithLam(dynamics, lam), {"tokens": tokenizer})
         self.label_fraction = label_fraction
 
+    def check(self, batch: Batch) -> None:
+        if batch.tokens_BThw is not None:
+            self.model.dynamics.cfg.check_tokens(batch.tokens_BThw)
+        if self.label_fraction:
+            self.model.lam.check_labels(batch.actions_BT)
+
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         self.model.lam.set_progress(progress)
         frames_BTCHW = to_float_frames(batch.frames_BTHWC)
         output = lam_loss(self.model.lam, frames_BTCHW, batch.actions_BT, self.label_fraction)
         tokens_BThw = self.encode("tokens", batch, batch.tokens_BThw)
-        losses = self.model.dynamics.loss(tokens_BThw, output.ids)
+        losses = self.model.dynamics.loss(tokens_BThw, output.ids, checked=True)
         lam_losses = {f"lam_{name}": value for name, value in output.losses.items()}
         total = losses["loss"] + output.losses["loss"]
         return {**losses, **lam_losses, "dynamics_loss": losses["loss"], "loss": total}

@@ -166,18 +166,20 @@ class Trainer:
         rate = recipe.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.objective.check(batch)  # on the CPU: checks of values wait for the device
         losses = self._backward(batch.to(self.worker.device))
 
         # Refuse the step on all ranks together, so that none of them waits for another.
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = full_tensor(nn.utils.get_total_norm(gradients))
-        finite = bool(torch.isfinite(norm) & torch.isfinite(losses["loss"]))
-        broken, stopping = self.worker.any_rank(not finite, self.stop())
+        finite = torch.isfinite(norm) & torch.isfinite(losses["loss"])
+        broken, stopping = self.worker.any_rank(~finite, self.stop())
         if broken:
-            raise NonFiniteLoss(self._describe_failure(batch, losses, norm, finite))
+            raise NonFiniteLoss(self._describe_failure(batch, losses, norm, bool(finite)))
 
-        # Clip by the norm of the whole batch's gradient, then update the weights.
-        if recipe.grad_clip and norm > recipe.grad_clip:
+        # Clip by the norm of the whole batch's gradient, then update the weights. A smaller norm
+        # scales by 1: comparing the two here would wait for the device.
+        if recipe.grad_clip:
             nn.utils.clip_grads_with_norm_(self.parameters, recipe.grad_clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -240,9 +242,10 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         for number, (window_ids, weight) in enumerate(batches):
             seed_everything(self.recipe.seed, "validation", number, rank)
-            batch = clips.batch(window_ids).to(self.worker.device)
+            batch = clips.batch(window_ids)
+            self.objective.check(batch)
             with self._autocast():
-                losses = self.objective(batch, 1.0)
+                losses = self.objective(batch.to(self.worker.device), 1.0)
             for name, value in {**losses, "clips": torch.ones(())}.items():
                 totals[name] = totals.get(name, 0) + value.detach().cpu().double() * weight * len(
                     window_ids

@@ -16,6 +16,7 @@ from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
 from tests.worldmodel.training.conftest import CONFIG, DYNAMICS, SHORT
 from worldmodel import checkpoint
+from worldmodel.data.batch import Batch
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.sampler import ClipSampler
 from worldmodel.data.token_dataset import cache_tokens
@@ -68,16 +69,20 @@ class PatchTokenizer(torch.nn.Module):
             frames_BTCHW.mean(2).unflatten(-1, (-1, 4)).unflatten(-3, (-1, 4)).mean((-1, -3)) > 0.5
         ).long()
 
+    encode_checked = encode
+
 
 class SpyDynamics(torch.nn.Module):
     """Dynamics model that keeps its training input."""
+
+    cfg = PatchTokenizer.cfg
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def loss(self, tokens, actions, *, generator=None, progress=0.0):
+    def loss(self, tokens, actions, *, checked=False):
         self.seen.append((tokens.clone(), actions.clone()))
         return {"loss": self.weight.square()}
 
@@ -129,7 +134,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_the
     data: str, tmp_path: Path
 ) -> None:
     class Breaking(SpyDynamics):
-        def loss(self, tokens, actions, *, generator=None, progress=0.0):
+        def loss(self, tokens, actions, *, checked=False):
             self.seen.append((tokens, actions))
             return {
                 "loss": (self.weight + 1).square() * (float("nan") if len(self.seen) == 4 else 1.0)
@@ -385,3 +390,17 @@ def test_a_run_says_in_its_folder_what_it_is(tokenizer_run: Path) -> None:
         assert f"train/{name}" in row
     assert any((tokenizer_run / "tensorboard").iterdir())
     assert time.time() - row["time"] < 3600
+
+
+@pytest.mark.parametrize("field", ["tokens", "actions"])
+def test_values_of_a_batch_are_checked_before_it_is_copied_to_a_device(field: str) -> None:
+    dynamics = Dynamics(CONFIG)
+    objective = DynamicsObjective(dynamics, Tokenizer(CONFIG))
+    grid = CONFIG.grid
+    fields = {"tokens_BThw": torch.zeros(2, 3, grid, grid), "actions_BT": torch.zeros(2, 2)}
+    batch = {name: value.long() for name, value in fields.items()}
+    objective.check(Batch(window_ids_B=torch.arange(2), **batch))
+    for name, value in batch.items():
+        value += 1_000 * name.startswith(field)
+    with pytest.raises(InputError, match=f"{field}: expected integers in .*, got 1000 to 1000"):
+        objective.check(Batch(window_ids_B=torch.arange(2), **batch))
