@@ -18,7 +18,7 @@ from experiments.benchmarks.model import NoiseDataset, dynamics_with_codes
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
 from worldmodel.config import CONTEXT, WorldModelConfig
 from worldmodel.devices import resolve_device, resolve_precision
-from worldmodel.models.cpu_kernels import optimize_model
+from worldmodel.models.compilation import optimize_model
 from worldmodel.training.config import train_preset
 from worldmodel.training.distributed import Worker
 from worldmodel.training.flops import cost_of
@@ -73,9 +73,8 @@ def measure_step(
 ) -> dict[str, float]:
     """Return the TFLOP/s of training steps and the peak memory in GB."""
     clips = CLIPS[args.preset]
-    settings = train_preset(
-        component, args.preset, iterations=99, batch_size=clips, loader_threads=0, compile=compiled
-    )
+    changes: dict[str, Any] = {"iterations": 99, "batch_size": clips, "loader_threads": 0}
+    settings = train_preset(component, args.preset, compile=compiled, eager=not compiled, **changes)
     settings = settings.on_this_machine()
     objective: Objective
     if component == "tokenizer":

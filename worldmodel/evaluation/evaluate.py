@@ -6,7 +6,6 @@ also measured on their own, because most of a retro game's screen never moves. E
 has its own noise seed, so that any process can score it.
 """
 
-import copy
 import dataclasses
 import io
 import math
@@ -224,15 +223,21 @@ def _distribute(worker: EvalWorker, batches: Sequence[EvalBatch], workers: int) 
         nodes = node_resources("train")
         if gpu:
             nodes = dataclasses.replace(nodes, gpus=1.0)
-        # A copy, so that the caller's model stays on its device.
-        on_cpu = copy.deepcopy(worker.model).to("cpu")
-        stored = ray.put(dataclasses.replace(worker, model=on_cpu))
+        stored = ray.put(dataclasses.replace(worker, model=_copy_on_cpu(worker.model)))
         calls = [(stored, batches[start : start + size]) for start in range(0, len(batches), size)]
         for number, scores in map_ray_tasks(_score_remotely, calls, at_a_time=workers, on=nodes):
             finished[number] = scores
             while next_task in finished:
                 yield from finished.pop(next_task)
                 next_task += 1
+
+
+def _copy_on_cpu(model: WorldModel | ExternalPredictions) -> Any:
+    """Return a copy of a model on the CPU; the caller's stays where it is."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=False)
 
 
 def plan_batches(

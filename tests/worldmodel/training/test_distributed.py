@@ -361,7 +361,7 @@ def test_every_component_has_recipes_for_every_preset() -> None:
             5_000,
             (0.9, 0.99),
         )
-        assert (paper.weight_decay, paper.validation_clips) == (1e-4, 0)
+        assert (paper.weight_decay, paper.validation_clips) == (1e-4, 1_024)
     for component, recipes in RECIPES.items():
         for name in recipes:
             for size in ("debug", "cpu", "gpu", "paper"):
