@@ -23,8 +23,8 @@ class Args(RayArgs, DeviceArgs):
     repeats: int = 3
     """Number of measurements of each row, of which the median counts."""
     only: tuple[str, ...] = ()
-    """Measure only these groups: collect, windows, reward, training, generation, gpu. Default: gpu
-    with --device cuda or mps, otherwise the others."""
+    """Measure only these groups: collect, windows, reward, training, generation, runners, gpu.
+    Default: gpu with --device cuda or mps, otherwise the others."""
     preset: Preset = "paper"
     """Size of the models of group gpu."""
 

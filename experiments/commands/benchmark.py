@@ -14,7 +14,7 @@ from envs.utils.ray_session import ray_session
 from experiments.arguments import check_at_least, check_games
 from experiments.benchmarks.common import Args, Row
 
-GROUPS = ("collect", "windows", "reward", "training", "generation", "gpu")
+GROUPS = ("collect", "windows", "reward", "training", "generation", "runners", "gpu")
 
 
 def run(args: Args) -> None:
@@ -31,6 +31,7 @@ def run(args: Args) -> None:
     from experiments.benchmarks.data import measure_collection, measure_loading
     from experiments.benchmarks.model import measure_generation, measure_training
     from experiments.benchmarks.reward import measure_reward
+    from experiments.benchmarks.runners import measure_runners
 
     measures = (
         measure_collection,
@@ -38,6 +39,7 @@ def run(args: Args) -> None:
         measure_reward,
         measure_training,
         measure_generation,
+        measure_runners,
         measure_accelerator,
     )
     rows: list[Row] = []
