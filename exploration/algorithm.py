@@ -6,18 +6,18 @@ One iteration is one epoch of App. A.3; `exploration.train.explore` makes a whol
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import ray
 import torch
 from numpy.typing import NDArray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     LEARNER_RESULTS,
@@ -27,20 +27,20 @@ from ray.rllib.utils.metrics import (
 from envs import action_names
 from envs.episodes.frame_distance import FrameDistance
 from envs.utils.errors import InputError
-from envs.utils.screen_hash import distinct_screens
 from exploration.agent.config import LossConfig, PolicyConfig
-from exploration.agent.learner import ExploreLearner, as_learner_batch, quiet_actor_errors
+from exploration.agent.learner import ExploreLearner, quiet_actor_errors, shares
 from exploration.agent.loss import LOSS_PARTS
 from exploration.agent.policy import CnnLstm
-from exploration.agent.replay_buffer import Batch, Fragment, ReplayBuffer, Scale, to_fragment
+from exploration.agent.replay_buffer import PackedBatch, ReplayBuffer, Scale
 from exploration.agent.rl_module import AgentModule, action_names_of
 from exploration.config import ExploreConfig, epsilon_at
 from exploration.mutable_settings import MUTABLE_SETTINGS, apply_settings
 from exploration.reward.scorers import Scorer
 from exploration.reward.token_entropy import TOP_FRACTION, check_top_fraction
 from exploration.rollout.callbacks import ExploreCallbacks
-from exploration.rollout.env_runner import GameRunner
+from exploration.rollout.env_runner import GameRunner, PlaySettings, RunnerRollout
 from exploration.rollout.reward_connector import LOOKBACK
+from exploration.rollout.sampler import RolloutSampler, WeightsVersion
 from exploration.rollout.snapshots import SnapshotPair, merge_snapshots
 from exploration.rollout.vector_env import STEP_SECONDS, check_env_slots
 
@@ -53,8 +53,6 @@ DEFAULTS: dict[str, Any] = ExploreConfig().algorithm_settings() | {
 """Settings that `AutoExploreConfig.training` takes besides RLlib's, with their defaults."""
 SAMPLE_TIMEOUT_S = 900.0
 """Longest wait of an epoch for a live env runner."""
-DISTANCE_EVERY = 4
-"""Every which frame is compared with the data of the world model, to save time."""
 ENTROPY_STEP = 0.05
 """Change of the logarithm of the entropy coefficient in an update, for an entropy that misses its
 target by all of ln A."""
@@ -78,6 +76,8 @@ class AutoExploreConfig(AlgorithmConfig):
     seed: Any
     callbacks_class: Any
     sample_timeout_s: Any
+    merge_env_runner_states: Any
+    broadcast_env_runner_states: Any
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or AutoExplore)
@@ -98,6 +98,8 @@ class AutoExploreConfig(AlgorithmConfig):
         self.evaluation_config = {"explore": False, "top_fraction": TOP_FRACTION}
         self.restart_failed_env_runners = self.restart_failed_sub_environments = True
         self.delay_between_env_runner_restarts_s = 1.0
+        # No connector has a state; gathering them would wait for runners that are playing.
+        self.merge_env_runner_states = self.broadcast_env_runner_states = False
         # An epoch with its rewards may take longer than RLlib's default of a minute.
         self.sample_timeout_s = self.evaluation_sample_timeout_s = SAMPLE_TIMEOUT_S
 
@@ -184,10 +186,14 @@ class AutoExploreConfig(AlgorithmConfig):
         return self.steps_per_epoch
 
     @property
+    def steps_of_runner(self) -> int:
+        """Steps that the envs of a runner together play in an epoch."""
+        return int(self.num_envs_per_env_runner * self.steps_per_epoch)
+
+    @property
     def collected_per_epoch(self) -> int:
         """Steps that all envs together play in an epoch."""
-        runners = max(self.num_env_runners, 1)
-        return int(runners * self.num_envs_per_env_runner * self.steps_per_epoch)
+        return max(self.num_env_runners, 1) * self.steps_of_runner
 
     @property
     def capacity(self) -> int:
@@ -229,10 +235,14 @@ class AutoExplore(Algorithm):
         """Factor of `entropy_coeff` that has brought the entropy near its target."""
         self.screens: dict[str, set[bytes]] = {}
         self.snapshots: SnapshotPair | None = None
-        self.references: dict[str, FrameDistance] = {}
-        """Distance of frames from the data of the world model, for each game with such data."""
+        self.references: Any = {}
+        """Distances of `set_references`."""
         self.distances: dict[str, NDArray[np.float32]] = {}
         """Distances of the frames of the last epoch, one in DISTANCE_EVERY."""
+        self.sampler = RolloutSampler(self.env_runner_group, 0)
+        self.updates_done = 0
+        self.settings_played: dict[str, float] = {}
+        """Settings in effect in the newest rollout."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Change the MUTABLE_SETTINGS without rebuilding anything; Tune calls it.
@@ -254,16 +264,18 @@ class AutoExplore(Algorithm):
         c = self.config
         return epsilon_at(self.iteration, c.epsilon, c.final_epsilon, c.epsilon_epochs)
 
+    def set_references(self, references: dict[str, FrameDistance]) -> None:
+        """Set the distance of frames from the data of the world model, for games with such data."""
+        self.references = ray.put(references)  # once, not with every request
+
     def training_step(self) -> None:
-        """Collect, learn, and send the new weights to the runners."""
+        """Collect with the newest weights, and learn."""
         started = time.monotonic()
         self._collect()
         collected = time.monotonic()
-        self._learn()
+        with quiet_actor_errors():
+            self._learn()
         learned = time.monotonic()
-        self.env_runner_group.sync_weights(
-            from_worker_or_learner_group=self.learner_group, inference_only=True
-        )
         self.metrics.log_dict({"epsilon": self.epsilon, "replay_steps": len(self.replay)}, window=1)
         seconds = {"sample": collected - started, "learn": learned - collected}
         # RLlib's own timers are running averages.
@@ -275,62 +287,72 @@ class AutoExplore(Algorithm):
         Waits up to RUNNER_TIMEOUT_S for a runner to restart if none answers. Raises InputError with
         the message of a runner that has failed for good.
         """
-        deadline = time.monotonic() + RUNNER_TIMEOUT_S
-        while not (episodes := self._sample_fragments()):
-            self._raise_runner_fault()
+        deadline, settings = time.monotonic() + RUNNER_TIMEOUT_S, self._play_settings()
+        rollouts = self._sample(settings)
+        while not any(rollout.fragments for rollout in rollouts):
+            for fault in filter(None, (rollout.fault for rollout in rollouts)):
+                raise InputError(fault)
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"no scored steps received from any env runner for {RUNNER_TIMEOUT_S:.0f} s"
                 )
             time.sleep(1.0)
             self.restore_env_runners(self.env_runner_group)
+            rollouts = self._sample(settings)
         self.distances = {}
-        for episode in episodes:
-            self._add_to_replay(to_fragment(episode, episodic=self.config.episodic_returns))
-        snapshots = self.env_runner_group.foreach_env_runner(lambda runner: runner.snapshots)
-        self.snapshots = merge_snapshots(snapshots)
+        for rollout in rollouts:
+            self._add(rollout)
+        self.settings_played = rollouts[-1].settings
+        self.snapshots = merge_snapshots(rollout.snapshots for rollout in rollouts)
+        staleness = [rollout.staleness for rollout in rollouts]
+        values = {"mean": np.mean(staleness), "max": max(staleness)}
+        counts = {"lost": self.sampler.lost, "stale": self.sampler.stale}
+        counts["in_flight"] = self.sampler.in_flight
+        self.metrics.log_dict({"staleness": values, "rollouts": counts}, key="sampling", window=1)
 
-    def _sample_fragments(self) -> list[Any]:
-        """Let every runner play with the current exploration settings; return scored fragments."""
-        # Set before every sampling, so that the settings reach restarted runners.
-        set_exploration = partial(
-            GameRunner.set_exploration,
-            epsilon=self.epsilon,
-            temperature=self.config.temperature,
-            top_fraction=self.config.top_fraction,
+    def _play_settings(self) -> PlaySettings:
+        """Return the current settings of the rollouts, with the newest weights."""
+        weights = self.learner_group.get_weights()[DEFAULT_MODULE_ID]
+        return PlaySettings(
+            self.epsilon,
+            self.config.temperature,
+            self.config.top_fraction,
+            ray.put(weights),  # one copy for all runners
+            self.references,
         )
-        self.env_runner_group.foreach_env_runner(set_exploration)
-        sampled: Any = synchronous_parallel_sample(
-            worker_set=self.env_runner_group,
-            max_env_steps=self.config.steps_per_epoch * self.config.num_envs_per_env_runner,
-            concat=True,
-            sample_timeout_s=self.config.sample_timeout_s,
-            _uses_new_env_runners=True,
-            _return_metrics=True,
+
+    def _sample(self, settings: PlaySettings) -> list[RunnerRollout]:
+        """Let the runners play; return their rollouts."""
+        c = self.config
+        rollouts = self.sampler.sample(
+            settings,
+            WeightsVersion(self.iteration, self.updates_done),
+            # The others of a synchronous epoch are awaited, but one runner is enough to go on.
+            steps=c.steps_of_runner,
+            seconds=c.sample_timeout_s,
         )
-        episodes, results = sampled
-        self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
-        return [episode for episode in episodes if len(episode)]
+        if rollouts:
+            self.metrics.aggregate(
+                [rollout.metrics for rollout in rollouts], key=ENV_RUNNER_RESULTS
+            )
+        return rollouts
 
-    def _raise_runner_fault(self) -> None:
-        """Raise InputError if a runner has failed for good, with the message of the first one."""
-        for fault in self.env_runner_group.foreach_env_runner(lambda runner: runner.fault):
-            if fault:
-                raise InputError(fault)
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        """Bring restarted runners back; their rollouts in flight are lost."""
+        restored: list[int] = super().restore_env_runners(env_runner_group)
+        if env_runner_group is self.env_runner_group:
+            self.sampler.lose(restored)
+        return restored
 
-    def _add_to_replay(self, fragment: Fragment) -> None:
-        """Add a fragment to the replay buffer, and its screens to those of its game."""
-        if self.config.reward_clipping:
-            fragment = replace(fragment, rewards_T=fragment.rewards_T.clip(-1, 1))
-        self.replay.add(fragment)
-        if self.config.games:
-            screens = self.screens.setdefault(fragment.game, set())
-            frames_THWC = fragment.frames_THWC
-            screens.update(distinct_screens(frames_THWC))
-            if fragment.game in self.references:
-                found = self.references[fragment.game](frames_THWC[1::DISTANCE_EVERY])
-                before = self.distances.get(fragment.game, found[:0])
-                self.distances[fragment.game] = np.concatenate([before, found])
+    def _add(self, rollout: RunnerRollout) -> None:
+        """Add the fragments of a rollout to the replay buffer, and its screens and distances."""
+        for fragment in rollout.fragments:
+            self.replay.add(fragment)
+        for game, screens in rollout.screens.items():
+            self.screens.setdefault(game, set()).update(screens)
+        for game, found in rollout.distances.items():
+            before = self.distances.get(game, found[:0])
+            self.distances[game] = np.concatenate([before, found])
 
     def _learn(self) -> None:
         """Make one epoch's updates, and log the means of the loss terms under `learning`."""
@@ -338,9 +360,11 @@ class AutoExplore(Algorithm):
         scale = self._reward_scale() if c.normalize_rewards else None
         terms: dict[str, list[float]] = {name: [] for name in LOSS_PARTS}
         for _ in range(c.updates):
-            batch = self.replay.sample(c.batch_size, c.seq_len, c.burn_in, scale)
-            batch["entropy_coeff"] = np.full(c.batch_size, self.entropy_coeff, np.float32)
+            batch = self.replay.sample_packed(c.batch_size, c.seq_len, c.burn_in, scale)
+            coefficient = np.full(c.batch_size, self.entropy_coeff, np.float32)
+            batch.columns["entropy_coeff"] = coefficient
             results = self._update(batch)
+            self.updates_done += 1
             for name, values in terms.items():
                 values.append(float(results[0][DEFAULT_MODULE_ID][name].peek()))
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
@@ -372,24 +396,15 @@ class AutoExplore(Algorithm):
         scale = self.replay.reward_scale()
         return {game: (mean, width * horizon) for game, (mean, width) in scale.items()}
 
-    def _update(self, batch: Batch) -> Any:
+    def _update(self, batch: PackedBatch) -> Any:
         """Make one update with all learners; return their metrics."""
         lifetime = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
         steps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek(lifetime)}
         learners = self.config.num_learners
-        if learners < 2:
-            data: dict[str, Any] = {"batch": as_learner_batch(batch)}
-        else:
-            # RLlib would cut one batch inside a segment; each learner gets whole ones.
-            count = max(batch["learn"].sum(), 1) / learners
-            rows = batch | {"count": np.full(len(batch["learn"]), count, np.float32)}
-            parts = [
-                {name: values[part::learners] for name, values in rows.items()}
-                for part in range(learners)
-            ]
-            data = {"batches": [as_learner_batch(part) for part in parts]}
-        with quiet_actor_errors():
-            return self.learner_group.update(**data, timesteps=steps)
+        # RLlib would cut one batch inside a segment; each learner gets whole ones.
+        parts = [batch] if learners < 2 else shares(batch, learners)
+        data: dict[str, Any] = {"batches": parts} if learners else {"batch": batch}
+        return self.learner_group.update(**data, timesteps=steps)
 
     def _before_evaluate(self) -> None:
         """Reset the envs of a local evaluation runner; RLlib resets only those of remote ones."""
@@ -433,6 +448,7 @@ class AutoExplore(Algorithm):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore a state of `get_state`, and the replay buffer if it was stored."""
+        self.sampler.invalidate()
         super().set_state(state)
         self.screens = {game: set(keys) for game, keys in state.get("screens", {}).items()}
         self.entropy_scale = state.get("entropy_scale", 1.0)

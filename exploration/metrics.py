@@ -18,6 +18,7 @@ def training_metrics(result: dict[str, Any], actions: Sequence[str]) -> dict[str
     names = ("reward", "scored", "steps", "dropped")
     total = {name: sum(float(sums[name]) for sums in games.values()) for name in names}
     seconds = {name: float(value) for name, value in result["seconds"].items()}
+    staleness, rollouts = result["sampling"]["staleness"], result["sampling"]["rollouts"]
     metrics = {f"explore/{name}": float(value) for name, value in result["learning"].items()}
     for game, sums in games.items():
         metrics[f"explore/intrinsic_return/{game}"] = float(sums["reward"]) / float(sums["envs"])
@@ -27,6 +28,9 @@ def training_metrics(result: dict[str, Any], actions: Sequence[str]) -> dict[str
         "explore/epsilon": float(result["epsilon"]),
         "explore/replay_steps": float(result["replay_steps"]),
         "explore/fragments_dropped": total["dropped"],
+        "explore/staleness": float(staleness["mean"]),
+        "explore/staleness_max": float(staleness["max"]),
+        **{f"explore/rollouts_{name}": float(value) for name, value in rollouts.items()},
         "explore/sample_seconds": seconds["sample"],
         "explore/learn_seconds": seconds["learn"],
         "explore/env_steps_per_second": total["steps"] / max(seconds["sample"], 1e-9),

@@ -75,28 +75,17 @@ def current_settings(config: Any) -> dict[str, float]:
 
 
 def settings_in_effect(algorithm: Any) -> dict[str, float]:
-    """Return the values that learners and runners use."""
+    """Return the values that learners use, and those of the newest rollout."""
     values = current_settings(algorithm.config)
     values["entropy_coeff"] = algorithm.entropy_coeff
     for answer in algorithm.learner_group.foreach_learner(_read_learner):
         values |= answer.get() if answer.ok else {}
-    for answer in algorithm.env_runner_group.foreach_env_runner(_read_runner):
-        values |= answer or {}
-    return values
+    return values | algorithm.settings_played
 
 
 def _read_learner(learner: Any) -> dict[str, float]:
     (optimizer, *_) = learner._named_optimizers.values()
     return {"lr": float(learner._get_optimizer_lr(optimizer))}
-
-
-def _read_runner(runner: Any) -> dict[str, float]:
-    module = runner.module
-    if module is None:  # the local runner of an algorithm with remote ones
-        return {}
-    values = {"epsilon": module.epsilon, "temperature": module.temperature}
-    values["top_fraction"] = runner.config.top_fraction
-    return {name: float(value) for name, value in values.items()}
 
 
 def _write(owner: Any, changes: dict[str, float]) -> None:

@@ -109,7 +109,7 @@ def explore(
         if archive is not None:
             settings.training(archive=Path(archive).absolute() / "archive")
         with _running(settings, out) as algorithm:
-            algorithm.references = references
+            algorithm.set_references(references)
             if state is not None:
                 algorithm.set_state(state)
                 apply_settings(algorithm, about.get("settings", {}))  # those of `tune set`

@@ -186,12 +186,13 @@ def measure_update(games: Sequence[str], repeats: int) -> Row:
     try:
         algorithm.train()
         settings = explore_preset("cpu")
-        batch = algorithm.replay.sample(settings.batch_size, settings.seq_len)
+        packed = algorithm.replay.sample_packed(settings.batch_size, settings.seq_len)
+        batch = packed.unpack()
         network, loss_config = algorithm.network(), algorithm.config.loss
         optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
 
         def learn() -> None:
-            algorithm._update(batch)
+            algorithm._update(packed)
 
         def step() -> None:
             rows = as_learner_batch(batch)[DEFAULT_MODULE_ID]

@@ -28,7 +28,6 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 import envs
-import exploration.algorithm
 from envs.collect.policies import RandomPolicy
 from envs.collect.worker import EpisodeKey, play_episode
 from experiments.benchmarks.common import Args, Row
@@ -101,10 +100,10 @@ class FakeRunner(GameRunner):
         """Return the metrics of the last sample of this thread."""
         return self._own.metrics
 
-    def set_state(self, state: Any) -> None:
+    def set_weights(self, weights: dict[str, Any]) -> None:
         """Set the weights, in one thread at a time."""
         with self._lock:
-            super().set_state(state)
+            super().set_weights(weights)
 
     def _fragment(self, name: str, first: int, steps: int, game: str) -> SingleAgentEpisode:
         """Return steps of recorded play as an env runner does, with the outputs of a policy."""
@@ -215,14 +214,13 @@ def driver_seconds(games: tuple[str, ...], runners: int, frames: Any) -> dict[st
         timer = PartTimer()
         with ExitStack() as patches:
             for owner, name, part in (
-                (algorithm, "_sample_fragments", "receive"),
-                (exploration.algorithm, "to_fragment", "compress"),
-                (algorithm, "_add_to_replay", "distinct screens"),
+                (algorithm, "_play_settings", "weights"),
+                (algorithm, "_sample", "receive"),
+                (algorithm, "_add", "distinct screens"),
                 (algorithm.replay, "add", "store"),
                 (algorithm, "_learn", "other in updates"),
-                (algorithm.replay, "sample", "draw batches"),
+                (algorithm.replay, "sample_packed", "draw batches"),
                 (algorithm, "_update", "send batches"),
-                (algorithm.env_runner_group, "sync_weights", "weights"),
             ):
                 timed = timer.timed(part, getattr(owner, name))
                 patches.enter_context(mock.patch.object(owner, name, timed))

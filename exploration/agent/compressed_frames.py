@@ -4,7 +4,6 @@ Neighbouring frames of a game are nearly the same: a block takes a few per cent 
 pixels, and is decompressed in a fraction of a millisecond.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,18 +16,37 @@ LEVEL = 1
 """Compression level of zstd."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class FrameBlock:
-    """Compressed frames. Compared and hashed by identity."""
+    """Compressed frames."""
 
     data: bytes
     frames: int
 
 
-def decompress_block(block: FrameBlock, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Decompress the frames of a block, each of this shape; the array is read-only."""
-    data = zstandard.ZstdDecompressor().decompress(block.data)
-    return np.frombuffer(data, np.uint8).reshape(block.frames, *shape)
+def decompress_block(data: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Decompress the data of a block, whose frames have this shape; the array is read-only."""
+    pixels = zstandard.ZstdDecompressor().decompress(data)
+    return np.frombuffer(pixels, np.uint8).reshape(-1, *shape)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Consecutive frames, still compressed."""
+
+    blocks: tuple[bytes, ...]
+    skip: int
+    """Frames of the first block that come before the clip."""
+    frames: int
+
+    def write(self, into_THWC: NDArray[np.uint8]) -> None:
+        """Decompress the frames into the beginning of an array."""
+        at = -self.skip
+        for data in self.blocks:
+            part_THWC = decompress_block(data, into_THWC.shape[1:])[max(-at, 0) : self.frames - at]
+            at = max(at, 0)
+            into_THWC[at : at + len(part_THWC)] = part_THWC
+            at += len(part_THWC)
 
 
 @dataclass(frozen=True)
@@ -54,23 +72,24 @@ class CompressedFrames:
         """Return the number of frames."""
         return sum(block.frames for block in self.blocks)
 
-    def read(
-        self,
-        start: int,
-        stop: int,
-        decompress: Callable[[FrameBlock, tuple[int, ...]], NDArray[np.uint8]] = decompress_block,
-    ) -> NDArray[np.uint8]:
-        """Return the frames from `start` up to, but not including, `stop`.
-
-        `decompress`: may be a cached `decompress_block`.
-        """
-        parts, at = [], 0
+    def clip(self, start: int, stop: int) -> Clip:
+        """Return the frames from `start` up to, but not including, `stop`."""
+        blocks: list[bytes] = []
+        skip = at = 0
         for block in self.blocks:
             end = at + block.frames
             if at < stop and end > start:
-                parts.append(decompress(block, self.shape)[max(start - at, 0) : stop - at])
+                skip = skip if blocks else start - at
+                blocks.append(block.data)
             at = end
-        return np.concatenate(parts) if parts else np.empty((0, *self.shape), np.uint8)
+        return Clip(tuple(blocks), skip, min(stop, at) - start)
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Decompress the frames from `start` up to, but not including, `stop`."""
+        clip = self.clip(start, stop)
+        frames_THWC = np.empty((clip.frames, *self.shape), np.uint8)
+        clip.write(frames_THWC)
+        return frames_THWC
 
     def extended(self, later: "CompressedFrames") -> "CompressedFrames":
         """Append later frames, the first of which is the last of these; it is kept once.
@@ -78,10 +97,10 @@ class CompressedFrames:
         Short blocks at the seam become one.
         """
         before, first = self.blocks[:-1], later.blocks[0]
-        last_THWC = decompress_block(self.blocks[-1], self.shape)[:-1]
+        last_THWC = decompress_block(self.blocks[-1].data, self.shape)[:-1]
         after = later.blocks
         if len(last_THWC) + first.frames <= BLOCK:
-            last_THWC = np.concatenate([last_THWC, decompress_block(first, self.shape)])
+            last_THWC = np.concatenate([last_THWC, decompress_block(first.data, self.shape)])
             after = later.blocks[1:]
         seam = CompressedFrames.of(last_THWC).blocks
         return CompressedFrames(before + seam + after, self.shape)

@@ -4,18 +4,21 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from ray.exceptions import RayActorError
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
 
 from exploration.agent.loss import actor_critic_loss
-from exploration.agent.replay_buffer import Batch
+from exploration.agent.replay_buffer import Batch, PackedBatch
 
 PING_SECONDS = 30.0
 """Longest answer of a live learner. One that waits for another learner does not answer."""
@@ -26,6 +29,15 @@ class ExploreLearner(TorchLearner):
 
     Its batches hold the arrays of `ReplayBuffer.sample`.
     """
+
+    def update(self, *arguments: Any, **options: Any) -> Any:
+        """Decompress the frames of a `PackedBatch`, and make an update with it.
+
+        Several learners do so in parallel, and what is sent to them is small.
+        """
+        packed: Any = options.pop("training_data").batch
+        training_data = TrainingData(batch=as_learner_batch(packed.unpack()))
+        return super().update(training_data=training_data, **options)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore a whole state, even if RLlib would keep weights with as many updates.
@@ -56,6 +68,17 @@ class ExploreLearner(TorchLearner):
         return loss
 
 
+def shares(batch: PackedBatch, learners: int) -> list[PackedBatch]:
+    """Deal the whole segments of a batch out to several learners.
+
+    `count` makes the mean of their losses that of the whole batch, see `actor_critic_loss`.
+    """
+    rows = batch.columns
+    count = max(rows["learn"].sum(), 1) / learners
+    counted = rows | {"count": np.full(len(rows["learn"]), count, np.float32)}
+    return replace(batch, columns=counted).parts(learners)
+
+
 def as_learner_batch(batch: Batch) -> MultiAgentBatch:
     """Convert the arrays of `ReplayBuffer.sample` to a batch of RLlib's learner."""
     columns: dict[str, Any] = {name: rows for name, rows in batch.items() if name not in ("h", "c")}
@@ -66,7 +89,10 @@ def as_learner_batch(batch: Batch) -> MultiAgentBatch:
 
 @contextmanager
 def quiet_actor_errors() -> Iterator[None]:
-    """Keep RLlib from logging errors of learners, which are raised anyway."""
+    """Keep RLlib from logging errors of learners, which are raised anyway.
+
+    Entering and leaving costs a millisecond or two: do so once an epoch, not at every update.
+    """
     logger = logging.getLogger("ray.rllib.utils.actor_manager")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

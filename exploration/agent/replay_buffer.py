@@ -6,9 +6,10 @@ compressed without loss.
 Shapes: T steps of a fragment or segment, B segments, D units of the LSTM.
 """
 
-from collections import deque
+import os
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,14 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from envs.utils.errors import InputError
-from exploration.agent.compressed_frames import CompressedFrames, FrameBlock, decompress_block
+from exploration.agent.compressed_frames import Clip, CompressedFrames, FrameBlock
 
 SCORED = "scored"
 """Extra column of an episode: True for steps that have a reward."""
 GAME = "game"
 """Key of an episode's custom data."""
-CACHED_BLOCKS = 64
-"""Blocks of frames that a buffer keeps decompressed: 25 MB at 64x64 pixels."""
+THREADS = min(4, os.cpu_count() or 1)
+"""Threads that decompress the frames of a batch."""
 Scale = dict[str, tuple[float, float]]
 """Offset and divisor of the rewards of each game."""
 Batch = dict[str, NDArray[Any]]
@@ -61,10 +62,15 @@ class Fragment:
         """All frames, decompressed."""
         return self.frames.read(0, len(self.frames))
 
-    def followed_by(self, later: "Fragment") -> bool:
-        """Return True if `later` begins where this fragment stops."""
-        same = self.episode_id == later.episode_id and not self.terminated
-        return same and self.first_step + len(self) == later.first_step
+    @property
+    def end(self) -> tuple[str, int]:
+        """Episode and index of the step that follows this fragment."""
+        return self.episode_id, self.first_step + len(self)
+
+    def copied(self) -> "Fragment":
+        """Copy the arrays, which otherwise keep what a runner sent in Ray's object store."""
+        columns: dict[str, Any] = {name: np.array(getattr(self, name)) for name in COLUMNS}
+        return replace(self, **columns)
 
     def joined(self, later: "Fragment") -> "Fragment":
         """Join both fragments; the frame they share is kept once."""
@@ -81,6 +87,37 @@ PLAIN = ("episode_id", "game", "first_step", "terminated")
 """Fields that are plain values."""
 
 
+@dataclass(frozen=True)
+class PackedBatch:
+    """Segments whose frames are still compressed: 2 instead of 34 MB at the paper's sizes."""
+
+    columns: Batch
+    """Arrays of `ReplayBuffer.sample`, without obs."""
+    clips: list[Clip]
+    """T + 1 frames of each segment, or fewer at the end of a fragment."""
+    shape: tuple[int, ...]
+    """Shape of one frame: (H, W, C)."""
+
+    def parts(self, count: int) -> list["PackedBatch"]:
+        """Deal the segments out into so many batches; none is cut."""
+        return [
+            PackedBatch(
+                {name: rows[part::count] for name, rows in self.columns.items()},
+                self.clips[part::count],
+                self.shape,
+            )
+            for part in range(count)
+        ]
+
+    def unpack(self) -> Batch:
+        """Decompress the frames; return the arrays of `ReplayBuffer.sample`."""
+        size, length = self.columns["valid"].shape
+        obs_BTHWC = np.zeros((size, length + 1, *self.shape), np.uint8)
+        with ThreadPoolExecutor(THREADS) as threads:
+            list(threads.map(Clip.write, self.clips, obs_BTHWC))
+        return {"obs": obs_BTHWC, **self.columns}
+
+
 class ReplayBuffer:
     """Buffer of the newest `capacity` steps.
 
@@ -92,32 +129,40 @@ class ReplayBuffer:
         if capacity < 1:
             raise InputError(f"replay capacity {capacity}: must be 1 step or more")
         self.capacity = capacity
-        self._fragments: deque[Fragment] = deque()
-        self._decompress = lru_cache(CACHED_BLOCKS)(decompress_block)
+        # By `end`, so that the one that a new fragment follows is found at once.
+        self._fragments: OrderedDict[tuple[str, int], Fragment] = OrderedDict()
+        self._steps = 0
         self._generator = np.random.default_rng(seed)
 
     def __len__(self) -> int:
         """Return the number of steps in the buffer."""
-        return sum(map(len, self._fragments))
+        return self._steps
+
+    @property
+    def fragments(self) -> list[Fragment]:
+        """Fragments, that with the oldest newest step first."""
+        return list(self._fragments.values())
 
     def add(self, fragment: Fragment) -> None:
         """Append a fragment to the one it follows, if the buffer has it, or add it as a new one."""
         if not len(fragment):
             return
-        for index in reversed(range(len(self._fragments))):
-            if self._fragments[index].followed_by(fragment):
-                fragment = self._fragments[index].joined(fragment)
-                del self._fragments[index]
-                break
-        self._fragments.append(fragment)
-        steps = len(self)
-        while steps > self.capacity and len(self._fragments) > 1:
-            steps -= len(self._fragments.popleft())
+        self._steps += len(fragment)
+        before = self._fragments.get((fragment.episode_id, fragment.first_step))
+        if before is not None and not before.terminated:
+            del self._fragments[before.end]
+            fragment = before.joined(fragment)
+        else:
+            fragment = fragment.copied()
+        self._fragments[fragment.end] = fragment
+        while self._steps > self.capacity and len(self._fragments) > 1:
+            _, oldest = self._fragments.popitem(last=False)
+            self._steps -= len(oldest)
 
     def reward_scale(self) -> Scale:
         """Compute mean and standard deviation, at least 1e-3, of each game's rewards."""
         rewards: dict[str, list[NDArray[np.float32]]] = {}
-        for fragment in self._fragments:
+        for fragment in self.fragments:
             rewards.setdefault(fragment.game, []).append(fragment.rewards_T[fragment.scored_T])
         joined = {game: np.concatenate(parts) for game, parts in rewards.items()}
         return {
@@ -140,70 +185,53 @@ class ReplayBuffer:
 
         Raises InputError if the buffer is empty.
         """
+        return self.sample_packed(batch_size, length, burn_in, scale).unpack()
+
+    def sample_packed(
+        self, batch_size: int, length: int, burn_in: int = 0, scale: Scale | None = None
+    ) -> PackedBatch:
+        """Sample the same segments as `sample`, and leave their frames compressed."""
         if not self._fragments:
             raise InputError("the replay buffer is empty: collect steps before sampling")
-        ends = np.cumsum([len(fragment) for fragment in self._fragments])
+        fragments = self.fragments
+        ends = np.cumsum([len(fragment) for fragment in fragments])
         draws = self._generator.integers(ends[-1], size=batch_size)
         indices = np.searchsorted(ends, draws, side="right")
-        first = self._fragments[0]
+        first = fragments[0]
         dtypes: dict[str, Any] = {"actions": np.int64, "rewards": np.float32, "logp": np.float32}
         dtypes |= dict.fromkeys(("terminated", "valid", "learn"), np.bool_)
         state_shape = (batch_size, first.h_TD.shape[1])
-        batch: Batch = {
-            "obs": np.zeros((batch_size, length + 1, *first.frames.shape), np.uint8),
+        columns: Batch = {
             **{name: np.zeros((batch_size, length), dtype) for name, dtype in dtypes.items()},
             "h": np.zeros(state_shape, np.float32),
             "c": np.zeros(state_shape, np.float32),
         }
+        clips = []
         for row, (index, draw) in enumerate(zip(indices, draws, strict=True)):
-            fragment = self._fragments[index]
+            fragment = fragments[index]
             start = int(draw - ends[index]) + len(fragment)
-            segment = {name: rows[row] for name, rows in batch.items()}
-            self._fill(segment, fragment, start, burn_in, (scale or {}).get(fragment.game))
-        return batch
-
-    def _fill(
-        self,
-        segment: Batch,
-        fragment: Fragment,
-        start: int,
-        burn_in: int,
-        scale: tuple[float, float] | None,
-    ) -> None:
-        """Write the segment that begins at step `start` of a fragment into one row of a batch."""
-        steps = min(len(segment["valid"]), len(fragment) - start)
-        stop = start + steps
-        scored_T, rewards_T = fragment.scored_T[start:stop], fragment.rewards_T[start:stop]
-        if scale is not None:
-            mean, width = scale
-            rewards_T = np.where(scored_T, (rewards_T - mean) / width, 0)
-        segment["obs"][: steps + 1] = fragment.frames.read(start, stop + 1, self._decompress)
-        segment["actions"][:steps] = fragment.actions_T[start:stop]
-        segment["rewards"][:steps] = rewards_T
-        segment["logp"][:steps] = fragment.log_probabilities_T[start:stop]
-        segment["terminated"][steps - 1] = fragment.terminated and stop == len(fragment)
-        segment["valid"][:steps] = True
-        segment["learn"][:steps] = scored_T
-        if start + fragment.first_step > 0:
-            segment["learn"][:burn_in] = False
-        segment["h"][:] = fragment.h_TD[start]
-        segment["c"][:] = fragment.c_TD[start]
+            stop = min(start + length, len(fragment))
+            segment = {name: rows[row] for name, rows in columns.items()}
+            _fill(segment, fragment, start, stop, burn_in, (scale or {}).get(fragment.game))
+            clips.append(fragment.frames.clip(start, stop + 1))
+        return PackedBatch(columns, clips, first.frames.shape)
 
     def get_state(self) -> dict[str, Any]:
         """Return the whole state: the concatenated arrays of all fragments, and plain values."""
         arrays: dict[str, NDArray[Any]] = {}
-        if self._fragments:
+        fragments = self.fragments
+        if fragments:
             arrays = {
-                name: np.concatenate([getattr(fragment, name) for fragment in self._fragments])
+                name: np.concatenate([getattr(fragment, name) for fragment in fragments])
                 for name in COLUMNS
             }
-            blocks = (block.data for each in self._fragments for block in each.frames.blocks)
+            blocks = (block.data for each in fragments for block in each.frames.blocks)
             arrays["blocks"] = np.frombuffer(b"".join(blocks), np.uint8)
         stretches = [
             {name: getattr(fragment, name) for name in PLAIN}
             | {"steps": len(fragment), "shape": list(fragment.frames.shape)}
             | {"blocks": [[block.frames, len(block.data)] for block in fragment.frames.blocks]}
-            for fragment in self._fragments
+            for fragment in fragments
         ]
         generator = self._generator.bit_generator.state
         return {"arrays": arrays, "stretches": stretches, "generator": generator}
@@ -222,9 +250,37 @@ class ReplayBuffer:
             columns: dict[str, Any] = {name: np.array(arrays[name][step:stop]) for name in COLUMNS}
             plain = {name: record[name] for name in PLAIN}
             compressed = CompressedFrames(tuple(blocks), tuple(record["shape"]))
-            self._fragments.append(Fragment(frames=compressed, **plain, **columns))
+            fragment = Fragment(frames=compressed, **plain, **columns)
+            self._fragments[fragment.end] = fragment
             step = stop
+        self._steps = step
         self._generator.bit_generator.state = state["generator"]
+
+
+def _fill(
+    segment: Batch,
+    fragment: Fragment,
+    start: int,
+    stop: int,
+    burn_in: int,
+    scale: tuple[float, float] | None,
+) -> None:
+    """Write the steps from `start` up to `stop` of a fragment into one row of a batch."""
+    steps = stop - start
+    scored_T, rewards_T = fragment.scored_T[start:stop], fragment.rewards_T[start:stop]
+    if scale is not None:
+        mean, width = scale
+        rewards_T = np.where(scored_T, (rewards_T - mean) / width, 0)
+    segment["actions"][:steps] = fragment.actions_T[start:stop]
+    segment["rewards"][:steps] = rewards_T
+    segment["logp"][:steps] = fragment.log_probabilities_T[start:stop]
+    segment["terminated"][steps - 1] = fragment.terminated and stop == len(fragment)
+    segment["valid"][:steps] = True
+    segment["learn"][:steps] = scored_T
+    if start + fragment.first_step > 0:
+        segment["learn"][:burn_in] = False
+    segment["h"][:] = fragment.h_TD[start]
+    segment["c"][:] = fragment.c_TD[start]
 
 
 def to_fragment(episode: SingleAgentEpisode, *, episodic: bool = True) -> Fragment:

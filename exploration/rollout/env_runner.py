@@ -1,14 +1,63 @@
 """Env runner: RLlib's, with a process for each game, whose failure costs one fragment."""
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import ray
 import torch
 from gymnasium.wrappers.vector import DictInfoToList
+from numpy.typing import NDArray
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED
 
+from envs.episodes.frame_distance import FrameDistance
+from envs.utils.screen_hash import distinct_screens
+from exploration.agent.replay_buffer import Fragment, to_fragment
 from exploration.rollout.callbacks import ExploreCallbacks
 from exploration.rollout.snapshots import SnapshotPair
 from exploration.rollout.vector_env import Starts, close_vector_env, games_of_runner, vector_env
+
+DISTANCE_EVERY = 4
+"""Every which frame is compared with the data of the world model, to save time."""
+
+
+@dataclass(frozen=True)
+class PlaySettings:
+    """Settings of a rollout, which are sent with each request, so that restarted runners get them.
+
+    Weights and references are those themselves, or their places in Ray's object store.
+    """
+
+    epsilon: float
+    temperature: float
+    top_fraction: float
+    weights: Any
+    """Arrays of the policy by name."""
+    references: Any
+    """Distance of frames from the data of the world model, for each game with such data."""
+
+
+@dataclass
+class RunnerRollout:
+    """Play of a runner's envs in an epoch, as small as the driver can use it."""
+
+    metrics: Any
+    """RLlib's metrics of the runner."""
+    steps: int
+    """Steps played, those of dropped fragments included."""
+    settings: dict[str, float]
+    """Settings in effect, by name."""
+    staleness: int = 0
+    """Updates between the weights that played and those that learn from it."""
+    snapshots: SnapshotPair | None = None
+    fault: str = ""
+    """Message of an error that a restarted runner would repeat."""
+    fragments: list[Fragment] = field(default_factory=list)
+    screens: dict[str, set[bytes]] = field(default_factory=dict)
+    """Distinct screens of each game."""
+    distances: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Distances of each game's frames, one in DISTANCE_EVERY, from the references."""
 
 
 class GameRunner(SingleAgentEnvRunner):
@@ -70,6 +119,42 @@ class GameRunner(SingleAgentEnvRunner):
             if isinstance(callback, ExploreCallbacks):
                 callback.reset_counts()
 
+    def play(self, settings: PlaySettings) -> RunnerRollout:
+        """Play one epoch's steps with these settings.
+
+        Frames are compressed, counted and measured here: the driver of many runners has no time to.
+        """
+        self.set_exploration(settings.epsilon, settings.temperature, settings.top_fraction)
+        self.set_weights(_fetch(settings.weights))
+        references: dict[str, FrameDistance] = _fetch(settings.references)
+        episodes = self.sample()
+        metrics = self.get_metrics()
+        rollout = RunnerRollout(
+            metrics,
+            int(metrics.get(NUM_ENV_STEPS_SAMPLED, 0)),
+            {
+                "epsilon": float(self.module.epsilon),
+                "temperature": float(self.module.temperature),
+                "top_fraction": float(self.config.top_fraction),
+            },
+            snapshots=self.snapshots,
+            fault=self.fault,
+        )
+        for episode in filter(len, episodes):
+            fragment = to_fragment(episode, episodic=self.config.episodic_returns)
+            if self.config.reward_clipping:
+                fragment = replace(fragment, rewards_T=fragment.rewards_T.clip(-1, 1))
+            rollout.fragments.append(fragment)
+            if self.config.games:
+                frames_THWC = np.asarray(episode.observations.get())
+                screens = rollout.screens.setdefault(fragment.game, set())
+                screens |= distinct_screens(frames_THWC)
+                if fragment.game in references:
+                    found = references[fragment.game](frames_THWC[1::DISTANCE_EVERY])
+                    before = rollout.distances.get(fragment.game, found[:0])
+                    rollout.distances[fragment.game] = np.concatenate([before, found])
+        return rollout
+
     def set_exploration(self, epsilon: float, temperature: float, top_fraction: float) -> None:
         """Set epsilon and temperature of exploration and the top fraction of the reward."""
         if self.module is not None:
@@ -81,3 +166,8 @@ class GameRunner(SingleAgentEnvRunner):
         """Set the weights of the policy, arrays by name."""
         if self.module is not None:  # with remote runners the local one has no module
             self.module.set_state(weights)
+
+
+def _fetch(value: Any) -> Any:
+    """Return a value, from Ray's object store if it is there."""
+    return ray.get(value) if isinstance(value, ray.ObjectRef) else value

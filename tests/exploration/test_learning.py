@@ -126,9 +126,9 @@ def test_two_learners_make_the_update_of_one(ray_cluster):
         two.learner_group.set_state(one.learner_group.get_state())
         start = one.network().state_dict()
         for _ in range(3):
-            batch = one.replay.sample(4, 10)
-            batch["rewards"] = np.random.default_rng(1).random((4, 10), np.float32)
-            batch["learn"][::2, 3:] = False
+            batch = one.replay.sample_packed(4, 10)
+            batch.columns["rewards"] = np.random.default_rng(1).random((4, 10), np.float32)
+            batch.columns["learn"][::2, 3:] = False
             for algorithm in algorithms:
                 algorithm._update(batch)
         moved = 0.0

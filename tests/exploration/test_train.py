@@ -139,7 +139,7 @@ def test_stored_log_probabilities_are_exact(burst_exponent, ray_cluster):
     assert network.policy.weight.abs().max() > 0.01
     assert len(replay) == 60
     bursts = 0
-    for fragment in replay._fragments:
+    for fragment in replay.fragments:
         state = [torch.from_numpy(x[:1].astype(np.float32)) for x in (fragment.h_TD, fragment.c_TD)]
         with torch.no_grad():
             logits, _, _ = network(torch.from_numpy(fragment.frames_THWC[None, :-1]), tuple(state))

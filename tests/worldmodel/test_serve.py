@@ -211,7 +211,7 @@ def test_training_goes_on_when_the_replica_is_killed(app, other_world, tiny_worl
     killer.start()
     try:
         result = algorithm.train()
-        stretches = list(algorithm.replay._fragments)
+        stretches = algorithm.replay.fragments
     finally:
         killer.join()
         algorithm.stop()

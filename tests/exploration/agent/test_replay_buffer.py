@@ -1,13 +1,13 @@
 """Replay buffer: uniform segments, joined fragments, eviction, exact state, compressed frames."""
 
 import dataclasses
-from functools import lru_cache
+import pickle
 
 import numpy as np
 import pytest
 
 from envs.utils.errors import InputError
-from exploration.agent.compressed_frames import BLOCK, CompressedFrames, decompress_block
+from exploration.agent.compressed_frames import BLOCK, CompressedFrames
 from exploration.agent.replay_buffer import Fragment, ReplayBuffer
 
 
@@ -108,19 +108,30 @@ def test_a_restored_buffer_continues_exactly():
     assert len(other) == 21
 
 
+def test_packed_batches_are_the_same_segments_dealt_out_whole():
+    replay, other = ReplayBuffer(1_000, seed=5), ReplayBuffer(1_000, seed=5)
+    for buffer in (replay, other):
+        buffer.add(fragment("a", 70))
+        buffer.add(fragment("b", 9, start=100))
+    whole, packed = replay.sample(8, 40), other.sample_packed(8, 40)
+    assert len(pickle.dumps(packed)) < whole["obs"].nbytes / 4
+    for part, rows in enumerate(pickle.loads(pickle.dumps(packed.parts(2)))):
+        unpacked = rows.unpack()
+        assert unpacked.keys() == whole.keys()
+        for name, values in unpacked.items():
+            np.testing.assert_array_equal(values, whole[name][part::2])
+
+
 def test_compressed_frames_are_exact_and_small():
     generator = np.random.default_rng(0)
     frames = np.zeros((3 * BLOCK, 16, 16, 3), np.uint8)
     frames[:, :2, :2] = generator.integers(0, 256, (3 * BLOCK, 2, 2, 3))
-    cached = lru_cache(2)(decompress_block)
     for cut in (0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 70):
         whole = CompressedFrames.of(frames[: cut + 1])
         whole = whole.extended(CompressedFrames.of(frames[cut:]))
         assert len(whole) == len(frames)
         for start, stop in ((0, 96), (31, 33), (5, 5), (64, 96), (95, 96)):
-            for decompress in (decompress_block, cached):
-                pixels = whole.read(start, stop, decompress)
-                np.testing.assert_array_equal(pixels, frames[start:stop])
+            np.testing.assert_array_equal(whole.read(start, stop), frames[start:stop])
         assert sum(len(block.data) for block in whole.blocks) < frames.nbytes / 10
 
 
@@ -128,7 +139,7 @@ def test_short_fragments_share_blocks():
     replay = ReplayBuffer(10_000)
     for start in range(0, 400, 10):
         replay.add(fragment("a", 10, first=start, start=start))
-    (joined,) = replay._fragments
+    (joined,) = replay.fragments
     assert len(joined.frames.blocks) <= 401 / BLOCK * 1.5
 
 

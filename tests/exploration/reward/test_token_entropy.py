@@ -175,7 +175,7 @@ def test_rllib_keeps_actions_with_their_frames(ray_cluster):
         for _ in range(3):
             result = algorithm.train()
         assert result["env_runners"]["games"]["Counting"]["steps"] >= 22
-        stretches = list(algorithm.replay._fragments)
+        stretches = algorithm.replay.fragments
     finally:
         algorithm.stop()
     assert sum(map(len, stretches)) >= 66
@@ -207,7 +207,7 @@ def test_dropped_fragments_are_counted_and_reach_neither_replay_nor_returns(ray_
     algorithm = config.build_algo()
     try:
         result = algorithm.train()  # the first try brings nothing, so that the epoch collects again
-        stretches = list(algorithm.replay._fragments)
+        stretches = algorithm.replay.fragments
     finally:
         algorithm.stop()
     assert result["env_runners"]["games"]["Counting"]["dropped"] == 2
