@@ -239,7 +239,7 @@ class AutoExplore(Algorithm):
         """Distances of `set_references`."""
         self.distances: dict[str, NDArray[np.float32]] = {}
         """Distances of the frames of the last epoch, one in DISTANCE_EVERY."""
-        self.sampler = RolloutSampler(self.env_runner_group, 0)
+        self.sampler = RolloutSampler(self.env_runner_group, self.config.max_staleness)
         self.updates_done = 0
         self.settings_played: dict[str, float] = {}
         """Settings in effect in the newest rollout."""
@@ -328,7 +328,7 @@ class AutoExplore(Algorithm):
             settings,
             WeightsVersion(self.iteration, self.updates_done),
             # The others of a synchronous epoch are awaited, but one runner is enough to go on.
-            steps=c.steps_of_runner,
+            steps=c.collected_per_epoch if c.max_staleness else c.steps_of_runner,
             seconds=c.sample_timeout_s,
         )
         if rollouts:

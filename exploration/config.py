@@ -28,6 +28,10 @@ class ExploreConfig:
     learners: int = 0
     """Learner processes, which share each batch; 0 learns in the driver or, on a cluster with GPU
     nodes, in one process there."""
+    max_staleness: int = 0
+    """Largest age in epochs of the weights with which steps are played. 0: all runners play, then
+    the learner updates. 1 or more: runners play on while the learner updates, and a run does not
+    repeat exactly."""
     steps_per_epoch: int = 200
     """Steps of each env in an epoch."""
     max_steps: int = 1_000
@@ -109,10 +113,8 @@ class ExploreConfig:
     """Number of checkpoints to keep."""
 
     def __post_init__(self) -> None:
-        # Every integer is a count; these may be 0.
-        optional = ("runners", "learners", "burn_in", "epsilon_epochs", "random_starts")
         for name in (item.name for item in fields(self) if item.type is int):
-            value, low = getattr(self, name), 0 if name in optional else 1
+            value, low = getattr(self, name), 0 if name in MAY_BE_ZERO else 1
             if value < low:
                 raise InputError(f"{name} {value}: must be {low} or more")
         if self.lr <= 0 or self.grad_clip <= 0 or self.min_replay_ratio <= 0:
@@ -124,6 +126,10 @@ class ExploreConfig:
             raise InputError(
                 f"burn_in {self.burn_in}: nothing is left to learn from in segments of "
                 f"{self.seq_len} steps"
+            )
+        if self.max_staleness and not self.runners:
+            raise InputError(
+                f"max_staleness {self.max_staleness}: needs runners of their own, 1 or more"
             )
         if self.burst_exponent and not 1.05 <= self.burst_exponent < 100:
             raise InputError(
@@ -152,6 +158,15 @@ class ExploreConfig:
         return settings | vars(loss) | {name: getattr(network, name) for name in architecture}
 
 
+MAY_BE_ZERO = (
+    "runners",
+    "learners",
+    "max_staleness",
+    "burn_in",
+    "epsilon_epochs",
+    "random_starts",
+)
+"""Fields of `ExploreConfig` that are integers and may be 0; the others are counts of 1 or more."""
 RUN_SETTINGS = (
     "epochs",
     "runners",
