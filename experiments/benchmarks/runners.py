@@ -219,6 +219,7 @@ def driver_seconds(games: tuple[str, ...], runners: int, frames: Any) -> dict[st
                 (algorithm, "_add", "distinct screens"),
                 (algorithm.replay, "add", "store"),
                 (algorithm, "_learn", "other in updates"),
+                (algorithm, "_reward_scale", "scale rewards"),
                 (algorithm.replay, "sample_packed", "draw batches"),
                 (algorithm, "_update", "send batches"),
             ):

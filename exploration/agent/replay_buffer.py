@@ -132,6 +132,8 @@ class ReplayBuffer:
         # By `end`, so that the one that a new fragment follows is found at once.
         self._fragments: OrderedDict[tuple[str, int], Fragment] = OrderedDict()
         self._steps = 0
+        # Fragments and the sums of their lengths, kept until one is added.
+        self._index: tuple[list[Fragment], NDArray[np.int64]] | None = None
         self._generator = np.random.default_rng(seed)
 
     def __len__(self) -> int:
@@ -148,6 +150,7 @@ class ReplayBuffer:
         if not len(fragment):
             return
         self._steps += len(fragment)
+        self._index = None
         before = self._fragments.get((fragment.episode_id, fragment.first_step))
         if before is not None and not before.terminated:
             del self._fragments[before.end]
@@ -193,8 +196,10 @@ class ReplayBuffer:
         """Sample the same segments as `sample`, and leave their frames compressed."""
         if not self._fragments:
             raise InputError("the replay buffer is empty: collect steps before sampling")
-        fragments = self.fragments
-        ends = np.cumsum([len(fragment) for fragment in fragments])
+        if self._index is None:
+            lengths = [len(fragment) for fragment in self.fragments]
+            self._index = self.fragments, np.cumsum(lengths)
+        fragments, ends = self._index
         draws = self._generator.integers(ends[-1], size=batch_size)
         indices = np.searchsorted(ends, draws, side="right")
         first = fragments[0]
@@ -253,7 +258,7 @@ class ReplayBuffer:
             fragment = Fragment(frames=compressed, **plain, **columns)
             self._fragments[fragment.end] = fragment
             step = stop
-        self._steps = step
+        self._steps, self._index = step, None
         self._generator.bit_generator.state = state["generator"]
 
 
