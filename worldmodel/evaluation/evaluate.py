@@ -6,6 +6,7 @@ also measured on their own, because most of a retro game's screen never moves. E
 has its own noise seed, so that any process can score it.
 """
 
+import copy
 import dataclasses
 import io
 import math
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.episodes.dataset import recorded_actions
 from envs.utils.atomic_io import write_atomic, write_json_atomic
@@ -234,10 +235,12 @@ def _distribute(worker: EvalWorker, batches: Sequence[EvalBatch], workers: int) 
 
 def _copy_on_cpu(model: WorldModel | ExternalPredictions) -> Any:
     """Return a copy of a model on the CPU; the caller's stays where it is."""
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=False)
+    if isinstance(model, ExternalPredictions):
+        return model
+    copies: dict[int, Any] = {id(buffer): buffer.cpu() for buffer in model.buffers()}
+    for parameter in model.parameters():
+        copies[id(parameter)] = nn.Parameter(parameter.detach().cpu(), parameter.requires_grad)
+    return copy.deepcopy(model, copies)
 
 
 def plan_batches(
