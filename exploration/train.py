@@ -15,7 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,14 +94,7 @@ def explore(
     written["archive"] = archive and str(archive)
     written |= {"reward": dataclasses.asdict(reward), **dataclasses.asdict(config)}
     references = distances_by_game(reference_data)
-    scorers = reward.open(
-        model,
-        out / "reward",
-        steps=config.maskgit_steps,
-        replicas=config.replicas,
-        precision=config.precision,
-        seed=seed,
-    )
+    scorers = open_scorers(reward, model, out, config, seed)
     with RunDir(out, written, resume=resume, resume_step=epoch) as run, scorers as make_scorer:
         remove_partial_checkpoints(out)
         # The runners of a resumed run must not repeat the random numbers of the first epochs.
@@ -175,6 +168,20 @@ def _initial_network(init: Path | str, config: ExploreConfig) -> CnnLstm:
             "give another policy"
         )
     return network
+
+
+def open_scorers(
+    reward: RewardConfig, model: Path | str | None, out: Path, config: ExploreConfig, seed: int
+) -> AbstractContextManager[Callable[[], Any] | None]:
+    """Return the context of a run's scorers, see `RewardConfig.open`."""
+    return reward.open(
+        model,
+        out / "reward",
+        steps=config.maskgit_steps,
+        replicas=config.replicas,
+        precision=config.precision,
+        seed=seed,
+    )
 
 
 def configure(

@@ -43,7 +43,7 @@ from exploration.config import ExploreConfig
 from exploration.metrics import RETURN, evaluation_metrics, training_metrics
 from exploration.mutable_settings import apply_settings, current_settings, settings_in_effect
 from exploration.reward.factory import RewardConfig
-from exploration.train import configure, game_name, plain_state, with_actions
+from exploration.train import configure, game_name, open_scorers, plain_state, with_actions
 
 METRIC = "evaluation_return"
 RANGES: dict[str, tuple[float, float]] = {
@@ -195,14 +195,7 @@ def tune(
             return dict(json.loads((out / "tune.json").read_text()))
     reward = RewardConfig(scorer=scorer)
     reward.check(model_path, config.network.actions)  # before anything is started
-    scorers = reward.open(
-        model_path,
-        out / "reward",
-        steps=config.maskgit_steps,
-        replicas=config.replicas,
-        precision=config.precision,
-        seed=seed,
-    )
+    scorers = open_scorers(reward, model_path, out, config, seed)
     with RunDir(out, written, resume=resume) as run, scorers as make_scorer:
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
         space = configure(config, names, make_scorer, seed=seed).to_dict()
