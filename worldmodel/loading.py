@@ -67,9 +67,10 @@ def _load(kind: Any, component: str, path: Path | str, device: torch.device | st
     part = _read_component(Path(path), component)
     module = kind(part[1])
     _set_weights(module, part, path)
-    if torch.device(device).type == "cpu":
+    device = resolve_device(device)
+    if device.type == "cpu":
         use_cpu_kernels(module)
-    return module.to(resolve_device(device)).eval()
+    return module.to(device).eval()
 
 
 def _set_weights(module: nn.Module, part: Part, source: Path | str) -> None:

@@ -74,8 +74,7 @@ class ServeConfig:
     num_cpus: float = 1.0
     """Logical CPUs of each replica."""
     num_gpus: float | None = None
-    """GPUs of each replica; fractions are possible. None: 1 if the cluster has GPU nodes for
-    serving, otherwise 0."""
+    """GPUs of each replica; fractions are possible. None: those of `node_resources("serve")`."""
     threads: int = 1
     """Torch threads of each replica; 0 keeps torch's default."""
     precision: str = "auto"

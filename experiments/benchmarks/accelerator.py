@@ -30,9 +30,8 @@ from worldmodel.uncertainty import window_entropies
 
 CLIPS = {"debug": 2, "cpu": 2, "gpu": 8, "paper": 10}
 """Clips of a training step by preset: those of one of the paper's eight cards."""
-FILMS, WINDOWS = {"cpu": 4}, {"cpu": 16}
-"""Films that are generated together, and windows that are scored together, by device: on a GPU 64
-and 256."""
+CPU_COUNTS, GPU_COUNTS = (4, 16), (64, 256)
+"""Films that are generated together, and windows that are scored together."""
 HORIZON = 10
 """Frames that are generated after the CONTEXT."""
 STEPS = 25
@@ -54,14 +53,14 @@ def measure_accelerator(args: Args, scratch: Path) -> Iterator[Row]:
     model = GenieReduxG(Tokenizer(config), Dynamics(config)).to(device).eval()
     model.precision = precision
     optimize_model(model, device, compile=device.type != "cpu")
-    for films in (1, FILMS.get(device.type, 64)):
+    most_films, count = CPU_COUNTS if device.type == "cpu" else GPU_COUNTS
+    for films in (1, most_films):
         frames = torch.rand(films, CONTEXT, 3, config.size, config.size, device=device)
         actions = torch.zeros(films, CONTEXT + HORIZON - 1, dtype=torch.int64, device=device)
         generate = partial(model.generate, frames, actions, steps=STEPS, mode="autoregressive")
         seconds = seconds_on(device, generate, args.repeats)
         yield row(f"generation, {films} at a time", films * HORIZON / seconds, "frames/s")
     noise = np.random.default_rng(0)
-    count = WINDOWS.get(device.type, 256)
     shape = (count, CONTEXT, config.size, config.size, 3)
     windows = noise.integers(256, size=shape, dtype=np.uint8), np.zeros((count, 4), np.int64)
     seconds = seconds_on(device, lambda: window_entropies(model, *windows), args.repeats)
