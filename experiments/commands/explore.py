@@ -50,9 +50,9 @@ class Args(GameArgs, RunArgs, ConfigArgs, DeviceArgs):
     reference_data: tuple[str, ...] = ()
     """Episode folders that the world model was trained on: reports how far from them the agent
     goes."""
-    reward_backend: Literal["local", "serve"] = "local"
-    """Compute token-entropy in each process (local) or in replicas of a Ray Serve app (serve); both
-    give the same numbers."""
+    reward_backend: Literal["auto", "local", "serve"] = "auto"
+    """Compute token-entropy in each env runner (local) or in replicas of a Ray Serve app (serve);
+    both give the same numbers. auto: serve if Ray has GPUs or nodes to serve, else local."""
     explorer: Flat[ExploreConfig]
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from envs.utils.errors import InputError
+from envs.utils.ray_session import node_resources
 from exploration.reward.scorers import LocalScorer, ServeScorer
 from worldmodel.models.saved_model import read_model_config
 
-SCORERS = ("local", "serve")
+SCORERS = ("auto", "local", "serve")
 REWARDS = (
     "token-entropy",
     "disagreement",
@@ -51,8 +52,9 @@ class RewardConfig:
     """token-entropy: the paper's; disagreement: of heads on the world model, robust to noise;
     random-features, vae: error of its prediction in random or learnt features (Table 6);
     count-bonus: for rare screens; random; extrinsic: the game's own reward."""
-    scorer: str = "local"
-    """Place of token-entropy's computation. local: each runner; serve: replicas of Ray Serve."""
+    scorer: str = "auto"
+    """Place of token-entropy's computation. local: each runner; serve: replicas of Ray Serve; auto:
+    serve if Ray has GPUs or nodes to serve, else local."""
     data: tuple[str, ...] = ()
     """Folders of episodes that disagreement and vae are trained on."""
     app: str | None = None
@@ -99,14 +101,14 @@ class RewardConfig:
     ) -> Iterator[Callable[[], Any] | None]:
         """Yield a factory of scorers, None for the game's own reward.
 
-        With "serve" the app runs during the block. `folder` stores trained networks; `steps`:
-        MaskGIT passes; `precision` is that of the world model.
+        With a served reward the app runs during the block. `folder` stores trained networks;
+        `steps`: MaskGIT passes; `precision` is that of the world model. Needs the connected Ray.
         """
         model = None if model_path is None else Path(model_path).absolute()
-        if self.scorer == "local":
-            yield self._local(model, folder.absolute(), steps, seed, precision)
-        elif self.app is not None:
+        if self.app is not None:
             yield partial(ServeScorer, self.app)
+        elif not self.is_served():
+            yield self._local(model, folder.absolute(), steps, seed, precision)
         else:
             from worldmodel import serve
 
@@ -117,6 +119,13 @@ class RewardConfig:
                 yield partial(ServeScorer, app_name)
             finally:
                 serve.shutdown(app_name)
+
+    def is_served(self) -> bool:
+        """Return True if replicas of Ray Serve are to compute the reward."""
+        if self.scorer != "auto":
+            return self.scorer == "serve"
+        serve_nodes = node_resources("serve")
+        return self.name == "token-entropy" and bool(serve_nodes.gpus or serve_nodes.resources)
 
     def _local(
         self, model: Path | None, folder: Path, steps: int, seed: int, precision: str = "auto"

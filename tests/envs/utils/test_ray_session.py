@@ -71,7 +71,7 @@ add("serve", labels={LABEL + "train": "gpu"})
 scaling = _scaling(99)
 result["with gpus"] = [node_resources("train").gpus, scaling.use_gpu, scaling.resources_per_worker]
 config = explore_preset("debug", learners=1, epochs=1)
-explore(["Counting"], model, out + "/explore", config=config, reward=RewardConfig(scorer="serve"))
+explore(["Counting"], model, out + "/explore", config=config, reward=RewardConfig())
 over.set()
 watching.join()
 result["actors"] = sorted({(name, kinds[node]) for name, node in seen})
@@ -133,18 +133,24 @@ import sys
 from envs.utils.ray_session import node_resources, prepare_ray_environment, quiet_ray
 prepare_ray_environment(local=True)
 import ray
+from exploration.reward.factory import RewardConfig
 from worldmodel.training.ray_train import _scaling
 quiet_ray()
 ray.init(address="local", num_cpus=2, num_gpus=int(sys.argv[1]), include_dashboard=False,
          object_store_memory=100_000_000)
 print(*(node_resources(kind).gpus for kind in ("rollout", "serve", "train")),
-      *(_scaling(workers).use_gpu for workers in (1, 2)))
+      *(_scaling(workers).use_gpu for workers in (1, 2)),
+      *(RewardConfig(name).is_served() for name in ("token-entropy", "random-features")))
 """
 
 
 @pytest.mark.parametrize(
     ("gpus", "shares"),
-    [(0, "0.0 0.0 0.0 False False"), (1, "0.0 0.5 1.0 True False"), (2, "0.0 1.0 1.0 True True")],
+    [
+        (0, "0.0 0.0 0.0 False False False False"),
+        (1, "0.0 0.5 1.0 True False True False"),
+        (2, "0.0 1.0 1.0 True True True False"),
+    ],
 )
 def test_a_cluster_without_labels_uses_the_gpus_it_has(gpus: int, shares: str) -> None:
     command = [sys.executable, "-c", WORKSTATION, str(gpus)]
