@@ -91,12 +91,27 @@ def execute(argv: list[str]) -> int:
         print(f"\nstopped. {_resume_hint(argv)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        bad_input = next((link for link in _causes(error) if isinstance(link, InputError)), None)
-        if bad_input is None:
+        message = _expected_failure(error)
+        if message is None:
             raise
-        print(f"autoexplore: {_one_line(str(bad_input.args[0]))}", file=sys.stderr)
+        print(f"autoexplore: {_one_line(message)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     return 0
+
+
+def _expected_failure(error: Exception) -> str | None:
+    """Return the line for a failure that the user can do something about, None for any other."""
+    causes = list(_causes(error))
+    for link in causes:
+        if isinstance(link, InputError):
+            return str(link.args[0])
+    for link in causes:
+        # Torch's class, Ray's or numpy's: none of them is imported here.
+        names = {kind.__name__ for kind in type(link).__mro__}
+        if names & {"OutOfMemoryError", "MemoryError"}:
+            said = str(link).strip().splitlines()[0].rstrip(".")
+            return f"out of memory: {said}; use a smaller batch, --precision bf16 or --device cpu"
+    return None
 
 
 def parse(argv: list[str]) -> tuple[ModuleType, Any]:

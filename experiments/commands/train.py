@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import tyro
 from rich.table import Table
 
 from envs.episodes.dataset import recorded_actions
 from envs.utils.errors import InputError
-from envs.utils.progress import console, format_duration
+from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import (
     ConfigArgs,
@@ -28,17 +28,10 @@ from experiments.configuration import Flat, default_args, flag_value
 from worldmodel import WorldModelConfig, preset
 from worldmodel.training.config import COMPONENT_NAMES, TrainConfig, find_recipe, train_preset
 
-if TYPE_CHECKING:
-    from worldmodel.training.flops import TrainCost
-    from worldmodel.training.throughput import Hardware
-
 RECORDED = {"config": "model", "recipe": "training", "pairs": "high_res_data"}
 """Keys of a run's config.json whose argument has another name."""
 TRAINED_PARTS = {"tokenizer": ["tokenizer"], "lam": ["lam"], "upscaler": []}
 """Parts of the model configuration that matter for a component; for dynamics all do."""
-PREFIXES = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "": 1.0}
-STEP_BYTES = 16
-"""Bytes of a trained parameter: weight, gradient and AdamW's two moments, all fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +208,7 @@ def check_inputs(args: Args) -> Path:
 
 def print_cost(args: Args, settings: TrainConfig) -> None:
     """Print the cost of the run. Raises InputError for unknown hardware."""
+    from experiments.training_cost import cost_lines
     from worldmodel.training.flops import cost_of
     from worldmodel.training.throughput import hardware
 
@@ -234,64 +228,3 @@ def print_cost(args: Args, settings: TrainConfig) -> None:
         f"train {args.component}, preset {args.preset}, on {machine.name}: nothing is run"
     )
     console.print(table)
-
-
-def cost_lines(cost: "TrainCost", recipe: TrainConfig, machine: "Hardware") -> dict[str, str]:
-    """Return the lines of the prediction by their labels."""
-    batch, step = recipe.batch_size, cost.flops * recipe.batch_size
-    # Recomputing the activations costs another forward pass, a third of forward and backward.
-    recomputed = recipe.activation_checkpointing
-    speed = machine.peak * machine.utilisation * machine.cards
-    seconds = step * (4 / 3 if recomputed else 1) / speed
-    clips = batch / machine.cards / recipe.grad_accum_steps
-    fixed, activations = model_bytes(cost, recipe, machine.cards), cost.activations * clips
-    tokens = f", {batch * cost.tokens:,} tokens per step" if cost.tokens else ""
-    ema = ", moving average" if recipe.ema else ""
-    low_precision = ", bf16 copy of the weights" if recipe.precision == "bf16" else ""
-    lines = {
-        "parameters": f"{cost.parameters / 1e6:,.1f} M, trained {cost.trained / 1e6:,.1f} M",
-        "steps": f"{recipe.iterations:,} of {batch} clips of {recipe.clip_length} frames{tokens}",
-        "one clip": f"{si_prefix(cost.flops)}FLOP, forward and backward"
-        + (", and a third more to recompute activations" if recomputed else ""),
-        "one step": f"{si_prefix(step)}FLOP",
-        "the run": f"{si_prefix(step * recipe.iterations)}FLOP",
-        "hardware": f"{machine.cards} x {si_prefix(machine.peak)}FLOP/s in {recipe.precision}, "
-        f"assumed utilisation {machine.utilisation:.0%}",
-        "memory of the model": f"{fixed / 1e9:,.2f} GB per card: weights, gradients, "
-        f"AdamW's moments{ema}{low_precision}",
-        "memory of activations": f"about {activations / 1e9:,.2f} GB per card "
-        f"for {clips:g} clips at a time ({cost.activations / 1e9:,.2f} GB per clip)",
-        "time of a step": f"{seconds:,.3g} s",
-        "time of the run": f"{format_duration(seconds * recipe.iterations)}, "
-        "without data, validation and checkpoints",
-    }
-    if machine.memory is not None and fixed + activations > machine.memory:
-        parts = memory_parts(cost, recipe, machine.cards, machine.memory - fixed)
-        advice = "--activation-checkpointing, or more cards with --parallelism fsdp"
-        lines["does not fit"] = (
-            f"{(fixed + activations) / 1e9:,.0f} GB into {machine.memory / 1e9:,.0f} GB: "
-            f"try {f'--grad-accum-steps {parts}' if parts else advice}"
-        )
-    return lines
-
-
-def model_bytes(cost: "TrainCost", recipe: TrainConfig, cards: int) -> float:
-    """Return the bytes on one card of weights, gradients, moments and copies of the weights."""
-    trained = (STEP_BYTES + (4 if recipe.ema else 0)) * cost.trained
-    total = trained + 4 * (cost.parameters - cost.trained)
-    low_precision = 2 * cost.parameters if recipe.precision == "bf16" else 0
-    return total / (cards if recipe.parallelism == "fsdp" else 1) + low_precision
-
-
-def memory_parts(cost: "TrainCost", recipe: TrainConfig, cards: int, free: float) -> int | None:
-    """Return the smallest number of micro-batches whose activations fit into the free bytes of a
-    card, None if a single clip does not."""
-    share = recipe.batch_size // cards
-    divisors = (parts for parts in range(1, share + 1) if share % parts == 0)
-    return next((parts for parts in divisors if cost.activations * share / parts < free), None)
-
-
-def si_prefix(number: float) -> str:
-    """Return a number with its prefix: 2.6e12 -> `2.6 T`."""
-    prefix = next((prefix for prefix, size in PREFIXES.items() if number >= size), "")
-    return f"{number / PREFIXES[prefix]:,.4g} {prefix}"

@@ -234,6 +234,23 @@ def test_an_input_error_inside_a_ray_task_is_still_one_line(
     )
 
 
+def test_a_full_memory_is_one_line_that_says_what_to_lower(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from experiments.commands import doctor
+
+    def runs_out(args: doctor.Args) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee the docs")
+
+    monkeypatch.setattr(doctor, "run", runs_out)
+    assert complaint(capsys, "doctor") == (
+        "autoexplore: out of memory: CUDA out of memory. Tried to allocate 2 GiB; "
+        "use a smaller batch, --precision bf16 or --device cpu"
+    )
+
+
 def test_ctrl_c_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

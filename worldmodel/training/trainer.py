@@ -29,6 +29,7 @@ from worldmodel.models.vector_quantizer import VectorQuantizer
 from worldmodel.sharded_tensors import full_tensor
 from worldmodel.training.distributed import Worker, gradient_sync, training_state
 from worldmodel.training.ema import EMA
+from worldmodel.training.memory import explain_out_of_memory
 from worldmodel.training.objectives import Objective
 from worldmodel.training.run_spec import TrainingRun
 from worldmodel.training.throughput import ThroughputMeter
@@ -122,8 +123,11 @@ class Trainer:
     def train(self) -> bool:
         """Train to the last step, or until `stop` returns True on a rank. True if complete."""
         recipe, stopping = self.recipe, False
+        explain = explain_out_of_memory(
+            self.meter.cost, recipe, self.worker.ranks, self.worker.device
+        )
         try:
-            with open_logger(self.run, self.step, self.worker) as log:
+            with explain, open_logger(self.run, self.step, self.worker) as log:
                 self.objective.train()
                 while self.step < recipe.iterations and not stopping:
                     with self.meter.measure(waiting=True):
