@@ -141,12 +141,12 @@ class GameArgs:
         return matching[: self.limit]
 
 
-def check_games(games: Sequence[str], *, partial: bool = False) -> list[str]:
+def check_games(games: Sequence[str], *, partial: bool = False, roms: bool = True) -> list[str]:
     """Return the canonical names of games and of the games of subsets, in order and without
     repeats.
 
-    partial: accept games without a ROM if at least one game can be played. Raises InputError for an
-    unknown game or a missing ROM.
+    partial: accept games without a ROM if at least one game can be played; roms False: accept any.
+    Raises InputError for an unknown game or a missing ROM.
     """
     if not games:
         raise InputError(
@@ -155,7 +155,7 @@ def check_games(games: Sequence[str], *, partial: bool = False) -> list[str]:
         )
     checked = [builtin_name(game) or catalog.canonical(game) for game in catalog.expand(games)]
     missing = [game for game in checked if not builtin_name(game) and not catalog.has_rom(game)]
-    if missing and not (partial and len(missing) < len(checked)):
+    if roms and missing and not (partial and len(missing) < len(checked)):
         raise InputError(
             f"no ROM for {missing[0]}: import it with `python -m envs.roms FOLDER`, "
             "32 Atari games without a FOLDER"

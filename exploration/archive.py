@@ -60,6 +60,9 @@ class ArchiveConfig:
     start_share: float | None = None
     """Share of the episodes that begin at the game's start. Default: half in a game in which each
     of them is another level, otherwise none."""
+    precision: str = "auto"
+    """Precision of the world model: bf16 (autocast), fp32, or auto: bf16 on NVIDIA GPUs since
+    Ampere, else fp32."""
 
     def __post_init__(self) -> None:
         if min(self.episodes, self.steps, self.round_episodes, self.max_cells) < 1:
@@ -123,7 +126,7 @@ def play_from_archive(
         sessions = ((key.game, key.id) for each in keys.values() for key in each)
         recipe = {"steps": config.steps, "round_episodes": config.round_episodes}
         writer.plan(sessions, f"{policy_id} seed {seed}", recipe)
-        scorers = reward.open(model, Path(out) / "archive", seed=seed)
+        scorers = reward.open(model, Path(out) / "archive", precision=config.precision, seed=seed)
         with (
             scorers as make_scorer,
             progress("archive", config.episodes * len(names)) as bar,

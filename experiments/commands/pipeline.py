@@ -28,12 +28,17 @@ from experiments.pipeline.runner import Context, run_stages
 class Args(RayArgs, ConfigArgs, DeviceArgs):
     """Run everything from playing games to the report; run it again to resume."""
 
-    out: Path
-    """Folder of the run."""
+    out: Path | None = None
+    """Folder of the run. Required without --dry-run."""
     rounds: int = 0
     """Number of rounds of exploring and learning, each from the model of the round before; 0
     compares explored data with random play once. More rounds continue a run, also that of a
     pipeline of the same preset, games and seed."""
+    dry_run: bool = False
+    """Print the stages, and predict time and memory of those that train, instead of running them.
+    """
+    hardware: str = "here"
+    """For --dry-run: here (this machine, measured) or a card and their number, e.g. a100x8, l4."""
     pipeline: Flat[PipelineConfig]
 
 
@@ -52,22 +57,30 @@ def run(args: Args) -> None:
     """Run the missing stages, then print the main results and the report's path."""
     follow_parent()
     check_at_least(0, rounds=args.rounds)
+    games = args.pipeline.games
     config = dataclasses.replace(
         args.pipeline,
-        games=tuple(check_games(args.pipeline.games)),
+        games=tuple(check_games(games, roms=not args.dry_run)),
         actions=parse_action_names(args.pipeline.actions),
     )
     for game in config.games:
         action_names([game], config.actions)
-    check_own_run(args.out)
+    if args.out is not None:
+        check_own_run(args.out)
+    elif not args.dry_run:
+        raise InputError("pipeline needs --out, the folder of the run")
+    if config.games_apart and args.rounds:
+        raise InputError("--games-apart: with --rounds all games share one model: leave it out")
 
     # These import torch: wrong arguments are reported first.
     from experiments.pipeline.rounds import Service, rounds_table
     from experiments.pipeline.stages import check_settings, stage_table
 
     check_settings(config)
-    if config.games_apart and args.rounds:
-        raise InputError("--games-apart: with --rounds all games share one model: leave it out")
+    if args.dry_run:
+        predict(config, args)
+        return
+    assert args.out is not None
     context = Context(args.out, config)
     settings = {"pipeline": dataclasses.asdict(config)}
     recorded = {"rounds": args.rounds, **settings} if args.rounds else settings
@@ -75,7 +88,7 @@ def run(args: Args) -> None:
     what = f"{args.rounds} rounds" if args.rounds else f"Pipeline {config.preset}"
     console.print(f"{what} of {', '.join(config.games)} in {args.out}")
     if config.games_apart:
-        run_apart(config, args)
+        run_apart(config, args.out, args.ray_address)
         return
     service = Service(config)
     stages = rounds_table(config, args.rounds, service) if args.rounds else stage_table(config)
@@ -92,15 +105,29 @@ def run(args: Args) -> None:
     console.print(f"Report: {(context.path(report) / 'index.html').resolve()}")
 
 
-def run_apart(config: PipelineConfig, args: Args) -> None:
+def predict(config: PipelineConfig, args: Args) -> None:
+    """Print the stages and the cost of training. Raises InputError for unknown hardware."""
+    from experiments.pipeline.dry_run import print_prediction
+    from experiments.pipeline.games_apart import of_one_game
+    from experiments.pipeline.rounds import Service, rounds_table
+    from experiments.pipeline.stages import stage_table
+    from worldmodel.training.throughput import hardware
+
+    one = of_one_game(config, config.games[0]) if config.games_apart else config
+    stages = rounds_table(one, args.rounds, Service(one)) if args.rounds else stage_table(one)
+    precision = "fp32" if config.precision == "fp32" else "bf16"
+    print_prediction(config, stages, hardware(args.hardware, precision=precision))
+
+
+def run_apart(config: PipelineConfig, out: Path, ray_address: str | None) -> None:
     """Run the missing stages of each game, then print the main results and the report's path."""
     from experiments.pipeline.games_apart import run_games
     from experiments.reports.games_report import build_games_report
 
-    run_games(config, args.out, args.ray_address)
-    for line in build_games_report(args.out, args.out / "report"):
+    run_games(config, out, ray_address)
+    for line in build_games_report(out, out / "report"):
         console.print(line)
-    console.print(f"Report: {(args.out / 'report' / 'index.html').resolve()}")
+    console.print(f"Report: {(out / 'report' / 'index.html').resolve()}")
 
 
 def check_own_run(out: Path) -> None:

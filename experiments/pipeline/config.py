@@ -6,6 +6,7 @@ from typing import Any, Literal
 import tyro
 
 from envs.utils.errors import InputError
+from worldmodel.config import Precision
 
 Settings = tyro.conf.Fixed[dict[str, Any]]
 """Changes to the preset of a stage. They are no flags, but a --config file may hold them."""
@@ -58,6 +59,9 @@ class PipelineConfig:
     """Number of emulator processes for collecting."""
     threads: int = 0
     """Torch threads for training and evaluation; 0 for one per core."""
+    precision: Precision = "auto"
+    """Precision of the world model: bf16 (autocast), fp32, or auto: the preset's in training, and
+    otherwise bf16 on NVIDIA GPUs since Ampere, else fp32."""
     train_workers: int = 0
     """Ray Train workers of each training, one per GPU if there are enough; 0 trains in the
     driver."""
@@ -73,9 +77,10 @@ class PipelineConfig:
     """Changes to the training of the agent."""
     archive: Settings = field(default_factory=dict)
     """Changes to `exploration.archive.ArchiveConfig`."""
-    reward_backend: Literal["local", "serve"] = "serve"
+    reward_backend: Literal["auto", "local", "serve"] = "auto"
     """Processes that compute the explorer's reward: the env runners (local), or replicas of a Ray
-    Serve app (serve). With --rounds the default is serve; each round swaps the app's weights."""
+    Serve app (serve); auto: serve if Ray has GPUs or nodes to serve, else local. With --rounds the
+    default is serve; each round swaps the app's weights."""
     evaluate: Settings = field(default_factory=dict)
     """Arguments of `worldmodel.evaluation.evaluate.evaluate`."""
 
@@ -111,7 +116,6 @@ PRESETS: dict[str, PipelineConfig] = {
         explored_epsilon=0.1,
         explore={"runners": 1, "envs_per_runner": 2},
         threads=1,
-        reward_backend="local",
         evaluate={
             "horizon": 4,
             "limit": 2,
@@ -149,7 +153,6 @@ PRESETS: dict[str, PipelineConfig] = {
             "evaluation_episodes": 1,
             "evaluation_steps": 100,
         },
-        reward_backend="local",
         # A Frechet distance of so few frames would say nothing.
         evaluate={"limit": 24, "steps": 1, "mode": "autoregressive", "distance": False},
     ),
@@ -167,7 +170,6 @@ PRESETS: dict[str, PipelineConfig] = {
         explored_steps=400,
         explored_epsilon=0.1,
         workers=8,
-        reward_backend="serve",
         evaluate={"limit": 64, "steps": 4, "mode": "autoregressive"},
     ),
     "paper": PipelineConfig(

@@ -131,7 +131,7 @@ def _archive_stage(
     round_number: int = 0,
 ) -> Stage:
     """Return a stage that plays from an archive, as many steps as `episodes` whole ones have."""
-    config = override(config, c.archive, "settings", "archive.")
+    config = override(config, {"precision": c.precision, **c.archive}, "settings", "archive.")
     steps = episodes * c.explored_steps
     config = replace(config, episodes=max(1, steps // config.steps))
 
@@ -154,6 +154,8 @@ def _archive_stage(
         name, output = f"collect-{round_number}", f"rounds/{round_number}/data"
     inputs = tuple(stage for stage in (model, previous) if stage)
     settings = [c.games, c.seed, steps, c.archive, reward.name, config.policy.name, *c.actions]
+    if model:
+        settings.append(c.precision)
     return Stage(name, description, run, inputs, output, settings)
 
 

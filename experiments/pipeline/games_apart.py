@@ -47,7 +47,8 @@ def run_games(config: PipelineConfig, out: Path, ray_address: str | None) -> Non
     for game in config.games:
         (game_folder(out, game) / "timings.json").unlink(missing_ok=True)
     done = 0
-    with progress("stages", len(stage_table(config)) * len(config.games)) as bar:
+    stages = sum(len(stage_table(of_one_game(config, game))) for game in config.games)
+    with progress("stages", stages) as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < at_a_time:
@@ -74,6 +75,11 @@ def run_games(config: PipelineConfig, out: Path, ray_address: str | None) -> Non
         raise InputError(f"the pipeline of {failed[0]} failed: {reason} (see {log})")
 
 
+def of_one_game(config: PipelineConfig, game: str) -> PipelineConfig:
+    """Return the configuration of a game's own pipeline."""
+    return dataclasses.replace(config, games=(game,), games_apart=False)
+
+
 def game_folder(out: Path, game: str) -> Path:
     """Return the folder of a game's pipeline."""
     return out / "games" / game
@@ -95,9 +101,7 @@ def _start(
     """Start the pipeline of a game; its output goes to a file."""
     threads = max(1, (config.threads or default_threads()) // at_a_time)
     workers = max(1, config.workers // at_a_time)
-    own = dataclasses.replace(
-        config, games=(game,), games_apart=False, threads=threads, workers=workers
-    )
+    own = dataclasses.replace(of_one_game(config, game), threads=threads, workers=workers)
     folder = game_folder(out, game)
     settings = out / "games" / f"{game}.json"
     write_json_atomic(settings, {"pipeline": dataclasses.asdict(own)})

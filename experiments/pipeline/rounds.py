@@ -150,7 +150,8 @@ def measure_round(context: StageContext, *, number: int) -> dict[str, Any]:
     pairs += [(number, play) for play in range(number + 1)]
     windows = {play: fixed_windows(context.path(play_stage(play))) for _, play in pairs}
     models = {
-        model: load_model(context.path(model_stage(model)), "auto", "auto") for model, _ in pairs
+        model: load_model(context.path(model_stage(model)), "auto", context.config.precision)
+        for model, _ in pairs
     }
     rows: list[list[Any]] = []
     for model, play in pairs:

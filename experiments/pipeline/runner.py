@@ -16,6 +16,7 @@ from typing import Any
 
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.progress import console, format_duration
+from worldmodel.training.run_spec import TrainingRun
 
 FINISHED, STARTED = "finished", "started"
 
@@ -36,6 +37,8 @@ class Stage:
     """Path of the output in the run's folder."""
     settings: Any = None
     """Everything else that determines the output, for the hash."""
+    training: TrainingRun | None = None
+    """Settings of a stage that trains, without its folders, to predict what it costs."""
 
 
 @dataclass

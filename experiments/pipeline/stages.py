@@ -4,6 +4,7 @@ Names, settings and outputs of the stages are part of their records in a run's f
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,7 +83,7 @@ def stage_table(c: PipelineConfig) -> list[Stage]:
             *(("collect-random",) if "deep" in c.tests else ()),
         ),
         output="evaluation",
-        settings=[c.evaluate, c.seed, DEEP_SHARE],
+        settings=[c.evaluate, c.seed, c.precision, DEEP_SHARE],
     )
     return [*stages, evaluation, report_stage("report", build_pipeline_report, ("evaluate",))]
 
@@ -116,22 +117,30 @@ def train_stage(
     part = name.split("-")[0]
     component: Literal["tokenizer", "dynamics"] = "dynamics" if part == "dynamics" else "tokenizer"
     changes = getattr(c, f"{part}_finetune" if init else part)
+    threads = max(1, (c.threads or default_threads()) // max(1, c.train_workers))
+    options: dict[str, Any] = {"seed": c.seed, "num_threads": threads}
+    if c.precision != "auto":
+        options["precision"] = c.precision
+    options |= changes
+    training = TrainingRun(
+        component,
+        config=preset(c.preset).with_actions(action_names(c.games, c.actions)),
+        recipe=train_preset(component, c.preset, "finetune" if init else None, **options),
+        data=(),
+        out=Path(),
+        decoder_only=part == "decoder",
+    )
     tokenizer = "tokenizer" if component == "dynamics" else None
     # The base model's uncertainty chooses the clips that an explorer's model is fine-tuned on.
     priority = "model-base" if init and changes.get("prioritised") else None
 
     def run(context: StageContext) -> dict[str, Any]:
-        threads = max(1, (c.threads or default_threads()) // max(1, c.train_workers))
-        options = {"seed": c.seed, "num_threads": threads, **changes}
-        specification = TrainingRun(
-            component,
-            config=preset(c.preset).with_actions(action_names(c.games, c.actions)),
-            recipe=train_preset(component, c.preset, "finetune" if init else None, **options),
+        specification = replace(
+            training,
             data=[str(context.path(stage)) for stage in data],
             out=context.out,
             init=context.path(init) if init else None,
             tokenizer=context.path(tokenizer) if tokenizer else None,
-            decoder_only=part == "decoder",
             priority_model=context.path(priority) if priority else None,
             cache_dir=context.root / "cache",
         )
@@ -139,8 +148,8 @@ def train_stage(
         return {"checkpoint": str(checkpoint)}
 
     inputs = (*(stage for stage in (tokenizer, init, priority) if stage), *data)
-    settings = [c.preset, c.seed, changes]
-    return Stage(name, description, run, inputs, output or name, settings)
+    settings = [c.preset, c.seed, c.precision, changes]
+    return Stage(name, description, run, inputs, output or name, settings, training)
 
 
 def finetune_stages(
@@ -183,7 +192,7 @@ def explore_stage(
 ) -> Stage:
     """Return a stage that trains an explorer. inputs: its model's stage first."""
     description = f"train the explorer on the uncertainty of {inputs[0]}"
-    settings = [c.games, c.seed, c.preset, c.explore, c.reward_backend]
+    settings = [c.games, c.seed, c.preset, c.precision, c.explore, c.reward_backend]
     return Stage(name, description, run, inputs, output, settings)
 
 
@@ -214,7 +223,8 @@ def run_explorer(
     `app`: the running reward service. `init`: folder of the policy whose weights it starts with.
     """
     c: PipelineConfig = context.config
-    config = override(explore_preset(c.preset), c.explore, "settings", "explore.")
+    changes = {"precision": c.precision, **c.explore}
+    config = override(explore_preset(c.preset), changes, "settings", "explore.")
     if "envs_per_runner" not in c.explore:
         config = config.with_envs_for(len(c.games))
     exploration.explore(
@@ -249,7 +259,7 @@ def evaluate_models(context: StageContext) -> dict[str, Any]:
             base = str(context.path("collect-random").resolve())
             far = FarWindows((base,), DEEP_SHARE) if test == "deep" else None
             chosen = {**options, "far": far}
-            calls.append((model.resolve(), data.resolve(), cache, out, chosen))
+            calls.append((model.resolve(), data.resolve(), cache, out, c.precision, chosen))
     missing = [call for call in calls if not call[3].exists()]
     # Labelled nodes limit the tasks by their resources, a single machine by its cores.
     at_a_time = len(calls) if nodes.resources else c.threads or default_threads()
@@ -259,7 +269,9 @@ def evaluate_models(context: StageContext) -> dict[str, Any]:
     return {}
 
 
-def evaluate_part(model: Path, data: Path, cache: Path, out: Path, options: dict[str, Any]) -> None:
+def evaluate_part(
+    model: Path, data: Path, cache: Path, out: Path, precision: str, options: dict[str, Any]
+) -> None:
     """Evaluate one model on one test set, in its own process."""
-    world = GenieReduxG.load(model, "auto", "auto")
+    world = GenieReduxG.load(model, "auto", precision)
     evaluate(world, [str(data)], cache_dir=cache, out=out, **options)
