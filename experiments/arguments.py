@@ -12,6 +12,7 @@ import tyro
 
 from envs import builtin_name, catalog
 from envs.utils.errors import InputError
+from envs.utils.ray_session import DEVICE_VARIABLE
 from worldmodel.config import Device, Precision
 
 Preset = Literal["debug", "cpu", "gpu", "paper"]
@@ -38,12 +39,12 @@ class DeviceArgs:
 
     device: Device = "auto"
     """Device of the models. auto: an NVIDIA GPU if there is one, else the CPU. With cpu the command
-    and a local Ray see no GPU."""
+    sees no GPU, and requests none of a Ray cluster."""
 
     def use_device(self) -> None:
         """Hide the GPUs for cpu. Raises InputError for a device that this machine lacks."""
         if self.device == "cpu":
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+            os.environ |= {"CUDA_VISIBLE_DEVICES": "", DEVICE_VARIABLE: "cpu"}
         elif self.device != "auto":
             from worldmodel.devices import resolve_device  # imports torch
 

@@ -19,6 +19,8 @@ KINDS = ("rollout", "serve", "train")
 LABEL = "autoexplore/"
 """Prefix of the head's labels. LABEL + kind is "gpu" or "cpu" if the cluster can have such nodes.
 """
+DEVICE_VARIABLE = "AUTOEXPLORE_DEVICE"
+"""Environment variable that is "cpu" under `--device cpu`: no process requests a GPU then."""
 SHARE = 0.001
 """Amount of the resource named like a kind that each process requests, only to place it."""
 
@@ -43,10 +45,11 @@ def node_resources(kind: str) -> NodeResources:
     """
     import ray
 
+    hidden = os.environ.get(DEVICE_VARIABLE) == "cpu"
     labels = {node["Labels"].get(LABEL + kind) for node in ray.nodes() if node["Alive"]} - {None}
     if labels:
-        return NodeResources({kind: SHARE}, float("gpu" in labels))
-    gpus = ray.cluster_resources().get("GPU", 0.0)
+        return NodeResources({kind: SHARE}, float("gpu" in labels and not hidden))
+    gpus = 0.0 if hidden else ray.cluster_resources().get("GPU", 0.0)
     if kind == "rollout" or not gpus:
         return NodeResources()
     return NodeResources(gpus=0.5 if kind == "serve" and gpus < 2 else 1.0)

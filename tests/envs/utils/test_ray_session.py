@@ -129,8 +129,8 @@ def test_a_library_call_starts_ray_as_the_commands_do(tmp_path: Path) -> None:
 
 
 WORKSTATION = """
-import sys
-from envs.utils.ray_session import node_resources, prepare_ray_environment, quiet_ray
+import os, sys
+from envs.utils.ray_session import DEVICE_VARIABLE, node_resources, prepare_ray_environment, quiet_ray
 prepare_ray_environment(local=True)
 import ray
 from exploration.reward.factory import RewardConfig
@@ -141,6 +141,8 @@ ray.init(address="local", num_cpus=2, num_gpus=int(sys.argv[1]), include_dashboa
 print(*(node_resources(kind).gpus for kind in ("rollout", "serve", "train")),
       *(_scaling(workers).use_gpu for workers in (1, 2)),
       *(RewardConfig(name).is_served() for name in ("token-entropy", "random-features")))
+os.environ[DEVICE_VARIABLE] = "cpu"
+print(*(node_resources(kind).gpus for kind in ("rollout", "serve", "train")))
 """
 
 
@@ -155,4 +157,4 @@ print(*(node_resources(kind).gpus for kind in ("rollout", "serve", "train")),
 def test_a_cluster_without_labels_uses_the_gpus_it_has(gpus: int, shares: str) -> None:
     command = [sys.executable, "-c", WORKSTATION, str(gpus)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert done.stdout.splitlines()[-1:] == [shares], done.stderr
+    assert done.stdout.splitlines()[-2:] == [shares, "0.0 0.0 0.0"], done.stderr
