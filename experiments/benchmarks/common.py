@@ -23,10 +23,13 @@ class Args(RayArgs, DeviceArgs):
     repeats: int = 3
     """Number of measurements of each row, of which the median counts."""
     only: tuple[str, ...] = ()
-    """Measure only these groups: collect, windows, reward, training, generation, runners, gpu.
-    Default: gpu with --device cuda or mps, otherwise the others."""
+    """Measure only these groups: collect, windows, reward, training, generation, runners, gpu,
+    roofline (predictions for --hardware). Default: gpu with --device cuda or mps, otherwise the
+    others but roofline."""
     preset: Preset = "paper"
-    """Size of the models of group gpu."""
+    """Size of the models of groups gpu and roofline."""
+    hardware: tuple[str, ...] = ("a100", "h100", "h200", "rtx4090")
+    """Cards of group roofline, none of which need be at hand."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Row:
     target: float | None = None
     """Smallest acceptable ratio, or the largest if `at_most`."""
     at_most: bool = False
+    most_time: str = ""
+    """Kinds of work that take the most time, where they are known."""
 
     @property
     def ratio(self) -> float:

@@ -14,7 +14,8 @@ from envs.utils.ray_session import ray_session
 from experiments.arguments import check_at_least, check_games
 from experiments.benchmarks.common import Args, Row
 
-GROUPS = ("collect", "windows", "reward", "training", "generation", "runners", "gpu")
+GROUPS = ("collect", "windows", "reward", "training", "generation", "runners", "gpu", "roofline")
+ON_CPU, WITHOUT_RAY = GROUPS[:6], {"gpu", "roofline"}
 
 
 def run(args: Args) -> None:
@@ -24,15 +25,17 @@ def run(args: Args) -> None:
     check_at_least(1, steps=args.steps, repeats=args.repeats)
     check_games(args.games)
 
-    chosen = args.only or (GROUPS[:-1] if args.device in ("auto", "cpu") else GROUPS[-1:])
+    chosen = args.only or (ON_CPU if args.device in ("auto", "cpu") else ("gpu",))
 
     # These import torch and Ray: wrong arguments are reported first.
     from experiments.benchmarks.accelerator import measure_accelerator
     from experiments.benchmarks.data import measure_collection, measure_loading
     from experiments.benchmarks.model import measure_generation, measure_training
     from experiments.benchmarks.reward import measure_reward
+    from experiments.benchmarks.roofline import check_cards, measure_roofline
     from experiments.benchmarks.runners import measure_runners
 
+    check_cards(args.hardware)
     measures = (
         measure_collection,
         measure_loading,
@@ -41,9 +44,10 @@ def run(args: Args) -> None:
         measure_generation,
         measure_runners,
         measure_accelerator,
+        measure_roofline,
     )
     rows: list[Row] = []
-    session = nullcontext() if chosen == GROUPS[-1:] else ray_session(args.ray_address)
+    session = nullcontext() if WITHOUT_RAY.issuperset(chosen) else ray_session(args.ray_address)
     with tempfile.TemporaryDirectory() as scratch, session:
         for name, measure in zip(GROUPS, measures, strict=True):
             if name in chosen:
@@ -59,7 +63,8 @@ def run(args: Args) -> None:
 def rates_table(rows: list[Row]) -> Table:
     """Return a table of the rates, their baselines and the ratios."""
     heads = ("", "rate", "baseline", "its rate", "ratio", "target")
-    table = Table(*heads, box=None, header_style="bold")
+    known = any(row.most_time for row in rows)  # only of predictions
+    table = Table(*heads, *["most time in"] * known, box=None, header_style="bold")
     for row in rows:
         compared = row.baseline != ""
         table.add_row(
@@ -69,5 +74,6 @@ def rates_table(rows: list[Row]) -> Table:
             f"{row.baseline_rate:,.0f}" if compared else "",
             f"{row.ratio:.3f}" if compared else "",
             f"{'<=' if row.at_most else '>='} {row.target:g}" if row.target is not None else "",
+            *[row.most_time] * known,
         )
     return table
