@@ -55,6 +55,16 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def copy_to(device: torch.device, tensor: Tensor) -> Tensor:
+    """Return a tensor on a device; a copy to an NVIDIA GPU goes on while this process does.
+
+    It is one from pinned memory, which torch does not use again before the copy is done.
+    """
+    if device.type == "cuda" and tensor.is_cpu and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def float64(x: Tensor) -> Tensor:
     """Convert to float64, on the CPU if the device has no such type."""
     return (x.cpu() if x.device.type == "mps" else x).double()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from envs.utils.errors import InputError
 from worldmodel.config import CONTEXT, WINDOW
 from worldmodel.data.batch import to_float_frames
+from worldmodel.devices import copy_to
 
 if TYPE_CHECKING:
     from worldmodel.models.genie import WorldModel
@@ -93,7 +94,10 @@ def window_entropies(
         context = torch.tensor(frames_B5HWC[start : start + batch, :CONTEXT], device=device)
         actions = torch.tensor(actions_B4[start : start + batch], device=device, dtype=torch.int64)
         entropies = model.future_token_entropy(
-            to_float_frames(context), actions, steps=steps, batch=batch
+            to_float_frames(copy_to(device, context)),
+            copy_to(device, actions),
+            steps=steps,
+            batch=batch,
         )
-        parts.append(entropies.float().cpu().numpy())
-    return np.concatenate(parts)
+        parts.append(entropies.float())
+    return torch.cat(parts).cpu().numpy()

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from worldmodel.devices import copy_to
+
 _ABSENT: Tensor = None  # type: ignore[assignment]  # objectives read only fields that they `need`
 
 
@@ -38,8 +40,12 @@ class Batch:
     """uint8, the same frames at the size that an upscaler produces"""
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy the batch to a device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """Copy the batch to a device, see `copy_to`."""
+        return self._map(lambda tensor: copy_to(device, tensor))
+
+    def pin(self) -> "Batch":
+        """Copy the batch to pinned memory, from which an NVIDIA GPU copies on its own."""
+        return self._map(Tensor.pin_memory)
 
     def microbatch(self, index: int, count: int) -> "Batch":
         """Return samples `index`, `index + count`, ... of the batch."""

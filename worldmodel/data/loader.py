@@ -17,7 +17,7 @@ class ClipLoader:
 
     `batch_size` counts the clips of all ranks together. A loader that gets the `state()` of another
     one continues with the next batch, also with a different number of ranks. The stream ends after
-    `batches`, or never.
+    `batches`, or never. With `pin` the threads also copy batches to pinned memory.
     """
 
     def __init__(
@@ -31,10 +31,12 @@ class ClipLoader:
         threads: int = 0,
         state: dict[str, Any] | None = None,
         batches: int | None = None,
+        pin: bool = False,
     ) -> None:
         self.dataset, self._batch_size, self._rank, self._ranks = dataset, batch_size, rank, ranks
         self._sampler = dataset.sampler(seed)
         self._consumed = 0
+        self._pin = pin
         if state is not None:
             if (state["manifest_hash"], state["seed"]) != (dataset.manifest_hash, seed):
                 raise InputError(
@@ -56,13 +58,17 @@ class ClipLoader:
         if self._consumed == self._end:
             raise StopIteration
         if self._pool is None:
-            batch = self.dataset.batch(self._next_ids())
+            batch = self._read(self._next_ids())
         else:
             while len(self._pending) < self._max_pending and self._requested != self._end:
-                self._pending.append(self._pool.submit(self.dataset.batch, self._next_ids()))
+                self._pending.append(self._pool.submit(self._read, self._next_ids()))
             batch = self._pending.popleft().result()
         self._consumed += self._batch_size
         return batch
+
+    def _read(self, ids: np.ndarray) -> Batch:
+        batch = self.dataset.batch(ids)
+        return batch.pin() if self._pin else batch
 
     def _next_ids(self) -> np.ndarray:
         ids = self._sampler.batch(self._requested, self._batch_size, self._rank, self._ranks)

@@ -26,6 +26,7 @@ from worldmodel.data.cache_sharing import CacheSharing
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.dataset import Dataset
 from worldmodel.data.sampler import Sampler
+from worldmodel.devices import copy_to
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.weights import encoder_sha256
@@ -179,7 +180,9 @@ class _Encoder:
         with progress(f"encoding clips as {name}", last - first) as bar:
             for start in range(first, last, self.batch_size):
                 ids = np.arange(start, min(start + self.batch_size, last))
-                frames = to_float_frames(self.clips.batch(ids).frames_BTHWC.to(self.device))
+                frames = to_float_frames(
+                    copy_to(torch.device(self.device), self.clips.batch(ids).frames_BTHWC)
+                )
                 file.write(model.encode(frames).cpu().numpy().astype(_DTYPE).tobytes())
                 bar.advance(len(ids))
         model.train(training)

@@ -305,6 +305,7 @@ def build_trainer(
         run=run,
         objective=objective,
         wrapped_objective=wrapped_objective,
+        pin=worker.device.type == "cuda",
         optimizer=optimizer,
         ema=ema,
         loader=loader,
