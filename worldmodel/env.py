@@ -166,9 +166,11 @@ class Rollout:
             "generator": generator,
         }
         with torch.no_grad(), model.autocast():
-            tokens = model.tokenizer.encode(frames_BPCHW)
+            model.cfg.check_frames(frames_BPCHW)
+            tokens = model.passes.bind(model.tokenizer.encode_checked)(frames_BPCHW)
             self._cache = model.prefill(tokens, model.encode_actions(actions_BA))
-            _, self._decoder_cache = model.tokenizer.decode_after(tokens)
+            self._decode = model.passes.bind(model.tokenizer.decode_after)
+            _, self._decoder_cache = self._decode(tokens)
 
     @torch.no_grad()
     def step(self, actions_B: Tensor) -> Tensor:
@@ -180,7 +182,6 @@ class Rollout:
         with model.autocast():
             new_tokens = model.sample_frames(cache, future_actions, **self._sampling)
             self._cache = model.prefill(new_tokens, future_actions, self._cache)
-            frames, self._decoder_cache = model.tokenizer.decode_after(
-                new_tokens, self._decoder_cache
-            )
-        return frames[:, 0]
+            frames, self._decoder_cache = self._decode(new_tokens, self._decoder_cache)
+        newest: Tensor = frames[:, 0]
+        return newest

@@ -110,6 +110,28 @@ class Dynamics(nn.Module):
             keep_cache=keep_cache,
         )
 
+    def extend_cache(
+        self, tokens_BFhw: Tensor, actions_BFA: Tensor, cache: KVCache | None
+    ) -> KVCache:
+        """Return the cache with further finished frames."""
+        return self.forward_with_cache(tokens_BFhw, actions_BFA, cache, newest=0)[1]
+
+    def predict_after(
+        self, tokens_BFhw: Tensor, actions_BFA: Tensor, cache: KVCache, bias_HNN: Tensor
+    ) -> Tensor:
+        """Compute the logits BFhwK of frames after the cached ones."""
+        hidden, _ = self.forward_with_cache(
+            tokens_BFhw, actions_BFA, cache, bias_HNN=bias_HNN, keep_cache=False
+        )
+        return self.head(hidden)
+
+    def newest_hidden(self, tokens_BFhw: Tensor, actions_BFA: Tensor, cache: KVCache) -> Tensor:
+        """Compute the hidden states BhwD of the last frame after the cached ones."""
+        hidden, _ = self.forward_with_cache(
+            tokens_BFhw, actions_BFA, cache, newest=1, keep_cache=False
+        )
+        return hidden[:, -1]
+
     def loss(
         self,
         tokens_BThw: Tensor,

@@ -18,6 +18,7 @@ from envs.utils.errors import InputError
 from worldmodel.config import GenerationMode, SamplingConfig, WorldModelConfig
 from worldmodel.devices import autocast
 from worldmodel.models import saved_model
+from worldmodel.models.captured_passes import CapturedPasses, CudaCapture
 from worldmodel.models.cpu_kernels import cached_weights
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.maskgit import sample
@@ -56,6 +57,22 @@ class WorldModel(nn.Module):
         self.cfg: WorldModelConfig = dynamics.cfg
         self.precision = "fp32"
         """Precision of generation and of the reward query: fp32, or bf16 under autocast."""
+        self.passes = CapturedPasses()
+        """Passes of generation and of the reward query, replayed after `use_cuda_graphs`."""
+
+    def use_cuda_graphs(self) -> Self:
+        """Replay passes as CUDA graphs if the model is on an NVIDIA GPU; return the model.
+
+        It pays for few films or windows at a time, and needs no compilation.
+        """
+        if self.device.type == "cuda":
+            self.passes.start(CudaCapture())
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Change all weights, as `to` does, and stop using CUDA graphs."""
+        self.passes.stop()
+        return super()._apply(fn, recurse)
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +142,8 @@ class WorldModel(nn.Module):
         sampling = SamplingConfig(steps, temperature, mode)
         with self.autocast():
             tokens_BThw = self.generate_tokens(frames_BPCHW, actions_BA, sampling, generator)
-            return self.tokenizer.decode(tokens_BThw)[:, frames_BPCHW.shape[1] :]
+            frames, _ = self.passes.bind(self.tokenizer.decode_after)(tokens_BThw)
+            return frames[:, frames_BPCHW.shape[1] :]
 
     @torch.no_grad()
     @cached_weights()
@@ -154,7 +172,7 @@ class WorldModel(nn.Module):
 
         # Tokenise the given frames and fill the KV cache with them.
         encoded_BTA = self.encode_actions(actions_BA)
-        tokens_BThw = self.tokenizer.encode_checked(frames_BPCHW)
+        tokens_BThw = self.passes.bind(self.tokenizer.encode_checked)(frames_BPCHW)
         cache = self.prefill(tokens_BThw, encoded_BTA[:, :num_given])
 
         # Sample chunk_size frames at a time; beyond cfg.frames the attention window slides.
@@ -186,7 +204,7 @@ class WorldModel(nn.Module):
         stretches = zip(tokens_BFhw.split(length, 1), actions_BFA.split(length, 1), strict=True)
         for tokens, actions in stretches:
             seen = cache.last_frames(window - length) if cache else None
-            _, cache = self.dynamics.forward_with_cache(tokens, actions, seen, newest=0)
+            cache = self.passes.bind(self.dynamics.extend_cache)(tokens, actions, seen)
         assert cache is not None
         return cache
 
@@ -206,12 +224,11 @@ class WorldModel(nn.Module):
         `on_step` is called with logits BMK and tokens BM after each pass.
         """
         masked, bias = self._mask_tokens(actions_BFA), self.dynamics.bias()
+        predict = self.passes.bind(self.dynamics.predict_after, actions_BFA, cache, bias)
 
         def predict_logits(tokens_BM: Tensor) -> Tensor:
-            hidden, _ = self.dynamics.forward_with_cache(
-                tokens_BM.view_as(masked), actions_BFA, cache, bias_HNN=bias, keep_cache=False
-            )
-            return self.dynamics.head(hidden).flatten(1, 3)
+            logits: Tensor = predict(tokens_BM.view_as(masked))
+            return logits.flatten(1, 3)
 
         tokens_BM = sample(
             predict_logits,
@@ -298,10 +315,10 @@ class WorldModel(nn.Module):
     def _query_hidden(self, frames_BPCHW: Tensor, actions_BA: Tensor) -> Tensor:
         cache, future_actions = self._prefill_given(frames_BPCHW, actions_BA)
         masked = self._mask_tokens(future_actions)
-        hidden, _ = self.dynamics.forward_with_cache(
-            masked, future_actions, cache, newest=1, keep_cache=False
+        hidden: Tensor = self.passes.bind(self.dynamics.newest_hidden)(
+            masked, future_actions, cache
         )
-        return hidden[:, -1].flatten(1, 2)
+        return hidden.flatten(1, 2)
 
     def _refined_entropy(self, frames_BPCHW: Tensor, actions_BA: Tensor, steps: int) -> Tensor:
         """Return the entropy of each token of the last frame in the pass that decides it."""
@@ -326,7 +343,7 @@ class WorldModel(nn.Module):
         """Return the KV cache of the given frames and the encoded actions BFA of later frames."""
         num_given = frames_BPCHW.shape[1]
         encoded_BTA = self.encode_actions(actions_BA)
-        tokens_BPhw = self.tokenizer.encode_checked(frames_BPCHW)
+        tokens_BPhw = self.passes.bind(self.tokenizer.encode_checked)(frames_BPCHW)
         return self.prefill(tokens_BPhw, encoded_BTA[:, :num_given]), encoded_BTA[:, num_given:]
 
     def _mask_tokens(self, actions_BFA: Tensor) -> Tensor:
