@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -14,6 +14,9 @@ from envs import builtin_name, catalog
 from envs.utils.errors import InputError
 from envs.utils.ray_session import DEVICE_VARIABLE
 from worldmodel.config import Device, Precision
+
+if TYPE_CHECKING:
+    from worldmodel import WorldModel
 
 Preset = Literal["debug", "cpu", "gpu", "paper"]
 
@@ -58,6 +61,32 @@ class ModelDeviceArgs(DeviceArgs):
     precision: Precision = "auto"
     """Precision of the model's passes: bf16 (autocast), fp32, or auto: bf16 on NVIDIA GPUs since
     Ampere, else fp32."""
+    cuda_graphs: bool = False
+    """Replay the passes of few films or windows as CUDA graphs, on NVIDIA GPUs. Experimental."""
+
+    @property
+    def compiles(self) -> bool | None:
+        """True if the model is compiled for a GPU; None where it can be on an NVIDIA GPU."""
+        return None
+
+    def load_model(self, path: Path) -> "WorldModel":
+        """Return the world model in a folder, as the flags say."""
+        from worldmodel import load_world_model  # imports torch
+
+        model = load_world_model(path, self.device, self.precision, compile=self.compiles)
+        return model.use_cuda_graphs() if self.cuda_graphs else model
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledModelArgs(ModelDeviceArgs):
+    """Flags of a command that runs a model for so long that it compiles it first."""
+
+    eager: bool = False
+    """Do not compile the model on an NVIDIA GPU, which may take a minute."""
+
+    @property
+    def compiles(self) -> bool | None:
+        return False if self.eager else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +123,12 @@ class GenerationArgs(ModelDeviceArgs):
     """Run folder of `train upscaler`, to enlarge the frames four times."""
     seed: int = 0
     """Random seed of the sampling."""
+    compile: bool = False
+    """Compile the model on an NVIDIA GPU, which may take a minute: only long films repay it."""
+
+    @property
+    def compiles(self) -> bool | None:
+        return None if self.compile else False
 
     def check_folders(self) -> None:
         """Raise InputError for a folder that does not exist."""

@@ -11,7 +11,7 @@ from envs.utils.errors import InputError
 from worldmodel.checkpoint import Checkpoint, open_checkpoint
 from worldmodel.config import WorldModelConfig
 from worldmodel.devices import resolve_device
-from worldmodel.models.cpu_kernels import use_cpu_kernels
+from worldmodel.models.compilation import optimize_loaded
 from worldmodel.models.dynamics import Dynamics
 from worldmodel.models.genie import GenieReduxG, load_world_model
 from worldmodel.models.latent_action import LatentActionModel
@@ -28,22 +28,26 @@ def load_component(module: nn.Module, component: str, path: Path | str) -> None:
     _set_weights(module, _read_component(Path(path), component), path)
 
 
-def load_tokenizer(path: Path | str, device: torch.device | str = "cpu") -> Tokenizer:
-    """Load a trained tokenizer in eval mode.
+def load_tokenizer(
+    path: Path | str, device: torch.device | str = "cpu", *, compile: bool | None = None
+) -> Tokenizer:
+    """Load a trained tokenizer in eval mode; `compile` is that of `optimize_loaded`.
 
     Raises InputError if there is none, or it is damaged or of another version.
     """
-    return _load(Tokenizer, "tokenizer", path, device)
+    return _load(Tokenizer, "tokenizer", path, device, compile)
 
 
-def load_lam(path: Path | str, device: torch.device | str = "cpu") -> LatentActionModel:
+def load_lam(
+    path: Path | str, device: torch.device | str = "cpu", *, compile: bool | None = None
+) -> LatentActionModel:
     """Load a latent action model, also a jointly trained one; see `load_tokenizer`."""
-    return _load(LatentActionModel, "lam", path, device)
+    return _load(LatentActionModel, "lam", path, device, compile)
 
 
 def load_dynamics(path: Path | str, device: torch.device | str = "cpu") -> Dynamics:
     """Load a dynamics model; see `load_tokenizer`."""
-    return _load(Dynamics, "dynamics", path, device)
+    return _load(Dynamics, "dynamics", path, device, None)
 
 
 def load_upscaler(path: Path | str, device: torch.device | str = "cpu") -> Upscaler:
@@ -63,13 +67,18 @@ def build_world_model(tokenizer: Path | str, dynamics: Path | str) -> GenieRedux
     return GenieReduxG(load_tokenizer(tokenizer), load_dynamics(dynamics))
 
 
-def _load(kind: Any, component: str, path: Path | str, device: torch.device | str) -> Any:
+def _load(
+    kind: Any,
+    component: str,
+    path: Path | str,
+    device: torch.device | str,
+    compile: bool | None,
+) -> Any:
     part = _read_component(Path(path), component)
     module = kind(part[1])
     _set_weights(module, part, path)
     device = resolve_device(device)
-    if device.type == "cpu":
-        use_cpu_kernels(module)
+    optimize_loaded(module, device, compile=compile)
     return module.to(device).eval()
 
 

@@ -79,6 +79,10 @@ class ServeConfig:
     """Torch threads of each replica; 0 keeps torch's default."""
     precision: str = "auto"
     """Precision of the passes: bf16 (autocast), fp32, or auto (bf16 on GPUs that compute it)."""
+    compile: bool | None = None
+    """Compile the model; None: on NVIDIA GPUs."""
+    cuda_graphs: bool = False
+    """Replay passes of few windows as CUDA graphs, see `WorldModel.use_cuda_graphs`."""
     steps: int = 1
     """MaskGIT passes."""
     batch: int = 0
@@ -110,6 +114,7 @@ class UncertaintyService:
         self._config, self._device = config, device
         self._weights = newest_weights(config.app_name)
         self._model = self._load(self._weights)
+        self._warm_up()
         self._statistics = ServiceStatistics()
         self._lock = asyncio.Lock()
         self._pass_started: float | None = None
@@ -170,7 +175,17 @@ class UncertaintyService:
         self._model, self._weights = await asyncio.to_thread(self._load, path), path
 
     def _load(self, path: str) -> Any:
-        return load_model(path, self._device, self._config.precision)
+        config = self._config
+        model = load_model(path, self._device, config.precision, compile=config.compile)
+        return model.use_cuda_graphs() if config.cuda_graphs else model
+
+    def _warm_up(self) -> None:
+        """Score empty frames, so that on a GPU the first clips do not wait for compilation."""
+        size = self._model.cfg.size
+        for count in (1, 2):  # one graph is for one window, another for several
+            frames = np.zeros((count, CONTEXT, size, size, 3), np.uint8)
+            actions = np.zeros((count, WINDOW - 1), np.int64)
+            window_entropies(self._model, frames, actions, steps=self._config.steps)
 
     async def check_health(self) -> None:
         """Raise RuntimeError if Serve, which calls this regularly, should replace this replica.

@@ -34,11 +34,17 @@ class Windows(NamedTuple):
         return Windows(self.frames_B5HWC[rows], self.actions_B4[rows])
 
 
-def load_model(path: Path | str, device: str = "cpu", precision: str = "fp32") -> "WorldModel":
-    """Load a saved world model, driven by real actions."""
+def load_model(
+    path: Path | str,
+    device: str = "cpu",
+    precision: str = "fp32",
+    *,
+    compile: bool | None = None,
+) -> "WorldModel":
+    """Load a saved world model, driven by real actions, see `saved_model.read_model`."""
     from worldmodel.models.genie import load_world_model
 
-    return load_world_model(path, device, precision).for_game(None)
+    return load_world_model(path, device, precision, compile=compile).for_game(None)
 
 
 def cut_windows(frames_THWC: Frames, actions_T: Actions) -> Windows:
@@ -91,8 +97,8 @@ def window_entropies(
     parts = []
     for start in range(0, len(frames_B5HWC), batch):
         # Copies only the context frames: windows overlap and are read-only.
-        context = torch.tensor(frames_B5HWC[start : start + batch, :CONTEXT], device=device)
-        actions = torch.tensor(actions_B4[start : start + batch], device=device, dtype=torch.int64)
+        context = torch.tensor(frames_B5HWC[start : start + batch, :CONTEXT])
+        actions = torch.tensor(actions_B4[start : start + batch], dtype=torch.int64)
         entropies = model.future_token_entropy(
             to_float_frames(copy_to(device, context)),
             copy_to(device, actions),

@@ -18,7 +18,7 @@ from experiments.benchmarks.model import NoiseDataset, dynamics_with_codes
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
 from worldmodel.config import CONTEXT, WorldModelConfig
 from worldmodel.devices import resolve_device, resolve_precision
-from worldmodel.models.compilation import optimize_model
+from worldmodel.models.compilation import optimize_loaded
 from worldmodel.training.config import train_preset
 from worldmodel.training.distributed import Worker
 from worldmodel.training.flops import cost_of
@@ -30,8 +30,8 @@ from worldmodel.uncertainty import window_entropies
 
 CLIPS = {"debug": 2, "cpu": 2, "gpu": 8, "paper": 10}
 """Clips of a training step by preset: those of one of the paper's eight cards."""
-CPU_COUNTS, GPU_COUNTS = (4, 16), (64, 256)
-"""Films that are generated together, and windows that are scored together."""
+CPU_COUNTS, GPU_COUNTS = ((1, 4), (4, 16)), ((1, 16), (4, 256))
+"""Films that are generated together, and windows that are scored together: few, and many."""
 HORIZON = 10
 """Frames that are generated after the CONTEXT."""
 STEPS = 25
@@ -52,19 +52,33 @@ def measure_accelerator(args: Args, scratch: Path) -> Iterator[Row]:
             yield row(f"{name}, peak memory", made["memory"], "GB")
     model = GenieReduxG(Tokenizer(config), Dynamics(config)).to(device).eval()
     model.precision = precision
-    optimize_model(model, device, compile=device.type != "cpu")
-    most_films, count = CPU_COUNTS if device.type == "cpu" else GPU_COUNTS
-    for films in (1, most_films):
-        frames = torch.rand(films, CONTEXT, 3, config.size, config.size, device=device)
+    ways = ("",) if device.type == "cpu" else (", eager", ", compiled")
+    for way in ways:
+        optimize_loaded(model, device, compile=way == ", compiled")
+        yield from measure_passes(model, args, way)
+        if device.type == "cuda":
+            model.use_cuda_graphs()
+            yield from measure_passes(model, args, f"{way}, CUDA graphs", few=True)
+            model.passes.stop()
+
+
+def measure_passes(model: GenieReduxG, args: Args, way: str, *, few: bool = False) -> Iterator[Row]:
+    """Measure the frames and windows a second of one way to run a model, or only of `few`."""
+    row, device, size = partial(Row, "gpu"), model.device, model.cfg.size
+    counts = CPU_COUNTS if device.type == "cpu" else GPU_COUNTS
+    film_counts, window_counts = (both[:1] if few else both for both in counts)
+    for films in film_counts:
+        frames = torch.rand(films, CONTEXT, 3, size, size, device=device)
         actions = torch.zeros(films, CONTEXT + HORIZON - 1, dtype=torch.int64, device=device)
         generate = partial(model.generate, frames, actions, steps=STEPS, mode="autoregressive")
         seconds = seconds_on(device, generate, args.repeats)
-        yield row(f"generation, {films} at a time", films * HORIZON / seconds, "frames/s")
+        yield row(f"generation, {films} at a time{way}", films * HORIZON / seconds, "frames/s")
     noise = np.random.default_rng(0)
-    shape = (count, CONTEXT, config.size, config.size, 3)
-    windows = noise.integers(256, size=shape, dtype=np.uint8), np.zeros((count, 4), np.int64)
-    seconds = seconds_on(device, lambda: window_entropies(model, *windows), args.repeats)
-    yield row("reward", count / seconds, "windows/s")
+    for count in window_counts:
+        shape = (count, CONTEXT, size, size, 3)
+        windows = noise.integers(256, size=shape, dtype=np.uint8), np.zeros((count, 4), np.int64)
+        seconds = seconds_on(device, partial(window_entropies, model, *windows), args.repeats)
+        yield row(f"reward, {count} at a time{way}", count / seconds, "windows/s")
 
 
 def measure_step(
@@ -103,11 +117,15 @@ def measure_step(
 
 
 def seconds_on(device: torch.device, work: Callable[[], Any], repeats: int) -> float:
-    """Return the median seconds of a call until the device is done, after a warm-up."""
+    """Return the median seconds of a call until the device is done, after two to warm up.
+
+    The first one compiles, and the second one captures passes that come once a call.
+    """
 
     def finish() -> None:
         work()
         synchronize(device)
 
-    finish()
+    for _ in range(2):
+        finish()
     return median_of(repeats, lambda: wall_seconds(finish))

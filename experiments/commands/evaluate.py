@@ -13,7 +13,7 @@ from envs.utils.errors import InputError
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import (
-    ModelDeviceArgs,
+    CompiledModelArgs,
     RayArgs,
     check_at_least,
     check_data,
@@ -28,7 +28,7 @@ OPTIONS = ("context", "horizon", "stride", "mode", "limit", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RayArgs, ModelDeviceArgs):
+class Args(RayArgs, CompiledModelArgs):
     """Measure PSNR, SSIM, delta-PSNR and the Frechet distance on held-out episodes (App. A.2).
 
     Predictions of other models can be scored as well: --export-windows writes
@@ -91,7 +91,7 @@ def run(args: Args) -> None:
     # These import torch: wrong arguments are reported first.
     import torch
 
-    from worldmodel import WorldModel, load_world_model
+    from worldmodel import WorldModel
     from worldmodel.evaluation.evaluate import evaluate, export
     from worldmodel.evaluation.external_predictions import ExternalPredictions
     from worldmodel.evaluation.far_windows import FarWindows
@@ -110,7 +110,7 @@ def run(args: Args) -> None:
     if args.peer is not None:
         model = ExternalPredictions(args.peer)
     else:
-        model = load_world_model(Path(str(args.model)), args.device, args.precision)
+        model = args.load_model(Path(str(args.model)))
     with ray_session(args.ray_address) if args.workers else nullcontext():
         results = evaluate(
             model,

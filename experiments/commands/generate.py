@@ -43,11 +43,10 @@ def run(args: Args) -> None:
     from envs.episodes.dataset import EpisodeReader
     from envs.utils.images import gif, png
     from experiments.reports.images import at_scale, film_strip, predict
-    from worldmodel import load_world_model
     from worldmodel.loading import load_upscaler
 
     torch.set_num_threads(default_threads())
-    model = load_world_model(args.model, args.device, args.precision)
+    model = args.load_model(args.model)
     upscaler = None if args.upscaler is None else load_upscaler(args.upscaler, args.device)
     reader = EpisodeReader(args.data)
     args.out.mkdir(parents=True, exist_ok=True)

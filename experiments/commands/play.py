@@ -76,7 +76,6 @@ def open_world(args: Args) -> "World":
     """Return the world of the flags. Raises InputError for a bad episode, start or model."""
     from envs.episodes.dataset import EpisodeReader
     from experiments.interactive.session import CONTEXT, World
-    from worldmodel import load_world_model
     from worldmodel.loading import load_upscaler
 
     reader = EpisodeReader(args.data)
@@ -92,7 +91,7 @@ def open_world(args: Args) -> "World":
         )
     episode = reader[args.episode]
     return World(
-        load_world_model(args.model, args.device, args.precision).for_game(episode.game),
+        args.load_model(args.model).for_game(episode.game),
         episode.frames_THWC[args.start : args.start + CONTEXT],
         episode.actions[args.start : args.start + CONTEXT - 1],
         game=episode.game,

@@ -12,7 +12,7 @@ import tyro
 
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import ModelDeviceArgs, RayArgs, check_at_least, check_model
+from experiments.arguments import CompiledModelArgs, RayArgs, check_at_least, check_model
 
 TERMINAL_PAUSE, LOG_PAUSE = 2.0, 15.0
 """Seconds between two updates of the statistics, on a terminal and in a log."""
@@ -21,7 +21,7 @@ PROBE_WINDOWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RayArgs, ModelDeviceArgs):
+class Args(RayArgs, CompiledModelArgs):
     """Serve a world model's uncertainty on a Ray cluster until Ctrl+C. No port is opened."""
 
     model: tyro.conf.Positional[Path]
@@ -65,6 +65,8 @@ def run(args: Args) -> None:
             num_gpus=args.gpus,
             threads=args.threads,
             precision=args.precision,
+            compile=args.compiles,
+            cuda_graphs=args.cuda_graphs,
             steps=args.steps,
         )
         serve.deploy(args.model, config)

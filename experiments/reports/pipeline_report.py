@@ -166,7 +166,8 @@ def _predictions(root: Path, plan: dict[str, Any], results: EvalResults) -> dict
     checkpoint = newest_checkpoint(root / "upscaler")
     upscaler = None if checkpoint is None else load_upscaler(checkpoint)
     models = {
-        name: GenieReduxG.load(root / "models" / name, "auto", "auto") for name in results.models
+        name: GenieReduxG.load(root / "models" / name, "auto", "auto", compile=False)
+        for name in results.models
     }
     sampling = {key: plan["evaluate"][key] for key in ("steps", "mode") if key in plan["evaluate"]}
     sampling["seed"] = plan["seed"]
@@ -291,7 +292,7 @@ def _timings_and_settings(seconds: Mapping[str, float], plan: dict[str, Any]) ->
 
 def _codes(root: Path, tests: Sequence[str], length: int) -> tuple[str, Markup]:
     """Return the usage of the codebook in words and as a curve."""
-    model = GenieReduxG.load(root / "models" / "base", "auto", "auto")
+    model = GenieReduxG.load(root / "models" / "base", "auto", "auto", compile=False)
     use = figures.count_code_use(model, [root / "data" / f"test-{test}" for test in tests], length)
     total = len(use.shares)
     used = sum(share > 0 for share in use.shares)

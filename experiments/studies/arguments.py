@@ -6,8 +6,8 @@ from pathlib import Path
 import tyro
 
 from experiments.arguments import (
+    CompiledModelArgs,
     DeviceArgs,
-    ModelDeviceArgs,
     Preset,
     RayArgs,
     check_data,
@@ -19,7 +19,7 @@ DEFAULT_VARIANTS = ("base", "token_input", "tdce", "masked", "masked_frames", "c
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelArgs(ModelDeviceArgs):
+class ModelArgs(CompiledModelArgs):
     """The flags of every study of one model."""
 
     model: tyro.conf.Positional[Path]

@@ -16,7 +16,7 @@ from envs.utils.atomic_io import write_atomic, write_json_atomic
 from envs.utils.progress import console, progress
 from experiments.arguments import default_threads
 from experiments.studies.arguments import ModelArgs
-from worldmodel import WorldModel, load_world_model
+from worldmodel import WorldModel
 from worldmodel.data.batch import to_float_frames
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.evaluate import spread_windows, windows_by_game
@@ -30,7 +30,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 def open_study_model(args: ModelArgs) -> WorldModel:
     """Return the model of the flags."""
     torch.set_num_threads(args.threads or default_threads())
-    return load_world_model(args.model, args.device, args.precision)
+    return args.load_model(args.model)
 
 
 @dataclass(frozen=True)

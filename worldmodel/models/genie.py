@@ -96,8 +96,12 @@ class GenieRedux(WorldModel):
 
 
 def load_world_model(
-    path: str | Path, device: str | torch.device = "cpu", precision: str = "fp32"
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    *,
+    compile: bool | None = None,
 ) -> WorldModel:
     """Load the GenieRedux or GenieReduxG in a folder. Raises InputError as `WorldModel.load`."""
     classes = {kind.__name__: kind for kind in (GenieReduxG, GenieRedux)}
-    return saved_model.read_model(classes, Path(path), device, precision)
+    return saved_model.read_model(classes, Path(path), device, precision, compile=compile)

@@ -18,7 +18,7 @@ from envs.utils.errors import InputError
 from worldmodel.config import WorldModelConfig
 from worldmodel.devices import resolve_device, resolve_precision
 from worldmodel.models.action_map import ActionMap
-from worldmodel.models.cpu_kernels import use_cpu_kernels
+from worldmodel.models.compilation import optimize_loaded
 
 FORMAT = "autoexplore-model-2"
 ACTION_MAP = "action_map.json"
@@ -45,12 +45,18 @@ def read_model_config(path: Path) -> WorldModelConfig:
 
 
 def read_model(
-    classes: Mapping[str, Any], path: Path, device: str | torch.device, precision: str
+    classes: Mapping[str, Any],
+    path: Path,
+    device: str | torch.device,
+    precision: str,
+    *,
+    compile: bool | None = None,
 ) -> Any:
-    """Load a model of one of these classes in eval mode; on a CPU with the CPU kernels.
+    """Load a model of one of these classes in eval mode, with the kernels of its device.
 
-    `device` and `precision` may be auto. Raises InputError if there is no such device, a file is
-    missing, damaged or of another architecture, or the model is of another class.
+    `device` and `precision` may be auto; `compile` is that of `optimize_loaded`. Raises InputError
+    if there is no such device, a file is missing, damaged or of another architecture, or the model
+    is of another class.
     """
     manifest = read_artifact(path, "saved model", FORMAT, lambda: ADVICE)
     kind = classes.get(manifest.get("model", ""))
@@ -66,7 +72,6 @@ def read_model(
         parts["action_map"] = ActionMap.from_dict(read_json(path / ACTION_MAP))
     model = kind(**parts)
     device = resolve_device(device)
-    if device.type == "cpu":
-        use_cpu_kernels(model)
+    optimize_loaded(model, device, compile=compile)
     model.precision = resolve_precision(precision, device)
     return model.to(device).eval()

@@ -54,8 +54,11 @@ class KVCache:
         layers = [
             LayerCache(
                 layer.peg_inputs_BPhwD,
-                None if layer.keys_BHPE is None else layer.keys_BHPE[:, :, -frames:],
-                None if layer.values_BHPE is None else layer.values_BHPE[:, :, -frames:],
+                *(
+                    # Copied once, and not in each pass by a compiled sub-block.
+                    None if tensor is None else tensor[:, :, -frames:].contiguous()
+                    for tensor in (layer.keys_BHPE, layer.values_BHPE)
+                ),
             )
             for layer in self.layers
         ]

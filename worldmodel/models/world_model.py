@@ -357,10 +357,16 @@ class WorldModel(nn.Module):
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str | torch.device = "cpu", precision: str = "fp32"
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+        *,
+        compile: bool | None = None,
     ) -> Self:
         """Load the model that `save` wrote, in eval mode, see `saved_model.read_model`."""
-        return saved_model.read_model({cls.__name__: cls}, Path(path), device, precision)
+        classes = {cls.__name__: cls}
+        return saved_model.read_model(classes, Path(path), device, precision, compile=compile)
 
 
 def normalised_entropy(logits: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def _load_init(model: nn.Module, run: TrainingRun) -> None:
 def _build_dynamics(run: TrainingRun, device: torch.device) -> Objective:
     # The dynamics predicts tokens of a frozen tokenizer.
     assert run.tokenizer is not None
-    tokenizer = load_tokenizer(run.tokenizer, device)
+    tokenizer = load_tokenizer(run.tokenizer, device, compile=run.recipe.compiles)
     if (tokenizer.cfg.tokenizer, tokenizer.cfg.size) != (run.config.tokenizer, run.config.size):
         raise InputError(
             f"{run.tokenizer}: not a tokenizer of the given configuration: train both with "
@@ -89,7 +89,12 @@ def _build_dynamics(run: TrainingRun, device: torch.device) -> Objective:
 
     # Latent actions come from a model that is trained jointly, or from a frozen one.
     source = run.lam or run.init
-    lam = LatentActionModel(run.config) if source is None else load_lam(source)
+    compile = run.recipe.compiles
+    lam = (
+        LatentActionModel(run.config)
+        if source is None
+        else load_lam(source, device, compile=compile)
+    )
     if (lam.cfg.lam, lam.cfg.size) != (run.config.lam, run.config.size):
         raise InputError(
             f"{source}: not a latent action model of the given configuration: train both "
@@ -143,7 +148,7 @@ def _weigh_clips(
     shares, prioritised = run.recipe.data_shares, run.recipe.prioritised
     uncertainty_N, origin = None, "data shares"
     if run.priority_model is not None:
-        world = load_model(run.priority_model, str(device))
+        world = load_model(run.priority_model, str(device), compile=run.recipe.compiles)
         origin = tensors_sha256(world.state_dict())
         if sharing.part == 0:
             clip_uncertainty(clips, world, run.cache)
@@ -300,12 +305,12 @@ def build_trainer(
         threads=recipe.loader_threads,
         state=state.get("data_state"),
         batches=recipe.iterations - step,
+        pin=worker.device.type == "cuda",
     )
     return Trainer(
         run=run,
         objective=objective,
         wrapped_objective=wrapped_objective,
-        pin=worker.device.type == "cuda",
         optimizer=optimizer,
         ema=ema,
         loader=loader,

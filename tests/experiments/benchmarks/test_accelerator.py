@@ -13,4 +13,4 @@ def test_training_generation_and_reward_have_a_rate(tmp_path: Path) -> None:
     assert 0 < rows["dynamics, debug, fp32"].ratio < 2
     assert {row.unit for row in rows.values()} == {"TFLOP/s", "GB", "frames/s", "windows/s"}
     assert rows["generation, 1 at a time"].rate > 0
-    assert rows["reward"].rate > 0
+    assert rows["reward, 4 at a time"].rate > 0

@@ -2,23 +2,28 @@
 
 import copy
 import dataclasses
+import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from worldmodel.config import SamplingConfig, WorldModelConfig, preset
+from worldmodel.loading import load_dynamics, load_tokenizer
 from worldmodel.models import compilation
 from worldmodel.models.compilation import compile_sub_blocks, optimize_model
 from worldmodel.models.dynamics import Dynamics
-from worldmodel.models.genie import GenieReduxG
+from worldmodel.models.genie import GenieReduxG, load_world_model
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
-from worldmodel.models.transformer import STTransformer
+from worldmodel.models.transformer import STTransformer, TransformerSubBlock
 from worldmodel.training.config import TrainConfig
+from worldmodel.uncertainty import window_entropies
 
 DEBUG = preset("debug")
 
@@ -124,12 +129,14 @@ def test_validation_between_steps_compiles_no_step_again(backend: CountingBacken
 
 
 @pytest.mark.slow
-def test_generation_compiles_no_more_after_the_first_frames(backend: CountingBackend) -> None:
-    """The cache grows to the window and slides, in another number of clips too."""
+def test_generation_compiles_four_graphs_for_one_film_and_for_several(
+    backend: CountingBackend,
+) -> None:
+    """The cache grows to the window and slides. A chunk of a single frame needs two more."""
     model = GenieReduxG(Tokenizer(DEBUG), Dynamics(DEBUG)).eval()
     plain, compiled = plain_and_compiled(model, backend)
     sampling, graphs = SamplingConfig(steps=2, mode="autoregressive"), []
-    for batch, frames in ((2, 12), (2, 12), (3, 12), (3, 20), (4, 20), (5, 16)):
+    for batch, frames in ((1, 12), (1, 20), (2, 12), (2, 12), (3, 20), (5, 16), (3, 9)):
         given = torch.rand(batch, 2, 3, 64, 64)
         actions = torch.randint(5, (batch, frames - 1))
         tokens = [
@@ -138,8 +145,21 @@ def test_generation_compiles_no_more_after_the_first_frames(backend: CountingBac
         ]
         assert torch.equal(*tokens)
         graphs.append(backend.graphs)
-    assert graphs[1] == graphs[0]
-    assert graphs[-1] == graphs[-2] < compilation.MAX_GRAPHS / 2
+    assert graphs == [4, 4, 8, 8, 8, 8, 10]
+
+
+@pytest.mark.slow
+def test_the_reward_query_compiles_four_graphs_for_all_batches(backend: CountingBackend) -> None:
+    model = GenieReduxG(Tokenizer(DEBUG), Dynamics(DEBUG)).eval()
+    plain, compiled = plain_and_compiled(model, backend)
+    noise, graphs = np.random.default_rng(0), []
+    for count in (8, 3, 3):
+        frames = noise.integers(256, size=(count, 2, 64, 64, 3), dtype=np.uint8)
+        actions = noise.integers(5, size=(count, 4))
+        scores = [window_entropies(model, frames, actions) for model in (plain, compiled)]
+        np.testing.assert_allclose(*scores, atol=1e-5)
+        graphs.append(backend.graphs)
+    assert graphs == [4, 4, 4]
 
 
 def test_a_copy_of_a_compiled_model_uses_its_own_weights(backend: CountingBackend) -> None:
@@ -178,3 +198,30 @@ def test_models_are_compiled_by_default_where_there_is_a_compiler(
     assert not compiled(None, "mps")
     monkeypatch.setattr(compilation.shutil, "which", lambda name: None)
     assert not compiled(None)
+
+
+def test_loaded_models_are_compiled_where_models_are(
+    monkeypatch: pytest.MonkeyPatch, tiny_world: Path
+) -> None:
+    monkeypatch.setattr(compilation, "_can_compile", lambda device: device.type == "meta")
+
+    def compiled(model: nn.Module) -> bool:
+        blocks = [module for module in model.modules() if isinstance(module, TransformerSubBlock)]
+        forwards = {getattr(vars(block).get("forward"), "func", None) for block in blocks}
+        assert len(forwards) == 1
+        return forwards == {compilation._run_compiled}
+
+    loaders: tuple[Any, ...] = (load_world_model, load_tokenizer, load_dynamics)
+    for load in loaders:
+        assert compiled(load(tiny_world, "meta"))
+        assert not compiled(load(tiny_world, "cpu"))
+    assert not compiled(load_world_model(tiny_world, "meta", compile=False))
+    assert not compiled(load_tokenizer(tiny_world, "meta", compile=False))
+
+
+def test_a_compiled_model_is_pickled_and_runs_plainly_on_a_cpu() -> None:
+    stack, x, bias = STTransformer(16, 2, 8, 1), torch.randn(1, 3, 2, 2, 16), torch.randn(2, 4, 4)
+    expected = stack(x, bias)[0]
+    compile_sub_blocks(stack)
+    again = pickle.loads(pickle.dumps(stack))
+    torch.testing.assert_close(again(x, bias)[0], expected)
