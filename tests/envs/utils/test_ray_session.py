@@ -130,7 +130,8 @@ def test_a_library_call_starts_ray_as_the_commands_do(tmp_path: Path) -> None:
 
 WORKSTATION = """
 import os, sys
-from envs.utils.ray_session import DEVICE_VARIABLE, node_resources, prepare_ray_environment, quiet_ray
+from envs.utils.ray_session import DEVICE_VARIABLE, node_resources
+from envs.utils.ray_session import prepare_ray_environment, quiet_ray
 prepare_ray_environment(local=True)
 import ray
 from exploration.reward.factory import RewardConfig
