@@ -78,7 +78,7 @@ def run(args: Args) -> None:
 
     check_settings(config)
     if args.dry_run:
-        predict(config, args)
+        describe_run(config, args)
         return
     assert args.out is not None
     context = Context(args.out, config)
@@ -105,7 +105,7 @@ def run(args: Args) -> None:
     console.print(f"Report: {(context.path(report) / 'index.html').resolve()}")
 
 
-def predict(config: PipelineConfig, args: Args) -> None:
+def describe_run(config: PipelineConfig, args: Args) -> None:
     """Print the stages and the cost of training. Raises InputError for unknown hardware."""
     from experiments.pipeline.dry_run import print_prediction
     from experiments.pipeline.games_apart import of_one_game
