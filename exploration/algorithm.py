@@ -28,10 +28,11 @@ from envs import action_names
 from envs.episodes.frame_distance import FrameDistance
 from envs.utils.errors import InputError
 from exploration.agent.config import LossConfig, PolicyConfig
-from exploration.agent.learner import ExploreLearner, quiet_actor_errors, shares
+from exploration.agent.learner import ExploreLearner, quiet_actor_errors
 from exploration.agent.loss import LOSS_PARTS
+from exploration.agent.packed_batch import PackedBatch
 from exploration.agent.policy import CnnLstm
-from exploration.agent.replay_buffer import PackedBatch, ReplayBuffer, Scale
+from exploration.agent.replay_buffer import ReplayBuffer, Scale
 from exploration.agent.rl_module import AgentModule, action_names_of
 from exploration.config import ExploreConfig, epsilon_at
 from exploration.mutable_settings import MUTABLE_SETTINGS, apply_settings
@@ -402,7 +403,7 @@ class AutoExplore(Algorithm):
         steps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek(lifetime)}
         learners = self.config.num_learners
         # RLlib would cut one batch inside a segment; each learner gets whole ones.
-        parts = [batch] if learners < 2 else shares(batch, learners)
+        parts = [batch] if learners < 2 else batch.shares(learners)
         data: dict[str, Any] = {"batches": parts} if learners else {"batch": batch}
         return self.learner_group.update(**data, timesteps=steps)
 

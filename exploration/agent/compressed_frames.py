@@ -4,7 +4,10 @@ Neighbouring frames of a game are nearly the same: a block takes a few per cent 
 pixels, and is decompressed in a fraction of a millisecond.
 """
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import zstandard
@@ -16,16 +19,8 @@ LEVEL = 1
 """Compression level of zstd."""
 
 
-@dataclass(frozen=True)
-class FrameBlock:
-    """Compressed frames."""
-
-    data: bytes
-    frames: int
-
-
-def decompress_block(data: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Decompress the data of a block, whose frames have this shape; the array is read-only."""
+def decompress_block(data: bytes | memoryview, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Decompress a block, whose frames have this shape; the array is read-only."""
     pixels = zstandard.ZstdDecompressor().decompress(data)
     return np.frombuffer(pixels, np.uint8).reshape(-1, *shape)
 
@@ -34,7 +29,7 @@ def decompress_block(data: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 class Clip:
     """Consecutive frames, still compressed."""
 
-    blocks: tuple[bytes, ...]
+    blocks: tuple[bytes | memoryview, ...]
     skip: int
     """Frames of the first block that come before the clip."""
     frames: int
@@ -53,7 +48,9 @@ class Clip:
 class CompressedFrames:
     """Frames uint8 (T, H, W, C), compressed without loss."""
 
-    blocks: tuple[FrameBlock, ...]
+    blocks: tuple[bytes, ...]
+    counts: tuple[int, ...]
+    """Number of frames in each block."""
     shape: tuple[int, ...]
     """Shape of one frame: (H, W, C)."""
 
@@ -61,28 +58,24 @@ class CompressedFrames:
     def of(cls, frames_THWC: NDArray[np.uint8]) -> "CompressedFrames":
         """Compress frames."""
         compressor = zstandard.ZstdCompressor(level=LEVEL)
-        parts = (frames_THWC[at : at + BLOCK] for at in range(0, len(frames_THWC), BLOCK))
-        blocks = tuple(
-            FrameBlock(compressor.compress(np.ascontiguousarray(part).data), len(part))
-            for part in parts
-        )
-        return cls(blocks, frames_THWC.shape[1:])
+        parts = [frames_THWC[at : at + BLOCK] for at in range(0, len(frames_THWC), BLOCK)]
+        blocks = tuple(compressor.compress(np.ascontiguousarray(part).data) for part in parts)
+        return cls(blocks, tuple(map(len, parts)), frames_THWC.shape[1:])
 
     def __len__(self) -> int:
         """Return the number of frames."""
-        return sum(block.frames for block in self.blocks)
+        return self._ends[-1]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Number of frames up to the end of each block."""
+        return list(accumulate(self.counts))
 
     def clip(self, start: int, stop: int) -> Clip:
         """Return the frames from `start` up to, but not including, `stop`."""
-        blocks: list[bytes] = []
-        skip = at = 0
-        for block in self.blocks:
-            end = at + block.frames
-            if at < stop and end > start:
-                skip = skip if blocks else start - at
-                blocks.append(block.data)
-            at = end
-        return Clip(tuple(blocks), skip, min(stop, at) - start)
+        first, last = bisect_right(self._ends, start), bisect_left(self._ends, stop)
+        skip = start - self._ends[first] + self.counts[first]
+        return Clip(self.blocks[first : last + 1], skip, stop - start)
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Decompress the frames from `start` up to, but not including, `stop`."""
@@ -96,11 +89,13 @@ class CompressedFrames:
 
         Short blocks at the seam become one.
         """
-        before, first = self.blocks[:-1], later.blocks[0]
-        last_THWC = decompress_block(self.blocks[-1].data, self.shape)[:-1]
-        after = later.blocks
-        if len(last_THWC) + first.frames <= BLOCK:
-            last_THWC = np.concatenate([last_THWC, decompress_block(first.data, self.shape)])
-            after = later.blocks[1:]
-        seam = CompressedFrames.of(last_THWC).blocks
-        return CompressedFrames(before + seam + after, self.shape)
+        last_THWC, after = decompress_block(self.blocks[-1], self.shape)[:-1], 0
+        if len(last_THWC) + later.counts[0] <= BLOCK:
+            first_THWC = decompress_block(later.blocks[0], self.shape)
+            last_THWC, after = np.concatenate([last_THWC, first_THWC]), 1
+        seam = CompressedFrames.of(last_THWC)
+        return CompressedFrames(
+            self.blocks[:-1] + seam.blocks + later.blocks[after:],
+            self.counts[:-1] + seam.counts + later.counts[after:],
+            self.shape,
+        )

@@ -4,10 +4,8 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from ray.exceptions import RayActorError
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -18,7 +16,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
 
 from exploration.agent.loss import actor_critic_loss
-from exploration.agent.replay_buffer import Batch, PackedBatch
+from exploration.agent.packed_batch import Batch
 
 PING_SECONDS = 30.0
 """Longest answer of a live learner. One that waits for another learner does not answer."""
@@ -66,17 +64,6 @@ class ExploreLearner(TorchLearner):
             raise FloatingPointError(f"loss {loss.item()} with parts {values}")
         self.metrics.log_dict(parts, key=module_id, window=1)
         return loss
-
-
-def shares(batch: PackedBatch, learners: int) -> list[PackedBatch]:
-    """Deal the whole segments of a batch out to several learners.
-
-    `count` makes the mean of their losses that of the whole batch, see `actor_critic_loss`.
-    """
-    rows = batch.columns
-    count = max(rows["learn"].sum(), 1) / learners
-    counted = rows | {"count": np.full(len(rows["learn"]), count, np.float32)}
-    return replace(batch, columns=counted).parts(learners)
 
 
 def as_learner_batch(batch: Batch) -> MultiAgentBatch:

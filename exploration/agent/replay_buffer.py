@@ -6,9 +6,7 @@ compressed without loss.
 Shapes: T steps of a fragment or segment, B segments, D units of the LSTM.
 """
 
-import os
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,17 +16,15 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from envs.utils.errors import InputError
-from exploration.agent.compressed_frames import Clip, CompressedFrames, FrameBlock
+from exploration.agent.compressed_frames import CompressedFrames
+from exploration.agent.packed_batch import Batch, PackedBatch
 
 SCORED = "scored"
 """Extra column of an episode: True for steps that have a reward."""
 GAME = "game"
 """Key of an episode's custom data."""
-THREADS = min(4, os.cpu_count() or 1)
-"""Threads that decompress the frames of a batch."""
 Scale = dict[str, tuple[float, float]]
 """Offset and divisor of the rewards of each game."""
-Batch = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -88,34 +84,60 @@ PLAIN = ("episode_id", "game", "first_step", "terminated")
 
 
 @dataclass(frozen=True)
-class PackedBatch:
-    """Segments whose frames are still compressed: 2 instead of 34 MB at the paper's sizes."""
+class _JoinedSteps:
+    """Steps of all fragments in one row, from which a batch takes its columns with one index."""
 
+    fragments: list[Fragment]
+    ends_F: NDArray[np.int64]
+    """Index that follows the last step of each fragment."""
     columns: Batch
-    """Arrays of `ReplayBuffer.sample`, without obs."""
-    clips: list[Clip]
-    """T + 1 frames of each segment, or fewer at the end of a fragment."""
-    shape: tuple[int, ...]
-    """Shape of one frame: (H, W, C)."""
+    """Columns of a batch with one entry a step."""
 
-    def parts(self, count: int) -> list["PackedBatch"]:
-        """Deal the segments out into so many batches; none is cut."""
-        return [
-            PackedBatch(
-                {name: rows[part::count] for name, rows in self.columns.items()},
-                self.clips[part::count],
-                self.shape,
-            )
-            for part in range(count)
-        ]
+    @classmethod
+    def of(cls, fragments: list[Fragment]) -> "_JoinedSteps":
+        """Join fragments. The LSTM states, of which a batch takes few, stay where they are."""
+        ends_F = np.cumsum([len(fragment) for fragment in fragments])
+        terminated_N = np.zeros(ends_F[-1], np.bool_)
+        terminated_N[ends_F - 1] = [fragment.terminated for fragment in fragments]
+        columns = {
+            "actions": np.concatenate([fragment.actions_T for fragment in fragments]),
+            "rewards": np.concatenate([fragment.rewards_T for fragment in fragments]),
+            "logp": np.concatenate([fragment.log_probabilities_T for fragment in fragments]),
+            "terminated": terminated_N,
+            "learn": np.concatenate([fragment.scored_T for fragment in fragments]),
+        }
+        return cls(fragments, ends_F, columns)
 
-    def unpack(self) -> Batch:
-        """Decompress the frames; return the arrays of `ReplayBuffer.sample`."""
-        size, length = self.columns["valid"].shape
-        obs_BTHWC = np.zeros((size, length + 1, *self.shape), np.uint8)
-        with ThreadPoolExecutor(THREADS) as threads:
-            list(threads.map(Clip.write, self.clips, obs_BTHWC))
-        return {"obs": obs_BTHWC, **self.columns}
+    def segments(
+        self, steps_B: NDArray[np.int64], length: int, burn_in: int, scale: Scale | None
+    ) -> PackedBatch:
+        """Return the segments that begin with these steps, see `ReplayBuffer.sample`."""
+        numbers_B = np.searchsorted(self.ends_F, steps_B, side="right")
+        drawn = [self.fragments[number] for number in numbers_B]
+        left_B = self.ends_F[numbers_B] - steps_B
+        starts = [len(each) - left for each, left in zip(drawn, left_B.tolist(), strict=True)]
+        stops = [min(start + length, len(each)) for each, start in zip(drawn, starts, strict=True)]
+
+        # A segment ends with its fragment: what follows is zero.
+        valid_BT = np.arange(length) < left_B[:, None]
+        index_BT = steps_B[:, None] + np.arange(length)
+        columns = {name: rows.take(index_BT, mode="clip") for name, rows in self.columns.items()}
+        for rows_BT in columns.values():
+            rows_BT[~valid_BT] = 0
+
+        if scale:
+            scales_B2 = np.array([scale.get(each.game, (0, 1)) for each in drawn], np.float32)
+            scaled_BT = (columns["rewards"] - scales_B2[:, :1]) / scales_B2[:, 1:]
+            columns["rewards"] = np.where(columns["learn"], scaled_BT, np.float32(0))
+        first_B = np.array([each.first_step for each in drawn]) + starts
+        columns["learn"][first_B > 0, :burn_in] = False
+
+        spans = list(zip(drawn, starts, stops, strict=True))
+        h_BD = np.concatenate([each.h_TD[start : start + 1] for each, start, _ in spans])
+        c_BD = np.concatenate([each.c_TD[start : start + 1] for each, start, _ in spans])
+        clips = [each.frames.clip(start, stop + 1) for each, start, stop in spans]
+        columns |= {"valid": valid_BT, "h": h_BD, "c": c_BD}
+        return PackedBatch(columns, clips, drawn[0].frames.shape)
 
 
 class ReplayBuffer:
@@ -132,8 +154,8 @@ class ReplayBuffer:
         # By `end`, so that the one that a new fragment follows is found at once.
         self._fragments: OrderedDict[tuple[str, int], Fragment] = OrderedDict()
         self._steps = 0
-        # Fragments and the sums of their lengths, kept until one is added.
-        self._index: tuple[list[Fragment], NDArray[np.int64]] | None = None
+        self._joined: _JoinedSteps | None = None
+        """The fragments' steps, kept until one is added."""
         self._generator = np.random.default_rng(seed)
 
     def __len__(self) -> int:
@@ -150,7 +172,7 @@ class ReplayBuffer:
         if not len(fragment):
             return
         self._steps += len(fragment)
-        self._index = None
+        self._joined = None
         before = self._fragments.get((fragment.episode_id, fragment.first_step))
         if before is not None and not before.terminated:
             del self._fragments[before.end]
@@ -164,13 +186,14 @@ class ReplayBuffer:
 
     def reward_scale(self) -> Scale:
         """Compute mean and standard deviation, at least 1e-3, of each game's rewards."""
-        rewards: dict[str, list[NDArray[np.float32]]] = {}
-        for fragment in self.fragments:
-            rewards.setdefault(fragment.game, []).append(fragment.rewards_T[fragment.scored_T])
-        joined = {game: np.concatenate(parts) for game, parts in rewards.items()}
+        steps = self._joined_steps()
+        games, game_F = np.unique([each.game for each in steps.fragments], return_inverse=True)
+        game_N = np.repeat(game_F, [len(each) for each in steps.fragments])
+        rewards_N, scored_N = steps.columns["rewards"], steps.columns["learn"]
+        rewards = {str(game): rewards_N[scored_N & (game_N == i)] for i, game in enumerate(games)}
         return {
             game: (float(values.mean()), max(float(values.std()), 1e-3))
-            for game, values in joined.items()
+            for game, values in rewards.items()
             if len(values)
         }
 
@@ -194,32 +217,16 @@ class ReplayBuffer:
         self, batch_size: int, length: int, burn_in: int = 0, scale: Scale | None = None
     ) -> PackedBatch:
         """Sample the same segments as `sample`, and leave their frames compressed."""
+        steps = self._joined_steps()
+        steps_B = self._generator.integers(len(self), size=batch_size)
+        return steps.segments(steps_B, length, burn_in, scale)
+
+    def _joined_steps(self) -> _JoinedSteps:
         if not self._fragments:
             raise InputError("the replay buffer is empty: collect steps before sampling")
-        if self._index is None:
-            lengths = [len(fragment) for fragment in self.fragments]
-            self._index = self.fragments, np.cumsum(lengths)
-        fragments, ends = self._index
-        draws = self._generator.integers(ends[-1], size=batch_size)
-        indices = np.searchsorted(ends, draws, side="right")
-        first = fragments[0]
-        dtypes: dict[str, Any] = {"actions": np.int64, "rewards": np.float32, "logp": np.float32}
-        dtypes |= dict.fromkeys(("terminated", "valid", "learn"), np.bool_)
-        state_shape = (batch_size, first.h_TD.shape[1])
-        columns: Batch = {
-            **{name: np.zeros((batch_size, length), dtype) for name, dtype in dtypes.items()},
-            "h": np.zeros(state_shape, np.float32),
-            "c": np.zeros(state_shape, np.float32),
-        }
-        clips = []
-        for row, (index, draw) in enumerate(zip(indices, draws, strict=True)):
-            fragment = fragments[index]
-            start = int(draw - ends[index]) + len(fragment)
-            stop = min(start + length, len(fragment))
-            segment = {name: rows[row] for name, rows in columns.items()}
-            _fill(segment, fragment, start, stop, burn_in, (scale or {}).get(fragment.game))
-            clips.append(fragment.frames.clip(start, stop + 1))
-        return PackedBatch(columns, clips, first.frames.shape)
+        if self._joined is None:
+            self._joined = _JoinedSteps.of(self.fragments)
+        return self._joined
 
     def get_state(self) -> dict[str, Any]:
         """Return the whole state: the concatenated arrays of all fragments, and plain values."""
@@ -230,13 +237,17 @@ class ReplayBuffer:
                 name: np.concatenate([getattr(fragment, name) for fragment in fragments])
                 for name in COLUMNS
             }
-            blocks = (block.data for each in fragments for block in each.frames.blocks)
-            arrays["blocks"] = np.frombuffer(b"".join(blocks), np.uint8)
+            blocks = b"".join(block for each in fragments for block in each.frames.blocks)
+            arrays["blocks"] = np.frombuffer(blocks, np.uint8)
         stretches = [
             {name: getattr(fragment, name) for name in PLAIN}
-            | {"steps": len(fragment), "shape": list(fragment.frames.shape)}
-            | {"blocks": [[block.frames, len(block.data)] for block in fragment.frames.blocks]}
-            for fragment in fragments
+            | {"steps": len(fragment), "shape": list(frames.shape)}
+            | {
+                "blocks": [
+                    [n, len(data)] for n, data in zip(frames.counts, frames.blocks, strict=True)
+                ]
+            }
+            for fragment, frames in ((each, each.frames) for each in fragments)
         ]
         generator = self._generator.bit_generator.state
         return {"arrays": arrays, "stretches": stretches, "generator": generator}
@@ -248,44 +259,19 @@ class ReplayBuffer:
         step = at = 0
         for record in state["stretches"]:
             stop, blocks = step + record["steps"], []
-            for frames, size in record["blocks"]:
-                blocks.append(FrameBlock(arrays["blocks"][at : at + size].tobytes(), frames))
+            for _, size in record["blocks"]:
+                blocks.append(arrays["blocks"][at : at + size].tobytes())
                 at += size
             # Copies, so that an evicted fragment frees its memory.
             columns: dict[str, Any] = {name: np.array(arrays[name][step:stop]) for name in COLUMNS}
             plain = {name: record[name] for name in PLAIN}
-            compressed = CompressedFrames(tuple(blocks), tuple(record["shape"]))
+            counts = tuple(frames for frames, _ in record["blocks"])
+            compressed = CompressedFrames(tuple(blocks), counts, tuple(record["shape"]))
             fragment = Fragment(frames=compressed, **plain, **columns)
             self._fragments[fragment.end] = fragment
             step = stop
-        self._steps, self._index = step, None
+        self._steps, self._joined = step, None
         self._generator.bit_generator.state = state["generator"]
-
-
-def _fill(
-    segment: Batch,
-    fragment: Fragment,
-    start: int,
-    stop: int,
-    burn_in: int,
-    scale: tuple[float, float] | None,
-) -> None:
-    """Write the steps from `start` up to `stop` of a fragment into one row of a batch."""
-    steps = stop - start
-    scored_T, rewards_T = fragment.scored_T[start:stop], fragment.rewards_T[start:stop]
-    if scale is not None:
-        mean, width = scale
-        rewards_T = np.where(scored_T, (rewards_T - mean) / width, 0)
-    segment["actions"][:steps] = fragment.actions_T[start:stop]
-    segment["rewards"][:steps] = rewards_T
-    segment["logp"][:steps] = fragment.log_probabilities_T[start:stop]
-    segment["terminated"][steps - 1] = fragment.terminated and stop == len(fragment)
-    segment["valid"][:steps] = True
-    segment["learn"][:steps] = scored_T
-    if start + fragment.first_step > 0:
-        segment["learn"][:burn_in] = False
-    segment["h"][:] = fragment.h_TD[start]
-    segment["c"][:] = fragment.c_TD[start]
 
 
 def to_fragment(episode: SingleAgentEpisode, *, episodic: bool = True) -> Fragment:
