@@ -20,22 +20,20 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
-    LEARNER_RESULTS,
-    NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
 
 from envs import action_names
 from envs.episodes.frame_distance import FrameDistance
 from envs.utils.errors import InputError
 from exploration.agent.config import LossConfig, PolicyConfig
-from exploration.agent.learner import ExploreLearner, quiet_actor_errors
-from exploration.agent.loss import LOSS_PARTS
-from exploration.agent.packed_batch import PackedBatch
+from exploration.agent.learner import ExploreLearner
 from exploration.agent.policy import CnnLstm
-from exploration.agent.replay_buffer import ReplayBuffer, Scale
+from exploration.agent.replay_buffer import ReplayBuffer
 from exploration.agent.rl_module import AgentModule, action_names_of
+from exploration.agent.updates import Updates
 from exploration.config import ExploreConfig, epsilon_at
 from exploration.mutable_settings import MUTABLE_SETTINGS, apply_settings
+from exploration.part_timer import PartTimer
 from exploration.reward.scorers import Scorer
 from exploration.reward.token_entropy import TOP_FRACTION, check_top_fraction
 from exploration.rollout.callbacks import ExploreCallbacks
@@ -54,9 +52,6 @@ DEFAULTS: dict[str, Any] = ExploreConfig().algorithm_settings() | {
 """Settings that `AutoExploreConfig.training` takes besides RLlib's, with their defaults."""
 SAMPLE_TIMEOUT_S = 900.0
 """Longest wait of an epoch for a live env runner."""
-ENTROPY_STEP = 0.05
-"""Change of the logarithm of the entropy coefficient in an update, for an entropy that misses its
-target by all of ln A."""
 RUNNER_TIMEOUT_S = 120.0
 """Longest wait of an epoch for a lost env runner to restart, if no other is left."""
 
@@ -232,8 +227,9 @@ class AutoExplore(Algorithm):
         super().setup(config)
         self.settings = self.config
         self.replay = ReplayBuffer(self.config.capacity, seed=self.config.seed or 0)
-        self.entropy_scale = 1.0
-        """Factor of `entropy_coeff` that has brought the entropy near its target."""
+        self.timer = PartTimer()
+        actions = self.spaces[DEFAULT_MODULE_ID][1].n
+        self.updates = Updates(self.config, self.learner_group, self.metrics, actions, self.timer)
         self.screens: dict[str, set[bytes]] = {}
         self.snapshots: SnapshotPair | None = None
         self.references: Any = {}
@@ -241,7 +237,6 @@ class AutoExplore(Algorithm):
         self.distances: dict[str, NDArray[np.float32]] = {}
         """Distances of the frames of the last epoch, one in DISTANCE_EVERY."""
         self.sampler = RolloutSampler(self.env_runner_group, self.config.max_staleness)
-        self.updates_done = 0
         self.settings_played: dict[str, float] = {}
         """Settings in effect in the newest rollout."""
 
@@ -274,13 +269,14 @@ class AutoExplore(Algorithm):
         started = time.monotonic()
         self._collect()
         collected = time.monotonic()
-        with quiet_actor_errors():
-            self._learn()
+        with self.timer("other in updates"):
+            self.updates.make_epoch(self.replay)
         learned = time.monotonic()
         self.metrics.log_dict({"epsilon": self.epsilon, "replay_steps": len(self.replay)}, window=1)
         seconds = {"sample": collected - started, "learn": learned - collected}
         # RLlib's own timers are running averages.
         self.metrics.log_dict(seconds, key="seconds", window=1)
+        self.metrics.log_dict(self.timer.take(), key="driver_cpu_seconds", window=1)
 
     def _collect(self) -> None:
         """Collect one epoch: add its steps to the replay buffer, and keep the runners' snapshots.
@@ -288,7 +284,9 @@ class AutoExplore(Algorithm):
         Waits up to RUNNER_TIMEOUT_S for a runner to restart if none answers. Raises InputError with
         the message of a runner that has failed for good.
         """
-        deadline, settings = time.monotonic() + RUNNER_TIMEOUT_S, self._play_settings()
+        deadline = time.monotonic() + RUNNER_TIMEOUT_S
+        with self.timer("weights"):
+            settings = self._play_settings()
         rollouts = self._sample(settings)
         while not any(rollout.fragments for rollout in rollouts):
             for fault in filter(None, (rollout.fault for rollout in rollouts)):
@@ -301,8 +299,9 @@ class AutoExplore(Algorithm):
             self.restore_env_runners(self.env_runner_group)
             rollouts = self._sample(settings)
         self.distances = {}
-        for rollout in rollouts:
-            self._add(rollout)
+        with self.timer("distinct screens"):
+            for rollout in rollouts:
+                self._add(rollout)
         self.settings_played = rollouts[-1].settings
         self.snapshots = merge_snapshots(rollout.snapshots for rollout in rollouts)
         staleness = [rollout.staleness for rollout in rollouts]
@@ -325,17 +324,17 @@ class AutoExplore(Algorithm):
     def _sample(self, settings: PlaySettings) -> list[RunnerRollout]:
         """Let the runners play; return their rollouts."""
         c = self.config
-        rollouts = self.sampler.sample(
-            settings,
-            WeightsVersion(self.iteration, self.updates_done),
-            # The others of a synchronous epoch are awaited, but one runner is enough to go on.
-            steps=c.collected_per_epoch if c.max_staleness else c.steps_of_runner,
-            seconds=c.sample_timeout_s,
-        )
-        if rollouts:
-            self.metrics.aggregate(
-                [rollout.metrics for rollout in rollouts], key=ENV_RUNNER_RESULTS
+        with self.timer("receive"):
+            rollouts = self.sampler.sample(
+                settings,
+                WeightsVersion(self.iteration, self.updates.done),
+                # The others of a synchronous epoch are awaited, but one runner is enough to go on.
+                steps=c.collected_per_epoch if c.max_staleness else c.steps_of_runner,
+                seconds=c.sample_timeout_s,
             )
+            if rollouts:
+                received = [rollout.metrics for rollout in rollouts]
+                self.metrics.aggregate(received, key=ENV_RUNNER_RESULTS)
         return rollouts
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
@@ -347,65 +346,14 @@ class AutoExplore(Algorithm):
 
     def _add(self, rollout: RunnerRollout) -> None:
         """Add the fragments of a rollout to the replay buffer, and its screens and distances."""
-        for fragment in rollout.fragments:
-            self.replay.add(fragment)
+        with self.timer("store"):
+            for fragment in rollout.fragments:
+                self.replay.add(fragment)
         for game, screens in rollout.screens.items():
             self.screens.setdefault(game, set()).update(screens)
         for game, found in rollout.distances.items():
             before = self.distances.get(game, found[:0])
             self.distances[game] = np.concatenate([before, found])
-
-    def _learn(self) -> None:
-        """Make one epoch's updates, and log the means of the loss terms under `learning`."""
-        c = self.config
-        scale = self._reward_scale() if c.normalize_rewards else None
-        terms: dict[str, list[float]] = {name: [] for name in LOSS_PARTS}
-        for _ in range(c.updates):
-            batch = self.replay.sample_packed(c.batch_size, c.seq_len, c.burn_in, scale)
-            coefficient = np.full(c.batch_size, self.entropy_coeff, np.float32)
-            batch.columns["entropy_coeff"] = coefficient
-            results = self._update(batch)
-            self.updates_done += 1
-            for name, values in terms.items():
-                values.append(float(results[0][DEFAULT_MODULE_ID][name].peek()))
-            self.metrics.aggregate(results, key=LEARNER_RESULTS)
-            self._adjust_entropy_coeff(terms["entropy"][-1])
-        means = {name: float(np.mean(values)) for name, values in terms.items()}
-        means["entropy_coeff"] = self.entropy_coeff
-        self.metrics.log_dict(means, key="learning", window=1)
-
-    @property
-    def entropy_coeff(self) -> float:
-        """Coefficient of the entropy bonus in the next update."""
-        return float(self.config.entropy_coeff * self.entropy_scale)
-
-    def _adjust_entropy_coeff(self, entropy: float) -> None:
-        """Raise the coefficient if the entropy of an update's policy, in nats, is below its target,
-        and lower it otherwise."""
-        if not self.config.target_entropy:
-            return
-        share = entropy / math.log(self.spaces[DEFAULT_MODULE_ID][1].n)
-        change = math.exp(ENTROPY_STEP * (self.config.target_entropy - share))
-        self.entropy_scale = min(max(self.entropy_scale * change, 1e-3), 1e3)
-
-    def _reward_scale(self) -> Scale:
-        """Compute the scale of rewards to mean 0 and deviation 1 - gamma, game by game.
-
-        A return is then a weighted mean of rewards of deviation 1.
-        """
-        horizon = 1 / max(1 - float(self.config.gamma), 1e-3)
-        scale = self.replay.reward_scale()
-        return {game: (mean, width * horizon) for game, (mean, width) in scale.items()}
-
-    def _update(self, batch: PackedBatch) -> Any:
-        """Make one update with all learners; return their metrics."""
-        lifetime = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
-        steps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek(lifetime)}
-        learners = self.config.num_learners
-        # RLlib would cut one batch inside a segment; each learner gets whole ones.
-        parts = [batch] if learners < 2 else batch.shares(learners)
-        data: dict[str, Any] = {"batches": parts} if learners else {"batch": batch}
-        return self.learner_group.update(**data, timesteps=steps)
 
     def _before_evaluate(self) -> None:
         """Reset the envs of a local evaluation runner; RLlib resets only those of remote ones."""
@@ -442,7 +390,7 @@ class AutoExplore(Algorithm):
         """Return RLlib's state, the screens and, with `replay_in_checkpoint`, the replay buffer."""
         state: dict[str, Any] = super().get_state(*arguments, **options)
         state["screens"] = {game: sorted(keys) for game, keys in self.screens.items()}
-        state["entropy_scale"] = self.entropy_scale
+        state["entropy_scale"] = self.updates.entropy_scale
         if self.config.replay_in_checkpoint:
             state["replay"] = self.replay.get_state()
         return state
@@ -452,6 +400,6 @@ class AutoExplore(Algorithm):
         self.sampler.invalidate()
         super().set_state(state)
         self.screens = {game: set(keys) for game, keys in state.get("screens", {}).items()}
-        self.entropy_scale = state.get("entropy_scale", 1.0)
+        self.updates.entropy_scale = state.get("entropy_scale", 1.0)
         if "replay" in state:
             self.replay.set_state(state["replay"])

@@ -77,7 +77,7 @@ def current_settings(config: Any) -> dict[str, float]:
 def settings_in_effect(algorithm: Any) -> dict[str, float]:
     """Return the values that learners use, and those of the newest rollout."""
     values = current_settings(algorithm.config)
-    values["entropy_coeff"] = algorithm.entropy_coeff
+    values["entropy_coeff"] = algorithm.updates.bonus.coefficient
     for answer in algorithm.learner_group.foreach_learner(_read_learner):
         values |= answer.get() if answer.ok else {}
     return values | algorithm.settings_played

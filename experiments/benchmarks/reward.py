@@ -192,7 +192,7 @@ def measure_update(games: Sequence[str], repeats: int) -> Row:
         optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
 
         def learn() -> None:
-            algorithm._update(packed)
+            algorithm.updates.make([packed])
 
         def step() -> None:
             rows = as_learner_batch(batch)[DEFAULT_MODULE_ID]

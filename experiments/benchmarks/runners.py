@@ -10,13 +10,10 @@ on the clock, hardly depend on what else the machine does.
 import itertools
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import gymnasium
 import numpy as np
@@ -46,11 +43,13 @@ PROCESSES = 4
 """Processes that hold the fake runners."""
 RUNNER_RATE = 200
 """Steps per second of a runner with the paper's four envs."""
+STORE_BYTES = 2_000_000_000
+"""Object store of Ray, which holds an epoch of 256 runners."""
 EPISODE = 1_000
 """Steps of an episode."""
 EPOCHS = 2
 """Measured epochs; one more comes before them."""
-UPDATES = 6
+UPDATES = 64
 """Updates in a measured epoch. Their cost is multiplied to as many as the paper's epoch has."""
 PER_UPDATE = ("draw batches", "send batches", "other in updates")
 """Parts that cost something for each update, not for each step."""
@@ -138,29 +137,6 @@ class IdleLearner(ExploreLearner):
         return {}, {}, {}
 
 
-class PartTimer:
-    """CPU-seconds of this process by part of the work. A part within another counts by itself."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._inner = [0.0]
-
-    def timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, timed as this part."""
-
-        def run(*arguments: Any, **options: Any) -> Any:
-            started = time.process_time()
-            self._inner.append(0.0)
-            try:
-                return work(*arguments, **options)
-            finally:
-                spent = time.process_time() - started
-                self.seconds[part] += spent - self._inner.pop()
-                self._inner[-1] += spent
-
-        return run
-
-
 def measure_runners(args: Args, scratch: Path) -> Iterator[Row]:
     """Measure the driver with more and more runners."""
     frames = ray.put(record_frames(args.games[0]))
@@ -211,29 +187,17 @@ def driver_seconds(games: tuple[str, ...], runners: int, frames: Any) -> dict[st
         handles = [actor.remote(config=settings, **own) for _ in range(processes)]
         algorithm.env_runner_group.reset(handles * (runners // processes))
         algorithm.train()
-        timer = PartTimer()
-        with ExitStack() as patches:
-            for owner, name, part in (
-                (algorithm, "_play_settings", "weights"),
-                (algorithm, "_sample", "receive"),
-                (algorithm, "_add", "distinct screens"),
-                (algorithm.replay, "add", "store"),
-                (algorithm, "_learn", "other in updates"),
-                (algorithm, "_reward_scale", "scale rewards"),
-                (algorithm.replay, "sample_packed", "draw batches"),
-                (algorithm, "_update", "send batches"),
-            ):
-                timed = timer.timed(part, getattr(owner, name))
-                patches.enter_context(mock.patch.object(owner, name, timed))
-            train = timer.timed("other", algorithm.train)
-            for _ in range(EPOCHS):
-                train()
+        started = time.process_time()
+        measured = [algorithm.train()["driver_cpu_seconds"] for _ in range(EPOCHS)]
+        total = time.process_time() - started
     finally:
         algorithm.stop()
         for handle in handles:
             ray.kill(handle)
+    seconds = {part: sum(epoch[part] for epoch in measured) for part in measured[0]}
+    seconds["other"] = total - sum(seconds.values())
     updates = paper.min_replay_ratio / drawn  # for each step
     return {
-        part: seconds / EPOCHS * (updates / UPDATES if part in PER_UPDATE else 1 / steps)
-        for part, seconds in timer.seconds.items()
+        part: spent / EPOCHS * (updates / UPDATES if part in PER_UPDATE else 1 / steps)
+        for part, spent in seconds.items()
     }

@@ -4,8 +4,10 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from ray.exceptions import RayActorError
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -15,11 +17,24 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
 
-from exploration.agent.loss import actor_critic_loss
+from exploration.agent.entropy_bonus import EntropyBonus
+from exploration.agent.loss import LOSS_PARTS, actor_critic_loss
 from exploration.agent.packed_batch import Batch
 
 PING_SECONDS = 30.0
 """Longest answer of a live learner. One that waits for another learner does not answer."""
+
+
+@dataclass(frozen=True)
+class MadeUpdates:
+    """Result of the updates of one call."""
+
+    metrics: Any
+    """RLlib's metrics of the learner."""
+    terms: dict[str, list[float]]
+    """Loss terms LOSS_PARTS of each update."""
+    bonus: EntropyBonus
+    """Entropy bonus of the next update."""
 
 
 class ExploreLearner(TorchLearner):
@@ -29,13 +44,25 @@ class ExploreLearner(TorchLearner):
     """
 
     def update(self, *arguments: Any, **options: Any) -> Any:
-        """Decompress the frames of a `PackedBatch`, and make an update with it.
+        """Make an update with each `PackedBatch` of a list, the first with the given `bonus`.
 
-        Several learners do so in parallel, and what is sent to them is small.
+        Several learners decompress their frames in parallel, and what is sent to them is small.
+        Each adjusts the bonus by the entropy of its own share, until the next call. Returns
+        `MadeUpdates`.
         """
         packed: Any = options.pop("training_data").batch
-        training_data = TrainingData(batch=as_learner_batch(packed.unpack()))
-        return super().update(training_data=training_data, **options)
+        bonus: EntropyBonus = options.pop("bonus")
+        terms: dict[str, list[float]] = {name: [] for name in LOSS_PARTS}
+        for each in packed:
+            batch = each.unpack()
+            batch["entropy_coeff"] = np.full(len(each.clips), bonus.coefficient, np.float32)
+            data = TrainingData(batch=as_learner_batch(batch))
+            super().update(training_data=data, _no_metrics_reduce=True, **options)
+            for name, values in terms.items():
+                value = torch.as_tensor(self.metrics.peek((DEFAULT_MODULE_ID, name)))
+                values.append(value.detach().item())
+            bonus = bonus.adjusted(terms["entropy"][-1])
+        return MadeUpdates(self.metrics.reduce(), terms, bonus)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore a whole state, even if RLlib would keep weights with as many updates.

@@ -100,9 +100,9 @@ def test_the_entropy_coefficient_brings_the_entropy_to_its_target(ray_cluster):
     algorithm = corridor(0, scorer=RealisticScorer, target_entropy=0.5, entropy_coeff=1e-3)
     try:
         entropies = [algorithm.train()["learning"]["entropy"] for _ in range(25)]
-        assert algorithm.entropy_scale > 1
+        assert algorithm.updates.entropy_scale > 1
         state = algorithm.get_state()
-        assert state["entropy_scale"] == algorithm.entropy_scale
+        assert state["entropy_scale"] == algorithm.updates.entropy_scale
     finally:
         algorithm.stop()
     assert np.mean(entropies[-5:]) / math.log(5) == pytest.approx(0.5, abs=0.15), entropies
@@ -130,7 +130,7 @@ def test_two_learners_make_the_update_of_one(ray_cluster):
             batch.columns["rewards"] = np.random.default_rng(1).random((4, 10), np.float32)
             batch.columns["learn"][::2, 3:] = False
             for algorithm in algorithms:
-                algorithm._update(batch)
+                algorithm.updates.make([batch])
         moved = 0.0
         for name, tensor in one.network().state_dict().items():
             torch.testing.assert_close(

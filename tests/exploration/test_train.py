@@ -114,7 +114,7 @@ def test_learning_continues_exactly_from_a_state(ray_cluster):
         before = second.network().policy.weight
         for _ in range(3):  # the same segments, optimizer and weights give the same weights again
             for algorithm in (first, second):
-                algorithm._learn()
+                algorithm.updates.make_epoch(algorithm.replay)
         for name, tensor in first.network().state_dict().items():
             assert torch.equal(tensor, second.network().state_dict()[name]), name
         assert not torch.equal(before, first.network().policy.weight)
