@@ -56,13 +56,15 @@ def node_resources(kind: str) -> NodeResources:
 
 
 @contextmanager
-def ray_session(address: str | None = None, cpus: int = 0) -> Iterator[None]:
+def ray_session(
+    address: str | None = None, cpus: int = 0, store_bytes: int = OBJECT_STORE_BYTES
+) -> Iterator[None]:
     """Hold one Ray session for the block or decorated function; reuse a connected one.
 
     `address` of a cluster defaults to RAY_ADDRESS, and without it to a local session, which counts
-    at least `cpus` CPUs. A local session may count more CPUs than the machine has: emulators, a
-    learner and a scorer that wait for each other share two cores well, and Ray would otherwise
-    refuse to start them.
+    at least `cpus` CPUs and has an object store of `store_bytes`. It may count more CPUs than the
+    machine has: emulators, a learner and a scorer that wait for each other share two cores well,
+    and Ray would otherwise refuse to start them.
 
     Raises: InputError if no cluster answers.
     """
@@ -81,7 +83,7 @@ def ray_session(address: str | None = None, cpus: int = 0) -> Iterator[None]:
                     address="local",
                     num_cpus=max(LOGICAL_CPUS, cpus, os.cpu_count() or 1),
                     include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
+                    object_store_memory=store_bytes,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )

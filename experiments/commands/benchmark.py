@@ -33,7 +33,7 @@ def run(args: Args) -> None:
     from experiments.benchmarks.model import measure_generation, measure_training
     from experiments.benchmarks.reward import measure_reward
     from experiments.benchmarks.roofline import check_cards, measure_roofline
-    from experiments.benchmarks.runners import measure_runners
+    from experiments.benchmarks.runners import STORE_BYTES, measure_runners
 
     check_cards(args.hardware)
     measures = (
@@ -47,7 +47,8 @@ def run(args: Args) -> None:
         measure_roofline,
     )
     rows: list[Row] = []
-    session = nullcontext() if WITHOUT_RAY.issuperset(chosen) else ray_session(args.ray_address)
+    ray = ray_session(args.ray_address, store_bytes=STORE_BYTES)
+    session = nullcontext() if WITHOUT_RAY.issuperset(chosen) else ray
     with tempfile.TemporaryDirectory() as scratch, session:
         for name, measure in zip(GROUPS, measures, strict=True):
             if name in chosen:
