@@ -17,7 +17,9 @@ from experiments.arguments import CompiledModelArgs, RayArgs, check_at_least, ch
 TERMINAL_PAUSE, LOG_PAUSE = 2.0, 15.0
 """Seconds between two updates of the statistics, on a terminal and in a log."""
 PROBE_WINDOWS = 64
-"""Windows with which the speed is measured at the start."""
+"""Maximum number of windows with which the speed is measured at the start."""
+PROBE_SECONDS = 1.0
+"""Duration of an answer that is long enough to measure the speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ def run(args: Args) -> None:
         rate = windows_per_second(ServeScorer(args.name))
         console.print(
             f"{args.name}: {replica_count(args.replicas)} started; "
-            f"{rate:,.0f} windows a second from one client"
+            f"{short(rate)} windows a second from one client"
         )
         end = "Ctrl+C ends it" if args.duration is None else f"it ends in {args.duration:g} s"
         console.print(end)
@@ -92,10 +94,24 @@ def windows_per_second(scorer: Any) -> float:
     noise = np.random.default_rng(0)
     frames = noise.integers(256, size=(PROBE_WINDOWS + WINDOW - 1, 64, 64, 3), dtype=np.uint8)
     actions = noise.integers(5, size=len(frames) - 1)
-    scorer.submit(frames[:WINDOW], actions[: WINDOW - 1])()  # warms up the replica
-    started = time.monotonic()
-    scorer.submit(frames, actions)()
-    return PROBE_WINDOWS / (time.monotonic() - started)
+
+    def seconds(windows: int) -> float:
+        last = windows + WINDOW - 1
+        started = time.monotonic()
+        scorer.submit(frames[:last], actions[: last - 1])()
+        return time.monotonic() - started
+
+    seconds(1)  # warms up the replica
+    # Few windows first: a large model on a CPU takes minutes for all, longer than a client waits.
+    windows = 1
+    while (needed := seconds(windows)) < PROBE_SECONDS and windows < PROBE_WINDOWS:
+        windows = min(4 * windows, PROBE_WINDOWS)
+    return windows / needed
+
+
+def short(rate: float) -> str:
+    """Return a rate with two digits or more: 0.25, 1,234."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def show_load(args: Args) -> None:
@@ -131,7 +147,7 @@ def describe_load(replicas: list[dict[str, Any]]) -> tuple[str, str]:
     ]
     shown = " / ".join(f"{max(values):,.0f}" if values else "-" for values in latencies)
     return (
-        f"{replica_count(len(replicas))}: {rate:,.0f} windows/s, {waiting} waiting, "
+        f"{replica_count(len(replicas))}: {short(rate)} windows/s, {waiting} waiting, "
         f"{batch} a batch, {failures} batches failed",
         f"latency {shown} ms (50, 95, 99 %)",
     )

@@ -17,8 +17,11 @@ import torch
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 from experiments.__main__ import execute
+from experiments.commands import serve as serve_command
+from experiments.commands.serve import PROBE_WINDOWS, short, windows_per_second
 from exploration.reward.scorers import LocalScorer, ScoringError, ServeScorer
 from tests.fixtures.explorers import random_clip, small_explorer
+from worldmodel.config import WINDOW
 from worldmodel.serve import ServeConfig, newest_weights
 
 WINDOWS = 40
@@ -295,16 +298,43 @@ def test_the_command_prints_the_statistics_of_the_service(ray_cluster, tiny_worl
         assert execute(["serve", str(tiny_world), "--name", "printed", "--duration", "2"]) == 0
     started, ends, statistics = printed.get().splitlines()
     assert re.fullmatch(
-        r"printed: 1 replica started; [\d,]+ windows a second from one client", started
+        r"printed: 1 replica started; [\d,.]+ windows a second from one client", started
     )
     assert ends == "it ends in 2 s"
-    # One window, then 64.
-    figures = r"1 replica: [\d,]+ windows/s, 0 waiting, 3[23] a batch, 0 batches failed"
+    # One window twice, then four times as many until an answer takes a second, or 64.
+    figures = r"1 replica: [\d,.]+ windows/s, 0 waiting, \d+ a batch, 0 batches failed"
     assert re.fullmatch(
         figures + r"; latency [\d,]+ / [\d,]+ / [\d,]+ ms \(50, 95, 99 %\)", statistics
     )
     with pytest.raises(InputError, match="printed"):
         newest_weights("printed")
+
+
+class SlowScorer:
+    """Scorer that takes a fixed time for each window and counts them."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.windows = seconds, []
+
+    def submit(self, frames, actions):
+        self.windows.append(len(frames) - WINDOW + 1)
+        return lambda: time.sleep(self.seconds * self.windows[-1])
+
+
+@pytest.mark.parametrize(("seconds", "largest"), [(0.1, 1), (0.01, 16), (0.0, PROBE_WINDOWS)])
+def test_the_speed_of_a_slow_model_is_measured_with_few_windows(monkeypatch, seconds, largest):
+    """The paper's model needs minutes for 64 windows on a CPU, longer than a client waits."""
+    monkeypatch.setattr(serve_command, "PROBE_SECONDS", 0.1)
+    scorer = SlowScorer(seconds)
+    rate = windows_per_second(scorer)
+    assert scorer.windows[0] == 1
+    assert scorer.windows[-1] == max(scorer.windows) == largest
+    if seconds:
+        assert 0.2 / seconds < rate <= 1 / seconds
+
+
+def test_slow_rates_keep_two_digits():
+    assert [short(rate) for rate in (0.1234, 3.21, 12.6, 4321.0)] == ["0.12", "3.2", "13", "4,321"]
 
 
 def test_bad_model_folder_is_one_line(ray_cluster, tmp_path):
