@@ -65,6 +65,8 @@ class PipelineConfig:
     train_workers: int = 0
     """Ray Train workers of each training, one per GPU if there are enough; 0 trains in the
     driver."""
+    model: Settings = field(default_factory=dict)
+    """Changes to the sizes of the world model."""
     tokenizer: Settings = field(default_factory=dict)
     """Changes to the training of the tokenizer."""
     dynamics: Settings = field(default_factory=dict)

@@ -27,7 +27,7 @@ from experiments.reports.pipeline_report import build_pipeline_report
 from exploration.archive import ArchiveConfig
 from exploration.config import explore_preset
 from exploration.reward.factory import RewardConfig
-from worldmodel import GenieReduxG, loading, preset
+from worldmodel import GenieReduxG, WorldModelConfig, loading, preset
 from worldmodel.evaluation.evaluate import evaluate
 from worldmodel.evaluation.far_windows import FarWindows
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
@@ -91,6 +91,7 @@ def stage_table(c: PipelineConfig) -> list[Stage]:
 def check_settings(c: PipelineConfig) -> None:
     """Raise InputError for an unknown setting of a stage, before the first one starts."""
     for name, base in (
+        ("model", preset(c.preset)),
         ("tokenizer", train_preset("tokenizer", c.preset)),
         ("dynamics", train_preset("dynamics", c.preset)),
         ("decoder_finetune", train_preset("tokenizer", c.preset, "finetune")),
@@ -99,6 +100,12 @@ def check_settings(c: PipelineConfig) -> None:
         ("archive", ArchiveConfig()),
     ):
         override(base, getattr(c, name), "settings", f"{name}.")
+
+
+def model_config(c: PipelineConfig) -> WorldModelConfig:
+    """Return the configuration of the world model, with the actions of the games."""
+    config = override(preset(c.preset), c.model, "settings", "model.")
+    return config.with_actions(action_names(c.games, c.actions))
 
 
 def train_stage(
@@ -124,7 +131,7 @@ def train_stage(
     options |= changes
     training = TrainingRun(
         component,
-        config=preset(c.preset).with_actions(action_names(c.games, c.actions)),
+        config=model_config(c),
         recipe=train_preset(component, c.preset, "finetune" if init else None, **options),
         data=(),
         out=Path(),
@@ -148,7 +155,7 @@ def train_stage(
         return {"checkpoint": str(checkpoint)}
 
     inputs = (*(stage for stage in (tokenizer, init, priority) if stage), *data)
-    settings = [c.preset, c.seed, c.precision, changes]
+    settings = [c.preset, c.seed, c.precision, c.model, changes]
     return Stage(name, description, run, inputs, output or name, settings, training)
 
 

@@ -19,7 +19,7 @@ from experiments.pipeline.config import PRESETS, pipeline_preset
 from experiments.pipeline.data_stages import frames_by_game
 from experiments.pipeline.games_apart import of_one_game
 from experiments.pipeline.runner import Context, Stage, StageContext, output_hash, run_stages
-from experiments.pipeline.stages import stage_table
+from experiments.pipeline.stages import check_settings, model_config, sides_of, stage_table
 from exploration.agent.policy import load_policy
 from worldmodel.models.genie import load_world_model
 
@@ -224,6 +224,25 @@ def test_presets_are_checked_and_complete() -> None:
             assert set(stage.inputs) <= set(names[:place])  # stages before it
         assert len({stage.output for stage in stages}) == len(names)
     assert dataclasses.replace(PRESETS["cpu"], seed=1) != PRESETS["cpu"]
+
+
+def test_the_world_model_takes_other_sizes() -> None:
+    plain = PRESETS["debug"]
+    deeper = dataclasses.replace(plain, model={"tokenizer": {"encoder_blocks": 2}})
+    assert model_config(plain).tokenizer.encoder_blocks == 1
+    assert model_config(deeper).tokenizer.encoder_blocks == 2
+    assert model_config(deeper).dynamics == model_config(plain).dynamics
+    with pytest.raises(InputError, match="did you mean model"):
+        check_settings(dataclasses.replace(plain, model={"tokenizer": {"encoder_block": 2}}))
+    # Another size repeats every training; runs begun before there was a choice go on.
+    pairs = zip(stage_table(plain), stage_table(deeper), strict=True)
+    changed = [stage.name for stage, other in pairs if stage.settings != other.settings]
+    assert changed == [
+        "tokenizer",
+        "dynamics",
+        *(f"{part}-{side}" for side in sides_of(plain) for part in ("decoder", "dynamics")),
+    ]
+    assert stage_table(plain)[1].settings == ["debug", 0, {}]
 
 
 @pytest.mark.slow
