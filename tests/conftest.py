@@ -26,6 +26,7 @@ EVERYTHING = "AUTOEXPLORE_TEST_EVERYTHING" in os.environ
 """True where tests that need a system package must fail instead of being skipped without it."""
 
 LONGEST = (
+    "integration/test_paper_pipeline.py",
     "exploration/reward/test_noisy_tv.py",
     "exploration/test_learning.py",
     "worldmodel/test_serve.py",
