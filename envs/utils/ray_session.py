@@ -14,6 +14,8 @@ from envs.utils.errors import InputError
 
 LOGICAL_CPUS = 8
 OBJECT_STORE_BYTES = 400_000_000
+START_ATTEMPTS = 3
+"""Attempts to start a local Ray, which gives up after 30 s: on a busy machine the next succeeds."""
 KINDS = ("rollout", "serve", "train")
 """Nodes that play; that serve the world model or train the agent; that train the world model."""
 LABEL = "autoexplore/"
@@ -78,15 +80,7 @@ def ray_session(
     quiet_ray()
     try:
         if address == "local":
-            with captured_output(drop="Set ray log level"):
-                ray.init(
-                    address="local",
-                    num_cpus=max(LOGICAL_CPUS, cpus, os.cpu_count() or 1),
-                    include_dashboard=False,
-                    object_store_memory=store_bytes,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
+            _start_ray(max(LOGICAL_CPUS, cpus, os.cpu_count() or 1), store_bytes)
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
@@ -95,10 +89,6 @@ def ray_session(
                 f"--ray-address {address}: no Ray cluster answers there ({error}); start one or "
                 "leave it out"
             ) from None
-        if "timed out during startup" in str(error):  # Ray's fixed limit; a bare Exception
-            raise InputError(
-                "Ray did not start within 30 s: the machine is too busy; try again"
-            ) from error
         raise
     try:
         yield
@@ -110,6 +100,35 @@ def ray_session(
 
                 serve.shutdown()  # its controller would otherwise outlive the command
             ray.shutdown()
+
+
+def _start_ray(cpus: int, store_bytes: int) -> None:
+    """Start Ray in this process, again if it takes longer than Ray's fixed limit.
+
+    Raises InputError if that is too short START_ATTEMPTS times.
+    """
+    import ray
+
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            with captured_output(drop="Set ray log level"):
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    object_store_memory=store_bytes,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):  # a bare Exception
+                raise
+            if attempt == START_ATTEMPTS:
+                raise InputError(
+                    f"Ray did not start within 30 s in {attempt} attempts: the machine is too "
+                    "busy; try again"
+                ) from error
 
 
 def prepare_ray_environment(*, local: bool) -> None:

@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import ray
 
 from envs.episodes.dataset import EpisodeReader
-from envs.utils.ray_session import SHARE
+from envs.utils.errors import InputError
+from envs.utils.ray_session import SHARE, _start_ray
 from tests.fixtures.datasets import record
 
 pytestmark = pytest.mark.slow
@@ -159,3 +162,21 @@ def test_a_cluster_without_labels_uses_the_gpus_it_has(gpus: int, shares: str) -
     command = [sys.executable, "-c", WORKSTATION, str(gpus)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.stdout.splitlines()[-2:] == [shares, "0.0 0.0 0.0"], done.stderr
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(2, True), (3, False)])
+def test_a_ray_that_starts_too_slowly_is_started_again(
+    failures: int, starts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[dict[str, object]] = []
+
+    def init(**settings: object) -> None:
+        attempts.append(settings)
+        if len(attempts) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with nullcontext() if starts else pytest.raises(InputError, match="the machine is too busy"):
+        _start_ray(8, 1_000_000)
+    assert len(attempts) == 3
+    assert all(settings == attempts[0] for settings in attempts)
