@@ -66,7 +66,7 @@ class ModelDeviceArgs(DeviceArgs):
 
     @property
     def compiles(self) -> bool | None:
-        """True if the model is compiled for a GPU; None where it can be on an NVIDIA GPU."""
+        """Argument `compile` of `load_world_model`: None compiles on NVIDIA GPUs."""
         return None
 
     def load_model(self, path: Path) -> "WorldModel":
@@ -86,6 +86,7 @@ class CompiledModelArgs(ModelDeviceArgs):
 
     @property
     def compiles(self) -> bool | None:
+        """False with --eager."""
         return False if self.eager else None
 
 
@@ -128,6 +129,7 @@ class GenerationArgs(ModelDeviceArgs):
 
     @property
     def compiles(self) -> bool | None:
+        """False without --compile."""
         return None if self.compile else False
 
     def check_folders(self) -> None:

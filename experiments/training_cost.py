@@ -1,5 +1,7 @@
 """Prediction of the time and the memory of a training run, for `--dry-run`."""
 
+from dataclasses import replace
+
 from envs.utils.progress import format_duration
 from worldmodel.training.config import TrainConfig
 from worldmodel.training.flops import TrainCost
@@ -7,6 +9,13 @@ from worldmodel.training.memory import activation_bytes, memory_advice, model_by
 from worldmodel.training.throughput import Hardware
 
 PREFIXES = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "": 1.0}
+
+
+def settings_on(recipe: TrainConfig, card: str) -> TrainConfig:
+    """Return the settings with precision `auto` decided for `here`, or a card of the table."""
+    if card == "here":
+        return recipe.on_this_machine()
+    return replace(recipe, precision="bf16") if recipe.precision == "auto" else recipe
 
 
 def step_seconds(cost: TrainCost, recipe: TrainConfig, machine: Hardware) -> float:

@@ -18,9 +18,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.utils.metrics import (
-    ENV_RUNNER_RESULTS,
-)
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 
 from envs import action_names
 from envs.episodes.frame_distance import FrameDistance

@@ -56,9 +56,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def copy_to(device: torch.device, tensor: Tensor) -> Tensor:
-    """Return a tensor on a device; a copy to an NVIDIA GPU goes on while this process does.
+    """Return a tensor on a device, copied to an NVIDIA GPU asynchronously from pinned memory.
 
-    It is one from pinned memory, which torch does not use again before the copy is done.
+    Torch does not reuse the pinned memory before the copy is done.
     """
     if device.type == "cuda" and tensor.is_cpu and not tensor.is_pinned():
         tensor = tensor.pin_memory()

@@ -180,7 +180,9 @@ class UncertaintyService:
         return model.use_cuda_graphs() if config.cuda_graphs else model
 
     def _warm_up(self) -> None:
-        """Score empty frames, so that on a GPU the first clips do not wait for compilation."""
+        """Score empty frames on a GPU, so that the first clips do not wait for compilation."""
+        if self._model.device.type == "cpu":
+            return  # nothing is compiled there
         size = self._model.cfg.size
         for count in (1, 2):  # one graph is for one window, another for several
             frames = np.zeros((count, CONTEXT, size, size, 3), np.uint8)

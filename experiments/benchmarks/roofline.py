@@ -19,12 +19,11 @@ import torch
 from envs.utils.errors import InputError
 from experiments.benchmarks.accelerator import CLIPS, HORIZON, STEPS
 from experiments.benchmarks.common import Args, Row
+from experiments.benchmarks.fusion import compiled_kernels, eager_kernels
 from experiments.benchmarks.kernels import (
     Kernel,
     KernelRecorder,
     Operation,
-    compiled_kernels,
-    eager_kernels,
     fake_tensors,
 )
 from experiments.benchmarks.model import NoiseDataset, dynamics_with_codes

@@ -3,6 +3,7 @@
 import tempfile
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -14,8 +15,9 @@ from envs.utils.ray_session import ray_session
 from experiments.arguments import check_at_least, check_games
 from experiments.benchmarks.common import Args, Row
 
-GROUPS = ("collect", "windows", "reward", "training", "generation", "runners", "gpu", "roofline")
-ON_CPU, WITHOUT_RAY = GROUPS[:6], {"gpu", "roofline"}
+ON_CPU = ("collect", "windows", "reward", "training", "generation", "runners")
+WITHOUT_RAY = ("gpu", "roofline")
+GROUPS = ON_CPU + WITHOUT_RAY
 
 
 def run(args: Args) -> None:
@@ -47,8 +49,9 @@ def run(args: Args) -> None:
         measure_roofline,
     )
     rows: list[Row] = []
-    ray = ray_session(args.ray_address, store_bytes=STORE_BYTES)
-    session = nullcontext() if WITHOUT_RAY.issuperset(chosen) else ray
+    needs_ray = not set(chosen) <= set(WITHOUT_RAY)
+    with_ray = partial(ray_session, args.ray_address, store_bytes=STORE_BYTES)
+    session = with_ray() if needs_ray else nullcontext()
     with tempfile.TemporaryDirectory() as scratch, session:
         for name, measure in zip(GROUPS, measures, strict=True):
             if name in chosen:

@@ -73,12 +73,13 @@ def run(args: Args) -> None:
         raise InputError("--games-apart: with --rounds all games share one model: leave it out")
 
     # These import torch: wrong arguments are reported first.
+    from experiments.pipeline.dry_run import print_prediction
     from experiments.pipeline.rounds import Service, rounds_table
     from experiments.pipeline.stages import check_settings, stage_table
 
     check_settings(config)
     if args.dry_run:
-        describe_run(config, args)
+        print_prediction(config, args.rounds, args.hardware)
         return
     assert args.out is not None
     context = Context(args.out, config)
@@ -103,20 +104,6 @@ def run(args: Args) -> None:
     for line in context.result(report)["lines"]:
         console.print(line)
     console.print(f"Report: {(context.path(report) / 'index.html').resolve()}")
-
-
-def describe_run(config: PipelineConfig, args: Args) -> None:
-    """Print the stages and the cost of training. Raises InputError for unknown hardware."""
-    from experiments.pipeline.dry_run import print_prediction
-    from experiments.pipeline.games_apart import of_one_game
-    from experiments.pipeline.rounds import Service, rounds_table
-    from experiments.pipeline.stages import stage_table
-    from worldmodel.training.throughput import hardware
-
-    one = of_one_game(config, config.games[0]) if config.games_apart else config
-    stages = rounds_table(one, args.rounds, Service(one)) if args.rounds else stage_table(one)
-    precision = "fp32" if config.precision == "fp32" else "bf16"
-    print_prediction(config, stages, hardware(args.hardware, precision=precision))
 
 
 def run_apart(config: PipelineConfig, out: Path, ray_address: str | None) -> None:

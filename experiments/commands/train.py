@@ -109,10 +109,6 @@ def run(args: Args) -> None:
         threads = max(1, default_threads() // max(args.workers, 1))
         settings = dataclasses.replace(settings, num_threads=threads)
     if args.dry_run:
-        if args.hardware == "here":
-            settings = settings.on_this_machine()
-        elif settings.precision == "auto":
-            settings = dataclasses.replace(settings, precision="bf16")
         print_cost(args, settings)
         return
     out = check_inputs(args)
@@ -208,10 +204,11 @@ def check_inputs(args: Args) -> Path:
 
 def print_cost(args: Args, settings: TrainConfig) -> None:
     """Print the cost of the run. Raises InputError for unknown hardware."""
-    from experiments.training_cost import cost_lines
+    from experiments.training_cost import cost_lines, settings_on
     from worldmodel.training.flops import cost_of
     from worldmodel.training.throughput import hardware
 
+    settings = settings_on(settings, args.hardware)
     cost = cost_of(
         args.component,
         args.model.with_latent_actions() if has_latent_actions(args) else args.model,

@@ -1,36 +1,46 @@
 """Prediction of what a pipeline's stages need, for `pipeline --dry-run`."""
 
-import dataclasses
-from collections.abc import Sequence
-
 from rich.table import Table
 
 from envs.utils.progress import console, format_duration
 from experiments.pipeline.config import PipelineConfig
-from experiments.pipeline.runner import Stage
-from experiments.training_cost import step_seconds
-from worldmodel.training.config import TrainConfig
+from experiments.pipeline.games_apart import of_one_game
+from experiments.pipeline.rounds import Service, rounds_table
+from experiments.pipeline.stages import stage_table
+from experiments.training_cost import settings_on, step_seconds
 from worldmodel.training.flops import cost_of
-from worldmodel.training.memory import activation_bytes, memory_advice, model_bytes
-from worldmodel.training.throughput import Hardware
+from worldmodel.training.memory import memory_advice, needed_bytes
+from worldmodel.training.throughput import hardware
 
 
-def print_prediction(c: PipelineConfig, stages: Sequence[Stage], machine: Hardware) -> None:
-    """Print the stages of a pipeline of one or several games, with the cost of those that train."""
+def print_prediction(c: PipelineConfig, rounds: int, card: str) -> None:
+    """Print the stages of a pipeline, with time and memory of those that train on a card.
+
+    Of games with pipelines of their own the stages of the first are printed. Raises InputError for
+    an unknown card.
+    """
+    one = of_one_game(c, c.games[0]) if c.games_apart else c
+    stages = rounds_table(one, rounds, Service(one)) if rounds else stage_table(one)
     table = Table(
         "stage", "what it does", "steps of clips", "time", "memory", box=None, header_style="bold"
     )
     total, advice = 0.0, []
     for stage in stages:
-        if stage.training is None:
+        run = stage.training
+        if run is None:
             table.add_row(stage.name, stage.description)
             continue
-        run = stage.training
-        recipe = run.recipe.on_this_machine() if machine.memory is None else _on_a_gpu(run.recipe)
-        cost = cost_of(run.component, run.config, recipe, decoder_only=run.decoder_only)
+        recipe = settings_on(run.recipe, card)
+        machine = hardware(card, precision=recipe.precision)
+        cost = cost_of(
+            run.component,
+            run.config,
+            recipe,
+            decoder_only=run.decoder_only,
+            cached=recipe.token_cache,
+        )
         seconds = step_seconds(cost, recipe, machine) * recipe.iterations
-        memory = model_bytes(cost, recipe, machine.cards)
-        memory += activation_bytes(cost, recipe, machine.cards)
+        memory = needed_bytes(cost, recipe, machine.cards)
         total += seconds
         steps = f"{recipe.iterations:,} of {recipe.batch_size}"
         size = f"{memory / 1e9:,.1f} GB"
@@ -51,10 +61,3 @@ def print_prediction(c: PipelineConfig, stages: Sequence[Stage], machine: Hardwa
     )
     for line in advice:
         console.print(line)
-
-
-def _on_a_gpu(recipe: TrainConfig) -> TrainConfig:
-    """Return the settings with precision `auto` replaced by that of the cards in the table."""
-    if recipe.precision != "auto":
-        return recipe
-    return dataclasses.replace(recipe, precision="bf16")

@@ -66,6 +66,10 @@ class CompressedFrames:
         """Return the number of frames."""
         return self._ends[-1]
 
+    def block_sizes(self) -> list[list[int]]:
+        """Return the number of frames and of bytes of each block."""
+        return [[n, len(data)] for n, data in zip(self.counts, self.blocks, strict=True)]
+
     @cached_property
     def _ends(self) -> list[int]:
         """Number of frames up to the end of each block."""

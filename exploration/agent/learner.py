@@ -26,7 +26,7 @@ PING_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class MadeUpdates:
+class UpdateResults:
     """Result of the updates of one call."""
 
     metrics: Any
@@ -48,7 +48,7 @@ class ExploreLearner(TorchLearner):
 
         Several learners decompress their frames in parallel, and what is sent to them is small.
         Each adjusts the bonus by the entropy of its own share, until the next call. Returns
-        `MadeUpdates`.
+        `UpdateResults`.
         """
         packed: Any = options.pop("training_data").batch
         bonus: EntropyBonus = options.pop("bonus")
@@ -62,7 +62,7 @@ class ExploreLearner(TorchLearner):
                 value = torch.as_tensor(self.metrics.peek((DEFAULT_MODULE_ID, name)))
                 values.append(value.detach().item())
             bonus = bonus.adjusted(terms["entropy"][-1])
-        return MadeUpdates(self.metrics.reduce(), terms, bonus)
+        return UpdateResults(self.metrics.reduce(), terms, bonus)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore a whole state, even if RLlib would keep weights with as many updates.

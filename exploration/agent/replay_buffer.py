@@ -241,13 +241,9 @@ class ReplayBuffer:
             arrays["blocks"] = np.frombuffer(blocks, np.uint8)
         stretches = [
             {name: getattr(fragment, name) for name in PLAIN}
-            | {"steps": len(fragment), "shape": list(frames.shape)}
-            | {
-                "blocks": [
-                    [n, len(data)] for n, data in zip(frames.counts, frames.blocks, strict=True)
-                ]
-            }
-            for fragment, frames in ((each, each.frames) for each in fragments)
+            | {"steps": len(fragment), "shape": list(fragment.frames.shape)}
+            | {"blocks": fragment.frames.block_sizes()}
+            for fragment in fragments
         ]
         generator = self._generator.bit_generator.state
         return {"arrays": arrays, "stretches": stretches, "generator": generator}

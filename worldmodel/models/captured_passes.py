@@ -64,12 +64,16 @@ class CapturedPasses:
         tensors = list(tensors_of(inputs))
         if sum(tensor.nbytes for tensor in tensors) > MAX_INPUT_BYTES:
             return None
-        kind = tensors[0].device.type
-        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        key = function, _description(inputs), kind, half, torch.is_inference_mode_enabled()
+        device_type = tensors[0].device.type
+        dtype = (
+            torch.get_autocast_dtype(device_type)
+            if torch.is_autocast_enabled(device_type)
+            else None
+        )
+        key = function, _description(inputs), device_type, dtype, torch.is_inference_mode_enabled()
         found = self._captured.pop(key, None)
         if found is None:
-            found = _CapturedPass(function, map_tensors(inputs, _static_copy), kind, half)
+            found = _CapturedPass(function, map_tensors(inputs, _static_buffer), device_type, dtype)
         self._captured[key] = found
         if len(self._captured) > MAX_CAPTURED:
             self._captured.popitem(last=False)
@@ -111,13 +115,13 @@ class _CapturedPass:
     """
 
     def __init__(
-        self, function: Callable[..., Any], inputs: Any, kind: str, half: torch.dtype | None
+        self, function: Callable[..., Any], inputs: Any, device_type: str, dtype: torch.dtype | None
     ) -> None:
         self.inputs = inputs
         self.holds: _BoundPass | None = None
         """Call whose fixed inputs the inputs hold."""
         self.replay: Replay | None = None
-        self._function, self._kind, self._half = function, kind, half
+        self._function, self._device_type, self._dtype = function, device_type, dtype
         self._warm, self._outputs = False, None
 
     def run(self, passes: CapturedPasses) -> Any:
@@ -132,8 +136,8 @@ class _CapturedPass:
 
     def _plain(self) -> Any:
         # Autocast would otherwise cast weights once, outside the graph, and free them at its end.
-        half = self._half is not None
-        with torch.autocast(self._kind, self._half, enabled=half, cache_enabled=False):
+        enabled = self._dtype is not None
+        with torch.autocast(self._device_type, self._dtype, enabled=enabled, cache_enabled=False):
             return self._function(*self.inputs)
 
 
@@ -198,5 +202,5 @@ def _description(tree: Any) -> Any:
     return tree
 
 
-def _static_copy(tensor: Tensor) -> Tensor:
+def _static_buffer(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)

@@ -26,6 +26,11 @@ def activation_bytes(cost: TrainCost, recipe: TrainConfig, cards: int) -> float:
     return cost.activations * recipe.batch_size / cards / recipe.grad_accum_steps
 
 
+def needed_bytes(cost: TrainCost, recipe: TrainConfig, cards: int) -> float:
+    """Return the approximate bytes of model and activations on one card."""
+    return model_bytes(cost, recipe, cards) + activation_bytes(cost, recipe, cards)
+
+
 def memory_advice(cost: TrainCost, recipe: TrainConfig, cards: int, memory: float) -> str:
     """Return the flags with which a run would fit into the bytes of a card."""
     free = memory - model_bytes(cost, recipe, cards)
@@ -53,7 +58,7 @@ def explain_out_of_memory(
             raise
         model = model_bytes(cost, recipe, cards)
         activations = activation_bytes(cost, recipe, cards)
-        memory, there = model + activations, "it has"
+        memory, there = needed_bytes(cost, recipe, cards), "it has"
         if device.type == "cuda":
             memory = torch.cuda.get_device_properties(device).total_memory
             there = f"its {memory / 1e9:,.0f} GB"

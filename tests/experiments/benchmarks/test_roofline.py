@@ -9,11 +9,10 @@ import torch
 
 from envs.utils.errors import InputError
 from experiments.benchmarks.common import Args
+from experiments.benchmarks.fusion import compiled_kernels, eager_kernels
 from experiments.benchmarks.kernels import (
     Kernel,
     Operation,
-    compiled_kernels,
-    eager_kernels,
     fake_tensors,
 )
 from experiments.benchmarks.roofline import (
