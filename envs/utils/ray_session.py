@@ -70,7 +70,7 @@ def ray_session(
 
     Raises: InputError if no cluster answers.
     """
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    if ray_is_connected():
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -100,6 +100,11 @@ def ray_session(
 
                 serve.shutdown()  # its controller would otherwise outlive the command
             ray.shutdown()
+
+
+def ray_is_connected() -> bool:
+    """Return True if this process is connected to Ray."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 def _start_ray(cpus: int, store_bytes: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.utils.errors import InputError
-from envs.utils.ray_session import node_resources
+from envs.utils.ray_session import node_resources, ray_is_connected
 from exploration.reward.scorers import LocalScorer, ServeScorer
 from worldmodel.models.saved_model import read_model_config
 
@@ -54,7 +54,7 @@ class RewardConfig:
     count-bonus: for rare screens; random; extrinsic: the game's own reward."""
     scorer: str = "auto"
     """Place of token-entropy's computation. local: each runner; serve: replicas of Ray Serve; auto:
-    serve if Ray has GPUs or nodes to serve, else local."""
+    serve if the connected Ray has GPUs or nodes to serve, else local."""
     data: tuple[str, ...] = ()
     """Folders of episodes that disagreement and vae are trained on."""
     app: str | None = None
@@ -102,7 +102,7 @@ class RewardConfig:
         """Yield a factory of scorers, None for the game's own reward.
 
         With a served reward the app runs during the block. `folder` stores trained networks;
-        `steps`: MaskGIT passes; `precision` is that of the world model. Needs the connected Ray.
+        `steps`: MaskGIT passes; `precision` is that of the world model.
         """
         model = None if model_path is None else Path(model_path).absolute()
         if self.app is not None:
@@ -122,10 +122,12 @@ class RewardConfig:
 
     def is_served(self) -> bool:
         """Return True if replicas of Ray Serve are to compute the reward."""
-        if self.scorer != "auto":
+        if self.name != "token-entropy" or self.scorer != "auto":
             return self.scorer == "serve"
+        if not ray_is_connected():
+            return False
         serve_nodes = node_resources("serve")
-        return self.name == "token-entropy" and bool(serve_nodes.gpus or serve_nodes.resources)
+        return bool(serve_nodes.gpus or serve_nodes.resources)
 
     def _local(
         self, model: Path | None, folder: Path, steps: int, seed: int, precision: str = "auto"

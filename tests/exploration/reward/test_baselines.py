@@ -238,3 +238,12 @@ def test_invalid_reward_settings_are_refused(change, message):
         RewardConfig(**change).check(None)
     with pytest.raises(InputError, match="--reward-data"):
         baselines.sample_frames([], 5)
+
+
+@pytest.mark.parametrize("name", ["disagreement", "token-entropy"])
+def test_without_ray_rewards_are_computed_in_the_process(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Studies open rewards in processes that are not connected to Ray."""
+    monkeypatch.setattr("exploration.reward.factory.ray_is_connected", lambda: False)
+    assert not RewardConfig(name).is_served()
