@@ -55,6 +55,18 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def cast_for_inference(x: Tensor) -> Tensor:
+    """Return `x` in the type of autocast if that is on and no gradients are computed.
+
+    Sums with the residual stream then move half the bytes. Training keeps them in fp32.
+    """
+    kind = x.device.type
+    # Tensors without data, on which costs are counted, have no autocast.
+    if kind == "meta" or torch.is_grad_enabled() or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 def copy_to(device: torch.device, tensor: Tensor) -> Tensor:
     """Return a tensor on a device, copied to an NVIDIA GPU asynchronously from pinned memory.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from worldmodel.devices import cast_for_inference
 from worldmodel.models.frame_order import PEG_FRAMES, FrameOrder
 from worldmodel.models.position_encoding import PEG
 
@@ -219,6 +220,8 @@ class ActionConditioning(nn.Module):
 
 def last_peg_inputs(x_BFhwD: Tensor, cached_BPhwD: Tensor | None) -> Tensor:
     """Return the last PEG_FRAMES frames, including cached ones, after zeros if there are fewer."""
+    if x_BFhwD.shape[1] >= PEG_FRAMES:
+        return x_BFhwD[:, -PEG_FRAMES:].contiguous()
     if cached_BPhwD is None:
         cached_BPhwD = x_BFhwD.new_zeros(len(x_BFhwD), PEG_FRAMES, *x_BFhwD.shape[2:])
     return torch.cat([cached_BPhwD, x_BFhwD[:, -PEG_FRAMES:]], dim=1)[:, -PEG_FRAMES:]
@@ -286,7 +289,7 @@ class STTransformer(nn.Module):
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         biases = {"spatial": position_bias_HNN, "temporal": order.alibi_bias(self.slopes_H)}
         new_cache = KVCache(cached_frames + x_BFhwD.shape[1], [])
-        x, layer = x_BFhwD, 0
+        x, layer = cast_for_inference(x_BFhwD), 0
         for index, block in enumerate(self.blocks):
             if actions_BFA is not None:
                 x = self.conditions[index](x, actions_BFA)
