@@ -38,6 +38,7 @@ COMMANDS = {
     "compare": "Compare trained explorers with random play over several seeds.",
     "evaluate": "Evaluate a world model on held-out episodes against a copy-last-frame baseline.",
     "study": "Ablations and analyses of the world model (JSON and PNG in --out).",
+    "reproduce": "Make a table or figure of the paper, from games to numbers beside the paper's.",
     "generate": "Generate frames from recorded episodes and save GIFs next to the ground truth.",
     "play": "Play inside a world model with the keyboard.",
     "serve": "Serve the world model's reward with Ray Serve.",

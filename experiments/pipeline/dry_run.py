@@ -1,11 +1,14 @@
 """Prediction of what a pipeline's stages need, for `pipeline --dry-run`."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from envs.utils.progress import console, format_duration
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.games_apart import of_one_game
 from experiments.pipeline.rounds import Service, rounds_table
+from experiments.pipeline.runner import Stage
 from experiments.pipeline.stages import stage_table
 from experiments.training_cost import settings_on, step_seconds
 from worldmodel.training.flops import cost_of
@@ -21,6 +24,15 @@ def print_prediction(c: PipelineConfig, rounds: int, card: str) -> None:
     """
     one = of_one_game(c, c.games[0]) if c.games_apart else c
     stages = rounds_table(one, rounds, Service(one)) if rounds else stage_table(one)
+    games = f" for each of {len(c.games)} games" if c.games_apart else ""
+    print_stages(stages, f"pipeline {c.preset} of {', '.join(c.games)}", card, games)
+
+
+def print_stages(stages: Sequence[Stage], what: str, card: str, times: str = "") -> None:
+    """Print stages, with time and memory of those that train on a card.
+
+    `times` says how often the stages are run. Raises InputError for an unknown card.
+    """
     table = Table(
         "stage", "what it does", "steps of clips", "time", "memory", box=None, header_style="bold"
     )
@@ -51,11 +63,10 @@ def print_prediction(c: PipelineConfig, rounds: int, card: str) -> None:
                 f"{stage.name} needs more than the {machine.memory / 1e9:,.0f} GB of the card: "
                 f"train it with {change}"
             )
-    console.print(f"pipeline {c.preset} of {', '.join(c.games)} on {machine.name}: nothing is run")
+    console.print(f"{what} on {machine.name}: nothing is run")
     console.print(table)
-    games = f" for each of {len(c.games)} games" if c.games_apart else ""
     console.print(
-        f"Training takes {format_duration(total)}{games} at {machine.utilisation:.0%} of the peak, "
+        f"Training takes {format_duration(total)}{times} at {machine.utilisation:.0%} of the peak, "
         "without data, validation and checkpoints. Playing, exploring and evaluating come on top; "
         "they are not predicted."
     )

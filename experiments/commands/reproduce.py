@@ -1,0 +1,148 @@
+"""Make a table or figure of the paper, from games to numbers beside the paper's."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.table import Table
+
+from envs import action_names
+from envs.utils.errors import InputError
+from envs.utils.progress import console, progress
+from envs.utils.ray_session import ray_session
+from experiments.arguments import ConfigArgs, DeviceArgs, Preset, RayArgs, check_games
+from experiments.configuration import override, read_config
+from experiments.pipeline.config import Explorer, PipelineConfig
+from experiments.reproduction.arguments import reproduction_preset
+from experiments.reproduction.items import ITEMS, Item, find_item
+
+TESTS = ("auto", "expert", "deep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(RayArgs, ConfigArgs, DeviceArgs):
+    """Make a table or figure of the paper; run it again to continue.
+
+    Tables and figures in the same --out share games, models and scores. A --config file holds
+    settings of `pipeline`, such as explored_episodes.
+    """
+
+    item: tyro.conf.Positional[str | None] = None
+    """Name of the item, e.g. table5 or figure16."""
+    list: bool = False
+    """List every table and figure of the paper, and what makes it."""
+    json: bool = False
+    """Print the list as JSON."""
+    out: Path | None = None
+    """Folder of the results."""
+    preset: Preset = "cpu"
+    """Size of models, play and training."""
+    games: tuple[str, ...] = ()
+    """Games with the same actions. Default: the paper's three at preset paper, else PrivateEye,
+    Hero and ElevatorAction; Counting at debug."""
+    explorers: tuple[Explorer, ...] = ("agent",)
+    """Explorers compared with random play. The first one's data train the models from scratch."""
+    test: str = "auto"
+    """Player of the test sets: expert (an agent trained on the game's own reward, 15 % random
+    actions), deep (an archive of savestates chosen by the game's score), or auto: expert at preset
+    paper, else deep."""
+    seeds: tuple[int, ...] = (0,)
+    """Random seeds, each for all models and all play."""
+    parallel: int = 1
+    """Number of seeds in parallel, each in its own process with one torch thread."""
+    dry_run: bool = False
+    """Print the stages, and predict time and memory of those that train, instead of running them.
+    """
+    hardware: str = "here"
+    """For --dry-run: here (this machine, measured) or a card and their number, e.g. a100x8, l4."""
+
+
+def run(args: Args) -> None:
+    """List the items, predict what one needs, or make it."""
+    if args.list or args.json:
+        print_items(as_json=args.json)
+        return
+    if args.item is None:
+        raise InputError("reproduce: name a table or figure, e.g. table5, or give --list")
+    item = find_item(args.item)
+    if args.out is None and not args.dry_run:
+        raise InputError("reproduce needs --out, the folder of the results")
+    if args.test not in TESTS:
+        raise InputError(f"--test {args.test}: choose from {', '.join(TESTS)}")
+    if not args.seeds or args.parallel < 1:
+        raise InputError("--seeds and --parallel: give 1 or more of each")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise InputError("--seeds: give each seed once")
+    config = configuration(args, plays=item.kind != "settings" and not args.dry_run)
+    # This imports torch: wrong arguments are reported first.
+    from experiments.reproduction import make
+
+    if args.dry_run:
+        make.print_plan(item, config, test_player(args), args.hardware)
+        return
+    assert args.out is not None
+    if item.kind == "settings":
+        make.write_settings(args.out, item, config)
+    else:
+        make_item(args, item, config)
+    console.print(f"written to {args.out}")
+
+
+def configuration(args: Args, *, plays: bool) -> PipelineConfig:
+    """Return the settings of the flags and of the --config file, checked.
+
+    `plays`: games are played, and need their ROMs.
+    """
+    c = reproduction_preset(args.preset)
+    if args.config is not None:
+        c = override(c, read_config(args.config), str(args.config))
+    games = tuple(check_games(args.games or c.games, roms=plays))
+    c = replace(c, games=games, explorers=args.explorers)
+    if args.parallel > 1:
+        c = replace(c, threads=1)
+    action_names(c.games, c.actions)
+    return c
+
+
+def test_player(args: Args) -> str:
+    """Return the player of the test sets: expert or deep."""
+    if args.test != "auto":
+        return args.test
+    return "expert" if args.preset == "paper" else "deep"
+
+
+def make_item(args: Args, item: Item, c: PipelineConfig) -> None:
+    """Run the missing stages of all seeds, then write and print the results."""
+    from experiments.reproduction import make
+    from worldmodel.evaluation.ray_tasks import map_ray_tasks
+
+    assert args.out is not None
+    out, test = args.out.absolute(), test_player(args)
+    calls = [(out, item.name, replace(c, seed=seed), test) for seed in args.seeds]
+    make.check_continues(out, c, args.preset, test)
+    with ray_session(args.ray_address):
+        results: Any = ((number, make.run_item(*call)) for number, call in enumerate(calls))
+        if args.parallel > 1:
+            results = map_ray_tasks(make.run_item, calls, at_a_time=args.parallel)
+        with progress("seeds", len(calls)) as bar:
+            for number, _ in results:
+                bar.advance(note=f"seed {calls[number][2].seed}")
+    settings = make.describe_settings(c, args.preset, args.seeds, test)
+    for line in make.write_item(out, item, c, settings):
+        console.print(line, markup=False)
+
+
+def print_items(*, as_json: bool) -> None:
+    """Print every item of the paper: name, state, command, minutes at each preset."""
+    if as_json:
+        print(json.dumps([item.describe() for item in ITEMS], indent=1))
+        return
+    table = Table("item", "what", "state", "made by", "missing", "minutes", box=None)
+    for item in ITEMS:
+        entry = item.describe()
+        minutes = ", ".join(f"{name} {value:g}" for name, value in item.minutes.items())
+        command = entry["command"].removeprefix("autoexplore ")
+        table.add_row(item.name, item.title, item.state, command, item.missing, minutes)
+    console.print(table)

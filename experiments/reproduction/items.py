@@ -1,0 +1,121 @@
+"""Every table and figure of the paper, and what makes it here. Loads no torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from envs.utils.errors import InputError
+
+State = Literal["made", "part", "command", "missing"]
+"""made: `reproduce` makes it. part: it does, without what `missing` names. command: another command
+makes it, which `command` names. missing: nothing does yet."""
+Kind = Literal["table", "settings", "figure", "other"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or figure of the paper."""
+
+    name: str
+    """Name on the command line, e.g. table5."""
+    title: str
+    kind: Kind
+    state: State
+    missing: str = ""
+    """What is not there yet."""
+    command: str = ""
+    """Command that makes it; empty for `reproduce` itself."""
+    minutes: Mapping[str, float] = field(default_factory=dict)
+    """Preset -> measured minutes of a seed on two cores (debug, cpu)."""
+
+    @property
+    def is_made_here(self) -> bool:
+        """True if `reproduce` makes it."""
+        return self.state in ("made", "part")
+
+    def describe(self) -> dict[str, Any]:
+        """Return its entry in the list as JSON data."""
+        own = asdict(self)
+        if self.is_made_here:
+            own["command"] = f"autoexplore reproduce {self.name}"
+        return dict(json.loads(json.dumps(own)))
+
+
+def _table(name: str, title: str, state: State, missing: str = "", **minutes: float) -> Item:
+    return Item(name, title, "table", state, missing, minutes=minutes)
+
+
+def _figure(name: str, title: str, state: State, missing: str = "", **minutes: float) -> Item:
+    return Item(name, title, "figure", state, missing, minutes=minutes)
+
+
+def _settings(name: str, title: str) -> Item:
+    return Item(name, title, "settings", "made", minutes={"debug": 0.1, "cpu": 0.1, "paper": 0.2})
+
+
+def _elsewhere(name: str, title: str, command: str, missing: str = "") -> Item:
+    return Item(name, title, "other", "command", missing, f"autoexplore {command}")
+
+
+COINRUN = "an agent on CoinRun's own reward, and the latent action model driving GenieRedux"
+
+ITEMS = (
+    _elsewhere("table1", "RetroAct beside other data sets", "catalog stats", "no comparison"),
+    _table("table2", "CoinRun: visual fidelity, basic test set", "missing", COINRUN),
+    _table("table3", "CoinRun: visual fidelity, diverse test set", "missing", COINRUN),
+    _table(
+        "table4",
+        "Ablation: token input, TDCE loss, autoregressive sampling",
+        "part",
+        "the row of GenieRedux-G-200, pretrained on more games",
+    ),
+    _table("table5", "Random against explored data, for each game", "made"),
+    _table("table6", "Rewards of the agent: random features, VAE, uncertainty", "made"),
+    _settings("table7", "Settings of the tokenizer"),
+    _settings("table8", "Settings of the dynamics model"),
+    _settings("table9", "Settings of the latent action model"),
+    _settings("table10", "Settings of the optimizer"),
+    _table("table11", "All models sampled autoregressively, first game", "made"),
+    _table("table12", "One model for all games", "made"),
+    _table("table13", "CoinRun: models on an agent's data, basic test set", "missing", COINRUN),
+    _elsewhere("figure3", "Games of RetroAct", "catalog list"),
+    _elsewhere("figure4", "One start, each action", "generate", "all actions at once"),
+    _figure("figure5", "Meaning of the tokens: nearest and farthest codes", "made"),
+    _figure("figure6", "Uncertainty of idle and moving scenes", "made"),
+    _figure("figure7", "Predictions after random and after explored data", "made"),
+    _figure("figure8", "User study: quality of clips", "missing", "the study's page"),
+    _figure("figure9", "Predictions of the base model", "made"),
+    _elsewhere("figure10", "Actions over time", "generate", "all actions at once"),
+    _figure("figure11", "Predictions of each game after random and after explored data", "made"),
+    _figure("figure12", "Starts in mid-air, two models", "missing", "the search for starts"),
+    _figure("figure13", "Play of the explorer", "made"),
+    _figure("figure14", "Page of the first user study", "missing", "the study's page"),
+    _figure("figure15", "Page of the second user study", "missing", "the study's page"),
+    _figure("figure16", "Quality and control over the horizon", "made"),
+    _figure("figure17", "CoinRun: GenieRedux-G, motion and actions", "missing", COINRUN),
+    _figure("figure18", "CoinRun: GenieRedux-TA, motion", "missing", COINRUN),
+    _figure("figure19", "CoinRun: GenieRedux-TA, each action", "missing", COINRUN),
+    _figure("figure20", "CoinRun: Jafar", "missing", "a model of Jafar's size"),
+    _figure("figure21", "CoinRun: GenieRedux with Jafar's sizes", "missing", COINRUN),
+    _figure("figure22", "CoinRun: GenieRedux-G-TA", "missing", COINRUN),
+    _figure("figure23", "CoinRun: GenieRedux-G-TA, each action", "missing", COINRUN),
+    _figure("figure24", "CoinRun: limits of GenieRedux-G-TA", "missing", COINRUN),
+    _elsewhere("appendixA2", "Test set of an expert", "expert"),
+    _elsewhere("appendixB", "Super-resolution of frames", "train upscaler"),
+)
+
+
+def find_item(name: str) -> Item:
+    """Return an item by name: table5, figure7, fig7. Raises InputError if none can be made."""
+    full = name.lower().replace("fig.", "fig")
+    if full.startswith("fig") and not full.startswith("figure"):
+        full = full.replace("fig", "figure", 1)
+    found = next((item for item in ITEMS if item.name.lower() == full), None)
+    if found is None:
+        raise InputError(f"reproduce {name}: the paper has no such item: see reproduce --list")
+    if found.state == "command":
+        raise InputError(f"reproduce {name}: made by another command: {found.command}")
+    if found.state == "missing":
+        raise InputError(f"reproduce {name}: cannot be made yet, for want of {found.missing}")
+    return found

@@ -1,0 +1,203 @@
+"""Tables of the paper as data: which models are compared, on whose play, sampled how.
+
+A new table is one function here. Names of play and models begin with the player, and end with the
+game they belong to: `agent-PrivateEye-Atari2600`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from experiments.pipeline.config import PipelineConfig
+from worldmodel.config import GenerationMode
+
+TOGETHER = "together"
+"""Name of all games in those of play and models."""
+PLAYERS = ("random", "agent", "archive", "random-features", "vae", "test", "base", "held-out")
+"""Players of a table, in the order of their seeds. base: the random play that the base model is
+trained on; test: an expert's or deep play; held-out: more random play, of which no training knows;
+random-features and vae: the agent with these rewards."""
+EXPLORED = {"agent": "explored", "archive": "explored, archive"}
+"""Explorer -> word in the tables."""
+
+
+@dataclass(frozen=True)
+class Play:
+    """Episodes of one player, of one game or of all."""
+
+    player: str
+    games: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the episodes."""
+        return named(self.player, self.games)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A world model of a table."""
+
+    name: str
+    play: tuple[Play, ...]
+    """Episodes that it is trained on."""
+    start: Literal["base", "tokenizer", "decoder"] = "base"
+    """Parts that it starts with. base: decoder and dynamics model are fine-tuned. tokenizer: the
+    base tokenizer, with dynamics from scratch. decoder: that of the model `decoder_of`, with
+    dynamics from scratch."""
+    decoder_of: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Changes to the sizes of the model."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: a model on a test set."""
+
+    group: str
+    """Game, or all games."""
+    data: str
+    """Data of the model, or in table 6 the reward of the player."""
+    label: str
+    model: str
+    test: tuple[Play, ...]
+    mode: GenerationMode = "one_pass"
+    part: Literal["prediction", "reconstruction"] = "prediction"
+    baseline: str = ""
+    """Model that the row is compared with window by window; empty for none."""
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """A table: its models and its rows."""
+
+    models: tuple[Model, ...]
+    rows: tuple[Row, ...]
+    note: str = ""
+    more_plays: tuple[Play, ...] = ()
+    """Episodes that are neither trained nor tested on."""
+
+    @property
+    def plays(self) -> tuple[Play, ...]:
+        """Return all episodes of the table, each once: those for training, then the tests."""
+        trained = (play for model in self.models for play in model.play)
+        tested = (play for row in self.rows for play in row.test)
+        return tuple(dict.fromkeys([*trained, *tested, *self.more_plays]))
+
+
+def named(player: str, games: Sequence[str]) -> str:
+    """Return the name of a player's episodes or of the model that is trained on them."""
+    return f"{player}-{games[0] if len(games) == 1 else TOGETHER}"
+
+
+def table_plan(name: str, c: PipelineConfig) -> TablePlan:
+    """Return the plan of a table for the games and explorers of a configuration."""
+    return PLANS[name](c)
+
+
+def ablation(c: PipelineConfig) -> TablePlan:
+    """Return table 4: what the token input, the TDCE loss and autoregressive sampling give."""
+    base, test = Play("base", c.games), (Play("held-out", c.games),)
+    changes = {
+        "plain": {"token_input": False, "tdce_weight": 0.0},
+        "token-input": {"token_input": True, "tdce_weight": 0.0},
+        "tdce": {"token_input": True, "tdce_weight": 3.0},
+    }
+    models = tuple(
+        Model(name, (base,), "tokenizer", settings={"dynamics": values})
+        for name, values in changes.items()
+    )
+    rows = (
+        Row("", "", "GenieRedux-G", "plain", test),
+        Row("", "", "+ token input", "token-input", test, baseline="plain"),
+        Row("", "", "+ TDCE loss", "tdce", test, baseline="plain"),
+        Row("", "", "autoregressive", "tdce", test, "autoregressive", baseline="plain"),
+    )
+    return TablePlan(models, rows, "On random play that no training has seen.")
+
+
+def exploration_models(c: PipelineConfig, games: tuple[str, ...]) -> Iterator[Model]:
+    """Yield the models on random play and on that of each explorer, and one from scratch."""
+    one_by_one = [(game,) for game in games]
+    for player in ("random", *c.explorers):
+        yield Model(named(player, games), tuple(Play(player, game) for game in one_by_one))
+    main = c.explorers[0]
+    yield Model(
+        named("scratch", games),
+        tuple(Play(main, game) for game in one_by_one),
+        "decoder",
+        decoder_of=named(main, games),
+    )
+
+
+def exploration_rows(
+    c: PipelineConfig,
+    games: tuple[str, ...],
+    modes: Sequence[GenerationMode] = ("one_pass", "autoregressive"),
+) -> Iterator[Row]:
+    """Yield the rows of a game, or of all games together.
+
+    All models are sampled in the first mode, the fine-tuned ones in the others too.
+    """
+    group = games[0] if len(games) == 1 else "all games"
+    test = tuple(Play("test", (game,)) for game in games)
+    random, main = named("random", games), c.explorers[0]
+    tuned = "GenieRedux-G-ft"
+
+    def row(player: str, label: str, mode: GenerationMode, **more: Any) -> Row:
+        model = player if player == "base" else named(player, games)
+        data = {"base": "random", "scratch": EXPLORED[main], **EXPLORED}.get(player, player)
+        if mode == "autoregressive":
+            data += ", autoregressive"
+        baseline = "" if model == random else random
+        return Row(group, data, label, model, test, mode, baseline=baseline, **more)
+
+    first, *others = modes
+    yield row("base", "GenieRedux-G, base", first)
+    yield row("random", tuned, first)
+    yield row(main, "tokenizer-ft", first, part="reconstruction")
+    yield row("scratch", "GenieRedux-G, from scratch", first)
+    yield from (row(explorer, tuned, first) for explorer in c.explorers)
+    for mode in others:
+        yield from (row(player, tuned, mode) for player in ("random", *c.explorers))
+
+
+def each_game(c: PipelineConfig) -> TablePlan:
+    """Return table 5: models fine-tuned on random and on explored data, game by game."""
+    models = [model for game in c.games for model in exploration_models(c, (game,))]
+    rows = [row for game in c.games for row in exploration_rows(c, (game,))]
+    return TablePlan(tuple(models), tuple(rows))
+
+
+def first_game(c: PipelineConfig) -> TablePlan:
+    """Return table 11: all models of the first game, sampled autoregressively."""
+    games = c.games[:1]
+    rows = exploration_rows(c, games, ("autoregressive",))
+    return TablePlan(tuple(exploration_models(c, games)), tuple(rows))
+
+
+def all_games(c: PipelineConfig) -> TablePlan:
+    """Return table 12: one model fine-tuned on the data of all games."""
+    rows = exploration_rows(c, c.games)
+    return TablePlan(tuple(exploration_models(c, c.games)), tuple(rows))
+
+
+def rewards(c: PipelineConfig) -> TablePlan:
+    """Return table 6: how wrong the base model is on the play of agents with other rewards."""
+    labels = {"random-features": "RF", "vae": "VAE", "agent": "uncertainty"}
+    rows = [
+        Row(game, label, "GenieRedux-G, base", "base", (Play(player, (game,)),))
+        for game in c.games
+        for player, label in labels.items()
+    ]
+    note = "Low values are the aim of an explorer: the model is wrong about its play."
+    return TablePlan((), tuple(rows), note)
+
+
+PLANS: Mapping[str, Callable[[PipelineConfig], TablePlan]] = {
+    "table4": ablation,
+    "table5": each_game,
+    "table6": rewards,
+    "table11": first_game,
+    "table12": all_games,
+}

@@ -1,0 +1,218 @@
+"""Results of a table: rows over all seeds, as JSON, Markdown, a plot and a page."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.utils.atomic_io import write_atomic, write_json_atomic
+from experiments.pipeline.runner import output_hash
+from experiments.reports.page import Section, Table, embed_picture, write_page
+from experiments.reproduction.items import Item
+from experiments.reproduction.paper_values import PAPER_ROWS
+from experiments.reproduction.plans import Row, TablePlan
+from experiments.reproduction.stages import score_path
+from experiments.studies.common import figure_png, new_figure
+from worldmodel.statistics import Estimate, estimate, paired_estimate
+
+METRICS = ("psnr", "ssim", "delta_psnr")
+"""Metrics of single windows. The Frechet distance is one of all windows."""
+HEADS = {"distance": "distance", "psnr": "PSNR, dB", "ssim": "SSIM", "delta_psnr": "delta-PSNR, dB"}
+DIGITS = {"distance": 1, "psnr": 2, "ssim": 3, "delta_psnr": 2}
+
+
+def write_table(
+    out: Path, item: Item, plan: TablePlan, roots: Sequence[Path], settings: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Write <item>.json, .md and .png and <item>/index.html; return the rows."""
+    rows = [describe_row(row, roots) for row in plan.rows]
+    paper_rows = [
+        dict(zip(("group", "data", "model", *HEADS), (*labels, *values), strict=True))
+        for labels, values in PAPER_ROWS[item.name].items()
+    ]
+    content = {
+        "item": item.name, "title": item.title, "settings": settings, "rows": rows,
+        "paper": paper_rows,
+    }  # fmt: skip
+    write_json_atomic(out / f"{item.name}.json", content)
+    ours, paper = our_table(rows), paper_table(item.name)
+    heading = f"# {item.name}: {item.title}\n\n{_caption(plan, settings)}\n\n"
+    beside = f"\n\nThe paper's table:\n\n{paper.markdown()}"
+    write_atomic(out / f"{item.name}.md", f"{heading}{ours.markdown()}{beside}\n".encode())
+    plot = draw_rows(rows)
+    write_atomic(out / f"{item.name}.png", plot)
+    tables = (ours, *([paper] if paper.rows else []))
+    section = Section(
+        item.title, [_caption(plan, settings)], tables, pictures=[embed_picture(plot)]
+    )
+    write_page(
+        out / item.name, out, f"{item.name}, preset {settings['preset']}",
+        title=f"{item.name}: {item.title}", lead=plan.note, sections=[section],
+    )  # fmt: skip
+    return rows
+
+
+def describe_row(row: Row, roots: Sequence[Path]) -> dict[str, Any]:
+    """Return a row as JSON data, with an interval of each metric and the files it comes from.
+
+    The interval is over the seeds, or over the episodes of a single seed. Differences from the
+    row's baseline are paired by window.
+    """
+    files = [root / score_path(row) for root in roots]
+    scores = [json.loads(file.read_text()) for file in files]
+    windows = [_windows(file) for file in files]
+    record: dict[str, Any] = {
+        "group": row.group,
+        "data": row.data,
+        "model": row.label,
+        "mode": row.mode,
+        "part": row.part,
+        "metrics": _metrics(row, scores, windows),
+        "distance_name": scores[0]["distance_name"],
+        "windows": sum(score["overall"]["windows"] for score in scores),
+        "sources": [{"file": str(file), "sha256": output_hash(file)} for file in files],
+    }
+    if row.baseline and row.part == "prediction":
+        other = [root / score_path(_of_model(row, row.baseline)) for root in roots]
+        if all(file.exists() for file in other):
+            pairs = list(zip(windows, map(_windows, other), strict=True))
+            record["baseline"] = row.baseline
+            record["difference"] = {
+                name: interval(paired_estimate(pairs, name)) for name in METRICS
+            }
+    return record
+
+
+def _of_model(row: Row, model: str) -> Row:
+    return Row(row.group, row.data, row.label, model, row.test, row.mode)
+
+
+def _windows(file: Path) -> dict[str, Any]:
+    with np.load(file.with_suffix(".npz")) as arrays:
+        return dict(arrays)
+
+
+def _metrics(
+    row: Row, scores: Sequence[Mapping[str, Any]], windows: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, float | None]]:
+    reconstruction = row.part == "reconstruction"
+    sets = [score["overall"] for score in scores]
+    if reconstruction:
+        values = {
+            "psnr": [part["reconstruction"]["psnr"] for part in sets],
+            "ssim": [part["reconstruction"]["ssim"] for part in sets],
+            "delta_psnr": [],
+        }
+        distances = [part["reconstruction"].get("distance") for part in sets]
+    else:
+        values = {name: [float(np.nanmean(part[name])) for part in windows] for name in METRICS}
+        distances = [part["prediction"]["distance"] for part in sets]
+    values["distance"] = [value for value in distances if value is not None]
+    over_episodes = len(scores) == 1 and not reconstruction
+    found = {}
+    for name in HEADS:
+        if over_episodes and name in METRICS:
+            found[name] = interval(_over_episodes(windows[0], name))
+        elif values[name]:
+            found[name] = interval(estimate(torch.tensor(values[name])))
+        else:
+            found[name] = {"mean": None, "low": None, "high": None}
+    return found
+
+
+def _over_episodes(windows: Mapping[str, Any], metric: str) -> Estimate:
+    known = np.isfinite(windows[metric])
+    _, group = np.unique(windows["session"][known], return_inverse=True)
+    return estimate(torch.from_numpy(windows[metric][known]), torch.from_numpy(group))
+
+
+def interval(found: Estimate) -> dict[str, float | None]:
+    """Return mean and interval as JSON data; null where there is none."""
+    bounds = {"mean": found.mean, "low": found.low, "high": found.high}
+    return {name: value if np.isfinite(value) else None for name, value in bounds.items()}
+
+
+def our_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of the measured values, without columns that no row has."""
+    shown = [name for name in HEADS if any(_value(row, name) for row in rows)]
+    named = next((row["distance_name"] for row in rows if row["distance_name"]), "distance")
+    heads = [named if name == "distance" else HEADS[name] for name in shown]
+    differs = any("difference" in row for row in rows)
+    cells = [
+        [
+            *_labels(row),
+            *(format_interval(row["metrics"][name], DIGITS[name]) for name in shown),
+            *([_difference(row)] if differs else []),
+        ]
+        for row in rows
+    ]
+    more = ["PSNR against random or plain, dB"] if differs else []
+    return Table([*_label_heads(), *heads, *more], cells)
+
+
+def paper_table(item: str) -> Table:
+    """Return the table as the paper has it."""
+    cells = [
+        [*labels, *("" if value is None else f"{value:g}" for value in values)]
+        for labels, values in PAPER_ROWS[item].items()
+    ]
+    return Table([*_label_heads(), "FID", *list(HEADS.values())[1:]], cells)
+
+
+def _label_heads() -> list[str]:
+    return ["game", "data", "model"]
+
+
+def _labels(row: Mapping[str, Any]) -> list[str]:
+    return [row["group"], row["data"], row["model"]]
+
+
+def _row_name(row: Mapping[str, Any]) -> str:
+    return ", ".join(filter(None, (row["group"].split("-")[0], row["data"], row["model"])))
+
+
+def _value(row: Mapping[str, Any], name: str) -> bool:
+    return row["metrics"][name]["mean"] is not None
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    return format_interval(row["difference"]["psnr"], 2, "+") if "difference" in row else ""
+
+
+def format_interval(value: Mapping[str, float | None], digits: int, sign: str = "") -> str:
+    """Return a mean with its interval as text, empty without a mean."""
+    if value["mean"] is None:
+        return ""
+    text = f"{value['mean']:{sign}.{digits}f}"
+    if value["low"] is None:
+        return text
+    return f"{text} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+
+
+def _caption(plan: TablePlan, settings: Mapping[str, Any]) -> str:
+    seeds = settings["seeds"]
+    over = "the seeds" if len(seeds) > 1 else "the episodes of the seed"
+    text = (
+        f"Preset {settings['preset']}, seed{'s' if len(seeds) > 1 else ''} "
+        f"{', '.join(map(str, seeds))}, test sets of {settings['test']} play; 95 % intervals over "
+        f"{over}. Differences are paired by window."
+    )
+    return f"{plan.note} {text}".strip()
+
+
+def draw_rows(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return the plot of PSNR by row, as PNG."""
+    figure = new_figure(7, 1 + 0.35 * len(rows))
+    axes = figure.subplots()
+    for place, row in enumerate(reversed(rows)):
+        value = row["metrics"]["psnr"]
+        bounds = [value["low"], value["high"]]
+        if None not in bounds:
+            axes.plot(bounds, [place, place], color="#0072b2", lw=2)
+        axes.plot(value["mean"], place, "o", color="#0072b2")
+    axes.set_yticks(range(len(rows)), [_row_name(row) for row in reversed(rows)], fontsize=7)
+    axes.set_xlabel("PSNR, dB")
+    return figure_png(figure)
