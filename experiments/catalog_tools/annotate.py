@@ -1,6 +1,5 @@
 """Labelling of games on a local web page that shows the effect of each button."""
 
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,29 +36,15 @@ def run(args: Args) -> None:
     labels_file = labels.file_of(args.out, args.name)
 
     # The web server: wrong arguments are reported first.
-    import uvicorn
-
     from experiments.catalog_tools.app import make_app
+    from experiments.web_page import LOOPBACK, serve_page
 
     app = make_app(games, labels_file, args.out / "clips")
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", args.port))
-        except OSError as error:
-            raise InputError(
-                f"--port {args.port} cannot be used: {error.strerror}; 0 selects a free one"
-            ) from None
-        listener.listen()  # at once, so that a browser waits for the app instead of being refused
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+
+    def announce(url: str) -> None:
         console.print(f"{url}  {len(games)} games; Ctrl+C ends it")
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=2
-        )
-        try:
-            uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:  # the normal end, after uvicorn has closed everything
-            console.print()
+
+    serve_page(app, LOOPBACK[0], args.port, announce)
     rows = labels.load_labels(labels_file).rows if labels_file.exists() else {}
     labelled = sum(game in rows and labels.complete(rows[game]) for game in games)
     console.print(f"{labels_file}: {labelled} of {len(games)} games labelled")

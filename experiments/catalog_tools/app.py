@@ -1,38 +1,26 @@
 """Web app of the annotation page: it shows a game's clips and saves its labels, on this machine.
 
-The page is `page.html`, which loads nothing else. Other sites that are open in the browser cannot
-use the app: it requires a loopback name in the Host header (against DNS rebinding), and accepts
-labels only from its own page.
+The page is `page.html`, which loads nothing else. `experiments.web_page` protects the app.
 """
 
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi.responses import FileResponse, HTMLResponse
 from pydantic import BaseModel
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from envs.utils.errors import InputError
 from experiments.catalog_tools import labels
 from experiments.catalog_tools.clip_format import read_clips
 from experiments.catalog_tools.recorder import Recorder
+from experiments.web_page import protect_page
 
 PAGE = Path(__file__).with_name("page.html")
-LOOPBACK = ("127.0.0.1", "localhost")
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; connect-src 'self'; "
-    "script-src 'unsafe-inline'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",
-}
 
 QUESTIONS = {
     "view": "From where is the player's character seen?",
@@ -115,11 +103,7 @@ def make_app(
     app = FastAPI(lifespan=recording, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.annotation = Annotation(games, store, recorder, clips_folder)
     app.include_router(router)
-    app.middleware("http")(_require_own_page)
-    # Added last, so that it runs first.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK), www_redirect=False)
-    app.exception_handler(InputError)(_answer_bad_input)
-    app.exception_handler(OSError)(_answer_not_saved)
+    protect_page(app)
     return app
 
 
@@ -193,24 +177,3 @@ def show_picture(game: Game, number: int, action: str, state: State) -> FileResp
 def save_label(game: Game, column: str, label: Label, state: State) -> labels.Row:
     """Save one label and return the game's row."""
     return state.store.put(game, column, label.value)
-
-
-async def _require_own_page(
-    request: Request, call_next: Callable[[Request], Awaitable[Response]]
-) -> Response:
-    """Refuse changes requested by another site; add the security headers."""
-    origin, own = request.headers.get("origin"), f"http://{request.headers.get('host')}"
-    if request.method not in ("GET", "HEAD") and origin not in (None, own):
-        return JSONResponse({"detail": f"{origin} may not change labels"}, 403)
-    response = await call_next(request)
-    response.headers.update(HEADERS)
-    return response
-
-
-async def _answer_bad_input(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": str(error)}, 400)
-
-
-async def _answer_not_saved(request: Request, error: Exception) -> JSONResponse:
-    """Report that a label was not saved, e.g. on a full disk."""
-    return JSONResponse({"detail": f"not saved: {error}"}, 500)

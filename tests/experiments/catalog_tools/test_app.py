@@ -7,11 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -24,6 +21,7 @@ from experiments.catalog_tools.labels import LABELLED, UNKNOWN
 from experiments.catalog_tools.recorder import Recorder
 from tests.conftest import EVERYTHING
 from tests.fixtures.browser import Browser
+from tests.fixtures.web import ask
 
 GENESIS, ATARI, PONG = "Airstriker-Genesis", "Kangaroo-Atari2600", "Pong-Atari2600"
 NO_ROM = "SuperMarioBros-Nes"
@@ -127,20 +125,6 @@ def out(clips: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def ask(url: str, value: str | None = None, **headers: str) -> tuple[int, bytes, Any]:
-    """GET, or PUT of a label. The answer's status, body and headers."""
-    body = None if value is None else json.dumps({"value": value}).encode()
-    method = "GET" if value is None else "PUT"
-    request = urllib.request.Request(
-        url, body, {"Content-Type": "application/json", **headers}, method=method
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, answer.read(), answer.headers
-    except urllib.error.HTTPError as refused:
-        return refused.code, refused.read(), refused.headers
-
-
 def test_the_page_shows_clips_over_http_and_records_what_is_missing(out: Path) -> None:
     with serving(out, GENESIS, PONG) as (url, process):
         assert url.startswith("http://127.0.0.1:")
@@ -179,25 +163,27 @@ def test_the_app_saves_each_label_and_refuses_other_sites_and_wrong_words(out: P
     labels_file = labels.file_of(out, "ada")
     with serving(out, GENESIS, ATARI) as (url, _):
         view = f"{url}api/games/{ATARI}/labels/view"
-        assert json.loads(ask(view, "side")[1])["view"] == "side"
+        assert json.loads(ask(view, {"value": "side"})[1])["view"] == "side"
         row = labels.load_labels(labels_file).rows[ATARI]
         assert (row["view"], row["source"], row["axis"]) == ("side", "watched", "")
         before = labels_file.read_bytes()
-        assert ask(view, "above")[0] == 400
-        assert ask(view.replace("view", "source"), "knowledge")[0] == 400
-        assert ask(view.replace(ATARI, NO_ROM), "side")[0] == 404
+        assert ask(view, {"value": "above"})[0] == 400
+        assert ask(view.replace("view", "source"), {"value": "knowledge"})[0] == 400
+        assert ask(view.replace(ATARI, NO_ROM), {"value": "side"})[0] == 404
         assert ask(f"{url}api/games", Host="evil.example")[0] == 400
-        assert ask(view, "top", Host="evil.example", Origin="http://evil.example")[0] == 400
-        for origin in ("http://evil.example", "null"):
-            assert ask(view, "top", Origin=origin)[0] == 403
         assert (
-            ask(view, "top", **{"Content-Type": "text/plain"})[0] == 422
+            ask(view, {"value": "top"}, Host="evil.example", Origin="http://evil.example")[0] == 400
+        )
+        for origin in ("http://evil.example", "null"):
+            assert ask(view, {"value": "top"}, Origin=origin)[0] == 403
+        assert (
+            ask(view, {"value": "top"}, **{"Content-Type": "text/plain"})[0] == 422
         )  # what a foreign form could send
         assert labels_file.read_bytes() == before
-        assert ask(view, "top", Origin=url.rstrip("/"))[0] == 200
+        assert ask(view, {"value": "top"}, Origin=url.rstrip("/"))[0] == 200
 
         labels_file.write_text(labels_file.read_text().replace("watched", "dreamt"))
-        status, said, _ = ask(view, "side")
+        status, said, _ = ask(view, {"value": "side"})
         assert status == 400
         assert b"line 2" in said
         assert "dreamt" in labels_file.read_text()  # errors of editing by hand are not overwritten
