@@ -10,7 +10,14 @@ from matplotlib.axes import Axes
 from envs.utils.atomic_io import write_atomic, write_json_atomic
 from experiments.reports.page import Table
 from experiments.studies.ablation_runs import AblationGrid
-from experiments.studies.common import COLOURS, estimate_json, figure_png, gain, new_figure
+from experiments.studies.common import (
+    COLOURS,
+    estimate_json,
+    figure_png,
+    gain,
+    interval_text,
+    new_figure,
+)
 
 
 @dataclass(frozen=True)
@@ -130,15 +137,6 @@ def _gains_by_step(own: Cells, mode: str) -> list[dict[str, Any]]:
     return [seed_interval(values) for values in zip(*gains, strict=True)]
 
 
-def _format_interval(value: Mapping[str, Any], form: str = ".2f") -> str:
-    """Return `3.21 (2.80 to 3.62)`; without an interval the mean alone."""
-    if value["mean"] is None:
-        return "-"
-    if value["low"] is None:
-        return f"{value['mean']:{form}}"
-    return f"{value['mean']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
-
-
 def _column_heads(settings: Mapping[str, Any]) -> dict[str, str]:
     horizon = settings["evaluate"]["horizon"]
     return {
@@ -172,7 +170,7 @@ def ablation_markdown(result: Mapping[str, Any]) -> str:
                 row["label"],
                 str(len(row["seeds"])),
                 f"{row['iterations']:,}",
-                *(_format_interval(row["overall"][name]) for name in MEASURES),
+                *(interval_text(row["overall"][name]) for name in MEASURES),
             ]
             for row in rows.values()
         ]
@@ -186,11 +184,11 @@ def ablation_markdown(result: Mapping[str, Any]) -> str:
             cells = []
             for row in others:
                 differences = [row["overall"]["differences"][name] for name in COMPARED]
-                cells.append([row["label"], *(_format_interval(d, "+.2f") for d in differences)])
+                cells.append([row["label"], *(interval_text(d, "+.2f") for d in differences)])
             blocks.append(Table(("variant", *(heads[name] for name in COMPARED)), cells).markdown())
         for game in reference["games"] if len(reference["games"]) > 1 else ():
             cells = [
-                [row["label"], *(_format_interval(row["games"][game][name]) for name in MEASURES)]
+                [row["label"], *(interval_text(row["games"][game][name]) for name in MEASURES)]
                 for row in rows.values()
             ]
             blocks += [f"{game}:", Table(("variant", *heads.values()), cells).markdown()]

@@ -99,6 +99,15 @@ def estimate_json(values_B: Tensor, groups_B: Tensor | None = None) -> dict[str,
     return {"mean": result.mean, "low": low, "high": high}
 
 
+def interval_text(value: Mapping[str, Any] | None, form: str = ".2f") -> str:
+    """Return `3.21 (2.80 to 3.62)`; without an interval the mean alone, else a dash."""
+    if value is None or value["mean"] is None:
+        return "-"
+    if value["low"] is None:
+        return f"{value['mean']:{form}}"
+    return f"{value['mean']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
+
+
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure, without a display."""
     return Figure(figsize=(width, height), layout="constrained")
