@@ -33,8 +33,9 @@ def mid_air_frames(
 
     actions_T[t] led from frame t to frame t + 1; `jumps` are those that press jump. The newest
     press lies `since` steps back. Given the frames, the picture must have changed in each step
-    after that of the press, and by no more than `most_motion` of its pixels since the press:
-    something small is in flight, and the controls pressed since then did little else.
+    since the press, and by no more than `most_motion` of its pixels: something small is in flight,
+    and the controls pressed meanwhile did little else. Frames do not tell whether it is the
+    character that moves, or only something else.
     """
     pressed = np.isin(actions_T, jumps)
     begins = pressed & ~np.concatenate([[False], pressed[:-1]])
@@ -47,11 +48,8 @@ def mid_air_frames(
     if frames_THWC is None or not len(found):
         return found
     motion = motion_shares(frames_THWC)
-    in_flight = [
-        motion[newest[t - 1] : t].max() <= most_motion and motion[newest[t - 1] + 1 : t].min() > 0
-        for t in found.tolist()
-    ]
-    return found[np.array(in_flight, dtype=bool)]
+    flights = [motion[newest[t - 1] : t] for t in found.tolist()]
+    return found[[flight.min() > 0 and flight.max() <= most_motion for flight in flights]]
 
 
 def motion_shares(frames_THWC: Frames) -> NDArray[np.float64]:
