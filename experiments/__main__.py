@@ -84,7 +84,9 @@ def execute(argv: list[str]) -> int:
     """Run one command and return its exit code. argv: the words after `autoexplore`."""
     try:
         command, args = parse(argv)
-        flags = getattr(args, "which", args)
+        flags = args
+        while hasattr(flags, "which"):
+            flags = flags.which
         if isinstance(flags, DeviceArgs):
             flags.use_device()
         command.run(args)
@@ -199,7 +201,8 @@ def _one_line(text: str) -> str:
 def _resume_hint(argv: list[str]) -> str:
     """Return the sentence that tells how to continue after Ctrl+C."""
     command = shlex.join(["autoexplore", *argv])
-    if argv[:1] == ["pipeline"] or argv[:2] == ["study", "ablation"]:
+    kept = (["pipeline"], ["study", "ablation"], ["study", "people", "make"])
+    if any(argv[: len(words)] == words for words in kept):
         return f"Finished stages are kept; continue with: {command}"
     if argv and argv[0] in RESUMABLE:
         return f"Continue with: {command}" + ("" if "--resume" in argv else " --resume")

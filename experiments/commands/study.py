@@ -14,6 +14,12 @@ from experiments.studies.arguments import (
     StepsArgs,
     UncertaintyArgs,
 )
+from experiments.studies.people.arguments import (
+    PeopleArgs,
+    PeopleMakeArgs,
+    PeopleScoreArgs,
+    PeopleServeArgs,
+)
 
 MODULES = {
     AblationArgs: "ablation",
@@ -22,6 +28,9 @@ MODULES = {
     UncertaintyArgs: "uncertainty",
     HorizonArgs: "horizon",
     StepsArgs: "sampling_steps",
+    PeopleMakeArgs: "people.make",
+    PeopleServeArgs: "people.serve",
+    PeopleScoreArgs: "people.score",
 }
 """Module of each study, which imports torch."""
 
@@ -37,10 +46,12 @@ class Args:
         | Annotated[UncertaintyArgs, subcommand("uncertainty")]
         | Annotated[HorizonArgs, subcommand("horizon")]
         | Annotated[StepsArgs, subcommand("steps")]
+        | Annotated[PeopleArgs, subcommand("people")]
     )
 
 
 def run(args: Args) -> None:
     """Check the paths, then run the study."""
-    args.which.check_paths()
-    import_module(f"experiments.studies.{MODULES[type(args.which)]}").run(args.which)
+    study = args.which.which if isinstance(args.which, PeopleArgs) else args.which
+    study.check_paths()
+    import_module(f"experiments.studies.{MODULES[type(study)]}").run(study)

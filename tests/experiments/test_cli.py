@@ -177,6 +177,7 @@ for argv in (
     ["expert", "Kangaro-Atari2600", "--out", out],
     ["study", "ablation", *data, "--parallel", "2"],
     ["study", "steps", gone, *data],
+    ["study", "people", "make", "--models", f"a={gone}", f"b={out}", *data],
 ): codes.append(execute(argv))
 assert not {"torch", "ray"} & set(sys.modules), "imported although the flags are wrong"
 import ray
@@ -195,8 +196,8 @@ def test_bad_input_is_one_line_before_ray_starts(tmp_path: Path) -> None:
     ended = subprocess.run(argv, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     codes, lines = ended.stdout.split(), ended.stderr.splitlines()
-    assert codes == ["2"] * 19
-    assert len(lines) == 19
+    assert codes == ["2"] * 20
+    assert len(lines) == 20
     assert all(line.startswith("autoexplore: ") for line in lines)
     assert not (tmp_path / "out").exists()
 
