@@ -2,7 +2,8 @@
 
 A file holds the answers in the order in which they were given, and `mac`: an HMAC-SHA256, with the
 study's key, of the participant, the material and each answer after the one before. Who has no key
-cannot change, add, remove or reorder an answer without being noticed.
+cannot change, add, remove or reorder an answer without being noticed, but can delete the whole file
+or bring an older copy back.
 """
 
 import hashlib

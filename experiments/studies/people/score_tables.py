@@ -109,3 +109,4 @@ def _draw_rows(axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
             if value["low"] is not None:
                 axes.plot([value["low"], value["high"]], [y, y], "-", color=colour)
     axes.set_yticks(range(0, -len(rows), -1), list(rows), fontsize=8)
+    axes.set_ylim(0.3 - max(len(rows), 2), 0.4)

@@ -13,7 +13,9 @@ from envs.episodes.dataset import EpisodeReader
 from envs.games.counting import read_step_and_action
 from envs.utils.errors import InputError
 from experiments.__main__ import execute
+from experiments.studies.people.arguments import PeopleMakeArgs
 from experiments.studies.people.material import Sample, load_material
+from experiments.studies.people.plan import HeldOutEpisodes, plan_samples
 from tests.experiments.studies.people.conftest import COUNTS, FRAMES
 from tests.fixtures.datasets import tree
 
@@ -74,6 +76,25 @@ def test_action_begins_in_mid_air_and_holds_each_action(
     for sample in samples:
         by_place.setdefault(sample.start, set()).add(sample.seed)
     assert all(len(seeds) == 1 for seeds in by_place.values())
+
+
+def test_of_three_models_the_later_ones_are_compared_with_the_first(people_data: Path) -> None:
+    args = PeopleMakeArgs(
+        models=("a=A", "b=B", "c=C"),
+        data=(people_data,),
+        out=Path("out"),
+        samples=1,
+        starts=1,
+        frames=FRAMES,
+        most_motion=0.6,
+        action_games=("Counting",),
+    )
+    samples = plan_samples(args, HeldOutEpisodes(args.data))
+    pairs = [sample.models for sample in samples if sample.study == "action"]
+    assert pairs == [("a", "b"), ("a", "c")] * 3
+    shown = [sample.models[1] for sample in samples if sample.study == "quality"]
+    assert shown == ["truth", "a", "b", "c"] * 2
+    assert len({sample.id for sample in samples}) == len(samples)
 
 
 def test_the_same_seed_makes_the_same_files_and_goes_on_after_an_interruption(
