@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from experiments.reproduction.items import Item
 from experiments.reproduction.paper_values import PAPER_ROWS
 from experiments.reproduction.plans import Row, TablePlan
 from experiments.reproduction.stages import score_path
-from experiments.studies.common import figure_png, new_figure
+from experiments.studies.common import figure_png, interval_text, new_figure
 from worldmodel.statistics import Estimate, estimate, paired_estimate
 
 METRICS = ("psnr", "ssim", "delta_psnr")
 """Metrics of single windows. The Frechet distance is one of all windows."""
 HEADS = {"distance": "distance", "psnr": "PSNR, dB", "ssim": "SSIM", "delta_psnr": "delta-PSNR, dB"}
-DIGITS = {"distance": 1, "psnr": 2, "ssim": 3, "delta_psnr": 2}
+FORMS = {"distance": ".1f", "psnr": ".2f", "ssim": ".3f", "delta_psnr": ".2f"}
 
 
 def write_table(
@@ -76,18 +77,14 @@ def describe_row(row: Row, roots: Sequence[Path]) -> dict[str, Any]:
         "sources": [{"file": str(file), "sha256": output_hash(file)} for file in files],
     }
     if row.baseline and row.part == "prediction":
-        other = [root / score_path(_of_model(row, row.baseline)) for root in roots]
-        if all(file.exists() for file in other):
-            pairs = list(zip(windows, map(_windows, other), strict=True))
-            record["baseline"] = row.baseline
-            record["difference"] = {
-                name: interval(paired_estimate(pairs, name)) for name in METRICS
-            }
+        mode = row.baseline_mode or row.mode
+        compared = score_path(replace(row, model=row.baseline, mode=mode))
+        pairs = [
+            (mine, _windows(root / compared)) for mine, root in zip(windows, roots, strict=True)
+        ]
+        record["baseline"] = {"model": row.baseline, "mode": mode}
+        record["difference"] = {name: interval(paired_estimate(pairs, name)) for name in METRICS}
     return record
-
-
-def _of_model(row: Row, model: str) -> Row:
-    return Row(row.group, row.data, row.label, model, row.test, row.mode)
 
 
 def _windows(file: Path) -> dict[str, Any]:
@@ -144,7 +141,7 @@ def our_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     cells = [
         [
             *_labels(row),
-            *(format_interval(row["metrics"][name], DIGITS[name]) for name in shown),
+            *(interval_text(row["metrics"][name], FORMS[name]) for name in shown),
             *([_difference(row)] if differs else []),
         ]
         for row in rows
@@ -179,26 +176,19 @@ def _value(row: Mapping[str, Any], name: str) -> bool:
 
 
 def _difference(row: Mapping[str, Any]) -> str:
-    return format_interval(row["difference"]["psnr"], 2, "+") if "difference" in row else ""
-
-
-def format_interval(value: Mapping[str, float | None], digits: int, sign: str = "") -> str:
-    """Return a mean with its interval as text, empty without a mean."""
-    if value["mean"] is None:
-        return ""
-    text = f"{value['mean']:{sign}.{digits}f}"
-    if value["low"] is None:
-        return text
-    return f"{text} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+    return interval_text(row["difference"]["psnr"], "+.2f") if "difference" in row else ""
 
 
 def _caption(plan: TablePlan, settings: Mapping[str, Any]) -> str:
     seeds = settings["seeds"]
     over = "the seeds" if len(seeds) > 1 else "the episodes of the seed"
+    tests = {play.player for row in plan.rows for play in row.test}
+    kinds = {"deep": "deep play", "expert": "an expert's play"}
+    test = f", test sets of {kinds[settings['test']]}" if "test" in tests else ""
     text = (
         f"Preset {settings['preset']}, seed{'s' if len(seeds) > 1 else ''} "
-        f"{', '.join(map(str, seeds))}, test sets of {settings['test']} play; 95 % intervals over "
-        f"{over}. Differences are paired by window."
+        f"{', '.join(map(str, seeds))}{test}; 95 % intervals over {over}. "
+        "Differences are paired by window."
     )
     return f"{plan.note} {text}".strip()
 

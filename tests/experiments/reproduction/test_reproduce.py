@@ -44,7 +44,7 @@ def test_what_the_list_says_is_made_has_a_plan() -> None:
     ("name", "words"),
     [
         ("table99", "no such item"),
-        ("figure8", "for want of"),
+        ("figure20", "for want of"),
         ("appendixA2", "autoexplore expert"),
     ],
 )
