@@ -29,6 +29,13 @@ Precision = Literal["auto", "bf16", "fp32"]
 """Precision as users give it; bf16 is autocast, auto is bf16 where it is fast."""
 GenerationMode = Literal["one_pass", "autoregressive"]
 """Generate all frames together, or `DynamicsConfig.chunk_size` frames at a time."""
+FidResize = Literal["nearest", "bilinear"]
+"""Enlargement for Inception. nearest: pixels repeated, values cut to bytes, as the paper's
+code does; bilinear: values rounded, then enlarged by Inception's file, as common tools do."""
+ReplacedActions = Literal["all", "last"]
+"""Actions that delta-PSNR replaces. all: those into the predicted frames, drawn uniformly, so that
+the true one may be drawn; last: only the one into the measured frame, always by another, as the
+paper's code does."""
 
 
 def _require(condition: bool, message: str) -> None:

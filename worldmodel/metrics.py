@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from envs.utils.errors import InputError
-from worldmodel.config import GenerationMode
+from worldmodel.config import GenerationMode, ReplacedActions
 from worldmodel.devices import float64
 from worldmodel.statistics import Estimate, estimate
 
@@ -217,6 +217,7 @@ def delta_psnr(
     actions_BT: Tensor,
     *,
     t: int = 4,
+    replaced: ReplacedActions = "all",
     context: int = 2,
     steps: int = 25,
     mode: GenerationMode = "one_pass",
@@ -228,9 +229,10 @@ def delta_psnr(
 ) -> Estimate:
     """Compute controllability: the mean of PSNR(x_t, x'_t) - PSNR(x_t, x''_t) over windows, in dB.
 
-    x_t is the t-th predicted frame, x' is predicted with the true actions, x'' with the actions of
-    the predicted frames replaced by uniformly random ones (App. A.2; Genie). Both predictions have
-    as many frames, `steps` and the same `seed`. frames_BTCHW has context + t frames or more;
+    x_t is the t-th predicted frame, x' is predicted with the true actions, x'' with actions of the
+    predicted frames `replaced`: all by uniformly random ones, or the last one, which leads to x_t,
+    by another one (App. A.2; Genie). Both predictions have as many frames, `steps` and the same
+    `seed`. frames_BTCHW has context + t frames or more;
     action k turned frame k into frame k + 1. `predicted_BFCHW`: x', if it was already generated
     with these settings and a generator of this seed. `groups_B`: episode of each window, see
     `estimate`.
@@ -251,7 +253,11 @@ def delta_psnr(
         )
 
     true_branch = predict(actions) if predicted_BFCHW is None else predicted_BFCHW
-    random_branch = predict(random_actions(actions, context, seed, action_count))
+    if replaced == "last":
+        other_actions = replace_last_action(actions, context, t, seed, action_count)
+    else:
+        other_actions = random_actions(actions, context, seed, action_count)
+    random_branch = predict(other_actions)
     values_B = frame_psnr(truth, true_branch[:, t - 1]) - frame_psnr(truth, random_branch[:, t - 1])
     return estimate(values_B, groups_B)
 
@@ -261,3 +267,16 @@ def random_actions(actions_BT: Tensor, context: int, seed: int, action_count: in
     generator = torch.Generator().manual_seed(seed)
     random_BT = torch.randint(action_count, actions_BT.shape, generator=generator).to(actions_BT)
     return torch.cat([actions_BT[:, : context - 1], random_BT[:, context - 1 :]], dim=1)
+
+
+def replace_last_action(
+    actions_BT: Tensor, context: int, t: int, seed: int, action_count: int
+) -> Tensor:
+    """Replace the action into the t-th predicted frame by another one, uniformly drawn, (B, T)."""
+    if action_count < 2:
+        raise InputError("a model with one action has no other one to compare it with")
+    generator = torch.Generator().manual_seed(seed)
+    shift_B = torch.randint(1, action_count, actions_BT.shape[:1], generator=generator)
+    other_BT, last = actions_BT.clone(), context + t - 2
+    other_BT[:, last] = (other_BT[:, last] + shift_B.to(other_BT)) % action_count
+    return other_BT

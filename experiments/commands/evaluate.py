@@ -21,9 +21,9 @@ from experiments.arguments import (
     check_model,
     default_threads,
 )
-from worldmodel.config import GenerationMode
+from worldmodel.config import FidResize, GenerationMode, ReplacedActions
 
-OPTIONS = ("context", "horizon", "stride", "mode", "limit", "seed")
+OPTIONS = ("context", "horizon", "stride", "mode", "limit", "seed", "delta_actions")
 """Flags that `worldmodel.evaluation.evaluate.evaluate` takes under the same name."""
 
 
@@ -35,7 +35,7 @@ class Args(RayArgs, CompiledModelArgs):
     DIR/SESSION/FIRST-FRAME/ with given-000.png..., truth-000.png... and window.json (actions,
     random_actions). The other model adds frame-000.png..., one for each truth, and random-003.png
     (frame 4 under random_actions) for delta-PSNR. --peer DIR scores them, with the same --data,
-    --horizon, --stride, --limit and --seed.
+    --horizon, --stride, --limit, --seed and --delta-actions.
     """
 
     model: tyro.conf.Positional[Path | None] = None
@@ -64,8 +64,16 @@ class Args(RayArgs, CompiledModelArgs):
     """Episode folders, e.g. the training data: evaluate only the windows least like them."""
     far_share: float = 0.5
     """Share of each game's windows that --far-from keeps."""
+    delta_actions: ReplacedActions = "all"
+    """Actions that delta-PSNR replaces. all: those into the predicted frames, by random ones, which
+    may be the true ones; last: the one into the measured frame, always by another, as the paper's
+    code does."""
     inception: Path | None = None
-    """TorchScript file of Inception v3, for FID. Default: FID on EfficientNet-Lite0 features."""
+    """TorchScript file of Inception v3, for FID; docs/recipes.md says where to get it. Default: the
+    Frechet distance of EfficientNet-Lite0 features."""
+    fid_resize: FidResize | None = None
+    """Enlargement of frames for Inception. nearest (the default): pixels repeated, values cut to
+    bytes, as the paper's code does; bilinear: values rounded, as common tools do."""
     seed: int = 0
     """Random seed of the sampling."""
     workers: int = 0
@@ -86,6 +94,8 @@ def run(args: Args) -> None:
         check_model(args.model)
     if args.inception is not None:
         check_folder(args.inception, "--inception", "evaluate")
+    elif args.fid_resize is not None:
+        raise InputError("evaluate: --fid-resize needs the file of --inception")
     check_at_least(1, sampling_steps=args.sampling_steps, threads=args.threads)
 
     # These import torch: wrong arguments are reported first.
@@ -117,6 +127,7 @@ def run(args: Args) -> None:
             data,
             far=far,
             inception=args.inception,
+            fid_resize=args.fid_resize or "nearest",
             workers=args.workers,
             **options,
         )
@@ -126,27 +137,57 @@ def run(args: Args) -> None:
 
 
 def results_table(results: dict[str, Any]) -> Table:
-    """Return a table with two rows per game: the model's results and those of the baseline."""
-    horizon = f"{results['settings']['horizon']} steps, dB"
-    heads = ("1 step, dB", horizon, "moving, dB", "SSIM", results["distance_name"] or "distance")
-    table = Table("", "", "windows", "reconstruction, dB", *heads, "delta-PSNR, dB", box=None)
-    table.header_style = "bold"
+    """Return a table with two rows per game, the model's results and those of the baseline.
+
+    The caption holds `comparison_notes`.
+    """
+    settings, distance = results["settings"], results["distance_name"] or "distance"
+    table = Table("", "", "windows", "reconstruction, dB", f"its {distance}", box=None)
+    horizon = f"{settings['horizon']} steps, dB"
+    delta_head = f"delta-PSNR ({settings['delta_actions']}), dB"
+    for head in ("1 step, dB", horizon, "moving, dB", "SSIM", distance, delta_head):
+        table.add_column(head)
+    table.header_style, table.caption_justify = "bold", "left"
+    table.caption = "\n".join(comparison_notes(results))
     sets = dict(results["games"])
     if len(sets) > 1:
         sets["all"] = results["overall"]
     for game, values in sets.items():
-        delta = values["delta_psnr"]
+        delta, reconstruction = values["delta_psnr"], values["reconstruction"]
         interval = f"[{_number(delta['low'])}, {_number(delta['high'])}]"
         table.add_row(
             game,
             "model",
             str(values["windows"]),
-            _number(values["reconstruction"].get("psnr")),
+            _number(reconstruction.get("psnr")),
+            _number(reconstruction.get("distance"), 1),
             *_quality(values["prediction"]),
             f"{_number(delta['mean'])} {interval}",
         )
-        table.add_row("", "copy", "", "", *_quality(values["copy"]), "")
+        table.add_row("", "copy", "", "", "", *_quality(values["copy"]), "")
     return table
+
+
+def comparison_notes(results: dict[str, Any]) -> list[str]:
+    """Return a line for each column that differs from the paper's tables, and the way to theirs."""
+    from worldmodel.evaluation.feature_networks import INCEPTION_SHA256  # imports torch
+
+    settings, notes = results["settings"], []
+    if settings["mode"] != "one_pass":
+        notes.append("Predicted in chunks; most rows of the paper's tables are --mode one_pass.")
+    if settings["fid_resize"] is None:
+        notes.append("The distance is not the paper's FID, which needs --inception.")
+    elif settings["fid_resize"] != "nearest":
+        notes.append("FID of smoothly enlarged frames; the paper's code has --fid-resize nearest.")
+    if settings["inception_sha256"] not in (None, INCEPTION_SHA256):
+        notes.append("FID with another file than inception-2015-12-05.pt, by its sha256.")
+    if settings["delta_actions"] != "last":
+        notes.append(
+            "delta-PSNR against random actions in all predicted frames; the paper's code replaces "
+            "only the last one, by another (--delta-actions last)."
+        )
+    notes.append("The paper has neither moving pixels nor copied frames.")
+    return notes
 
 
 def _quality(values: dict[str, Any]) -> list[str]:

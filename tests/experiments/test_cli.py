@@ -120,6 +120,9 @@ def test_flags_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str
     objective = ["--model.dynamics.objective", "masked", "--data", data, "--out", out]
     assert "dynamics.objective" in complaint(capsys, "train", "tokenizer", *objective)
     assert "episodes" in complaint(capsys, "collect", "Counting", "--episodes", "0", "--out", out)
+    assert "--inception" in complaint(
+        capsys, "evaluate", "--peer", data, "--data", data, "--fid-resize", "nearest"
+    )
     assert "--only" in complaint(capsys, "benchmark", "--only", "nothing")
     assert "console" in complaint(capsys, "catalog", "--console", "Vectrex")
     assert "reward-backend" in complaint(

@@ -2,6 +2,7 @@
 its calls."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,11 @@ import torch
 
 from envs.utils.errors import InputError
 from worldmodel import metrics
-from worldmodel.evaluation.feature_networks import efficientnet_weights, feature_network
+from worldmodel.evaluation.feature_networks import (
+    bytes_for_inception,
+    efficientnet_weights,
+    feature_network,
+)
 
 
 def test_psnr_is_the_mean_of_the_frames_values_not_of_their_errors() -> None:
@@ -202,6 +207,45 @@ def test_delta_psnr_gives_both_branches_equal_steps_and_equal_noise() -> None:
     assert result.mean == pytest.approx(expected.mean().item(), abs=1e-3)
 
 
+def test_delta_psnr_can_replace_the_last_action_alone_and_always_by_another() -> None:
+    model = ActionPainter()
+    actions = torch.randint(3, (400, 7), generator=torch.Generator().manual_seed(1))
+    result = metrics.delta_psnr(
+        model,
+        torch.rand(400, 8, 3, 16, 16),
+        actions,
+        t=4,
+        replaced="last",
+        seed=3,
+        predicted_BFCHW=torch.rand(400, 6, 3, 16, 16),
+        action_count=3,
+    )
+    (branch,) = model.calls
+    changed = branch["actions"] != actions
+    assert changed[:, 4].all()  # the action into the fourth frame after two given ones
+    assert not changed[:, [0, 1, 2, 3, 5, 6]].any()
+    for action in range(3):  # each of the other two is drawn about equally often
+        others = branch["actions"][actions[:, 4] == action, 4].bincount(minlength=3)
+        assert others[action] == 0
+        assert others.max() < 2 * others.sort().values[1]
+    assert len(result.values_B) == 400
+    with pytest.raises(InputError, match="one action"):
+        metrics.replace_last_action(actions, 2, 4, 0, 1)
+
+
+def test_frames_for_inception_are_repeated_and_cut_or_rounded() -> None:
+    frames = torch.rand(2, 3, 64, 64)
+    near = bytes_for_inception(frames, "nearest")
+    assert near.shape == (2, 3, 299, 299)
+    row = torch.arange(299) * 64 // 299
+    assert torch.equal(near, (frames * 255).floor().byte()[:, :, row][..., row])
+    assert torch.equal(bytes_for_inception(frames, "bilinear"), (frames * 255).round().byte())
+    stored = torch.arange(256).view(1, 1, 16, 16)
+    both = [bytes_for_inception(stored / 255, name) for name in ("nearest", "bilinear")]
+    assert torch.equal(both[1], stored.byte())  # stored frames lose nothing either way
+    assert set(both[0].flatten().tolist()) == set(range(256))
+
+
 def test_delta_psnr_of_a_model_that_ignores_actions_is_zero() -> None:
     class Ignorant(ActionPainter):
         def generate(self, frames, actions, **options):
@@ -241,12 +285,13 @@ class TinyInception(torch.nn.Module):
         return images.float().mean((2, 3)).repeat(1, 683)[:, :2048]
 
 
-def test_only_a_local_inception_file_may_be_called_fid(tmp_path) -> None:
+@pytest.mark.parametrize(("resize", "grey"), [("nearest", 127), ("bilinear", 128)])
+def test_only_a_local_inception_file_may_be_called_fid(tmp_path, resize: Any, grey: int) -> None:
     torch.jit.script(TinyInception()).save(tmp_path / "inception.pt")
-    network = feature_network(tmp_path / "inception.pt")
+    network = feature_network(tmp_path / "inception.pt", resize=resize)
     assert network is not None
-    assert network.name == "FID"
-    assert network.extract(torch.full((1, 3, 64, 64), 0.5))[0, 0] == 128
+    assert network.name == f"FID-{resize}"
+    assert network.extract(torch.full((1, 3, 64, 64), 0.5))[0, 0] == grey
     (tmp_path / "other.pt").write_bytes(b"not a network")
     with pytest.raises(InputError, match=r"other\.pt: not a TorchScript file"):
         feature_network(tmp_path / "other.pt")

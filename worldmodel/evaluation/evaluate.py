@@ -26,12 +26,17 @@ from envs.utils.atomic_io import write_atomic, write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import progress
 from envs.utils.ray_session import node_resources, ray_session
+from worldmodel.config import FidResize
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.devices import resolve_device
 from worldmodel.evaluation.codebook_stats import static_token_stats
 from worldmodel.evaluation.external_predictions import ExternalPredictions, export_windows
 from worldmodel.evaluation.far_windows import FarWindows
-from worldmodel.evaluation.feature_networks import feature_network, network_name
+from worldmodel.evaluation.feature_networks import (
+    feature_network,
+    inception_sha256,
+    network_name,
+)
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.evaluation.window_metrics import (
     MODEL_AND_BASELINE,
@@ -55,6 +60,7 @@ def evaluate(
     limit: int | None = None,
     far: FarWindows | None = None,
     inception: str | Path | None = None,
+    fid_resize: FidResize = "nearest",
     distance: bool = True,
     cache_dir: str | Path | None = None,
     out: str | Path | None = None,
@@ -67,18 +73,19 @@ def evaluate(
 
     `split`: "train", "val" or None for both. `limit`: maximum number of windows per game, evenly
     spaced. `far`: evaluate only the windows that it chooses. `inception`: TorchScript file for FID,
-    see `feature_networks`; `distance` False omits the Frechet distance. `cache_dir` holds the
-    staged episodes, by default during this call. `workers`: number of Ray workers, with one thread
-    each; 0 uses this process, with the same result. `options` are fields of `Settings`.
+    for which frames are enlarged as `fid_resize` says, see `feature_networks`; `distance` False
+    omits the Frechet distance. `cache_dir` holds the staged episodes, by default during this call.
+    `workers`: number of Ray workers, with one thread each; 0 uses this process, with the same
+    result. `options` are fields of `Settings`.
 
-        {"settings": ..., "distance_name": "FID-EfficientNetLite0" or null,
+        {"settings": ..., "distance_name": "FID-nearest", "FID-EfficientNetLite0" or null,
          "far": {game: mean distance of the windows that `far` chose, in grey levels},
          "overall": SET, "games": {game: SET}}
         SET = {"windows", "episodes",
-               "reconstruction": {"psnr", "ssim", "moving_psnr"},
+               "reconstruction": {"psnr", "ssim", "moving_psnr", "distance"},
                "background": {"static", "moving", "codes_used", "perplexity"},
                "prediction": SIDE, "copy": SIDE,
-               "delta_psnr": {"t", "mean", "low", "high"}}
+               "delta_psnr": {"t", "replaced": "all" or "last", "mean", "low", "high"}}
         SIDE = {"one_step": FIGURES, "mean": FIGURES, "by_step": {"psnr": [F values], ...},
                 "distance"}
         FIGURES = {"psnr", "ssim", "moving_psnr"}
@@ -100,7 +107,7 @@ def evaluate(
             windows, distances = far.choose(clips, windows, settings.context)
         batches = plan_batches(windows, settings, limit)
         worker = EvalWorker(
-            model, settings, source, str(inception) if inception else None, distance
+            model, settings, source, str(inception) if inception else None, distance, fid_resize
         )
         games = _score_games(worker, clips, batches, workers)
     overall = concat_scores(list(games.values()))
@@ -112,8 +119,10 @@ def evaluate(
             "limit": limit,
             "data": uris,
             "far": far and dataclasses.asdict(far),
+            "fid_resize": fid_resize if inception and distance else None,
+            "inception_sha256": inception_sha256(inception) if inception and distance else None,
         },
-        "distance_name": network_name(inception) if distance else None,
+        "distance_name": network_name(inception, fid_resize) if distance else None,
         "far": distances,
         "overall": summarise_scores(overall, settings),
         "games": {game: summarise_scores(scores, settings) for game, scores in games.items()},
@@ -165,6 +174,7 @@ class EvalWorker:
     source: ClipSource
     inception: str | None
     distance: bool
+    fid_resize: FidResize = "nearest"
 
     def score(
         self, batches: Sequence[EvalBatch], clips: ClipDataset | None = None
@@ -172,7 +182,9 @@ class EvalWorker:
         """Yield the scores of batches, in order."""
         clips = clips or self.source.open(self.settings)
         device = str(device_of(self.model))
-        network = feature_network(self.inception, device) if self.distance else None
+        network = None
+        if self.distance:
+            network = feature_network(self.inception, device, self.fid_resize)
         for batch in batches:
             yield measure_windows(
                 self.model.for_game(batch.game),
@@ -284,7 +296,8 @@ def export(
                     clips,
                     batch.window_ids,
                     context=settings.context,
-                    delta_t=settings.delta_t,
+                    delta_t=settings.delta_frame,
+                    replaced=settings.delta_actions,
                     seed=batch.seed,
                     action_count=actions,
                 )
@@ -337,21 +350,30 @@ def summarise_scores(scores: Scores, settings: Settings) -> dict[str, Any]:
             "one_step": {name: values[0] for name, values in by_step.items()},
             "mean": {name: _number(values.nanmean()) for name, values in metrics.items()},
             "by_step": by_step,
-            "distance": scores.fits[side].distance(scores.fits["real"]) if scores.fits else None,
+            "distance": _distance(scores, side),
         }
+    reconstruction = {
+        name: _number(values.nanmean()) for name, values in scores.reconstruction.items()
+    }
+    if reconstruction:
+        reconstruction["distance"] = _distance(scores, "reconstruction")
     return {
         "windows": len(scores.sessions),
         "episodes": len(numbers),
-        "reconstruction": {
-            name: _number(values.nanmean()) for name, values in scores.reconstruction.items()
-        },
+        "reconstruction": reconstruction,
         "background": {name: _number(value) for name, value in background.items()},
         **sides,
         "delta_psnr": {
             "t": settings.delta_frame,
+            "replaced": settings.delta_actions,
             **{name: _number(getattr(delta, name)) for name in ("mean", "low", "high")},
         },
     }
+
+
+def _distance(scores: Scores, side: str) -> float | None:
+    """Compute the Frechet distance of frames to the real ones, None if it was not measured."""
+    return scores.fits[side].distance(scores.fits["real"]) if scores.fits else None
 
 
 def _number(value: Tensor | float) -> float | None:

@@ -1,8 +1,9 @@
 """Exchange of test windows with other models: windows and predictions as folders of PNG files.
 
     DIR/<session>/<first frame>/
-        window.json       {"game", "context", "horizon", "delta_t", "actions", "random_actions"};
-                          action k turned frame k (from the first given one) into frame k + 1
+        window.json       {"game", "context", "horizon", "delta_t", "replaced", "actions",
+                          "random_actions"}; action k turned frame k (from the first given one)
+                          into frame k + 1
         given-000.png     the given frames, 64x64 RGB, in order
         truth-000.png     the frames to predict
 
@@ -14,6 +15,7 @@ a tree of the same shape,
                           with `random_actions`
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -25,9 +27,10 @@ from torch import Tensor
 
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
+from worldmodel.config import ReplacedActions
 from worldmodel.data.batch import to_float_frames
 from worldmodel.data.clip_dataset import ClipDataset
-from worldmodel.metrics import frame_psnr, random_actions
+from worldmodel.metrics import frame_psnr, random_actions, replace_last_action
 
 
 def window_folder(root: Path, clips: ClipDataset, window_id: int) -> Path:
@@ -55,12 +58,18 @@ class ExternalPredictions:
         return self
 
     def predict(
-        self, clips: ClipDataset, window_ids: np.ndarray, truth_BFCHW: Tensor, delta_t: int
+        self,
+        clips: ClipDataset,
+        window_ids: np.ndarray,
+        truth_BFCHW: Tensor,
+        delta_t: int,
+        replaced: ReplacedActions = "all",
     ) -> tuple[Tensor, Tensor]:
         """Read predicted frames (B, F, 3, H, W) and compute delta-PSNR (B,).
 
         Delta-PSNR is NaN without a prediction from random actions. Raises InputError for a file
-        that is missing, not an image or of another size.
+        that is missing, not an image or of another size, and for windows with other actions
+        `replaced`.
         """
         horizon, size, t = truth_BFCHW.shape[1], truth_BFCHW.shape[-2:], delta_t - 1
         predictions, deltas = [], []
@@ -72,12 +81,20 @@ class ExternalPredictions:
             predictions.append(predicted_FCHW)
             random_file, delta = folder / f"random-{t:03d}.png", torch.tensor(torch.nan)
             if random_file.exists():
+                _check_replaced(folder / "window.json", replaced)
                 random_CHW = read_png_frame(random_file, size)
                 delta = frame_psnr(truth_FCHW[t], predicted_FCHW[t]) - frame_psnr(
                     truth_FCHW[t], random_CHW
                 )
             deltas.append(delta)
         return torch.stack(predictions), torch.stack(deltas)
+
+
+def _check_replaced(window: Path, replaced: ReplacedActions) -> None:
+    """Raise InputError if a peer's window, where it was kept, was written for other actions."""
+    written = json.loads(window.read_text()).get("replaced", "all") if window.exists() else replaced
+    if written != replaced:
+        raise InputError(f"{window}: was written with --delta-actions {written}, not {replaced}")
 
 
 def read_png_frame(file: Path, size: tuple[int, ...]) -> Tensor:
@@ -104,12 +121,17 @@ def export_windows(
     *,
     context: int,
     delta_t: int,
+    replaced: ReplacedActions = "all",
     seed: int,
     action_count: int,
 ) -> None:
     """Write windows in the layout above."""
     batch = clips.batch(window_ids)
-    random_BT = random_actions(batch.actions_BT, context, seed, action_count)
+    random_BT = (
+        replace_last_action(batch.actions_BT, context, delta_t, seed, action_count)
+        if replaced == "last"
+        else random_actions(batch.actions_BT, context, seed, action_count)
+    )
     horizon = clips.length - context
     names = [f"given-{k:03d}.png" for k in range(context)]
     names += [f"truth-{k:03d}.png" for k in range(horizon)]
@@ -122,7 +144,8 @@ def export_windows(
             "game": clips.window_game(window_id),
             "context": context,
             "horizon": horizon,
-            "delta_t": min(delta_t, horizon),
+            "delta_t": delta_t,
+            "replaced": replaced,
             "actions": batch.actions_BT[row].tolist(),
             "random_actions": random_BT[row].tolist(),
         }

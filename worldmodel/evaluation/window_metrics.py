@@ -6,14 +6,14 @@ Shapes: B windows, T = context + F frames, F predicted frames, K codes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from envs.utils.errors import InputError
-from worldmodel.config import GenerationMode
+from worldmodel.config import GenerationMode, ReplacedActions
 from worldmodel.data.batch import to_float_frames
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.codebook_stats import count_codes
@@ -51,6 +51,8 @@ class Settings:
     """Temperature of the sampling noise."""
     delta_t: int = 4
     """Predicted frame at which delta-PSNR is measured; the last one of a shorter horizon."""
+    delta_actions: ReplacedActions = "all"
+    """Actions that delta-PSNR replaces, all or last, see `config.ReplacedActions`."""
     distance_frames: int = 0
     """Predicted frames per game that enter the Frechet distance, evenly spaced; 0 for all."""
     batch_size: int = 8
@@ -62,6 +64,8 @@ class Settings:
         for name in ("context", "horizon", "stride", "steps", "delta_t", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: must be 1 or more")
+        if self.delta_actions not in get_args(ReplacedActions):
+            raise InputError(f"delta_actions = {self.delta_actions!r}: must be 'all' or 'last'")
 
     @property
     def delta_frame(self) -> int:
@@ -86,7 +90,8 @@ class Scores:
     codes_2K: Tensor
     """See `codebook_stats.count_codes`; K = 0 for external predictions."""
     fits: dict[str, GaussianFit]
-    """Features of `real` frames, model and baseline; empty without a feature network."""
+    """Features of `real` frames, model, baseline and reconstructions of the same frames; empty
+    without a feature network."""
 
     def by_window(self) -> dict[str, Any]:
         """Return the metrics of each window, means over its frames (B,), and its `session`.
@@ -149,8 +154,11 @@ def measure_windows(
     frames, context = to_float_frames(batch.frames_BTHWC), settings.context
     given, truth = frames[:, :context], frames[:, context:]
     reconstruction, codes_2K = {}, torch.zeros(2, 0, dtype=torch.int64)
+    reconstructed_truth: dict[str, Tensor] = {}
     if isinstance(model, ExternalPredictions):
-        predicted, delta_B = model.predict(clips, window_ids, truth, settings.delta_frame)
+        predicted, delta_B = model.predict(
+            clips, window_ids, truth, settings.delta_frame, settings.delta_actions
+        )
     else:
         with model.autocast():
             tokens = model.tokenizer.encode(frames)
@@ -162,9 +170,14 @@ def measure_windows(
             "ssim": frame_ssim(reconstructed, frames).cpu(),
             "moving_psnr": moving_psnr(frames[:, 1:], reconstructed[:, 1:], moving).cpu(),
         }
+        reconstructed_truth = {"reconstruction": reconstructed[:, context:]}
         codes_2K = count_codes(tokens, frames, model.cfg.tokenizer.codes).cpu()
     sides = {"prediction": predicted, "copy": given[:, -1:].expand_as(truth)}
     moving = moving_pixels(truth, given[:, -1:])
+    fits: dict[str, GaussianFit] = {}
+    if network is not None:
+        sets = {"real": truth, **sides, **reconstructed_truth}
+        fits = _fit_features(network, sets, distance_share)
     return Scores(
         [clips.episodes[clips.locate(number)[0]].session_id for number in window_ids.tolist()],
         reconstruction,
@@ -178,7 +191,7 @@ def measure_windows(
         },
         delta_B.cpu(),
         codes_2K,
-        {} if network is None else _fit_features(network, {"real": truth, **sides}, distance_share),
+        fits,
     )
 
 
@@ -203,6 +216,7 @@ def _predict(
         frames_BTCHW,
         actions_BT,
         t=t,
+        replaced=settings.delta_actions,
         context=settings.context,
         seed=seed,
         predicted_BFCHW=predicted[:, :frames_needed],

@@ -3,6 +3,8 @@ once.
 """
 
 import dataclasses
+import hashlib
+import io
 import json
 import math
 from contextlib import nullcontext
@@ -14,10 +16,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from envs.episodes.dataset import EpisodeReader
 from envs.games.counting import CountingEnv, read_step_and_action
 from envs.utils.errors import InputError
+from experiments.commands.evaluate import comparison_notes, results_table
 from tests.fixtures.datasets import record
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, preset
 from worldmodel.data.clip_dataset import ClipDataset
@@ -110,7 +114,7 @@ def test_a_model_that_knows_the_game_is_perfect_and_copying_is_not(data: str) ->
     perfect = {"psnr": PSNR_CAP, "ssim": 1, "moving_psnr": PSNR_CAP}
     assert overall["prediction"]["by_step"]["psnr"] == pytest.approx([PSNR_CAP] * 10)
     assert overall["prediction"]["one_step"] == pytest.approx(perfect)
-    assert overall["reconstruction"] == pytest.approx(perfect)
+    assert overall["reconstruction"] == pytest.approx({**perfect, "distance": None})
     assert max(overall["copy"]["by_step"]["psnr"]) < 30
     assert overall["copy"]["mean"]["moving_psnr"] < overall["copy"]["mean"]["psnr"]
     assert overall["background"]["static"] == 1
@@ -120,7 +124,7 @@ def test_a_model_that_knows_the_game_is_perfect_and_copying_is_not(data: str) ->
     assert all(call["steps"] == 3 and call["mode"] == "autoregressive" for call in model.calls)
     assert all(call["frames"][1] == 2 for call in model.calls)
     delta = overall["delta_psnr"]
-    assert delta["t"] == 4
+    assert (delta["t"], delta["replaced"]) == (4, "all")
     assert delta["low"] < delta["mean"] < delta["high"]
     assert delta["mean"] > 15  # a random action is the true one in a fifth of the windows
 
@@ -188,9 +192,50 @@ def test_distance_takes_in_the_same_frames_of_each_side_and_is_named(data: str) 
     assert result["distance_name"] == "FID-EfficientNetLite0"
     assert result["overall"]["prediction"]["distance"] == pytest.approx(0, abs=1e-3)
     assert result["overall"]["copy"]["distance"] > 0.1
+    assert result["overall"]["reconstruction"]["distance"] == pytest.approx(0, abs=1e-3)
+    assert result["settings"]["inception_sha256"] is None
     without = evaluate(CountingModel(), [data], limit=3, distance=False)  # type: ignore[arg-type]
     assert without["distance_name"] is None
     assert without["overall"]["prediction"]["distance"] is None
+
+
+class GreyLevels(torch.nn.Module):
+    """The calling convention of Inception's file; its features are mean grey levels of rows."""
+
+    def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        return images.float().mean((1, 3)).repeat(1, 32)[:, :2048]
+
+
+def test_results_name_the_enlargement_and_the_file_of_the_fid(data: str, tmp_path: Path) -> None:
+    """Reconstructions of a real, untrained tokenizer are as far away as they are wrong."""
+    file = tmp_path / "inception.pt"
+    torch.jit.script(GreyLevels()).save(file)
+    torch.manual_seed(0)
+    model = GenieReduxG(Tokenizer(preset("debug")), Dynamics(preset("debug"))).eval()
+    options: dict[str, Any] = {"horizon": 4, "steps": 1, "limit": 3, "inception": file}
+    results = {
+        resize: evaluate(model, [data], fid_resize=resize, **options)
+        for resize in ("nearest", "bilinear")
+    }
+    for resize, result in results.items():
+        assert result["distance_name"] == f"FID-{resize}"
+        settings = result["settings"]
+        assert settings["fid_resize"] == resize
+        assert settings["inception_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert result["overall"]["reconstruction"]["distance"] > 1
+    near, smooth = (result["overall"]["copy"]["distance"] for result in results.values())
+    assert near != smooth
+
+    shown = Console(width=200, record=True, file=io.StringIO())
+    shown.print(results_table(results["bilinear"]))
+    text = shown.export_text()
+    assert text.count("FID-bilinear") == 2  # of predictions and of reconstructions
+    assert "delta-PSNR (all), dB" in text
+    for note in ("--fid-resize nearest", "another file", "--delta-actions last"):
+        assert note in text
+    notes = " ".join(comparison_notes(evaluate(model, [data], delta_actions="last", **options)))
+    assert "fid-resize" not in notes
+    assert "delta" not in notes
 
 
 def test_a_real_model_is_measured_the_same_twice_and_the_result_is_written_whole(
@@ -236,11 +281,14 @@ def test_two_ray_workers_give_the_numbers_of_one_process(
     assert evaluate(model, [data], workers=2, **options) == here
 
 
-def test_a_peer_is_scored_by_its_pictures(data: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("replaced", ["all", "last"])
+def test_a_peer_is_scored_by_its_pictures(data: str, tmp_path: Path, replaced: str) -> None:
     """A peer that plays the counting env gets the figures of the model that does, to the rounding
     of its pictures.
     """
-    root, options = tmp_path / "windows", {"horizon": 5, "stride": 20, "limit": 3, "steps": 1}
+    root = tmp_path / "windows"
+    options: dict[str, Any] = {"horizon": 5, "stride": 20, "limit": 3, "steps": 1}
+    options["delta_actions"] = replaced
     assert export(root, [data], **options) == 3
     model = CountingModel()
     for file in sorted(root.rglob("window.json")):
@@ -261,6 +309,10 @@ def test_a_peer_is_scored_by_its_pictures(data: str, tmp_path: Path) -> None:
         assert external["overall"][name] == expected["overall"][name]
     assert external["overall"]["reconstruction"] == external["overall"]["background"] == {}
     assert external["overall"]["delta_psnr"]["mean"] > 5
+
+    other = {**options, "delta_actions": "last" if replaced == "all" else "all"}
+    with pytest.raises(InputError, match=f"was written with --delta-actions {replaced}"):
+        evaluate(ExternalPredictions(root), [data], distance=False, **other)
 
     for file in root.rglob("random-*.png"):
         file.unlink()
@@ -338,3 +390,5 @@ def test_bad_settings_and_short_episodes_are_refused(data: str) -> None:
         evaluate(model, [data], steps=0)
     with pytest.raises(InputError, match="limit = 0"):
         evaluate(model, [data], limit=0)
+    with pytest.raises(InputError, match="delta_actions = 'first'"):
+        evaluate(model, [data], delta_actions="first")
