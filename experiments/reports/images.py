@@ -3,13 +3,15 @@
 Frames are uint8 THWC. Pixels are repeated, never smoothed, so that a model's errors stay visible.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from envs.utils.images import GAP, Frames, enlarged
 from worldmodel.data.batch import to_float_frames
@@ -17,6 +19,8 @@ from worldmodel.data.batch import to_float_frames
 if TYPE_CHECKING:
     from worldmodel import WorldModel
     from worldmodel.models.upscaler import Upscaler
+
+LABEL_BACKGROUND, LABEL_INK = (24, 24, 24), (236, 236, 236)
 
 
 def predict(
@@ -64,6 +68,51 @@ def film_strip(rows: Sequence[Frames], scale: int = 1) -> NDArray[np.uint8]:
     opaque = np.pad(enlarged(np.stack(rows), scale), [(0, 0)] * 4 + [(0, 1)], constant_values=255)
     spaced = np.pad(opaque, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)])
     return rearrange(spaced, "r t h w c -> (r h) (t w) c")[:-gap, :-gap]
+
+
+def labelled_strip(rows: Mapping[str, Frames], scale: int = 1) -> NDArray[np.uint8]:
+    """Return a `film_strip` with the name of each row on its left."""
+    strip = film_strip(list(rows.values()), scale)
+    height, gap = next(iter(rows.values())).shape[1] * scale, GAP * scale
+    size = _label_size(height)
+    width = max(_text_width(name, size) for name in rows) + size
+    column = np.zeros((len(strip), width + gap, 4), np.uint8)
+    for number, name in enumerate(rows):
+        top = number * (height + gap)
+        column[top : top + height, :width, :3] = draw_label(name, width, height, size)
+        column[top : top + height, :width, 3] = 255
+    return np.concatenate([column, strip], axis=1)
+
+
+def labelled_panels(panels: Mapping[str, Frames], scale: int = 1) -> list[Frames]:
+    """Return enlarged frames, (T, h, w, 3) each, with the name of each panel above its frames."""
+    drawn = []
+    for name, frames_THWC in panels.items():
+        large = enlarged(frames_THWC, scale)
+        width = large.shape[2]
+        size = _label_size(width)
+        while size > 6 and _text_width(name, size) > width - size // 2:
+            size -= 1
+        label = draw_label(name, width, 2 * _label_size(width), size)
+        drawn.append(np.concatenate([np.stack([label] * len(large)), large], axis=1))
+    return drawn
+
+
+def draw_label(text: str, width: int, height: int, size: int) -> NDArray[np.uint8]:
+    """Return a picture (height, width, 3) of light text of `size` pixels on dark ground."""
+    picture = Image.new("RGB", (width, height), LABEL_BACKGROUND)
+    place = (size // 4, height // 2)
+    ImageDraw.Draw(picture).text(place, text, LABEL_INK, ImageFont.load_default(size), anchor="lm")
+    return np.asarray(picture)
+
+
+def _label_size(side: int) -> int:
+    """Return the size of text that names frames with this side, in pixels."""
+    return min(max(side // 8, 9), 24)
+
+
+def _text_width(text: str, size: int) -> int:
+    return math.ceil(ImageFont.load_default(size).getlength(text))
 
 
 def code_colours(codebook_KD: NDArray[np.float32]) -> NDArray[np.uint8]:
