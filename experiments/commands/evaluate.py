@@ -142,7 +142,7 @@ def results_table(results: dict[str, Any]) -> Table:
     The caption holds `comparison_notes`.
     """
     settings, distance = results["settings"], results["distance_name"] or "distance"
-    table = Table("", "", "windows", "reconstruction, dB", f"its {distance}", box=None)
+    table = Table("", "", "windows", "reconstruction, dB", "its distance", box=None)
     horizon = f"{settings['horizon']} steps, dB"
     delta_head = f"delta-PSNR ({settings['delta_actions']}), dB"
     for head in ("1 step, dB", horizon, "moving, dB", "SSIM", distance, delta_head):
