@@ -162,11 +162,13 @@ def hold_actions(
             raise InputError("--each-action: the model of --beside has other actions than MODEL")
     names = episode.action_names
     if len(names) != first.actions:
-        names = numbered_actions(first.actions)
+        names = first.cfg.action_names or numbered_actions(first.actions)
+    else:
+        first.check_action_names(names, "the episode has")
     given = episode.frames_THWC[start : start + args.given]
     recorded = episode.actions[start : start + args.given - 1]
     films = {}
-    for action, name in enumerate(first.cfg.action_names or names):
+    for action, name in enumerate(names):
         actions = np.append(recorded, np.full(args.horizon, action, recorded.dtype))
         for label, model in models.items():
             row = f"{name}, {label}" if others else name

@@ -117,10 +117,13 @@ def test_two_models_start_from_one_frame_in_mid_air(
 def test_starts_that_do_not_exist_and_models_that_do_not_fit_are_refused(
     tiny_world: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def complaint(*flags: str, source: str = data) -> str:
-        assert generate(tiny_world, source, tmp_path / "out", *flags) == 2
+    def complaint_of(model: Path, *flags: str, source: str = data) -> str:
+        assert generate(model, source, tmp_path / "out", *flags) == 2
         (line,) = capsys.readouterr().err.splitlines()
         return line
+
+    def complaint(*flags: str, source: str = data) -> str:
+        return complaint_of(tiny_world, *flags, source=source)
 
     actions = np.zeros(70, np.uint8)
     walk = {"actions": ["right", "left", "none"]}
@@ -138,6 +141,8 @@ def test_starts_that_do_not_exist_and_models_that_do_not_fit_are_refused(
     assert gone in complaint("--beside", gone)
     two = save_model(tmp_path / "two", ("right", "jump+right"), seed=0)
     assert "other actions" in complaint("--each-action", "--beside", str(two))
+    odd = save_model(tmp_path / "odd", ("right", "left", "up", "down", "jump+right"), seed=0)
+    assert "the episode has right, left, up, down, jump" in complaint_of(odd, "--each-action")
     assert "--context 0" in complaint("--each-action", "--context", "0")
 
 
