@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 from experiments.arguments import GenerationArgs, check_at_least, check_model, default_threads
+from experiments.studies.mid_air import MOST_MOTION, jump_actions, mid_air_frames
 from worldmodel.config import GenerationMode
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ class Args(GenerationArgs):
     with its name, and no ground truth (Fig. 4, 10, 17, 19, 23)."""
     mid_air: bool = False
     """Start at the first frame from --start on that shows the character in mid-air: two to four
-    steps after jump was pressed, and since then nothing but up, down or none (Fig. 12)."""
+    steps after jump was pressed, with something small moving in each of them (Fig. 12)."""
+    most_motion: float = MOST_MOTION
+    """For --mid-air: largest share of the picture that may change in a step since the press."""
     beside: Path | None = None
     """Another world model, whose predictions are shown below or right of those of MODEL."""
     context: int | None = None
@@ -108,8 +111,6 @@ def choose_start(args: Args, episode: "Episode", index: int) -> int:
 
     Raises: InputError for an episode that is too short or has no such frame.
     """
-    from experiments.studies.mid_air import find_mid_air
-
     needed = args.given + (0 if args.each_action else args.horizon)
     latest = episode.num_frames - needed
     if latest < args.start:
@@ -118,8 +119,13 @@ def choose_start(args: Args, episode: "Episode", index: int) -> int:
         )
     if not args.mid_air:
         return args.start
-    found = find_mid_air(episode.actions, episode.action_names, episode.frames_THWC)
-    for frame in found:
+    if not (jumps := jump_actions(episode.action_names)):
+        names = ", ".join(episode.action_names)
+        raise InputError(f"no start in mid-air: none of the actions {names} is a jump")
+    found = mid_air_frames(
+        episode.actions, jumps, episode.frames_THWC, most_motion=args.most_motion
+    )
+    for frame in found.tolist():
         if args.start <= frame - args.given + 1 <= latest:
             return frame - args.given + 1
     raise InputError(

@@ -14,7 +14,7 @@ from envs.episodes.dataset import EpisodeReader, EpisodeWriter
 from experiments.__main__ import execute
 from experiments.commands.generate import model_labels
 from experiments.reports.images import labelled_panels, labelled_strip, predict
-from experiments.studies.mid_air import find_mid_air
+from experiments.studies.mid_air import jump_actions, mid_air_frames
 from tests.fixtures.datasets import make_episode, record
 from worldmodel import Dynamics, GenieReduxG, Tokenizer, load_world_model, preset
 
@@ -95,11 +95,12 @@ def test_two_models_start_from_one_frame_in_mid_air(
     tiny_world: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = save_model(tmp_path / "explored" / "model", ACTIONS, seed=1)
-    flags = ["--mid-air", "--beside", str(other), "--start", "10"]
+    flags = ["--mid-air", "--most-motion", "1", "--beside", str(other), "--start", "10"]
     assert generate(tiny_world, data, tmp_path, *flags) == 0
     assert "; explored" in capsys.readouterr().out
     episode = EpisodeReader(data)[0]
-    found = find_mid_air(episode.actions, episode.action_names, episode.frames_THWC)
+    jumps = jump_actions(episode.action_names)
+    found = mid_air_frames(episode.actions, jumps, episode.frames_THWC, most_motion=1).tolist()
     start = next(frame for frame in found if frame >= 10)
     (strip,) = tmp_path.glob(f"*-{start:05d}-beside.png")
     real, *predicted = rows_of(strip, 4)
