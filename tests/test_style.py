@@ -21,6 +21,8 @@ PRIVATE_REFERENCE = re.compile(
     r"\bspec:|\(spec[:)]|\b(spec|ray|learning|data|gpu|design|style|explore|bugs|people)\.md\b"
 )
 MOST_MODULES = 18
+ONE_FOR_EACH_COMMAND = "experiments/commands"
+"""Folder that grows with the command line, not with what a reader must keep in mind."""
 
 SHARED_NAMES = {
     "Args": "the flags of a command",
@@ -103,6 +105,7 @@ def test_no_text_refers_to_private_notes(package: str) -> None:
 
 def test_no_folder_is_too_full() -> None:
     modules = Counter(path.parent for path in MODULES if path.name != "__init__.py")
+    del modules[Path(ONE_FOR_EACH_COMMAND)]
     assert {str(f): n for f, n in modules.items() if n > MOST_MODULES} == {}
 
 

@@ -12,20 +12,37 @@ from experiments.arguments import DeviceArgs
 
 @dataclass(frozen=True, kw_only=True)
 class Args(DeviceArgs):
-    """Create report/index.html of a run of `pipeline`, `explore` or `tune`."""
+    """Create report/index.html of a run of `pipeline`, `explore` or `tune`, or check a run."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run (its --out)."""
     out: Path | None = None
     """Folder of index.html. Default: report/ in the run's folder."""
+    check: bool = False
+    """Check a run of `pipeline` or `reproduce` instead: compare the output of each stage with its
+    sha256, compute means again from the scores of their windows, and name the code that made it."""
 
 
 def run(args: Args) -> None:
-    """Create the page and print the main results."""
+    """Create the page and print the main results, or check the run."""
+    if args.check:
+        print_check(args.run)
+        return
     out = args.out or args.run / "report"
     for line in build_report(args.run, out):
         console.print(line)
     console.print(f"Report: {(out / 'index.html').resolve()}")
+
+
+def print_check(root: Path) -> None:
+    """Check a run and print what was compared. Raises InputError if something differs."""
+    from experiments.pipeline.check import check_run, describe_check
+
+    result = check_run(root)
+    for line in [*describe_check(result), *result.faults]:
+        console.print(line)
+    if result.faults:
+        raise InputError(f"{root}: {len(result.faults)} of its files are not what was recorded")
 
 
 def build_report(root: Path, out: Path) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.progress import console, format_duration
+from experiments.code_version import code_version
 from worldmodel.training.run_spec import TrainingRun
 
 FINISHED, STARTED = "finished", "started"
@@ -113,7 +114,7 @@ def _run(stage: Stage, context: Context, record: dict[str, Any], resume: bool) -
         raise
     seconds = earlier + time.monotonic() - started
     record |= {"state": FINISHED, "seconds": seconds, "output_hash": output_hash(out)}
-    record["result"] = result
+    record |= {"code": code_version(), "result": result}
     write_json_atomic(file, record)
     return record
 

@@ -23,7 +23,7 @@ class Item:
     kind: Kind
     state: State
     missing: str = ""
-    """What is not there yet."""
+    """Part that is not there yet."""
     command: str = ""
     """Command that makes it; empty for `reproduce` itself."""
     minutes: Mapping[str, float] = field(default_factory=dict)

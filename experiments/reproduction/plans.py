@@ -51,7 +51,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row of a table: a model on a test set."""
 
     group: str
@@ -74,7 +74,7 @@ class TablePlan:
     """A table: its models and its rows."""
 
     models: tuple[Model, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     note: str = ""
     more_plays: tuple[Play, ...] = ()
     """Episodes that are neither trained nor tested on."""
@@ -110,10 +110,10 @@ def ablation(c: PipelineConfig) -> TablePlan:
         for name, values in changes.items()
     )
     rows = (
-        Row("", "", "GenieRedux-G", "plain", test),
-        Row("", "", "+ token input", "token-input", test, baseline="plain"),
-        Row("", "", "+ TDCE loss", "tdce", test, baseline="plain"),
-        Row(
+        TableRow("", "", "GenieRedux-G", "plain", test),
+        TableRow("", "", "+ token input", "token-input", test, baseline="plain"),
+        TableRow("", "", "+ TDCE loss", "tdce", test, baseline="plain"),
+        TableRow(
             "", "", "autoregressive", "tdce", test, "autoregressive",
             baseline="plain", baseline_mode="one_pass",
         ),
@@ -139,7 +139,7 @@ def exploration_rows(
     c: PipelineConfig,
     games: tuple[str, ...],
     modes: Sequence[GenerationMode] = ("one_pass", "autoregressive"),
-) -> Iterator[Row]:
+) -> Iterator[TableRow]:
     """Yield the rows of a game, or of all games together.
 
     All models are sampled in the first mode, the fine-tuned ones in the others too.
@@ -149,13 +149,13 @@ def exploration_rows(
     random, main = named("random", games), c.explorers[0]
     tuned = "GenieRedux-G-ft"
 
-    def row(player: str, label: str, mode: GenerationMode, **more: Any) -> Row:
+    def row(player: str, label: str, mode: GenerationMode, **more: Any) -> TableRow:
         model = player if player == "base" else named(player, games)
         data = {"base": "random", "scratch": EXPLORED[main], **EXPLORED}.get(player, player)
         if mode == "autoregressive":
             data += ", autoregressive"
         baseline = "" if model == random else random
-        return Row(group, data, label, model, test, mode, baseline=baseline, **more)
+        return TableRow(group, data, label, model, test, mode, baseline=baseline, **more)
 
     first, *others = modes
     yield row("base", "GenieRedux-G, base", first)
@@ -191,7 +191,7 @@ def rewards(c: PipelineConfig) -> TablePlan:
     """Return table 6: how wrong the base model is on the play of agents with other rewards."""
     labels = {"random-features": "RF", "vae": "VAE", "agent": "uncertainty"}
     rows = [
-        Row(game, label, "GenieRedux-G, base", "base", (Play(player, (game,)),))
+        TableRow(game, label, "GenieRedux-G, base", "base", (Play(player, (game,)),))
         for game in c.games
         for player, label in labels.items()
     ]

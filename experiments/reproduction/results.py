@@ -14,7 +14,7 @@ from experiments.pipeline.runner import output_hash
 from experiments.reports.page import Section, Table, embed_picture, write_page
 from experiments.reproduction.items import Item
 from experiments.reproduction.paper_values import PAPER_ROWS
-from experiments.reproduction.plans import Row, TablePlan
+from experiments.reproduction.plans import TablePlan, TableRow
 from experiments.reproduction.stages import score_path
 from experiments.studies.common import figure_png, interval_text, new_figure
 from worldmodel.statistics import Estimate, estimate, paired_estimate
@@ -56,7 +56,7 @@ def write_table(
     return rows
 
 
-def describe_row(row: Row, roots: Sequence[Path]) -> dict[str, Any]:
+def describe_row(row: TableRow, roots: Sequence[Path]) -> dict[str, Any]:
     """Return a row as JSON data, with an interval of each metric and the files it comes from.
 
     The interval is over the seeds, or over the episodes of a single seed. Differences from the
@@ -93,7 +93,7 @@ def _windows(file: Path) -> dict[str, Any]:
 
 
 def _metrics(
-    row: Row, scores: Sequence[Mapping[str, Any]], windows: Sequence[Mapping[str, Any]]
+    row: TableRow, scores: Sequence[Mapping[str, Any]], windows: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, float | None]]:
     reconstruction = row.part == "reconstruction"
     sets = [score["overall"] for score in scores]

@@ -22,7 +22,7 @@ from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.data_stages import collect_frames, deep_test_stage, play_until
 from experiments.pipeline.runner import Context, Stage, StageContext, run_stages
 from experiments.pipeline.stages import DEEP_SHARE, finetune_stages, join_stage, train_stage
-from experiments.reproduction.plans import PLAYERS, Model, Play, Row, TablePlan, named
+from experiments.reproduction.plans import PLAYERS, Model, Play, TablePlan, TableRow, named
 from exploration.agent.policy import policy_spec
 from exploration.archive import ArchiveConfig, play_from_archive
 from exploration.config import explore_preset
@@ -49,7 +49,7 @@ def plan_stages(c: PipelineConfig, plan: TablePlan, test_player: str) -> list[St
     """Return the stages of a table, in order. test_player: expert or deep."""
     base = Play("base", c.games)
     stages = [
-        play_stage(c, base, c.random_episodes * c.random_steps),
+        episodes_stage(c, base, c.random_episodes * c.random_steps),
         train_stage(c, "tokenizer", "train the tokenizer", (f"data-{base.name}",)),
         train_stage(c, "dynamics", "train the dynamics model", (f"data-{base.name}",)),
         join_stage("base", "tokenizer", "dynamics"),
@@ -62,7 +62,7 @@ def plan_stages(c: PipelineConfig, plan: TablePlan, test_player: str) -> list[St
     for model in plan.models:
         stages += model_stages(c, model)
     measured = dict.fromkeys((row.model, row.test, row.mode) for row in plan.rows)
-    stages += [score_stage(c, *measure, test_player) for measure in measured]
+    stages += [evaluation_stage(c, *measure, test_player) for measure in measured]
     return list({stage.name: stage for stage in stages}.values())
 
 
@@ -71,7 +71,7 @@ def seed_of(c: PipelineConfig, play: Play) -> int:
     return 1_000 * c.seed + 10 * PLAYERS.index(play.player)
 
 
-def play_stage(c: PipelineConfig, play: Play, frames: int, agent: str | None = None) -> Stage:
+def episodes_stage(c: PipelineConfig, play: Play, frames: int, agent: str | None = None) -> Stage:
     """Return the stage that plays `frames` frames of each game, at random or with an agent."""
 
     def run(context: StageContext) -> dict[str, Any]:
@@ -113,9 +113,9 @@ def playing_stages(c: PipelineConfig, play: Play) -> list[Stage]:
     if play.player == "archive":
         return [archive_play_stage(c, play, frames)]
     if play.player not in REWARDS:
-        return [play_stage(c, play, frames)]
-    explorer = agent_stage(c, play, RewardConfig(REWARDS[play.player]))
-    return [explorer, play_stage(c, play, frames, explorer.name)]
+        return [episodes_stage(c, play, frames)]
+    explorer = training_stage(c, play, RewardConfig(REWARDS[play.player]))
+    return [explorer, episodes_stage(c, play, frames, explorer.name)]
 
 
 def test_stages(c: PipelineConfig, play: Play, player: str) -> list[Stage]:
@@ -123,11 +123,11 @@ def test_stages(c: PipelineConfig, play: Play, player: str) -> list[Stage]:
     if player == "deep":
         stage = deep_test_stage(replace(c, games=play.games))
         return [replace(stage, name=f"data-{play.name}", output=f"data/{play.name}")]
-    expert = agent_stage(c, play, RewardConfig("extrinsic"))
-    return [expert, play_stage(c, play, c.test_episodes * c.explored_steps, expert.name)]
+    expert = training_stage(c, play, RewardConfig("extrinsic"))
+    return [expert, episodes_stage(c, play, c.test_episodes * c.explored_steps, expert.name)]
 
 
-def agent_stage(c: PipelineConfig, play: Play, reward: RewardConfig) -> Stage:
+def training_stage(c: PipelineConfig, play: Play, reward: RewardConfig) -> Stage:
     """Return the stage that trains an agent on a reward: an expert if it is the game's own."""
     expert = reward.name == "extrinsic"
 
@@ -204,7 +204,7 @@ def model_stages(c: PipelineConfig, model: Model) -> list[Stage]:
     return [dynamics, join_stage(model.name, decoder, dynamics.name)]
 
 
-def score_path(row: Row) -> Path:
+def score_path(row: TableRow) -> Path:
     """Return the path of a row's scores in the folder of a seed."""
     return Path("scores") / row.model / f"{_test_name(row.test)}-{row.mode}.json"
 
@@ -214,7 +214,7 @@ def _test_name(test: Iterable[Play]) -> str:
     return named(plays[0].player, [game for play in plays for game in play.games])
 
 
-def score_stage(
+def evaluation_stage(
     c: PipelineConfig, model: str, test: tuple[Play, ...], mode: str, test_player: str
 ) -> Stage:
     """Return the stage that evaluates a model on a test set.
