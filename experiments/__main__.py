@@ -51,6 +51,14 @@ COMMANDS = {
 DESCRIPTION = "Train world models of retro games without human demonstrations."
 RESUMABLE = ("collect", "train", "explore", "expert", "tune")
 """Commands that continue an interrupted run with --resume."""
+RUN_AGAIN = (
+    ["pipeline"],
+    ["reproduce"],
+    ["study", "ablation"],
+    ["study", "exploration"],
+    ["study", "people", "make"],
+)
+"""Commands that continue when they are run again with the same flags."""
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -201,8 +209,7 @@ def _one_line(text: str) -> str:
 def _resume_hint(argv: list[str]) -> str:
     """Return the sentence that tells how to continue after Ctrl+C."""
     command = shlex.join(["autoexplore", *argv])
-    kept = (["pipeline"], ["study", "ablation"], ["study", "people", "make"])
-    if any(argv[: len(words)] == words for words in kept):
+    if any(argv[: len(words)] == words for words in RUN_AGAIN):
         return f"Finished stages are kept; continue with: {command}"
     if argv and argv[0] in RESUMABLE:
         return f"Continue with: {command}" + ("" if "--resume" in argv else " --resume")

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from experiments import __version__
@@ -15,7 +15,9 @@ def code_version() -> str:
     """Return the version of this package and 12 digits of the sha256 of all its modules."""
     digest = hashlib.sha256()
     for name in PACKAGES:
-        root = Path(str(import_module(name).__file__)).parent
+        spec = find_spec(name)
+        assert spec is not None
+        root = Path(str(spec.origin)).parent
         for file in sorted(root.rglob("*.py")):
             digest.update(f"{name}/{file.relative_to(root).as_posix()}\n".encode())
             digest.update(file.read_bytes())

@@ -81,13 +81,9 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an untrained `debug` world model: enough for everything that only asks one."""
-    import worldmodel
+    from tests.fixtures.worlds import save_untrained_world
 
-    torch.manual_seed(0)
-    config = worldmodel.preset("debug")
-    folder = tmp_path_factory.mktemp("world") / "model"
-    worldmodel.GenieReduxG(worldmodel.Tokenizer(config), worldmodel.Dynamics(config)).save(folder)
-    return folder
+    return save_untrained_world(tmp_path_factory.mktemp("world") / "model")
 
 
 @pytest.fixture(scope="session")

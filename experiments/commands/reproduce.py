@@ -42,8 +42,9 @@ class Args(RayArgs, ConfigArgs, DeviceArgs):
     games: tuple[str, ...] = ()
     """Games with the same actions. Default: the paper's three at preset paper, else PrivateEye,
     Hero and ElevatorAction; Counting at debug."""
-    explorers: tuple[Explorer, ...] = ("agent",)
-    """Explorers compared with random play. The first one's data train the models from scratch."""
+    explorers: tuple[Explorer, ...] = ()
+    """Explorers compared with random play. The first one's data train the models from scratch.
+    Default: agent."""
     test: str = "auto"
     """Player of the test sets: expert (an agent trained on the game's own reward, 15 % random
     actions), deep (an archive of savestates chosen by the game's score), or auto: expert at preset
@@ -80,7 +81,7 @@ def run(args: Args) -> None:
     from experiments.reproduction import make
 
     if args.dry_run:
-        make.print_plan(item, config, test_player(args), args.hardware)
+        make.print_plan(item, config, test_player(args, config), args.hardware)
         return
     assert args.out is not None
     if item.kind == "settings":
@@ -99,18 +100,18 @@ def configuration(args: Args, *, plays: bool) -> PipelineConfig:
     if args.config is not None:
         c = override(c, read_config(args.config), str(args.config))
     games = tuple(check_games(args.games or c.games, roms=plays))
-    c = replace(c, games=games, explorers=args.explorers)
+    c = replace(c, games=games, explorers=args.explorers or c.explorers)
     if args.parallel > 1:
         c = replace(c, threads=1)
     action_names(c.games, c.actions)
     return c
 
 
-def test_player(args: Args) -> str:
+def test_player(args: Args, c: PipelineConfig) -> str:
     """Return the player of the test sets: expert or deep."""
     if args.test != "auto":
         return args.test
-    return "expert" if args.preset == "paper" else "deep"
+    return "expert" if c.preset == "paper" else "deep"
 
 
 def make_item(args: Args, item: Item, c: PipelineConfig) -> None:
@@ -119,9 +120,9 @@ def make_item(args: Args, item: Item, c: PipelineConfig) -> None:
     from worldmodel.evaluation.ray_tasks import map_ray_tasks
 
     assert args.out is not None
-    out, test = args.out.absolute(), test_player(args)
+    out, test = args.out.absolute(), test_player(args, c)
     calls = [(out, item.name, replace(c, seed=seed), test) for seed in args.seeds]
-    make.check_continues(out, c, args.preset, test)
+    make.check_folder_of(out, c, test)
     with ray_session(args.ray_address):
         results: Any = ((number, make.run_item(*call)) for number, call in enumerate(calls))
         if args.parallel > 1:
@@ -129,8 +130,7 @@ def make_item(args: Args, item: Item, c: PipelineConfig) -> None:
         with progress("seeds", len(calls)) as bar:
             for number, _ in results:
                 bar.advance(note=f"seed {calls[number][2].seed}")
-    settings = make.describe_settings(c, args.preset, args.seeds, test)
-    for line in make.write_item(out, item, c, settings):
+    for line in make.write_item(out, item, c, args.seeds, test):
         console.print(line, markup=False)
 
 

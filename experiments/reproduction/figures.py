@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,16 @@ from envs.utils.errors import InputError
 from envs.utils.images import Frames, gif, png
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.runner import Stage, StageContext
-from experiments.reports.images import film_strip, predict
+from experiments.reports.images import film_strip, labelled_panels, labelled_strip, predict
 from experiments.reproduction.plans import Model, Play, TablePlan, exploration_models
 from experiments.reproduction.stages import plan_stages
 from experiments.studies import horizon, representation, uncertainty
-from experiments.studies.arguments import HorizonArgs, RepresentationArgs, UncertaintyArgs
+from experiments.studies.arguments import (
+    HorizonArgs,
+    ModelArgs,
+    RepresentationArgs,
+    UncertaintyArgs,
+)
 from worldmodel import GenieReduxG
 from worldmodel.config import CONTEXT
 
@@ -35,8 +39,8 @@ class Figure:
     """A figure: what it needs, and the function that draws it into a folder."""
 
     plan: TablePlan
-    plays: tuple[Play, ...]
-    draw: Callable[[StageContext, PipelineConfig], list[str]]
+    """Models and episodes, without rows."""
+    draw: Callable[[StageContext], list[str]]
     """Returns a line of text for each picture."""
 
 
@@ -47,55 +51,35 @@ def figure_stages(name: str, c: PipelineConfig, test_player: str) -> list[Stage]
 
     def run(context: StageContext) -> dict[str, Any]:
         context.out.mkdir(parents=True, exist_ok=True)
-        return {"lines": figure.draw(context, c)}
+        return {"lines": figure.draw(context)}
 
     inputs = (
         "model-base",
         *(f"model-{model.name}" for model in figure.plan.models),
-        *(f"data-{play.name}" for play in figure.plays),
+        *(f"data-{play.name}" for play in figure.plan.more_plays),
     )
     settings = [c.evaluate, c.seed]
     return [*stages, Stage(name, f"draw {name}", run, inputs, f"figures/{name}", settings)]
 
 
-def _of_base(c: PipelineConfig, study: Callable[[StageContext, Path, Path], None]) -> Figure:
-    """Return a figure of the base model on random play that no training has seen."""
+def study_figure(
+    c: PipelineConfig, study: Callable[[Any], None], args: type[ModelArgs], **flags: Any
+) -> Figure:
+    """Return what a study draws of the base model on random play that no training has seen."""
     test = Play("held-out", c.games)
 
-    def draw(context: StageContext, c: PipelineConfig) -> list[str]:
-        study(context, context.path("model-base"), context.path(f"data-{test.name}"))
+    def draw(context: StageContext) -> list[str]:
+        data = (context.path(f"data-{test.name}"),)
+        study(args(model=context.path("model-base"), data=data, out=context.out, **flags))
         return [str(file) for file in sorted(context.out.glob("*.png"))]
 
-    return Figure(_only_plays(test), (test,), draw)
-
-
-def _only_plays(*plays: Play, models: Sequence[Model] = ()) -> TablePlan:
-    """Return the plan of models and episodes, without scores."""
-    return TablePlan(tuple(models), (), more_plays=plays)
-
-
-def _tokens(context: StageContext, model: Path, data: Path) -> None:
-    representation.run(RepresentationArgs(model=model, data=(data,), out=context.out))
-
-
-def _idle_and_moving(context: StageContext, model: Path, data: Path) -> None:
-    uncertainty.run(UncertaintyArgs(model=model, data=(data,), out=context.out))
-
-
-def _over_horizon(
-    context: StageContext, model: Path, data: Path, *, limit: int, steps: int
-) -> None:
-    horizon.run(
-        HorizonArgs(
-            model=model, data=(data,), out=context.out, limit=limit, sampling_steps=steps,
-        )
-    )  # fmt: skip
+    return Figure(TablePlan((), (), more_plays=(test,)), draw)
 
 
 def horizon_figure(c: PipelineConfig) -> Figure:
     """Return figure 16: quality and control of the base model, frame by frame."""
     limit, steps = c.evaluate.get("limit") or 16, c.evaluate.get("steps", 25)
-    return _of_base(c, partial(_over_horizon, limit=limit, steps=steps))
+    return study_figure(c, horizon.run, HorizonArgs, limit=limit, sampling_steps=steps)
 
 
 def base_strips(c: PipelineConfig) -> Figure:
@@ -112,27 +96,29 @@ def compared_strips(c: PipelineConfig, games: Sequence[str]) -> Figure:
 
 
 def _strips(c: PipelineConfig, models: Sequence[Model], *tests: Play) -> Figure:
-    def draw(context: StageContext, c: PipelineConfig) -> list[str]:
+    def draw(context: StageContext) -> list[str]:
         lines = []
         for test in tests:
+            reader = EpisodeReader(context.path(f"data-{test.name}"))
             for game in test.games:
-                shown = [model.name for model in models if model.name.endswith(game)] or ["base"]
-                reader = EpisodeReader(context.path(f"data-{test.name}"))
-                folders = [context.path(f"model-{name}") for name in shown]
+                own = [m.name for m in models if m.play[0].games == (game,)] or ["base"]
+                folders = {name: context.path(f"model-{name}") for name in own}
                 rows = predicted_rows(reader, game, folders, c)
                 path = context.out / f"{game}.png"
-                write_atomic(path, png(film_strip(rows, SCALE)))
-                write_atomic(path.with_suffix(".gif"), gif(rows, SCALE))
-                lines.append(f"{path} and .gif: from above real, {', '.join(shown)}")
+                write_atomic(path, png(labelled_strip(rows, SCALE)))
+                write_atomic(
+                    path.with_suffix(".gif"), gif(labelled_panels(rows, SCALE), 1, CONTEXT)
+                )
+                lines.append(f"{path} and .gif: {', '.join(rows)}")
         return lines
 
-    return Figure(_only_plays(*tests, models=models), tuple(tests), draw)
+    return Figure(TablePlan(tuple(models), (), more_plays=tests), draw)
 
 
 def predicted_rows(
-    reader: EpisodeReader, game: str, models: Sequence[Path], c: PipelineConfig
-) -> list[Frames]:
-    """Return the real frames of the window that moves most, and what each model predicts.
+    reader: EpisodeReader, game: str, models: Mapping[str, Path], c: PipelineConfig
+) -> dict[str, Frames]:
+    """Return name -> frames: the real window that moves most, and what each model predicts.
 
     Raises InputError if no episode of the game is long enough.
     """
@@ -152,11 +138,11 @@ def predicted_rows(
     real = episode.frames_THWC[start : start + length]
     actions = episode.actions[start : start + length - 1]
     steps = c.evaluate.get("steps", 25)
-    rows = [real]
-    for folder in models:
+    rows = {"real": real}
+    for name, folder in models.items():
         model = GenieReduxG.load(folder, "auto", c.precision).for_game(game)
-        rows.append(
-            predict(model, real[:CONTEXT], actions, seed=c.seed, steps=steps, mode="autoregressive")
+        rows[name] = predict(
+            model, real[:CONTEXT], actions, seed=c.seed, steps=steps, mode="autoregressive"
         )
     return rows
 
@@ -165,7 +151,7 @@ def agents_play(c: PipelineConfig) -> Figure:
     """Return figure 13: an episode of the explorer in each game."""
     plays = tuple(Play(c.explorers[0], (game,)) for game in c.games)
 
-    def draw(context: StageContext, c: PipelineConfig) -> list[str]:
+    def draw(context: StageContext) -> list[str]:
         lines = []
         for play in plays:
             reader = EpisodeReader(context.path(f"data-{play.name}"))
@@ -177,12 +163,12 @@ def agents_play(c: PipelineConfig) -> Figure:
             lines.append(f"{path}: {len(frames)} frames of {play.player}")
         return lines
 
-    return Figure(_only_plays(*plays), plays, draw)
+    return Figure(TablePlan((), (), more_plays=plays), draw)
 
 
 FIGURES: Mapping[str, Callable[[PipelineConfig], Figure]] = {
-    "figure5": partial(_of_base, study=_tokens),
-    "figure6": partial(_of_base, study=_idle_and_moving),
+    "figure5": lambda c: study_figure(c, representation.run, RepresentationArgs),
+    "figure6": lambda c: study_figure(c, uncertainty.run, UncertaintyArgs),
     "figure7": lambda c: compared_strips(c, c.games[:1]),
     "figure9": base_strips,
     "figure11": lambda c: compared_strips(c, c.games),

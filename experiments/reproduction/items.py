@@ -51,7 +51,7 @@ def _figure(name: str, title: str, state: State, missing: str = "", **minutes: f
 
 
 def _settings(name: str, title: str) -> Item:
-    return Item(name, title, "settings", "made", minutes={"debug": 0.1, "cpu": 0.1, "paper": 0.2})
+    return Item(name, title, "settings", "made")
 
 
 def _elsewhere(name: str, title: str, command: str, missing: str = "") -> Item:

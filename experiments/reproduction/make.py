@@ -1,15 +1,12 @@
 """Making of an item: its stages for each seed, then its results over all seeds."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from envs.utils.atomic_io import write_atomic, write_json_atomic
-from envs.utils.errors import InputError
+from envs.utils.atomic_io import read_json, write_atomic, write_json_atomic
 from envs.utils.progress import console
 from experiments.arguments import default_threads
 from experiments.pipeline.config import PipelineConfig
@@ -22,11 +19,9 @@ from experiments.reproduction.plans import table_plan
 from experiments.reproduction.results import write_table
 from experiments.reproduction.settings_tables import settings_rows, settings_table
 from experiments.reproduction.stages import plan_stages
+from experiments.studies.common import check_continues
 from worldmodel.config import SamplingConfig
 from worldmodel.training.config import train_preset
-
-SETTINGS = "config.json"
-"""File of the settings that all items of a folder share."""
 
 
 def seed_folder(out: Path, seed: int) -> Path:
@@ -47,45 +42,28 @@ def run_item(out: Path, name: str, c: PipelineConfig, test: str) -> list[str]:
     return run_stages(item_stages(name, c, test), Context(seed_folder(out, c.seed), c))
 
 
-def describe_settings(
-    c: PipelineConfig, preset: str, seeds: Sequence[int], test: str
-) -> dict[str, Any]:
-    """Return the settings of a result as JSON data."""
-    shared = {"preset": preset, "test": test, "pipeline": asdict(replace(c, seed=0))}
-    return {**dict(json.loads(json.dumps(shared))), "seeds": list(seeds)}
+def check_folder_of(out: Path, c: PipelineConfig, test: str) -> None:
+    """Check the settings that all items of a folder share, and write them to config.json.
 
-
-def check_continues(out: Path, c: PipelineConfig, preset: str, test: str) -> None:
-    """Write config.json, or raise InputError if `out` holds results with other settings."""
+    Raises InputError for unknown settings, or if `out` holds other results.
+    """
     check_settings(c)
-    settings = describe_settings(c, preset, (), test)
-    file = out / SETTINGS
-    if not file.exists():
-        if out.exists() and any(out.iterdir()):
-            raise InputError(f"{out} holds something else: give another --out")
-        write_json_atomic(file, settings)
-        return
-    recorded = json.loads(file.read_text())
-    flat = [{**part, **part["pipeline"]} for part in (recorded, settings)]
-    for name in (name for name in flat[1] if name != "pipeline"):
-        # Threads change how fast results come, not what they are.
-        if name != "threads" and flat[0].get(name) != flat[1][name]:
-            raise InputError(
-                f"{out} holds results whose {name} is {flat[0].get(name)}, not {flat[1][name]}: "
-                "give another --out"
-            )
+    # How many work at a time decides how fast results come, not what they are.
+    ignored = ("seed", "threads", "workers")
+    check_continues(out, {"test": test, **asdict(c)}, "results of `reproduce`", ignored)
 
 
-def write_item(out: Path, item: Item, c: PipelineConfig, settings: Mapping[str, Any]) -> list[str]:
-    """Write the results of an item; return what to print."""
-    roots = [seed_folder(out, seed) for seed in settings["seeds"]]
+def write_item(
+    out: Path, item: Item, c: PipelineConfig, seeds: Sequence[int], test: str
+) -> list[str]:
+    """Write the results of an item over all seeds; return what to print."""
+    roots = [seed_folder(out, seed) for seed in seeds]
     if item.name in FIGURES:
-        records = [
-            json.loads((root / "stages" / f"{item.name}.json").read_text()) for root in roots
-        ]
+        records = [read_json(root / "stages" / f"{item.name}.json") for root in roots]
         return [line for record in records for line in record["result"]["lines"]]
-    write_table(out, item, table_plan(item.name, c), roots, settings)
-    return [(out / f"{item.name}.md").read_text()]
+    settings = {"test": test, "seeds": list(seeds), **asdict(c)}
+    del settings["seed"]
+    return [write_table(out, item, table_plan(item.name, c), roots, settings)]
 
 
 def write_settings(out: Path, item: Item, c: PipelineConfig) -> None:

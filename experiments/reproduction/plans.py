@@ -19,6 +19,8 @@ trained on; test: an expert's or deep play; held-out: more random play, of which
 random-features and vae: the agent with these rewards."""
 EXPLORED = {"agent": "explored", "archive": "explored, archive"}
 """Explorer -> word in the tables."""
+RANDOM_DATA = "random data"
+"""Baseline of the models on explored data."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class TablePlan:
     models: tuple[Model, ...]
     rows: tuple[TableRow, ...]
     note: str = ""
+    compared_with: str = ""
+    """Name of the rows' baseline; empty without one."""
     more_plays: tuple[Play, ...] = ()
     """Episodes that are neither trained nor tested on."""
 
@@ -118,7 +122,8 @@ def ablation(c: PipelineConfig) -> TablePlan:
             baseline="plain", baseline_mode="one_pass",
         ),
     )  # fmt: skip
-    return TablePlan(models, rows, "On random play that no training has seen.")
+    note = "On random play that no training has seen."
+    return TablePlan(models, rows, note, compared_with="the first row")
 
 
 def exploration_models(c: PipelineConfig, games: tuple[str, ...]) -> Iterator[Model]:
@@ -171,20 +176,22 @@ def each_game(c: PipelineConfig) -> TablePlan:
     """Return table 5: models fine-tuned on random and on explored data, game by game."""
     models = [model for game in c.games for model in exploration_models(c, (game,))]
     rows = [row for game in c.games for row in exploration_rows(c, (game,))]
-    return TablePlan(tuple(models), tuple(rows))
+    return TablePlan(tuple(models), tuple(rows), compared_with=RANDOM_DATA)
 
 
 def first_game(c: PipelineConfig) -> TablePlan:
     """Return table 11: all models of the first game, sampled autoregressively."""
     games = c.games[:1]
     rows = exploration_rows(c, games, ("autoregressive",))
-    return TablePlan(tuple(exploration_models(c, games)), tuple(rows))
+    models = tuple(exploration_models(c, games))
+    return TablePlan(models, tuple(rows), compared_with=RANDOM_DATA)
 
 
 def all_games(c: PipelineConfig) -> TablePlan:
     """Return table 12: one model fine-tuned on the data of all games."""
     rows = exploration_rows(c, c.games)
-    return TablePlan(tuple(exploration_models(c, c.games)), tuple(rows))
+    models = tuple(exploration_models(c, c.games))
+    return TablePlan(models, tuple(rows), compared_with=RANDOM_DATA)
 
 
 def rewards(c: PipelineConfig) -> TablePlan:

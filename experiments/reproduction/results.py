@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,31 @@ from experiments.reproduction.items import Item
 from experiments.reproduction.paper_values import PAPER_ROWS
 from experiments.reproduction.plans import TablePlan, TableRow
 from experiments.reproduction.stages import score_path
-from experiments.studies.common import figure_png, interval_text, new_figure
-from worldmodel.statistics import Estimate, estimate, paired_estimate
+from experiments.studies.common import (
+    COLOURS,
+    estimate_json,
+    figure_png,
+    interval_json,
+    interval_text,
+    new_figure,
+)
+from worldmodel.statistics import paired_estimate
 
 METRICS = ("psnr", "ssim", "delta_psnr")
 """Metrics of single windows. The Frechet distance is one of all windows."""
 HEADS = {"distance": "distance", "psnr": "PSNR, dB", "ssim": "SSIM", "delta_psnr": "delta-PSNR, dB"}
+LABELS = {"group": "game", "data": "data", "model": "model"}
+"""Field that tells rows apart -> its column."""
 FORMS = {"distance": ".1f", "psnr": ".2f", "ssim": ".3f", "delta_psnr": ".2f"}
 
 
 def write_table(
     out: Path, item: Item, plan: TablePlan, roots: Sequence[Path], settings: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Write <item>.json, .md and .png and <item>/index.html; return the rows."""
+) -> str:
+    """Write <item>.json, .md and .png and <item>/index.html; return the Markdown."""
     rows = [describe_row(row, roots) for row in plan.rows]
     paper_rows = [
-        dict(zip(("group", "data", "model", *HEADS), (*labels, *values), strict=True))
+        dict(zip((*LABELS, *HEADS), (*labels, *values), strict=True))
         for labels, values in PAPER_ROWS[item.name].items()
     ]
     content = {
@@ -39,21 +47,19 @@ def write_table(
         "paper": paper_rows,
     }  # fmt: skip
     write_json_atomic(out / f"{item.name}.json", content)
-    ours, paper = our_table(rows), paper_table(item.name)
-    heading = f"# {item.name}: {item.title}\n\n{_caption(plan, settings)}\n\n"
-    beside = f"\n\nThe paper's table:\n\n{paper.markdown()}"
-    write_atomic(out / f"{item.name}.md", f"{heading}{ours.markdown()}{beside}\n".encode())
+    ours, paper = our_table(rows, plan.compared_with), paper_table(item.name)
+    title, caption = f"{item.name}: {item.title}", _caption(plan, settings)
+    markdown = f"# {title}\n\n{caption}\n\n{ours.markdown()}\n\n"
+    markdown += f"The paper's table:\n\n{paper.markdown()}\n"
+    write_atomic(out / f"{item.name}.md", markdown.encode())
     plot = draw_rows(rows)
     write_atomic(out / f"{item.name}.png", plot)
-    tables = (ours, *([paper] if paper.rows else []))
-    section = Section(
-        item.title, [_caption(plan, settings)], tables, pictures=[embed_picture(plot)]
-    )
+    section = Section(item.title, [caption], (ours, paper), pictures=[embed_picture(plot)])
     write_page(
         out / item.name, out, f"{item.name}, preset {settings['preset']}",
-        title=f"{item.name}: {item.title}", lead=plan.note, sections=[section],
+        title=title, lead=plan.note, sections=[section],
     )  # fmt: skip
-    return rows
+    return markdown
 
 
 def describe_row(row: TableRow, roots: Sequence[Path]) -> dict[str, Any]:
@@ -62,7 +68,7 @@ def describe_row(row: TableRow, roots: Sequence[Path]) -> dict[str, Any]:
     The interval is over the seeds, or over the episodes of a single seed. Differences from the
     row's baseline are paired by window.
     """
-    files = [root / score_path(row) for root in roots]
+    files = [root / score_path(row.model, row.test, row.mode) for root in roots]
     scores = [json.loads(file.read_text()) for file in files]
     windows = [_windows(file) for file in files]
     record: dict[str, Any] = {
@@ -78,12 +84,14 @@ def describe_row(row: TableRow, roots: Sequence[Path]) -> dict[str, Any]:
     }
     if row.baseline and row.part == "prediction":
         mode = row.baseline_mode or row.mode
-        compared = score_path(replace(row, model=row.baseline, mode=mode))
+        compared = score_path(row.baseline, row.test, mode)
         pairs = [
             (mine, _windows(root / compared)) for mine, root in zip(windows, roots, strict=True)
         ]
         record["baseline"] = {"model": row.baseline, "mode": mode}
-        record["difference"] = {name: interval(paired_estimate(pairs, name)) for name in METRICS}
+        record["difference"] = {
+            name: interval_json(paired_estimate(pairs, name)) for name in METRICS
+        }
     return record
 
 
@@ -112,42 +120,40 @@ def _metrics(
     found = {}
     for name in HEADS:
         if over_episodes and name in METRICS:
-            found[name] = interval(_over_episodes(windows[0], name))
+            found[name] = _over_episodes(windows[0], name)
         elif values[name]:
-            found[name] = interval(estimate(torch.tensor(values[name])))
+            found[name] = estimate_json(torch.tensor(values[name]))
         else:
             found[name] = {"mean": None, "low": None, "high": None}
     return found
 
 
-def _over_episodes(windows: Mapping[str, Any], metric: str) -> Estimate:
+def _over_episodes(windows: Mapping[str, Any], metric: str) -> dict[str, float | None]:
     known = np.isfinite(windows[metric])
     _, group = np.unique(windows["session"][known], return_inverse=True)
-    return estimate(torch.from_numpy(windows[metric][known]), torch.from_numpy(group))
+    return estimate_json(torch.from_numpy(windows[metric][known]), torch.from_numpy(group))
 
 
-def interval(found: Estimate) -> dict[str, float | None]:
-    """Return mean and interval as JSON data; null where there is none."""
-    bounds = {"mean": found.mean, "low": found.low, "high": found.high}
-    return {name: value if np.isfinite(value) else None for name, value in bounds.items()}
-
-
-def our_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def our_table(rows: Sequence[Mapping[str, Any]], compared_with: str) -> Table:
     """Return the table of the measured values, without columns that no row has."""
-    shown = [name for name in HEADS if any(_value(row, name) for row in rows)]
+    shown = [
+        name for name in HEADS if any(row["metrics"][name]["mean"] is not None for row in rows)
+    ]
     named = next((row["distance_name"] for row in rows if row["distance_name"]), "distance")
     heads = [named if name == "distance" else HEADS[name] for name in shown]
-    differs = any("difference" in row for row in rows)
     cells = [
         [
-            *_labels(row),
+            *(row[label] for label in LABELS),
             *(interval_text(row["metrics"][name], FORMS[name]) for name in shown),
-            *([_difference(row)] if differs else []),
         ]
         for row in rows
     ]
-    more = ["PSNR against random or plain, dB"] if differs else []
-    return Table([*_label_heads(), *heads, *more], cells)
+    if compared_with:
+        heads.append(f"PSNR against {compared_with}, dB")
+        for row, line in zip(rows, cells, strict=True):
+            difference = row["difference"]["psnr"] if "difference" in row else None
+            line.append(interval_text(difference, "+.2f"))
+    return Table([*LABELS.values(), *heads], cells)
 
 
 def paper_table(item: str) -> Table:
@@ -156,27 +162,11 @@ def paper_table(item: str) -> Table:
         [*labels, *("" if value is None else f"{value:g}" for value in values)]
         for labels, values in PAPER_ROWS[item].items()
     ]
-    return Table([*_label_heads(), "FID", *list(HEADS.values())[1:]], cells)
-
-
-def _label_heads() -> list[str]:
-    return ["game", "data", "model"]
-
-
-def _labels(row: Mapping[str, Any]) -> list[str]:
-    return [row["group"], row["data"], row["model"]]
+    return Table([*LABELS.values(), "FID", *list(HEADS.values())[1:]], cells)
 
 
 def _row_name(row: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, (row["group"].split("-")[0], row["data"], row["model"])))
-
-
-def _value(row: Mapping[str, Any], name: str) -> bool:
-    return row["metrics"][name]["mean"] is not None
-
-
-def _difference(row: Mapping[str, Any]) -> str:
-    return interval_text(row["difference"]["psnr"], "+.2f") if "difference" in row else ""
 
 
 def _caption(plan: TablePlan, settings: Mapping[str, Any]) -> str:
@@ -201,8 +191,8 @@ def draw_rows(rows: Sequence[Mapping[str, Any]]) -> bytes:
         value = row["metrics"]["psnr"]
         bounds = [value["low"], value["high"]]
         if None not in bounds:
-            axes.plot(bounds, [place, place], color="#0072b2", lw=2)
-        axes.plot(value["mean"], place, "o", color="#0072b2")
+            axes.plot(bounds, [place, place], color=COLOURS[0], lw=2)
+        axes.plot(value["mean"], place, "o", color=COLOURS[0])
     axes.set_yticks(range(len(rows)), [_row_name(row) for row in reversed(rows)], fontsize=7)
     axes.set_xlabel("PSNR, dB")
     return figure_png(figure)

@@ -14,7 +14,7 @@ AUTOENCODER = {
     "width": ("dim", 512),
     "heads": ("heads", 8),
 }
-"""TableRow -> field and the paper's value."""
+"""Row -> field and the paper's value."""
 PAPER: Mapping[str, Mapping[str, tuple[str, float]]] = {
     "table7": {**AUTOENCODER, "codes": ("codes", 1024), "width of a code": ("code_dim", 32)},
     "table8": {

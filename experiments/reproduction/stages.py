@@ -8,21 +8,17 @@ All tables of a folder share them, so that the second table finds most of what i
 <out>/seed-0/stages/                 records of the finished stages, which are not run again
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
-
 import exploration
-from experiments.arguments import default_threads
 from experiments.configuration import override
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.data_stages import collect_frames, deep_test_stage, play_until
-from experiments.pipeline.runner import Context, Stage, StageContext, run_stages
+from experiments.pipeline.runner import Stage, StageContext
 from experiments.pipeline.stages import DEEP_SHARE, finetune_stages, join_stage, train_stage
-from experiments.reproduction.plans import PLAYERS, Model, Play, TablePlan, TableRow, named
+from experiments.reproduction.plans import PLAYERS, Model, Play, TablePlan, named
 from exploration.agent.policy import policy_spec
 from exploration.archive import ArchiveConfig, play_from_archive
 from exploration.config import explore_preset
@@ -37,12 +33,6 @@ EXPERT_EPSILON = 0.15
 """Probability of a random action in the test set of an expert (App. A.2)."""
 SCRATCH_ITERATIONS = 15_000
 """Steps of the paper's models from scratch (section 5); other presets train as long as the base."""
-
-
-def run_seed(root: Path, c: PipelineConfig, plan: TablePlan, test_player: str) -> None:
-    """Run the missing stages of a table with one seed."""
-    torch.set_num_threads(c.threads or default_threads())
-    run_stages(plan_stages(c, plan, test_player), Context(root, c))
 
 
 def plan_stages(c: PipelineConfig, plan: TablePlan, test_player: str) -> list[Stage]:
@@ -73,23 +63,19 @@ def seed_of(c: PipelineConfig, play: Play) -> int:
 
 def episodes_stage(c: PipelineConfig, play: Play, frames: int, agent: str | None = None) -> Stage:
     """Return the stage that plays `frames` frames of each game, at random or with an agent."""
+    expert = play.player == "test"
+    kind, epsilon = ("expert", EXPERT_EPSILON) if expert else ("checkpoint", c.explored_epsilon)
 
     def run(context: StageContext) -> dict[str, Any]:
-        policy = "random"
-        options: dict[str, Any] = {}
-        if agent is not None:
-            kind, epsilon = "checkpoint", c.explored_epsilon
-            if play.player == "test":
-                kind, epsilon = "expert", EXPERT_EPSILON
-            best = context.path(agent) / "best"
-            options["policy"] = policy_spec(f"{kind}:{best}", epsilon=epsilon)
+        policy = "random" if agent is None else f"{kind}:{context.path(agent) / 'best'}"
+        spec = policy_spec(policy, epsilon=0.0 if agent is None else epsilon)
         played = {
             game: collect_frames(
                 game,
                 context.out,
                 frames,
                 c.explored_steps,
-                **{"policy": policy, **options},
+                policy=spec,
                 seed=seed_of(c, play),
                 workers=c.workers,
                 actions=c.actions,
@@ -99,7 +85,7 @@ def episodes_stage(c: PipelineConfig, play: Play, frames: int, agent: str | None
         return {"frames": played}
 
     name, games = f"data-{play.name}", ", ".join(play.games)
-    settings = [play.games, c.seed, frames, c.explored_steps, *c.actions]
+    settings = [play.games, c.seed, frames, c.explored_steps, epsilon, *c.actions]
     description = f"play {games}: {play.player}, {frames:,} frames"
     inputs = () if agent is None else (agent,)
     return Stage(name, description, run, inputs, f"data/{play.name}", settings)
@@ -178,7 +164,7 @@ def archive_play_stage(c: PipelineConfig, play: Play, frames: int) -> Stage:
         played = play_until(game, context.out, frames, config.steps, play_episodes, size)
         return {"frames": played}
 
-    settings = [game, c.seed, frames, c.archive, *c.actions]
+    settings = [game, c.seed, frames, c.archive, c.precision, *c.actions]
     description = f"play on from an archive of {game}, {frames:,} frames"
     name = f"data-{play.name}"
     return Stage(name, description, run, ("model-base",), f"data/{play.name}", settings)
@@ -204,14 +190,10 @@ def model_stages(c: PipelineConfig, model: Model) -> list[Stage]:
     return [dynamics, join_stage(model.name, decoder, dynamics.name)]
 
 
-def score_path(row: TableRow) -> Path:
-    """Return the path of a row's scores in the folder of a seed."""
-    return Path("scores") / row.model / f"{_test_name(row.test)}-{row.mode}.json"
-
-
-def _test_name(test: Iterable[Play]) -> str:
-    plays = tuple(test)
-    return named(plays[0].player, [game for play in plays for game in play.games])
+def score_path(model: str, test: Sequence[Play], mode: str) -> str:
+    """Return the path of a model's scores on a test set, in the folder of a seed."""
+    name = named(test[0].player, [game for play in test for game in play.games])
+    return f"scores/{model}/{name}-{mode}.json"
 
 
 def evaluation_stage(
@@ -236,8 +218,8 @@ def evaluation_stage(
         )
         return {"windows": result["overall"]["windows"]}
 
-    name = f"score-{model}-{_test_name(test)}-{mode}"
-    output = f"scores/{model}/{_test_name(test)}-{mode}.json"
+    output = score_path(model, test, mode)
+    name = output.removesuffix(".json").replace("scores/", "score-").replace("/", "-")
     inputs = (
         f"model-{model}",
         f"data-{named('base', c.games)}",

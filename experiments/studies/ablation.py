@@ -29,6 +29,7 @@ from experiments.studies.ablation_runs import (
 )
 from experiments.studies.ablation_tables import ablation_markdown, write_ablation
 from experiments.studies.arguments import AblationArgs
+from experiments.studies.common import check_continues
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.training.run_spec import TrainingRun
@@ -71,27 +72,8 @@ def plan_grid(args: AblationArgs) -> AblationGrid:
             "distance": False,
         },
     )
-    _check_continues(grid)
-    write_json_atomic(grid.out / "config.json", grid.identity())
+    check_continues(grid.out, grid.identity(), "an ablation")
     return grid
-
-
-def _check_continues(grid: AblationGrid) -> None:
-    """Raise InputError if `out` holds an ablation with other settings, or something else."""
-    file = grid.out / "config.json"
-    if not file.exists():
-        if grid.out.exists() and any(grid.out.iterdir()):
-            raise InputError(
-                f"{grid.out} holds something else than an ablation: give another --out"
-            )
-        return
-    recorded = json.loads(file.read_text())
-    for name, value in grid.identity().items():
-        if recorded.get(name) != value:
-            raise InputError(
-                f"{grid.out} holds an ablation whose {name} is {recorded.get(name)}, not {value}: "
-                "give another --out"
-            )
 
 
 def run_grid(grid: AblationGrid, seeds: Sequence[int], parallel: int) -> dict[str, Any]:

@@ -4,15 +4,17 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from envs.utils.atomic_io import write_atomic, write_json_atomic
+from envs.utils.atomic_io import read_json, write_atomic, write_json_atomic
+from envs.utils.errors import InputError
 from envs.utils.progress import console, progress
 from experiments.arguments import default_threads
 from experiments.studies.arguments import ModelArgs
@@ -20,7 +22,7 @@ from worldmodel import WorldModel
 from worldmodel.data.batch import to_float_frames
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.evaluate import spread_windows, windows_by_game
-from worldmodel.statistics import estimate
+from worldmodel.statistics import Estimate, estimate
 
 T = TypeVar("T")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -94,9 +96,13 @@ def gain(results: Mapping[str, Any], part: str, name: str = "psnr") -> float | N
 
 def estimate_json(values_B: Tensor, groups_B: Tensor | None = None) -> dict[str, float | None]:
     """Return mean and 95 % interval as JSON data; the interval is null for a single group."""
-    result = estimate(values_B, groups_B)
-    low, high = (bound if math.isfinite(bound) else None for bound in (result.low, result.high))
-    return {"mean": result.mean, "low": low, "high": high}
+    return interval_json(estimate(values_B, groups_B))
+
+
+def interval_json(found: Estimate) -> dict[str, float | None]:
+    """Return an estimate as JSON data; its interval is null where there is none."""
+    low, high = (bound if math.isfinite(bound) else None for bound in (found.low, found.high))
+    return {"mean": found.mean, "low": low, "high": high}
 
 
 def interval_text(value: Mapping[str, Any] | None, form: str = ".2f") -> str:
@@ -106,6 +112,29 @@ def interval_text(value: Mapping[str, Any] | None, form: str = ".2f") -> str:
     if value["low"] is None:
         return f"{value['mean']:{form}}"
     return f"{value['mean']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
+
+
+def check_continues(
+    out: Path, settings: Mapping[str, Any], what: str, ignored: Collection[str] = ()
+) -> None:
+    """Write the settings of a study to `out`/config.json, or check that it has the same ones.
+
+    `what` the study is, in messages. Raises InputError if the folder holds the study with other
+    settings, of which the `ignored` ones may differ, or something else.
+    """
+    file, plain = out / "config.json", json.loads(json.dumps(settings, default=str))
+    if not file.exists():
+        if out.exists() and any(out.iterdir()):
+            raise InputError(f"{out} holds something else than {what}: give another --out")
+        write_json_atomic(file, plain)
+        return
+    recorded = read_json(file)
+    for name, value in plain.items():
+        if name not in ignored and recorded.get(name) != value:
+            raise InputError(
+                f"{out} holds {what} whose {name} is {recorded.get(name)}, not {value}: "
+                "give another --out"
+            )
 
 
 def new_figure(width: float, height: float) -> Figure:

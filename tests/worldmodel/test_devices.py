@@ -8,7 +8,7 @@ import torch
 from envs.utils.errors import InputError
 from experiments.__main__ import execute
 from worldmodel import load_world_model
-from worldmodel.devices import resolve_device, resolve_precision
+from worldmodel.devices import autocast, cast_for_inference, resolve_device, resolve_precision
 from worldmodel.env import Rollout
 
 CPU = torch.device("cpu")
@@ -31,6 +31,34 @@ def test_a_device_that_is_not_there_is_refused(
     argv = ["evaluate", str(tiny_world), "--data", str(tmp_path), "--device", "cuda"]
     assert execute(argv) == 2
     assert "use another device, or auto" in capsys.readouterr().err
+
+
+def test_only_passes_under_autocast_without_gradients_sum_in_bf16() -> None:
+    x = torch.rand(3)
+    with autocast(CPU, "bf16"):
+        assert cast_for_inference(x) is x  # training
+        with torch.no_grad():
+            assert cast_for_inference(x).dtype == torch.bfloat16
+    with torch.no_grad(), autocast(CPU, "fp32"):
+        assert cast_for_inference(x) is x
+        assert cast_for_inference(x.to("meta")).device.type == "meta"
+
+
+def test_the_residual_stream_is_bf16_in_the_reward_query_and_fp32_in_training(
+    tiny_world: Path,
+) -> None:
+    model = load_world_model(tiny_world, "cpu", "bf16")
+    sub_block = model.dynamics.stack.blocks[0]["spatial"]
+    seen = []
+    sub_block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    size = model.cfg.size
+    model.token_entropy(torch.rand(1, 5, 3, size, size), torch.zeros(1, 4, dtype=torch.int64))
+    assert set(seen) == {torch.bfloat16}
+    seen.clear()
+    tokens = torch.zeros(1, 2, model.cfg.grid, model.cfg.grid, dtype=torch.int64)
+    with autocast(CPU, "bf16"):
+        model.dynamics(tokens, torch.zeros(1, 1, dtype=torch.int64))
+    assert set(seen) == {torch.float32}
 
 
 def test_precision_of_a_name() -> None:

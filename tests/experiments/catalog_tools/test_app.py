@@ -21,6 +21,7 @@ from experiments.catalog_tools.labels import LABELLED, UNKNOWN
 from experiments.catalog_tools.recorder import Recorder
 from tests.conftest import EVERYTHING
 from tests.fixtures.browser import Browser
+from tests.fixtures.processes import until_interrupted
 from tests.fixtures.web import ask
 
 GENESIS, ATARI, PONG = "Airstriker-Genesis", "Kangaroo-Atari2600", "Pong-Atari2600"
@@ -105,17 +106,9 @@ def test_recordings_are_kept_and_failures_reported(clips: Path, tmp_path: Path) 
 def serving(out: Path, *games: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The real command in a process of its own, and its URL."""
     command = [sys.executable, "-u", "-c", COMMAND, *games, "--name", "ada", "--out", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with until_interrupted(command) as process:
         assert process.stdout is not None
-        try:
-            yield process.stdout.readline().split()[0], process
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+        yield process.stdout.readline().split()[0], process
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """Film strips of recorded, of held and of mid-air actions, with untrained models."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -16,7 +14,8 @@ from experiments.commands.generate import model_labels
 from experiments.reports.images import labelled_panels, labelled_strip, predict
 from experiments.studies.mid_air import jump_actions, mid_air_frames
 from tests.fixtures.datasets import make_episode, record
-from worldmodel import Dynamics, GenieReduxG, Tokenizer, load_world_model, preset
+from tests.fixtures.worlds import save_untrained_world
+from worldmodel import load_world_model
 
 SCALE, SIZE, GAP = 2, 64 * 2, 4
 
@@ -24,14 +23,6 @@ SCALE, SIZE, GAP = 2, 64 * 2, 4
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return record(tmp_path_factory.mktemp("generate") / "data", episodes=2, steps=60)
-
-
-def save_model(folder: Path, actions: Sequence[str], seed: int) -> Path:
-    """Save an untrained model of these actions."""
-    torch.manual_seed(seed)
-    config = preset("debug").with_actions(actions)
-    GenieReduxG(Tokenizer(config), Dynamics(config)).save(folder)
-    return folder
 
 
 def generate(model: Path, data: str, out: Path, *flags: str) -> int:
@@ -80,7 +71,7 @@ def test_each_action_is_held_in_a_row_of_its_own(
 def test_coinrun_has_seven_rows_and_other_models_numbers(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = save_model(tmp_path / "seven", COINRUN_ACTIONS, seed=0)
+    model = save_untrained_world(tmp_path / "seven", 0, COINRUN_ACTIONS)
     with EpisodeWriter(tmp_path / "coinrun") as writer:
         writer.add(make_episode(game="CoinRun", buttons=(0,) * 7))
     assert generate(model, str(tmp_path / "coinrun"), tmp_path / "out", "--each-action") == 0
@@ -94,7 +85,7 @@ def test_coinrun_has_seven_rows_and_other_models_numbers(
 def test_two_models_start_from_one_frame_in_mid_air(
     tiny_world: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = save_model(tmp_path / "explored" / "model", ACTIONS, seed=1)
+    other = save_untrained_world(tmp_path / "explored" / "model", 1, ACTIONS)
     flags = ["--mid-air", "--most-motion", "1", "--beside", str(other), "--start", "10"]
     assert generate(tiny_world, data, tmp_path, *flags) == 0
     assert "; explored" in capsys.readouterr().out
@@ -140,9 +131,9 @@ def test_starts_that_do_not_exist_and_models_that_do_not_fit_are_refused(
     assert "too few for --start 61" in complaint("--each-action", "--start", "61")
     gone = str(tmp_path / "gone")
     assert gone in complaint("--beside", gone)
-    two = save_model(tmp_path / "two", ("right", "jump+right"), seed=0)
+    two = save_untrained_world(tmp_path / "two", 0, ("right", "jump+right"))
     assert "other actions" in complaint("--each-action", "--beside", str(two))
-    odd = save_model(tmp_path / "odd", ("right", "left", "up", "down", "jump+right"), seed=0)
+    odd = save_untrained_world(tmp_path / "odd", 0, ("right", "left", "up", "down", "jump+right"))
     assert "the episode has right, left, up, down, jump" in complaint_of(odd, "--each-action")
     assert "--context 0" in complaint("--each-action", "--context", "0")
 

@@ -4,11 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-import worldmodel
 from experiments.__main__ import execute
 from tests.fixtures.datasets import record
+from tests.fixtures.worlds import save_untrained_world
 
 SAMPLES, STARTS, FRAMES = 2, 2, 5
 COUNTS = {"quality": 2 * 3 * SAMPLES, "action": 3 * STARTS}
@@ -18,11 +17,7 @@ COUNTS = {"quality": 2 * 3 * SAMPLES, "action": 3 * STARTS}
 @pytest.fixture(scope="session")
 def other_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a second untrained model, with other weights than `tiny_world`."""
-    torch.manual_seed(1)
-    config = worldmodel.preset("debug")
-    folder = tmp_path_factory.mktemp("other") / "model"
-    worldmodel.GenieReduxG(worldmodel.Tokenizer(config), worldmodel.Dynamics(config)).save(folder)
-    return folder
+    return save_untrained_world(tmp_path_factory.mktemp("other") / "model", seed=1)
 
 
 @pytest.fixture(scope="session")

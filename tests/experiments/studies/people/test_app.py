@@ -17,6 +17,7 @@ from experiments.studies.people.material import load_material
 from tests.conftest import EVERYTHING
 from tests.experiments.studies.people.conftest import COUNTS
 from tests.fixtures.browser import Browser
+from tests.fixtures.processes import until_interrupted
 from tests.fixtures.web import ask
 
 ALL = sum(COUNTS.values())
@@ -30,18 +31,10 @@ def serving(
     """The real command in a process of its own, and the participants' links."""
     argv = f"study people serve --out {study} --participants {participants} --port {port}"
     command = [sys.executable, "-u", "-m", "experiments", *argv.split()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with until_interrupted(command) as process:
         assert process.stdout is not None
-        try:
-            lines = [process.stdout.readline() for _ in range(participants + 1)]
-            yield [line.split()[0] for line in lines[:-1]], process
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+        lines = [process.stdout.readline() for _ in range(participants + 1)]
+        yield [line.split()[0] for line in lines[:-1]], process
 
 
 def test_the_app_shows_no_model_and_saves_each_answer(study: Path) -> None:
