@@ -27,7 +27,7 @@ class Item:
     command: str = ""
     """Command that makes it; empty for `reproduce` itself."""
     minutes: Mapping[str, float] = field(default_factory=dict)
-    """Preset -> measured minutes of a seed on two cores (debug, cpu)."""
+    """Preset -> measured minutes of a seed on two quiet cores, in a new folder."""
 
     @property
     def is_made_here(self) -> bool:
@@ -51,7 +51,7 @@ def _figure(name: str, title: str, state: State, missing: str = "", **minutes: f
 
 
 def _settings(name: str, title: str) -> Item:
-    return Item(name, title, "settings", "made")
+    return Item(name, title, "settings", "made", minutes={"debug": 0.1})
 
 
 def _elsewhere(name: str, title: str, command: str, missing: str = "") -> Item:
@@ -69,30 +69,36 @@ ITEMS = (
         "Ablation: token input, TDCE loss, autoregressive sampling",
         "part",
         "the row of GenieRedux-G-200, pretrained on more games",
+        debug=0.3,
     ),
-    _table("table5", "Random against explored data, for each game", "made"),
-    _table("table6", "Rewards of the agent: random features, VAE, uncertainty", "made"),
+    _table("table5", "Random against explored data, for each game", "made", debug=0.5),
+    _table("table6", "Rewards of the agent: random features, VAE, uncertainty", "made", debug=1.0),
     _settings("table7", "Settings of the tokenizer"),
     _settings("table8", "Settings of the dynamics model"),
     _settings("table9", "Settings of the latent action model"),
     _settings("table10", "Settings of the optimizer"),
-    _table("table11", "All models sampled autoregressively, first game", "made"),
-    _table("table12", "One model for all games", "made"),
+    _table("table11", "All models sampled autoregressively, first game", "made", debug=0.5),
+    _table("table12", "One model for all games", "made", debug=0.5),
     _table("table13", "CoinRun: models on an agent's data, basic test set", "missing", COINRUN),
     _elsewhere("figure3", "Games of RetroAct", "catalog list"),
     _elsewhere("figure4", "One start, each action", "generate --each-action"),
-    _figure("figure5", "Meaning of the tokens: nearest and farthest codes", "made"),
-    _figure("figure6", "Uncertainty of idle and moving scenes", "made"),
-    _figure("figure7", "Predictions after random and after explored data", "made"),
+    _figure("figure5", "Meaning of the tokens: nearest and farthest codes", "made", debug=0.3),
+    _figure("figure6", "Uncertainty of idle and moving scenes", "made", debug=0.3),
+    _figure("figure7", "Predictions after random and after explored data", "made", debug=0.6),
     _elsewhere("figure8", "User study: quality of clips", "study people"),
-    _figure("figure9", "Predictions of the base model", "made"),
+    _figure("figure9", "Predictions of the base model", "made", debug=0.3),
     _elsewhere("figure10", "Actions over time", "generate --each-action"),
-    _figure("figure11", "Predictions of each game after random and after explored data", "made"),
+    _figure(
+        "figure11",
+        "Predictions of each game after random and after explored data",
+        "made",
+        debug=0.5,
+    ),
     _elsewhere("figure12", "Starts in mid-air, two models", "generate --mid-air --beside"),
-    _figure("figure13", "Play of the explorer", "made"),
+    _figure("figure13", "Play of the explorer", "made", debug=0.4),
     _elsewhere("figure14", "Page of the first user study", "study people serve"),
     _elsewhere("figure15", "User study: quality of actions", "study people"),
-    _figure("figure16", "Quality and control over the horizon", "made"),
+    _figure("figure16", "Quality and control over the horizon", "made", debug=0.3),
     _figure("figure17", "CoinRun: GenieRedux-G, motion and actions", "missing", COINRUN),
     _figure("figure18", "CoinRun: GenieRedux-TA, motion", "missing", COINRUN),
     _figure("figure19", "CoinRun: GenieRedux-TA, each action", "missing", COINRUN),
