@@ -45,6 +45,7 @@ GAMES_ENV = "autoexplore-games"
 DEFAULTS: dict[str, Any] = ExploreConfig().algorithm_settings() | {
     "runner_threads": 1,
     "archive": None,
+    "env_options": (),
     "step_timeout_s": STEP_SECONDS,
 }
 """Settings that `AutoExploreConfig.training` takes besides RLlib's, with their defaults."""

@@ -26,6 +26,7 @@ from ray.exceptions import RayActorError, RayError
 from envs import action_names, builtin_name, catalog
 from envs.controls import custom_actions
 from envs.episodes.frame_distance import UNSEEN, distances_by_game
+from envs.games.base import EnvOptions
 from envs.utils.artifact_dir import complete_checkpoints, remove_partial_checkpoints
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
@@ -62,6 +63,7 @@ def explore(
     init: Path | str | None = None,
     archive: Path | str | None = None,
     reference_data: Sequence[Path | str] = (),
+    env_options: EnvOptions = (),
     resume: bool = False,
     seed: int = 0,
 ) -> Path:
@@ -71,9 +73,9 @@ def explore(
     rewards count-bonus, random and extrinsic need no model. `init`: policy folder with the initial
     weights. `archive`: folder of `collect --policy archive`, at whose cells a share of the episodes
     begin. `reference_data`: episodes that the world model was trained on; the run then reports
-    how far from them the agent goes. `resume` continues the newest checkpoint in `out` with its
-    weights, optimizer and replay buffer; a finished run returns at once. Runs on the connected Ray,
-    or on a local one. Raises InputError for invalid settings.
+    how far from them the agent goes. `env_options` are those of `envs.make`. `resume` continues the
+    newest checkpoint in `out` with its weights, optimizer and replay buffer; a finished run returns
+    at once. Runs on the connected Ray, or on a local one. Raises InputError for invalid settings.
     """
     # Check everything before anything is started.
     names = [game_name(game) for game in games]
@@ -92,6 +94,7 @@ def explore(
 
     written: dict[str, Any] = {"games": names, "model": model and str(model), "seed": seed}
     written["archive"] = archive and str(archive)
+    written |= {"env_options": dict(env_options)} if env_options else {}
     written |= {"reward": dataclasses.asdict(reward), **dataclasses.asdict(config)}
     references = distances_by_game(reference_data)
     scorers = open_scorers(reward, model, out, config, seed)
@@ -101,6 +104,7 @@ def explore(
         settings = configure(config, names, make_scorer, seed=seed + 1_000_003 * epoch)
         if archive is not None:
             settings.training(archive=Path(archive).absolute() / "archive")
+        settings.training(env_options=tuple(env_options))
         with _running(settings, out) as algorithm:
             algorithm.set_references(references)
             if state is not None:
@@ -109,7 +113,7 @@ def explore(
             elif initial is not None:
                 algorithm.set_network(initial)
             ExploreLoop(run, algorithm, config, names, about).train(epoch)
-            record_videos(run, config.epochs, names, seed=seed)
+            record_videos(run, config.epochs, names, seed=seed, options=env_options)
     return out / "best"
 
 

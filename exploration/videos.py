@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from envs.controls import custom_actions
+from envs.games.base import EnvOptions
 from envs.utils.atomic_io import write_atomic, write_json_atomic
 from envs.utils.images import Frames, gif
 from envs.utils.run_dir import RunDir
@@ -24,12 +25,15 @@ STEPS = 120
 SCALE = 2
 
 
-def rollout_against_random(policy: Path, game: str, seed: int) -> tuple[Frames, Frames]:
+def rollout_against_random(
+    policy: Path, game: str, seed: int, options: EnvOptions = ()
+) -> tuple[Frames, Frames]:
     """Play the agent of a policy folder and a random one; return frames (T, H, W, 3) of each."""
     agent, generator = load_policy(policy), np.random.default_rng(seed)
     agent.reset(seed)
     count = len(agent.action_names)
-    env = vector_env([game, game], None, actions=custom_actions(agent.action_names))
+    actions_of_env = custom_actions(agent.action_names)
+    env = vector_env([game, game], None, actions=actions_of_env, options=options)
     try:
         frame_2HWC: Any = env.reset(seed=[seed, seed])[0]
         frames = [frame_2HWC]
@@ -45,11 +49,13 @@ def rollout_against_random(policy: Path, game: str, seed: int) -> tuple[Frames, 
     return frames_T2HWC[:, 0], frames_T2HWC[:, 1]
 
 
-def record_videos(run: RunDir, epoch: int, games: Sequence[str], *, seed: int) -> None:
+def record_videos(
+    run: RunDir, epoch: int, games: Sequence[str], *, seed: int, options: EnvOptions = ()
+) -> None:
     """Record videos of a run's best agent in up to MAX_GAMES games, also for TensorBoard."""
     counts = {}
     for game in games[:MAX_GAMES]:
-        agent, random = rollout_against_random(run.path / "best", game, seed)
+        agent, random = rollout_against_random(run.path / "best", game, seed, options)
         data = gif([agent, random], SCALE, context=len(agent))
         write_atomic(run.path / FOLDER / f"{game}.gif", data)
         height, width = agent.shape[1] * SCALE, 2 * agent.shape[2] * SCALE

@@ -12,6 +12,7 @@ from envs.collect.policies import PolicySpec, builtin_policy
 from envs.collect.worker import CollectWorker, EpisodeKey
 from envs.collect.worker_pool import CollectSummary, WorkerSpec, default_timeout, play_missing
 from envs.episodes.dataset import EpisodeWriter
+from envs.games.base import EnvOptions
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 
@@ -27,6 +28,7 @@ def collect(
     seed: int = 0,
     timeout: float | None = None,
     actions: Sequence[str] = (),
+    options: EnvOptions = (),
     progress: bool = True,
 ) -> CollectSummary:
     """Play `episodes` episodes of at most `steps` steps of each game and write them to `out`.
@@ -35,7 +37,8 @@ def collect(
     (`exploration.agent.policy.policy_spec`). An episode that takes more than `timeout` seconds
     (default: 60 s plus 0.1 s per step) counts as hung, and its emulator is killed. Episodes that
     the folder already holds are not played again. `actions`: names of other actions than the games'
-    own, see `envs.controls.button_mask`; an agent brings those that it was trained with. Uses the
+    own, see `envs.controls.button_mask`; an agent brings those that it was trained with. `options`
+    are those of `envs.make`; squares that CoinRun paints for agents are not recorded. Uses the
     connected Ray cluster, or starts and stops a local one. A game without a ROM, or one whose
     emulator keeps dying or hanging, is reported and skipped.
 
@@ -52,7 +55,7 @@ def collect(
     names, skipped = playable(games)
     chosen = chosen_actions(names, actions or spec.actions)
     keys = [
-        EpisodeKey(game, spec.name, seed, number, chosen)
+        EpisodeKey(game, spec.name, seed, number, chosen, tuple(options))
         for game in names
         for number in range(episodes)
     ]

@@ -17,7 +17,7 @@ from envs.collect.policies import Policy, UntrainedPolicy
 from envs.controls import ACTIONS
 from envs.episodes.episode import Episode
 from envs.episodes.shards import Shard, write_shard
-from envs.games.base import GameState
+from envs.games.base import EnvOptions, GameState
 from envs.utils.errors import InputError
 from envs.utils.storage import parse_uri
 
@@ -38,6 +38,8 @@ class EpisodeKey:
     """Number of the episode within its game, from 0."""
     actions: tuple[str, ...] = ()
     """Names of the actions; empty for the game's own."""
+    options: EnvOptions = ()
+    """Options of `envs.make`."""
 
     @property
     def id(self) -> str:
@@ -55,7 +57,8 @@ class EpisodeKey:
         return self.policy_seed % 2**32
 
     def _digest(self) -> str:
-        identity = [self.game, self.policy_id, self.seed, self.episode, *self.actions]
+        identity: list[Any] = [self.game, self.policy_id, self.seed, self.episode, *self.actions]
+        identity += [dict(self.options)] if self.options else []
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
@@ -85,7 +88,8 @@ def play_episode(
             f"{key.game} has the actions {', '.join(game.action_names)}, the policy "
             f"{', '.join(learnt)}: play it with a policy that was trained on it, or with 'random'"
         )
-    chosen = {"actions": list(key.actions)} if key.actions else {}
+    chosen: dict[str, Any] = {"actions": list(key.actions)} if key.actions else {}
+    chosen |= {"options": dict(key.options)} if key.options else {}
     options = {} if start is None else {"state": start}
     frame_HWC, _ = env.reset(seed=key.start_seed, options=options)
     policy.reset(key.policy_seed)
@@ -103,7 +107,7 @@ def play_episode(
     return Episode(
         session_id=key.id,
         game=key.game,
-        frames_THWC=np.stack(frames),
+        frames_THWC=game.hide_aids(np.stack(frames)),
         actions=np.array(actions, np.uint8),
         rewards=np.array(rewards, np.float32),
         policy_id=key.policy_id,
@@ -175,7 +179,7 @@ class CollectWorker(GameWorker):
         """
         started = time.process_time()
         self._policy = self._policy or self._build_policy()
-        env = self._open(key.game, actions=key.actions)
+        env = self._open(key.game, actions=key.actions, **dict(key.options))
         episode = play_episode(env, self._policy, key, steps=self._steps)
         shard = write_shard(self._root, [episode.encode()], key.id)
         return EpisodeResult(shard, time.process_time() - started)

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from envs.controls import ACTIONS
 from envs.utils.errors import InputError
 
+EnvOptions = tuple[tuple[str, str | int], ...]
+"""Options of `envs.make` with their names, e.g. the levels of CoinRun."""
+
 
 class GameState(NamedTuple):
     """A moment of a game, from which `reset(options={"state": ...})` continues."""
@@ -81,6 +84,10 @@ class GameEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         """Return the current frame as a step returns it."""
         frame_HWC: Any = self.render()
         return np.asarray(frame_HWC, np.uint8)
+
+    def hide_aids(self, frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return frames as they are recorded: without what is painted for agents alone."""
+        return frames_THWC
 
     def _count_step(self) -> bool:
         """Count a step and return True if it was the last one of `max_steps`."""

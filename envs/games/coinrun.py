@@ -51,9 +51,9 @@ class CoinRunEnv(GameEnv):
     as info["level"]. The same reset seed gives the same level, and level and actions determine
     every frame. `difficulty` "easy" has one theme and no walking monsters near pits. `velocity`
     "painted" shows the agent's velocity as two grey squares in the upper-left corner (for agents),
-    "black" hides them (for world models). The reward is 10 at the coin. The coin, an enemy, a saw
-    or lava terminate; 1,000 steps or `max_steps` truncate. A step is one frame of the game,
-    repeated `frame_skip` times (default: 1).
+    "black" hides them (for world models); recorded episodes have black ones either way. The reward
+    is 10 at the coin. The coin, an enemy, a saw or lava terminate; 1,000 steps or `max_steps`
+    truncate. A step is one frame of the game, repeated `frame_skip` times (default: 1).
 
     Raises: InputError for options out of range, or if the extra is not installed.
     """
@@ -162,6 +162,10 @@ class CoinRunEnv(GameEnv):
     def _show(self, frame_HWC: NDArray[np.uint8]) -> None:
         painted = self.velocity == "painted"
         self._frame = frame_HWC.copy() if painted else black_out_velocity(frame_HWC)
+
+    def hide_aids(self, frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return frames with black velocity squares, as world models see them (App. F.1)."""
+        return black_out_velocity(frames_THWC) if self.velocity == "painted" else frames_THWC
 
     def render(self) -> Any:
         """Return a copy of the current frame, uint8 (64, 64, 3); None before the first reset."""

@@ -100,6 +100,7 @@ class GameRunner(SingleAgentEnvRunner):
                     self.config.random_starts, self.config.archive, self.config.archive_share
                 ),
                 actions=self.config.actions,
+                options=self.config.env_options,
             )
         )
         self.num_envs = len(self.games)

@@ -6,7 +6,7 @@ The processes are forked from a server that has loaded the emulator but neither 
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from gymnasium.vector import AsyncVectorEnv
 
 import envs
 from envs.archive.starts import ArchiveStarts
+from envs.games.base import EnvOptions
 from envs.games.random_starts import RandomStarts
 from envs.utils.errors import InputError
 
@@ -84,9 +85,15 @@ class GameFactory:
     """Factory of a game's env; in the process that created the factory it makes only the spaces."""
 
     def __init__(
-        self, game: str, max_steps: int | None, starts: Starts, actions: Sequence[str]
+        self,
+        game: str,
+        max_steps: int | None,
+        starts: Starts,
+        actions: Sequence[str],
+        options: Mapping[str, Any],
     ) -> None:
         self.game, self.max_steps, self.starts, self.actions = game, max_steps, starts, actions
+        self.options = options
         self._parent = os.getpid()
 
     def __call__(self) -> gymnasium.Env[Any, Any]:
@@ -94,7 +101,7 @@ class GameFactory:
         if os.getpid() == self._parent:
             return _SpacesOnly(self.game, self.actions)
         starts = self.starts
-        env = envs.make(self.game, max_steps=self.max_steps, actions=self.actions)
+        env = envs.make(self.game, max_steps=self.max_steps, actions=self.actions, **self.options)
         if starts.archive is not None:
             env = ArchiveStarts(env, starts.archive, starts.archive_share)
         return RandomStarts(env, starts.random_steps)
@@ -134,15 +141,16 @@ def vector_env(
     *,
     starts: Starts = FROM_THE_START,
     actions: Sequence[str] = (),
+    options: EnvOptions = (),
 ) -> AsyncVectorEnv:
     """Start an env process for each entry of `games`; episodes are truncated after `max_steps`.
 
-    `actions`: names of other actions than the games' own.
+    `actions`: names of other actions than the games' own. `options`: those of `envs.make`.
     A step that takes longer than `step_seconds` raises an error; close the env after it.
     """
     multiprocessing.set_forkserver_preload(PRELOADED)
     with _without_main_file():
-        factories = [GameFactory(game, max_steps, starts, actions) for game in games]
+        factories = [GameFactory(game, max_steps, starts, actions, dict(options)) for game in games]
         env = TimedVectorEnv(factories, context="forkserver")
     env.seconds = step_seconds
     return env

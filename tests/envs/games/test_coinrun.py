@@ -234,6 +234,28 @@ def test_episodes_are_stored_with_seven_actions_and_black_squares(
 
 
 @needs_game
+def test_agents_see_the_squares_and_episodes_do_not(tmp_path: Path, ray_cluster: None) -> None:
+    """The policy sees painted frames; levels are part of the identity of an episode."""
+    seen: list[NDArray[np.uint8]] = []
+
+    class Watching(RandomPolicy):
+        def act(self, frame_HWC: NDArray[np.uint8]) -> int:
+            seen.append(frame_HWC)
+            return super().act(frame_HWC)
+
+    options = (("velocity", "painted"), *LEVEL.items())
+    key = EpisodeKey("CoinRun", "random", 0, 0, options=options)
+    env = envs.make("CoinRun", **dict(options))
+    episode = play_episode(env, Watching(), key, steps=20)
+    assert any(frame[:13, :26].any() for frame in seen)
+    assert np.array_equal(black_out_velocity(np.stack(seen)), episode.frames_THWC[:-1])
+    assert episode.info["options"] == dict(options)
+    assert key.id != EpisodeKey("CoinRun", "random", 0, 0).id
+    collect(["CoinRun"], tmp_path, episodes=1, steps=20, workers=1, options=options, progress=False)
+    assert np.array_equal(EpisodeReader(tmp_path)[0].frames_THWC, episode.frames_THWC)
+
+
+@needs_game
 def test_a_policy_for_five_actions_is_refused() -> None:
     class Agent:
         def reset(self, seed: int) -> None: ...
