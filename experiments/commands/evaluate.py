@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from rich.table import Table
@@ -23,7 +23,17 @@ from experiments.arguments import (
 )
 from worldmodel.config import FidResize, GenerationMode, ReplacedActions
 
-OPTIONS = ("context", "horizon", "stride", "mode", "limit", "seed", "delta_actions")
+OPTIONS = (
+    "context",
+    "horizon",
+    "stride",
+    "mode",
+    "actions",
+    "predictor",
+    "limit",
+    "seed",
+    "delta_actions",
+)
 """Flags that `worldmodel.evaluation.evaluate.evaluate` takes under the same name."""
 
 
@@ -56,6 +66,12 @@ class Args(RayArgs, CompiledModelArgs):
     """Frames between the starts of two windows."""
     mode: GenerationMode = "autoregressive"
     """one_pass: all frames at once; autoregressive: in chunks, given all earlier frames."""
+    actions: Literal["recorded", "inferred"] = "recorded"
+    """recorded, through the action map of a GenieRedux; or inferred: those that its latent action
+    model infers from the true frames."""
+    predictor: Literal["dynamics", "lam"] = "dynamics"
+    """Part of a GenieRedux that predicts: its dynamics model, or its latent action model alone,
+    from true frames and inferred actions."""
     sampling_steps: int | None = None
     """MaskGIT steps per chunk of frames. Default: the model's number."""
     limit: int | None = None

@@ -23,7 +23,8 @@ from worldmodel.evaluation.evaluate import (
     windows_by_game,
 )
 from worldmodel.evaluation.far_windows import FarWindows, last_given_frames
-from worldmodel.evaluation.window_metrics import Settings, concat_scores
+from worldmodel.evaluation.window_metrics import concat_scores
+from worldmodel.evaluation.window_predictions import Settings
 
 
 def windows_stage(cell: StudyCell, test: str) -> Stage:

@@ -41,11 +41,11 @@ from worldmodel.evaluation.ray_tasks import map_ray_tasks
 from worldmodel.evaluation.window_metrics import (
     MODEL_AND_BASELINE,
     Scores,
-    Settings,
     concat_scores,
     device_of,
     measure_windows,
 )
+from worldmodel.evaluation.window_predictions import Settings, driven_model
 from worldmodel.models.genie import WorldModel
 from worldmodel.statistics import estimate
 
@@ -97,7 +97,9 @@ def evaluate(
     settings = Settings(**options)
     uris = [str(uri) for uri in data]
     if isinstance(model, WorldModel):
-        model.for_game(None).check_action_names(recorded_actions(uris), "the data have")
+        driven = driven_model(model, None, settings)
+        if not settings.infers:
+            driven.check_action_names(recorded_actions(uris), "the data have")
     with tempfile.TemporaryDirectory() as temporary:
         source = ClipSource(uris, str(cache_dir or temporary), split)
         clips = source.open(settings)
@@ -187,7 +189,7 @@ class EvalWorker:
             network = feature_network(self.inception, device, self.fid_resize)
         for batch in batches:
             yield measure_windows(
-                self.model.for_game(batch.game),
+                driven_model(self.model, batch.game, self.settings),
                 clips,
                 batch.window_ids,
                 self.settings,

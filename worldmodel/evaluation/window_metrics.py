@@ -6,22 +6,20 @@ Shapes: B windows, T = context + F frames, F predicted frames, K codes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.utils.errors import InputError
-from worldmodel.config import GenerationMode, ReplacedActions
 from worldmodel.data.batch import to_float_frames
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.evaluation.codebook_stats import count_codes
 from worldmodel.evaluation.external_predictions import ExternalPredictions
 from worldmodel.evaluation.feature_networks import FeatureNetwork
+from worldmodel.evaluation.window_predictions import Settings, predict_windows
 from worldmodel.metrics import (
     GaussianFit,
-    delta_psnr,
     frame_psnr,
     frame_ssim,
     moving_pixels,
@@ -31,46 +29,6 @@ from worldmodel.models.genie import WorldModel
 
 MODEL_AND_BASELINE = ("prediction", "copy")
 """Predictions compared with the true frames: the model's, and a copy of the last given frame."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of an evaluation, stored with its result."""
-
-    context: int = 2
-    """Given frames."""
-    horizon: int = 10
-    """Predicted frames."""
-    stride: int = 20
-    """Frames between the starts of neighbouring windows."""
-    mode: GenerationMode = "one_pass"
-    """one_pass or autoregressive, see `WorldModel.generate`."""
-    steps: int = 25
-    """MaskGIT passes."""
-    temperature: float = 1.0
-    """Temperature of the sampling noise."""
-    delta_t: int = 4
-    """Predicted frame at which delta-PSNR is measured; the last one of a shorter horizon."""
-    delta_actions: ReplacedActions = "all"
-    """Actions that delta-PSNR replaces, all or last, see `config.ReplacedActions`."""
-    distance_frames: int = 0
-    """Predicted frames per game that enter the Frechet distance, evenly spaced; 0 for all."""
-    batch_size: int = 8
-    """Windows predicted together."""
-    seed: int = 0
-    """Seed of the sampling noise and the random actions."""
-
-    def __post_init__(self) -> None:
-        for name in ("context", "horizon", "stride", "steps", "delta_t", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}: must be 1 or more")
-        if self.delta_actions not in get_args(ReplacedActions):
-            raise InputError(f"delta_actions = {self.delta_actions!r}: must be 'all' or 'last'")
-
-    @property
-    def delta_frame(self) -> int:
-        """Predicted frame at which delta-PSNR is measured, from 1."""
-        return min(self.delta_t, self.horizon)
 
 
 @dataclass
@@ -163,7 +121,7 @@ def measure_windows(
         with model.autocast():
             tokens = model.tokenizer.encode(frames)
             reconstructed = model.tokenizer.decode(tokens).float()
-            predicted, delta_B = _predict(model, frames, batch.actions_BT, settings, seed)
+            predicted, delta_B = predict_windows(model, frames, batch.actions_BT, settings, seed)
         moving = moving_pixels(frames[:, 1:], frames[:, :-1])
         reconstruction = {
             "psnr": frame_psnr(reconstructed, frames).cpu(),
@@ -193,37 +151,6 @@ def measure_windows(
         codes_2K,
         fits,
     )
-
-
-def _predict(
-    model: WorldModel, frames_BTCHW: Tensor, actions_BT: Tensor, settings: Settings, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Predict frames (B, F, C, H, W) and compute each window's delta-PSNR (B,)."""
-    generator = torch.Generator(frames_BTCHW.device).manual_seed(seed)
-    sampling: dict[str, Any] = {
-        name: getattr(settings, name) for name in ("steps", "mode", "temperature")
-    }
-    given_BPCHW = frames_BTCHW[:, : settings.context]
-    predicted = model.generate(given_BPCHW, actions_BT, generator=generator, **sampling).float()
-    # The random branch generates only the frames that determine frame t: all of them in one pass,
-    # otherwise up to the end of its chunk. Its noise is then that of the true branch.
-    t, chunk = settings.delta_frame, model.cfg.dynamics.chunk_size
-    frames_needed = settings.horizon
-    if settings.mode != "one_pass":
-        frames_needed = min(settings.horizon, math.ceil(t / chunk) * chunk)
-    delta = delta_psnr(
-        model,
-        frames_BTCHW,
-        actions_BT,
-        t=t,
-        replaced=settings.delta_actions,
-        context=settings.context,
-        seed=seed,
-        predicted_BFCHW=predicted[:, :frames_needed],
-        action_count=model.actions,
-        **sampling,
-    )
-    return predicted, delta.values_B
 
 
 def _fit_features(

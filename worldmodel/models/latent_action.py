@@ -10,6 +10,7 @@ Shapes: B clips, T frames, C=3, H=W pixels, h=w patches, D width, K latent actio
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from envs.utils.errors import InputError
 from worldmodel.config import WorldModelConfig
@@ -87,6 +88,23 @@ class LatentActionModel(VQAutoencoder):
         changed = changed_pixels(frames_BTCHW)
         losses = self.add_losses(losses, predicted, frames_BTCHW[:, 1:], changed)
         return AutoencoderOutput(predicted, actions, losses)
+
+    @torch.no_grad()
+    def predict_next(self, frames_BTCHW: Tensor) -> Tensor:
+        """Predict each frame from those before it and the inferred action, (B, T-1, 3, H, W).
+
+        Values are clamped to [0, 1]. Each frame is predicted from at most cfg.frames others. Raises
+        InputError as `encode`.
+        """
+        codes = F.embedding(self.encode(frames_BTCHW), self.codebook)
+        last, window = codes.shape[1], self.cfg.frames
+        done, end, predicted = 0, min(window, codes.shape[1]), []
+        while done < last:
+            begin = max(0, end - window)
+            decoded = self.decode_features(frames_BTCHW[:, begin:end], codes[:, begin:end])
+            predicted.append(decoded[:, done - begin :].float().clamp(0, 1))
+            done, end = end, min(end + window // 2, last)
+        return torch.cat(predicted, 1)
 
     def encode_features(
         self, frames_BTCHW: Tensor, cache: KVCache | None = None, keep_cache: bool = True

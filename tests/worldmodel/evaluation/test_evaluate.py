@@ -36,7 +36,8 @@ from worldmodel.evaluation.evaluate import (
 from worldmodel.evaluation.external_predictions import ExternalPredictions
 from worldmodel.evaluation.far_windows import FarWindows
 from worldmodel.evaluation.feature_networks import feature_network
-from worldmodel.evaluation.window_metrics import Settings, concat_scores, measure_windows
+from worldmodel.evaluation.window_metrics import concat_scores, measure_windows
+from worldmodel.evaluation.window_predictions import Settings
 from worldmodel.metrics import PSNR_CAP, random_actions
 
 
