@@ -13,7 +13,7 @@ from worldmodel.config import WorldModelConfig
 from worldmodel.devices import resolve_device
 from worldmodel.models.compilation import optimize_loaded
 from worldmodel.models.dynamics import Dynamics
-from worldmodel.models.genie import GenieReduxG, load_world_model
+from worldmodel.models.genie import GenieRedux, GenieReduxG, load_world_model
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.upscaler import Upscaler, upscaler_config
@@ -59,11 +59,15 @@ def load_upscaler(path: Path | str, device: torch.device | str = "cpu") -> Upsca
     return upscaler.to(resolve_device(device)).eval()
 
 
-def build_world_model(tokenizer: Path | str, dynamics: Path | str) -> GenieReduxG:
-    """Build a world model from runs or checkpoints of a tokenizer and a dynamics on real actions.
+def build_world_model(
+    tokenizer: Path | str, dynamics: Path | str, lam: Path | str | None = None
+) -> GenieReduxG | GenieRedux:
+    """Build a world model from runs or checkpoints of its parts: a GenieRedux if there is a `lam`.
 
     Raises InputError if one cannot be loaded or they do not belong together.
     """
+    if lam is not None:
+        return GenieRedux(load_tokenizer(tokenizer), load_lam(lam), load_dynamics(dynamics))
     return GenieReduxG(load_tokenizer(tokenizer), load_dynamics(dynamics))
 
 

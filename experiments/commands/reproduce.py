@@ -41,7 +41,7 @@ class Args(RayArgs, ConfigArgs, DeviceArgs):
     """Size of models, play and training."""
     games: tuple[str, ...] = ()
     """Games with the same actions. Default: the paper's three at preset paper, else PrivateEye,
-    Hero and ElevatorAction; Counting at debug."""
+    Hero and ElevatorAction; Counting at debug. Tables 2, 3 and 13 are about CoinRun."""
     explorers: tuple[Explorer, ...] = ()
     """Explorers compared with random play. The first one's data train the models from scratch.
     Default: agent."""
@@ -76,7 +76,7 @@ def run(args: Args) -> None:
         raise InputError("--seeds and --parallel: give 1 or more of each")
     if len(set(args.seeds)) < len(args.seeds):
         raise InputError("--seeds: give each seed once")
-    config = configuration(args, plays=item.kind != "settings" and not args.dry_run)
+    config = configuration(args, item, plays=item.kind != "settings" and not args.dry_run)
     # This imports torch: wrong arguments are reported first.
     from experiments.reproduction import make
 
@@ -91,12 +91,14 @@ def run(args: Args) -> None:
     console.print(f"written to {args.out}")
 
 
-def configuration(args: Args, *, plays: bool) -> PipelineConfig:
+def configuration(args: Args, item: Item, *, plays: bool) -> PipelineConfig:
     """Return the settings of the flags and of the --config file, checked.
 
     `plays`: games are played, and need their ROMs.
     """
-    c = reproduction_preset(args.preset)
+    if item.games and args.games not in ((), item.games):
+        raise InputError(f"{item.name} is about {', '.join(item.games)}: leave out --games")
+    c = reproduction_preset(args.preset, item.games)
     if args.config is not None:
         c = override(c, read_config(args.config), str(args.config))
     games = tuple(check_games(args.games or c.games, roms=plays))

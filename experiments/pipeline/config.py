@@ -69,6 +69,8 @@ class PipelineConfig:
     """Changes to the sizes of the world model."""
     tokenizer: Settings = field(default_factory=dict)
     """Changes to the training of the tokenizer."""
+    lam: Settings = field(default_factory=dict)
+    """Changes to the training of the latent action model, which only tables of CoinRun need."""
     dynamics: Settings = field(default_factory=dict)
     """Changes to the training of the dynamics model."""
     decoder_finetune: Settings = field(default_factory=dict)

@@ -6,7 +6,7 @@ Names, settings and outputs of the stages are part of their records in a run's f
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import exploration
 from envs import action_names
@@ -93,6 +93,7 @@ def check_settings(c: PipelineConfig) -> None:
     for name, base in (
         ("model", preset(c.preset)),
         ("tokenizer", train_preset("tokenizer", c.preset)),
+        ("lam", train_preset("lam", c.preset)),
         ("dynamics", train_preset("dynamics", c.preset)),
         ("decoder_finetune", train_preset("tokenizer", c.preset, "finetune")),
         ("dynamics_finetune", train_preset("dynamics", c.preset, "finetune")),
@@ -115,14 +116,20 @@ def train_stage(
     data: tuple[str, ...],
     init: str | None = None,
     output: str | None = None,
+    *,
+    tokenizer: str = "tokenizer",
+    lam: str | None = None,
 ) -> Stage:
     """Return the stage that trains a component, or fine-tunes that of the stage `init`, on `data`.
 
-    The name begins with tokenizer, decoder or dynamics. Of a tokenizer only the decoder is
-    fine-tuned, so that tokens stay the same and every dynamics model uses the base tokenizer.
+    The name begins with tokenizer, lam, decoder or dynamics. Of a tokenizer only the decoder is
+    fine-tuned, so that tokens stay the same and every dynamics model uses the base tokenizer. A
+    dynamics model is trained on the tokens of the stage `tokenizer`, and on the latent actions of
+    the stage `lam` if there is one.
     """
     part = name.split("-")[0]
-    component: Literal["tokenizer", "dynamics"] = "dynamics" if part == "dynamics" else "tokenizer"
+    component = "tokenizer" if part == "decoder" else part
+    config = model_config(c)
     changes = getattr(c, f"{part}_finetune" if init else part)
     threads = max(1, (c.threads or default_threads()) // max(1, c.train_workers))
     options: dict[str, Any] = {"seed": c.seed, "num_threads": threads}
@@ -131,13 +138,13 @@ def train_stage(
     options |= changes
     training = TrainingRun(
         component,
-        config=model_config(c),
+        config=config.with_latent_actions() if lam else config,
         recipe=train_preset(component, c.preset, "finetune" if init else None, **options),
         data=(),
         out=Path(),
         decoder_only=part == "decoder",
     )
-    tokenizer = "tokenizer" if component == "dynamics" else None
+    tokens = tokenizer if component == "dynamics" else None
     # The base model's uncertainty chooses the clips that an explorer's model is fine-tuned on.
     priority = "model-base" if init and changes.get("prioritised") else None
 
@@ -147,14 +154,15 @@ def train_stage(
             data=[str(context.path(stage)) for stage in data],
             out=context.out,
             init=context.path(init) if init else None,
-            tokenizer=context.path(tokenizer) if tokenizer else None,
+            tokenizer=context.path(tokens) if tokens else None,
+            lam=context.path(lam) if lam else None,
             priority_model=context.path(priority) if priority else None,
             cache_dir=context.root / "cache",
         )
         checkpoint = train(specification, workers=c.train_workers, resume=context.resume)
         return {"checkpoint": str(checkpoint)}
 
-    inputs = (*(stage for stage in (tokenizer, init, priority) if stage), *data)
+    inputs = (*(stage for stage in (tokens, lam, init, priority) if stage), *data)
     settings = [c.preset, c.seed, c.precision, c.model, changes]
     return Stage(name, description, run, inputs, output or name, settings, training)
 
@@ -178,16 +186,20 @@ def finetune_stages(
     ]
 
 
-def join_stage(name: str, tokenizer: str, dynamics: str) -> Stage:
-    """Return the stage that joins a tokenizer and a dynamics model as `models/<name>`."""
+def join_stage(name: str, tokenizer: str, dynamics: str, lam: str | None = None) -> Stage:
+    """Return the stage that joins the parts of a world model as `models/<name>`.
+
+    They are a tokenizer, a dynamics model and, of a GenieRedux, a latent action model.
+    """
+    inputs = (tokenizer, dynamics, *([lam] if lam else []))
 
     def run(context: StageContext) -> dict[str, Any]:
-        model = loading.build_world_model(context.path(tokenizer), context.path(dynamics))
+        model = loading.build_world_model(*map(context.path, inputs))
         model.save(context.out)
         return {"parameters": sum(p.numel() for p in model.parameters())}
 
-    inputs = (tokenizer, dynamics)
-    return Stage(f"model-{name}", "join the two as a world model", run, inputs, f"models/{name}")
+    what = "join the three as a world model" if lam else "join the two as a world model"
+    return Stage(f"model-{name}", what, run, inputs, f"models/{name}")
 
 
 def explore_stage(

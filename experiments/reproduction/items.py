@@ -26,6 +26,8 @@ class Item:
     """Part that is not there yet."""
     command: str = ""
     """Command that makes it; empty for `reproduce` itself."""
+    games: tuple[str, ...] = ()
+    """Games that it is about; empty for any."""
     minutes: Mapping[str, float] = field(default_factory=dict)
     """Preset -> measured minutes of a seed on two quiet cores, in a new folder."""
 
@@ -46,6 +48,11 @@ def _table(name: str, title: str, state: State, missing: str = "", **minutes: fl
     return Item(name, title, "table", state, missing, minutes=minutes)
 
 
+def _coinrun(name: str, title: str, kind: Kind = "table", **minutes: float) -> Item:
+    """Return an item of the case study on CoinRun."""
+    return Item(name, f"CoinRun: {title}", kind, "made", games=("CoinRun",), minutes=minutes)
+
+
 def _figure(name: str, title: str, state: State, missing: str = "", **minutes: float) -> Item:
     return Item(name, title, "figure", state, missing, minutes=minutes)
 
@@ -62,8 +69,8 @@ COINRUN = "an agent on CoinRun's own reward, and the latent action model driving
 
 ITEMS = (
     _elsewhere("table1", "RetroAct beside other data sets", "catalog stats", "no comparison"),
-    _table("table2", "CoinRun: visual fidelity, basic test set", "missing", COINRUN),
-    _table("table3", "CoinRun: visual fidelity, diverse test set", "missing", COINRUN),
+    _coinrun("table2", "visual fidelity, basic test set"),
+    _coinrun("table3", "visual fidelity, diverse test set"),
     _table(
         "table4",
         "Ablation: token input, TDCE loss, autoregressive sampling",
@@ -79,7 +86,7 @@ ITEMS = (
     _settings("table10", "Settings of the optimizer"),
     _table("table11", "All models sampled autoregressively, first game", "made", debug=0.5),
     _table("table12", "One model for all games", "made", debug=0.5),
-    _table("table13", "CoinRun: models on an agent's data, basic test set", "missing", COINRUN),
+    _coinrun("table13", "models on an agent's data, basic test set"),
     _elsewhere("figure3", "Games of RetroAct", "catalog list"),
     _elsewhere("figure4", "One start, each action", "generate --each-action"),
     _figure("figure5", "Meaning of the tokens: nearest and farthest codes", "made", debug=0.3),

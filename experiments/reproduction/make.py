@@ -15,10 +15,10 @@ from experiments.pipeline.runner import Context, Stage, run_stages
 from experiments.pipeline.stages import check_settings, model_config
 from experiments.reproduction.figures import FIGURES, figure_stages
 from experiments.reproduction.items import Item
-from experiments.reproduction.plans import table_plan
 from experiments.reproduction.results import write_table
 from experiments.reproduction.settings_tables import settings_rows, settings_table
 from experiments.reproduction.stages import plan_stages
+from experiments.reproduction.tables import table_plan
 from experiments.studies.common import check_continues
 from worldmodel.config import SamplingConfig
 from worldmodel.training.config import train_preset

@@ -4,19 +4,24 @@ A new table is one function here. Names of play and models begin with the player
 game they belong to: `agent-PrivateEye-Atari2600`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from envs.games.base import EnvOptions
 from experiments.pipeline.config import PipelineConfig
 from worldmodel.config import GenerationMode
 
 TOGETHER = "together"
 """Name of all games in those of play and models."""
-PLAYERS = ("random", "agent", "archive", "random-features", "vae", "test", "base", "held-out")
+PLAYERS = (
+    "random", "agent", "archive", "random-features", "vae", "test", "base", "held-out",
+    "trained-agent", "basic", "diverse",
+)  # fmt: skip
 """Players of a table, in the order of their seeds. base: the random play that the base model is
 trained on; test: an expert's or deep play; held-out: more random play, of which no training knows;
-random-features and vae: the agent with these rewards."""
+random-features and vae: the agent with these rewards; trained-agent: one trained on the game's own
+reward; basic and diverse: the test sets of CoinRun, random and that agent's play."""
 EXPLORED = {"agent": "explored", "archive": "explored, archive"}
 """Explorer -> word in the tables."""
 RANDOM_DATA = "random data"
@@ -29,6 +34,10 @@ class Play:
 
     player: str
     games: tuple[str, ...]
+    options: EnvOptions = ()
+    """Options of the games, such as the levels of CoinRun."""
+    agent: "Play | None" = None
+    """Play whose agent plays here too; None for the player's own."""
 
     @property
     def name(self) -> str:
@@ -43,11 +52,14 @@ class Model:
     name: str
     play: tuple[Play, ...]
     """Episodes that it is trained on."""
-    start: Literal["base", "tokenizer", "decoder"] = "base"
-    """Parts that it starts with. base: decoder and dynamics model are fine-tuned. tokenizer: the
-    base tokenizer, with dynamics from scratch. decoder: that of the model `decoder_of`, with
-    dynamics from scratch."""
+    start: Literal["base", "tokenizer", "decoder", "scratch"] = "base"
+    """Parts that it starts with. base: decoder and dynamics model are fine-tuned. tokenizer: that
+    of the base or of the model `tokenizer_of`, with dynamics from scratch. decoder: that of the
+    model `decoder_of`, with dynamics from scratch. scratch: none."""
     decoder_of: str = ""
+    tokenizer_of: str = ""
+    latent: bool = False
+    """GenieRedux, whose latent action model is trained on the same play, not GenieRedux-G."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Changes to the sizes of the model."""
 
@@ -64,11 +76,23 @@ class TableRow:
     model: str
     test: tuple[Play, ...]
     mode: GenerationMode = "one_pass"
-    part: Literal["prediction", "reconstruction"] = "prediction"
+    part: Literal["prediction", "reconstruction", "lam"] = "prediction"
+    """Frames that are compared with the true ones: predictions of the model, reconstructions of its
+    tokenizer, or predictions of its latent action model from true frames."""
+    actions: Literal["recorded", "inferred"] = "recorded"
+    """Actions that drive the model: the recorded ones, or those that its latent action model infers
+    from the true frames."""
     baseline: str = ""
     """Model that the row is compared with window by window; empty for none."""
     baseline_mode: GenerationMode | None = None
     """Sampling of the baseline; None for that of the row."""
+    baseline_actions: Literal["recorded", "inferred"] | None = None
+    """Actions that drive the baseline; None for those of the row."""
+
+    @property
+    def source(self) -> str:
+        """Source of the scores: recorded or inferred actions, or lam."""
+        return "lam" if self.part == "lam" else self.actions
 
 
 @dataclass(frozen=True)
@@ -82,6 +106,10 @@ class TablePlan:
     """Name of the rows' baseline; empty without one."""
     more_plays: tuple[Play, ...] = ()
     """Episodes that are neither trained nor tested on."""
+    base: Play | None = None
+    """Random play that the base model is trained on; None for that of all games."""
+    trains_base: bool = True
+    """False if no row needs the base model."""
 
     @property
     def plays(self) -> tuple[Play, ...]:
@@ -94,11 +122,6 @@ class TablePlan:
 def named(player: str, games: Sequence[str]) -> str:
     """Return the name of a player's episodes or of the model that is trained on them."""
     return f"{player}-{games[0] if len(games) == 1 else TOGETHER}"
-
-
-def table_plan(name: str, c: PipelineConfig) -> TablePlan:
-    """Return the plan of a table for the games and explorers of a configuration."""
-    return PLANS[name](c)
 
 
 def ablation(c: PipelineConfig) -> TablePlan:
@@ -204,12 +227,3 @@ def rewards(c: PipelineConfig) -> TablePlan:
     ]
     note = "Low values are the aim of an explorer: the model is wrong about its play."
     return TablePlan((), tuple(rows), note)
-
-
-PLANS: Mapping[str, Callable[[PipelineConfig], TablePlan]] = {
-    "table4": ablation,
-    "table5": each_game,
-    "table6": rewards,
-    "table11": first_game,
-    "table12": all_games,
-}

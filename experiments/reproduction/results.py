@@ -12,9 +12,9 @@ from envs.utils.atomic_io import write_atomic, write_json_atomic
 from experiments.pipeline.runner import output_hash
 from experiments.reports.page import Section, Table, embed_picture, write_page
 from experiments.reproduction.items import Item
+from experiments.reproduction.model_stages import score_path
 from experiments.reproduction.paper_values import PAPER_ROWS
 from experiments.reproduction.plans import TablePlan, TableRow
-from experiments.reproduction.stages import score_path
 from experiments.studies.common import (
     COLOURS,
     estimate_json,
@@ -83,15 +83,17 @@ def describe_row(row: TableRow, roots: Sequence[Path]) -> dict[str, Any]:
         "sources": [{"file": str(file), "sha256": output_hash(file)} for file in files],
     }
     if row.baseline and row.part == "prediction":
-        mode = row.baseline_mode or row.mode
-        compared = score_path(row.baseline, row.test, mode)
+        mode, actions = row.baseline_mode or row.mode, row.baseline_actions or row.actions
+        compared = score_path(replace(row, model=row.baseline, mode=mode, actions=actions))
         pairs = [
             (mine, _windows(root / compared)) for mine, root in zip(windows, roots, strict=True)
         ]
         record["baseline"] = {"model": row.baseline, "mode": mode}
-        record["difference"] = {
-            name: interval_json(paired_estimate(pairs, name)) for name in METRICS
-        }
+        if actions != row.actions:
+            record["baseline"]["actions"] = actions
+        # Random latent actions and random buttons do not compare.
+        names = METRICS if actions == row.actions else ("psnr", "ssim")
+        record["difference"] = {name: interval_json(paired_estimate(pairs, name)) for name in names}
     return record
 
 
@@ -103,6 +105,7 @@ def _windows(file: Path) -> dict[str, Any]:
 def _metrics(
     row: TableRow, scores: Sequence[Mapping[str, Any]], windows: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, float | None]]:
+    """Return the metrics of a row; only on recorded actions there is a delta-PSNR of buttons."""
     reconstruction = row.part == "reconstruction"
     sets = [score["overall"] for score in scores]
     if reconstruction:
@@ -113,15 +116,16 @@ def _metrics(
         }
         distances = [part["reconstruction"].get("distance") for part in sets]
     else:
-        values = {name: [float(np.nanmean(part[name])) for part in windows] for name in METRICS}
+        names = METRICS if row.source == "recorded" else ("psnr", "ssim")
+        values = {name: [float(np.nanmean(part[name])) for part in windows] for name in names}
         distances = [part["prediction"]["distance"] for part in sets]
     values["distance"] = [value for value in distances if value is not None]
     over_episodes = len(scores) == 1 and not reconstruction
     found = {}
     for name in HEADS:
-        if over_episodes and name in METRICS:
+        if over_episodes and name in METRICS and name in values:
             found[name] = _over_episodes(windows[0], name)
-        elif values[name]:
+        elif values.get(name):
             found[name] = estimate_json(torch.tensor(values[name]))
         else:
             found[name] = {"mean": None, "low": None, "high": None}

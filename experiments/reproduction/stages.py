@@ -8,7 +8,6 @@ All tables of a folder share them, so that the second table finds most of what i
 <out>/seed-0/stages/                 records of the finished stages, which are not run again
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,33 +16,28 @@ from experiments.configuration import override
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.data_stages import collect_frames, deep_test_stage, play_until
 from experiments.pipeline.runner import Stage, StageContext
-from experiments.pipeline.stages import DEEP_SHARE, finetune_stages, join_stage, train_stage
-from experiments.reproduction.plans import PLAYERS, Model, Play, TablePlan, named
+from experiments.reproduction.model_stages import base_stages, evaluation_stage, model_stages
+from experiments.reproduction.plans import PLAYERS, Play, TablePlan, named
 from exploration.agent.policy import policy_spec
 from exploration.archive import ArchiveConfig, play_from_archive
 from exploration.config import explore_preset
 from exploration.reward.factory import RewardConfig
-from worldmodel import GenieReduxG
-from worldmodel.evaluation.evaluate import evaluate
-from worldmodel.evaluation.far_windows import FarWindows
 
 REWARDS = {"agent": "token-entropy", "random-features": "random-features", "vae": "vae"}
+REWARDS["trained-agent"] = "extrinsic"
 """Player that is an agent -> its reward."""
+TESTS = ("held-out", "basic", "diverse")
+"""Players of test sets, besides an expert's and deep play."""
 EXPERT_EPSILON = 0.15
 """Probability of a random action in the test set of an expert (App. A.2)."""
-SCRATCH_ITERATIONS = 15_000
-"""Steps of the paper's models from scratch (section 5); other presets train as long as the base."""
 
 
 def plan_stages(c: PipelineConfig, plan: TablePlan, test_player: str) -> list[Stage]:
     """Return the stages of a table, in order. test_player: expert or deep."""
-    base = Play("base", c.games)
-    stages = [
-        episodes_stage(c, base, c.random_episodes * c.random_steps),
-        train_stage(c, "tokenizer", "train the tokenizer", (f"data-{base.name}",)),
-        train_stage(c, "dynamics", "train the dynamics model", (f"data-{base.name}",)),
-        join_stage("base", "tokenizer", "dynamics"),
-    ]
+    base = plan.base or Play("base", c.games)
+    stages = [episodes_stage(c, base, c.random_episodes * c.random_steps)]
+    if plan.trains_base:
+        stages += base_stages(c, base)
     for play in plan.plays:
         if play.player == "test":
             stages += test_stages(c, play, test_player)
@@ -51,8 +45,7 @@ def plan_stages(c: PipelineConfig, plan: TablePlan, test_player: str) -> list[St
             stages += playing_stages(c, play)
     for model in plan.models:
         stages += model_stages(c, model)
-    measured = dict.fromkeys((row.model, row.test, row.mode) for row in plan.rows)
-    stages += [evaluation_stage(c, *measure, test_player) for measure in measured]
+    stages += [evaluation_stage(c, row, test_player) for row in plan.rows]
     return list({stage.name: stage for stage in stages}.values())
 
 
@@ -79,13 +72,14 @@ def episodes_stage(c: PipelineConfig, play: Play, frames: int, agent: str | None
                 seed=seed_of(c, play),
                 workers=c.workers,
                 actions=c.actions,
+                options=play.options,
             )
             for game in play.games
         }
         return {"frames": played}
 
     name, games = f"data-{play.name}", ", ".join(play.games)
-    settings = [play.games, c.seed, frames, c.explored_steps, epsilon, *c.actions]
+    settings = [play.games, c.seed, frames, c.explored_steps, epsilon, *c.actions, *play.options]
     description = f"play {games}: {play.player}, {frames:,} frames"
     inputs = () if agent is None else (agent,)
     return Stage(name, description, run, inputs, f"data/{play.name}", settings)
@@ -94,13 +88,16 @@ def episodes_stage(c: PipelineConfig, play: Play, frames: int, agent: str | None
 def playing_stages(c: PipelineConfig, play: Play) -> list[Stage]:
     """Return the stages that record a player's episodes, and train it before if it is an agent."""
     frames = c.explored_episodes * c.explored_steps
-    if play.player == "held-out":
+    if play.player in TESTS:
         frames = c.test_episodes * c.explored_steps
+    if play.player == "trained-agent":  # as much as the random play that it is compared with
+        frames = c.random_episodes * c.random_steps
     if play.player == "archive":
         return [archive_play_stage(c, play, frames)]
-    if play.player not in REWARDS:
+    learner = play.agent or play
+    if learner.player not in REWARDS:
         return [episodes_stage(c, play, frames)]
-    explorer = training_stage(c, play, RewardConfig(REWARDS[play.player]))
+    explorer = training_stage(c, learner, RewardConfig(REWARDS[learner.player]))
     return [explorer, episodes_stage(c, play, frames, explorer.name)]
 
 
@@ -129,6 +126,7 @@ def training_stage(c: PipelineConfig, play: Play, reward: RewardConfig) -> Stage
             context.out,
             config=override(preset, changes, "settings", "explore."),
             reward=replace(reward, data=data, scorer=scorer),
+            env_options=play.options,
             resume=context.resume,
             seed=seed_of(c, play),
         )
@@ -136,7 +134,7 @@ def training_stage(c: PipelineConfig, play: Play, reward: RewardConfig) -> Stage
 
     name = f"explore-{play.name}"
     inputs = () if expert else ("model-base", f"data-{named('base', c.games)}")
-    settings = [play.games, c.seed, c.preset, c.precision, c.explore, reward.name]
+    settings = [play.games, c.seed, c.preset, c.precision, c.explore, reward.name, *play.options]
     description = f"train the agent of {play.name} on {reward.name}"
     return Stage(name, description, run, inputs, f"explore/{play.name}", settings)
 
@@ -168,62 +166,3 @@ def archive_play_stage(c: PipelineConfig, play: Play, frames: int) -> Stage:
     description = f"play on from an archive of {game}, {frames:,} frames"
     name = f"data-{play.name}"
     return Stage(name, description, run, ("model-base",), f"data/{play.name}", settings)
-
-
-def model_stages(c: PipelineConfig, model: Model) -> list[Stage]:
-    """Return the stages that train a model of a table."""
-    data = tuple(f"data-{play.name}" for play in model.play)
-    if model.start == "base":
-        base = (f"data-{named('base', c.games)}",) if c.finetune_data == "half" else ()
-        return finetune_stages(c, model.name, (*base, *data))
-    changes = c.dynamics
-    if c.preset == "paper" and model.start == "decoder":
-        changes = {**changes, "iterations": SCRATCH_ITERATIONS}
-    dynamics = train_stage(
-        replace(c, model={**c.model, **model.settings}, dynamics=changes),
-        f"dynamics-{model.name}",
-        f"train the dynamics model of {model.name} from scratch",
-        data,
-        output=f"scratch/{model.name}",
-    )
-    decoder = f"decoder-{model.decoder_of}" if model.start == "decoder" else "tokenizer"
-    return [dynamics, join_stage(model.name, decoder, dynamics.name)]
-
-
-def score_path(model: str, test: Sequence[Play], mode: str) -> str:
-    """Return the path of a model's scores on a test set, in the folder of a seed."""
-    name = named(test[0].player, [game for play in test for game in play.games])
-    return f"scores/{model}/{name}-{mode}.json"
-
-
-def evaluation_stage(
-    c: PipelineConfig, model: str, test: tuple[Play, ...], mode: str, test_player: str
-) -> Stage:
-    """Return the stage that evaluates a model on a test set.
-
-    Of deep play the windows are evaluated that are least like the base model's data.
-    """
-    deep = test_player == "deep" and test[0].player == "test"
-
-    def run(context: StageContext) -> dict[str, Any]:
-        base = str(context.path(f"data-{named('base', c.games)}"))
-        world = GenieReduxG.load(context.path(f"model-{model}"), "auto", c.precision)
-        result = evaluate(
-            world,
-            [str(context.path(f"data-{play.name}")) for play in test],
-            cache_dir=context.root / "cache",
-            out=context.out,
-            far=FarWindows((base,), DEEP_SHARE) if deep else None,
-            **{"seed": c.seed, **c.evaluate, "mode": mode},
-        )
-        return {"windows": result["overall"]["windows"]}
-
-    output = score_path(model, test, mode)
-    name = output.removesuffix(".json").replace("scores/", "score-").replace("/", "-")
-    inputs = (
-        f"model-{model}",
-        f"data-{named('base', c.games)}",
-        *(f"data-{play.name}" for play in test),
-    )
-    settings = [c.evaluate, c.seed, c.precision, mode, deep and DEEP_SHARE]
-    return Stage(name, f"evaluate {model}, {mode}", run, inputs, output, settings)

@@ -13,7 +13,7 @@ from experiments.reproduction.figures import FIGURES
 from experiments.reproduction.items import ITEMS, find_item
 from experiments.reproduction.make import item_stages
 from experiments.reproduction.paper_values import PAPER_ROWS
-from experiments.reproduction.plans import PLANS
+from experiments.reproduction.tables import PLANS
 
 TWO_GAMES = ("Counting", "Corridor")
 
