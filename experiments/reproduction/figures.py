@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from envs.episodes.dataset import EpisodeReader
+from envs.episodes.episode import Episode
 from envs.utils.atomic_io import write_atomic
 from envs.utils.errors import InputError
 from envs.utils.images import Frames, gif, png
@@ -16,12 +17,10 @@ from experiments.pipeline.runner import Stage, StageContext
 from experiments.reports.images import film_strip, labelled_panels, labelled_strip, predict
 from experiments.reproduction.plans import Model, Play, TablePlan, exploration_models
 from experiments.reproduction.stages import plan_stages
-from experiments.studies import horizon, representation, uncertainty
+from experiments.studies import horizon
 from experiments.studies.arguments import (
     HorizonArgs,
     ModelArgs,
-    RepresentationArgs,
-    UncertaintyArgs,
 )
 from worldmodel import GenieReduxG
 from worldmodel.config import CONTEXT
@@ -44,9 +43,8 @@ class Figure:
     """Returns a line of text for each picture."""
 
 
-def figure_stages(name: str, c: PipelineConfig, test_player: str) -> list[Stage]:
+def figure_stages(name: str, figure: Figure, c: PipelineConfig, test_player: str) -> list[Stage]:
     """Return the stages of a figure with one seed, in order; the last one draws it."""
-    figure = FIGURES[name](c)
     stages = plan_stages(c, figure.plan, test_player)
 
     def run(context: StageContext) -> dict[str, Any]:
@@ -54,7 +52,7 @@ def figure_stages(name: str, c: PipelineConfig, test_player: str) -> list[Stage]
         return {"lines": figure.draw(context)}
 
     inputs = (
-        "model-base",
+        *(["model-base"] if figure.plan.trains_base else []),
         *(f"model-{model.name}" for model in figure.plan.models),
         *(f"data-{play.name}" for play in figure.plan.more_plays),
     )
@@ -118,7 +116,22 @@ def _strips(c: PipelineConfig, models: Sequence[Model], *tests: Play) -> Figure:
 def predicted_rows(
     reader: EpisodeReader, game: str, models: Mapping[str, Path], c: PipelineConfig
 ) -> dict[str, Frames]:
-    """Return name -> frames: the real window that moves most, and what each model predicts.
+    """Return name -> frames: the real window that moves most, and what each model predicts."""
+    episode, start = most_moving(reader, game)
+    real = episode.frames_THWC[start : start + CONTEXT + PREDICTED]
+    actions = episode.actions[start : start + len(real) - 1]
+    steps = c.evaluate.get("steps", 25)
+    rows = {"real": real}
+    for name, folder in models.items():
+        model = GenieReduxG.load(folder, "auto", c.precision).for_game(game)
+        rows[name] = predict(
+            model, real[:CONTEXT], actions, seed=c.seed, steps=steps, mode="autoregressive"
+        )
+    return rows
+
+
+def most_moving(reader: EpisodeReader, game: str) -> tuple[Episode, int]:
+    """Return the episode and first frame of the window that moves most.
 
     Raises InputError if no episode of the game is long enough.
     """
@@ -134,17 +147,7 @@ def predicted_rows(
             best, most = (index, int(sums.argmax())), float(sums.max())
     if best is None:
         raise InputError(f"{game}: no episode of the test set has {length} frames")
-    episode, start = reader[best[0]], best[1]
-    real = episode.frames_THWC[start : start + length]
-    actions = episode.actions[start : start + length - 1]
-    steps = c.evaluate.get("steps", 25)
-    rows = {"real": real}
-    for name, folder in models.items():
-        model = GenieReduxG.load(folder, "auto", c.precision).for_game(game)
-        rows[name] = predict(
-            model, real[:CONTEXT], actions, seed=c.seed, steps=steps, mode="autoregressive"
-        )
-    return rows
+    return reader[best[0]], best[1]
 
 
 def agents_play(c: PipelineConfig) -> Figure:
@@ -164,14 +167,3 @@ def agents_play(c: PipelineConfig) -> Figure:
         return lines
 
     return Figure(TablePlan((), (), more_plays=plays), draw)
-
-
-FIGURES: Mapping[str, Callable[[PipelineConfig], Figure]] = {
-    "figure5": lambda c: study_figure(c, representation.run, RepresentationArgs),
-    "figure6": lambda c: study_figure(c, uncertainty.run, UncertaintyArgs),
-    "figure7": lambda c: compared_strips(c, c.games[:1]),
-    "figure9": base_strips,
-    "figure11": lambda c: compared_strips(c, c.games),
-    "figure13": agents_play,
-    "figure16": horizon_figure,
-}

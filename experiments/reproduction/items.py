@@ -65,8 +65,6 @@ def _elsewhere(name: str, title: str, command: str, missing: str = "") -> Item:
     return Item(name, title, "other", "command", missing, f"autoexplore {command}")
 
 
-COINRUN = "an agent on CoinRun's own reward, and the latent action model driving GenieRedux"
-
 ITEMS = (
     _elsewhere("table1", "RetroAct beside other data sets", "catalog stats", "no comparison"),
     _coinrun("table2", "visual fidelity, basic test set"),
@@ -106,14 +104,14 @@ ITEMS = (
     _elsewhere("figure14", "Page of the first user study", "study people serve"),
     _elsewhere("figure15", "User study: quality of actions", "study people"),
     _figure("figure16", "Quality and control over the horizon", "made", debug=0.3),
-    _figure("figure17", "CoinRun: GenieRedux-G, motion and actions", "missing", COINRUN),
-    _figure("figure18", "CoinRun: GenieRedux-TA, motion", "missing", COINRUN),
-    _figure("figure19", "CoinRun: GenieRedux-TA, each action", "missing", COINRUN),
+    _coinrun("figure17", "GenieRedux-G, motion and actions", "figure"),
+    _coinrun("figure18", "GenieRedux-TA, motion", "figure"),
+    _coinrun("figure19", "GenieRedux-TA, each action", "figure"),
     _figure("figure20", "CoinRun: Jafar", "missing", "a model of Jafar's size"),
-    _figure("figure21", "CoinRun: GenieRedux with Jafar's sizes", "missing", COINRUN),
-    _figure("figure22", "CoinRun: GenieRedux-G-TA", "missing", COINRUN),
-    _figure("figure23", "CoinRun: GenieRedux-G-TA, each action", "missing", COINRUN),
-    _figure("figure24", "CoinRun: limits of GenieRedux-G-TA", "missing", COINRUN),
+    _figure("figure21", "CoinRun: GenieRedux with Jafar's sizes", "missing", "Jafar's sizes"),
+    _coinrun("figure22", "GenieRedux-G-TA, motion", "figure"),
+    _coinrun("figure23", "GenieRedux-G-TA, each action", "figure"),
+    _figure("figure24", "CoinRun: limits of GenieRedux-G-TA", "missing", "a search for them"),
     _elsewhere("appendixA2", "Test set of an expert", "expert"),
     _elsewhere("appendixB", "Super-resolution of frames", "train upscaler"),
 )

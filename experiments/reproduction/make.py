@@ -13,12 +13,12 @@ from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.dry_run import print_stages
 from experiments.pipeline.runner import Context, Stage, run_stages
 from experiments.pipeline.stages import check_settings, model_config
-from experiments.reproduction.figures import FIGURES, figure_stages
+from experiments.reproduction.figures import figure_stages
 from experiments.reproduction.items import Item
+from experiments.reproduction.registry import FIGURES, table_plan
 from experiments.reproduction.results import write_table
 from experiments.reproduction.settings_tables import settings_rows, settings_table
 from experiments.reproduction.stages import plan_stages
-from experiments.reproduction.tables import table_plan
 from experiments.studies.common import check_continues
 from worldmodel.config import SamplingConfig
 from worldmodel.training.config import train_preset
@@ -32,7 +32,7 @@ def seed_folder(out: Path, seed: int) -> Path:
 def item_stages(name: str, c: PipelineConfig, test: str) -> list[Stage]:
     """Return the stages of an item with one seed, in order."""
     if name in FIGURES:
-        return figure_stages(name, c, test)
+        return figure_stages(name, FIGURES[name](c), c, test)
     return plan_stages(c, table_plan(name, c), test)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def describe_row(row: TableRow, roots: Sequence[Path]) -> dict[str, Any]:
     The interval is over the seeds, or over the episodes of a single seed. Differences from the
     row's baseline are paired by window.
     """
-    files = [root / score_path(row.model, row.test, row.mode) for root in roots]
+    files = [root / score_path(row) for root in roots]
     scores = [json.loads(file.read_text()) for file in files]
     windows = [_windows(file) for file in files]
     record: dict[str, Any] = {

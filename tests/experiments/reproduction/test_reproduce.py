@@ -9,11 +9,10 @@ import pytest
 from envs.utils.errors import InputError
 from experiments.__main__ import execute
 from experiments.reproduction.arguments import reproduction_preset
-from experiments.reproduction.figures import FIGURES
 from experiments.reproduction.items import ITEMS, find_item
 from experiments.reproduction.make import item_stages
 from experiments.reproduction.paper_values import PAPER_ROWS
-from experiments.reproduction.tables import PLANS
+from experiments.reproduction.registry import FIGURES, PLANS
 
 TWO_GAMES = ("Counting", "Corridor")
 
