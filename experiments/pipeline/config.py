@@ -153,9 +153,10 @@ PRESETS: dict[str, PipelineConfig] = {
             "envs_per_runner": 4,
             "steps_per_epoch": 60,
             "updates_per_epoch": 12,
-            "evaluate_every": 3,
-            "evaluation_episodes": 1,
-            "evaluation_steps": 100,
+            # The best of the three epochs, by episodes as long as those that are collected.
+            "evaluate_every": 1,
+            "evaluation_episodes": 2,
+            "evaluation_steps": 400,
         },
         # A Frechet distance of so few frames would say nothing.
         evaluate={"limit": 24, "steps": 1, "mode": "autoregressive", "distance": False},
