@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from experiments.benchmarks.common import Args, Row, median_of, wall_seconds
+from experiments.benchmarks.common import Args, Row, cpu_seconds, median_of, wall_seconds
 from exploration.agent.learner import as_learner_batch
 from exploration.agent.loss import actor_critic_loss
 from exploration.algorithm import AutoExplore
@@ -64,7 +64,27 @@ def measure_reward(args: Args, scratch: Path) -> Iterator[Row]:
                 yield measure_swap(app, model, args.repeats)
         finally:
             serve.shutdown(app)
+    yield from measure_windows_of_cpu(scratch / "cpu", args.repeats)
     yield measure_update(games, args.repeats)
+
+
+def measure_windows_of_cpu(model: Path, repeats: int) -> Iterator[Row]:
+    """Measure reward windows of the model of preset cpu in CPU time, on one thread."""
+    windows = cut_windows(*noise_clip(WINDOWS))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rates = {}
+        for precision in ("fp32", "bf16"):
+            work = partial(window_entropies, load_model(model, "cpu", precision), *windows)
+            work()  # warms up
+            rates[precision] = WINDOWS / median_of(repeats, partial(cpu_seconds, work))
+    finally:
+        torch.set_num_threads(threads)
+    for name, rate in rates.items():
+        yield Row(
+            "reward", f"reward of preset cpu, {name}", rate, "windows/CPU-s", "fp32", rates["fp32"]
+        )
 
 
 def save_untrained(folder: Path, *, thin: bool) -> Path:
