@@ -12,6 +12,7 @@ import tyro
 
 from envs import builtin_name, catalog
 from envs.utils.errors import InputError
+from envs.utils.progress import console
 from envs.utils.ray_session import DEVICE_VARIABLE
 from worldmodel.config import Device, Precision
 
@@ -199,6 +200,25 @@ def check_games(games: Sequence[str], *, partial: bool = False, roms: bool = Tru
             "32 Atari games without a FOLDER"
         )
     return list(dict.fromkeys(checked))
+
+
+def playable_games(games: Sequence[str], flag: str, *, roms: bool = True) -> tuple[str, ...]:
+    """Return those of the games, and of the games of subsets, that have a ROM, and print how many.
+
+    roms False: return all. Raises InputError for an unknown game, or if none has a ROM.
+    """
+    if not games or not roms:
+        return tuple(check_games(games, roms=False)) if games else ()
+    named = check_games(games, roms=False)
+    found = tuple(game for game in named if builtin_name(game) or catalog.has_rom(game))
+    if not found:
+        raise InputError(
+            f"{flag} {' '.join(games)}: none of these {len(named)} games has a ROM here: import "
+            f"them with `python -m envs.roms FOLDER`, or give {flag} without games to go without"
+        )
+    if len(found) < len(named):
+        console.print(f"{flag}: {len(found)} of {len(named)} games have a ROM here")
+    return found
 
 
 def check_folder(path: Path, what: str, made_by: str) -> Path:

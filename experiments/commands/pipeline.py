@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from envs import action_names
-from envs.controls import parse_action_names
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.interrupt import follow_parent
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
-from experiments.arguments import ConfigArgs, DeviceArgs, RayArgs, check_at_least, check_games
+from experiments.arguments import ConfigArgs, DeviceArgs, RayArgs, check_at_least
 from experiments.configuration import Flat, default_args, flag_value
-from experiments.pipeline.config import PipelineConfig, pipeline_preset
+from experiments.pipeline.config import PipelineConfig, check_pipeline_games, pipeline_preset
 from experiments.pipeline.runner import Context, run_stages
 
 
@@ -57,14 +55,7 @@ def run(args: Args) -> None:
     """Run the missing stages, then print the main results and the report's path."""
     follow_parent()
     check_at_least(0, rounds=args.rounds)
-    games = args.pipeline.games
-    config = dataclasses.replace(
-        args.pipeline,
-        games=tuple(check_games(games, roms=not args.dry_run)),
-        actions=parse_action_names(args.pipeline.actions),
-    )
-    for game in config.games:
-        action_names([game], config.actions)
+    config = check_pipeline_games(args.pipeline, roms=not args.dry_run)
     if args.out is not None:
         check_own_run(args.out)
     elif not args.dry_run:

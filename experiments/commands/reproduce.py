@@ -8,13 +8,12 @@ from typing import Any
 import tyro
 from rich.table import Table
 
-from envs import action_names
 from envs.utils.errors import InputError
 from envs.utils.progress import console, progress
 from envs.utils.ray_session import ray_session
-from experiments.arguments import ConfigArgs, DeviceArgs, Preset, RayArgs, check_games
+from experiments.arguments import ConfigArgs, DeviceArgs, Preset, RayArgs
 from experiments.configuration import override, read_config
-from experiments.pipeline.config import Explorer, PipelineConfig
+from experiments.pipeline.config import Explorer, PipelineConfig, check_pipeline_games
 from experiments.reproduction.arguments import reproduction_preset
 from experiments.reproduction.items import ITEMS, Item, find_item
 
@@ -101,11 +100,10 @@ def configuration(args: Args, item: Item, *, plays: bool) -> PipelineConfig:
     c = reproduction_preset(args.preset, item.games)
     if args.config is not None:
         c = override(c, read_config(args.config), str(args.config))
-    games = tuple(check_games(args.games or c.games, roms=plays))
-    c = replace(c, games=games, explorers=args.explorers or c.explorers)
+    c = replace(c, games=args.games or c.games, explorers=args.explorers or c.explorers)
+    c = check_pipeline_games(c, roms=plays)
     if args.parallel > 1:
         c = replace(c, threads=1)
-    action_names(c.games, c.actions)
     return c
 
 

@@ -1,11 +1,14 @@
 """Presets of the pipeline: games, amounts of data, lengths of training."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import tyro
 
+from envs import action_names
+from envs.controls import parse_action_names
 from envs.utils.errors import InputError
+from experiments.arguments import check_games, playable_games
 from worldmodel.config import Precision
 
 Settings = tyro.conf.Fixed[dict[str, Any]]
@@ -40,10 +43,19 @@ class PipelineConfig:
     """Players of the held-out episodes: random; deep, an archive of savestates chosen by the game's
     score (Go-Explore), of whose play the quarter least like the base model's data is evaluated; or
     agent."""
+    pretraining_games: tuple[str, ...] = ()
+    """Games, or a list of the catalogue, that the tokenizer and the dynamics model learn from first
+    (GenieRedux-G-200): platformers-200. Those without a ROM are left out. Empty: the base model
+    starts from scratch."""
+    base_games: tuple[str, ...] = ()
+    """Games, or a list of the catalogue, that the base model is trained on besides `games`
+    (GenieRedux-G-50): platformers-50. Those without a ROM are left out."""
     finetune_data: Literal["new", "half"] = "new"
     """Data of the fine-tuning: new, the player's alone (the paper); half, the base data besides."""
     random_episodes: int = 50
     """Episodes of random play per game, for the base model."""
+    pretraining_episodes: int = 50
+    """Episodes of random play per game of the pretraining."""
     explored_episodes: int = 10_000
     """Episodes of the agent per game, for fine-tuning. Every other player of the comparison gets as
     many steps."""
@@ -51,6 +63,8 @@ class PipelineConfig:
     """Held-out episodes per game and player."""
     random_steps: int = 500
     """Maximum steps of an episode for the base model."""
+    pretraining_steps: int = 500
+    """Maximum steps of an episode for the pretraining."""
     explored_steps: int = 700
     """Maximum steps of an episode for fine-tuning and for the test set."""
     explored_epsilon: float = 0.0
@@ -88,21 +102,31 @@ class PipelineConfig:
     evaluate: Settings = field(default_factory=dict)
     """Arguments of `worldmodel.evaluation.evaluate.evaluate`."""
 
+    @property
+    def games_of_base(self) -> tuple[str, ...]:
+        """Games that the base model is trained on."""
+        return tuple(dict.fromkeys([*self.games, *self.base_games]))
+
     def __post_init__(self) -> None:
-        episodes = (f"{part}_episodes" for part in ("random", "explored", "test"))
-        for name in (*episodes, "random_steps", "explored_steps", "workers"):
+        for name in (*EPISODES, "random_steps", "pretraining_steps", "explored_steps", "workers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', ' ')} {getattr(self, name)}: give 1 or more")
         if not self.explorers or not self.tests:
             raise InputError("explorers and tests: give 1 or more of each")
         if "agent" in self.tests and "agent" not in self.explorers:
             raise InputError("tests: agent is the player of explorers agent: add it to --explorers")
+        if self.games_apart and (self.pretraining_games or self.base_games):
+            raise InputError(
+                "games apart: each game has a base model of its own: leave pretraining games and "
+                "base games out, or games apart"
+            )
         if self.train_workers < 0:
             raise InputError(
                 f"train workers {self.train_workers}: give 0 (in this process) or more"
             )
 
 
+EPISODES = ("random_episodes", "pretraining_episodes", "explored_episodes", "test_episodes")
 DEMO_GAMES = ("PrivateEye-Atari2600", "CoinRun")
 
 PRESETS: dict[str, PipelineConfig] = {
@@ -180,6 +204,10 @@ PRESETS: dict[str, PipelineConfig] = {
     "paper": PipelineConfig(
         preset="paper",
         games=("SuperMarioBros-Nes",),
+        pretraining_games=("platformers-200",),
+        base_games=("platformers-50",),
+        random_episodes=100,
+        random_steps=1_000,
         workers=64,
         train_workers=8,
         explore={"runners": 8, "envs_per_runner": 1},
@@ -193,3 +221,22 @@ def pipeline_preset(name: str) -> PipelineConfig:
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def check_pipeline_games(c: PipelineConfig, *, roms: bool) -> PipelineConfig:
+    """Return the configuration with the names of its games, which have these actions.
+
+    `roms`: games are played, and need their ROMs. Raises InputError for games that cannot be.
+    """
+    checked = replace(
+        c,
+        games=tuple(check_games(c.games, roms=roms)),
+        pretraining_games=playable_games(c.pretraining_games, "--pretraining-games", roms=roms),
+        base_games=playable_games(c.base_games, "--base-games", roms=roms),
+        actions=parse_action_names(c.actions),
+    )
+    apart = [(game,) for game in checked.games]
+    together = (*checked.games, *checked.pretraining_games, *checked.base_games)
+    for games in apart if checked.games_apart else [together]:
+        action_names(games, checked.actions)
+    return checked

@@ -25,6 +25,7 @@ SEEDS = {
     "explore": 5,
     "archive": 6,
     "test-deep": 7,
+    "pretraining": 8,
 }
 """Offsets from 1,000 times the run's seed, so that no two parts play the same episodes."""
 DEEP_POLICY = "sticky:0.9"

@@ -24,9 +24,9 @@ from experiments.pipeline.runner import Stage, StageContext
 from experiments.pipeline.stages import (
     explore_stage,
     finetune_stages,
+    first_stages,
     report_stage,
     run_explorer,
-    stage_table,
 )
 from experiments.reports.rounds_report import build_rounds_report
 from experiments.reports.screens import seen_by_game
@@ -39,8 +39,6 @@ from worldmodel.metrics import frame_psnr
 from worldmodel.uncertainty import cut_windows, load_model, window_entropies
 
 APP_NAME = "autoexplore-rounds"
-SHARED = ("collect-random", "tokenizer", "dynamics", "model-base")
-"""Stages before the first round: those of the pipeline."""
 WINDOWS, BATCH = 48, 8
 """Windows of each game and round on which every model is measured, and how many at a time."""
 
@@ -73,8 +71,7 @@ class Service:
 
 def rounds_table(c: PipelineConfig, rounds: int, service: Service) -> list[Stage]:
     """Return the stages of `rounds` rounds, in order."""
-    stages = [stage for stage in stage_table(c) if stage.name in SHARED]
-    stages.append(measure_stage(0))
+    stages = [*first_stages(c), measure_stage(0)]
     for number in range(1, rounds + 1):
         stages += one_round(c, number, service)
     measures = tuple(f"measure-{number}" for number in range(rounds + 1))

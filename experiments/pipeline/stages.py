@@ -50,12 +50,7 @@ def models_of(c: PipelineConfig) -> tuple[str, ...]:
 
 def stage_table(c: PipelineConfig) -> list[Stage]:
     """Return the stages of a pipeline, in order."""
-    stages = [
-        collect_stage(c, "random", c.random_episodes, c.random_steps),
-        train_stage(c, "tokenizer", "train the tokenizer", ("collect-random",)),
-        train_stage(c, "dynamics", "train the dynamics model", ("collect-random",)),
-        join_stage("base", "tokenizer", "dynamics"),
-    ]
+    stages = first_stages(c)
     if "agent" in c.explorers:
         stages.append(explore_stage(c, "explore", run_explorer, ("model-base",)))
         stages.append(collect_stage(c, "agent", c.explored_episodes, c.explored_steps))
@@ -86,6 +81,39 @@ def stage_table(c: PipelineConfig) -> list[Stage]:
         settings=[c.evaluate, c.seed, c.precision, DEEP_SHARE],
     )
     return [*stages, evaluation, report_stage("report", build_pipeline_report, ("evaluate",))]
+
+
+def first_stages(c: PipelineConfig) -> list[Stage]:
+    """Return the stages that play at random and train the base model."""
+    base = replace(c, games=c.games_of_base)
+    stages = [collect_stage(base, "random", c.random_episodes, c.random_steps)]
+    if not c.pretraining_games:
+        return [*stages, *base_model_stages(c, "collect-random")]
+    many = replace(c, games=c.pretraining_games)
+    pretraining = collect_stage(many, "pretraining", c.pretraining_episodes, c.pretraining_steps)
+    return [*stages, pretraining, *base_model_stages(c, "collect-random", pretraining.name)]
+
+
+def base_model_stages(c: PipelineConfig, data: str, pretraining: str | None = None) -> list[Stage]:
+    """Return the stages that train the base model on the episodes of the stage `data`.
+
+    With the episodes of a stage `pretraining` they are the paper's (section 4): the tokenizer
+    learns from both, the dynamics model from those (GenieRedux-G-200, here the model `pretrained`),
+    and then from `data` (GenieRedux-G-50).
+    """
+    tokenizer = train_stage(
+        c, "tokenizer", "train the tokenizer", (pretraining, data) if pretraining else (data,)
+    )
+    if pretraining is None:
+        dynamics = [train_stage(c, "dynamics", "train the dynamics model", (data,))]
+    else:
+        first, what = "dynamics-pretraining", "train the dynamics model on many games"
+        dynamics = [
+            train_stage(c, first, what, (pretraining,)),
+            join_stage("pretrained", "tokenizer", first),
+            train_stage(c, "dynamics", "train it on the base games", (data,), first, recipe="g50"),
+        ]
+    return [tokenizer, *dynamics, join_stage("base", "tokenizer", "dynamics")]
 
 
 def check_settings(c: PipelineConfig) -> None:
@@ -119,8 +147,12 @@ def train_stage(
     *,
     tokenizer: str = "tokenizer",
     lam: str | None = None,
+    recipe: str | None = None,
 ) -> Stage:
     """Return the stage that trains a component, or fine-tunes that of the stage `init`, on `data`.
+
+    `recipe` is the name of its settings; None for those of a training from scratch, or of
+    fine-tuning with `init`.
 
     The name begins with tokenizer, lam, decoder or dynamics. Of a tokenizer only the decoder is
     fine-tuned, so that tokens stay the same and every dynamics model uses the base tokenizer. A
@@ -130,7 +162,9 @@ def train_stage(
     part = name.split("-")[0]
     component = "tokenizer" if part == "decoder" else part
     config = model_config(c)
-    changes = getattr(c, f"{part}_finetune" if init else part)
+    recipe = recipe or ("finetune" if init else None)
+    finetuned = recipe == "finetune"
+    changes = getattr(c, f"{part}_finetune" if finetuned else part)
     threads = max(1, (c.threads or default_threads()) // max(1, c.train_workers))
     options: dict[str, Any] = {"seed": c.seed, "num_threads": threads}
     if c.precision != "auto":
@@ -139,14 +173,14 @@ def train_stage(
     training = TrainingRun(
         component,
         config=config.with_latent_actions() if lam else config,
-        recipe=train_preset(component, c.preset, "finetune" if init else None, **options),
+        recipe=train_preset(component, c.preset, recipe, **options),
         data=(),
         out=Path(),
         decoder_only=part == "decoder",
     )
     tokens = tokenizer if component == "dynamics" else None
     # The base model's uncertainty chooses the clips that an explorer's model is fine-tuned on.
-    priority = "model-base" if init and changes.get("prioritised") else None
+    priority = "model-base" if finetuned and changes.get("prioritised") else None
 
     def run(context: StageContext) -> dict[str, Any]:
         specification = replace(

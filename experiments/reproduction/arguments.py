@@ -6,6 +6,17 @@ from typing import Any
 from experiments.pipeline.config import PipelineConfig, pipeline_preset
 
 GAMES = ("PrivateEye-Atari2600", "Hero-Atari2600", "ElevatorAction-Atari2600")
+MORE_GAMES = (
+    "Alien-Atari2600",
+    "CrazyClimber-Atari2600",
+    "Frostbite-Atari2600",
+    "Jamesbond-Atari2600",
+    "JourneyEscape-Atari2600",
+    "Kangaroo-Atari2600",
+    "MontezumaRevenge-Atari2600",
+    "Qbert-Atari2600",
+)
+"""Other games with a character, for the pretraining."""
 PAPER_GAMES = ("SuperMarioBros-Nes", "AdventureIslandII-Nes", "Smurfs-Nes")
 """Games that the paper explores."""
 
@@ -17,12 +28,14 @@ def reproduction_preset(name: str, games: tuple[str, ...] = ()) -> PipelineConfi
     """
     c = replace(pipeline_preset(name), games_apart=False, explorers=("agent",))
     if games:
-        return replace(c, games=games, **coinrun_settings(c))
+        alone: dict[str, Any] = {"pretraining_games": (), "base_games": ()}
+        return replace(c, games=games, **alone, **coinrun_settings(c))
     if name == "paper":
         return replace(c, games=PAPER_GAMES, evaluate={})
     if name == "debug":
-        return c
+        return replace(c, pretraining_games=("Corridor",), pretraining_episodes=2)
     # All games share a base model, so that each needs the agent's full training.
+    c = replace(c, pretraining_games=MORE_GAMES, pretraining_episodes=8)
     return replace(c, games=GAMES, evaluate=_evaluation(name))
 
 

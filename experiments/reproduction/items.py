@@ -67,14 +67,12 @@ def _elsewhere(name: str, title: str, command: str, missing: str = "") -> Item:
 
 ITEMS = (
     _elsewhere("table1", "RetroAct beside other data sets", "catalog stats", "no comparison"),
-    _coinrun("table2", "visual fidelity, basic test set"),
+    _coinrun("table2", "visual fidelity, basic test set", cpu=4.8),
     _coinrun("table3", "visual fidelity, diverse test set"),
     _table(
         "table4",
-        "Ablation: token input, TDCE loss, autoregressive sampling",
-        "part",
-        "the row of GenieRedux-G-200, pretrained on more games",
-        debug=0.3,
+        "Pretraining on more games, token input, TDCE loss, autoregressive sampling",
+        "made",
     ),
     _table("table5", "Random against explored data, for each game", "made", debug=0.5, cpu=17),
     _table("table6", "Rewards of the agent: random features, VAE, uncertainty", "made", debug=1.0),

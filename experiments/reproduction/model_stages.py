@@ -8,7 +8,7 @@ from typing import Any
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.runner import Stage, StageContext
 from experiments.pipeline.stages import DEEP_SHARE, finetune_stages, join_stage, train_stage
-from experiments.reproduction.plans import Model, Play, TableRow, named
+from experiments.reproduction.plans import Model, Play, TableRow, base_episodes, named
 from worldmodel.evaluation.evaluate import evaluate
 from worldmodel.evaluation.far_windows import FarWindows
 from worldmodel.models.genie import load_world_model
@@ -17,21 +17,11 @@ SCRATCH_ITERATIONS = 15_000
 """Steps of the paper's models from scratch (section 5); other presets train as long as the base."""
 
 
-def base_stages(c: PipelineConfig, base: Play) -> list[Stage]:
-    """Return the stages that train the base model."""
-    data = (f"data-{base.name}",)
-    return [
-        train_stage(c, "tokenizer", "train the tokenizer", data),
-        train_stage(c, "dynamics", "train the dynamics model", data),
-        join_stage("base", "tokenizer", "dynamics"),
-    ]
-
-
 def model_stages(c: PipelineConfig, model: Model) -> list[Stage]:
     """Return the stages that train a model of a table."""
     name, data = model.name, tuple(f"data-{play.name}" for play in model.play)
     if model.start == "base":
-        base = (f"data-{named('base', c.games)}",) if c.finetune_data == "half" else ()
+        base = (f"data-{base_episodes(c).name}",) if c.finetune_data == "half" else ()
         return finetune_stages(c, name, (*base, *data))
     parts, own = [], name if model.start == "scratch" else model.tokenizer_of
     tokenizer, lam = f"tokenizer-{own}" if own else "tokenizer", None
@@ -82,7 +72,7 @@ def evaluation_stage(c: PipelineConfig, row: TableRow, test_player: str) -> Stag
     driven = {"actions": row.actions, "predictor": "lam" if row.part == "lam" else "dynamics"}
 
     def run(context: StageContext) -> dict[str, Any]:
-        base = str(context.path(f"data-{named('base', c.games)}"))
+        base = str(context.path(f"data-{base_episodes(c).name}"))
         world = load_world_model(context.path(f"model-{row.model}"), "auto", c.precision)
         result = evaluate(
             world,
@@ -96,7 +86,7 @@ def evaluation_stage(c: PipelineConfig, row: TableRow, test_player: str) -> Stag
 
     inputs = (
         f"model-{row.model}",
-        f"data-{named('base', c.games)}",
+        f"data-{base_episodes(c).name}",
         *(f"data-{play.name}" for play in row.test),
     )
     source = [] if row.source == "recorded" else [row.source]

@@ -16,8 +16,9 @@ from experiments.configuration import override
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.data_stages import collect_frames, deep_test_stage, play_until
 from experiments.pipeline.runner import Stage, StageContext
-from experiments.reproduction.model_stages import base_stages, evaluation_stage, model_stages
-from experiments.reproduction.plans import PLAYERS, Play, TablePlan, named
+from experiments.pipeline.stages import base_model_stages
+from experiments.reproduction.model_stages import evaluation_stage, model_stages
+from experiments.reproduction.plans import PLAYERS, Play, TablePlan, base_episodes
 from exploration.agent.policy import policy_spec
 from exploration.archive import ArchiveConfig, play_from_archive
 from exploration.config import explore_preset
@@ -34,10 +35,14 @@ EXPERT_EPSILON = 0.15
 
 def plan_stages(c: PipelineConfig, plan: TablePlan, test_player: str) -> list[Stage]:
     """Return the stages of a table, in order. test_player: expert or deep."""
-    base = plan.base or Play("base", c.games)
+    base = plan.base or base_episodes(c)
     stages = [episodes_stage(c, base, c.random_episodes * c.random_steps)]
-    if plan.trains_base:
-        stages += base_stages(c, base)
+    if plan.trains_base and c.pretraining_games:
+        many = Play("pretraining", c.pretraining_games)
+        stages.append(episodes_stage(c, many, c.pretraining_episodes * c.pretraining_steps))
+        stages += base_model_stages(c, f"data-{base.name}", f"data-{many.name}")
+    elif plan.trains_base:
+        stages += base_model_stages(c, f"data-{base.name}")
     for play in plan.plays:
         if play.player == "test":
             stages += test_stages(c, play, test_player)
@@ -115,7 +120,7 @@ def training_stage(c: PipelineConfig, play: Play, reward: RewardConfig) -> Stage
     expert = reward.name == "extrinsic"
 
     def run(context: StageContext) -> dict[str, Any]:
-        base = context.path(f"data-{named('base', c.games)}")
+        base = context.path(f"data-{base_episodes(c).name}")
         data = (str(base),) if reward.name == "vae" else ()
         changes = {"precision": c.precision, **({} if expert else c.explore)}
         preset = explore_preset(f"expert-{c.preset}" if expert else c.preset)
@@ -133,7 +138,7 @@ def training_stage(c: PipelineConfig, play: Play, reward: RewardConfig) -> Stage
         return {}
 
     name = f"explore-{play.name}"
-    inputs = () if expert else ("model-base", f"data-{named('base', c.games)}")
+    inputs = () if expert else ("model-base", f"data-{base_episodes(c).name}")
     settings = [play.games, c.seed, c.preset, c.precision, c.explore, reward.name, *play.options]
     description = f"train the agent of {play.name} on {reward.name}"
     return Stage(name, description, run, inputs, f"explore/{play.name}", settings)

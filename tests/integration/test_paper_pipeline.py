@@ -41,6 +41,9 @@ TRAINING = {
 SETTINGS = {
     "preset": "paper",
     "games": ["Airstriker-Genesis"],
+    "pretraining_games": ["Airstriker-Genesis"],
+    "pretraining_episodes": 1,
+    "base_games": [],
     "model": {
         "tokenizer": {"encoder_blocks": 1, "decoder_blocks": 1},
         "dynamics": {"blocks": 1},

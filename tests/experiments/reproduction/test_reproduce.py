@@ -88,6 +88,24 @@ def test_models_from_scratch_train_for_15000_steps_at_the_papers_size() -> None:
     assert run.recipe.iterations == 15_000
 
 
+def test_the_papers_base_model_learns_from_200_games_then_from_50() -> None:
+    c = reproduction_preset("paper")
+    assert (c.pretraining_games, c.base_games) == (("platformers-200",), ("platformers-50",))
+    stages = {stage.name: stage for stage in item_stages("table4", c, "expert")}
+    many, base = "data-pretraining-platformers-200", "data-base-together"
+    assert stages["tokenizer"].inputs == (many, base)
+    assert stages["dynamics-pretraining"].inputs == ("tokenizer", many)
+    assert stages["dynamics"].inputs == ("tokenizer", "dynamics-pretraining", base)
+    steps = {}
+    for name in ("dynamics-pretraining", "dynamics"):
+        run = stages[name].training
+        assert run is not None
+        steps[name] = (run.recipe.iterations, run.recipe.batch_size)
+    assert steps == {"dynamics-pretraining": (185_000, 80), "dynamics": (80_000, 160)}
+    assert "score-pretrained-held-out-together-one_pass" in stages
+    assert "score-base-held-out-together-one_pass" in stages
+
+
 @pytest.mark.parametrize("name", ["table7", "table8", "table9", "table10"])
 def test_settings_of_preset_paper_are_the_papers(name: str, tmp_path: Path) -> None:
     assert execute(["reproduce", name, "--preset", "paper", "--out", str(tmp_path)]) == 0
