@@ -20,7 +20,8 @@ class Args(DeviceArgs):
     """Folder of index.html. Default: report/ in the run's folder."""
     check: bool = False
     """Check a run of `pipeline` or `reproduce` instead: compare the output of each stage with its
-    sha256, compute means again from the scores of their windows, and name the code that made it."""
+    sha256, compute means and tables again from the scores of their windows, and name the code
+    that made it."""
 
 
 def run(args: Args) -> None:
@@ -37,8 +38,10 @@ def run(args: Args) -> None:
 def print_check(root: Path) -> None:
     """Check a run and print what was compared. Raises InputError if something differs."""
     from experiments.pipeline.check import check_run, describe_check
+    from experiments.reproduction.check_tables import check_tables
 
     result = check_run(root)
+    check_tables(root, result)
     for line in [*describe_check(result), *result.faults]:
         console.print(line)
     if result.faults:

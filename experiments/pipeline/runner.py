@@ -94,7 +94,8 @@ def run_stages(stages: Sequence[Stage], context: Context) -> list[str]:
         resume = unchanged and state == STARTED
         if not resume:
             _remove(output)
-            record = {"inputs": inputs, "output": stage.output, "seconds": 0.0}
+            read = input_hashes(stage, context)
+            record = {"inputs": inputs, "read": read, "output": stage.output, "seconds": 0.0}
         context.records[stage.name] = _run(stage, context, record, resume)
         executed.append(stage.name)
         _write_timings(context)
@@ -125,9 +126,14 @@ def _output_is_unchanged(record: Mapping[str, Any], output: Path) -> bool:
 
 def inputs_hash(stage: Stage, context: Context) -> str:
     """Return a hash of a stage's settings and of the outputs of the stages it reads."""
-    outputs = {name: context.records[name]["output_hash"] for name in stage.inputs}
-    content = json.dumps([stage.name, stage.settings, outputs], sort_keys=True, default=str)
+    read = input_hashes(stage, context)
+    content = json.dumps([stage.name, stage.settings, read], sort_keys=True, default=str)
     return _sha256(content.encode())
+
+
+def input_hashes(stage: Stage, context: Context) -> dict[str, str]:
+    """Return stage -> hash of its output, for the stages that a stage reads."""
+    return {name: context.records[name]["output_hash"] for name in stage.inputs}
 
 
 def output_hash(path: Path) -> str:

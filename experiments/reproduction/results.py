@@ -1,6 +1,5 @@
 """Results of a table: rows over all seeds, as JSON, Markdown, a plot and a page."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.utils.atomic_io import write_atomic, write_json_atomic
-from experiments.pipeline.runner import output_hash
+from envs.utils.atomic_io import read_json, write_atomic, write_json_atomic
 from experiments.reports.page import Section, Table, embed_picture, write_page
 from experiments.reproduction.items import Item
 from experiments.reproduction.model_stages import score_path
 from experiments.reproduction.paper_values import PAPER_ROWS
 from experiments.reproduction.plans import TablePlan, TableRow
+from experiments.reproduction.sources import linked_table, row_sources, sources_table
 from experiments.studies.common import (
     COLOURS,
     estimate_json,
@@ -38,14 +37,19 @@ def write_table(
     out: Path, item: Item, plan: TablePlan, roots: Sequence[Path], settings: Mapping[str, Any]
 ) -> str:
     """Write <item>.json, .md and .png and <item>/index.html; return the Markdown."""
-    rows = [describe_row(row, roots) for row in plan.rows]
+    folders = dict(zip(settings["seeds"], roots, strict=True))
+    rows = [
+        describe_row(row, roots) | {"sources": row_sources(row, out, folders)} for row in plan.rows
+    ]
+    seeds = " ".join(map(str, settings["seeds"]))
+    command = f"autoexplore reproduce {item.name} --preset {settings['preset']} --seeds {seeds}"
     paper_rows = [
         dict(zip((*LABELS, *HEADS), (*labels, *values), strict=True))
         for labels, values in PAPER_ROWS[item.name].items()
     ]
     content = {
-        "item": item.name, "title": item.title, "settings": settings, "rows": rows,
-        "paper": paper_rows,
+        "item": item.name, "title": item.title, "command": command, "settings": settings,
+        "rows": rows, "paper": paper_rows,
     }  # fmt: skip
     write_json_atomic(out / f"{item.name}.json", content)
     ours, paper = our_table(rows, plan.compared_with), paper_table(item.name)
@@ -55,39 +59,44 @@ def write_table(
     write_atomic(out / f"{item.name}.md", markdown.encode())
     plot = draw_rows(rows)
     write_atomic(out / f"{item.name}.png", plot)
-    section = Section(item.title, [caption], (ours, paper), pictures=[embed_picture(plot)])
+    tables = linked_table(ours, len(LABELS)), paper
+    section = Section(item.title, [caption], tables, pictures=[embed_picture(plot)])
+    origin = Section(
+        "Where each number comes from",
+        [f"{command}, with the settings of config.json in the folder of the run."],
+        [sources_table(rows)],
+    )
     write_page(
         out / item.name, out, f"{item.name}, preset {settings['preset']}",
-        title=title, lead=plan.note, sections=[section],
+        title=title, lead=plan.note, sections=[section, origin],
     )  # fmt: skip
     return markdown
 
 
 def describe_row(row: TableRow, roots: Sequence[Path]) -> dict[str, Any]:
-    """Return a row as JSON data, with an interval of each metric and the files it comes from.
+    """Return a row as JSON data, with an interval of each metric.
 
-    The interval is over the seeds, or over the episodes of a single seed. Differences from the
-    row's baseline are paired by window.
+    Differences from the row's baseline are paired by window.
     """
     files = [root / score_path(row) for root in roots]
-    scores = [json.loads(file.read_text()) for file in files]
-    windows = [_windows(file) for file in files]
+    scores = [read_json(file) for file in files]
     record: dict[str, Any] = {
         "group": row.group,
         "data": row.data,
         "model": row.label,
         "mode": row.mode,
         "part": row.part,
-        "metrics": _metrics(row, scores, windows),
+        "actions": row.actions,
+        "metrics": row_metrics(row.part, row.actions, files),
         "distance_name": scores[0]["distance_name"],
         "windows": sum(score["overall"]["windows"] for score in scores),
-        "sources": [{"file": str(file), "sha256": output_hash(file)} for file in files],
     }
     if row.baseline and row.part == "prediction":
         mode, actions = row.baseline_mode or row.mode, row.baseline_actions or row.actions
         compared = score_path(replace(row, model=row.baseline, mode=mode, actions=actions))
         pairs = [
-            (mine, _windows(root / compared)) for mine, root in zip(windows, roots, strict=True)
+            (_windows(file), _windows(root / compared))
+            for file, root in zip(files, roots, strict=True)
         ]
         record["baseline"] = {"model": row.baseline, "mode": mode}
         if actions != row.actions:
@@ -103,25 +112,30 @@ def _windows(file: Path) -> dict[str, Any]:
         return dict(arrays)
 
 
-def _metrics(
-    row: TableRow, scores: Sequence[Mapping[str, Any]], windows: Sequence[Mapping[str, Any]]
+def row_metrics(
+    part: str, actions: str, files: Sequence[Path]
 ) -> dict[str, dict[str, float | None]]:
-    """Return the metrics of a row; only on recorded actions there is a delta-PSNR of buttons."""
-    reconstruction = row.part == "reconstruction"
-    sets = [score["overall"] for score in scores]
+    """Return the metrics of a row from the files of its scores, one for each seed.
+
+    The interval is over the seeds, or over the episodes of a single seed. Only on recorded actions
+    there is a delta-PSNR of buttons.
+    """
+    reconstruction = part == "reconstruction"
+    sets = [read_json(file)["overall"] for file in files]
+    windows = [_windows(file) for file in files]
     if reconstruction:
         values = {
-            "psnr": [part["reconstruction"]["psnr"] for part in sets],
-            "ssim": [part["reconstruction"]["ssim"] for part in sets],
+            "psnr": [one["reconstruction"]["psnr"] for one in sets],
+            "ssim": [one["reconstruction"]["ssim"] for one in sets],
             "delta_psnr": [],
         }
-        distances = [part["reconstruction"].get("distance") for part in sets]
+        distances = [one["reconstruction"].get("distance") for one in sets]
     else:
-        names = METRICS if row.source == "recorded" else ("psnr", "ssim")
-        values = {name: [float(np.nanmean(part[name])) for part in windows] for name in names}
-        distances = [part["prediction"]["distance"] for part in sets]
+        names = METRICS if part == "prediction" and actions == "recorded" else ("psnr", "ssim")
+        values = {name: [float(np.nanmean(one[name])) for one in windows] for name in names}
+        distances = [one["prediction"]["distance"] for one in sets]
     values["distance"] = [value for value in distances if value is not None]
-    over_episodes = len(scores) == 1 and not reconstruction
+    over_episodes = len(files) == 1 and not reconstruction
     found = {}
     for name in HEADS:
         if over_episodes and name in METRICS and name in values:

@@ -3,11 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from envs.utils.atomic_io import read_json
 from envs.utils.errors import InputError
 from experiments.__main__ import execute
+from experiments.code_version import code_version
 from experiments.reproduction.arguments import reproduction_preset
 from experiments.reproduction.items import ITEMS, find_item
 from experiments.reproduction.make import item_stages
@@ -143,6 +146,37 @@ def test_bad_flags_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "holds something else" in capsys.readouterr().err
 
 
+def check_sources(root: Path, row: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Assert that a row names what it comes from, and that a changed number is found."""
+    (source,) = row["sources"]
+    assert source["seed"] == 0
+    assert source["code"] == code_version()
+    assert (root / source["file"]).exists()
+    records = root / "seed-0/stages"
+    for part in ("read", "trained"):
+        for name, value in source[part].items():
+            assert read_json(records / f"{name}.json")["output_hash"] == value
+    assert {"model-agent-Counting", "data-test-Counting"} <= set(source["read"])
+    assert {"data-base-Counting", "data-pretraining-Corridor", "data-agent-Counting"} <= set(
+        source["trained"]
+    )
+    page = (root / "table5/index.html").read_text()
+    assert f'<a href="../{source["file"]}">' in page
+    assert '<a href="#row-1">' in page
+    assert '<span id="row-1">' in page
+
+    assert execute(["report", str(root), "--check"]) == 0
+    assert "no faults" in " ".join(capsys.readouterr().out.split())
+    table = root / "table5.json"
+    whole = table.read_text()
+    changed = json.loads(whole)
+    changed["rows"][0]["metrics"]["psnr"]["mean"] += 1
+    table.write_text(json.dumps(changed))
+    assert execute(["report", str(root), "--check"]) == 2
+    assert "table5.json, row 1: psnr (mean)" in " ".join(capsys.readouterr().out.split())
+    table.write_text(whole)
+
+
 @pytest.mark.slow
 def test_tables_and_figures_share_models_and_are_not_repeated(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -169,8 +203,7 @@ def test_tables_and_figures_share_models_and_are_not_repeated(
     )
     assert explored["difference"]["psnr"]["mean"] == pytest.approx(difference, abs=1e-4)
     assert rows["explored", "tokenizer-ft"]["metrics"]["delta_psnr"]["mean"] is None
-    for source in explored["sources"]:
-        assert Path(source["file"]).exists()
+    check_sources(tmp_path / "out", explored, capsys)
 
     # Table 11 finds the models there, and adds two scores.
     assert execute(["reproduce", "table11", *out]) == 0
