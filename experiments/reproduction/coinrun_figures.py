@@ -20,6 +20,7 @@ from experiments.reproduction.coinrun_plans import (
     base_play,
     basic_play,
     diverse_play,
+    jafar_sized_models,
     trained_agent_models,
 )
 from experiments.reproduction.figures import PREDICTED, SCALE, Figure, most_moving
@@ -44,6 +45,17 @@ def agent_strips(c: PipelineConfig, *, model: str, label: str, part: str) -> Fig
     models = tuple(found for found in trained_agent_models(c) if found.name in ("ta", model))
     plan = TablePlan(models, (), more_plays=(test,), base=base_play(c), trains_base=False)
     draw = partial(_draw, c=c, model=model, label=label, test=test, parts=(part,))
+    return Figure(plan, draw)
+
+
+def jafar_sized_strips(c: PipelineConfig) -> Figure:
+    """Return figure 21: motion of GenieRedux with the sizes of Jafar."""
+    test, models = basic_play(c), jafar_sized_models(c)
+    plan = TablePlan(models, (), more_plays=(test,), base=base_play(c))
+    label = "GenieRedux, Jafar's sizes"
+    draw = partial(
+        _draw, c=c, model=models[0].name, label=label, test=test, parts=("motion", "actions")
+    )
     return Figure(plan, draw)
 
 

@@ -17,6 +17,8 @@ TRAINING_LEVELS = 200
 TRAINING: EnvOptions = (("levels", TRAINING_LEVELS),)
 OTHER: EnvOptions = (("start_level", TRAINING_LEVELS),)
 PAINTED: EnvOptions = (("velocity", "painted"),)
+JAFAR_LAM = {"patch": 16, "codes": 6}
+"""Latent action model of Jafar. Its other sizes are those of the paper's GenieRedux."""
 NOTE = (
     f"Models and agent are trained in levels 0 to {TRAINING_LEVELS - 1}, tests are in all others. "
     "GenieRedux and the LAM are driven by the actions that the LAM infers from the true frames, so "
@@ -47,6 +49,15 @@ def diverse_play(c: PipelineConfig) -> Play:
 def random_models(c: PipelineConfig) -> tuple[Model, ...]:
     """Return GenieRedux on random play. GenieRedux-G on it is the base model."""
     return (Model("latent", (base_play(c),), "tokenizer", latent=True),)
+
+
+def jafar_sized_models(c: PipelineConfig) -> tuple[Model, ...]:
+    """Return GenieRedux with the sizes of Jafar (Willi et al., 2024), on random play."""
+    return (
+        Model(
+            "jafar-sized", (base_play(c),), "tokenizer", latent=True, settings={"lam": JAFAR_LAM}
+        ),
+    )
 
 
 def trained_agent_models(c: PipelineConfig) -> tuple[Model, ...]:
@@ -104,3 +115,16 @@ def agents_models(c: PipelineConfig) -> TablePlan:
         trains_base=False,
         compared_with="GenieRedux on the same data",
     )
+
+
+def beside_jafar(c: PipelineConfig) -> TablePlan:
+    """Return the comparison of App. F.5: GenieRedux with the sizes of Jafar, and with its own."""
+    group, test = "CoinRun, basic", (basic_play(c),)
+    rows = (
+        TableRow(
+            group, "random", "GenieRedux, Jafar's sizes", "jafar-sized", test, actions="inferred"
+        ),
+        TableRow(group, "random", "GenieRedux", "latent", test, actions="inferred"),
+    )
+    note = f"{NOTE} `evaluate --peer` scores the predictions of Jafar itself on the same windows."
+    return TablePlan((*random_models(c), *jafar_sized_models(c)), rows, note, base=base_play(c))

@@ -105,12 +105,13 @@ ITEMS = (
     _coinrun("figure17", "GenieRedux-G, motion and actions", "figure"),
     _coinrun("figure18", "GenieRedux-TA, motion", "figure"),
     _coinrun("figure19", "GenieRedux-TA, each action", "figure"),
-    _figure("figure20", "CoinRun: Jafar", "missing", "a model of Jafar's size"),
-    _figure("figure21", "CoinRun: GenieRedux with Jafar's sizes", "missing", "Jafar's sizes"),
+    _figure("figure20", "CoinRun: Jafar", "missing", "Jafar's own predictions"),
+    _coinrun("figure21", "GenieRedux with Jafar's sizes", "figure"),
     _coinrun("figure22", "GenieRedux-G-TA, motion", "figure"),
     _coinrun("figure23", "GenieRedux-G-TA, each action", "figure"),
     _figure("figure24", "CoinRun: limits of GenieRedux-G-TA", "missing", "a search for them"),
     _elsewhere("appendixA2", "Test set of an expert", "expert"),
+    _coinrun("appendixF5", "GenieRedux with the sizes of Jafar"),
     _elsewhere("appendixB", "Super-resolution of frames", "train upscaler"),
 )
 

@@ -23,6 +23,7 @@ def model_stages(c: PipelineConfig, model: Model) -> list[Stage]:
     if model.start == "base":
         base = (f"data-{base_episodes(c).name}",) if c.finetune_data == "half" else ()
         return finetune_stages(c, name, (*base, *data))
+    c = replace(c, model={**c.model, **model.settings})
     parts, own = [], name if model.start == "scratch" else model.tokenizer_of
     tokenizer, lam = f"tokenizer-{own}" if own else "tokenizer", None
     if model.start == "scratch":
@@ -35,7 +36,7 @@ def model_stages(c: PipelineConfig, model: Model) -> list[Stage]:
     if c.preset == "paper" and model.start == "decoder":
         changes = {**changes, "iterations": SCRATCH_ITERATIONS}
     dynamics = train_stage(
-        replace(c, model={**c.model, **model.settings}, dynamics=changes),
+        replace(c, dynamics=changes),
         f"dynamics-{name}",
         f"train the dynamics model of {name} from scratch",
         data,

@@ -107,6 +107,10 @@ PAPER_ROWS: Mapping[str, Mapping[Labels, Values]] = {
         (43.69, 28.19, 0.83, 0.79),
         (14.49, 33.14, 0.93, 1.46),
     ),
+    "appendixF5": {
+        ("CoinRun, basic", "random", "Jafar"): (154.12, 12.66, 0.48, None),
+        ("CoinRun, basic", "random", "GenieRedux, Jafar's sizes"): (46.12, 17.91, 0.62, None),
+    },
     "table13": {
         ("CoinRun, basic", _AGENT, "Tokenizer-TA"): (12.10, 39.53, 0.97, None),
         ("CoinRun, basic", _AGENT, "LAM-TA"): (47.73, 28.24, 0.85, None),

@@ -5,7 +5,7 @@ from functools import partial
 
 from experiments.pipeline.config import PipelineConfig
 from experiments.reproduction import coinrun_plans, figures, plans
-from experiments.reproduction.coinrun_figures import agent_strips, random_strips
+from experiments.reproduction.coinrun_figures import agent_strips, jafar_sized_strips, random_strips
 from experiments.reproduction.figures import Figure, study_figure
 from experiments.reproduction.plans import TablePlan
 from experiments.studies import representation, uncertainty
@@ -20,6 +20,7 @@ PLANS: Mapping[str, Callable[[PipelineConfig], TablePlan]] = {
     "table11": plans.first_game,
     "table12": plans.all_games,
     "table13": coinrun_plans.agents_models,
+    "appendixF5": coinrun_plans.beside_jafar,
 }
 _latent = partial(agent_strips, model="latent-ta", label="GenieRedux-TA")
 _recorded = partial(agent_strips, model="ta", label="GenieRedux-G-TA")
@@ -34,6 +35,7 @@ FIGURES: Mapping[str, Callable[[PipelineConfig], Figure]] = {
     "figure17": random_strips,
     "figure18": partial(_latent, part="motion"),
     "figure19": partial(_latent, part="actions"),
+    "figure21": jafar_sized_strips,
     "figure22": partial(_recorded, part="motion"),
     "figure23": partial(_recorded, part="actions"),
 }

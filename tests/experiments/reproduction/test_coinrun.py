@@ -95,8 +95,20 @@ def test_other_games_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(argv) == 2
     assert "table2 is about CoinRun: leave out --games" in capsys.readouterr().err
     assert find_item("table2").games == GAME
-    with pytest.raises(InputError, match="for want of Jafar"):
-        find_item("figure21")
+    with pytest.raises(InputError, match="for want of Jafar's own predictions"):
+        find_item("figure20")
+
+
+def test_the_model_beside_jafar_has_its_latent_actions() -> None:
+    stages = {stage.name: stage for stage in item_stages("appendixF5", DEBUG, "deep")}
+    for name in ("lam-jafar-sized", "dynamics-jafar-sized"):
+        run = stages[name].training
+        assert run is not None
+        assert (run.config.lam.patch, run.config.lam.codes) == (16, 6)
+    assert run.config.actions == 6
+    other = stages["lam-latent"].training
+    assert other is not None
+    assert other.config.lam.codes == 7
 
 
 @needs_game
@@ -129,7 +141,7 @@ def test_the_case_study_runs_from_games_to_tables(
 
     # Table 13 and the figures find the models there.
     before = (root / "stages/model-ta.json").stat().st_mtime_ns
-    for name in ("table13", "figure19", "figure23"):
+    for name in ("table13", "figure19", "figure21", "figure23"):
         assert execute(["reproduce", name, *out]) == 0
     printed = capsys.readouterr().out
     assert "from above none, right, left, jump" in printed
