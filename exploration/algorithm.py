@@ -173,6 +173,7 @@ class AutoExploreConfig(AlgorithmConfig):
             "burn_in": self.burn_in,
             "burst_exponent": self.burst_exponent,
             "noise_alpha": self.noise_alpha,
+            "sticky": self.sticky,
         }
         return RLModuleSpec(module_class=AgentModule, model_config=model)
 

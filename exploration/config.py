@@ -88,6 +88,11 @@ class ExploreConfig:
     """Draw the random actions of each episode from a distribution of its own, which comes from
     Dirichlet(alpha), e.g. 0.3: a small alpha prefers few actions, so that episodes go far in
     different directions. 0: uniformly random actions (the paper)."""
+    sticky: float = 0.0
+    """Probability that the previous action is played again instead of the chosen one, in
+    evaluations too, e.g. 0.25 (sticky actions, Machado et al. 2018). It is drawn with the agent's
+    own noise, so that the action that was played is recorded with its probability: stickiness of
+    the env and sticky exploration noise are one setting."""
     temperature: float = 1.0
     """Temperature of the softmax from which actions are sampled."""
     random_starts: int = 30
@@ -139,6 +144,8 @@ class ExploreConfig:
             raise InputError(
                 f"noise_alpha {self.noise_alpha}: must be 0, or from 0.001 to below 1000"
             )
+        if not 0 <= self.sticky < 1:
+            raise InputError(f"sticky {self.sticky}: must be 0 or more, and below 1")
         if not 0 <= self.archive_share <= 1:
             raise InputError(f"archive_share {self.archive_share}: must lie between 0 and 1")
         check_exploration(self.epsilon, self.temperature)

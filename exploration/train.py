@@ -335,7 +335,7 @@ class ExploreLoop:
         return metrics
 
     def _save_best(self, about: dict[str, Any]) -> None:
-        about = about | {"games": self.games}
+        about = about | {"games": self.games, "sticky": self.config.sticky}
         save_policy(self.run.path / "best", self.algorithm.network(), about)
 
     def _save(self, epoch: int) -> None:

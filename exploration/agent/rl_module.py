@@ -9,6 +9,7 @@ from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 from torch.distributions import Dirichlet
+from torch.nn.functional import one_hot
 
 from envs.controls import numbered_actions
 from exploration.agent.config import PolicyConfig, check_exploration
@@ -28,12 +29,13 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
     """Recurrent policy and value function.
 
     `model_config` holds `channels`, `lstm_dim`, `feature_norm` and maybe `actions` of
-    `PolicyConfig`, `precision`, `burn_in`, `burst_exponent` and `noise_alpha`.
+    `PolicyConfig`, `precision`, `burn_in`, `burst_exponent`, `noise_alpha` and `sticky`.
     Observations are uint8 BTHWC; the state is {"h": (B, D), "c": (B, D)}. With bursts it has
     "burst" (B, 2) too, the held action and the steps for which it is still held; with a
     `noise_alpha` also "noise" (B, A), the episode's distribution of random actions, zeros before
-    its first step. Exploration samples actions from `behaviour_log_probabilities`, evaluation takes
-    the most likely one.
+    its first step; with `sticky` actions "previous" (B, A), the action of the step before, one-hot,
+    zeros before the first. Exploration samples actions from `behaviour_log_probabilities`,
+    evaluation takes the most likely one.
     """
 
     model_config: Any
@@ -54,6 +56,7 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         self.epsilon, self.temperature = 0.0, 1.0
         self.precision, self.burn_in = settings["precision"], settings["burn_in"]
         self.burst_exponent, self.noise_alpha = settings["burst_exponent"], settings["noise_alpha"]
+        self.sticky = settings["sticky"]
         # Probabilities of the lengths of bursts, up to a factor.
         self.lengths_N = torch.arange(1.0, LONGEST_BURST + 1) ** -self.burst_exponent
 
@@ -70,6 +73,8 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
             state["burst"] = torch.zeros(2)
         if self.noise_alpha:
             state["noise"] = torch.zeros(len(self.network.config.actions))
+        if self.sticky:
+            state["previous"] = torch.zeros(len(self.network.config.actions))
         return state
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -82,6 +87,15 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
             Columns.VF_PREDS: values_BT,
             Columns.STATE_OUT: {**state, "h": h_BD, "c": c_BD},
         }
+
+    def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        output = self._forward(batch)
+        if self.sticky:
+            logits_BTA = output[Columns.ACTION_DIST_INPUTS]
+            greedy_BTA = behaviour_log_probabilities(logits_BTA, epsilon=0.0, temperature=0.0)
+            output[Columns.ACTION_DIST_INPUTS] = greedy_BTA
+            self._repeat_actions(output)
+        return output
 
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         with torch.no_grad():
@@ -100,6 +114,8 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         )
         if self.burst_exponent:
             self._act_in_bursts(output, logits_BTA, noise_B1A)
+        if self.sticky:
+            self._repeat_actions(output)
         return output
 
     def _draw_noise(self, noise_BA: Tensor) -> Tensor:
@@ -132,6 +148,31 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         left_B = torch.where(starts_B, length_B, left_B).sub(1).clamp_min(0)
         state = torch.stack([action_B, left_B], -1).to(burst_B2.dtype)
         output[Columns.STATE_OUT]["burst"] = state
+
+    def _repeat_actions(self, output: dict[str, Any]) -> None:
+        """Replace the chosen action by the previous one with probability `sticky`, in each env.
+
+        The log-probability becomes that with which an action is chosen and not replaced, or
+        repeated.
+        """
+        chosen_BA = output[Columns.ACTION_DIST_INPUTS][:, 0].exp()
+        if Columns.ACTIONS in output:
+            action_B1 = output[Columns.ACTIONS]
+            certain_B1 = output[Columns.ACTION_LOGP] == 0  # held in a burst
+            held_BA = one_hot(action_B1[:, 0], chosen_BA.shape[-1]).to(chosen_BA.dtype)
+            chosen_BA = torch.where(certain_B1, held_BA, chosen_BA)
+        else:
+            action_B1 = torch.multinomial(chosen_BA, 1)
+        previous_BA = output[Columns.STATE_OUT]["previous"].to(chosen_BA.dtype)
+        # The first action of an episode has none before it.
+        sticky_B1 = self.sticky * previous_BA.any(-1, keepdim=True)
+        repeats_B1 = torch.rand(sticky_B1.shape) < sticky_B1
+        action_B1 = torch.where(repeats_B1, previous_BA.argmax(-1, keepdim=True), action_B1)
+        probability_BA = (1 - sticky_B1) * chosen_BA + sticky_B1 * previous_BA
+        output[Columns.ACTIONS] = action_B1
+        output[Columns.ACTION_LOGP] = probability_BA.gather(1, action_B1).log()
+        played_BA = one_hot(action_B1[:, 0], chosen_BA.shape[-1])
+        output[Columns.STATE_OUT]["previous"] = played_BA.to(previous_BA.dtype)
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         # RLlib moves the module to its device after `setup`.

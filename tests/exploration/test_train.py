@@ -250,6 +250,7 @@ def test_bad_input_of_a_run_is_one_line(change, message, tmp_path):
         ("cpu", {"random_starts": -1}, "random_starts"),
         ("cpu", {"burst_exponent": 1.0}, "burst_exponent"),
         ("cpu", {"noise_alpha": -0.3}, "noise_alpha"),
+        ("cpu", {"sticky": 1.0}, "sticky"),
         ("cpu", {"max_staleness": -1}, "max_staleness"),
         ("cpu", {"max_staleness": 1, "runners": 0}, "needs runners"),
     ],
