@@ -15,6 +15,7 @@ from experiments.arguments import (
     GameArgs,
     Preset,
     RunArgs,
+    check_at_least,
     check_data,
     check_model,
 )
@@ -53,6 +54,13 @@ class Args(GameArgs, RunArgs, ConfigArgs, DeviceArgs):
     reward_backend: Literal["auto", "local", "serve"] = "auto"
     """Compute token-entropy in each env runner (local) or in replicas of a Ray Serve app (serve);
     both give the same numbers. auto: serve if Ray has GPUs or nodes to serve, else local."""
+    reward_app: str | None = None
+    """Name of a reward service that `autoexplore serve MODEL --name NAME` runs on the same
+    --ray-address: it scores the frames instead of one that this command starts, and keeps running.
+    """
+    reward_max_replicas: int | None = None
+    """Maximum number of replicas of the service that this command starts, while requests queue.
+    Default: --replicas."""
     explorer: Flat[ExploreConfig]
 
 
@@ -67,7 +75,9 @@ def from_run(recorded: dict[str, Any]) -> dict[str, Any]:
     values = dict(recorded)
     if isinstance(reward := values.get("reward"), dict):
         values |= {"reward": reward["name"], "reward_data": reward["data"]}
+        # Not the app, which need not be running any more.
         values["reward_backend"] = reward["scorer"]
+        values["reward_max_replicas"] = reward.get("max_replicas")
     return values
 
 
@@ -82,9 +92,16 @@ def run(args: Args) -> None:
     # This imports torch: wrong paths are reported first, and wrong rewards before Ray starts.
     from exploration.reward.factory import RewardConfig
 
-    reward = RewardConfig(args.reward, args.reward_backend, args.reward_data)
+    reward = RewardConfig(
+        args.reward,
+        args.reward_backend,
+        args.reward_data,
+        app=args.reward_app,
+        max_replicas=args.reward_max_replicas,
+    )
     reward.check(args.model)
     config = args.explorer
+    check_at_least(config.replicas, reward_max_replicas=args.reward_max_replicas)
     if config.envs_per_runner == explore_preset(args.preset).envs_per_runner:
         config = config.with_envs_for(len(games))  # the flag is not set
     with ray_session(args.ray_address):

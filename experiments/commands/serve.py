@@ -29,7 +29,7 @@ class Args(RayArgs, CompiledModelArgs):
     model: tyro.conf.Positional[Path]
     """World model: the `model` folder of `train dynamics`, `export` or `pipeline`."""
     name: str = "autoexplore-reward"
-    """Name of the Serve app, by which explorers find it."""
+    """Name of the Serve app, by which `explore --reward-app` finds it on the same cluster."""
     replicas: int = 1
     """Number of replicas of the model."""
     max_replicas: int | None = None

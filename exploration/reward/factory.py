@@ -58,11 +58,16 @@ class RewardConfig:
     data: tuple[str, ...] = ()
     """Folders of episodes that disagreement and vae are trained on."""
     app: str | None = None
-    """Name of a running app for "serve", which keeps running; None starts one."""
+    """Name of a running app that computes token-entropy, with its own settings, and keeps running;
+    None starts one for "serve"."""
+    max_replicas: int | None = None
+    """Maximum number of replicas of an app that is started, while requests queue. None: a fixed
+    number."""
 
     def check(self, model_path: Path | str | None, actions: Sequence[str] | None = None) -> None:
         """Raise InputError for invalid settings, before anything is started.
 
+        A running app is looked for if this process is connected to Ray.
         `actions`: names of the games' actions, which must be the model's.
         """
         if self.name not in REWARDS:
@@ -73,9 +78,15 @@ class RewardConfig:
             raise InputError(
                 f"scorer {self.scorer!r} is not known: choose one of {', '.join(SCORERS)}"
             )
-        if self.scorer == "serve" and self.name != "token-entropy":
+        if self.name != "token-entropy" and (self.scorer == "serve" or self.app is not None):
             raise InputError(
-                f"reward {self.name!r} is computed in the runners: leave the scorer 'serve' out"
+                f"reward {self.name!r} is computed in the runners: leave the scorer 'serve' and "
+                "--reward-app out"
+            )
+        if self.app is not None and (self.scorer == "local" or self.max_replicas is not None):
+            raise InputError(
+                f"the reward service {self.app!r} is running with its own replicas: leave "
+                "--reward-backend local and --reward-max-replicas out"
             )
         if self.name in TRAINED and not self.data:
             raise InputError(
@@ -87,6 +98,10 @@ class RewardConfig:
             model = LocalScorer(model_path).load()
             if actions is not None:
                 model.check_action_names(actions, "the games have")
+            if self.app is not None and ray_is_connected():
+                from worldmodel import serve
+
+                serve.check_app(self.app, model_path)
 
     @contextmanager
     def open(
@@ -113,7 +128,12 @@ class RewardConfig:
             from worldmodel import serve
 
             assert model is not None
-            config = serve.ServeConfig(steps=steps, replicas=replicas, precision=precision)
+            config = serve.ServeConfig(
+                steps=steps,
+                replicas=replicas,
+                max_replicas=self.max_replicas,
+                precision=precision,
+            )
             app_name = serve.deploy(model, config)
             try:
                 yield partial(ServeScorer, app_name)
