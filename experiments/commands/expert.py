@@ -60,7 +60,7 @@ def from_run(recorded: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(args: Args) -> None:
-    """Train, record, and print the folders of both and the mean return."""
+    """Train, record, and print the folders of both, the mean return and that of random play."""
     (game,) = check_games([args.game])
     check_at_least(1, episodes=args.episodes, steps=args.steps, workers=args.workers)
     agent, data = args.out / "agent", args.out / "data"
@@ -71,6 +71,7 @@ def run(args: Args) -> None:
     from envs.episodes.dataset import EpisodeReader
     from exploration import explore
     from exploration.agent.policy import policy_spec
+    from exploration.random_play import compare_with_random, report_depth
     from exploration.reward.factory import RewardConfig
 
     with ray_session(args.ray_address):
@@ -83,6 +84,7 @@ def run(args: Args) -> None:
             resume=args.resume,
             seed=args.seed,
         )
+        compared = compare_with_random(agent, game, config=args.explorer, seed=args.seed)
         collect(
             [game],
             str(data),
@@ -99,3 +101,4 @@ def run(args: Args) -> None:
         f"{data}: {len(reader)} episodes of {game} with a mean return of {mean:.1f}; "
         f"the expert is {best}"
     )
+    report_depth(compared)

@@ -110,7 +110,17 @@ def test_from_a_game_to_a_test_set_of_deep_play(ray_cluster, tmp_path, monkeypat
     argv = ["expert", "Corridor", "--preset", "debug", "--episodes", "3", "--steps", "60"]
     argv += ["--out", str(tmp_path)]
     assert execute(argv) == 0
-    assert "3 episodes of Corridor" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "3 episodes of Corridor" in printed
+    assert "warning: the expert is not better" not in printed
+    compared = json.loads((tmp_path / "agent" / "random_play.json").read_text())
+    expert, random = compared["expert"], compared["random"]
+    assert (compared["game"], compared["steps"]) == ("Corridor", 60)
+    assert expert["return"] > random["return"] + 5
+    assert expert["screens"] > random["screens"]
+    best = json.loads((tmp_path / "agent" / "best" / "config.json").read_text())["about"]
+    assert compared["evaluation_return"] == best["evaluation_return"]
+    assert f"return {expert['return']:.1f} of the expert, {random['return']:.1f} of" in printed
     reader = EpisodeReader(tmp_path / "data")
     assert len(reader) == 3
     assert all(

@@ -1,0 +1,97 @@
+"""An expert beside random play: equal steps, new episodes, and the warning."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from envs.controls import ACTIONS
+from envs.games.corridor import CELLS_PER_ROOM, ROOMS, START, read_cell
+from envs.games.counting import read_step_and_action
+from exploration.agent.config import PolicyConfig
+from exploration.agent.policy import CnnLstm, save_policy
+from exploration.config import PRESETS
+from exploration.random_play import compare_with_random, play_side_by_side, report_depth
+from exploration.rollout.vector_env import close_vector_env, vector_env
+
+CONFIG = replace(PRESETS["debug"], max_steps=30, evaluation_episodes=3, evaluation_steps=70)
+
+
+def agent_that_holds(action: str, run: Path) -> Path:
+    """Save the best agent of a run, which plays one action whatever it sees."""
+    network = CnnLstm(PolicyConfig(channels=(4, 4, 4, 4), lstm_dim=8))
+    with torch.no_grad():
+        network.policy.bias[ACTIONS.index(action)] = 50.0
+    save_policy(run / "best", network, {"evaluation_return": 12.5})
+    return run
+
+
+def test_a_good_agent_is_compared_with_random_play(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 30 steps to the right all from the 19th on are in the last room, whose reward is 1."""
+    run = agent_that_holds("right", tmp_path)
+    config = replace(CONFIG, random_starts=0)
+    compared = compare_with_random(run, "Corridor", config=config, seed=0)
+    assert json.loads((run / "random_play.json").read_text()) == compared
+    cells = np.minimum(np.arange(1, 31) + START, ROOMS * CELLS_PER_ROOM - 1)
+    rewards = cells // CELLS_PER_ROOM / (ROOMS - 1)
+    expected = 2 * rewards.sum() + rewards[:10].sum()
+    assert compared["expert"]["returns"] == pytest.approx([expected] * 3, rel=1e-6)
+    assert compared["expert"]["screens"] == ROOMS * CELLS_PER_ROOM - START
+    assert compared["random"]["return"] == np.mean(compared["random"]["returns"])
+    assert len(set(compared["random"]["returns"])) > 1
+    assert compared["random"]["return"] < expected
+    assert (compared["steps"], compared["evaluation_return"]) == (70, 12.5)
+    assert compare_with_random(run, "Corridor", config=config, seed=0) == compared
+    report_depth(compared)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"mean of 3 x 70 steps: return {expected:.1f} of the expert" in printed
+    assert "warning" not in printed
+
+
+def test_an_expert_that_is_not_better_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = agent_that_holds("left", tmp_path)
+    report_depth(compare_with_random(run, "Corridor", config=CONFIG, seed=0))
+    assert "warning: the expert is not better than random play" in capsys.readouterr().out
+    # The reward of this game does not depend on the actions.
+    config = replace(CONFIG, random_starts=0)
+    equal = compare_with_random(run, "Counting", config=config, seed=0)
+    assert equal["expert"]["return"] == equal["random"]["return"] == 2 * 465 + 55
+    report_depth(equal)
+    assert "not better" in capsys.readouterr().out
+
+
+class Recorder:
+    """Policy that keeps the frames it sees in each episode."""
+
+    def __init__(self) -> None:
+        self.episodes: list[list[Any]] = []
+
+    def reset(self, seed: int) -> None:
+        self.episodes.append([])
+
+    def act(self, frame_HWC: Any) -> int:
+        self.episodes[-1].append(frame_HWC)
+        return 0
+
+
+def test_each_policy_begins_an_episode_with_its_first_frame() -> None:
+    policies = [Recorder(), Recorder()]
+    env = vector_env(["Counting", "Corridor"], 5)
+    try:
+        returns, _ = play_side_by_side(policies, env, 12, [1, 2])
+    finally:
+        close_vector_env(env)
+    assert returns[0] == 15 + 15 + 1 + 2
+    for episode in policies[0].episodes:
+        steps = [read_step_and_action(frame)[0] for frame in episode]
+        assert steps == list(range(len(steps)))
+    assert all(read_cell(episode[0]) == START for episode in policies[1].episodes)
+    assert [len(policy.episodes) for policy in policies] == [3, 3]
