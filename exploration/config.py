@@ -217,6 +217,9 @@ PRESETS: dict[str, ExploreConfig] = {
         evaluation_steps=10,
         replicas=1,
     ),
+    # Episodes go on from one epoch to the next, but a run has only 8 x 36 = 288 steps of each env:
+    # unless a game ends, no later step is ever paid for, although evaluations and `collect` play
+    # 400. More steps would need more than a few minutes; `archive` starts episodes further on.
     "cpu": ExploreConfig(
         epochs=8,
         steps_per_epoch=36,
