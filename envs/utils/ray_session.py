@@ -95,7 +95,7 @@ def ray_session(
     finally:
         # Ray reports calls to Serve's controller that the shutdown cuts off as errors.
         with captured_output(drop="Task ServeController."):
-            if "ray.serve" in sys.modules:
+            if "ray.serve" in sys.modules and (address == "local" or not _serve_has_apps()):
                 from ray import serve
 
                 serve.shutdown()  # its controller would otherwise outlive the command
@@ -105,6 +105,17 @@ def ray_session(
 def ray_is_connected() -> bool:
     """Return True if this process is connected to Ray."""
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def _serve_has_apps() -> bool:
+    """Return True if Serve runs an app on the cluster, which another command has started."""
+    from ray import serve
+    from ray.exceptions import RayError
+
+    try:
+        return bool(serve.status().applications)
+    except RayError:  # Serve or the cluster is gone
+        return False
 
 
 def _start_ray(cpus: int, store_bytes: int) -> None:

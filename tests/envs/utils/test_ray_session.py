@@ -180,3 +180,48 @@ def test_a_ray_that_starts_too_slowly_is_started_again(
         _start_ray(8, 1_000_000)
     assert len(attempts) == 3
     assert all(settings == attempts[0] for settings in attempts)
+
+
+TWO_COMMANDS = """
+import subprocess, sys
+from envs.utils.ray_session import prepare_ray_environment, ray_session
+prepare_ray_environment(local=True)
+import ray
+from ray import serve
+if len(sys.argv) > 1:  # the other command, which looks for the service
+    with ray_session(sys.argv[1]):
+        print(serve.get_app_handle("service").remote().result())
+    sys.exit()
+
+from ray.cluster_utils import Cluster
+head = {"num_cpus": 8, "include_dashboard": False, "object_store_memory": 100_000_000}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+
+@serve.deployment
+def answer():
+    return "answer"
+
+with ray_session(cluster.address):
+    serve.start(proxy_location="Disabled")
+    serve.run(answer.bind(), name="service", route_prefix=None)
+    command = [sys.executable, "-c", sys.orig_argv[2], cluster.address]
+    print(subprocess.run(command, capture_output=True, text=True).stdout.strip())
+    print(serve.get_app_handle("service").remote().result(timeout_s=60))
+    serve.delete("service")
+ray.init(cluster.address, log_to_driver=False)
+print(ray.util.list_named_actors(all_namespaces=True))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_command_leaves_the_services_of_others_running() -> None:
+    """Serve itself ends with the last service."""
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_COMMANDS],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.stdout.splitlines()[-3:] == ["answer", "answer", "[]"], done.stderr[-3000:]
