@@ -97,7 +97,7 @@ class ExplorationArgs(RayArgs, DeviceArgs):
     """Value of exploration: explorers x games x seeds on one budget, fine-tune, compare (Table 5).
 
     Writes exploration.json and exploration.md to --out, again after each game and seed. Run it
-    again to continue.
+    again to continue. You may add seeds and arms: name the old ones too.
     """
 
     games: tyro.conf.Positional[tuple[str, ...]]

@@ -1,7 +1,8 @@
 """Study of exploration: which explorer's data improve a world model most, and where?
 
 Every arm gets as many emulator steps, the same base model, the same fine-tuning and the same test
-windows; differences are paired by window. Run it again to continue: finished stages are kept.
+windows; differences are paired by window. Run it again to continue, with more arms too: finished
+stages are kept.
 """
 
 import json
@@ -129,7 +130,7 @@ def write_study(
     out: Path, cells: Sequence[StudyCell], elsewhere: Sequence[dict[str, Any]] = ()
 ) -> None:
     """Write the tables of the finished cells and of those that were run `elsewhere`."""
-    finished = [cell for cell in cells if (cell.root / "cell.json").exists()]
+    finished = [cell for cell in cells if is_finished(cell)]
     records = [describe_cell(cell) for cell in finished]
     records = sorted([*records, *elsewhere], key=itemgetter("game", "seed"))
     rows = list(study_rows(records))
@@ -142,10 +143,16 @@ def write_study(
     write_atomic(out / "exploration.md", study_markdown(rows, records, maps).encode())
 
 
+def is_finished(cell: StudyCell) -> bool:
+    """Return whether a cell was run to its end with these settings, all of the arms among them."""
+    path = cell.root / "cell.json"
+    return path.exists() and json.loads(path.read_text()).get("settings") == cell.settings
+
+
 def describe_cell(cell: StudyCell) -> dict[str, Any]:
     """Return the record of a cell: what its arms did, its settings and its own rows."""
     record: dict[str, Any] = json.loads((cell.root / "cell.json").read_text())
-    return record | {"settings": cell.settings, "rows": list(cell_rows(cell))}
+    return record | {"rows": list(cell_rows(cell))}
 
 
 def draw_map(cell: StudyCell) -> bytes:

@@ -106,12 +106,12 @@ def summary_stage(cell: StudyCell, models: Sequence[str]) -> Stage:
         *(f"data-{arm}" for arm in cell.arms),
         *(AGENTS[arm] for arm in cell.arms if arm in AGENTS),
     )
-    run, settings = partial(summarise, cell), [cell.game, cell.seed]
+    run, settings = partial(summarise, cell), [cell.game, cell.seed, cell.settings]
     return Stage("cell", "summarise the cell", run, inputs, "cell.json", settings)
 
 
 def summarise(cell: StudyCell, context: StageContext) -> dict[str, Any]:
-    """Write `cell.json`: what each arm did, where it went, and the test frames in its data."""
+    """Write `cell.json`: settings, what each arm did, where it went, the test frames it holds."""
     base = distances_by_game([context.path("data-base")])[cell.game]
     tests = {}
     for test in TESTS:
@@ -127,7 +127,7 @@ def summarise(cell: StudyCell, context: StageContext) -> dict[str, Any]:
                 "mutual_information": last[f"explore/mutual_information/{cell.game}"],
                 "training_steps": int(last["explore/env_steps"]),
             }
-    record = {"game": cell.game, "seed": cell.seed, "arms": arms}
+    record = {"game": cell.game, "seed": cell.seed, "arms": arms, "settings": cell.settings}
     context.out.write_text(json.dumps(record, indent=2) + "\n")
     return {}
 

@@ -91,6 +91,32 @@ def test_a_small_study_runs_to_its_tables_and_is_not_repeated(
     assert both["rows"][0]["windows"] == 2 * found["rows"][0]["windows"]
 
 
+@pytest.mark.slow
+def test_arms_are_added_to_a_finished_study(ray_cluster: None, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    argv = ["study", "exploration", "Corridor", "--preset", "debug", "--out", str(out)]
+    argv += ["--seeds", "0", "1", "--data", "new", "--steps", "400", "--base-steps", "400"]
+    argv += ["--test-episodes", "1", "--limit", "2"]
+    argv += ["--decoder-iterations", "1", "--dynamics-iterations", "1", "--arms", "random"]
+    assert execute(argv) == 0
+    before = json.loads((out / "exploration.json").read_text())
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("Corridor/seed-*/stages/*.json")}
+    assert execute([*argv, "sticky"]) == 0
+    after = json.loads((out / "exploration.json").read_text())
+    assert {row["arm"] for row in after["rows"]} == {"base", "random", "sticky"}
+    assert all(row["seeds"] == [0, 1] for row in after["rows"])
+    assert [row for row in after["rows"] if row["arm"] != "sticky"] == before["rows"]
+    assert [set(cell["arms"]) for cell in after["cells"]] == 2 * [{"random", "sticky"}]
+    again = {path for path, written in kept.items() if path.stat().st_mtime_ns != written}
+    assert {path.name for path in again} == {"cell.json"}
+    new = {path.name for path in out.glob("Corridor/seed-*/stages/*.json") if path not in kept}
+    assert new == {
+        f"{part}.json"
+        for part in ("data-sticky", "decoder-sticky-new", "dynamics-sticky-new",
+                     "model-sticky-new", "score-sticky-new")
+    }  # fmt: skip
+
+
 def test_differences_are_paired_and_several_seeds_give_the_interval() -> None:
     def scores(*psnr: float) -> dict[str, np.ndarray]:
         return {"psnr": np.array(psnr), "session": np.array(["a", "a", "b", "b"])}
