@@ -42,11 +42,12 @@ def heat_map(values_Thw: NDArray[np.float32], frames_THWC: Frames, high: float) 
     return np.clip(shown * 0.85 + grey * 0.25, 0, 255).astype(np.uint8)
 
 
-def gif(panels: Sequence[Frames], scale: int = 4, context: int = 0) -> bytes:
+def gif(panels: Sequence[Frames], scale: int = 4, context: int = 0, clips: int = 1) -> bytes:
     """Return an endless GIF of panels side by side, T frames each, with one palette for all frames.
 
-    A bar at the top is grey during the `context` frames and orange while the model predicts. The
-    last frame is held.
+    The frames are those of `clips` equally long clips, one after the other. In each, a bar at the
+    top is grey during the `context` frames and orange while the model predicts, and the last frame
+    is held.
     """
     gap, bar = GAP * scale, 2 * scale
     count, height, width = panels[0].shape[:3]
@@ -55,15 +56,17 @@ def gif(panels: Sequence[Frames], scale: int = 4, context: int = 0) -> bytes:
     for index, panel in enumerate(panels):
         left = index * (width * scale + gap)
         frames[:, bar + gap :, left : left + width * scale] = enlarged(panel, scale)
-    frames[:context, :bar] = (140, 140, 140)
-    frames[context:, :bar] = (230, 159, 0)
+    place_T = np.arange(count) % (count // clips)
+    frames[place_T < context, :bar] = (140, 140, 140)
+    frames[place_T >= context, :bar] = (230, 159, 0)
     stacked = frames.reshape(-1, *frames.shape[2:])[:, :: max(scale // 2, 1)]
     palette = Image.fromarray(stacked).quantize(255)
     images = [
         Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
         for frame in frames
     ]
-    durations = [GIF_MILLISECONDS] * (count - 1) + [HOLD_MILLISECONDS]
+    last_T = place_T == count // clips - 1
+    durations = np.where(last_T, HOLD_MILLISECONDS, GIF_MILLISECONDS).tolist()
     file = io.BytesIO()
     images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     return file.getvalue()

@@ -1,7 +1,7 @@
 """Sentences and tables about the results of a pipeline's run."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,20 @@ def describe_comparison(results: EvalResults) -> list[str]:
         _describe_control(results),
         *describe_deep_play(results),
     ]
+
+
+def describe_main_gain(test: str, explorer: str, gains: Mapping[str, Any]) -> str:
+    """Return one sentence of what an explorer's data gained; `gains` by the metric's name."""
+    psnr, delta = (format_gain(gains[metric]) for metric in ("psnr", "delta_psnr"))
+    return (
+        f"On {TEST_NAMES[test]}, a world model that learned from the {explorer}'s data gains {psnr}"
+        f" dB PSNR and {delta} dB delta-PSNR over the same model with as much random play."
+    )
+
+
+def main_test(tests: Sequence[str]) -> str:
+    """Return the test set of the main result: deep play if it was played."""
+    return "deep" if "deep" in tests else tests[0]
 
 
 def describe_deep_play(results: EvalResults) -> list[str]:

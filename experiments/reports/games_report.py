@@ -13,13 +13,16 @@ from envs.utils.atomic_io import write_json_atomic
 from envs.utils.progress import format_duration
 from experiments.reports.comparison import (
     MODEL_NAMES,
+    PLAYERS,
     TEST_NAMES,
     describe_deep_play,
+    describe_main_gain,
     format_gain,
     format_number,
+    main_test,
 )
 from experiments.reports.page import Section, Table, write_page
-from experiments.reports.places import draw_places
+from experiments.reports.places import Places, draw_places, load_models
 from experiments.reports.results import COPY, EvalResults, game_title, paired_gain, read_results
 from worldmodel.statistics import Estimate
 
@@ -51,7 +54,19 @@ def build_games_report(root: Path, out: Path) -> list[str]:
         "games": {game: _summarise([one]) for game, one in results.items()},
     }
     write_json_atomic(root / "summary.json", summary)
-    lead = _lead(summary, plan)
+    test, main = main_test(plan["tests"]), plan["explorers"][0]
+    gained = summary[f"{test}_play"]
+    lead = describe_main_gain(
+        test,
+        main,
+        {metric: gained[f"explored_minus_random_{metric}"] for metric in METRICS},
+    )
+    places = {}
+    for game, one in results.items():
+        run = root / "games" / game
+        models = load_models(run, ("base", *one.explorers))
+        places[game] = draw_places(run, game, plan, one, models)
+    films = [place.films[main] for place in places.values() if main in place.films]
     folders = {
         game: os.path.relpath(root / "games" / game / "report", out) for game in plan["games"]
     }
@@ -66,6 +81,8 @@ def build_games_report(root: Path, out: Path) -> list[str]:
         title="What exploring gained in " + " and ".join(map(game_title, plan["games"])),
         lead=lead,
         sections=[
+            Section(f"What the {PLAYERS[main]} found", [], pictures=films),
+            Section("Where each went", [], pictures=[place.map for place in places.values()]),
             Section(
                 "Gain over random play",
                 [
@@ -75,10 +92,7 @@ def build_games_report(root: Path, out: Path) -> list[str]:
                 ],
                 [_gain_table(results)],
             ),
-            *(
-                _game_section(root / "games" / game / "data", game, one)
-                for game, one in results.items()
-            ),
+            *(_game_section(game, one, places[game]) for game, one in results.items()),
             Section("Reports of the games", links),
         ],
     )
@@ -114,18 +128,6 @@ def as_list(gain: Estimate) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values]
 
 
-def _lead(summary: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
-    """Return one sentence of what exploring gained."""
-    test = "deep" if "deep" in plan["tests"] else plan["tests"][0]
-    row = summary[f"{test}_play"]
-    psnr, delta = (format_gain(row[f"explored_minus_random_{metric}"]) for metric in METRICS)
-    return (
-        f"On {TEST_NAMES[test]}, a world model that learned from the {plan['explorers'][0]}'s data "
-        f"gains {psnr} dB PSNR and {delta} dB delta-PSNR over the same model with as much random "
-        "play."
-    )
-
-
 def _lines(summary: Mapping[str, Any]) -> list[str]:
     """Return the gains of each game as lines of text."""
     lines = []
@@ -159,8 +161,8 @@ def _gain_table(results: Mapping[str, EvalResults]) -> Table:
     return Table(["game", "test set", "explorer", "PSNR, dB", "delta-PSNR, dB"], rows)
 
 
-def _game_section(data: Path, game: str, results: EvalResults) -> Section:
-    """Return the metrics of all models of a game, and where its players went."""
+def _game_section(game: str, results: EvalResults, places: Places) -> Section:
+    """Return the metrics of all models of a game, and what its other explorers found."""
     rows = [
         [
             MODEL_NAMES[model],
@@ -177,10 +179,10 @@ def _game_section(data: Path, game: str, results: EvalResults) -> Section:
         *(f"delta-PSNR, {test}" for test in tests),
         *(f"reconstruction, {test}" for test in tests),
     ]
-    pictures = draw_places(data, game, results.explorers)
+    others = [film for explorer, film in places.films.items() if explorer != results.main]
     return Section(
         game_title(game),
         ["In dB.", *describe_deep_play(results)],
         [Table(columns, rows)],
-        pictures=pictures,
+        pictures=others,
     )

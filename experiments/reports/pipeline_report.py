@@ -18,8 +18,10 @@ from experiments.reports.comparison import (
     TEST_NAMES,
     Column,
     describe_comparison,
+    describe_main_gain,
     format_number,
     headline,
+    main_test,
     metrics_table,
     signed,
     table_columns,
@@ -27,7 +29,7 @@ from experiments.reports.comparison import (
 from experiments.reports.explore_report import explore_sections
 from experiments.reports.images import at_scale
 from experiments.reports.page import embed_picture, write_page
-from experiments.reports.places import draw_places
+from experiments.reports.places import draw_places, load_models, sampling_of
 from experiments.reports.results import COPY, EvalResults, game_title, read_metric, read_results
 from experiments.reports.screens import ScreenStats, equal_frame_counts, seen_by_game
 from exploration.rollout.snapshots import HEAT_HIGH
@@ -58,6 +60,10 @@ def build_pipeline_report(root: Path, out: Path) -> list[str]:
     seconds = json.loads((root / "timings.json").read_text())["seconds"]
     seconds.pop("report", None)
     games = [game_title(game) for game in plan["games"]]
+    models = load_models(root, results.models)
+    places = [draw_places(root, game, plan, results, models) for game in seen["more-random"]]
+    test = main_test(results.tests)
+    gains = {name: results.gain(results.main, test, name) for name in ("psnr", "delta_psnr")}
     about_agent = []
     if "agent" in results.explorers:
         about_agent = explore_sections(root / "explore", plan["games"])
@@ -67,17 +73,20 @@ def build_pipeline_report(root: Path, out: Path) -> list[str]:
         f"preset {plan['preset']}",
         "report.html.j2",
         title="A world model of " + " and ".join(filter(None, [", ".join(games[:-1]), games[-1]])),
-        lead="A random agent played. A world model learned from its play to predict the next "
+        lead=describe_main_gain(test, results.main, gains),
+        about="A random agent played. A world model learned from its play to predict the next "
         "frames from the previous ones and the buttons pressed. Explorers that go where the model "
         "is uncertain played the games, and the model learned from the frames they collected. "
         f"The run took {format_duration(sum(seconds.values()))}; its training used neither human "
         "play nor the games' own rewards.",
+        films=[film for place in places for film in place.films.values()],
+        maps=[place.map for place in places],
         cards=_cards(results, list(counts[results.main].values())),
         explorer=about_agent,
         **_comparison(results),
-        **_predictions(root, plan, results),
+        **_predictions(root, plan, results, models),
         **_horizon(results),
-        **_screens(root, seen, counts),
+        **_screens(seen, counts),
         **_training(root, results),
         **_timings_and_settings(seconds, plan),
     )
@@ -161,16 +170,13 @@ def _comparison(results: EvalResults) -> dict[str, Any]:
     }
 
 
-def _predictions(root: Path, plan: dict[str, Any], results: EvalResults) -> dict[str, Any]:
+def _predictions(
+    root: Path, plan: dict[str, Any], results: EvalResults, models: Mapping[str, GenieReduxG]
+) -> dict[str, Any]:
     """Return film strips and animations of every game."""
     checkpoint = newest_checkpoint(root / "upscaler")
     upscaler = None if checkpoint is None else load_upscaler(checkpoint)
-    models = {
-        name: GenieReduxG.load(root / "models" / name, "auto", "auto", compile=False)
-        for name in results.models
-    }
-    sampling = {key: plan["evaluate"][key] for key in ("steps", "mode") if key in plan["evaluate"]}
-    sampling["seed"] = plan["seed"]
+    sampling = sampling_of(plan)
     games = []
     for game in plan["games"]:
         strips, animation = [], None
@@ -225,10 +231,8 @@ def _horizon(results: EvalResults) -> dict[str, Any]:
     }
 
 
-def _screens(
-    root: Path, seen: SeenBy, counts: Mapping[str, Mapping[str, tuple[int, int]]]
-) -> dict[str, Any]:
-    """Return the distinct screens of the players, and where each of them went.
+def _screens(seen: SeenBy, counts: Mapping[str, Mapping[str, tuple[int, int]]]) -> dict[str, Any]:
+    """Return the distinct screens of the players.
 
     counts: those of each explorer and of the random agent after equally many frames, by game.
     """
@@ -251,10 +255,6 @@ def _screens(
                 PLAYERS["random"], random, list(explored.values()), "the explorers' data"
             )
         )
-        sides += [
-            {"caption": picture.caption, "image": picture}
-            for picture in draw_places(root / "data", game, list(explored))
-        ]
         montages.append({"name": title, "sides": sides})
         for name in explored:
             one, other = counts[name][game]

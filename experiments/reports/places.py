@@ -1,7 +1,9 @@
-"""Map of where the players of a game went, and film of what an explorer found."""
+"""Map of where the players of a game went, and films of what explorers found and models predict."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,51 +14,100 @@ from envs.episodes.frame_distance import FrameDistance, shrink_frames
 from envs.utils.images import Frames, enlarged, gif, png
 from experiments.reports.charts import COLOURS
 from experiments.reports.comparison import PLAYERS
+from experiments.reports.images import labelled_panels, predict
 from experiments.reports.page import Picture, embed_picture
+from experiments.reports.results import EvalResults, game_title
+from worldmodel import GenieReduxG
+from worldmodel.config import CONTEXT
 
 COLOUR_NAMES = {"base": "blue", "random": "orange", "archive": "green", "agent": "violet"}
 """Words for `charts.COLOURS`."""
 BACKGROUND = (24, 24, 24)
 MAP_CELLS, MAP_SCALE = 80, 4
 FILM_SCALE = 4
+FILM_PANELS = ("real", "predicted by the base model", "predicted by the fine-tuned model")
+FoundExcerpt = tuple[Frames, NDArray[np.uint8]]
+"""Frames (T, H, W, 3) of an episode and the actions (T - 1,) between them."""
 MAP_FRAMES = 2_000
 """Largest number of frames of each player on a map, evenly spaced."""
-FILM_CLIPS, CLIP_FRAMES = 4, 16
-"""Excerpts of a film, and frames of each, which are every second one of an episode."""
+FILM_CLIPS = 4
+"""Excerpts of a film."""
 FILM_EVERY, FILM_KNOWN = 16, 500
 """Frames from one compared frame of an episode to the next, and number of frames of each random
 player that they are compared with."""
 
 
-def draw_places(data: Path, game: str, explorers: Sequence[str]) -> list[Picture]:
-    """Return the map of a game, and a film of what each explorer found.
+@dataclass(frozen=True)
+class Places:
+    """Pictures of where the players of a game went: a map, and films of what explorers found."""
 
-    `data` is the folder of a run's data sets. Play that was known before comes first on the map:
-    that of the base model, then the random play that explorers are compared with.
+    map: Picture
+    films: dict[str, Picture]
+    """Film of each explorer of which an episode is long enough."""
+
+
+def draw_places(
+    root: Path,
+    game: str,
+    plan: Mapping[str, Any],
+    results: EvalResults,
+    models: Mapping[str, GenieReduxG],
+) -> Places:
+    """Return the map of a game in the run in `root`, and a film of what each explorer found.
+
+    Play that was known before comes first on the map: that of the base model, then the random play
+    that explorers are compared with. `models` are those of the run, by name; they predict the films
+    with the evaluation settings of its `plan`.
     """
+    data = root / "data"
     folders = {"base": data / "random", "random": data / "more-random"}
+    explorers = [name for name in results.explorers if game in EpisodeReader(data / name).games]
     folders |= {explorer: data / explorer for explorer in explorers}
     frames = {player: read_frames(folder, game) for player, folder in folders.items()}
     names = {"base": "the base model's data", "random": "more random play"}
     names |= {explorer: f"the {PLAYERS[explorer]}" for explorer in explorers}
     legend = ", ".join(f"{COLOUR_NAMES[player]} {names[player]}" for player in frames)
     caption = (
-        "Where each player went: screens by their ranks along the two directions in which they "
-        f"differ most. A cell has the colour of the first of these that saw it: {legend}."
+        f"{game_title(game)}: where each player went, screens by their ranks along the two "
+        "directions in which they differ most. A cell has the colour of the first of these that "
+        f"saw it: {legend}."
     )
     colours = [COLOURS[player] for player in frames]
-    pictures = [embed_picture(png(place_map(list(frames.values()), colours)), caption)]
+    drawn = embed_picture(png(place_map(list(frames.values()), colours)), caption)
     known_NHWC = np.concatenate(
         [frames[name][:: max(1, len(frames[name]) // FILM_KNOWN)] for name in ("base", "random")]
     )
+    films = {}
     for explorer in explorers:
-        film = film_of_finds(folders[explorer], game, known_NHWC)
-        if film is not None:
-            caption = (
-                f"What only the {PLAYERS[explorer]} found: screens least like any random play."
+        pair = [models["base"], models[explorer]]
+        found = find_excerpts(folders[explorer], game, known_NHWC, CONTEXT + results.horizon)
+        if found:
+            panels = dict(
+                zip(FILM_PANELS, film_of_finds(found, pair, sampling_of(plan)), strict=True)
             )
-            pictures.append(embed_picture(gif([film], FILM_SCALE), caption))
-    return pictures
+            moving = gif(labelled_panels(panels, FILM_SCALE), 1, CONTEXT, clips=len(found))
+            caption = (
+                f"{game_title(game)}: what only the {PLAYERS[explorer]} found, the screens least "
+                f"like any random play. {CONTEXT} frames (grey bar) and the buttons pressed are "
+                f"given, {results.horizon} frames (orange bar) predicted. Fine-tuned: on the "
+                f"{PLAYERS[explorer]}'s data, to which these excerpts belong."
+            )
+            films[explorer] = embed_picture(moving, caption)
+    return Places(drawn, films)
+
+
+def load_models(root: Path, names: Sequence[str]) -> dict[str, GenieReduxG]:
+    """Return world models of the run in `root`, by name."""
+    return {
+        name: GenieReduxG.load(root / "models" / name, "auto", "auto", compile=False)
+        for name in names
+    }
+
+
+def sampling_of(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the films of a run are sampled: as in its evaluation."""
+    chosen = {key: plan["evaluate"][key] for key in ("steps", "mode") if key in plan["evaluate"]}
+    return chosen | {"seed": plan["seed"]}
 
 
 def read_frames(folder: Path, game: str, limit: int = MAP_FRAMES) -> Frames:
@@ -96,13 +147,12 @@ def _ranks(values_N: NDArray[np.floating]) -> NDArray[np.float64]:
     return ranks_N / max(len(different) - 1, 1)
 
 
-def film_of_finds(folder: Path, game: str, known_NHWC: Frames) -> Frames | None:
-    """Return the excerpts of a player's episodes that are farthest from known frames, as one film.
+def find_excerpts(folder: Path, game: str, known_NHWC: Frames, length: int) -> list[FoundExcerpt]:
+    """Return the excerpts of a player's episodes that are farthest from known frames, in order.
 
-    At most one excerpt of an episode. Returns None if every episode is too short.
+    At most FILM_CLIPS of `length` frames, one of an episode; none if every episode is too short.
     """
     distance = FrameDistance(known_NHWC)
-    length = 2 * CLIP_FRAMES
     found: list[tuple[float, int, int]] = []
     reader = EpisodeReader(folder)
     for index, name in enumerate(reader.games):
@@ -113,10 +163,27 @@ def film_of_finds(folder: Path, game: str, known_NHWC: Frames) -> Frames | None:
         distance_N = distance(frames_THWC[starts_N + length // 2])
         best = int(distance_N.argmax())
         found.append((float(distance_N[best]), index, int(starts_N[best])))
-    if not found:
-        return None
-    clips = [
-        reader[index].frames_THWC[start : start + length : 2]
-        for _, index, start in sorted(found, reverse=True)[:FILM_CLIPS]
-    ]
-    return np.concatenate(clips)
+    chosen = sorted(found, reverse=True)[:FILM_CLIPS]
+    excerpts = []
+    for _, index, start in chosen:
+        episode = reader[index]
+        frames_THWC = episode.frames_THWC[start : start + length]
+        excerpts.append((frames_THWC, episode.actions[start : start + length - 1]))
+    return excerpts
+
+
+def film_of_finds(
+    excerpts: Sequence[FoundExcerpt], models: Sequence[GenieReduxG], sampling: Mapping[str, Any]
+) -> list[Frames]:
+    """Return the frames of excerpts, one after the other, then each model's predictions of them.
+
+    The first CONTEXT frames of an excerpt are given, and its recorded actions.
+    """
+    films = [np.concatenate([frames_THWC for frames_THWC, _ in excerpts])]
+    for model in models:
+        predicted = [
+            predict(model, frames_THWC[:CONTEXT], actions, **sampling)
+            for frames_THWC, actions in excerpts
+        ]
+        films.append(np.concatenate(predicted))
+    return films

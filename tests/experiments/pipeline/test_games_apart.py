@@ -49,6 +49,9 @@ def test_summary_holds_the_gains_of_the_main_explorer(run: Path) -> None:
     page = (run / "report" / "index.html").read_text()
     assert lines[0] in page.replace("&#39;", "'")
     assert "games/Counting/report/index.html" in page
+    order = ["dB delta-PSNR over", "what only the archive found", "where each player", "<table>"]
+    places = [page.index(text) for text in order]
+    assert places == sorted(places), "the gain, the film, the map, the table"
 
 
 def test_report_is_created_again(run: Path) -> None:
