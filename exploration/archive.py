@@ -26,7 +26,8 @@ from envs.collect.policies import PolicySpec, builtin_policy
 from envs.collect.worker import EpisodeKey
 from envs.collect.worker_pool import CollectSummary, WorkerPool, WorkerSpec, default_timeout
 from envs.episodes.dataset import EpisodeReader, EpisodeWriter
-from envs.utils.errors import InputError
+from envs.games.base import EnvOptions
+from envs.utils.errors import InputError, one_line
 from envs.utils.progress import Bar, console, progress
 from envs.utils.ray_session import ray_session
 from envs.utils.storage import is_remote
@@ -88,15 +89,17 @@ def play_from_archive(
     seed: int = 0,
     timeout: float | None = None,
     actions: Sequence[str] = (),
+    options: EnvOptions = (),
 ) -> CollectSummary:
     """Collect episodes that begin where `reward` is high, and write them to `out`.
 
     `reward` scores the cells: token-entropy or another one of `model`; extrinsic, the game's own
     reward so far, as Go-Explore does; count-bonus, visits alone. Existing episodes are not played
     again. `previous` is the folder of an earlier collection, whose archive this one carries on: its
-    cells keep their visits, and are scored again when they are reached. `actions`: names of other
-    actions than the games' own; an agent or the model brings those that it was trained with. Uses
-    the connected Ray cluster, or a local one.
+    cells keep their visits, and their scores until they are reached and scored again. `actions`:
+    names of other actions than the games' own; an agent or the model brings those that it was
+    trained with. `options` are those of `envs.make`. Uses the connected Ray cluster, or a local
+    one.
 
     Raises InputError for invalid settings, and for an archive of another game or ROM, or with other
     actions.
@@ -111,7 +114,8 @@ def play_from_archive(
     reward.check(model, action_names(names, chosen) if scored else None)
     keys = {
         game: [
-            EpisodeKey(game, policy_id, seed, number, chosen) for number in range(config.episodes)
+            EpisodeKey(game, policy_id, seed, number, chosen, tuple(options))
+            for number in range(config.episodes)
         ]
         for game in names
     }
@@ -166,7 +170,7 @@ class CellScores:
         except ScoringError as error:
             # The archive goes on with the scores that it has.
             if not self._warned:
-                console.print(f"cells are not scored, and chosen by their counts: {error}")
+                console.print(f"cells keep their scores, new ones have none: {one_line(error)}")
                 self._warned = True
             return scores
         for index, value in zip(places, rewards_B.tolist(), strict=True):
@@ -222,8 +226,8 @@ class _GameExplorer:
         elif previous is not None:
             earlier = self.archive.load(Path(previous) / "archive" / game)
             self.archive = replace(earlier, rounds=0, generator=generator)
-            for cell in self.archive.cells.values():
-                cell.score = math.nan
+            self.archive.outdate_scores(reward.name)
+        self.archive.reward = reward.name
 
     def play(
         self,
@@ -271,17 +275,23 @@ class _GameExplorer:
             self.archive.grid = fit_grid(frames_NHWC[::every])
 
     def _add(self, moments: Sequence[Moment], score: CellScores) -> None:
-        """Add moments to the archive and score the cells that have no score."""
+        """Add moments to the archive and score the cells that have no score of this model.
+
+        Where the scorer fails, a cell keeps the score that it has.
+        """
         unscored = {}
         for moment in moments:
             key = self.archive.grid.key(moment.cell.state.frame_HWC)
             self.archive.add(key, moment.cell)
             # The newest moment of a cell that has a whole window is scored.
             kept = key in unscored and moment.window is None
-            if math.isnan(self.archive.cells[key].score) and not kept:
+            cell = self.archive.cells[key]
+            if (cell.outdated or math.isnan(cell.score)) and not kept:
                 unscored[key] = moment
         scores = score(list(unscored.values()))
         for (key, moment), value in zip(unscored.items(), scores, strict=True):
-            extrinsic = self._reward.name == "extrinsic"
-            self.archive.cells[key].score = moment.cell.reward if extrinsic else value
+            new = moment.cell.reward if self._reward.name == "extrinsic" else value
+            if not math.isnan(new):
+                cell = self.archive.cells[key]
+                cell.score, cell.outdated = new, False
         self.archive.shrink()

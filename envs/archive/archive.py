@@ -43,6 +43,8 @@ class Cell:
     """Number of episodes that began there."""
     seen: int = 1
     """Number of episodes that came by."""
+    outdated: bool = False
+    """True if the score is that of an earlier world model and is to be renewed."""
 
 
 @dataclass
@@ -59,6 +61,8 @@ class Archive:
     """Exponent of the uncertainty, in standard deviations, in a cell's weight."""
     start_share: float = 0.0
     """Probability to begin at the game's start instead of a cell."""
+    reward: str = ""
+    """Name of the reward that the scores are of."""
     rounds: int = 0
     """Number of rounds of episodes whose moments are in the archive."""
     cells: dict[bytes, Cell] = field(default_factory=dict)
@@ -76,6 +80,14 @@ class Archive:
             z[known] = (scores[known] - scores[known].mean()) / scores[known].std()
         visits = [(cell.chosen + 1) * (cell.seen + 1) for cell in self.cells.values()]
         return np.exp(self.sharpness * z.clip(-5, 5)) / np.sqrt(np.array(visits, np.float64))
+
+    def outdate_scores(self, reward: str) -> None:
+        """Mark all scores as those of an earlier model; drop them if they are of another reward."""
+        for cell in self.cells.values():
+            cell.outdated = True
+            if self.reward != reward:
+                cell.score = math.nan
+        self.reward = reward
 
     def choose(self) -> Cell | None:
         """Draw a cell by its weight and count the choice; None for the game's start.
@@ -118,13 +130,14 @@ class Archive:
         cells = list(self.cells.values())
         record = {
             "rounds": self.rounds,
+            "reward": self.reward,
             "grid": vars(self.grid),
             "generator": self.generator.bit_generator.state,
             "cells": [
                 {"key": key.hex(), "path": cell.path.hex(), "start_seed": cell.start_seed}
                 | {"reward": cell.reward}
                 | {"score": None if math.isnan(cell.score) else cell.score}
-                | {"chosen": cell.chosen, "seen": cell.seen}
+                | {"chosen": cell.chosen, "seen": cell.seen, "outdated": cell.outdated}
                 for key, cell in self.cells.items()
             ],
         }
@@ -174,12 +187,14 @@ class Archive:
                 score,
                 entry["chosen"],
                 entry["seen"],
+                entry.get("outdated", False),
             )
         generator = np.random.default_rng()
         generator.bit_generator.state = record["generator"]
         return replace(
             self,
             grid=CellGrid(**record["grid"]),
+            reward=record.get("reward", ""),
             rounds=record["rounds"],
             cells=cells,
             generator=generator,

@@ -70,7 +70,7 @@ class ArchiveWorker(CollectWorker):
         """
         started = time.process_time()
         self._policy = self._policy or self._build_policy()
-        env: Any = self._open(task.game, actions=task.key.actions)
+        env: Any = self._open(task.game, actions=task.key.actions, **dict(task.key.options))
         path, start_seed, reward = b"", task.key.start_seed, 0.0
         if task.start is not None:
             path, start_seed, reward = task.start.path, task.start.start_seed, task.start.reward
@@ -84,7 +84,7 @@ class ArchiveWorker(CollectWorker):
                 return
             window: Window | None = None
             if len(frames) >= WINDOW_FRAMES:
-                newest = np.stack(frames[-WINDOW_FRAMES:])
+                newest = env.unwrapped.hide_aids(np.stack(frames[-WINDOW_FRAMES:]))
                 window = newest, np.array(actions[1 - WINDOW_FRAMES :], np.int64)
             found = Cell(
                 env.unwrapped.state(), path + bytes(actions), start_seed, reward + sum(rewards)

@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from envs.games.base import GameState
 from envs.games.corridor import CELLS_PER_ROOM, ROOMS, read_cell
 from envs.utils.errors import InputError
 from envs.utils.run_dir import read_metrics
+from experiments.__main__ import execute
 from exploration import explore
 from exploration.archive import ArchiveConfig, play_from_archive
 from exploration.config import explore_preset
@@ -236,6 +241,118 @@ def test_an_archive_is_carried_on(counted: Path, tmp_path: Path) -> None:
     assert list(chosen) == [8, 12]
     reader = EpisodeReader(tmp_path / "next")
     assert all(reader[index].info["path"] for index in range(4))
+
+
+def scores_of(folder: Path, game: str) -> dict[bytes, tuple[float, bool]]:
+    """Return the score of each cell of an archive, and whether it is outdated."""
+    cells = Archive(game, "", CellGrid()).load(folder / "archive" / game).cells
+    return {key: (cell.score, cell.outdated) for key, cell in cells.items()}
+
+
+@pytest.fixture(scope="module")
+def served(ray_cluster: None, tiny_world: Path) -> Iterator[str]:
+    from worldmodel import serve
+
+    yield serve.deploy(tiny_world, serve.ServeConfig(app_name="archive-test", num_cpus=0.5))
+    serve.shutdown("archive-test")
+
+
+def test_the_reward_service_scores_cells_as_the_model_does(
+    served: str, tiny_world: Path, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, episodes=4)
+    for name, reward in (
+        ("local", RewardConfig(scorer="local")),
+        ("served", RewardConfig(scorer="serve", app=served)),
+    ):
+        play_from_archive(["Counting"], tiny_world, tmp_path / name, config, reward)
+    local, remote = (scores_of(tmp_path / name, "Counting") for name in ("local", "served"))
+    assert list(local) == list(remote)
+    np.testing.assert_allclose(
+        [score for score, _ in local.values()], [score for score, _ in remote.values()], atol=1e-5
+    )
+    assert np.isfinite([score for score, _ in remote.values()]).sum() > len(remote) / 2
+
+
+def test_cells_keep_their_scores_without_a_scorer_and_are_scored_again_with_one(
+    served: str, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An archive is carried on by a reward service that does not answer, then by one that does."""
+    config = replace(CONFIG, episodes=4)
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    alive = RewardConfig(scorer="serve", app=served)
+    play_from_archive(["Counting"], tiny_world, first, config, alive)
+    before = scores_of(first, "Counting")
+    known = {key for key, (score, _) in before.items() if math.isfinite(score)}
+    assert not any(before[key][1] for key in known)
+    dead = RewardConfig(scorer="serve", app="no-such-app")
+    summary = play_from_archive(["Counting"], tiny_world, second, config, dead, previous=first)
+    assert summary.played_episodes == 4, "play goes on"
+    assert capsys.readouterr().out.count("cells keep their scores") == 1
+    kept = scores_of(second, "Counting")
+    assert {key: kept[key] for key in known} == {key: (before[key][0], True) for key in known}
+    play_from_archive(["Counting"], tiny_world, third, config, alive, previous=second)
+    renewed = {key for key, (_, outdated) in scores_of(third, "Counting").items() if not outdated}
+    assert renewed & known, "cells that were reached again have new scores"
+    # Scores of another reward have another unit: they are dropped.
+    play_from_archive(
+        ["Counting"], None, tmp_path / "counts", config, RewardConfig("count-bonus"), previous=first
+    )
+    assert all(
+        math.isnan(score) for score, _ in scores_of(tmp_path / "counts", "Counting").values()
+    )
+
+
+def test_a_full_disk_leaves_the_old_archive_whole(
+    ray_cluster: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The disk fills up in the middle of the archive of the second round."""
+    out = tmp_path / "data"
+    argv = ["collect", "Corridor", "--policy", "archive:random", "--reward", "count-bonus"]
+    argv += ["--steps", "20", "--workers", "1", "--out", str(out)]
+    assert execute([*argv, "--episodes", "8"]) == 0
+    before = {file.name: file.read_bytes() for file in (out / "archive/Corridor").iterdir()}
+
+    def full_disk(file: Path, **arrays: Any) -> None:
+        file.write_bytes(b"part")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez_compressed", full_disk)
+        capsys.readouterr()
+        assert execute([*argv, "--episodes", "16", "--resume"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "archive" in line]
+    assert "cannot write the archive" in line
+    assert "No space left on device" in line
+    after = {file.name: file.read_bytes() for file in (out / "archive/Corridor").iterdir()}
+    assert after == before
+    assert [path.name for path in (out / "archive").iterdir()] == ["Corridor"], "no part is left"
+    assert execute([*argv, "--episodes", "16", "--resume"]) == 0
+    assert archive().load(out / "archive/Corridor").rounds == 2
+
+
+@pytest.mark.slow
+def test_a_game_without_savestates_says_what_works_instead(tmp_path: Path) -> None:
+    """In processes of its own, in which a game has lost its savestates."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from envs.games.counting import CountingEnv\ndel CountingEnv.save_state\n"
+    )
+    command = [sys.executable, "-m", "experiments", "collect", "Counting", "--policy", "archive"]
+    command += ["--reward", "count-bonus", "--episodes", "2", "--out", str(tmp_path / "data")]
+    root = str(Path(envs.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "savestates" in line] or [done.stderr]
+    assert "Counting has no savestates" in line
+    assert "dirichlet:0.3" in line
 
 
 @pytest.mark.parametrize(
