@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from envs import builtin_name, catalog
+from envs.games.base import EnvOptions
 from envs.utils.errors import InputError
 from envs.utils.progress import console
 from envs.utils.ray_session import DEVICE_VARIABLE
@@ -99,6 +100,22 @@ class RunArgs(RayArgs):
     """Continue the run in --out."""
     seed: int = 0
     """Random seed of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvOptionArgs:
+    """Flag of every command that plays games with options."""
+
+    env_options: tuple[str, ...] = ()
+    """Options of CoinRun as name=value: levels=200 and start_level=0 (of its 2^31 levels, those to
+    play in; all if left out), velocity=painted (squares that agents see and no episode keeps),
+    difficulty=hard."""
+
+    def parse_options(self, games: Sequence[str]) -> EnvOptions:
+        """Return the options. Raises InputError for one that the games do not have."""
+        from envs.games.options import parse_env_options
+
+        return parse_env_options(self.env_options, games)
 
 
 @dataclass(frozen=True, kw_only=True)

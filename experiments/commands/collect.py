@@ -11,6 +11,7 @@ from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import (
     DeviceArgs,
+    EnvOptionArgs,
     RunArgs,
     check_at_least,
     check_data,
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 
     from envs.collect import CollectSummary
     from envs.collect.policies import PolicySpec
+    from envs.games.base import EnvOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RunArgs, DeviceArgs):
+class Args(RunArgs, EnvOptionArgs, DeviceArgs):
     """Record episodes of games with a random, scripted or trained policy."""
 
     games: tyro.conf.Positional[tuple[str, ...]]
@@ -74,6 +76,7 @@ def run(args: Args) -> None:
     check_new_data(args.out, resume=args.resume)
     check_data(args.reward_data)
     args = replace(args, actions=parse_action_names(args.actions))
+    options = args.parse_options(games)
 
     # The functions below import Ray, and torch for agents: wrong arguments are reported first.
     archive, _, name = args.policy.partition(":")
@@ -81,7 +84,7 @@ def run(args: Args) -> None:
         if args.model is not None:
             check_model(args.model)
         policy = build_policy(name or "dirichlet:0.3", args)
-        summary = run_archive(games, policy, args)
+        summary = run_archive(games, policy, args, options)
     else:
         policy = build_policy(args.policy, args)
         from envs.collect.collector import collect
@@ -97,6 +100,7 @@ def run(args: Args) -> None:
                 seed=args.seed,
                 timeout=args.timeout,
                 actions=args.actions,
+                options=options,
             )
     rate = summary.played_frames / max(summary.seconds, 1e-9)
     console.print(
@@ -117,7 +121,9 @@ def build_policy(name: str, args: Args) -> "PolicySpec":
     return policy_spec(name, epsilon=args.epsilon, temperature=args.temperature)
 
 
-def run_archive(games: "Sequence[str]", policy: "PolicySpec", args: Args) -> "CollectSummary":
+def run_archive(
+    games: "Sequence[str]", policy: "PolicySpec", args: Args, options: "EnvOptions"
+) -> "CollectSummary":
     """Collect episodes that begin at savestates."""
     from exploration import archive
     from exploration.reward.factory import RewardConfig
@@ -135,4 +141,5 @@ def run_archive(games: "Sequence[str]", policy: "PolicySpec", args: Args) -> "Co
             seed=args.seed,
             timeout=args.timeout,
             actions=args.actions,
+            options=options,
         )

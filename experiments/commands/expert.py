@@ -7,11 +7,13 @@ from typing import Any
 
 import tyro
 
+from envs.games.options import format_env_options
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import (
     ConfigArgs,
     DeviceArgs,
+    EnvOptionArgs,
     Preset,
     RunArgs,
     check_at_least,
@@ -25,7 +27,7 @@ from exploration.config import ExploreConfig, explore_preset
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RunArgs, ConfigArgs, DeviceArgs):
+class Args(RunArgs, EnvOptionArgs, ConfigArgs, DeviceArgs):
     """Train an expert and record a test set of its play, mixed with random actions."""
 
     game: tyro.conf.Positional[str]
@@ -56,12 +58,16 @@ def from_run(recorded: dict[str, Any]) -> dict[str, Any]:
     values = agent_of_run(recorded)
     if values is recorded:
         return recorded
-    return {"game": values["games"][0], "seed": recorded["seed"], "explorer": values["explorer"]}
+    values = {"game": values["games"][0], "seed": recorded["seed"], "explorer": values["explorer"]}
+    if isinstance(options := recorded.get("env_options"), dict):
+        values["env_options"] = format_env_options(options)
+    return values
 
 
 def run(args: Args) -> None:
     """Train, record, and print the folders of both, the mean return and that of random play."""
     (game,) = check_games([args.game])
+    options = args.parse_options([game])
     check_at_least(1, episodes=args.episodes, steps=args.steps, workers=args.workers)
     agent, data = args.out / "agent", args.out / "data"
     check_new_data(data, resume=args.resume)
@@ -81,6 +87,7 @@ def run(args: Args) -> None:
             agent,
             config=args.explorer,
             reward=RewardConfig("extrinsic"),
+            env_options=options,
             resume=args.resume,
             seed=args.seed,
         )
@@ -93,6 +100,7 @@ def run(args: Args) -> None:
             policy=policy_spec(f"expert:{best}", epsilon=args.epsilon),
             workers=args.workers,
             seed=args.seed,
+            options=options,
         )
     reader = EpisodeReader(data)
     returns = [float(reader[index].rewards.sum()) for index in range(len(reader))]

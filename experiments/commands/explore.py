@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import exploration
+from envs.games.options import format_env_options
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import (
     ConfigArgs,
     DeviceArgs,
+    EnvOptionArgs,
     GameArgs,
     Preset,
     RunArgs,
@@ -28,7 +30,7 @@ Reward = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(GameArgs, RunArgs, ConfigArgs, DeviceArgs):
+class Args(GameArgs, RunArgs, EnvOptionArgs, ConfigArgs, DeviceArgs):
     """Train an AutoExplore agent. Its only reward is the world model's uncertainty, or a
     baseline."""
 
@@ -78,12 +80,15 @@ def from_run(recorded: dict[str, Any]) -> dict[str, Any]:
         # Not the app, which need not be running any more.
         values["reward_backend"] = reward["scorer"]
         values["reward_max_replicas"] = reward.get("max_replicas")
+    if isinstance(options := values.get("env_options"), dict):
+        values["env_options"] = format_env_options(options)
     return values
 
 
 def run(args: Args) -> None:
     """Train and print the path of the best checkpoint."""
     games = args.select()
+    options = args.parse_options(games)
     check_data(args.reward_data)
     check_data(args.reference_data)
     if args.model is not None:
@@ -113,6 +118,7 @@ def run(args: Args) -> None:
             reward=reward,
             archive=args.archive,
             reference_data=args.reference_data,
+            env_options=options,
             resume=args.resume,
             seed=args.seed,
         )
