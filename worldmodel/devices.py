@@ -55,6 +55,20 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def product_format(device: torch.device, precision: str) -> str:
+    """Name the format of the factors in products of a model in `precision`: bf16, tf32 or fp32.
+
+    In fp32, NVIDIA GPUs since Ampere take TF32 where `torch.backends` allows it for products or for
+    convolutions. Token ids may differ between formats.
+    """
+    if precision == "bf16":
+        return precision
+    allowed = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+    if device.type == "cuda" and allowed and torch.cuda.get_device_capability(device)[0] >= 8:
+        return "tf32"
+    return "fp32"
+
+
 def cast_for_inference(x: Tensor) -> Tensor:
     """Return `x` in the type of autocast if that is on and no gradients are computed.
 

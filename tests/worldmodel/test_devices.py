@@ -1,6 +1,8 @@
 """Device and precision: what auto stands for, and models whose passes run under autocast."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,13 @@ import torch
 from envs.utils.errors import InputError
 from experiments.__main__ import execute
 from worldmodel import load_world_model
-from worldmodel.devices import autocast, cast_for_inference, resolve_device, resolve_precision
+from worldmodel.devices import (
+    autocast,
+    cast_for_inference,
+    product_format,
+    resolve_device,
+    resolve_precision,
+)
 from worldmodel.env import Rollout
 
 CPU = torch.device("cpu")
@@ -31,6 +39,44 @@ def test_a_device_that_is_not_there_is_refused(
     argv = ["evaluate", str(tiny_world), "--data", str(tmp_path), "--device", "cuda"]
     assert execute(argv) == 2
     assert "use another device, or auto" in capsys.readouterr().err
+
+
+@pytest.fixture
+def tf32_flags() -> Iterator[tuple[Any, Any]]:
+    """The switches of TF32 for products and convolutions, both off and restored afterwards."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield backends
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
+
+
+@pytest.mark.parametrize("name", ["cuda", "cpu"])
+def test_tf32_is_turned_on_with_an_nvidia_gpu_alone(
+    name: str, tf32_flags: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device(name) == torch.device(name)
+    assert [backend.allow_tf32 for backend in tf32_flags] == [name == "cuda"] * 2
+
+
+def test_format_of_products_follows_precision_switches_and_card(
+    tf32_flags: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, capability = torch.device("cuda"), [8, 0]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: tuple(capability))
+    assert product_format(gpu, "fp32") == "fp32"
+    for backend in tf32_flags:
+        backend.allow_tf32 = True
+        assert product_format(gpu, "fp32") == "tf32"
+        assert product_format(CPU, "fp32") == "fp32"
+        backend.allow_tf32 = False
+    tf32_flags[0].allow_tf32 = True
+    assert product_format(gpu, "bf16") == product_format(CPU, "bf16") == "bf16"
+    capability[0] = 7  # Turing has no TF32
+    assert product_format(gpu, "fp32") == "fp32"
 
 
 def test_only_passes_under_autocast_without_gradients_sum_in_bf16() -> None:

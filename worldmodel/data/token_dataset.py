@@ -2,8 +2,9 @@
 
 A frame's tokens depend on the frames before it in its window, so whole windows are stored: a .npy
 file of shape (windows, T, h, w), uint16, mapped into memory and named after the tokenizer's encoder
-weights and the windows. The latent actions of a frozen latent action model are stored in another
-file, (windows, T - 1), named after that model's weights.
+weights and the windows, and after the format of the products unless it is fp32. The latent actions
+of a frozen latent action model are stored in another file, (windows, T - 1), named after that
+model's weights.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from worldmodel.data.cache_sharing import CacheSharing
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.dataset import Dataset
 from worldmodel.data.sampler import Sampler
-from worldmodel.devices import copy_to
+from worldmodel.devices import copy_to, full_precision, product_format
 from worldmodel.models.latent_action import LatentActionModel
 from worldmodel.models.tokenizer import Tokenizer
 from worldmodel.models.weights import encoder_sha256
@@ -103,8 +104,9 @@ def cache_tokens(
     """Encode all windows with frozen models unless they are stored, and open the dataset.
 
     `lam`: store its latent actions too. `frames`: let batches hold the frames. Frames are encoded
-    in float32 without autocast, as in generation. With `sharing`, the ranks that see the folder
-    share the encoding, and all ranks of the run must call this.
+    in fp32 without autocast, with TF32 where `resolve_device` turned it on: files of one format are
+    not read for another. With `sharing`, the ranks that see the folder share the encoding, and all
+    ranks of the run must call this.
 
     Raises: InputError if there are no windows or the disk is full.
     """
@@ -142,7 +144,7 @@ class _Encoder:
         """
         identity = f"{encoder_sha256(model)} {self.clips.manifest_hash}"
         digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
-        path = self.folder / f"{name}-{digest}.npy"
+        path = self.folder / f"{name}-{digest}{self._format_suffix()}.npy"
         # Each rank writes a file of its own: two machines must not write to the same pages of one
         # on a network file system. That of part 0 begins with the header of the whole file.
         temporary = temporary_path(path)
@@ -170,6 +172,15 @@ class _Encoder:
             temporary.unlink(missing_ok=True)
         return path
 
+    def _format_suffix(self) -> str:
+        """Return the formats of the products on the ranks that share the folder, with hyphens.
+
+        fp32 alone, as on CPUs, is not named.
+        """
+        here = product_format(torch.device(self.device), "fp32")
+        formats = sorted(set(self.sharing.meet(here)))
+        return "" if formats == ["fp32"] else "".join(f"-{name}" for name in formats)
+
     @torch.no_grad()
     def _encode(self, name: str, model: Tokenizer | LatentActionModel, file: BinaryIO) -> None:
         """Write the codes of this rank's contiguous range of windows."""
@@ -183,7 +194,9 @@ class _Encoder:
                 frames = to_float_frames(
                     copy_to(torch.device(self.device), self.clips.batch(ids).frames_BTHWC)
                 )
-                file.write(model.encode(frames).cpu().numpy().astype(_DTYPE).tobytes())
+                with full_precision(frames):
+                    codes = model.encode(frames).cpu().numpy()
+                file.write(codes.astype(_DTYPE).tobytes())
                 bar.advance(len(ids))
         model.train(training)
 

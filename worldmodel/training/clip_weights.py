@@ -15,6 +15,7 @@ from envs.utils.atomic_io import write_atomic
 from envs.utils.progress import progress
 from worldmodel.config import WINDOW
 from worldmodel.data.clip_dataset import ClipDataset
+from worldmodel.devices import product_format
 from worldmodel.models.weights import tensors_sha256
 from worldmodel.models.world_model import WorldModel
 from worldmodel.uncertainty import window_entropies
@@ -69,7 +70,9 @@ def clip_uncertainty(clips: ClipDataset, world: WorldModel, cache: Path) -> NDAr
     windows = clips.with_windows(WINDOW, SCORE_EVERY)
     identity = f"{tensors_sha256(world.state_dict())} {windows.manifest_hash}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    stored = cache / f"uncertainty-{digest}.npy"
+    products = product_format(world.device, world.precision)
+    suffix = "" if products == "fp32" else f"-{products}"
+    stored = cache / f"uncertainty-{digest}{suffix}.npy"
     if stored.exists():
         score_M = np.load(stored, allow_pickle=False)
     else:

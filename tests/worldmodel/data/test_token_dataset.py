@@ -1,6 +1,7 @@
 """Stored output of frozen models: equal to encoding now, computed once, used in training."""
 
 import dataclasses
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from envs.utils.run_dir import read_metrics
 from tests.fixtures.datasets import record
 from worldmodel import Dynamics, LatentActionModel, Tokenizer, preset
 from worldmodel.checkpoint import open_checkpoint
+from worldmodel.data import token_dataset
 from worldmodel.data.clip_dataset import ClipDataset
 from worldmodel.data.token_dataset import cache_tokens
 from worldmodel.loading import load_tokenizer
 from worldmodel.models.cpu_kernels import use_cpu_kernels
+from worldmodel.models.weights import encoder_sha256
 from worldmodel.training.config import train_preset
 from worldmodel.training.flops import cost_of
 from worldmodel.training.objectives import DynamicsObjective
@@ -84,6 +87,23 @@ def test_stored_tokens_are_those_of_encoding_now_and_are_computed_once(
         tokenizer.to_code.weight.add_(1)
     cache_tokens(tokenizer, clips, tmp_path)
     assert len(list(tmp_path.glob("tokens-*.npy"))) == 2
+
+
+def test_tokens_of_tf32_and_fp32_are_stored_apart(
+    data: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(runs / "tokenizer")
+    clips = ClipDataset([data], tmp_path, length=6, stride=8)
+    cache_tokens(tokenizer, clips, tmp_path)
+    (plain,) = tmp_path.glob("tokens-*.npy")
+    digest = hashlib.sha256(f"{encoder_sha256(tokenizer)} {clips.manifest_hash}".encode())
+    assert plain.stem == f"tokens-{digest.hexdigest()[:32]}"  # as before formats had names
+    monkeypatch.setattr(token_dataset, "product_format", lambda *_: "tf32")
+    with torch.autocast("cpu", torch.bfloat16):  # changes neither tokens nor name
+        cache_tokens(tokenizer, clips, tmp_path)
+    rounded = tmp_path / f"{plain.stem}-tf32.npy"
+    assert set(tmp_path.glob("tokens-*.npy")) == {plain, rounded}
+    assert rounded.read_bytes() == plain.read_bytes()
 
 
 def test_stored_latent_actions_are_those_of_encoding_now_and_each_lam_has_a_file(
