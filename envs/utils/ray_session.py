@@ -1,14 +1,17 @@
 """The Ray session of a process: its start, its environment and the kinds of nodes."""
 
+import json
 import logging
 import os
 import secrets
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from envs.utils.errors import InputError
 
@@ -19,10 +22,12 @@ START_ATTEMPTS = 3
 KINDS = ("rollout", "serve", "train")
 """Nodes that play; that serve the world model or train the agent; that train the world model."""
 LABEL = "autoexplore/"
-"""Prefix of the head's labels. LABEL + kind is "gpu" or "cpu" if the cluster can have such nodes.
-"""
+"""Prefix of the head's labels. LABEL + kind is "gpu" or "cpu" if the cluster can have such nodes,
+"any" if processes of the kind run on any node. A cluster with labels needs one for each kind."""
 DEVICE_VARIABLE = "AUTOEXPLORE_DEVICE"
 """Environment variable that is "cpu" under `--device cpu`: no process requests a GPU then."""
+JOIN_SECONDS = 60.0
+"""Time in which a machine that is started by hand may join a cluster that has none of its kind."""
 SHARE = 0.001
 """Amount of the resource named like a kind that each process requests, only to place it."""
 
@@ -39,22 +44,99 @@ class NodeResources:
 
 
 def node_resources(kind: str) -> NodeResources:
-    """Return the resources for nodes of one of KINDS; any node will do if the cluster has no such.
+    """Return the resources for nodes of one of KINDS, or of any node where no label names one.
 
     An autoscaling cluster may have no node of a kind yet. The head is therefore labelled with the
-    kinds, and each node of a kind has a resource of that name (see cluster.yaml). Without labels,
-    as on a workstation, training and serving use the GPUs that there are.
+    kinds, and each node of a kind has a resource of that name (see cluster.yaml). Where a kind has
+    the label `any`, and without labels, as on a workstation, training and serving use the GPUs that
+    there are.
+
+    Raises: InputError if a labelled cluster has no node of the kind, no autoscaler starts nodes,
+    and none joins within JOIN_SECONDS. A request would wait for ever.
     """
     import ray
 
     hidden = os.environ.get(DEVICE_VARIABLE) == "cpu"
-    labels = {node["Labels"].get(LABEL + kind) for node in ray.nodes() if node["Alive"]} - {None}
-    if labels:
-        return NodeResources({kind: SHARE}, float("gpu" in labels and not hidden))
+    labels = _kind_labels()
+    if labels and labels.get(kind) != {"any"}:
+        _await_kind(kind)
+        offering = any(node["Resources"].get("GPU") for node in _nodes_of(kind))
+        gpu = "gpu" in labels[kind] if kind in labels else offering
+        return NodeResources({kind: SHARE}, float(gpu and not hidden))
     gpus = 0.0 if hidden else ray.cluster_resources().get("GPU", 0.0)
     if kind == "rollout" or not gpus:
         return NodeResources()
     return NodeResources(gpus=0.5 if kind == "serve" and gpus < 2 else 1.0)
+
+
+def placed_kinds() -> dict[str, int]:
+    """Return the kinds that have nodes of their own, with the number of these; {} without labels.
+
+    A number is 0 if the cluster has no such node now.
+    """
+    labels = _kind_labels()
+    chosen = [kind for kind in KINDS if labels and labels.get(kind) != {"any"}]
+    return {kind: len(_nodes_of(kind)) for kind in chosen}
+
+
+def cluster_autoscales() -> bool:
+    """Return True if an autoscaler starts nodes of this cluster: `ray up`'s or KubeRay's."""
+    import ray
+    from ray.util import client
+
+    if client.ray.is_connected():  # a ray:// address: only processes of the cluster can ask it
+        return bool(ray.get(ray.remote(num_cpus=0)(_has_autoscaler).remote()))
+    return _has_autoscaler()
+
+
+def _has_autoscaler() -> bool:
+    """Return True if the head reports node types: those of an autoscaler have names."""
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+    from ray.experimental.internal_kv import internal_kv_get_gcs_client
+
+    gcs = internal_kv_get_gcs_client()
+    # Ray's second autoscaler and KubeRay give each node the name of its type.
+    if any(node.ray_node_type_name for node in get_cluster_resource_state(gcs).node_states):
+        return True
+    # The first one reports names. It also runs where nodes are started by hand, and numbers them.
+    status = json.loads(gcs.internal_kv_get(b"__autoscaling_status", None) or "{}")
+    names = (status.get("autoscaler_report") or {}).get("active_nodes", {})
+    return any(not name.startswith("node_") for name in names)
+
+
+def _kind_labels() -> dict[str, set[str]]:
+    """Return the kinds that labels of the cluster name, with the values of the labels."""
+    import ray
+
+    labels: dict[str, set[str]] = {}
+    for node in ray.nodes():
+        for name, value in node["Labels"].items():
+            if node["Alive"] and name.startswith(LABEL):
+                labels.setdefault(name.removeprefix(LABEL), set()).add(value)
+    return labels
+
+
+def _nodes_of(kind: str) -> list[dict[str, Any]]:
+    """Return the nodes of a kind that are alive."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
+
+
+def _await_kind(kind: str) -> None:
+    """Wait until a node of a kind joins, unless an autoscaler starts it when it is requested."""
+    deadline = time.monotonic() + JOIN_SECONDS
+    while not _nodes_of(kind):
+        if kind in _kind_labels() and cluster_autoscales():
+            return
+        if time.monotonic() > deadline:
+            there = ", ".join(name for name, count in placed_kinds().items() if count)
+            raise InputError(
+                f"the cluster has no machine of kind {kind} (it has: {there or 'none'}), and none "
+                f"joined within {JOIN_SECONDS:.0f} s: start one with `ray start --resources "
+                f"'{{\"{kind}\": 8}}'`, or label the head {LABEL}{kind}=any to use any machine"
+            )
+        time.sleep(min(1.0, JOIN_SECONDS / 10))
 
 
 @contextmanager

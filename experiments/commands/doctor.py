@@ -14,7 +14,12 @@ from typing import Any
 from envs import catalog
 from envs.utils.errors import InputError
 from envs.utils.progress import console
-from envs.utils.ray_session import KINDS, OBJECT_STORE_BYTES, node_resources, ray_session
+from envs.utils.ray_session import (
+    OBJECT_STORE_BYTES,
+    cluster_autoscales,
+    placed_kinds,
+    ray_session,
+)
 from experiments.arguments import RayArgs, default_threads, existing_parent, free_bytes
 from experiments.diagnosis.aws import check_cluster
 from experiments.diagnosis.finding import Finding
@@ -203,9 +208,15 @@ def machine_kinds(count: int) -> Finding:
 
     total: dict[str, float] = ray.cluster_resources()
     resources = ", ".join(f"{total.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
-    kinds = ", ".join(kind for kind in KINDS if node_resources(kind).resources)
-    where = f"on machines of their kind: {kinds}" if kinds else "anywhere"
-    return Finding("machines", f"{count}: {resources}; processes run {where}")
+    kinds = placed_kinds()
+    where = f"on machines of their kind: {', '.join(kinds)}" if kinds else "anywhere"
+    missing = [kind for kind, machines in kinds.items() if not machines]
+    fix = ""
+    if missing and not cluster_autoscales():
+        fix = (
+            f"start machines with the resource {' and '.join(missing)}, or label the head with any"
+        )
+    return Finding("machines", f"{count}: {resources}; processes run {where}", fix)
 
 
 def shared_storage(out: Path, text: str, machines: Machines) -> Finding:

@@ -124,9 +124,11 @@ def test_every_pod_runs_the_image_with_roms_and_storage(spec: dict[str, Any]) ->
         assert container["args"][0].endswith("python -m envs.roms")
         assert [item["name"] for item in container["env"]] == [FOLDER_VARIABLE]
         assert container["volumeMounts"][0]["name"] == pod["volumes"][0]["name"]
-        labels = group.get("labels", {})
-        kinds = {item["groupName"] for item in spec["workerGroupSpecs"]}
-        assert set(labels) in (set(), {LABEL + kind for kind in kinds})
+    groups = {item["groupName"] for item in spec["workerGroupSpecs"]}
+    labels = spec["headGroupSpec"]["labels"]
+    assert set(labels) == {LABEL + kind for kind in KINDS}
+    assert {kind for kind in KINDS if labels[LABEL + kind] != "any"} == groups
+    assert not any("labels" in group for group in spec["workerGroupSpecs"])
 
 
 def test_requests_of_processes_start_pods_of_their_kind() -> None:

@@ -6,13 +6,22 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 
 from envs.episodes.dataset import EpisodeReader
+from envs.utils import ray_session
 from envs.utils.errors import InputError
-from envs.utils.ray_session import SHARE, _start_ray
+from envs.utils.ray_session import (
+    LABEL,
+    SHARE,
+    NodeResources,
+    _start_ray,
+    cluster_autoscales,
+    node_resources,
+)
 from tests.fixtures.datasets import record
 
 pytestmark = pytest.mark.slow
@@ -162,6 +171,122 @@ def test_a_cluster_without_labels_uses_the_gpus_it_has(gpus: int, shares: str) -
     command = [sys.executable, "-c", WORKSTATION, str(gpus)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.stdout.splitlines()[-2:] == [shares, "0.0 0.0 0.0"], done.stderr
+
+
+LABELLED = """
+import json, sys, threading, time
+from envs.utils import ray_session as session
+session.prepare_ray_environment(local=True)
+import ray
+from ray.cluster_utils import Cluster
+from envs.collect import collect
+from envs.utils.errors import InputError
+from experiments.commands.doctor import machine_kinds
+from exploration.config import explore_preset
+from exploration.reward.factory import RewardConfig
+from exploration.train import configure
+from worldmodel.config import preset
+from worldmodel.serve import ServeConfig, _bind
+from worldmodel.training.ray_train import _scaling
+session.quiet_ray()
+session.JOIN_SECONDS = 0.5
+
+head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100_000_000}
+head["labels"] = {session.LABEL + "rollout": "cpu", session.LABEL + "train": "any"}
+cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
+uses = {
+    "collect": lambda: collect(["Counting"], sys.argv[1], episodes=1, steps=20, progress=False),
+    "explore": lambda: configure(explore_preset("debug"), ["Counting"], None),
+    "replicas": lambda: _bind(ServeConfig()),
+    "reward": RewardConfig().is_served,
+    "train": lambda: _scaling(2).resources_per_worker,
+}
+result = {}
+for name, use in uses.items():
+    try:
+        result[name] = use()
+    except InputError as error:
+        result[name] = str(error)
+result["doctor"] = machine_kinds(1).fix
+session.JOIN_SECONDS = 60.0
+waiting = threading.Thread(
+    target=lambda: result.update(joined=session.node_resources("serve").resources)
+)
+waiting.start()
+time.sleep(2)
+result["before"] = result.get("joined")
+cluster.add_node(num_cpus=1, resources={"serve": 1}, object_store_memory=100_000_000)
+waiting.join()
+session.JOIN_SECONDS = 0.0
+try:
+    session.node_resources("rollout")
+except InputError as error:
+    result["others"] = str(error)
+print("RESULT " + json.dumps(result))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_kind_that_a_labelled_cluster_lacks_is_an_error_and_no_endless_wait(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", LABELLED, str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stdout[-3000:] + done.stderr[-5000:]
+    result = json.loads(lines[0].removeprefix("RESULT "))
+    for use, kind in (
+        ("collect", "rollout"),
+        ("explore", "rollout"),
+        ("replicas", "serve"),
+        ("reward", "serve"),
+    ):
+        assert result[use].startswith(f"the cluster has no machine of kind {kind} (it has: none)")
+        assert f"`ray start --resources '{{\"{kind}\": 8}}'`" in result[use]
+        assert f"autoexplore/{kind}=any" in result[use]
+    assert result["train"] == {"CPU": 1.0}, "a kind whose processes run anywhere"
+    assert "start machines with the resource rollout and serve" in result["doctor"]
+    assert result["before"] is None
+    assert result["joined"] == {"serve": SHARE}, "a machine that joined in time"
+    assert "kind rollout (it has: serve)" in result["others"]
+
+
+@pytest.mark.parametrize(
+    ("names", "types", "expected"),
+    [
+        ([""], {"node_625cc6f7": 1}, False),
+        ([""], {"head": 1}, True),
+        (["headgroup"], None, True),
+        ([""], None, False),
+    ],
+    ids=["by hand", "first autoscaler", "KubeRay", "head that has not reported yet"],
+)
+def test_an_autoscaler_is_known_by_its_types_of_nodes(
+    names: list[str],
+    types: dict[str, int] | None,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    status = types and json.dumps({"autoscaler_report": {"active_nodes": types}}).encode()
+    gcs = SimpleNamespace(internal_kv_get=lambda key, namespace: status)
+    states = [SimpleNamespace(ray_node_type_name=name) for name in names]
+    state = SimpleNamespace(node_states=states)
+    monkeypatch.setattr("ray.experimental.internal_kv.internal_kv_get_gcs_client", lambda: gcs)
+    monkeypatch.setattr("ray.autoscaler.v2.sdk.get_cluster_resource_state", lambda client: state)
+    assert cluster_autoscales() is expected
+
+
+def test_nodes_that_an_autoscaler_will_start_are_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    head = {"Alive": True, "Labels": {f"{LABEL}serve": "gpu"}, "Resources": {"CPU": 2.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [head])
+    monkeypatch.setattr(ray_session, "cluster_autoscales", lambda: True)
+    monkeypatch.setattr(ray_session, "JOIN_SECONDS", 0.0)
+    assert node_resources("serve") == NodeResources({"serve": SHARE}, 1.0)
+    with pytest.raises(InputError, match="no machine of kind train"):  # no type of that name
+        node_resources("train")
 
 
 @pytest.mark.parametrize(("failures", "starts"), [(2, True), (3, False)])
