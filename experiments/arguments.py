@@ -57,12 +57,19 @@ class DeviceArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelDeviceArgs(DeviceArgs):
-    """Flags of a command that runs one world model in its own process."""
+class PrecisionArgs(DeviceArgs):
+    """Flags of every command that runs world models and has no preset with a precision."""
 
     precision: Precision = "auto"
     """Precision of the model's passes: bf16 (autocast), fp32, or auto: bf16 on NVIDIA GPUs since
-    Ampere, else fp32."""
+    Ampere, else fp32. Training in studies and `reproduce` has the preset's with auto, and `report`
+    the precision of its run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDeviceArgs(PrecisionArgs):
+    """Flags of a command that runs one world model in its own process."""
+
     cuda_graphs: bool = False
     """Replay the passes of few films or windows as CUDA graphs, on NVIDIA GPUs. Experimental."""
 

@@ -80,7 +80,7 @@ def evaluate_explorers(
     `summarize_seeds` returns}}. Complete parts in `out` are reused. Requires a connected Ray.
     Raises InputError for bad input.
     """
-    out, scorer = Path(out), LocalScorer(model_path)
+    out, scorer = Path(out), LocalScorer(model_path, precision=explorer.precision)
     by_seed: dict[str, Any] = {}
     with progress("comparing agents", comparison.seeds) as bar:
         for seed in range(comparison.seeds):

@@ -10,8 +10,8 @@ from envs.controls import ACTIONS, parse_action_names
 from envs.utils.progress import console
 from envs.utils.ray_session import ray_session
 from experiments.arguments import (
-    DeviceArgs,
     EnvOptionArgs,
+    PrecisionArgs,
     RunArgs,
     check_at_least,
     check_data,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RunArgs, EnvOptionArgs, DeviceArgs):
+class Args(RunArgs, EnvOptionArgs, PrecisionArgs):
     """Record episodes of games with a random, scripted or trained policy."""
 
     games: tyro.conf.Positional[tuple[str, ...]]
@@ -130,12 +130,15 @@ def run_archive(
 
     reward = RewardConfig(args.reward, data=args.reward_data)
     reward.check(args.model)
+    config = archive.ArchiveConfig(
+        episodes=args.episodes, steps=args.steps, policy=policy, precision=args.precision
+    )
     with ray_session(args.ray_address):
         return archive.play_from_archive(
             games,
             args.model,
             args.out,
-            archive.ArchiveConfig(episodes=args.episodes, steps=args.steps, policy=policy),
+            config,
             reward,
             workers=args.workers,
             seed=args.seed,

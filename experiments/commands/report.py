@@ -7,11 +7,12 @@ import tyro
 
 from envs.utils.errors import InputError
 from envs.utils.progress import console
-from experiments.arguments import DeviceArgs
+from experiments.arguments import PrecisionArgs
+from worldmodel.config import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(DeviceArgs):
+class Args(PrecisionArgs):
     """Create report/index.html of a run of `pipeline`, `explore` or `tune`, or check a run."""
 
     run: tyro.conf.Positional[Path]
@@ -30,7 +31,7 @@ def run(args: Args) -> None:
         print_check(args.run)
         return
     out = args.out or args.run / "report"
-    for line in build_report(args.run, out):
+    for line in build_report(args.run, out, args.precision):
         console.print(line)
     console.print(f"Report: {(out / 'index.html').resolve()}")
 
@@ -48,10 +49,10 @@ def print_check(root: Path) -> None:
         raise InputError(f"{root}: {len(result.faults)} of its files are not what was recorded")
 
 
-def build_report(root: Path, out: Path) -> list[str]:
+def build_report(root: Path, out: Path, precision: Precision) -> list[str]:
     """Create the report for the kind of run in a folder. Raises InputError without results yet.
 
-    The modules of the reports import matplotlib, some of them torch.
+    `precision` is that of the models of a pipeline, the only ones that a report runs. The modules of the reports import matplotlib, some of them torch.
     """
     if (root / "tune.json").exists():
         from experiments.reports.tune_report import build_tune_report
@@ -68,11 +69,11 @@ def build_report(root: Path, out: Path) -> list[str]:
     if (root / "games").is_dir() and (root / "summary.json").exists():
         from experiments.reports.games_report import build_games_report
 
-        return build_games_report(root, out)
+        return build_games_report(root, out, precision)
     if not any((root / "evaluation").glob("base-*.json")):
         raise InputError(
             f"{root} holds no evaluation yet: finish it with `autoexplore pipeline --out {root}`"
         )
     from experiments.reports.pipeline_report import build_pipeline_report
 
-    return build_pipeline_report(root, out)
+    return build_pipeline_report(root, out, precision)

@@ -11,7 +11,7 @@ from rich.table import Table
 from envs.utils.errors import InputError
 from envs.utils.progress import console, progress
 from envs.utils.ray_session import ray_session
-from experiments.arguments import ConfigArgs, DeviceArgs, Preset, RayArgs
+from experiments.arguments import ConfigArgs, PrecisionArgs, Preset, RayArgs
 from experiments.configuration import override, read_config
 from experiments.pipeline.config import Explorer, PipelineConfig, check_pipeline_games
 from experiments.reproduction.arguments import reproduction_preset
@@ -21,7 +21,7 @@ TESTS = ("auto", "expert", "deep")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RayArgs, ConfigArgs, DeviceArgs):
+class Args(RayArgs, ConfigArgs, PrecisionArgs):
     """Make a table or figure of the paper; run it again to continue.
 
     Tables and figures in the same --out share games, models and scores. A --config file holds
@@ -104,6 +104,8 @@ def configuration(args: Args, item: Item, *, plays: bool) -> PipelineConfig:
     c = check_pipeline_games(c, roms=plays)
     if args.parallel > 1:
         c = replace(c, threads=1)
+    if args.precision != "auto":
+        c = replace(c, precision=args.precision)
     return c
 
 

@@ -24,21 +24,24 @@ from experiments.reports.comparison import (
 from experiments.reports.page import Section, Table, write_page
 from experiments.reports.places import Places, draw_places, load_models
 from experiments.reports.results import COPY, EvalResults, game_title, paired_gain, read_results
+from worldmodel.config import Precision
 from worldmodel.statistics import Estimate
 
 METRICS = {"psnr": "PSNR", "delta_psnr": "delta-PSNR"}
 
 
-def build_games_report(root: Path, out: Path) -> list[str]:
+def build_games_report(root: Path, out: Path, precision: Precision = "auto") -> list[str]:
     """Write <out>/index.html and summary.json; return the main results as lines of text.
 
     summary.json: {"seconds" of the longest pipeline, "<test>_play": TEST, ..., "games": {game:
     {"<test>_play": TEST, ...}}}
     TEST: {"explored_minus_random_psnr": [mean, low, high], "explored_minus_random_delta_psnr",
     "base_psnr", "random_psnr", "explored_psnr", "explorers": {explorer: its two differences}}
-    Explored is the main explorer.
+    Explored is the main explorer. `precision` is that of the models, with auto the run's.
     """
     plan = json.loads((root / "config.json").read_text())["pipeline"]
+    if precision == "auto":
+        precision = plan["precision"]
     results = {
         game: read_results(root / "games" / game / "evaluation", plan["explorers"], plan["tests"])
         for game in plan["games"]
@@ -64,7 +67,7 @@ def build_games_report(root: Path, out: Path) -> list[str]:
     places = {}
     for game, one in results.items():
         run = root / "games" / game
-        models = load_models(run, ("base", *one.explorers))
+        models = load_models(run, ("base", *one.explorers), precision)
         places[game] = draw_places(run, game, plan, one, models)
     films = [place.films[main] for place in places.values() if main in place.films]
     folders = {

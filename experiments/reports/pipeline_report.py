@@ -35,16 +35,21 @@ from experiments.reports.screens import ScreenStats, equal_frame_counts, seen_by
 from exploration.rollout.snapshots import HEAT_HIGH
 from worldmodel import GenieReduxG
 from worldmodel.checkpoint import newest_checkpoint
-from worldmodel.config import CONTEXT
+from worldmodel.config import CONTEXT, Precision
 from worldmodel.loading import load_upscaler
 
 SeenBy = Mapping[str, Mapping[str, ScreenStats]]
 """Screens by data set and game."""
 
 
-def build_pipeline_report(root: Path, out: Path) -> list[str]:
-    """Write <out>/index.html for the run in `root`; return its main results as lines of text."""
+def build_pipeline_report(root: Path, out: Path, precision: Precision = "auto") -> list[str]:
+    """Write <out>/index.html for the run in `root`; return its main results as lines of text.
+
+    `precision` is that of the models, with auto the run's.
+    """
     plan: dict[str, Any] = json.loads((root / "config.json").read_text())["pipeline"]
+    if precision == "auto":
+        precision = plan["precision"]
     results = read_results(root / "evaluation", plan["explorers"], plan["tests"])
     data_sets = ("random", "more-random", *results.explorers)
     seen = {name: seen_by_game(root / "data" / name) for name in data_sets}
@@ -60,7 +65,7 @@ def build_pipeline_report(root: Path, out: Path) -> list[str]:
     seconds = json.loads((root / "timings.json").read_text())["seconds"]
     seconds.pop("report", None)
     games = [game_title(game) for game in plan["games"]]
-    models = load_models(root, results.models)
+    models = load_models(root, results.models, precision)
     places = [draw_places(root, game, plan, results, models) for game in seen["more-random"]]
     test = main_test(results.tests)
     gains = {name: results.gain(results.main, test, name) for name in ("psnr", "delta_psnr")}

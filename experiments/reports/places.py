@@ -18,7 +18,7 @@ from experiments.reports.images import labelled_panels, predict
 from experiments.reports.page import Picture, embed_picture
 from experiments.reports.results import EvalResults, game_title
 from worldmodel import GenieReduxG
-from worldmodel.config import CONTEXT
+from worldmodel.config import CONTEXT, Precision
 
 COLOUR_NAMES = {"base": "blue", "random": "orange", "archive": "green", "agent": "violet"}
 """Words for `charts.COLOURS`."""
@@ -96,10 +96,10 @@ def draw_places(
     return Places(drawn, films)
 
 
-def load_models(root: Path, names: Sequence[str]) -> dict[str, GenieReduxG]:
+def load_models(root: Path, names: Sequence[str], precision: Precision) -> dict[str, GenieReduxG]:
     """Return world models of the run in `root`, by name."""
     return {
-        name: GenieReduxG.load(root / "models" / name, "auto", "auto", compile=False)
+        name: GenieReduxG.load(root / "models" / name, "auto", precision, compile=False)
         for name in names
     }
 

@@ -56,7 +56,7 @@ def figure_stages(name: str, figure: Figure, c: PipelineConfig, test_player: str
         *(f"model-{model.name}" for model in figure.plan.models),
         *(f"data-{play.name}" for play in figure.plan.more_plays),
     )
-    settings = [c.evaluate, c.seed]
+    settings = [c.evaluate, c.seed, *([] if c.precision == "auto" else [c.precision])]
     return [*stages, Stage(name, f"draw {name}", run, inputs, f"figures/{name}", settings)]
 
 
@@ -68,7 +68,8 @@ def study_figure(
 
     def draw(context: StageContext) -> list[str]:
         data = (context.path(f"data-{test.name}"),)
-        study(args(model=context.path("model-base"), data=data, out=context.out, **flags))
+        chosen = {"precision": c.precision, **flags}
+        study(args(model=context.path("model-base"), data=data, out=context.out, **chosen))
         return [str(file) for file in sorted(context.out.glob("*.png"))]
 
     return Figure(TablePlan((), (), more_plays=(test,)), draw)

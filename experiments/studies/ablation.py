@@ -71,6 +71,7 @@ def plan_grid(args: AblationArgs) -> AblationGrid:
             "limit": args.limit,
             "distance": False,
         },
+        precision=args.precision,
     )
     check_continues(grid.out, grid.identity(), "an ablation")
     return grid

@@ -20,6 +20,7 @@ import torch
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from worldmodel import WorldModelConfig, load_world_model, preset
+from worldmodel.config import Precision
 from worldmodel.evaluation.evaluate import evaluate
 from worldmodel.loading import build_world_model
 from worldmodel.training.config import train_preset
@@ -107,11 +108,15 @@ class AblationGrid:
     modes: tuple[str, ...]
     evaluate: Mapping[str, Any]
     """Arguments of `worldmodel.evaluation.evaluate.evaluate`."""
+    precision: Precision = "auto"
+    """Precision of training and evaluation; with auto that of the preset and of the device."""
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that must stay the same when the study continues, as JSON data."""
         plain = dataclasses.asdict(self)
         del plain["out"], plain["variants"]
+        if self.precision == "auto":  # as in studies that had no such setting
+            del plain["precision"]
         return dict(json.loads(json.dumps(plain, default=str)))
 
     @property
@@ -176,7 +181,7 @@ def read_variants(file: Path | None) -> dict[str, Variant]:
 
 def tokenizer_run(grid: AblationGrid, seed: int, iterations: int | None) -> TrainingRun:
     """Return the specification of a seed's tokenizer run."""
-    changes = _recipe_changes(seed, iterations)
+    changes = _recipe_changes(grid, seed, iterations)
     recipe = train_preset("tokenizer", grid.preset, **changes)
     out = grid.tokenizer_folder(seed)
     return TrainingRun("tokenizer", preset(grid.preset), recipe, grid.data, out, grid.cache)
@@ -185,7 +190,7 @@ def tokenizer_run(grid: AblationGrid, seed: int, iterations: int | None) -> Trai
 def dynamics_run(grid: AblationGrid, name: str, seed: int, iterations: int | None) -> TrainingRun:
     """Return the specification of a cell's dynamics run."""
     variant = grid.variants[name]
-    changes = {**_recipe_changes(seed, None), **variant.recipe}
+    changes = {**_recipe_changes(grid, seed, None), **variant.recipe}
     if iterations is not None:
         changes["iterations"] = iterations
     return TrainingRun(
@@ -199,8 +204,10 @@ def dynamics_run(grid: AblationGrid, name: str, seed: int, iterations: int | Non
     )
 
 
-def _recipe_changes(seed: int, iterations: int | None) -> dict[str, Any]:
-    changes = {"num_threads": 1, "validate_every": 0, "keep_last": 1, "seed": seed}
+def _recipe_changes(grid: AblationGrid, seed: int, iterations: int | None) -> dict[str, Any]:
+    changes: dict[str, Any] = {"num_threads": 1, "validate_every": 0, "keep_last": 1, "seed": seed}
+    if grid.precision != "auto":
+        changes["precision"] = grid.precision
     return changes if iterations is None else {**changes, "iterations": iterations}
 
 
@@ -228,7 +235,7 @@ def run_cell(grid: AblationGrid, name: str, seed: int, iterations: int | None) -
     train(run, resume=True)  # a complete run is left as it is
     model = build_world_model(grid.tokenizer_folder(seed), run.out)
     model.save(folder / "model")
-    on_device = load_world_model(folder / "model", "auto", "auto")
+    on_device = load_world_model(folder / "model", "auto", grid.precision)
     measured = {
         mode: evaluate(
             on_device,

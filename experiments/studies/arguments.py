@@ -7,7 +7,7 @@ import tyro
 
 from experiments.arguments import (
     CompiledModelArgs,
-    DeviceArgs,
+    PrecisionArgs,
     Preset,
     RayArgs,
     check_data,
@@ -42,7 +42,7 @@ class ModelArgs(CompiledModelArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationArgs(RayArgs, DeviceArgs):
+class AblationArgs(RayArgs, PrecisionArgs):
     """Ablation of the method: train variants x seeds on one budget, evaluate, compare (Table 4).
 
     Writes ablation.json, ablation.md and ablation.png to --out, again after each cell. Run it again
@@ -93,7 +93,7 @@ class AblationArgs(RayArgs, DeviceArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplorationArgs(RayArgs, DeviceArgs):
+class ExplorationArgs(RayArgs, PrecisionArgs):
     """Value of exploration: explorers x games x seeds on one budget, fine-tune, compare (Table 5).
 
     Writes exploration.json and exploration.md to --out, again after each game and seed. Run it

@@ -74,6 +74,11 @@ def plan_cells(args: ExplorationArgs) -> list[StudyCell]:
     for name in ("tokenizer", "dynamics"):
         if (iterations := getattr(args, f"base_{name}_iterations")) is not None:
             training[name] = {"iterations": iterations}
+    explore: dict[str, Any] = {}
+    if args.explore_epochs is not None:
+        explore["epochs"] = args.explore_epochs
+    if args.precision != "auto":
+        explore["precision"] = args.precision
     return [
         StudyCell(
             out=args.out.absolute(),
@@ -88,7 +93,8 @@ def plan_cells(args: ExplorationArgs) -> list[StudyCell]:
             test_episodes=args.test_episodes,
             limit=args.limit,
             training=training,
-            explore={} if args.explore_epochs is None else {"epochs": args.explore_epochs},
+            explore=explore,
+            precision=args.precision,
             threads=1 if args.parallel > 1 else 0,
         )
         for game in args.games
@@ -116,11 +122,12 @@ def cells_elsewhere(args: ExplorationArgs, cells: Sequence[StudyCell]) -> list[d
                 )
             seen[game, seed] = str(path)
             mine = cells[0].settings
-            if different := [name for name in mine if other.get(name) != mine[name]]:
+            names = {**mine, **other}  # precision is only recorded if it was chosen
+            if different := [name for name in names if other.get(name) != mine.get(name)]:
                 name = different[0]
                 raise InputError(
                     f"--results {path}: {game}, seed {seed} was run with {name} {other.get(name)}, "
-                    f"this study with {mine[name]}"
+                    f"this study with {mine.get(name)}"
                 )
         found += records
     return found

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from worldmodel.config import Precision
+
 ARMS = (
     "random",
     "random-longer",
@@ -73,6 +75,8 @@ class StudyCell:
     explore: dict[str, Any]
     """Changes to the explorer."""
     threads: int = 0
+    precision: Precision = "auto"
+    """Precision of training, rewards and scores; with auto that of the preset and of the device."""
 
     @property
     def root(self) -> Path:
@@ -85,7 +89,14 @@ class StudyCell:
         own = asdict(self)
         for name in ("out", "game", "seed", "threads"):
             del own[name]
+        if self.precision == "auto":  # as in studies that had no such setting
+            del own["precision"]
         return dict(json.loads(json.dumps(own)))
+
+    @property
+    def chosen_precision(self) -> list[str]:
+        """Precision as a setting of stages, which those of older studies lack with auto."""
+        return [] if self.precision == "auto" else [self.precision]
 
     @property
     def finetuned(self) -> list[tuple[str, str]]:

@@ -52,6 +52,7 @@ def run_study_cell(cell: StudyCell) -> dict[str, Any]:
         games=(cell.game,),
         seed=cell.seed,
         threads=cell.threads,
+        precision=cell.precision,
         test_episodes=cell.test_episodes,
         explored_steps=EPISODE_STEPS,
         reward_backend="local",
@@ -192,7 +193,7 @@ def arm_from_archive(cell: StudyCell, arm: str, reward: str, agent: str | None =
     """Return the stage that plays on from an archive, with a random policy family or an agent."""
 
     def run(context: StageContext) -> dict[str, Any]:
-        config = ArchiveConfig()
+        config = ArchiveConfig(precision=cell.precision)
         if agent is not None:
             config = replace(config, policy=agent_policy(agent, context))
         data = (str(context.path("data-base")),) if reward == "disagreement" else ()
@@ -212,7 +213,7 @@ def arm_from_archive(cell: StudyCell, arm: str, reward: str, agent: str | None =
         return {"frames": played}
 
     inputs = ("model-base", "data-base", *([agent] if agent else []))
-    settings = [cell.game, cell.seed, cell.steps, reward]
+    settings = [cell.game, cell.seed, cell.steps, reward, *cell.chosen_precision]
     return Stage(f"data-{arm}", f"play with {arm}", run, inputs, f"data/{arm}", settings)
 
 

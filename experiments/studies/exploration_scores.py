@@ -58,7 +58,7 @@ def score_stage(cell: StudyCell, model: str) -> Stage:
     """Return the stage that scores the windows of every test set with a model."""
 
     def run(context: StageContext) -> dict[str, Any]:
-        world = GenieReduxG.load(context.path(f"model-{model}"), "auto", "auto")
+        world = GenieReduxG.load(context.path(f"model-{model}"), "auto", cell.precision)
         context.out.mkdir(parents=True, exist_ok=True)
         for test in TESTS:
             np.savez(context.out / f"{test}.npz", **score_windows(cell, world, test, context))
@@ -66,7 +66,8 @@ def score_stage(cell: StudyCell, model: str) -> Stage:
 
     tests = (f"{part}-{test}" for test in TESTS for part in ("data", "windows"))
     inputs = (f"model-{model}", *tests)
-    return Stage(f"score-{model}", f"score {model}", run, inputs, f"scores/{model}")
+    name, settings = f"score-{model}", cell.chosen_precision
+    return Stage(name, f"score {model}", run, inputs, f"scores/{model}", settings)
 
 
 def score_windows(

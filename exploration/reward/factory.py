@@ -176,11 +176,11 @@ class RewardConfig:
             return partial(PredictionError, model, precision=precision)
         weights = folder / f"{self.name}.safetensors"
         if not weights.exists():
-            self._train(model, weights, seed)
+            self._train(model, weights, seed, precision)
         scorer = PredictionError if self.name == "vae" else Disagreement
         return partial(scorer, model, weights, precision=precision)
 
-    def _train(self, model_path: Path, weights: Path, seed: int) -> None:
+    def _train(self, model_path: Path, weights: Path, seed: int, precision: str) -> None:
         """Train the networks of the reward on recorded play, and print the loss."""
         from envs.utils.progress import console
         from exploration.reward import baselines, disagreement
@@ -194,7 +194,7 @@ class RewardConfig:
                 f"autoencoder trained on {len(frames_NHWC):,} frames: loss {loss:.1f} a frame"
             )
             return
-        world = load_model(model_path, "auto", "auto")
+        world = load_model(model_path, "auto", precision)
         windows = disagreement.sample_windows(self.data, TRAINING_TOKENS // world.cfg.grid**2, seed)
         hidden_XD, tokens_X = disagreement.examples(world, list(windows))
         heads, loss = disagreement.train_heads(
