@@ -1,7 +1,8 @@
 """Batches decoded in advance by threads, in an order that can be resumed."""
 
+import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -10,6 +11,38 @@ import numpy as np
 from envs.utils.errors import InputError
 from worldmodel.data.batch import Batch
 from worldmodel.data.dataset import Dataset
+
+
+def read_batches(
+    dataset: Dataset, window_ids: Iterable[np.ndarray], *, threads: int = 0, pin: bool = False
+) -> Generator[Batch]:
+    """Yield the batch of each array of window numbers, in order, decoded in advance by threads.
+
+    With `pin` the threads also copy batches to pinned memory. Closing the generator cancels what is
+    read in advance.
+    """
+
+    def read(ids: np.ndarray) -> Batch:
+        batch = dataset.batch(ids)
+        return batch.pin() if pin else batch
+
+    if not threads:
+        yield from map(read, window_ids)
+        return
+    queue = iter(window_ids)
+    pending: deque[Future[Batch]] = deque()
+    with ThreadPoolExecutor(threads, "decode") as pool:
+        try:
+            # One batch more than there are threads, so that none is idle while one is consumed.
+            for ids in itertools.islice(queue, threads + 1):
+                pending.append(pool.submit(read, ids))
+            while pending:
+                yield pending.popleft().result()
+                for ids in itertools.islice(queue, 1):
+                    pending.append(pool.submit(read, ids))
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 class ClipLoader:
@@ -36,7 +69,6 @@ class ClipLoader:
         self.dataset, self._batch_size, self._rank, self._ranks = dataset, batch_size, rank, ranks
         self._sampler = dataset.sampler(seed)
         self._consumed = 0
-        self._pin = pin
         if state is not None:
             if (state["manifest_hash"], state["seed"]) != (dataset.manifest_hash, seed):
                 raise InputError(
@@ -46,34 +78,22 @@ class ClipLoader:
             self._consumed = int(state["samples_consumed"])
         self._requested = self._consumed
         self._end = None if batches is None else self._consumed + batches * batch_size
-        self._pool = ThreadPoolExecutor(threads, "decode") if threads else None
-        # One batch more than there are threads, so that no thread is idle while one is consumed.
-        self._max_pending = threads + 1
-        self._pending: deque[Future[Batch]] = deque()
+        self._batches = read_batches(dataset, self._next_ids(), threads=threads, pin=pin)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        if self._consumed == self._end:
-            raise StopIteration
-        if self._pool is None:
-            batch = self._read(self._next_ids())
-        else:
-            while len(self._pending) < self._max_pending and self._requested != self._end:
-                self._pending.append(self._pool.submit(self._read, self._next_ids()))
-            batch = self._pending.popleft().result()
+        batch = next(self._batches)
         self._consumed += self._batch_size
         return batch
 
-    def _read(self, ids: np.ndarray) -> Batch:
-        batch = self.dataset.batch(ids)
-        return batch.pin() if self._pin else batch
-
-    def _next_ids(self) -> np.ndarray:
-        ids = self._sampler.batch(self._requested, self._batch_size, self._rank, self._ranks)
-        self._requested += self._batch_size
-        return ids
+    def _next_ids(self) -> Iterator[np.ndarray]:
+        """Yield the windows of this rank in each batch."""
+        while self._requested != self._end:
+            ids = self._sampler.batch(self._requested, self._batch_size, self._rank, self._ranks)
+            self._requested += self._batch_size
+            yield ids
 
     def state(self) -> dict[str, Any]:
         """Return the position after the batches returned so far, as JSON data."""
@@ -87,5 +107,4 @@ class ClipLoader:
     def close(self) -> None:
         """Stop the threads."""
         self.dataset.close()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._batches.close()

@@ -8,7 +8,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from envs.utils.run_dir import RunDir
 from worldmodel import checkpoint
 from worldmodel.data.batch import Batch
 from worldmodel.data.dataset import Dataset
-from worldmodel.data.loader import ClipLoader
+from worldmodel.data.loader import ClipLoader, read_batches
 from worldmodel.devices import autocast
 from worldmodel.models.vector_quantizer import VectorQuantizer
 from worldmodel.sharded_tensors import full_tensor
@@ -243,17 +243,24 @@ class Trainer:
         # the first one again, with weight 0.
         rounds = math.ceil(math.ceil(len(ids) / ranks) / size)
         batches += [(ids[:1], 0.0)] * (rounds - len(batches))
+        reading = read_batches(
+            clips,
+            [window_ids for window_ids, _ in batches],
+            threads=self.recipe.loader_threads,
+            pin=self.worker.device.type == "cuda",
+        )
         totals: dict[str, Tensor] = {}
-        for number, (window_ids, weight) in enumerate(batches):
-            seed_everything(self.recipe.seed, "validation", number, rank)
-            batch = clips.batch(window_ids)
-            self.objective.check(batch)
-            with self._autocast():
-                losses = self.objective(batch.to(self.worker.device), 1.0)
-            for name, value in {**losses, "clips": torch.ones(())}.items():
-                totals[name] = totals.get(name, 0) + value.detach().cpu().double() * weight * len(
-                    window_ids
-                )
+        with closing(reading):
+            for number, (batch, (window_ids, weight)) in enumerate(
+                zip(reading, batches, strict=True)
+            ):
+                seed_everything(self.recipe.seed, "validation", number, rank)
+                self.objective.check(batch)
+                with self._autocast():
+                    losses = self.objective(batch.to(self.worker.device), 1.0)
+                for name, value in {**losses, "clips": torch.ones(())}.items():
+                    share_of_sum = value.detach().cpu().double() * weight * len(window_ids)
+                    totals[name] = totals.get(name, 0) + share_of_sum
         return totals
 
     def _is_best(self, loss: float) -> bool:
