@@ -2,10 +2,12 @@
 
 No Kubernetes is started. FIELDS names those fields of KubeRay's custom resources (v1.7.0) that the
 manifests use, with their types: that finds a misspelt field and a value of another type, not what
-the operator makes of them.
+the operator makes of them. KUBERAY_CRDS may name a folder with KubeRay's own schemas of them, its
+`helm-chart/kuberay-operator/crds`, by which the manifests are validated too.
 """
 
 import copy
+import os
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +33,8 @@ from worldmodel.serve import APP_NAME, ServeConfig
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kuberay"
+CRDS = os.environ.get("KUBERAY_CRDS")
+"""Folder with `ray.io_rayclusters.yaml` and those of the other two kinds."""
 AMOUNTS = {"*": (int, str)}
 TEXTS = {"*": str}
 POD = {
@@ -107,6 +111,44 @@ def test_fields_are_those_of_the_custom_resource(kind: str) -> None:
     wrong["rayVersoin"] = "2.60.0"
     with pytest.raises(AssertionError, match="no field rayVersoin"):
         check_fields(wrong, FIELDS[kind], kind)
+
+
+def without_other_fields(schema: Any) -> Any:
+    """Return an OpenAPI schema that refuses unknown fields, which Kubernetes would drop."""
+    if isinstance(schema, list):
+        return [without_other_fields(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: without_other_fields(item) for name, item in schema.items()}
+    if isinstance(schema.get("properties"), dict):
+        open_ended = schema.get("x-kubernetes-preserve-unknown-fields", False)
+        closed.setdefault("additionalProperties", open_ended)
+    return closed
+
+
+@pytest.mark.skipif(CRDS is None, reason="KUBERAY_CRDS names no folder of KubeRay's schemas")
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob", "RayService"])
+def test_manifests_are_valid_by_the_schemas_of_kuberay(kind: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    assert CRDS is not None
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # half a minute faster
+    definition = yaml.load(
+        (Path(CRDS) / f"ray.io_{kind.lower()}s.yaml").read_text(),
+        Loader=loader,
+    )
+    content = manifest(kind)
+    version = content["apiVersion"].removeprefix("ray.io/")
+    (schema,) = [
+        item["schema"]["openAPIV3Schema"]
+        for item in definition["spec"]["versions"]
+        if item["name"] == version
+    ]
+    validator = jsonschema.Draft202012Validator(without_other_fields(schema))
+    faults = [f"{fault.json_path}: {fault.message}" for fault in validator.iter_errors(content)]
+    assert faults == []
+    for wrong in ({"rayVersoin": "2.60.0"}, {"suspend": "no", "rayClusterConfig": []}):
+        changed = {**content, "spec": {**content["spec"], **wrong}}
+        assert list(validator.iter_errors(changed)), wrong
 
 
 @pytest.mark.parametrize("spec", cluster_specs(), ids=["RayCluster", "RayService"])
