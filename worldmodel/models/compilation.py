@@ -15,7 +15,7 @@ from worldmodel.models.frame_order import FrameOrder
 from worldmodel.models.transformer import LayerCache, TransformerSubBlock
 
 MAX_GRAPHS = 128
-"""Most graphs that torch may compile of a sub-block before it runs the plain one. There is one for
+"""Most graphs that torch may compile of a sub-block before it raises an error. There is one for
 each combination of spatial or temporal, with or without gradients, cache and order of the frames,
 and each has forms for one and for several clips and frames: about thirty in all."""
 
@@ -50,8 +50,7 @@ def compile_sub_blocks(model: nn.Module, backend: str | Callable[..., Any] = "in
     Blocks of equal sizes share their graphs. Forward hooks, such as those of FSDP, and activation
     checkpointing stay outside. A compiled model can be copied and pickled.
     """
-    # The default of 8 is reached by training and validation together. Then torch runs the plain
-    # passes, and only a warning tells.
+    # The default of 8 is reached by training and validation together.
     torch._dynamo.config.recompile_limit = MAX_GRAPHS
     for module in model.modules():
         if isinstance(module, TransformerSubBlock):
@@ -62,7 +61,8 @@ def compile_sub_blocks(model: nn.Module, backend: str | Callable[..., Any] = "in
 
 @functools.cache
 def _compiled_forward(backend: str | Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(TransformerSubBlock.forward, backend=backend)
+    # A graph that breaks would run in pieces, slowly, and only a log would tell.
+    return torch.compile(TransformerSubBlock.forward, backend=backend, fullgraph=True)
 
 
 def _run_compiled(

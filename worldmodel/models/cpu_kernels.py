@@ -72,7 +72,7 @@ def set_compile(on: bool) -> None:
         )
     _compiled.clear()
     if on:
-        _compiled.update({function: torch.compile(function) for function in COMPILABLE})
+        _compiled.update({item: torch.compile(item, fullgraph=True) for item in COMPILABLE})
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -158,6 +158,42 @@ def test_recordings_and_the_map_of_uncertainty(
     assert not np.array_equal(before, uncertainty)
 
 
+def test_uncertainty_is_computed_only_of_frames_under_its_map(
+    tiny_world: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model scores one window for each frame while the map is shown, and none before."""
+    model = load_world_model(tiny_world)
+    scored: list[int] = []
+    query = type(model).future_token_entropy
+
+    def counted(model: Any, frames: Any, *given: Any, **options: Any) -> Any:
+        scored.append(len(frames))
+        return query(model, frames, *given, **options)
+
+    monkeypatch.setattr(type(model), "future_token_entropy", counted)
+    episode = EpisodeReader(data)[0]
+    given, actions = episode.frames_THWC[:2], episode.actions[:1]
+    world = World(model, given, actions, game="Counting", name=tmp_path / "film")
+    world.start_recording()
+    for _ in range(3):
+        world.step(RIGHT)
+        world.picture()
+    world.restart()
+    assert scored == []
+    world.uncertainty = True
+    assert np.array_equal(world.picture(), world.frame), "a given frame has none"
+    for steps in (1, 2):
+        world.step(RIGHT)
+        world.picture()  # as often as it is drawn
+        world.picture()
+        assert scored == [1] * steps
+    world.uncertainty = False
+    world.step(RIGHT)
+    world.picture()
+    world.end_recording()
+    assert scored == [1, 1]
+
+
 def test_a_script_needs_no_window(
     tiny_world: Path, data: str, tmp_path: Path, seen: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

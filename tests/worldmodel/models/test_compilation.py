@@ -115,6 +115,21 @@ def test_training_compiles_each_kind_of_sub_block_once(
     assert backend.graphs == graphs
 
 
+def test_a_graph_that_breaks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = TransformerSubBlock.forward
+
+    def breaking(*inputs: Any) -> Any:
+        torch._dynamo.graph_break()
+        return forward(*inputs)
+
+    monkeypatch.setattr(TransformerSubBlock, "forward", breaking)
+    model = Tokenizer(DEBUG)
+    compile_sub_blocks(model, CountingBackend())
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        model.encode(torch.rand(1, 2, 3, DEBUG.size, DEBUG.size))
+    torch._dynamo.reset()
+
+
 def test_validation_between_steps_compiles_no_step_again(backend: CountingBackend) -> None:
     model = Dynamics(with_objective("masked"))
     model.set_codebook(torch.randn(64, 8))
