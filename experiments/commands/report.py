@@ -52,7 +52,8 @@ def print_check(root: Path) -> None:
 def build_report(root: Path, out: Path, precision: Precision) -> list[str]:
     """Create the report for the kind of run in a folder. Raises InputError without results yet.
 
-    `precision` is that of the models of a pipeline, the only ones that a report runs. The modules of the reports import matplotlib, some of them torch.
+    `precision` is that of the models of a pipeline, the only ones that a report runs. The modules
+    of the reports import matplotlib, some of them torch.
     """
     if (root / "tune.json").exists():
         from experiments.reports.tune_report import build_tune_report

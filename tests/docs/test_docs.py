@@ -109,5 +109,17 @@ def test_make_targets_that_pages_name_exist() -> None:
     assert {"demo", "test", "lint", "docs", "test-slow"} <= named <= targets
 
 
+def test_the_table_of_what_was_mended_for_gpus_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    rows = re.findall(r"^\| ([AB]\d+) \|.*$", text, re.MULTILINE)
+    assert rows == [*(f"A{row}" for row in range(1, 17)), *(f"B{row}" for row in range(1, 9))]
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", text)
+    assert len(named) >= len(rows)
+    for name, test in named:
+        places = ("", "tests/worldmodel/", "tests/fixtures/stand_in_device/")
+        (file,) = [path for place in places if (path := ROOT / place / name).exists()]
+        assert f"def {test}(" in file.read_text(), name
+
+
 def test_the_demo_picture_is_small() -> None:
     assert os.path.getsize(ROOT / "docs" / "media" / "demo.gif") <= 1_000_000
