@@ -163,18 +163,11 @@ class AutoExploreConfig(AlgorithmConfig):
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Return the agent's network as RLlib builds it."""
-        model = {
-            "channels": tuple(self.channels),
-            "lstm_dim": self.lstm_dim,
-            "feature_norm": self.feature_norm,
-            "actions": self.action_names,
-            "max_seq_len": self.seq_len + 1,
-            "precision": self.precision,
-            "burn_in": self.burn_in,
-            "burst_exponent": self.burst_exponent,
-            "noise_alpha": self.noise_alpha,
-            "sticky": self.sticky,
-        }
+        model: dict[str, Any] = {"channels": tuple(self.channels), "actions": self.action_names}
+        model["max_seq_len"] = self.seq_len + 1
+        noise = ("burst_exponent", "noise_alpha", "sticky")
+        for name in ("lstm_dim", "feature_norm", "precision", "burn_in", *noise):
+            model[name] = getattr(self, name)
         return RLModuleSpec(module_class=AgentModule, model_config=model)
 
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:

@@ -22,7 +22,6 @@ from ray.exceptions import RayTaskError
 from ray.experimental import internal_kv
 from ray.serve import metrics
 from ray.serve.config import AutoscalingConfig
-from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from envs.utils.errors import InputError
@@ -225,26 +224,6 @@ def newest_weights(app_name: str) -> str:
     if path is None:
         raise InputError(f"no app {app_name!r} is running: start it with worldmodel.serve.deploy")
     return path.decode()
-
-
-def check_app(app_name: str, model_path: Path | str) -> None:
-    """Raise InputError unless an app of this name runs on the connected Ray and serves this model.
-
-    The error says what to run.
-    """
-    try:
-        serve.get_app_handle(app_name)
-    except RayServeException:  # no such app, or no Serve
-        raise InputError(
-            f"no reward service {app_name!r} is running on this Ray: start it with `autoexplore "
-            f"serve {model_path} --name {app_name}`, both with the --ray-address of one cluster"
-        ) from None
-    served = newest_weights(app_name)
-    if os.path.realpath(served) != os.path.realpath(model_path):
-        raise InputError(
-            f"the reward service {app_name!r} serves {served}, not {model_path}: give that model, "
-            "or the name of another service"
-        )
 
 
 def _set_newest_weights(app_name: str, path: Path | str) -> str:

@@ -4,6 +4,7 @@ Rewards with trained networks train them on recorded play at the start of a run 
 <out>/reward/*.safetensors.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,31 @@ def model_actions(model_path: Path | str | None) -> tuple[str, ...]:
     if model_path is None or not (Path(model_path) / "manifest.json").exists():
         return ()
     return read_model_config(Path(model_path)).action_names
+
+
+def check_app(app_name: str, model_path: Path | str) -> None:
+    """Raise InputError unless an app of this name runs on the connected Ray and serves this model.
+
+    The error says what to run.
+    """
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    from worldmodel.serve import newest_weights
+
+    try:
+        serve.get_app_handle(app_name)
+    except RayServeException:  # no such app, or no Serve
+        raise InputError(
+            f"no reward service {app_name!r} is running on this Ray: start it with `autoexplore "
+            f"serve {model_path} --name {app_name}`, both with the --ray-address of one cluster"
+        ) from None
+    served = newest_weights(app_name)
+    if os.path.realpath(served) != os.path.realpath(model_path):
+        raise InputError(
+            f"the reward service {app_name!r} serves {served}, not {model_path}: give that model, "
+            "or the name of another service"
+        )
 
 
 @dataclass(frozen=True)
@@ -99,9 +125,7 @@ class RewardConfig:
             if actions is not None:
                 model.check_action_names(actions, "the games have")
             if self.app is not None and ray_is_connected():
-                from worldmodel import serve
-
-                serve.check_app(self.app, model_path)
+                check_app(self.app, model_path)
 
     @contextmanager
     def open(
