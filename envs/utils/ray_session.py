@@ -22,8 +22,8 @@ START_ATTEMPTS = 3
 KINDS = ("rollout", "serve", "train")
 """Nodes that play; that serve the world model or train the agent; that train the world model."""
 LABEL = "autoexplore/"
-"""Prefix of the head's labels. LABEL + kind is "gpu" or "cpu" if the cluster can have such nodes,
-"any" if processes of the kind run on any node. A cluster with labels needs one for each kind."""
+"""Prefix of the head's labels. LABEL + kind is "gpu" or "cpu" if the cluster can have such nodes.
+"""
 DEVICE_VARIABLE = "AUTOEXPLORE_DEVICE"
 """Environment variable that is "cpu" under `--device cpu`: no process requests a GPU then."""
 JOIN_SECONDS = 60.0
@@ -44,25 +44,22 @@ class NodeResources:
 
 
 def node_resources(kind: str) -> NodeResources:
-    """Return the resources for nodes of one of KINDS, or of any node where no label names one.
+    """Return the resources for nodes of one of KINDS, or of any node if no label names the kind.
 
     An autoscaling cluster may have no node of a kind yet. The head is therefore labelled with the
-    kinds, and each node of a kind has a resource of that name (see cluster.yaml). Where a kind has
-    the label `any`, and without labels, as on a workstation, training and serving use the GPUs that
-    there are.
+    kinds, and each node of a kind has a resource of that name (see cluster.yaml). Without the
+    label, as on a workstation, training and serving use the GPUs that there are.
 
-    Raises: InputError if a labelled cluster has no node of the kind, no autoscaler starts nodes,
-    and none joins within JOIN_SECONDS. A request would wait for ever.
+    Raises: InputError if a label names the kind, the cluster has no such node, no autoscaler starts
+    one, and none joins within JOIN_SECONDS. A request would wait for ever.
     """
     import ray
 
     hidden = os.environ.get(DEVICE_VARIABLE) == "cpu"
     labels = _kind_labels()
-    if labels and labels.get(kind) != {"any"}:
+    if kind in labels:
         _await_kind(kind)
-        offering = any(node["Resources"].get("GPU") for node in _nodes_of(kind))
-        gpu = "gpu" in labels[kind] if kind in labels else offering
-        return NodeResources({kind: SHARE}, float(gpu and not hidden))
+        return NodeResources({kind: SHARE}, float("gpu" in labels[kind] and not hidden))
     gpus = 0.0 if hidden else ray.cluster_resources().get("GPU", 0.0)
     if kind == "rollout" or not gpus:
         return NodeResources()
@@ -75,8 +72,7 @@ def placed_kinds() -> dict[str, int]:
     A number is 0 if the cluster has no such node now.
     """
     labels = _kind_labels()
-    chosen = [kind for kind in KINDS if labels and labels.get(kind) != {"any"}]
-    return {kind: len(_nodes_of(kind)) for kind in chosen}
+    return {kind: len(_nodes_of(kind)) for kind in KINDS if kind in labels}
 
 
 def cluster_autoscales() -> bool:
@@ -127,14 +123,14 @@ def _await_kind(kind: str) -> None:
     """Wait until a node of a kind joins, unless an autoscaler starts it when it is requested."""
     deadline = time.monotonic() + JOIN_SECONDS
     while not _nodes_of(kind):
-        if kind in _kind_labels() and cluster_autoscales():
+        if cluster_autoscales():
             return
         if time.monotonic() > deadline:
             there = ", ".join(name for name, count in placed_kinds().items() if count)
             raise InputError(
                 f"the cluster has no machine of kind {kind} (it has: {there or 'none'}), and none "
                 f"joined within {JOIN_SECONDS:.0f} s: start one with `ray start --resources "
-                f"'{{\"{kind}\": 8}}'`, or label the head {LABEL}{kind}=any to use any machine"
+                f"'{{\"{kind}\": 8}}'`, or leave the head's label {LABEL}{kind} out to use any"
             )
         time.sleep(min(1.0, JOIN_SECONDS / 10))
 

@@ -214,7 +214,8 @@ def machine_kinds(count: int) -> Finding:
     fix = ""
     if missing and not cluster_autoscales():
         fix = (
-            f"start machines with the resource {' and '.join(missing)}, or label the head with any"
+            f"start machines with the resource {' and '.join(missing)}, or leave the head's label "
+            "out"
         )
     return Finding("machines", f"{count}: {resources}; processes run {where}", fix)
 
