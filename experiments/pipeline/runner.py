@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envs.utils.atomic_io import write_json_atomic
+from envs.utils.atomic_io import read_json, write_json_atomic
 from envs.utils.progress import console, format_duration
 from experiments.code_version import code_version
 from worldmodel.training.run_spec import TrainingRun
@@ -134,6 +134,17 @@ def inputs_hash(stage: Stage, context: Context) -> str:
 def input_hashes(stage: Stage, context: Context) -> dict[str, str]:
     """Return stage -> hash of its output, for the stages that a stage reads."""
     return {name: context.records[name]["output_hash"] for name in stage.inputs}
+
+
+def stages_behind(root: Path, stage: str) -> dict[str, str]:
+    """Return stage -> hash of its output, for all stages that a finished stage goes back to."""
+    found: dict[str, str] = {}
+    waiting = [stage]
+    while waiting:
+        read = read_json(root / "stages" / f"{waiting.pop()}.json").get("read", {})
+        waiting += [name for name in read if name not in found]
+        found |= read
+    return dict(sorted(found.items()))
 
 
 def output_hash(path: Path) -> str:

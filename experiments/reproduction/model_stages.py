@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from envs.episodes.dataset import EpisodeReader
+from envs.episodes.overlap import refuse_shared_episodes
 from experiments.pipeline.config import PipelineConfig
-from experiments.pipeline.runner import Stage, StageContext
+from experiments.pipeline.runner import Stage, StageContext, stages_behind
 from experiments.pipeline.stages import DEEP_SHARE, finetune_stages, join_stage, train_stage
 from experiments.reproduction.plans import Model, Play, TableRow, base_episodes, named
 from worldmodel.evaluation.evaluate import evaluate
@@ -69,6 +71,14 @@ def _test_name(test: Iterable[Play]) -> str:
     return named(plays[0].player, [game for play in plays for game in play.games])
 
 
+def refuse_learned_episodes(context: StageContext, model: str, tests: Iterable[Path]) -> None:
+    """Raise InputError if a model, or one that it goes back to, learned from a test episode."""
+    behind = stages_behind(context.root, f"model-{model}")
+    learned = [context.path(name) for name in behind if name.startswith("data-")]
+    for test in tests:
+        refuse_shared_episodes(EpisodeReader(test).session_ids, learned)
+
+
 def evaluation_stage(c: PipelineConfig, row: TableRow, test_player: str) -> Stage:
     """Return the stage that evaluates a row's model on its test set.
 
@@ -79,10 +89,12 @@ def evaluation_stage(c: PipelineConfig, row: TableRow, test_player: str) -> Stag
 
     def run(context: StageContext) -> dict[str, Any]:
         base = str(context.path(f"data-{base_episodes(c).name}"))
+        tests = [context.path(f"data-{play.name}") for play in row.test]
+        refuse_learned_episodes(context, row.model, tests)
         world = load_world_model(context.path(f"model-{row.model}"), "auto", c.precision)
         result = evaluate(
             world,
-            [str(context.path(f"data-{play.name}")) for play in row.test],
+            [str(test) for test in tests],
             cache_dir=context.root / "cache",
             out=context.out,
             far=FarWindows((base,), DEEP_SHARE) if deep else None,

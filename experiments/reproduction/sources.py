@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from envs.utils.atomic_io import read_json
-from experiments.pipeline.runner import output_hash
+from experiments.pipeline.runner import output_hash, stages_behind
 from experiments.reports.page import Table
 from experiments.reproduction.model_stages import score_path, score_stage
 from experiments.reproduction.plans import TableRow
@@ -35,21 +35,10 @@ def row_sources(row: TableRow, out: Path, roots: Mapping[int, Path]) -> list[dic
                 "stage": score_stage(row),
                 "code": record.get("code", "unknown"),
                 "read": record.get("read", {}),
-                "trained": _trained(root, f"model-{row.model}"),
+                "trained": stages_behind(root, f"model-{row.model}"),
             }
         )
     return found
-
-
-def _trained(root: Path, stage: str) -> dict[str, str]:
-    """Return stage -> hash of all stages that a stage goes back to, in alphabetical order."""
-    found: dict[str, str] = {}
-    waiting = [stage]
-    while waiting:
-        read = read_json(root / "stages" / f"{waiting.pop()}.json").get("read", {})
-        waiting += [name for name in read if name not in found]
-        found |= read
-    return dict(sorted(found.items()))
 
 
 def linked_table(table: Table, labels: int) -> Table:

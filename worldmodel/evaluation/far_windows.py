@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.episodes.dataset import EpisodeReader
 from envs.episodes.frame_distance import distances_by_game
+from envs.episodes.overlap import refuse_shared_episodes
 from envs.utils.errors import InputError
 from worldmodel.data.clip_dataset import ClipDataset
 
@@ -38,7 +38,7 @@ class FarWindows:
         Raises: InputError for an episode that is in both, and for a game without one in `folders`.
         """
         folders = [Path(folder) for folder in self.folders]
-        self._refuse_overlap(clips, folders)
+        refuse_shared_episodes({episode.session_id for episode in clips.episodes}, folders)
         distances = distances_by_game(folders)
         if missing := sorted(windows.keys() - distances.keys()):
             raise InputError(
@@ -54,15 +54,6 @@ class FarWindows:
             chosen[game] = [window_ids[place] for place in places]
             means[game] = float(distance_N[places].mean())
         return chosen, means
-
-    def _refuse_overlap(self, clips: ClipDataset, folders: Sequence[Path]) -> None:
-        evaluated = {episode.session_id for episode in clips.episodes}
-        for folder in folders:
-            if both := evaluated.intersection(EpisodeReader(folder).session_ids):
-                raise InputError(
-                    f"{len(both)} of {len(evaluated)} episodes to evaluate are in {folder} too, "
-                    f"e.g. {min(both)}: collect them with another seed"
-                )
 
 
 def last_given_frames(

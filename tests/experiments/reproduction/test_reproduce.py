@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
-from envs.utils.atomic_io import read_json
+from envs.utils.atomic_io import read_json, write_json_atomic
 from envs.utils.errors import InputError
 from experiments.__main__ import execute
 from experiments.code_version import code_version
+from experiments.pipeline.runner import StageContext
 from experiments.reproduction.arguments import reproduction_preset
 from experiments.reproduction.items import ITEMS, find_item
 from experiments.reproduction.make import item_stages
 from experiments.reproduction.paper_values import PAPER_ROWS
 from experiments.reproduction.registry import FIGURES, PLANS
+from tests.fixtures.datasets import record
 
 TWO_GAMES = ("Counting", "Corridor")
 
@@ -144,6 +146,24 @@ def test_bad_flags_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "out" / "notes.txt").write_text("mine")
     assert execute(["reproduce", "table5", *out]) == 2
     assert "holds something else" in capsys.readouterr().err
+
+
+def test_a_test_set_that_a_model_learned_from_is_refused(tmp_path: Path) -> None:
+    c = reproduction_preset("debug")
+    stages = {stage.name: stage for stage in item_stages("table5", c, "deep")}
+    test, learned = "data-test-Counting", "data-agent-Counting"
+    for name in (test, learned):
+        record(tmp_path / stages[name].output, episodes=2, steps=20)
+    model = "model-agent-Counting"
+    (tmp_path / "stages").mkdir()
+    for name, read in ((model, "dynamics-agent-Counting"), ("dynamics-agent-Counting", learned)):
+        write_json_atomic(tmp_path / f"stages/{name}.json", {"read": {read: "hash"}})
+    write_json_atomic(tmp_path / f"stages/{learned}.json", {})
+    score = stages["score-agent-Counting-test-Counting-one_pass"]
+    context = StageContext(tmp_path, c, out=tmp_path / score.output, resume=False)
+    context.stages = stages
+    with pytest.raises(InputError, match=r"2 of 2 episodes to evaluate are in .*agent-Counting"):
+        score.run(context)
 
 
 def check_sources(root: Path, row: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
