@@ -11,9 +11,10 @@ import torch
 from PIL import Image, ImageColor
 from torch import nn
 
+from envs.episodes.dataset import EpisodeReader
 from envs.utils.run_dir import read_metrics
 from experiments.__main__ import execute
-from experiments.studies.exploration_cell import TESTS
+from experiments.studies.exploration_cell import AGENTS, TESTS
 from experiments.studies.exploration_tables import (
     MAP_COLOURS,
     combine_seeds,
@@ -89,6 +90,45 @@ def test_a_small_study_runs_to_its_tables_and_is_not_repeated(
     assert [each["seed"] for each in both["cells"]] == [0, 7]
     assert all(row["seeds"] == [0, 7] for row in both["rows"])
     assert both["rows"][0]["windows"] == 2 * found["rows"][0]["windows"]
+
+
+@pytest.mark.slow
+def test_every_trained_and_archive_arm_plays_its_own_steps(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    arms = ("random", "hold", "agent", "archive-entropy", "archive-disagreement", "agent-archive")
+    out = tmp_path / "study"
+    argv = ["study", "exploration", "Corridor", "--preset", "debug", "--out", str(out)]
+    argv += ["--arms", *arms, "--seeds", "0", "--data", "new", "--steps", "1000"]
+    argv += ["--base-steps", "400", "--test-episodes", "1", "--limit", "2"]
+    argv += ["--decoder-iterations", "1", "--dynamics-iterations", "1"]
+    assert execute(argv) == 0
+    found = json.loads((out / "exploration.json").read_text())
+    for arm in arms:
+        tests = {row["test"] for row in found["rows"] if row["arm"] == arm and row["windows"]}
+        assert set(TESTS) <= tests
+    (cell,) = found["cells"]
+    root = out / "Corridor/seed-0"
+    sessions: set[str] = set()
+    for arm in arms:
+        reader = EpisodeReader(root / "data" / arm)
+        frames = sum(record.num_frames for record in reader.records)
+        assert 1000 <= frames < 1000 + 808, "up to one round of eight short episodes more"
+        assert cell["arms"][arm]["frames"] == frames
+        own = {record.session_id for record in reader.records}
+        assert not own & sessions, "no two arms have an episode in common"
+        sessions |= own
+    for arm, stage in AGENTS.items():
+        trained = read_metrics(root / stage)[-1]["explore/env_steps"]
+        assert cell["arms"][arm]["training_steps"] == trained > 0
+    assert json.loads((root / "explore/config.json").read_text())["archive"] is None
+    begins = json.loads((root / "explore-archive/config.json").read_text())["archive"]
+    assert Path(begins).name == "archive-entropy"
+    for arm in ("archive-disagreement", "agent-archive"):
+        episodes = EpisodeReader(root / "data" / arm)
+        paths = [episodes[index].info["path"] for index in range(len(episodes))]
+        assert any(paths), "episodes of the second round begin at savestates"
+    assert (root / "data/archive-disagreement/archive/disagreement.safetensors").exists()
 
 
 @pytest.mark.slow
