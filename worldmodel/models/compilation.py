@@ -14,10 +14,11 @@ from worldmodel.models.cpu_kernels import set_compile, use_cpu_kernels
 from worldmodel.models.frame_order import FrameOrder
 from worldmodel.models.transformer import LayerCache, TransformerSubBlock
 
-MAX_GRAPHS = 128
+MAX_GRAPHS = 1_024
 """Most graphs that torch may compile of a sub-block before it raises an error. There is one for
 each combination of spatial or temporal, with or without gradients, cache and order of the frames,
-and each has forms for one and for several clips and frames: about thirty in all."""
+and each has forms for one and for several clips and frames: about thirty for models of a size, of
+which a process may load many."""
 
 
 def optimize_model(model: nn.Module, device: torch.device, *, compile: bool | None = None) -> None:
@@ -52,6 +53,7 @@ def compile_sub_blocks(model: nn.Module, backend: str | Callable[..., Any] = "in
     """
     # The default of 8 is reached by training and validation together.
     torch._dynamo.config.recompile_limit = MAX_GRAPHS
+    torch._dynamo.config.accumulated_recompile_limit = MAX_GRAPHS
     for module in model.modules():
         if isinstance(module, TransformerSubBlock):
             module.forward = functools.partial(  # type: ignore[method-assign]
