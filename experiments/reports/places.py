@@ -25,7 +25,7 @@ COLOUR_NAMES = {"base": "blue", "random": "orange", "archive": "green", "agent":
 BACKGROUND = (24, 24, 24)
 MAP_CELLS, MAP_SCALE = 80, 4
 FILM_SCALE = 4
-FILM_PANELS = ("real", "predicted by the base model", "predicted by the fine-tuned model")
+FILM_PANELS = ("real", "predicted before", "predicted after")
 FoundExcerpt = tuple[Frames, NDArray[np.uint8]]
 """Frames (T, H, W, 3) of an episode and the actions (T - 1,) between them."""
 MAP_FRAMES = 2_000
@@ -89,8 +89,9 @@ def draw_places(
             caption = (
                 f"{game_title(game)}: what only the {PLAYERS[explorer]} found, the screens least "
                 f"like any random play. {CONTEXT} frames (grey bar) and the buttons pressed are "
-                f"given, {results.horizon} frames (orange bar) predicted. Fine-tuned: on the "
-                f"{PLAYERS[explorer]}'s data, to which these excerpts belong."
+                f"given, {results.horizon} frames (orange bar) predicted: before by the base model "
+                f"and after by that fine-tuned on the {PLAYERS[explorer]}'s data, to which these "
+                "excerpts belong."
             )
             films[explorer] = embed_picture(moving, caption)
     return Places(drawn, films)
