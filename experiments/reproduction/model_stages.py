@@ -55,7 +55,7 @@ def score_path(row: TableRow) -> Path:
     return Path("scores") / row.model / f"{_score_name(row)}.json"
 
 
-def score_stage(row: TableRow) -> str:
+def score_stage_name(row: TableRow) -> str:
     """Return the name of the stage that computes a row's scores."""
     return f"score-{row.model}-{_score_name(row)}"
 
@@ -110,7 +110,7 @@ def evaluation_stage(c: PipelineConfig, row: TableRow, test_player: str) -> Stag
     source = [] if row.source == "recorded" else [row.source]
     settings = [c.evaluate, c.seed, c.precision, row.mode, deep and DEEP_SHARE, *source]
     return Stage(
-        score_stage(row),
+        score_stage_name(row),
         ", ".join([f"evaluate {row.model}", row.mode, *source]),
         run,
         inputs,

@@ -1,4 +1,4 @@
-"""Where the numbers of a table come from: scores, stages, code, models and data."""
+"""Sources of the numbers of a table: scores, stages, code, models and data."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from markupsafe import Markup
 from envs.utils.atomic_io import read_json
 from experiments.pipeline.runner import output_hash, stages_behind
 from experiments.reports.page import Table
-from experiments.reproduction.model_stages import score_path, score_stage
+from experiments.reproduction.model_stages import score_path, score_stage_name
 from experiments.reproduction.plans import TableRow
 
 DIGITS = 12
@@ -26,13 +26,13 @@ def row_sources(row: TableRow, out: Path, roots: Mapping[int, Path]) -> list[dic
     found = []
     for seed, root in roots.items():
         file = root / score_path(row)
-        record = read_json(root / "stages" / f"{score_stage(row)}.json")
+        record = read_json(root / "stages" / f"{score_stage_name(row)}.json")
         found.append(
             {
                 "seed": seed,
                 "file": file.relative_to(out).as_posix(),
                 "sha256": output_hash(file),
-                "stage": score_stage(row),
+                "stage": score_stage_name(row),
                 "code": record.get("code", "unknown"),
                 "read": record.get("read", {}),
                 "trained": stages_behind(root, f"model-{row.model}"),

@@ -275,7 +275,11 @@ def test_the_reward_service_scores_cells_as_the_model_does(
 
 
 def test_cells_keep_their_scores_without_a_scorer_and_are_scored_again_with_one(
-    served: str, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    served: str,
+    tiny_world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """An archive is carried on by a reward service that does not answer, then by one that does."""
     config = replace(CONFIG, episodes=4)
@@ -286,7 +290,9 @@ def test_cells_keep_their_scores_without_a_scorer_and_are_scored_again_with_one(
     known = {key for key, (score, _) in before.items() if math.isfinite(score)}
     assert not any(before[key][1] for key in known)
     dead = RewardConfig(scorer="serve", app="no-such-app")
-    summary = play_from_archive(["Counting"], tiny_world, second, config, dead, previous=first)
+    with monkeypatch.context() as patched:  # the app was there when it was looked for
+        patched.setattr("exploration.reward.factory.check_app", lambda *_: None)
+        summary = play_from_archive(["Counting"], tiny_world, second, config, dead, previous=first)
     assert summary.played_episodes == 4, "play goes on"
     assert capsys.readouterr().out.count("cells keep their scores") == 1
     kept = scores_of(second, "Counting")
