@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envs import BUILTIN, builtin_name, catalog, chosen_actions
-from envs.collect.policies import PolicySpec, builtin_policy
+from envs.collect.imported_policy import named_policy
+from envs.collect.policies import PolicySpec
 from envs.collect.worker import CollectWorker, EpisodeKey
 from envs.collect.worker_pool import CollectSummary, WorkerSpec, default_timeout, play_missing
+from envs.controls import ACTIONS
 from envs.episodes.dataset import EpisodeWriter
 from envs.games.base import EnvOptions
 from envs.utils.errors import InputError
@@ -33,7 +35,8 @@ def collect(
 ) -> CollectSummary:
     """Play `episodes` episodes of at most `steps` steps of each game and write them to `out`.
 
-    `policy` is a name of `builtin_policy`, or the spec of an agent
+    `policy` is a name of `builtin_policy`, the import path of a class
+    (`envs.collect.imported_policy`), or the spec of an agent
     (`exploration.agent.policy.policy_spec`). An episode that takes more than `timeout` seconds
     (default: 60 s plus 0.1 s per step) counts as hung, and its emulator is killed. Episodes that
     the folder already holds are not played again. `actions`: names of other actions than the games'
@@ -51,7 +54,7 @@ def collect(
         )
     if timeout is not None and timeout <= 0:
         raise InputError(f"timeout {timeout} must be above 0 seconds")
-    spec = builtin_policy(policy) if isinstance(policy, str) else policy
+    spec = named_policy(policy, actions or ACTIONS) if isinstance(policy, str) else policy
     names, skipped = playable(games)
     chosen = chosen_actions(names, actions or spec.actions)
     keys = [

@@ -11,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.controls import ACTIONS
+from envs.games.base import GameEnv
 from envs.utils.errors import InputError
 
 
 class Policy(Protocol):
-    """A policy that plays episodes frame by frame."""
+    """A policy that plays episodes frame by frame.
+
+    It may have a `name` too, which errors then show.
+    """
 
     def reset(self, seed: int) -> None:
         """Begin an episode, whose actions depend only on the seed and the frames."""
@@ -24,18 +28,38 @@ class Policy(Protocol):
         """Return the action for the newest frame."""
 
 
-class UntrainedPolicy(ABC):
+class GamePolicy(ABC):
+    """Policy that is told its game before each episode."""
+
+    @abstractmethod
+    def begin_game(self, game: GameEnv) -> None:
+        """Prepare for the next episode. Raises: InputError if the game cannot be played."""
+
+    @abstractmethod
+    def reset(self, seed: int) -> None:
+        """Begin an episode, whose actions depend only on the seed and the frames."""
+
+    @abstractmethod
+    def act(self, frame_HWC: NDArray[np.uint8]) -> int:
+        """Return the action for the newest frame."""
+
+
+class UntrainedPolicy(GamePolicy):
     """Policy that chooses actions by chance, for any number of actions, whatever the frame."""
 
     actions = len(ACTIONS)
     """Number of actions of the game."""
+
+    def begin_game(self, game: GameEnv) -> None:
+        """Choose among the actions of the game."""
+        self.actions = len(game.action_names)
 
     def reset(self, seed: int) -> None:
         """Begin an episode."""
         self._generator = np.random.Generator(np.random.PCG64(seed))
         self._begin()
 
-    def _begin(self) -> None:  # noqa: B027  # most policies have nothing to prepare
+    def _begin(self) -> None:
         """Prepare an episode."""
 
     @abstractmethod
@@ -171,7 +195,8 @@ def builtin_policy(name: str, actions: Sequence[str] = ACTIONS) -> PolicySpec:
     }
     if kind not in ranges:
         raise InputError(
-            f"policy {name!r} is not known: give {UNTRAINED}, or the policy of an agent"
+            f"policy {name!r} is not known: give {UNTRAINED}, the policy of an agent, or the "
+            "import path of a class, e.g. my_package.module:Policy"
         )
     policy, low, high, expected = ranges[kind]
     try:

@@ -1,4 +1,4 @@
-"""The Ray actor that plays episodes. This module is all that its process loads: no torch."""
+"""The Ray actor that plays episodes. Its process loads this module and the policy's: no torch."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import envs
-from envs.collect.policies import Policy, UntrainedPolicy
+from envs.collect.policies import GamePolicy, Policy
 from envs.controls import ACTIONS
 from envs.episodes.episode import Episode
 from envs.episodes.shards import Shard, write_shard
@@ -81,8 +81,8 @@ def play_episode(
     Raises: GameError for a policy with other actions than the game.
     """
     game: Any = env.unwrapped
-    if isinstance(policy, UntrainedPolicy):
-        policy.actions = len(game.action_names)
+    if isinstance(policy, GamePolicy):
+        policy.begin_game(game)
     elif (learnt := getattr(policy, "action_names", ACTIONS)) != game.action_names:
         raise GameError(
             f"{key.game} has the actions {', '.join(game.action_names)}, the policy "

@@ -41,7 +41,8 @@ class Args(RunArgs, EnvOptionArgs, PrecisionArgs):
     """random; sticky:P, which repeats an action with probability P; dirichlet:ALPHA, whose episodes
     each draw action probabilities (0.3 goes far); zipf:EXPONENT, bursts of one action; hold:ACTION,
     one button with 15 % random actions; checkpoint:FOLDER, an agent that `autoexplore explore`
-    wrote; expert:FOLDER, the same for test sets; archive:POLICY, which plays on with POLICY
+    wrote; expert:FOLDER, the same for test sets; my_package.module:Policy, the import path of a
+    class or function of yours (see docs/recipes.md); archive:POLICY, which plays on with POLICY
     (archive alone: dirichlet:0.3) from savestates of which the world model knows little."""
     model: Path | None = None
     """World model that scores the savestates of an archive."""
@@ -112,10 +113,10 @@ def run(args: Args) -> None:
 
 def build_policy(name: str, args: Args) -> "PolicySpec":
     """Return the policy of a name. Only that of an agent imports torch."""
-    from envs.collect.policies import builtin_policy
+    from envs.collect.imported_policy import named_policy
 
     if not name.startswith(("checkpoint:", "expert:")):
-        return builtin_policy(name, args.actions or ACTIONS)
+        return named_policy(name, args.actions or ACTIONS)
     from exploration.agent.policy import policy_spec
 
     return policy_spec(name, epsilon=args.epsilon, temperature=args.temperature)
