@@ -42,7 +42,9 @@ class Args(RunArgs, EnvOptionArgs, PrecisionArgs):
     each draw action probabilities (0.3 goes far); zipf:EXPONENT, bursts of one action; hold:ACTION,
     one button with 15 % random actions; checkpoint:FOLDER, an agent that `autoexplore explore`
     wrote; expert:FOLDER, the same for test sets; my_package.module:Policy, the import path of a
-    class or function of yours (see docs/recipes.md); archive:POLICY, which plays on with POLICY
+    class or function of yours (see docs/recipes.md); rllib:FOLDER, a checkpoint of an Algorithm or
+    RLModule of RLlib, which is a pickle: loading it runs the code in it, so give only one that you
+    trust; archive:POLICY, which plays on with POLICY
     (archive alone: dirichlet:0.3) from savestates of which the world model knows little."""
     model: Path | None = None
     """World model that scores the savestates of an archive."""
@@ -115,8 +117,13 @@ def build_policy(name: str, args: Args) -> "PolicySpec":
     """Return the policy of a name. Only that of an agent imports torch."""
     from envs.collect.imported_policy import named_policy
 
-    if not name.startswith(("checkpoint:", "expert:")):
+    if not name.startswith(("checkpoint:", "expert:", "rllib:")):
         return named_policy(name, args.actions or ACTIONS)
+    kind, _, folder = name.partition(":")
+    if kind == "rllib":
+        from exploration.agent.rllib_policy import rllib_policy
+
+        return rllib_policy(folder, epsilon=args.epsilon, temperature=args.temperature)
     from exploration.agent.policy import policy_spec
 
     return policy_spec(name, epsilon=args.epsilon, temperature=args.temperature)

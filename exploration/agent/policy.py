@@ -210,11 +210,17 @@ def policy_spec(name: str, *, epsilon: float | None = None, temperature: float =
         )
     if epsilon is None:
         epsilon = EXPERT_EPSILON if kind == "expert" else 0.0
+    digest = folder_digest(folder)
+    policy_id = f"{kind}-{digest}-epsilon{epsilon:g}-temperature{temperature:g}"
+    # Absolute: a worker process may run in another folder.
+    load = partial(load_policy, folder.resolve(), epsilon=epsilon, temperature=temperature)
+    return PolicySpec(policy_id, load, custom_actions(read_policy_config(folder).actions))
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the first 12 hexadecimal digits of a SHA-256 of the names and contents of files."""
     digest = hashlib.sha256()
     for file in sorted(item for item in folder.rglob("*") if item.is_file()):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
         digest.update(hashlib.sha256(file.read_bytes()).digest())
-    policy_id = f"{kind}-{digest.hexdigest()[:12]}-epsilon{epsilon:g}-temperature{temperature:g}"
-    # Absolute: a worker process may run in another folder.
-    load = partial(load_policy, folder.resolve(), epsilon=epsilon, temperature=temperature)
-    return PolicySpec(policy_id, load, custom_actions(read_policy_config(folder).actions))
+    return digest.hexdigest()[:12]
