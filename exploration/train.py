@@ -36,7 +36,7 @@ from envs.utils.progress import console, progress
 from envs.utils.ray_session import node_resources, ray_session
 from envs.utils.run_dir import RunDir
 from exploration.agent.checkpoint import load_checkpoint, save_agent_checkpoint
-from exploration.agent.learner import learner_is_lost
+from exploration.agent.learner import learner_is_lost, quiet_learner_errors
 from exploration.agent.policy import CnnLstm, load_network, save_policy
 from exploration.algorithm import AutoExplore, AutoExploreConfig
 from exploration.config import ExploreConfig
@@ -238,6 +238,7 @@ def _running(settings: AutoExploreConfig, out: Path) -> Iterator[Any]:
     Raises InputError if a learner died: runners and replicas are restarted, a learner is not.
     """
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    quiet_learner_errors()
     algorithm: Any = settings.build_algo()
     try:
         yield algorithm

@@ -2,8 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +19,8 @@ from exploration.agent.entropy_bonus import EntropyBonus
 from exploration.agent.loss import LOSS_PARTS, actor_critic_loss
 from exploration.agent.packed_batch import Batch
 
+LEARNER_CLASS = "_WrappedExecutable"
+"""Class of the actors of RLlib's learners, as Ray's messages name it."""
 PING_SECONDS = 30.0
 """Longest answer of a live learner. One that waits for another learner does not answer."""
 
@@ -101,19 +101,14 @@ def as_learner_batch(batch: Batch) -> MultiAgentBatch:
     return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=steps)
 
 
-@contextmanager
-def quiet_actor_errors() -> Iterator[None]:
-    """Keep RLlib from logging errors of learners, which are raised anyway.
+def quiet_learner_errors() -> None:
+    """Keep RLlib from logging errors of learners, which are raised anyway."""
+    logging.getLogger("ray.rllib.utils.actor_manager").addFilter(_is_of_another_actor)
 
-    Entering and leaving costs a millisecond or two: do so once an epoch, not at every update.
-    """
-    logger = logging.getLogger("ray.rllib.utils.actor_manager")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+
+def _is_of_another_actor(record: logging.LogRecord) -> bool:
+    """Return False for a message about a learner, which Ray Train's executor class runs."""
+    return LEARNER_CLASS not in record.getMessage()
 
 
 def learner_is_lost(algorithm: Any) -> bool:

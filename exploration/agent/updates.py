@@ -11,7 +11,6 @@ from ray.rllib.utils.metrics import (
 )
 
 from exploration.agent.entropy_bonus import EntropyBonus
-from exploration.agent.learner import quiet_actor_errors
 from exploration.agent.loss import LOSS_PARTS
 from exploration.agent.packed_batch import PackedBatch
 from exploration.agent.replay_buffer import ReplayBuffer, Scale
@@ -48,15 +47,14 @@ class Updates:
         with self._timer("scale rewards"):
             scale = reward_scale(replay, c.gamma) if c.normalize_rewards else None
         terms: dict[str, list[float]] = {name: [] for name in LOSS_PARTS}
-        with quiet_actor_errors():
-            for made in range(0, c.updates, UPDATES_PER_CALL):
-                with self._timer("draw batches"):
-                    batches = [
-                        replay.sample_packed(c.batch_size, c.seq_len, c.burn_in, scale)
-                        for _ in range(min(UPDATES_PER_CALL, c.updates - made))
-                    ]
-                for name, values in self.make(batches).items():
-                    terms[name] += values
+        for made in range(0, c.updates, UPDATES_PER_CALL):
+            with self._timer("draw batches"):
+                batches = [
+                    replay.sample_packed(c.batch_size, c.seq_len, c.burn_in, scale)
+                    for _ in range(min(UPDATES_PER_CALL, c.updates - made))
+                ]
+            for name, values in self.make(batches).items():
+                terms[name] += values
         means = {name: float(np.mean(values)) for name, values in terms.items()}
         means["entropy_coeff"] = self.bonus.coefficient
         self._metrics.log_dict(means, key="learning", window=1)

@@ -97,7 +97,7 @@ def test_a_film_shows_real_frames_and_those_of_both_models(
     finished_run: tuple[Path, str],
 ) -> None:
     root, plan = finished_run[0], PRESETS["debug"]
-    models = load_models(root, ("base", *plan.explorers))
+    models = load_models(root, ("base", *plan.explorers), "auto")
     results = read_results(root / "evaluation", plan.explorers, plan.tests)
     settings: dict[str, Any] = {"evaluate": plan.evaluate, "seed": plan.seed}
     places = draw_places(root, "Counting", settings, results, models)
