@@ -336,7 +336,10 @@ class ExploreLoop:
         return metrics
 
     def _save_best(self, about: dict[str, Any]) -> None:
-        about = about | {"games": self.games, "sticky": self.config.sticky}
+        about = about | {"games": self.games}
+        # The seeds of an agent's episodes depend on its files, which stay as they were by default.
+        if self.config.sticky:
+            about["sticky"] = self.config.sticky
         save_policy(self.run.path / "best", self.algorithm.network(), about)
 
     def _save(self, epoch: int) -> None:
