@@ -74,7 +74,7 @@ ITEMS = (
         "Pretraining on more games, token input, TDCE loss, autoregressive sampling",
         "made",
     ),
-    _table("table5", "Random against explored data, for each game", "made", debug=0.5, cpu=17),
+    _table("table5", "Random against explored data, for each game", "made", debug=0.5),
     _table("table6", "Rewards of the agent: random features, VAE, uncertainty", "made", debug=1.0),
     _settings("table7", "Settings of the tokenizer"),
     _settings("table8", "Settings of the dynamics model"),
