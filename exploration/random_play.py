@@ -12,6 +12,7 @@ import numpy as np
 
 from envs.collect.policies import Policy, RandomPolicy
 from envs.controls import custom_actions
+from envs.games.base import EnvOptions
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.progress import console
 from envs.utils.screen_hash import distinct_screens
@@ -23,9 +24,11 @@ FILE = "random_play.json"
 
 
 def compare_with_random(
-    run: Path, game: str, *, config: ExploreConfig, seed: int
+    run: Path, game: str, *, config: ExploreConfig, seed: int, options: EnvOptions = ()
 ) -> dict[str, Any]:
     """Play a run's best agent and random actions, as many envs and steps as in an evaluation.
+
+    `options` are those of `envs.make`, with which the agent was trained.
 
     Returns {"game", "steps", "evaluation_return", "expert": ..., "random": ...}, the last two with
     "return", the mean of "returns", those of each env, and "screens", the number of distinct ones;
@@ -41,7 +44,9 @@ def compare_with_random(
         policy.actions = len(names)
     starts = Starts(config.random_starts)
     actions = custom_actions(names)
-    env: Any = vector_env([game] * 2 * count, config.max_steps, starts=starts, actions=actions)
+    env: Any = vector_env(
+        [game] * 2 * count, config.max_steps, starts=starts, actions=actions, options=options
+    )
     try:
         seeds = [seed + number for number in range(count)] * 2
         returns, screens = play_side_by_side([*agents, *randoms], env, steps, seeds)

@@ -64,11 +64,11 @@ def measure_reward(args: Args, scratch: Path) -> Iterator[Row]:
                 yield measure_swap(app, model, args.repeats)
         finally:
             serve.shutdown(app)
-    yield from measure_windows_of_cpu(scratch / "cpu", args.repeats)
+    yield from measure_reward_windows(scratch / "cpu", args.repeats)
     yield measure_update(games, args.repeats)
 
 
-def measure_windows_of_cpu(model: Path, repeats: int) -> Iterator[Row]:
+def measure_reward_windows(model: Path, repeats: int) -> Iterator[Row]:
     """Measure reward windows of the model of preset cpu in CPU time, on one thread."""
     windows = cut_windows(*noise_clip(WINDOWS))
     threads = torch.get_num_threads()

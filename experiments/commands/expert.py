@@ -91,7 +91,9 @@ def run(args: Args) -> None:
             resume=args.resume,
             seed=args.seed,
         )
-        compared = compare_with_random(agent, game, config=args.explorer, seed=args.seed)
+        compared = compare_with_random(
+            agent, game, config=args.explorer, seed=args.seed, options=options
+        )
         collect(
             [game],
             str(data),

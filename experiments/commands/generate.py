@@ -157,10 +157,8 @@ def hold_actions(
 
     Every film starts from the same noise. Raises: InputError for models with other actions.
     """
-    import numpy as np
-
     from envs.controls import numbered_actions
-    from experiments.reports.images import predict
+    from experiments.reports.images import predict_held
 
     first, *others = models.values()
     for other in others:
@@ -173,13 +171,15 @@ def hold_actions(
         first.check_action_names(names, "the episode has")
     given = episode.frames_THWC[start : start + args.given]
     recorded = episode.actions[start : start + args.given - 1]
-    films = {}
-    for action, name in enumerate(names):
-        actions = np.append(recorded, np.full(args.horizon, action, recorded.dtype))
-        for label, model in models.items():
-            row = f"{name}, {label}" if others else name
-            films[row] = predict(model, given, actions, **args.sampling)
-    return films
+    held = {
+        label: predict_held(model, given, recorded, names, args.horizon, **args.sampling)
+        for label, model in models.items()
+    }
+    return {
+        f"{name}, {label}" if others else name: films[name]
+        for name in names
+        for label, films in held.items()
+    }
 
 
 def _name(args: Args, episode: "Episode", start: int) -> Path:
@@ -190,19 +190,18 @@ def _name(args: Args, episode: "Episode", start: int) -> Path:
 
 def _write(args: Args, films: "dict[str, Frames]", upscaler: Any, name: Path) -> None:
     """Write a film strip with a row for each film, and a GIF of all side by side."""
+    from envs.utils.atomic_io import write_atomic
     from envs.utils.images import gif, png
-    from experiments.reports.images import at_scale, film_strip, labelled_panels, labelled_strip
+    from experiments.reports.images import at_scale, film_strip, write_labelled_films
 
     scale, shown = args.scale, {}
     for label, frames in films.items():
         shown[label], scale = at_scale(frames, upscaler, args.scale)
-    strip, video = Path(f"{name}.png"), Path(f"{name}.gif")
     if args.each_action or args.beside is not None:
-        strip.write_bytes(png(labelled_strip(shown, scale)))
-        video.write_bytes(gif(labelled_panels(shown, scale), 1, args.given))
-        console.print(f"{name}.png and .gif: {'; '.join(shown)}")
+        written = write_labelled_films(name, shown, scale, args.given)
+        console.print(f"{written}: {'; '.join(shown)}")
         return
     rows = list(shown.values())
-    strip.write_bytes(png(film_strip(rows, scale)))
-    video.write_bytes(gif(rows, scale))
+    write_atomic(Path(f"{name}.png"), png(film_strip(rows, scale)))
+    write_atomic(Path(f"{name}.gif"), gif(rows, scale))
     console.print(f"{name}.png and .gif: ground truth above or left, prediction below or right")

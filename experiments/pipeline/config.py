@@ -108,7 +108,12 @@ class PipelineConfig:
         return tuple(dict.fromkeys([*self.games, *self.base_games]))
 
     def __post_init__(self) -> None:
-        for name in (*EPISODES, "random_steps", "pretraining_steps", "explored_steps", "workers"):
+        amounts = [
+            f"{part}_{unit}"
+            for part in ("random", "pretraining", "explored")
+            for unit in ("episodes", "steps")
+        ]
+        for name in (*amounts, "test_episodes", "workers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', ' ')} {getattr(self, name)}: give 1 or more")
         if not self.explorers or not self.tests:
@@ -126,7 +131,6 @@ class PipelineConfig:
             )
 
 
-EPISODES = ("random_episodes", "pretraining_episodes", "explored_episodes", "test_episodes")
 DEMO_GAMES = ("PrivateEye-Atari2600", "CoinRun")
 
 PRESETS: dict[str, PipelineConfig] = {

@@ -5,6 +5,7 @@ Frames are uint8 THWC. Pixels are repeated, never smoothed, so that a model's er
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from envs.utils.images import GAP, Frames, enlarged
+from envs.utils.atomic_io import write_atomic
+from envs.utils.images import GAP, Frames, enlarged, gif, png
 from worldmodel.data.batch import to_float_frames
 
 if TYPE_CHECKING:
@@ -41,6 +43,25 @@ def predict(
         frames = load_float_frames(given_PHWC).to(model.device)
         predicted = model.generate(frames, actions_1A, generator=generator, **sampling)
     return np.concatenate([given_PHWC, to_uint8_frames(predicted)])
+
+
+def predict_held(
+    model: "WorldModel",
+    given_PHWC: Frames,
+    before: NDArray[np.integer],
+    names: Sequence[str],
+    horizon: int,
+    **sampling: Any,
+) -> dict[str, Frames]:
+    """Return action -> the given frames and what the model predicts while that action is held.
+
+    `before`: the P - 1 actions between the given frames. Every film starts from the same noise.
+    """
+    films = {}
+    for action, name in enumerate(names):
+        actions = np.append(before, np.full(horizon, action, before.dtype))
+        films[name] = predict(model, given_PHWC, actions, **sampling)
+    return films
 
 
 def load_float_frames(frames_THWC: Frames) -> torch.Tensor:
@@ -96,6 +117,16 @@ def labelled_panels(panels: Mapping[str, Frames], scale: int = 1) -> list[Frames
         label = draw_label(name, width, 2 * _label_size(width), size)
         drawn.append(np.concatenate([np.stack([label] * len(large)), large], axis=1))
     return drawn
+
+
+def write_labelled_films(name: Path, films: Mapping[str, Frames], scale: int, context: int) -> str:
+    """Write <name>.png, a strip with a row for each film, and <name>.gif, all side by side.
+
+    The first `context` frames are given ones. Return the names of both files as text.
+    """
+    write_atomic(Path(f"{name}.png"), png(labelled_strip(films, scale)))
+    write_atomic(Path(f"{name}.gif"), gif(labelled_panels(films, scale), 1, context))
+    return f"{name}.png and .gif"
 
 
 def draw_label(text: str, width: int, height: int, size: int) -> NDArray[np.uint8]:

@@ -6,22 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from envs.episodes.dataset import EpisodeReader
 from envs.episodes.episode import Episode
 from envs.utils.atomic_io import write_atomic
 from envs.utils.errors import InputError
-from envs.utils.images import Frames, gif, png
+from envs.utils.images import Frames, png
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.runner import Stage, StageContext
-from experiments.reports.images import film_strip, labelled_panels, labelled_strip, predict
+from experiments.reports.images import film_strip, predict, write_labelled_films
 from experiments.reproduction.plans import Model, Play, TablePlan, exploration_models
 from experiments.reproduction.stages import plan_stages
 from experiments.studies import horizon
-from experiments.studies.arguments import (
-    HorizonArgs,
-    ModelArgs,
-)
+from experiments.studies.arguments import HorizonArgs, ModelArgs
 from worldmodel import GenieReduxG
 from worldmodel.config import CONTEXT
 
@@ -103,12 +101,8 @@ def _strips(c: PipelineConfig, models: Sequence[Model], *tests: Play) -> Figure:
                 own = [m.name for m in models if m.play[0].games == (game,)] or ["base"]
                 folders = {name: context.path(f"model-{name}") for name in own}
                 rows = predicted_rows(reader, game, folders, c)
-                path = context.out / f"{game}.png"
-                write_atomic(path, png(labelled_strip(rows, SCALE)))
-                write_atomic(
-                    path.with_suffix(".gif"), gif(labelled_panels(rows, SCALE), 1, CONTEXT)
-                )
-                lines.append(f"{path} and .gif: {', '.join(rows)}")
+                written = write_labelled_films(context.out / game, rows, SCALE, CONTEXT)
+                lines.append(f"{written}: {', '.join(rows)}")
         return lines
 
     return Figure(TablePlan(tuple(models), (), more_plays=tests), draw)
@@ -118,21 +112,23 @@ def predicted_rows(
     reader: EpisodeReader, game: str, models: Mapping[str, Path], c: PipelineConfig
 ) -> dict[str, Frames]:
     """Return name -> frames: the real window that moves most, and what each model predicts."""
-    episode, start = most_moving(reader, game)
-    real = episode.frames_THWC[start : start + CONTEXT + PREDICTED]
-    actions = episode.actions[start : start + len(real) - 1]
-    steps = c.evaluate.get("steps", 25)
+    _, real, actions = most_moving(reader, game)
     rows = {"real": real}
     for name, folder in models.items():
         model = GenieReduxG.load(folder, "auto", c.precision).for_game(game)
-        rows[name] = predict(
-            model, real[:CONTEXT], actions, seed=c.seed, steps=steps, mode="autoregressive"
-        )
+        rows[name] = predict(model, real[:CONTEXT], actions, **strip_sampling(c))
     return rows
 
 
-def most_moving(reader: EpisodeReader, game: str) -> tuple[Episode, int]:
-    """Return the episode and first frame of the window that moves most.
+def strip_sampling(c: PipelineConfig) -> dict[str, Any]:
+    """Return how the predictions of a film strip are sampled."""
+    return {"seed": c.seed, "steps": c.evaluate.get("steps", 25), "mode": "autoregressive"}
+
+
+def most_moving(
+    reader: EpisodeReader, game: str
+) -> tuple[Episode, Frames, NDArray[np.integer[Any]]]:
+    """Return the window that moves most: its episode, its frames and the actions between them.
 
     Raises InputError if no episode of the game is long enough.
     """
@@ -148,7 +144,9 @@ def most_moving(reader: EpisodeReader, game: str) -> tuple[Episode, int]:
             best, most = (index, int(sums.argmax())), float(sums.max())
     if best is None:
         raise InputError(f"{game}: no episode of the test set has {length} frames")
-    return reader[best[0]], best[1]
+    episode, start = reader[best[0]], best[1]
+    frames_THWC = episode.frames_THWC[start : start + length]
+    return episode, frames_THWC, episode.actions[start : start + length - 1]
 
 
 def agents_play(c: PipelineConfig) -> Figure:

@@ -24,8 +24,12 @@ from exploration.archive import ArchiveConfig, play_from_archive
 from exploration.config import explore_preset
 from exploration.reward.factory import RewardConfig
 
-REWARDS = {"agent": "token-entropy", "random-features": "random-features", "vae": "vae"}
-REWARDS["trained-agent"] = "extrinsic"
+REWARDS = {
+    "agent": "token-entropy",
+    "random-features": "random-features",
+    "vae": "vae",
+    "trained-agent": "extrinsic",
+}
 """Player that is an agent -> its reward."""
 TESTS = ("held-out", "basic", "diverse")
 """Players of test sets, besides an expert's and deep play."""
@@ -36,10 +40,10 @@ EXPERT_EPSILON = 0.15
 def plan_stages(c: PipelineConfig, plan: TablePlan, test_player: str) -> list[Stage]:
     """Return the stages of a table, in order. test_player: expert or deep."""
     base = plan.base or base_episodes(c)
-    stages = [episodes_stage(c, base, c.random_episodes * c.random_steps)]
+    stages = [episodes_stage(c, base, c.random_episodes, c.random_steps)]
     if plan.trains_base and c.pretraining_games:
         many = Play("pretraining", c.pretraining_games)
-        stages.append(episodes_stage(c, many, c.pretraining_episodes * c.pretraining_steps))
+        stages.append(episodes_stage(c, many, c.pretraining_episodes, c.pretraining_steps))
         stages += base_model_stages(c, f"data-{base.name}", f"data-{many.name}")
     elif plan.trains_base:
         stages += base_model_stages(c, f"data-{base.name}")
@@ -59,8 +63,14 @@ def seed_of(c: PipelineConfig, play: Play) -> int:
     return 1_000 * c.seed + 10 * PLAYERS.index(play.player)
 
 
-def episodes_stage(c: PipelineConfig, play: Play, frames: int, agent: str | None = None) -> Stage:
-    """Return the stage that plays `frames` frames of each game, at random or with an agent."""
+def episodes_stage(
+    c: PipelineConfig, play: Play, episodes: int, steps: int, agent: str | None = None
+) -> Stage:
+    """Return the stage that plays each game at random or with an agent.
+
+    It plays as many frames as `episodes` of `steps` steps have, in episodes of at most `steps`.
+    """
+    frames = episodes * steps
     expert = play.player == "test"
     kind, epsilon = ("expert", EXPERT_EPSILON) if expert else ("checkpoint", c.explored_epsilon)
 
@@ -72,7 +82,7 @@ def episodes_stage(c: PipelineConfig, play: Play, frames: int, agent: str | None
                 game,
                 context.out,
                 frames,
-                c.explored_steps,
+                steps,
                 policy=spec,
                 seed=seed_of(c, play),
                 workers=c.workers,
@@ -84,7 +94,7 @@ def episodes_stage(c: PipelineConfig, play: Play, frames: int, agent: str | None
         return {"frames": played}
 
     name, games = f"data-{play.name}", ", ".join(play.games)
-    settings = [play.games, c.seed, frames, c.explored_steps, epsilon, *c.actions, *play.options]
+    settings = [play.games, c.seed, frames, steps, epsilon, *c.actions, *play.options]
     description = f"play {games}: {play.player}, {frames:,} frames"
     inputs = () if agent is None else (agent,)
     return Stage(name, description, run, inputs, f"data/{play.name}", settings)
@@ -92,18 +102,18 @@ def episodes_stage(c: PipelineConfig, play: Play, frames: int, agent: str | None
 
 def playing_stages(c: PipelineConfig, play: Play) -> list[Stage]:
     """Return the stages that record a player's episodes, and train it before if it is an agent."""
-    frames = c.explored_episodes * c.explored_steps
+    episodes, steps = c.explored_episodes, c.explored_steps
     if play.player in TESTS:
-        frames = c.test_episodes * c.explored_steps
+        episodes = c.test_episodes
     if play.player == "trained-agent":  # as much as the random play that it is compared with
-        frames = c.random_episodes * c.random_steps
+        episodes, steps = c.random_episodes, c.random_steps
     if play.player == "archive":
-        return [archive_play_stage(c, play, frames)]
+        return [archive_play_stage(c, play, episodes * steps)]
     learner = play.agent or play
     if learner.player not in REWARDS:
-        return [episodes_stage(c, play, frames)]
+        return [episodes_stage(c, play, episodes, steps)]
     explorer = training_stage(c, learner, RewardConfig(REWARDS[learner.player]))
-    return [explorer, episodes_stage(c, play, frames, explorer.name)]
+    return [explorer, episodes_stage(c, play, episodes, steps, explorer.name)]
 
 
 def test_stages(c: PipelineConfig, play: Play, player: str) -> list[Stage]:
@@ -112,7 +122,7 @@ def test_stages(c: PipelineConfig, play: Play, player: str) -> list[Stage]:
         stage = deep_test_stage(replace(c, games=play.games))
         return [replace(stage, name=f"data-{play.name}", output=f"data/{play.name}")]
     expert = training_stage(c, play, RewardConfig("extrinsic"))
-    return [expert, episodes_stage(c, play, c.test_episodes * c.explored_steps, expert.name)]
+    return [expert, episodes_stage(c, play, c.test_episodes, c.explored_steps, expert.name)]
 
 
 def training_stage(c: PipelineConfig, play: Play, reward: RewardConfig) -> Stage:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.controls import ACTIONS
+from envs.controls import ACTIONS, COINRUN_ACTIONS
 from envs.games.corridor import CELLS_PER_ROOM, ROOMS, START, read_cell
 from envs.games.counting import read_step_and_action
 from exploration.agent.config import PolicyConfig
@@ -17,15 +17,16 @@ from exploration.agent.policy import CnnLstm, save_policy
 from exploration.config import PRESETS
 from exploration.random_play import compare_with_random, play_side_by_side, report_depth
 from exploration.rollout.vector_env import close_vector_env, vector_env
+from tests.envs.games.test_coinrun import needs_game
 
 CONFIG = replace(PRESETS["debug"], max_steps=30, evaluation_episodes=3, evaluation_steps=70)
 
 
-def agent_that_holds(action: str, run: Path) -> Path:
+def agent_that_holds(action: str, run: Path, actions: tuple[str, ...] = ACTIONS) -> Path:
     """Save the best agent of a run, which plays one action whatever it sees."""
-    network = CnnLstm(PolicyConfig(channels=(4, 4, 4, 4), lstm_dim=8))
+    network = CnnLstm(PolicyConfig(channels=(4, 4, 4, 4), lstm_dim=8, actions=actions))
     with torch.no_grad():
-        network.policy.bias[ACTIONS.index(action)] = 50.0
+        network.policy.bias[actions.index(action)] = 50.0
     save_policy(run / "best", network, {"evaluation_return": 12.5})
     return run
 
@@ -52,6 +53,17 @@ def test_a_good_agent_is_compared_with_random_play(
     printed = " ".join(capsys.readouterr().out.split())
     assert f"mean of 3 x 70 steps: return {expected:.1f} of the expert" in printed
     assert "warning" not in printed
+
+
+@needs_game
+def test_both_play_in_the_levels_of_the_expert(tmp_path: Path) -> None:
+    run = agent_that_holds("none", tmp_path, COINRUN_ACTIONS)
+    config = replace(CONFIG, random_starts=0, evaluation_steps=8)
+    one = compare_with_random(run, "CoinRun", config=config, seed=0, options=(("levels", 1),))
+    many = compare_with_random(run, "CoinRun", config=config, seed=0)
+    alone = replace(config, evaluation_episodes=1)
+    single = compare_with_random(run, "CoinRun", config=alone, seed=0, options=(("levels", 1),))
+    assert one["expert"]["screens"] == single["expert"]["screens"] < many["expert"]["screens"]
 
 
 def test_an_expert_that_is_not_better_is_warned_of(
