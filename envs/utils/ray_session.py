@@ -28,6 +28,8 @@ DEVICE_VARIABLE = "AUTOEXPLORE_DEVICE"
 """Environment variable that is "cpu" under `--device cpu`: no process requests a GPU then."""
 JOIN_SECONDS = 60.0
 """Time in which a machine that is started by hand may join a cluster that has none of its kind."""
+JOIN_VARIABLE = "AUTOEXPLORE_JOIN_SECONDS"
+"""Environment variable with another time, for machines that start slowly."""
 SHARE = 0.001
 """Amount of the resource named like a kind that each process requests, only to place it."""
 
@@ -51,7 +53,7 @@ def node_resources(kind: str) -> NodeResources:
     label, as on a workstation, training and serving use the GPUs that there are.
 
     Raises: InputError if a label names the kind, the cluster has no such node, no autoscaler starts
-    one, and none joins within JOIN_SECONDS. A request would wait for ever.
+    one, and none joins in time (see JOIN_SECONDS). A request would wait for ever.
     """
     import ray
 
@@ -121,7 +123,8 @@ def _nodes_of(kind: str) -> list[dict[str, Any]]:
 
 def _await_kind(kind: str) -> None:
     """Wait until a node of a kind joins, unless an autoscaler starts it when it is requested."""
-    deadline = time.monotonic() + JOIN_SECONDS
+    seconds = _join_seconds()
+    deadline = time.monotonic() + seconds
     while not _nodes_of(kind):
         if cluster_autoscales():
             return
@@ -129,10 +132,23 @@ def _await_kind(kind: str) -> None:
             there = ", ".join(name for name, count in placed_kinds().items() if count)
             raise InputError(
                 f"the cluster has no machine of kind {kind} (it has: {there or 'none'}), and none "
-                f"joined within {JOIN_SECONDS:.0f} s: start one with `ray start --resources "
-                f"'{{\"{kind}\": 8}}'`, or leave the head's label {LABEL}{kind} out to use any"
+                f"joined within {seconds:g} s ({JOIN_VARIABLE}): start one with `ray start "
+                f"--resources '{{\"{kind}\": 8}}'`, or leave the head's label {LABEL}{kind} out to "
+                "use any"
             )
-        time.sleep(min(1.0, JOIN_SECONDS / 10))
+        time.sleep(min(1.0, seconds / 10))
+
+
+def _join_seconds() -> float:
+    """Return the time in which a machine may join. Raises: InputError for an invalid setting."""
+    text = os.environ.get(JOIN_VARIABLE, "")
+    try:
+        seconds = float(text or JOIN_SECONDS)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise InputError(f"{JOIN_VARIABLE} {text!r}: must be a number of seconds, 0 or more")
+    return seconds
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from envs.episodes.dataset import EpisodeReader
+from envs.utils.ray_session import JOIN_VARIABLE
 from envs.utils.run_dir import read_metrics
 from experiments.pipeline.config import pipeline_preset
 from experiments.pipeline.stages import stage_table
@@ -92,11 +93,18 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """Start a head with the labels of cluster.yaml, without GPUs, and four machines."""
     labels = ",".join(f"{label}=cpu" for label in machine_types()["head"]["labels"])
     folder = tmp_path_factory.mktemp("cluster")
-    # A machine counts as dead after some seconds of silence, in place of half a minute.
-    variables = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5"}
+    # A machine counts as dead after some seconds of silence, in place of half a minute. The one
+    # that replaces it may take minutes to join where the machine has other work to do.
+    variables = {
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "5",
+        JOIN_VARIABLE: "600",
+    }
     with ray_head(folder, "--num-cpus=2", f"--labels={labels}", **variables) as running:
+        # One at a time: on a busy machine several would each take longer than Ray waits.
         for name in ("rollout-1", "rollout-2", "serve-1", "train-1"):
             add(running, name)
+            running.await_machine(name)
         yield running
 
 

@@ -15,6 +15,7 @@ from envs.episodes.dataset import EpisodeReader
 from envs.utils import ray_session
 from envs.utils.errors import InputError
 from envs.utils.ray_session import (
+    JOIN_VARIABLE,
     LABEL,
     SHARE,
     NodeResources,
@@ -287,6 +288,19 @@ def test_nodes_that_an_autoscaler_will_start_are_not_waited_for(
     assert node_resources("serve") == NodeResources({"serve": SHARE}, 1.0)
     monkeypatch.setattr(ray, "cluster_resources", dict)
     assert node_resources("train") == NodeResources(), "a kind without a label runs anywhere"
+
+
+def test_the_time_to_join_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = {"Alive": True, "Labels": {f"{LABEL}serve": "cpu"}, "Resources": {"CPU": 2.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [head])
+    monkeypatch.setattr(ray_session, "cluster_autoscales", lambda: False)
+    monkeypatch.setenv(JOIN_VARIABLE, "0.2")
+    with pytest.raises(InputError, match=rf"none joined within 0.2 s \({JOIN_VARIABLE}\)"):
+        node_resources("serve")
+    for text in ("soon", "-1", "inf", "nan"):
+        monkeypatch.setenv(JOIN_VARIABLE, text)
+        with pytest.raises(InputError, match=f"{JOIN_VARIABLE} '{text}': must be a number"):
+            node_resources("serve")
 
 
 @pytest.mark.parametrize(("failures", "starts"), [(2, True), (3, False)])
