@@ -10,6 +10,7 @@ from rich.table import Table
 from envs.utils.atomic_io import write_json_atomic
 from envs.utils.errors import InputError
 from envs.utils.progress import console
+from experiments.configuration import Flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +92,14 @@ class Rerender:
 class Args:
     """Verify, summarise, compact, convert or re-render recorded episodes."""
 
-    what: (
+    what: Flat[
         Annotated[Verify, tyro.conf.subcommand(name="verify")]
         | Annotated[Stats, tyro.conf.subcommand(name="stats")]
         | Annotated[Compact, tyro.conf.subcommand(name="compact")]
         | Annotated[Export, tyro.conf.subcommand(name="export")]
         | Annotated[Import, tyro.conf.subcommand(name="import")]
         | Annotated[Rerender, tyro.conf.subcommand(name="rerender")]
-    )
+    ]
 
 
 def run(args: Args) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from tyro.conf import subcommand
 
+from experiments.configuration import Flat
 from experiments.studies.arguments import (
     AblationArgs,
     ExplorationArgs,
@@ -39,7 +40,7 @@ MODULES = {
 class Args:
     """Run an ablation of the method, or analyse one model."""
 
-    which: (
+    which: Flat[
         Annotated[AblationArgs, subcommand("ablation")]
         | Annotated[ExplorationArgs, subcommand("exploration")]
         | Annotated[RepresentationArgs, subcommand("representation")]
@@ -47,7 +48,7 @@ class Args:
         | Annotated[HorizonArgs, subcommand("horizon")]
         | Annotated[StepsArgs, subcommand("steps")]
         | Annotated[PeopleArgs, subcommand("people")]
-    )
+    ]
 
 
 def run(args: Args) -> None:

@@ -9,6 +9,7 @@ from tyro.conf import subcommand
 
 from envs.utils.errors import InputError
 from experiments.arguments import CompiledModelArgs, check_at_least, check_data, check_model
+from experiments.configuration import Flat
 from experiments.studies.mid_air import MOST_MOTION
 
 TRUTH = "truth"
@@ -137,8 +138,8 @@ class PeopleScoreArgs:
 class PeopleArgs:
     """User studies (App. E): people rate predictions and compare actions of two or more models."""
 
-    which: (
+    which: Flat[
         Annotated[PeopleMakeArgs, subcommand("make")]
         | Annotated[PeopleServeArgs, subcommand("serve")]
         | Annotated[PeopleScoreArgs, subcommand("score")]
-    )
+    ]
