@@ -1,5 +1,7 @@
 """Figures of the case study on CoinRun (App. F): motion, and each action from one start."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,9 +32,15 @@ from experiments.reproduction.figures import (
     strip_sampling,
 )
 from experiments.reproduction.plans import TablePlan
+from experiments.studies.arguments import HorizonArgs
+from experiments.studies.common import open_study_model, write_result
+from experiments.studies.horizon import measure_horizon, plot_horizon
 from worldmodel import GenieRedux, WorldModel
 from worldmodel.config import CONTEXT
 from worldmodel.models.genie import load_world_model
+
+GIVEN_FRAMES = {1: 34.79, 4: 38.31}
+"""Number of given frames -> PSNR of the paper's GenieRedux-G-TA over ten frames (App. F.2)."""
 
 
 def random_strips(c: PipelineConfig) -> Figure:
@@ -55,6 +63,48 @@ def jafar_sized_strips(c: PipelineConfig) -> Figure:
     models = jafar_sized_models(c)
     plan = TablePlan(models, (), more_plays=(basic_play(c),), base=base_play(c))
     return _figure(c, plan, models[0].name, "GenieRedux, Jafar's sizes", "motion", "actions")
+
+
+def horizon_figure(c: PipelineConfig) -> Figure:
+    """Return figure 16: quality and control of GenieRedux-G-TA, frame by frame.
+
+    One given frame says nothing of motion, so that the figure compares it with four.
+    """
+    test, models = diverse_play(c), trained_agent_models(c)[:1]
+    plan = TablePlan(models, (), more_plays=(test,), base=base_play(c), trains_base=False)
+
+    def draw(context: StageContext) -> list[str]:
+        results: dict[str, Any] = {"modes": {}}
+        lines = []
+        for given in GIVEN_FRAMES:
+            args = HorizonArgs(
+                model=context.path(f"model-{models[0].name}"),
+                data=(context.path(f"data-{test.name}"),),
+                out=context.out,
+                context=given,
+                horizon=PREDICTED,
+                limit=c.evaluate.get("limit") or HorizonArgs.limit,
+                sampling_steps=c.evaluate.get("steps", HorizonArgs.sampling_steps),
+                precision=c.precision,
+            )
+            world = open_study_model(args)
+            name = f"{given} given frame{'s' if given > 1 else ''}"
+            measured = measure_horizon(args, world, "one_pass")
+            results |= {"window": world.cfg.frames}
+            results["modes"][name] = measured
+            means = {
+                measure: np.mean([frame["mean"] for frame in measured["overall"][measure]])
+                for measure in ("psnr", "delta_psnr")
+            }
+            lines.append(
+                f"{name}: {means['psnr']:.2f} dB over {PREDICTED} frames (paper: "
+                f"{GIVEN_FRAMES[given]:.2f}), delta-PSNR {means['delta_psnr']:.2f} dB"
+            )
+        picture = plot_horizon(results, max(GIVEN_FRAMES))
+        write_result(args, "horizon", results, {"": picture})
+        return [str(context.out / "horizon.png"), *lines]
+
+    return Figure(plan, draw)
 
 
 def _figure(c: PipelineConfig, plan: TablePlan, model: str, label: str, *parts: str) -> Figure:

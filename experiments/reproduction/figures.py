@@ -18,8 +18,7 @@ from experiments.pipeline.runner import Stage, StageContext
 from experiments.reports.images import film_strip, predict, write_labelled_films
 from experiments.reproduction.plans import Model, Play, TablePlan, exploration_models
 from experiments.reproduction.stages import plan_stages
-from experiments.studies import horizon
-from experiments.studies.arguments import HorizonArgs, ModelArgs
+from experiments.studies.arguments import ModelArgs
 from worldmodel import GenieReduxG
 from worldmodel.config import CONTEXT
 
@@ -71,12 +70,6 @@ def study_figure(
         return [str(file) for file in sorted(context.out.glob("*.png"))]
 
     return Figure(TablePlan((), (), more_plays=(test,)), draw)
-
-
-def horizon_figure(c: PipelineConfig) -> Figure:
-    """Return figure 16: quality and control of the base model, frame by frame."""
-    limit, steps = c.evaluate.get("limit") or 16, c.evaluate.get("steps", 25)
-    return study_figure(c, horizon.run, HorizonArgs, limit=limit, sampling_steps=steps)
 
 
 def base_strips(c: PipelineConfig) -> Figure:

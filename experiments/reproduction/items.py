@@ -101,7 +101,7 @@ ITEMS = (
     _figure("figure13", "Play of the explorer", "made", debug=0.4),
     _elsewhere("figure14", "Page of the first user study", "study people serve"),
     _elsewhere("figure15", "User study: quality of actions", "study people"),
-    _figure("figure16", "Quality and control over the horizon", "made", debug=0.3),
+    _coinrun("figure16", "quality and control over the horizon", "figure"),
     _coinrun("figure17", "GenieRedux-G, motion and actions", "figure"),
     _coinrun("figure18", "GenieRedux-TA, motion", "figure"),
     _coinrun("figure19", "GenieRedux-TA, each action", "figure"),

@@ -5,7 +5,12 @@ from functools import partial
 
 from experiments.pipeline.config import PipelineConfig
 from experiments.reproduction import coinrun_plans, figures, plans
-from experiments.reproduction.coinrun_figures import agent_strips, jafar_sized_strips, random_strips
+from experiments.reproduction.coinrun_figures import (
+    agent_strips,
+    horizon_figure,
+    jafar_sized_strips,
+    random_strips,
+)
 from experiments.reproduction.figures import Figure, study_figure
 from experiments.reproduction.plans import TablePlan
 from experiments.studies import representation, uncertainty
@@ -31,7 +36,7 @@ FIGURES: Mapping[str, Callable[[PipelineConfig], Figure]] = {
     "figure9": figures.base_strips,
     "figure11": lambda c: figures.compared_strips(c, c.games),
     "figure13": figures.agents_play,
-    "figure16": figures.horizon_figure,
+    "figure16": horizon_figure,
     "figure17": random_strips,
     "figure18": partial(_latent, part="motion"),
     "figure19": partial(_latent, part="actions"),

@@ -141,9 +141,13 @@ def test_the_case_study_runs_from_games_to_tables(
 
     # Table 13 and the figures find the models there.
     before = (root / "stages/model-ta.json").stat().st_mtime_ns
-    for name in ("table13", "figure19", "figure21", "figure23"):
+    for name in ("table13", "figure16", "figure19", "figure21", "figure23"):
         assert execute(["reproduce", name, *out]) == 0
     printed = capsys.readouterr().out
     assert "from above none, right, left, jump" in printed
     assert (root / "figures/figure19/actions.png").exists()
+    horizon = json.loads((root / "figures/figure16/horizon.json").read_text())["modes"]
+    assert list(horizon) == ["1 given frame", "4 given frames"]
+    assert [len(of["overall"]["delta_psnr"]) for of in horizon.values()] == [10, 10]
+    assert "(paper: 38.31)" in printed
     assert (root / "stages/model-ta.json").stat().st_mtime_ns == before
