@@ -268,7 +268,8 @@ class ExploreLoop:
 
     def train(self, epoch: int) -> None:
         """Train all epochs after `epoch`."""
-        bar_of_epochs = progress(f"explore {len(self.games)} games", self.config.epochs, done=epoch)
+        played = self.games[0] if len(self.games) == 1 else f"{len(self.games)} games"
+        bar_of_epochs = progress(f"explore {played}", self.config.epochs, done=epoch)
         with bar_of_epochs as bar, GracefulInterrupt(at_once=True) as interrupt:
             while epoch < self.config.epochs:
                 if interrupt.requested():
