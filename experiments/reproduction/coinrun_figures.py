@@ -117,12 +117,13 @@ def _figure(c: PipelineConfig, plan: TablePlan, model: str, label: str, *parts: 
     def draw(context: StageContext) -> list[str]:
         world = load_world_model(context.path(f"model-{model}"), "auto", c.precision)
         reader = EpisodeReader(context.path(f"data-{test.name}"))
-        episode, real, recorded = most_moving(reader, test.games[0])
-        actions = _driving_actions(world, real, recorded)
+        window = most_moving(reader, test.games[0])
+        real = window.frames_THWC
+        actions = _driving_actions(world, real, window.actions)
         given, before = real[:CONTEXT], actions[: CONTEXT - 1]
         names = numbered_actions(world.actions)
         if not isinstance(world, GenieRedux):
-            names = episode.action_names or names
+            names = window.episode.action_names or names
         sampling = strip_sampling(c)
         lines = []
         for part in parts:

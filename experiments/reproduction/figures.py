@@ -38,6 +38,27 @@ class Figure:
     """Models and episodes, without rows."""
     draw: Callable[[StageContext], list[str]]
     """Returns a line of text for each picture."""
+    settings: Any = None
+    """Everything else that decides what it shows."""
+
+
+@dataclass(frozen=True)
+class StripWindow:
+    """The window of a film strip: CONTEXT given frames and PREDICTED more."""
+
+    episode: Episode
+    start: int
+    """Index of its first frame."""
+
+    @property
+    def frames_THWC(self) -> Frames:
+        """Frames of the window."""
+        return self.episode.frames_THWC[self.start : self.start + CONTEXT + PREDICTED]
+
+    @property
+    def actions(self) -> NDArray[np.integer[Any]]:
+        """Actions between the frames."""
+        return self.episode.actions[self.start : self.start + CONTEXT + PREDICTED - 1]
 
 
 def figure_stages(name: str, figure: Figure, c: PipelineConfig, test_player: str) -> list[Stage]:
@@ -54,6 +75,8 @@ def figure_stages(name: str, figure: Figure, c: PipelineConfig, test_player: str
         *(f"data-{play.name}" for play in figure.plan.more_plays),
     )
     settings = [c.evaluate, c.seed, *([] if c.precision == "auto" else [c.precision])]
+    if figure.settings is not None:
+        settings.append(figure.settings)
     return [*stages, Stage(name, f"draw {name}", run, inputs, f"figures/{name}", settings)]
 
 
@@ -105,11 +128,12 @@ def predicted_rows(
     reader: EpisodeReader, game: str, models: Mapping[str, Path], c: PipelineConfig
 ) -> dict[str, Frames]:
     """Return name -> frames: the real window that moves most, and what each model predicts."""
-    _, real, actions = most_moving(reader, game)
-    rows = {"real": real}
+    window = most_moving(reader, game)
+    rows = {"real": window.frames_THWC}
     for name, folder in models.items():
         model = GenieReduxG.load(folder, "auto", c.precision).for_game(game)
-        rows[name] = predict(model, real[:CONTEXT], actions, **strip_sampling(c))
+        given = window.frames_THWC[:CONTEXT]
+        rows[name] = predict(model, given, window.actions, **strip_sampling(c))
     return rows
 
 
@@ -118,10 +142,8 @@ def strip_sampling(c: PipelineConfig) -> dict[str, Any]:
     return {"seed": c.seed, "steps": c.evaluate.get("steps", 25), "mode": "autoregressive"}
 
 
-def most_moving(
-    reader: EpisodeReader, game: str
-) -> tuple[Episode, Frames, NDArray[np.integer[Any]]]:
-    """Return the window that moves most: its episode, its frames and the actions between them.
+def most_moving(reader: EpisodeReader, game: str) -> StripWindow:
+    """Return the window that moves most.
 
     Raises InputError if no episode of the game is long enough.
     """
@@ -137,9 +159,7 @@ def most_moving(
             best, most = (index, int(sums.argmax())), float(sums.max())
     if best is None:
         raise InputError(f"{game}: no episode of the test set has {length} frames")
-    episode, start = reader[best[0]], best[1]
-    frames_THWC = episode.frames_THWC[start : start + length]
-    return episode, frames_THWC, episode.actions[start : start + length - 1]
+    return StripWindow(reader[best[0]], best[1])
 
 
 def agents_play(c: PipelineConfig) -> Figure:
