@@ -67,17 +67,14 @@ class ExternalPredictions:
     ) -> tuple[Tensor, Tensor]:
         """Read predicted frames (B, F, 3, H, W) and compute delta-PSNR (B,).
 
-        Delta-PSNR is NaN without a prediction from random actions. Raises InputError for a file
-        that is missing, not an image or of another size, and for windows with other actions
-        `replaced`.
+        Delta-PSNR is NaN without a prediction from random actions. Raises InputError as
+        `read_window`, and for windows with other actions `replaced`.
         """
         horizon, size, t = truth_BFCHW.shape[1], truth_BFCHW.shape[-2:], delta_t - 1
         predictions, deltas = [], []
         for window_id, truth_FCHW in zip(window_ids.tolist(), truth_BFCHW, strict=True):
             folder = window_folder(self.root, clips, window_id)
-            predicted_FCHW = torch.stack(
-                [read_png_frame(folder / f"frame-{k:03d}.png", size) for k in range(horizon)]
-            )
+            predicted_FCHW = self.read_window(clips, window_id, horizon)
             predictions.append(predicted_FCHW)
             random_file, delta = folder / f"random-{t:03d}.png", torch.tensor(torch.nan)
             if random_file.exists():
@@ -88,6 +85,31 @@ class ExternalPredictions:
                 )
             deltas.append(delta)
         return torch.stack(predictions), torch.stack(deltas)
+
+    def read_window(self, clips: ClipDataset, window_id: int, horizon: int) -> Tensor:
+        """Read the predicted frames (F, 3, H, W) of a window.
+
+        Raises InputError for a file that is missing, not an image or of another size, and if the
+        folder keeps the description of a window with other actions.
+        """
+        folder = window_folder(self.root, clips, window_id)
+        _check_actions(folder / "window.json", clips, window_id, horizon)
+        files = [folder / f"frame-{k:03d}.png" for k in range(horizon)]
+        return torch.stack([read_png_frame(file, clips.size) for file in files])
+
+
+def _check_actions(window: Path, clips: ClipDataset, window_id: int, horizon: int) -> None:
+    """Raise InputError if a peer's window, where it was kept, is another one than this."""
+    if not window.exists():
+        return
+    written, context = json.loads(window.read_text()), clips.length - horizon
+    actions = clips.labels(np.array([window_id]))[0][0].tolist()
+    compared = min(len(actions), len(written["actions"]))
+    if written["context"] != context or written["actions"][:compared] != actions[:compared]:
+        raise InputError(
+            f"{window}: was written for other given frames or other actions: export the windows of "
+            "these data, and predict them"
+        )
 
 
 def _check_replaced(window: Path, replaced: ReplacedActions) -> None:
