@@ -45,6 +45,8 @@ class StudyWindows:
     frames_BTHWC: Tensor
     actions_BT: Tensor
     sessions: list[str]
+    starts: list[int]
+    """First frame of each window in its episode."""
 
     @property
     def frames_BTCHW(self) -> Tensor:
@@ -65,11 +67,12 @@ def iter_windows(
                 game_model = model.for_game(game)
                 for start in range(0, len(window_ids), size):
                     batch = clips.batch(window_ids[start : start + size])
-                    episodes = [clips.locate(window)[0] for window in batch.window_ids_B.tolist()]
-                    sessions = [clips.episodes[index].session_id for index in episodes]
+                    places = [clips.locate(window) for window in batch.window_ids_B.tolist()]
+                    sessions = [clips.episodes[index].session_id for index, _ in places]
+                    starts = [start for _, start in places]
                     pixels = batch.frames_BTHWC.to(model.device)
                     actions = batch.actions_BT.to(model.device)
-                    yield StudyWindows(number, game, game_model, pixels, actions, sessions)
+                    yield StudyWindows(number, game, game_model, pixels, actions, sessions, starts)
                     number += 1
                     bar.advance(len(sessions), game)
 

@@ -1,11 +1,11 @@
-"""Calibration of predicted tokens, and AUC of the uncertainty as a detector of motion.
+"""Calibration of predicted tokens; AUC and rank correlation of the uncertainty.
 
 Shapes: M samples (tokens, patches or scenes).
 """
 
 from typing import Any
 
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 
@@ -37,3 +37,10 @@ def auc(scores_M: Tensor, positive_M: Tensor) -> float | None:
     rank_M = rankdata(scores_M.cpu().numpy())  # ties share the mean of their ranks
     rank_sum = float(rank_M[positive_M.cpu().numpy()].sum())
     return (rank_sum - above * (above + 1) / 2) / (above * below)
+
+
+def spearman(x_M: Tensor, y_M: Tensor) -> float | None:
+    """Compute Spearman's rank correlation; None if one of the two does not vary."""
+    if len(x_M) < 2 or (x_M == x_M[0]).all() or (y_M == y_M[0]).all():
+        return None
+    return float(spearmanr(x_M.cpu().numpy(), y_M.cpu().numpy()).statistic)
