@@ -1,6 +1,7 @@
 """Prediction of what a pipeline's stages need, for `pipeline --dry-run`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 
@@ -11,9 +12,37 @@ from experiments.pipeline.rounds import Service, rounds_table
 from experiments.pipeline.runner import Stage
 from experiments.pipeline.stages import stage_table
 from experiments.training_cost import settings_on, step_seconds
-from worldmodel.training.flops import cost_of
+from worldmodel.training.config import TrainConfig
+from worldmodel.training.flops import TrainCost, cost_of
 from worldmodel.training.memory import memory_advice, needed_bytes
-from worldmodel.training.throughput import hardware
+from worldmodel.training.run_spec import TrainingRun
+from worldmodel.training.throughput import Hardware, hardware
+
+
+@dataclass(frozen=True)
+class TrainingPrediction:
+    """Prediction of a training on a card."""
+
+    recipe: TrainConfig
+    """Settings, with the precision decided."""
+    machine: Hardware
+    cost: TrainCost
+    seconds: float
+
+
+def predict_training(run: TrainingRun, card: str) -> TrainingPrediction:
+    """Predict a training on a card. Raises InputError for an unknown one."""
+    recipe = settings_on(run.recipe, card)
+    machine = hardware(card, precision=recipe.precision)
+    cost = cost_of(
+        run.component,
+        run.config,
+        recipe,
+        decoder_only=run.decoder_only,
+        cached=recipe.token_cache,
+    )
+    seconds = step_seconds(cost, recipe, machine) * recipe.iterations
+    return TrainingPrediction(recipe, machine, cost, seconds)
 
 
 def print_prediction(c: PipelineConfig, rounds: int, card: str) -> None:
@@ -36,35 +65,31 @@ def print_stages(stages: Sequence[Stage], what: str, card: str, times: str = "")
     table = Table(
         "stage", "what it does", "steps of clips", "time", "memory", box=None, header_style="bold"
     )
-    total, advice = 0.0, []
+    total, machine, advice = 0.0, None, []
     for stage in stages:
         run = stage.training
         if run is None:
             table.add_row(stage.name, stage.description)
             continue
-        recipe = settings_on(run.recipe, card)
-        machine = hardware(card, precision=recipe.precision)
-        cost = cost_of(
-            run.component,
-            run.config,
-            recipe,
-            decoder_only=run.decoder_only,
-            cached=recipe.token_cache,
-        )
-        seconds = step_seconds(cost, recipe, machine) * recipe.iterations
+        predicted = predict_training(run, card)
+        recipe, machine, cost = predicted.recipe, predicted.machine, predicted.cost
         memory = needed_bytes(cost, recipe, machine.cards)
-        total += seconds
+        total += predicted.seconds
         steps = f"{recipe.iterations:,} of {recipe.batch_size}"
         size = f"{memory / 1e9:,.1f} GB"
-        table.add_row(stage.name, stage.description, steps, format_duration(seconds), size)
+        time = format_duration(predicted.seconds)
+        table.add_row(stage.name, stage.description, steps, time, size)
         if machine.memory is not None and memory > machine.memory:
             change = memory_advice(cost, recipe, machine.cards, machine.memory)
             advice.append(
                 f"{stage.name} needs more than the {machine.memory / 1e9:,.0f} GB of the card: "
                 f"train it with {change}"
             )
-    console.print(f"{what} on {machine.name}: nothing is run")
+    console.print(f"{what} on {machine.name if machine else card}: nothing is run")
     console.print(table)
+    if machine is None:
+        console.print("Nothing is trained.")
+        return
     console.print(
         f"Training takes {format_duration(total)}{times} at {machine.utilisation:.0%} of the peak, "
         "without data, validation and checkpoints. Playing, exploring and evaluating come on top; "
