@@ -50,6 +50,11 @@ class Args(RayArgs, ConfigArgs, PrecisionArgs):
     paper, else deep."""
     seeds: tuple[int, ...] = (0,)
     """Random seeds, each for all models and all play."""
+    peer: tuple[Path, ...] = ()
+    """figure20: folder of another model's predictions of its window, see `evaluate --help`, and, if
+    you have them, one of the frames that it makes when it is given the real ones."""
+    export_windows: Path | None = None
+    """figure20: write its window to this folder, for another model to predict, and exit."""
     parallel: int = 1
     """Number of seeds in parallel, each in its own process with one torch thread."""
     dry_run: bool = False
@@ -75,6 +80,7 @@ def run(args: Args) -> None:
         raise InputError("--seeds and --parallel: give 1 or more of each")
     if len(set(args.seeds)) < len(args.seeds):
         raise InputError("--seeds: give each seed once")
+    check_peers(args, item)
     config = configuration(args, item, plays=item.kind != "settings" and not args.dry_run)
     # This imports torch: wrong arguments are reported first.
     from experiments.reproduction import make
@@ -83,6 +89,9 @@ def run(args: Args) -> None:
         make.print_plan(item, config, test_player(args, config), args.hardware)
         return
     assert args.out is not None
+    if args.export_windows is not None:
+        export_window(args, args.export_windows, config)
+        return
     if item.kind == "settings":
         make.write_settings(args.out, item, config)
     else:
@@ -109,6 +118,42 @@ def configuration(args: Args, item: Item, *, plays: bool) -> PipelineConfig:
     return c
 
 
+def check_peers(args: Args, item: Item) -> None:
+    """Raise InputError unless there are predictions of another model if, and only if, needed."""
+    if item.state != "needs":
+        if args.peer or args.export_windows is not None:
+            raise InputError(f"{item.name} needs no --peer and no --export-windows")
+        return
+    if args.dry_run:
+        return
+    if args.export_windows is None and not args.peer:
+        raise InputError(
+            f"{item.name} needs --peer DIR, which holds frame-000.png to frame-009.png, 64x64 RGB, "
+            f"in the SESSION/FIRST-FRAME folder that `autoexplore reproduce {item.name} --preset "
+            f"{args.preset} --out {args.out} --export-windows DIR` writes"
+        )
+    if (args.export_windows is not None and args.peer) or len(args.peer) > 2:
+        raise InputError("give --export-windows DIR, or one or two folders to --peer")
+    if len(args.seeds) > 1:
+        raise InputError(f"{item.name} has a window of one seed: give one to --seeds")
+    for folder in args.peer:
+        if not folder.is_dir():
+            raise InputError(f"--peer {folder}: no such folder")
+
+
+def export_window(args: Args, folder: Path, c: PipelineConfig) -> None:
+    """Write the window of an item that needs another model's predictions."""
+    from experiments.reproduction import make
+    from experiments.reproduction.peer_figure import play_and_export
+
+    assert args.out is not None
+    out, test, c = args.out.absolute(), test_player(args, c), replace(c, seed=args.seeds[0])
+    make.check_folder_of(out, c, test)
+    with ray_session(args.ray_address):
+        written = play_and_export(folder, make.seed_folder(out, c.seed), c, test)
+    console.print(f"written: {written}", soft_wrap=True, markup=False)
+
+
 def test_player(args: Args, c: PipelineConfig) -> str:
     """Return the player of the test sets: expert or deep."""
     if args.test != "auto":
@@ -123,7 +168,8 @@ def make_item(args: Args, item: Item, c: PipelineConfig) -> None:
 
     assert args.out is not None
     out, test = args.out.absolute(), test_player(args, c)
-    calls = [(out, item.name, replace(c, seed=seed), test) for seed in args.seeds]
+    peers = tuple(folder.absolute() for folder in args.peer)
+    calls = [(out, item.name, replace(c, seed=seed), test, peers) for seed in args.seeds]
     make.check_folder_of(out, c, test)
     with ray_session(args.ray_address):
         results: Any = ((number, make.run_item(*call)) for number, call in enumerate(calls))

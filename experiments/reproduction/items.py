@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from envs.utils.errors import InputError
 
-State = Literal["made", "part", "command", "missing"]
-"""made: `reproduce` makes it. part: it does, without what `missing` names. command: another command
-makes it, which `command` names. missing: nothing does yet."""
+State = Literal["made", "part", "needs", "command"]
+"""made: `reproduce` makes it. part: it does, without what `missing` names. needs: it does, of what
+`missing` names. command: another command makes it, which `command` names."""
 Kind = Literal["table", "settings", "figure", "other"]
 
 
@@ -23,9 +23,9 @@ class Item:
     kind: Kind
     state: State
     missing: str = ""
-    """Part that is not there yet."""
+    """Part that is not there yet, or input that you have to give."""
     command: str = ""
-    """Command that makes it; empty for `reproduce` itself."""
+    """Command that makes it; empty for `reproduce` itself without other flags."""
     games: tuple[str, ...] = ()
     """Games that it is about; empty for any."""
     minutes: Mapping[str, float] = field(default_factory=dict)
@@ -34,13 +34,12 @@ class Item:
     @property
     def is_made_here(self) -> bool:
         """True if `reproduce` makes it."""
-        return self.state in ("made", "part")
+        return self.state != "command"
 
     def describe(self) -> dict[str, Any]:
         """Return its entry in the list as JSON data."""
         own = asdict(self)
-        if self.is_made_here:
-            own["command"] = f"autoexplore reproduce {self.name}"
+        own["command"] = own["command"] or f"autoexplore reproduce {self.name}"
         return dict(json.loads(json.dumps(own)))
 
 
@@ -105,11 +104,19 @@ ITEMS = (
     _coinrun("figure17", "GenieRedux-G, motion and actions", "figure"),
     _coinrun("figure18", "GenieRedux-TA, motion", "figure"),
     _coinrun("figure19", "GenieRedux-TA, each action", "figure"),
-    _figure("figure20", "CoinRun: Jafar", "missing", "Jafar's own predictions"),
+    Item(
+        "figure20",
+        "CoinRun: Jafar",
+        "figure",
+        "needs",
+        "predictions of Jafar",
+        "autoexplore reproduce figure20 --peer DIR",
+        ("CoinRun",),
+    ),
     _coinrun("figure21", "GenieRedux with Jafar's sizes", "figure"),
     _coinrun("figure22", "GenieRedux-G-TA, motion", "figure"),
     _coinrun("figure23", "GenieRedux-G-TA, each action", "figure"),
-    _figure("figure24", "CoinRun: limits of GenieRedux-G-TA", "missing", "a search for them"),
+    _coinrun("figure24", "limits of GenieRedux-G-TA", "figure"),
     _elsewhere("appendixA2", "Test set of an expert", "expert"),
     _coinrun("appendixF5", "GenieRedux with the sizes of Jafar"),
     _elsewhere("appendixB", "Super-resolution of frames", "train upscaler"),
@@ -126,6 +133,4 @@ def find_item(name: str) -> Item:
         raise InputError(f"reproduce {name}: the paper has no such item: see reproduce --list")
     if found.state == "command":
         raise InputError(f"reproduce {name}: made by another command: {found.command}")
-    if found.state == "missing":
-        raise InputError(f"reproduce {name}: cannot be made yet, for want of {found.missing}")
     return found

@@ -29,17 +29,25 @@ def seed_folder(out: Path, seed: int) -> Path:
     return out / f"seed-{seed}"
 
 
-def item_stages(name: str, c: PipelineConfig, test: str) -> list[Stage]:
-    """Return the stages of an item with one seed, in order."""
+def item_stages(
+    name: str, c: PipelineConfig, test: str, peers: tuple[Path, ...] = ()
+) -> list[Stage]:
+    """Return the stages of an item with one seed, in order.
+
+    `peers`: folders of another model's predictions, for an item that needs them.
+    """
     if name in FIGURES:
-        return figure_stages(name, FIGURES[name](c), c, test)
+        more = {"peers": peers} if peers else {}
+        return figure_stages(name, FIGURES[name](c, **more), c, test)
     return plan_stages(c, table_plan(name, c), test)
 
 
-def run_item(out: Path, name: str, c: PipelineConfig, test: str) -> list[str]:
+def run_item(
+    out: Path, name: str, c: PipelineConfig, test: str, peers: tuple[Path, ...] = ()
+) -> list[str]:
     """Run the missing stages of an item with one seed; return their names."""
     torch.set_num_threads(c.threads or default_threads())
-    return run_stages(item_stages(name, c, test), Context(seed_folder(out, c.seed), c))
+    return run_stages(item_stages(name, c, test, peers), Context(seed_folder(out, c.seed), c))
 
 
 def check_folder_of(out: Path, c: PipelineConfig, test: str) -> None:

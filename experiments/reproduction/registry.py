@@ -12,6 +12,8 @@ from experiments.reproduction.coinrun_figures import (
     random_strips,
 )
 from experiments.reproduction.figures import Figure, study_figure
+from experiments.reproduction.limits import limits_strips
+from experiments.reproduction.peer_figure import peer_strips
 from experiments.reproduction.plans import TablePlan
 from experiments.studies import representation, uncertainty
 from experiments.studies.arguments import RepresentationArgs, UncertaintyArgs
@@ -29,7 +31,7 @@ PLANS: Mapping[str, Callable[[PipelineConfig], TablePlan]] = {
 }
 _latent = partial(agent_strips, model="latent-ta", label="GenieRedux-TA")
 _recorded = partial(agent_strips, model="ta", label="GenieRedux-G-TA")
-FIGURES: Mapping[str, Callable[[PipelineConfig], Figure]] = {
+FIGURES: Mapping[str, Callable[..., Figure]] = {
     "figure5": lambda c: study_figure(c, representation.run, RepresentationArgs),
     "figure6": lambda c: study_figure(c, uncertainty.run, UncertaintyArgs),
     "figure7": lambda c: figures.compared_strips(c, c.games[:1]),
@@ -40,10 +42,13 @@ FIGURES: Mapping[str, Callable[[PipelineConfig], Figure]] = {
     "figure17": random_strips,
     "figure18": partial(_latent, part="motion"),
     "figure19": partial(_latent, part="actions"),
+    "figure20": peer_strips,
     "figure21": jafar_sized_strips,
     "figure22": partial(_recorded, part="motion"),
     "figure23": partial(_recorded, part="actions"),
+    "figure24": limits_strips,
 }
+"""Figures of a configuration. figure20 also takes `peers`, folders of predictions."""
 
 
 def table_plan(name: str, c: PipelineConfig) -> TablePlan:
