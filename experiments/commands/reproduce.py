@@ -9,13 +9,13 @@ import tyro
 from rich.table import Table
 
 from envs.utils.errors import InputError
-from envs.utils.progress import console, progress
+from envs.utils.progress import console, format_duration, progress
 from envs.utils.ray_session import ray_session
 from experiments.arguments import ConfigArgs, PrecisionArgs, Preset, RayArgs
 from experiments.configuration import override, read_config
 from experiments.pipeline.config import Explorer, PipelineConfig, check_pipeline_games
 from experiments.reproduction.arguments import reproduction_preset
-from experiments.reproduction.items import ITEMS, Item, find_item
+from experiments.reproduction.items import ITEMS, Item, find_item, predicted_minutes
 
 TESTS = ("auto", "expert", "deep")
 
@@ -187,10 +187,23 @@ def print_items(*, as_json: bool) -> None:
     if as_json:
         print(json.dumps([item.describe() for item in ITEMS], indent=1))
         return
-    table = Table("item", "what", "state", "made by", "missing", "minutes", box=None)
+    heads = "item", "what", "state", "made by", "missing or needed", "minutes"
+    table = Table(*heads, "predicted training", box=None)
     for item in ITEMS:
         entry = item.describe()
         minutes = ", ".join(f"{name} {value:g}" for name, value in item.minutes.items())
+        predicted = ", ".join(
+            f"{preset} {format_duration(60 * values['minutes'])}"
+            for preset, values in entry["predicted_training"].items()
+        )
         command = entry["command"].removeprefix("autoexplore ")
-        table.add_row(item.name, item.title, item.state, command, item.missing, minutes)
+        table.add_row(item.name, item.title, item.state, command, item.missing, minutes, predicted)
+    cards = ", ".join(
+        f"preset {name} on one {values['hardware']}" for name, values in predicted_minutes().items()
+    )
     console.print(table)
+    console.print(
+        "Minutes were measured, with one seed in a new folder on two cores; those of CoinRun at "
+        "cpu beside other jobs. The predicted time is that of all training, "
+        f"{cards}; playing, exploring and evaluating come on top. It was not measured."
+    )

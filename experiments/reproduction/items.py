@@ -1,11 +1,17 @@
 """Every table and figure of the paper, and what makes it here. Loads no torch."""
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from envs.utils.errors import InputError
+
+PREDICTED_FILE = Path(__file__).with_name("predicted_minutes.json")
+"""Predicted training minutes of each item, which scripts/predict_reproduction.py writes:
+{preset: {"hardware": card, "minutes": {item: minutes}}}."""
 
 State = Literal["made", "part", "needs", "command"]
 """made: `reproduce` makes it. part: it does, without what `missing` names. needs: it does, of what
@@ -29,7 +35,9 @@ class Item:
     games: tuple[str, ...] = ()
     """Games that it is about; empty for any."""
     minutes: Mapping[str, float] = field(default_factory=dict)
-    """Preset -> measured minutes of a seed on two quiet cores, in a new folder."""
+    """Preset -> minutes of a seed on two cores, in a new folder: measured on the clock on a quiet
+    machine, or the processor time of all processes, which differs little from that. Those of
+    CoinRun at cpu are on the clock beside other jobs, but for table 2."""
 
     @property
     def is_made_here(self) -> bool:
@@ -38,9 +46,26 @@ class Item:
 
     def describe(self) -> dict[str, Any]:
         """Return its entry in the list as JSON data."""
-        own = asdict(self)
+        own = {**asdict(self), "predicted_training": self.predicted_training()}
         own["command"] = own["command"] or f"autoexplore reproduce {self.name}"
         return dict(json.loads(json.dumps(own)))
+
+    def predicted_training(self) -> dict[str, dict[str, Any]]:
+        """Return preset -> the minutes that all training is predicted to take, and on which card.
+
+        Empty if nothing is trained.
+        """
+        return {
+            preset: {"hardware": values["hardware"], "minutes": values["minutes"][self.name]}
+            for preset, values in predicted_minutes().items()
+            if values["minutes"].get(self.name)
+        }
+
+
+@functools.cache
+def predicted_minutes() -> dict[str, Any]:
+    """Return the content of PREDICTED_FILE."""
+    return dict(json.loads(PREDICTED_FILE.read_text()))
 
 
 def _table(name: str, title: str, state: State, missing: str = "", **minutes: float) -> Item:
@@ -66,12 +91,13 @@ def _elsewhere(name: str, title: str, command: str, missing: str = "") -> Item:
 
 ITEMS = (
     _elsewhere("table1", "RetroAct beside other data sets", "catalog stats", "no comparison"),
-    _coinrun("table2", "visual fidelity, basic test set", cpu=4.8),
-    _coinrun("table3", "visual fidelity, diverse test set"),
+    _coinrun("table2", "visual fidelity, basic test set", debug=0.5, cpu=4.8),
+    _coinrun("table3", "visual fidelity, diverse test set", debug=1.1, cpu=38),
     _table(
         "table4",
         "Pretraining on more games, token input, TDCE loss, autoregressive sampling",
         "made",
+        debug=0.4,
     ),
     _table("table5", "Random against explored data, for each game", "made", debug=0.5),
     _table("table6", "Rewards of the agent: random features, VAE, uncertainty", "made", debug=1.0),
@@ -81,7 +107,7 @@ ITEMS = (
     _settings("table10", "Settings of the optimizer"),
     _table("table11", "All models sampled autoregressively, first game", "made", debug=0.5),
     _table("table12", "One model for all games", "made", debug=0.5),
-    _coinrun("table13", "models on an agent's data, basic test set"),
+    _coinrun("table13", "models on an agent's data, basic test set", debug=0.9, cpu=26),
     _elsewhere("figure3", "Games of RetroAct", "catalog list"),
     _elsewhere("figure4", "One start, each action", "generate --each-action"),
     _figure("figure5", "Meaning of the tokens: nearest and farthest codes", "made", debug=0.3),
@@ -100,10 +126,10 @@ ITEMS = (
     _figure("figure13", "Play of the explorer", "made", debug=0.4),
     _elsewhere("figure14", "Page of the first user study", "study people serve"),
     _elsewhere("figure15", "User study: quality of actions", "study people"),
-    _coinrun("figure16", "quality and control over the horizon", "figure"),
-    _coinrun("figure17", "GenieRedux-G, motion and actions", "figure"),
-    _coinrun("figure18", "GenieRedux-TA, motion", "figure"),
-    _coinrun("figure19", "GenieRedux-TA, each action", "figure"),
+    _coinrun("figure16", "quality and control over the horizon", "figure", debug=0.9),
+    _coinrun("figure17", "GenieRedux-G, motion and actions", "figure", debug=0.5, cpu=2.1),
+    _coinrun("figure18", "GenieRedux-TA, motion", "figure", debug=1.0, cpu=26),
+    _coinrun("figure19", "GenieRedux-TA, each action", "figure", debug=1.0, cpu=26),
     Item(
         "figure20",
         "CoinRun: Jafar",
@@ -113,12 +139,12 @@ ITEMS = (
         "autoexplore reproduce figure20 --peer DIR",
         ("CoinRun",),
     ),
-    _coinrun("figure21", "GenieRedux with Jafar's sizes", "figure"),
-    _coinrun("figure22", "GenieRedux-G-TA, motion", "figure"),
-    _coinrun("figure23", "GenieRedux-G-TA, each action", "figure"),
-    _coinrun("figure24", "limits of GenieRedux-G-TA", "figure"),
+    _coinrun("figure21", "GenieRedux with Jafar's sizes", "figure", debug=0.5),
+    _coinrun("figure22", "GenieRedux-G-TA, motion", "figure", debug=0.9, cpu=18),
+    _coinrun("figure23", "GenieRedux-G-TA, each action", "figure", debug=1.0, cpu=18),
+    _coinrun("figure24", "limits of GenieRedux-G-TA", "figure", debug=0.9, cpu=19),
     _elsewhere("appendixA2", "Test set of an expert", "expert"),
-    _coinrun("appendixF5", "GenieRedux with the sizes of Jafar"),
+    _coinrun("appendixF5", "GenieRedux with the sizes of Jafar", debug=0.5),
     _elsewhere("appendixB", "Super-resolution of frames", "train upscaler"),
 )
 

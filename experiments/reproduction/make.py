@@ -10,7 +10,7 @@ from envs.utils.atomic_io import read_json, write_atomic, write_json_atomic
 from envs.utils.progress import console
 from experiments.arguments import default_threads
 from experiments.pipeline.config import PipelineConfig
-from experiments.pipeline.dry_run import print_stages
+from experiments.pipeline.dry_run import predict_training, print_stages
 from experiments.pipeline.runner import Context, Stage, run_stages
 from experiments.pipeline.stages import check_settings, model_config
 from experiments.reproduction.figures import figure_stages
@@ -84,6 +84,12 @@ def write_settings(out: Path, item: Item, c: PipelineConfig) -> None:
     table = settings_table(rows, c.preset).markdown()
     write_atomic(out / f"{item.name}.md", f"# {item.name}: {item.title}\n\n{table}\n".encode())
     console.print(table, markup=False)
+
+
+def predicted_training_minutes(name: str, c: PipelineConfig, test: str, card: str) -> float:
+    """Return the minutes that all training of an item with one seed takes on a card."""
+    runs = [stage.training for stage in item_stages(name, c, test)]
+    return sum(predict_training(run, card).seconds for run in runs if run is not None) / 60
 
 
 def print_plan(item: Item, c: PipelineConfig, test: str, card: str) -> None:
