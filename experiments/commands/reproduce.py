@@ -187,7 +187,7 @@ def print_items(*, as_json: bool) -> None:
     if as_json:
         print(json.dumps([item.describe() for item in ITEMS], indent=1))
         return
-    heads = "item", "what", "state", "made by", "missing or needed", "minutes"
+    heads = "item", "what", "state", "made by", "needed", "minutes"
     table = Table(*heads, "predicted training", box=None)
     for item in ITEMS:
         entry = item.describe()
@@ -197,7 +197,7 @@ def print_items(*, as_json: bool) -> None:
             for preset, values in entry["predicted_training"].items()
         )
         command = entry["command"].removeprefix("autoexplore ")
-        table.add_row(item.name, item.title, item.state, command, item.missing, minutes, predicted)
+        table.add_row(item.name, item.title, item.state, command, item.needed, minutes, predicted)
     cards = ", ".join(
         f"preset {name} on one {values['hardware']}" for name, values in predicted_minutes().items()
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.controls import numbered_actions
 from envs.episodes.dataset import EpisodeReader
 from envs.episodes.episode import Episode
 from envs.utils.atomic_io import write_atomic
@@ -15,7 +16,7 @@ from envs.utils.errors import InputError
 from envs.utils.images import Frames, png
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.runner import Stage, StageContext
-from experiments.reports.images import film_strip, predict, write_labelled_films
+from experiments.reports.images import film_strip, predict, predict_held, write_labelled_films
 from experiments.reproduction.plans import Model, Play, TablePlan, exploration_models
 from experiments.reproduction.stages import plan_stages
 from experiments.studies.arguments import ModelArgs
@@ -98,6 +99,28 @@ def study_figure(
 def base_strips(c: PipelineConfig) -> Figure:
     """Return figure 9: the base model's predictions of each game."""
     return _strips(c, (), Play("held-out", c.games))
+
+
+def held_strips(c: PipelineConfig, games: Sequence[str]) -> Figure:
+    """Return figure 4 or 10: what the base model predicts of one start while each action is held.
+
+    The start is that of the window of each game that moves most.
+    """
+    test = Play("held-out", c.games)
+
+    def draw(context: StageContext) -> list[str]:
+        base = GenieReduxG.load(context.path("model-base"), "auto", c.precision)
+        reader, lines = EpisodeReader(context.path(f"data-{test.name}")), []
+        for game in games:
+            model, window = base.for_game(game), most_moving(reader, game)
+            given, before = window.frames_THWC[:CONTEXT], window.actions[: CONTEXT - 1]
+            names = window.episode.action_names or numbered_actions(model.actions)
+            rows = predict_held(model, given, before, names, PREDICTED, **strip_sampling(c))
+            written = write_labelled_films(context.out / game, rows, SCALE, CONTEXT)
+            lines.append(f"{written}: from above {', '.join(rows)}")
+        return lines
+
+    return Figure(TablePlan((), (), more_plays=(test,)), draw)
 
 
 def compared_strips(c: PipelineConfig, games: Sequence[str]) -> Figure:

@@ -13,10 +13,11 @@ PREDICTED_FILE = Path(__file__).with_name("predicted_minutes.json")
 """Predicted training minutes of each item, which scripts/predict_reproduction.py writes:
 {preset: {"hardware": card, "minutes": {item: minutes}}}."""
 
-State = Literal["made", "part", "needs", "command"]
-"""made: `reproduce` makes it. part: it does, without what `missing` names. needs: it does, of what
-`missing` names. command: another command makes it, which `command` names."""
+State = Literal["made", "needs", "command"]
+"""made: `reproduce` makes it. needs: it does, of what `needed` names. command: the one that
+`command` names does."""
 Kind = Literal["table", "settings", "figure", "other"]
+"""settings: a table that is read from the presets or the catalogue of games, without a run."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Item:
     title: str
     kind: Kind
     state: State
-    missing: str = ""
-    """Part that is not there yet, or input that you have to give."""
+    needed: str = ""
+    """Input that you have to give."""
     command: str = ""
     """Command that makes it; empty for `reproduce` itself without other flags."""
     games: tuple[str, ...] = ()
@@ -68,8 +69,8 @@ def predicted_minutes() -> dict[str, Any]:
     return dict(json.loads(PREDICTED_FILE.read_text()))
 
 
-def _table(name: str, title: str, state: State, missing: str = "", **minutes: float) -> Item:
-    return Item(name, title, "table", state, missing, minutes=minutes)
+def _table(name: str, title: str, **minutes: float) -> Item:
+    return Item(name, title, "table", "made", minutes=minutes)
 
 
 def _coinrun(name: str, title: str, kind: Kind = "table", **minutes: float) -> Item:
@@ -77,53 +78,51 @@ def _coinrun(name: str, title: str, kind: Kind = "table", **minutes: float) -> I
     return Item(name, f"CoinRun: {title}", kind, "made", games=("CoinRun",), minutes=minutes)
 
 
-def _figure(name: str, title: str, state: State, missing: str = "", **minutes: float) -> Item:
-    return Item(name, title, "figure", state, missing, minutes=minutes)
+def _figure(name: str, title: str, **minutes: float) -> Item:
+    return Item(name, title, "figure", "made", minutes=minutes)
 
 
 def _settings(name: str, title: str) -> Item:
     return Item(name, title, "settings", "made", minutes={"debug": 0.1})
 
 
-def _elsewhere(name: str, title: str, command: str, missing: str = "") -> Item:
-    return Item(name, title, "other", "command", missing, f"autoexplore {command}")
+def _elsewhere(name: str, title: str, command: str) -> Item:
+    return Item(name, title, "other", "command", command=f"autoexplore {command}")
 
 
 ITEMS = (
-    _elsewhere("table1", "RetroAct beside other data sets", "catalog stats", "no comparison"),
+    _settings("table1", "RetroAct beside other data sets"),
     _coinrun("table2", "visual fidelity, basic test set", debug=0.5, cpu=4.8),
     _coinrun("table3", "visual fidelity, diverse test set", debug=1.1, cpu=38),
     _table(
         "table4",
         "Pretraining on more games, token input, TDCE loss, autoregressive sampling",
-        "made",
         debug=0.4,
     ),
-    _table("table5", "Random against explored data, for each game", "made", debug=0.5),
-    _table("table6", "Rewards of the agent: random features, VAE, uncertainty", "made", debug=1.0),
+    _table("table5", "Random against explored data, for each game", debug=0.5),
+    _table("table6", "Rewards of the agent: random features, VAE, uncertainty", debug=1.0),
     _settings("table7", "Settings of the tokenizer"),
     _settings("table8", "Settings of the dynamics model"),
     _settings("table9", "Settings of the latent action model"),
     _settings("table10", "Settings of the optimizer"),
-    _table("table11", "All models sampled autoregressively, first game", "made", debug=0.5),
-    _table("table12", "One model for all games", "made", debug=0.5),
+    _table("table11", "All models sampled autoregressively, first game", debug=0.5),
+    _table("table12", "One model for all games", debug=0.5),
     _coinrun("table13", "models on an agent's data, basic test set", debug=0.9, cpu=26),
-    _elsewhere("figure3", "Games of RetroAct", "catalog list"),
-    _elsewhere("figure4", "One start, each action", "generate --each-action"),
-    _figure("figure5", "Meaning of the tokens: nearest and farthest codes", "made", debug=0.3),
-    _figure("figure6", "Uncertainty of idle and moving scenes", "made", debug=0.3),
-    _figure("figure7", "Predictions after random and after explored data", "made", debug=0.6),
+    _elsewhere("figure3", "Games of RetroAct", "catalog --counts --plot labels.png"),
+    _figure("figure4", "One start, each action, first game", debug=0.3),
+    _figure("figure5", "Meaning of the tokens: nearest and farthest codes", debug=0.3),
+    _figure("figure6", "Uncertainty of idle and moving scenes", debug=0.3),
+    _figure("figure7", "Predictions after random and after explored data", debug=0.6),
     _elsewhere("figure8", "User study: quality of clips", "study people"),
-    _figure("figure9", "Predictions of the base model", "made", debug=0.3),
-    _elsewhere("figure10", "Actions over time", "generate --each-action"),
+    _figure("figure9", "Predictions of the base model", debug=0.3),
+    _figure("figure10", "One start, each action, all games", debug=0.3),
     _figure(
         "figure11",
         "Predictions of each game after random and after explored data",
-        "made",
         debug=0.5,
     ),
     _elsewhere("figure12", "Starts in mid-air, two models", "generate --mid-air --beside"),
-    _figure("figure13", "Play of the explorer", "made", debug=0.4),
+    _figure("figure13", "Play of the explorer", debug=0.4),
     _elsewhere("figure14", "Page of the first user study", "study people serve"),
     _elsewhere("figure15", "User study: quality of actions", "study people"),
     _coinrun("figure16", "quality and control over the horizon", "figure", debug=0.9),

@@ -13,6 +13,7 @@ from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.dry_run import predict_training, print_stages
 from experiments.pipeline.runner import Context, Stage, run_stages
 from experiments.pipeline.stages import check_settings, model_config
+from experiments.reproduction.data_sets_table import data_sets_rows, data_sets_table
 from experiments.reproduction.figures import figure_stages
 from experiments.reproduction.items import Item
 from experiments.reproduction.registry import FIGURES, table_plan
@@ -75,13 +76,17 @@ def write_item(
 
 
 def write_settings(out: Path, item: Item, c: PipelineConfig) -> None:
-    """Write a table of settings as JSON and Markdown, and print it."""
-    recipe = train_preset("dynamics" if item.name == "table8" else "tokenizer", c.preset)
-    sampling = SamplingConfig()
-    values = {"steps": sampling.steps, "temperature": sampling.temperature}
-    rows = settings_rows(item.name, model_config(c), recipe, values)
+    """Write a table of settings or data sets as JSON and Markdown, and print it."""
+    if item.name == "table1":
+        rows = data_sets_rows()
+        table = data_sets_table(rows).markdown()
+    else:
+        recipe = train_preset("dynamics" if item.name == "table8" else "tokenizer", c.preset)
+        sampling = SamplingConfig()
+        values = {"steps": sampling.steps, "temperature": sampling.temperature}
+        rows = settings_rows(item.name, model_config(c), recipe, values)
+        table = settings_table(rows, c.preset).markdown()
     write_json_atomic(out / f"{item.name}.json", {"item": item.name, "rows": rows})
-    table = settings_table(rows, c.preset).markdown()
     write_atomic(out / f"{item.name}.md", f"# {item.name}: {item.title}\n\n{table}\n".encode())
     console.print(table, markup=False)
 
@@ -95,7 +100,7 @@ def predicted_training_minutes(name: str, c: PipelineConfig, test: str, card: st
 def print_plan(item: Item, c: PipelineConfig, test: str, card: str) -> None:
     """Print the stages of an item with one seed, and what those that train need."""
     if item.kind == "settings":
-        console.print(f"{item.name} reads settings: nothing is trained")
+        console.print(f"{item.name} is read from the presets or the catalogue: nothing is run")
         return
     stages = item_stages(item.name, c, test)
     print_stages(stages, f"{item.name} at preset {c.preset}, one seed", card)

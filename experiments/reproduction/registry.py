@@ -32,10 +32,12 @@ PLANS: Mapping[str, Callable[[PipelineConfig], TablePlan]] = {
 _latent = partial(agent_strips, model="latent-ta", label="GenieRedux-TA")
 _recorded = partial(agent_strips, model="ta", label="GenieRedux-G-TA")
 FIGURES: Mapping[str, Callable[..., Figure]] = {
+    "figure4": lambda c: figures.held_strips(c, c.games[:1]),
     "figure5": lambda c: study_figure(c, representation.run, RepresentationArgs),
     "figure6": lambda c: study_figure(c, uncertainty.run, UncertaintyArgs),
     "figure7": lambda c: figures.compared_strips(c, c.games[:1]),
     "figure9": figures.base_strips,
+    "figure10": lambda c: figures.held_strips(c, c.games),
     "figure11": lambda c: figures.compared_strips(c, c.games),
     "figure13": figures.agents_play,
     "figure16": horizon_figure,

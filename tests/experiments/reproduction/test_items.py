@@ -1,11 +1,15 @@
 """Times in the list of `reproduce`: what was measured, and what is predicted for other machines."""
 
+import itertools
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from envs import catalog
 from experiments.__main__ import execute
-from experiments.reproduction.items import ITEMS, find_item, predicted_minutes
+from experiments.reproduction.items import ITEMS, Item, find_item, predicted_minutes
 from scripts.predict_reproduction import HARDWARE, predict_all, predicted
 
 MADE = [item for item in ITEMS if item.is_made_here]
@@ -36,6 +40,34 @@ def test_the_file_holds_what_a_dry_run_predicts(name: str, preset: str) -> None:
 def test_the_whole_file_is_up_to_date() -> None:
     """If this fails, run `python -m scripts.predict_reproduction`."""
     assert predicted_minutes() == predict_all()
+
+
+@pytest.mark.parametrize("item", [item for item in ITEMS if item.command], ids=lambda i: i.name)
+def test_the_command_of_an_item_exists(item: Item, capsys: pytest.CaptureFixture[str]) -> None:
+    program, *words = item.command.split()
+    assert program == "autoexplore"
+    flags = [word for word in words if word.startswith("--")]
+    command = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+    with pytest.raises(SystemExit, match="0"):
+        execute([*command, "--help"])
+    shown = capsys.readouterr().out
+    assert f"usage: autoexplore {command[0]}" in shown
+    for word in [*command[1:], *flags]:
+        assert word == item.name or re.search(rf"{word}\b", shown), word
+
+
+def test_table_1_counts_the_labelled_games_of_the_catalogue(tmp_path: Path) -> None:
+    assert execute(["reproduce", "table1", "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "table1.json").read_text())["rows"]
+    assert [row["environments"] for row in rows] == [1, 57, 1003, None, 974, 1006]
+    games = catalog.table()
+    known = games[["view", "axis", "motion"]].ne("unknown").all(axis=1)
+    assert rows[-1]["behaviour_labels"] == known.sum() > 900
+    assert 0 < rows[-1]["control_labels"] < rows[-1]["behaviour_labels"]
+    assert (
+        "| RetroAct | environments | 974 | yes | yes | yes | yes |"
+        in (tmp_path / "table1.md").read_text()
+    )
 
 
 def test_the_list_tells_predicted_from_measured_times(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ def test_list_names_every_table_and_figure_with_its_command(
     assert {f"table{n}" for n in range(1, 14)} <= set(items)
     # Figures 1 and 2 are drawings of the method.
     assert {f"figure{n}" for n in range(3, 25)} <= set(items)
-    assert all(item["missing"] for item in items.values() if item["state"] in ("needs", "part"))
+    assert all(item["needed"] for item in items.values() if item["state"] == "needs")
     assert all(item["command"].startswith("autoexplore ") for item in items.values())
     assert items["figure20"]["command"] == "autoexplore reproduce figure20 --peer DIR"
     assert items["table5"]["command"] == "autoexplore reproduce table5"
@@ -232,9 +232,11 @@ def test_tables_and_figures_share_models_and_are_not_repeated(
     model = tmp_path / "out/seed-0/stages/model-agent-Counting.json"
     before = model.stat().st_mtime_ns
     capsys.readouterr()
-    assert execute(["reproduce", "figure7", *out]) == 0
+    for figure in ("figure7", "figure10"):
+        assert execute(["reproduce", figure, *out]) == 0
     assert "real, random-Counting, agent-Counting" in capsys.readouterr().out
-    assert (tmp_path / "out/seed-0/figures/figure7/Counting.png").exists()
+    for figure in ("figure7", "figure10"):
+        assert (tmp_path / f"out/seed-0/figures/{figure}/Counting.png").exists()
     assert model.stat().st_mtime_ns == before
 
     # Results with other settings need another folder.
