@@ -26,6 +26,7 @@ from envs.utils.errors import InputError
 from exploration.agent.config import LossConfig, PolicyConfig
 from exploration.agent.learner import ExploreLearner
 from exploration.agent.policy import CnnLstm
+from exploration.agent.priorities import Priority
 from exploration.agent.replay_buffer import ReplayBuffer
 from exploration.agent.rl_module import AgentModule, action_names_of
 from exploration.agent.updates import Updates
@@ -219,7 +220,8 @@ class AutoExplore(Algorithm):
         """Build runners, learners and an empty replay buffer."""
         super().setup(config)
         self.settings = self.config
-        self.replay = ReplayBuffer(self.config.capacity, seed=self.config.seed or 0)
+        priority = Priority(self.config.priority_exponent, self.config.importance_exponent)
+        self.replay = ReplayBuffer(self.config.capacity, self.config.seed or 0, priority)
         self.timer = PartTimer()
         actions = self.spaces[DEFAULT_MODULE_ID][1].n
         self.updates = Updates(self.config, self.learner_group, self.metrics, actions, self.timer)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray.exceptions import RayActorError
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
@@ -35,6 +36,8 @@ class UpdateResults:
     """Loss terms LOSS_PARTS of each update."""
     bonus: EntropyBonus
     """Entropy bonus of the next update."""
+    errors: list[NDArray[np.float32]]
+    """Errors of the values (B, T) in each update with a batch that was drawn by priority."""
 
 
 class ExploreLearner(TorchLearner):
@@ -42,6 +45,9 @@ class ExploreLearner(TorchLearner):
 
     Its batches hold the arrays of `ReplayBuffer.sample`.
     """
+
+    _errors_BT: Tensor
+    """Errors of the values in the last update."""
 
     def update(self, *arguments: Any, **options: Any) -> Any:
         """Make an update with each `PackedBatch` of a list, the first with the given `bonus`.
@@ -53,6 +59,7 @@ class ExploreLearner(TorchLearner):
         packed: Any = options.pop("training_data").batch
         bonus: EntropyBonus = options.pop("bonus")
         terms: dict[str, list[float]] = {name: [] for name in LOSS_PARTS}
+        errors: list[NDArray[np.float32]] = []
         for each in packed:
             batch = each.unpack()
             batch["entropy_coeff"] = np.full(len(each.clips), bonus.coefficient, np.float32)
@@ -62,7 +69,9 @@ class ExploreLearner(TorchLearner):
                 value = torch.as_tensor(self.metrics.peek((DEFAULT_MODULE_ID, name)))
                 values.append(value.detach().item())
             bonus = bonus.adjusted(terms["entropy"][-1])
-        return UpdateResults(self.metrics.reduce(), terms, bonus)
+            if "weight" in batch:
+                errors.append(self._errors_BT.cpu().numpy())
+        return UpdateResults(self.metrics.reduce(), terms, bonus, errors)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore a whole state, even if RLlib would keep weights with as many updates.
@@ -85,7 +94,7 @@ class ExploreLearner(TorchLearner):
         parts = actor_critic_loss(
             fwd_out[Columns.ACTION_DIST_INPUTS], fwd_out[Columns.VF_PREDS], batch, config.loss
         )
-        loss = parts.pop("loss")
+        loss, self._errors_BT = parts.pop("loss"), parts.pop("errors")
         if not torch.isfinite(loss):
             values = {name: value.item() for name, value in parts.items()}
             raise FloatingPointError(f"loss {loss.item()} with parts {values}")

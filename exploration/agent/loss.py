@@ -82,10 +82,11 @@ def vtrace_returns(
 def actor_critic_loss(
     logits_BT1A: Tensor, values_BT1: Tensor, batch: dict[str, Tensor], config: LossConfig
 ) -> dict[str, Tensor]:
-    """Compute the loss to minimise, `loss`, and its terms, all means over the `learn` steps.
+    """Compute the loss to minimise, `loss`, and its terms, means over the `learn` steps.
 
     `batch` holds the arrays of `ReplayBuffer.sample`. Without a step to learn from the loss is 0.
-    `entropy_coeff` (B,), if given, replaces that of `config`.
+    `entropy_coeff` (B,), if given, replaces that of `config`; `weight` (B,), if given, weights the
+    loss of each segment. `errors` (B, T) are those of the values, absolute.
     If several learners share a batch, `count` (B,) is the mean number of `learn` steps of their
     parts, so that the mean of their losses is the loss of the whole batch. Advantages are
     normalised within a part.
@@ -96,6 +97,9 @@ def actor_critic_loss(
 
     def mean(x_BT: Tensor) -> Tensor:
         return torch.where(learn_BT, x_BT, torch.zeros_like(x_BT)).sum() / divisor
+
+    def weighted_mean(x_BT: Tensor) -> Tensor:
+        return mean(x_BT * batch["weight"][:, None] if "weight" in batch else x_BT)
 
     # Log-probabilities of the stored actions, and importance ratios pi / mu.
     log_pi_BTA = torch.log_softmax(logits_BT1A[:, :-1], dim=-1)
@@ -116,10 +120,11 @@ def actor_critic_loss(
     # Policy gradient loss, each step weighted by its clipped importance ratio.
     clipped_BT = ratio_BT.clamp(max=config.rho_clip)
     weight_BT = clipped_BT if config.rho_clip else torch.ones_like(ratio_BT)
-    policy_loss = -mean(log_pi_BT * advantages_BT * weight_BT)
+    policy_loss = -weighted_mean(log_pi_BT * advantages_BT * weight_BT)
 
     # Value loss: squared error to the lambda returns or V-trace targets.
-    value_loss = mean((values_BT1[:, :-1] - targets_BT).square())
+    errors_BT = values_BT1[:, :-1] - targets_BT
+    value_loss = weighted_mean(errors_BT.square())
 
     # Entropy bonus, which favours exploration.
     entropy = mean(-(log_pi_BTA.exp() * log_pi_BTA).sum(-1))
@@ -133,6 +138,7 @@ def actor_critic_loss(
         "return": mean(targets_BT),
         "ratio": mean(ratio_BT),
         "learn_share": learn_BT.float().mean(),
+        "errors": errors_BT.detach().abs(),
     }
 
 

@@ -1,7 +1,7 @@
-"""Replay buffer of observations, actions and rewards, from which segments are sampled uniformly.
+"""Replay buffer of observations, actions and rewards, from which segments are sampled.
 
-A reward is written once, when its step is collected; the buffer never changes it. Frames are
-compressed without loss.
+Segments are drawn uniformly, or in proportion to their errors, see `Priority`. A reward is written
+once, when its step is collected; the buffer never changes it. Frames are compressed without loss.
 
 Shapes: T steps of a fragment or segment, B segments, D units of the LSTM.
 """
@@ -18,6 +18,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from envs.utils.errors import InputError
 from exploration.agent.compressed_frames import CompressedFrames
 from exploration.agent.packed_batch import Batch, PackedBatch
+from exploration.agent.priorities import UNIFORM, Priority, SegmentOdds
 
 SCORED = "scored"
 """Extra column of an episode: True for steps that have a reward."""
@@ -49,6 +50,8 @@ class Fragment:
     h_TD: NDArray[np.float16]
     """LSTM state before each step, when it was played (in half precision: errors up to 1e-3)."""
     c_TD: NDArray[np.float16]
+    errors_T: NDArray[np.float32]
+    """Error of the value of each step in the last update that drew it, for priorities."""
 
     def __len__(self) -> int:
         return len(self.actions_T)
@@ -147,15 +150,17 @@ class ReplayBuffer:
     Full, it evicts those whose newest step is oldest: an episode that is still growing stays.
     """
 
-    def __init__(self, capacity: int, seed: int = 0) -> None:
+    def __init__(self, capacity: int, seed: int = 0, priority: Priority = UNIFORM) -> None:
         if capacity < 1:
             raise InputError(f"replay capacity {capacity}: must be 1 step or more")
-        self.capacity = capacity
+        self.capacity, self.priority = capacity, priority
         # By `end`, so that the one that a new fragment follows is found at once.
         self._fragments: OrderedDict[tuple[str, int], Fragment] = OrderedDict()
         self._steps = 0
         self._joined: _JoinedSteps | None = None
         """The fragments' steps, kept until one is added."""
+        self._odds: SegmentOdds | None = None
+        """Probabilities of the segments, kept until an error changes."""
         self._generator = np.random.default_rng(seed)
 
     def __len__(self) -> int:
@@ -172,7 +177,11 @@ class ReplayBuffer:
         if not len(fragment):
             return
         self._steps += len(fragment)
-        self._joined = None
+        if self.priority.exponent:  # a new step is drawn like that of the largest error
+            largest = max((float(each.errors_T.max()) for each in self.fragments), default=0.0)
+            errors_T = np.where(fragment.scored_T, np.float32(largest or 1.0), np.float32(0))
+            fragment = replace(fragment, errors_T=errors_T)
+        self._joined = self._odds = None
         before = self._fragments.get((fragment.episode_id, fragment.first_step))
         if before is not None and not before.terminated:
             del self._fragments[before.end]
@@ -200,14 +209,15 @@ class ReplayBuffer:
     def sample(
         self, batch_size: int, length: int, burn_in: int = 0, scale: Scale | None = None
     ) -> Batch:
-        """Sample segments of `length` steps whose first step is uniform over all steps.
+        """Sample segments of `length` steps: the first is uniform over all steps, or by priority.
 
         Returns obs uint8 (B, T + 1, H, W, 3); actions int64, rewards and logp float32, terminated,
         valid and learn bool, each (B, T); h and c float32 (B, D), the LSTM state before the first
-        step. Steps after the end of a fragment are zero and not `valid`. The loss learns from the
-        steps marked `learn`: valid, scored, and not among the first `burn_in` steps, which only
-        warm up the LSTM unless the segment begins with its episode. `scale` normalises the rewards
-        of scored steps game by game.
+        step; by priority also weight float32 and first int64 (B,), importance and first step. Steps
+        after the end of a fragment are zero and not `valid`. The loss learns from the steps marked
+        `learn`: valid, scored, and not among the first `burn_in` steps, which only warm up the LSTM
+        unless the segment begins with its episode. `scale` normalises the rewards of scored steps
+        game by game.
 
         Raises InputError if the buffer is empty.
         """
@@ -218,8 +228,28 @@ class ReplayBuffer:
     ) -> PackedBatch:
         """Sample the same segments as `sample`, and leave their frames compressed."""
         steps = self._joined_steps()
-        steps_B = self._generator.integers(len(self), size=batch_size)
-        return steps.segments(steps_B, length, burn_in, scale)
+        if not self.priority.exponent:
+            steps_B = self._generator.integers(len(self), size=batch_size)
+            return steps.segments(steps_B, length, burn_in, scale)
+        if self._odds is None:
+            errors = [fragment.errors_T for fragment in steps.fragments]
+            self._odds = SegmentOdds.of(errors, length, self.priority.exponent)
+        steps_B = self._odds.draw(batch_size, self._generator)
+        packed = steps.segments(steps_B, length, burn_in, scale)
+        weights_B = self._odds.importance(steps_B, self.priority.correction)
+        packed.columns.update(weight=weights_B, first=steps_B)
+        return packed
+
+    def set_errors(self, batch: PackedBatch, errors_BT: NDArray[np.float32]) -> None:
+        """Store the errors of a batch that was drawn by priority, and nothing added since."""
+        steps, self._odds = self._joined_steps(), None
+        learn_BT, first_B = batch.columns["learn"], batch.columns["first"]
+        numbers_B = np.searchsorted(steps.ends_F, first_B, side="right")
+        for row, number in enumerate(numbers_B):
+            fragment = steps.fragments[number]
+            start = len(fragment) - (steps.ends_F[number] - first_B[row])
+            learnt = np.flatnonzero(learn_BT[row])
+            fragment.errors_T[start + learnt] = errors_BT[row, learnt]
 
     def _joined_steps(self) -> _JoinedSteps:
         if not self._fragments:
@@ -266,7 +296,7 @@ class ReplayBuffer:
             fragment = Fragment(frames=compressed, **plain, **columns)
             self._fragments[fragment.end] = fragment
             step = stop
-        self._steps, self._joined = step, None
+        self._steps, self._joined, self._odds = step, None, None
         self._generator.bit_generator.state = state["generator"]
 
 
@@ -299,6 +329,7 @@ def to_fragment(episode: SingleAgentEpisode, *, episodic: bool = True) -> Fragme
         scored_T=np.asarray(scored_T, np.bool_),
         h_TD=_state_before(outputs[Columns.STATE_OUT]["h"], lookback),
         c_TD=_state_before(outputs[Columns.STATE_OUT]["c"], lookback),
+        errors_T=np.zeros(steps, np.float32),
     )
 
 

@@ -1,9 +1,11 @@
 """Updates by the learners, with batches of the replay buffer."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     LEARNER_RESULTS,
@@ -53,14 +55,24 @@ class Updates:
                     replay.sample_packed(c.batch_size, c.seq_len, c.burn_in, scale)
                     for _ in range(min(UPDATES_PER_CALL, c.updates - made))
                 ]
-            for name, values in self.make(batches).items():
+            made, errors = self.make(batches)
+            for name, values in made.items():
                 terms[name] += values
+            with self._timer("set priorities"):
+                for batch, errors_BT in zip(batches, errors, strict=bool(errors)):
+                    replay.set_errors(batch, errors_BT)
         means = {name: float(np.mean(values)) for name, values in terms.items()}
         means["entropy_coeff"] = self.bonus.coefficient
         self._metrics.log_dict(means, key="learning", window=1)
 
-    def make(self, batches: list[PackedBatch]) -> dict[str, list[float]]:
-        """Make an update with each batch; return their loss terms, those of the first learner."""
+    def make(
+        self, batches: list[PackedBatch]
+    ) -> tuple[dict[str, list[float]], list[NDArray[np.float32]]]:
+        """Make an update with each batch.
+
+        Returns their loss terms, those of the first learner, and the errors of batches that were
+        drawn by priority.
+        """
         learners = self._config.num_learners
         # RLlib would cut one batch inside a segment; each learner gets whole ones.
         dealt = [batch.shares(max(learners, 1)) for batch in batches]
@@ -73,7 +85,17 @@ class Updates:
         self._metrics.aggregate([each.metrics for each in made], key=LEARNER_RESULTS)
         self.done += len(batches)
         self.entropy_scale = made[0].bonus.scale
-        return made[0].terms
+        return made[0].terms, [
+            dealt_back(errors) for errors in zip(*(each.errors for each in made), strict=True)
+        ]
+
+
+def dealt_back(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return the rows of a batch from those of its `PackedBatch.parts`."""
+    rows = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), np.float32)
+    for number, part in enumerate(parts):
+        rows[number :: len(parts)] = part
+    return rows
 
 
 def reward_scale(replay: ReplayBuffer, gamma: float) -> Scale:

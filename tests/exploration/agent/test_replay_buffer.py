@@ -29,6 +29,7 @@ def fragment(
         scored_T=np.arange(first, first + steps) >= 3,
         h_TD=np.repeat(number[:-1, None], 2, 1).astype(np.float16),
         c_TD=np.repeat(-number[:-1, None], 2, 1).astype(np.float16),
+        errors_T=np.zeros(steps, np.float32),
     )
 
 
