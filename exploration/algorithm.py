@@ -23,6 +23,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 from envs import action_names
 from envs.episodes.frame_distance import FrameDistance
 from envs.utils.errors import InputError
+from exploration.agent.bandit import EpisodeBandit
 from exploration.agent.config import LossConfig, PolicyConfig
 from exploration.agent.learner import ExploreLearner
 from exploration.agent.policy import CnnLstm
@@ -166,7 +167,7 @@ class AutoExploreConfig(AlgorithmConfig):
         """Return the agent's network as RLlib builds it."""
         model: dict[str, Any] = {"channels": tuple(self.channels), "actions": self.action_names}
         model["max_seq_len"] = self.seq_len + 1
-        noise = ("burst_exponent", "noise_alpha", "sticky")
+        noise = ("burst_exponent", "noise_alpha", "sticky", "epsilon_spread")
         for name in ("lstm_dim", "feature_norm", "precision", "burn_in", *noise):
             model[name] = getattr(self, name)
         return RLModuleSpec(module_class=AgentModule, model_config=model)
@@ -222,6 +223,7 @@ class AutoExplore(Algorithm):
         self.settings = self.config
         priority = Priority(self.config.priority_exponent, self.config.importance_exponent)
         self.replay = ReplayBuffer(self.config.capacity, self.config.seed or 0, priority)
+        self.bandit = EpisodeBandit()
         self.timer = PartTimer()
         actions = self.spaces[DEFAULT_MODULE_ID][1].n
         self.updates = Updates(self.config, self.learner_group, self.metrics, actions, self.timer)
@@ -314,6 +316,7 @@ class AutoExplore(Algorithm):
             self.config.top_fraction,
             ray.put(weights),  # one copy for all runners
             self.references,
+            self.bandit.odds(),
         )
 
     def _sample(self, settings: PlaySettings) -> list[RunnerRollout]:
@@ -344,6 +347,7 @@ class AutoExplore(Algorithm):
         with self.timer("store"):
             for fragment in rollout.fragments:
                 self.replay.add(fragment)
+        self.bandit.add(rollout.ended)
         for game, screens in rollout.screens.items():
             self.screens.setdefault(game, set()).update(screens)
         for game, found in rollout.distances.items():
@@ -386,6 +390,7 @@ class AutoExplore(Algorithm):
         state: dict[str, Any] = super().get_state(*arguments, **options)
         state["screens"] = {game: sorted(keys) for game, keys in self.screens.items()}
         state["entropy_scale"] = self.updates.entropy_scale
+        state["bandit"] = self.bandit.get_state()
         if self.config.replay_in_checkpoint:
             state["replay"] = self.replay.get_state()
         return state
@@ -396,5 +401,6 @@ class AutoExplore(Algorithm):
         super().set_state(state)
         self.screens = {game: set(keys) for game, keys in state.get("screens", {}).items()}
         self.updates.entropy_scale = state.get("entropy_scale", 1.0)
+        self.bandit.set_state(state.get("bandit", []))
         if "replay" in state:
             self.replay.set_state(state["replay"])

@@ -86,6 +86,10 @@ class ExploreConfig:
     """Probability of a random action from epoch `epsilon_epochs` on."""
     epsilon_epochs: int = 150
     """Epochs over which epsilon falls linearly."""
+    epsilon_spread: float = 0.0
+    """Give each episode an epsilon of its own: `epsilon` to the power of 1 to 1 + spread, e.g. 3,
+    in eight steps (Horgan et al. 2018). Half of the episodes draw theirs, the others play with that
+    of the best returns lately (a bandit, as in Agent57). 0: all play with `epsilon` (the paper)."""
     burst_exponent: float = 0.0
     """Hold a random action for n steps, n ~ Zipf of this exponent, e.g. 2 (Dabney et al. 2021). A
     share `epsilon` of the other steps begins such a burst, which leads farther than single random
@@ -155,6 +159,8 @@ class ExploreConfig:
                 f"priority_exponent {self.priority_exponent}: must be from 0 to 2; "
                 f"importance_exponent {self.importance_exponent}: from 0 to 1"
             )
+        if not 0 <= self.epsilon_spread <= 20:
+            raise InputError(f"epsilon_spread {self.epsilon_spread}: must be from 0 to 20")
         if not 0 <= self.sticky < 1:
             raise InputError(f"sticky {self.sticky}: must be 0 or more, and below 1")
         if not 0 <= self.archive_share <= 1:

@@ -79,11 +79,12 @@ class CnnLstm(nn.Module):
 
 
 def behaviour_log_probabilities(
-    logits: Tensor, epsilon: float, temperature: float, noise: Tensor | None = None
+    logits: Tensor, epsilon: float | Tensor, temperature: float, noise: Tensor | None = None
 ) -> Tensor:
     """Compute log((1 - epsilon) softmax(logits / temperature) + epsilon noise), all of (..., A).
 
-    `noise` is a distribution over the actions, by default uniform.
+    `epsilon` is one number, or (..., 1). `noise` is a distribution over the actions, by default
+    uniform.
     Epsilon is part of the distribution, not a separate draw, so that the stored log-probability of
     an action is exact (App. A.3: epsilon-greedy, temperature 1). Temperature 0 is the most likely
     action.

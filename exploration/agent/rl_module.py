@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
@@ -12,6 +14,7 @@ from torch.distributions import Dirichlet
 from torch.nn.functional import one_hot
 
 from envs.controls import numbered_actions
+from exploration.agent.bandit import ARMS, epsilon_family
 from exploration.agent.config import PolicyConfig, check_exploration
 from exploration.agent.policy import CnnLstm, behaviour_log_probabilities
 from worldmodel.devices import autocast, resolve_precision
@@ -29,13 +32,15 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
     """Recurrent policy and value function.
 
     `model_config` holds `channels`, `lstm_dim`, `feature_norm` and maybe `actions` of
-    `PolicyConfig`, `precision`, `burn_in`, `burst_exponent`, `noise_alpha` and `sticky`.
+    `PolicyConfig`, `precision`, `burn_in`, `burst_exponent`, `noise_alpha`, `sticky` and
+    `epsilon_spread`.
     Observations are uint8 BTHWC; the state is {"h": (B, D), "c": (B, D)}. With bursts it has
     "burst" (B, 2) too, the held action and the steps for which it is still held; with a
     `noise_alpha` also "noise" (B, A), the episode's distribution of random actions, zeros before
     its first step; with `sticky` actions "previous" (B, A), the action of the step before, one-hot,
-    zeros before the first. Exploration samples actions from `behaviour_log_probabilities`,
-    evaluation takes the most likely one.
+    zeros before the first; with an `epsilon_spread` "arm" (B, 1), 1 plus the index of the episode's
+    epsilon in `epsilon_family`, 0 before its first step. Exploration samples actions from
+    `behaviour_log_probabilities`, evaluation takes the most likely one.
     """
 
     model_config: Any
@@ -56,14 +61,26 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         self.epsilon, self.temperature = 0.0, 1.0
         self.precision, self.burn_in = settings["precision"], settings["burn_in"]
         self.burst_exponent, self.noise_alpha = settings["burst_exponent"], settings["noise_alpha"]
-        self.sticky = settings["sticky"]
+        self.sticky, self.epsilon_spread = settings["sticky"], settings["epsilon_spread"]
+        self.arm_odds_K = torch.full((ARMS,), 1 / ARMS)
         # Probabilities of the lengths of bursts, up to a factor.
         self.lengths_N = torch.arange(1.0, LONGEST_BURST + 1) ** -self.burst_exponent
 
-    def set_exploration(self, epsilon: float, temperature: float) -> None:
-        """Set the epsilon and temperature of `forward_exploration`."""
+    def set_exploration(
+        self, epsilon: float, temperature: float, arm_odds_K: NDArray[np.float32] | None = None
+    ) -> None:
+        """Set the epsilon and temperature of `forward_exploration`, and the odds of the arms."""
         check_exploration(epsilon, temperature)
         self.epsilon, self.temperature = epsilon, temperature
+        if arm_odds_K is not None:
+            self.arm_odds_K = torch.from_numpy(arm_odds_K)
+
+    @property
+    def epsilons(self) -> float | NDArray[np.float32]:
+        """Epsilon of exploration, or that of each arm."""
+        if self.epsilon_spread:
+            return epsilon_family(self.epsilon, self.epsilon_spread)
+        return self.epsilon
 
     def get_initial_state(self) -> dict[str, Tensor]:
         """Return the state at the start of an episode, without a batch dimension."""
@@ -75,6 +92,8 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
             state["noise"] = torch.zeros(len(self.network.config.actions))
         if self.sticky:
             state["previous"] = torch.zeros(len(self.network.config.actions))
+        if self.epsilon_spread:
+            state["arm"] = torch.zeros(1)
         return state
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -105,18 +124,28 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         # Categorical(logits=log p) is p, so that RLlib's ACTION_LOGP is that of the mixture.
         logits_BTA = output[Columns.ACTION_DIST_INPUTS]
         noise_B1A = None
+        epsilon: float | Tensor = self.epsilon
+        if self.epsilon_spread:
+            epsilon = self._draw_epsilons(output[Columns.STATE_OUT])
         if self.noise_alpha:
             noise_BA = self._draw_noise(output[Columns.STATE_OUT]["noise"])
             output[Columns.STATE_OUT]["noise"] = noise_BA
             noise_B1A = noise_BA[:, None]
         output[Columns.ACTION_DIST_INPUTS] = behaviour_log_probabilities(
-            logits_BTA, self.epsilon, self.temperature, noise_B1A
+            logits_BTA, epsilon, self.temperature, noise_B1A
         )
         if self.burst_exponent:
-            self._act_in_bursts(output, logits_BTA, noise_B1A)
+            self._act_in_bursts(output, logits_BTA, noise_B1A, epsilon)
         if self.sticky:
             self._repeat_actions(output)
         return output
+
+    def _draw_epsilons(self, state: dict[str, Tensor]) -> Tensor:
+        """Draw an arm for each episode that has none yet; return the epsilons (B, 1, 1)."""
+        arm_B1 = state["arm"]
+        drawn_B1 = 1 + torch.multinomial(self.arm_odds_K, len(arm_B1), replacement=True)[:, None]
+        state["arm"] = torch.where(arm_B1 > 0, arm_B1, drawn_B1.to(arm_B1.dtype))
+        return torch.as_tensor(self.epsilons)[state["arm"].long() - 1][..., None]
 
     def _draw_noise(self, noise_BA: Tensor) -> Tensor:
         """Draw a distribution of random actions for each episode that has none yet."""
@@ -124,7 +153,11 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         return torch.where(noise_BA.any(-1, keepdim=True), noise_BA, drawn_BA)
 
     def _act_in_bursts(
-        self, output: dict[str, Any], logits_BTA: Tensor, noise_B1A: Tensor | None
+        self,
+        output: dict[str, Any],
+        logits_BTA: Tensor,
+        noise_B1A: Tensor | None,
+        epsilon: float | Tensor,
     ) -> None:
         """Choose the actions of one step: a random one is held for n steps, n ~ Zipf.
 
@@ -136,7 +169,8 @@ class AgentModule(TorchRLModule, ValueFunctionAPI):
         shape = held_B.shape
         policy_BA = behaviour_log_probabilities(logits_BTA[:, 0], 0.0, self.temperature).exp()
         length_B = 1 + torch.multinomial(self.lengths_N, shape.numel(), replacement=True)
-        starts_B = (left_B == 0) & (torch.rand(shape) < self.epsilon)
+        epsilon_B = epsilon if isinstance(epsilon, float) else epsilon.flatten()
+        starts_B = (left_B == 0) & (torch.rand(shape) < epsilon_B)
         action_B = torch.multinomial(policy_BA, 1)[:, 0]
         noise_BA = torch.ones_like(policy_BA) if noise_B1A is None else noise_B1A[:, 0]
         action_B = torch.where(starts_B, torch.multinomial(noise_BA, 1)[:, 0], action_B)

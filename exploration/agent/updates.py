@@ -55,8 +55,8 @@ class Updates:
                     replay.sample_packed(c.batch_size, c.seq_len, c.burn_in, scale)
                     for _ in range(min(UPDATES_PER_CALL, c.updates - made))
                 ]
-            made, errors = self.make(batches)
-            for name, values in made.items():
+            found, errors = self.make(batches)
+            for name, values in found.items():
                 terms[name] += values
             with self._timer("set priorities"):
                 for batch, errors_BT in zip(batches, errors, strict=bool(errors)):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.columns import Columns
 
@@ -56,7 +57,7 @@ class ExploreCallbacks(RLlibCallback):
                 dropped, samples[:] = list(samples), []
             self._incomplete |= {episode.id_ for episode in dropped}
             self._incomplete -= exclude_from_returns(runner, self._incomplete)
-        epsilon = 0.0 if runner.module is None else runner.module.epsilon
+        epsilon = 0.0 if runner.module is None else runner.module.epsilons
         log_games(keywords["metrics_logger"], samples, dropped, runner.games, epsilon)
 
 
@@ -78,7 +79,7 @@ def log_games(
     samples: list[Any],
     dropped: list[Any],
     games: list[str],
-    epsilon: float = 0.0,
+    epsilon: float | NDArray[np.float32] = 0.0,
 ) -> None:
     """Log sums of each game over runners: reward, scored, steps, envs, dropped fragments, and those
     of `policy_sums`."""
@@ -98,11 +99,12 @@ def log_games(
         metrics_logger.log_dict(sums, key=("games", game), reduce="sum")
 
 
-def policy_sums(episodes: list[Any], epsilon: float) -> dict[str, float]:
+def policy_sums(episodes: list[Any], epsilon: float | NDArray[np.float32]) -> dict[str, float]:
     """Return sums over the steps of fragments, of which `policy_metrics` makes measures.
 
     entropy: of the policy, in nats; probability_<a>: the policy's probability of action a;
-    action_<a>: 1 if a was played. The policy is the one without its random share `epsilon`.
+    action_<a>: 1 if a was played. The policy is the one without its random share `epsilon`, one
+    number or that of each arm.
     """
     sums: dict[str, float] = {}
     for episode in episodes:
@@ -113,7 +115,11 @@ def policy_sums(episodes: list[Any], epsilon: float) -> dict[str, float]:
         count = mixed_TA.shape[1]
         state = outputs[Columns.STATE_OUT].get() if Columns.STATE_OUT in outputs else {}
         noise = np.asarray(state["noise"], np.float64) if "noise" in state else 1 / count
-        policy_TA = (mixed_TA - epsilon * noise).clip(1e-12) / max(1 - epsilon, 1e-12)
+        if "arm" in state:
+            epsilon_T1 = np.asarray(epsilon, np.float64)[state["arm"].astype(int) - 1]
+        else:
+            epsilon_T1 = np.float64(epsilon)
+        policy_TA = (mixed_TA - epsilon_T1 * noise).clip(1e-12)
         policy_TA /= policy_TA.sum(1, keepdims=True)
         played_A = np.bincount(np.asarray(episode.actions.get(), np.int64), minlength=count)
         parts = {"entropy": -(policy_TA * np.log(policy_TA)).sum()}

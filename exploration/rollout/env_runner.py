@@ -8,6 +8,7 @@ import ray
 import torch
 from gymnasium.wrappers.vector import DictInfoToList
 from numpy.typing import NDArray
+from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED
 
@@ -36,6 +37,8 @@ class PlaySettings:
     """Arrays of the policy by name."""
     references: Any
     """Distance of frames from the data of the world model, for each game with such data."""
+    arm_odds_K: NDArray[np.float32] | None = None
+    """Probabilities of the epsilons of new episodes, see `EpisodeBandit`."""
 
 
 @dataclass
@@ -58,6 +61,8 @@ class RunnerRollout:
     """Distinct screens of each game."""
     distances: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """Distances of each game's frames, one in DISTANCE_EVERY, from the references."""
+    ended: list[tuple[int, float]] = field(default_factory=list)
+    """Arm and return of each episode that ended, with an `epsilon_spread`."""
 
 
 class GameRunner(SingleAgentEnvRunner):
@@ -82,6 +87,8 @@ class GameRunner(SingleAgentEnvRunner):
         # A runner in the learner's process must not change the learner's threads.
         if self.worker_index:
             torch.set_num_threads(max(1, int(self.config.runner_threads)))
+        self._returns: dict[str, float] = {}
+        """Return so far of each episode that goes on."""
         if not self.config.games:
             super().make_env()
             self.games = [str(self.config.env)] * self.num_envs
@@ -125,7 +132,7 @@ class GameRunner(SingleAgentEnvRunner):
 
         Frames are compressed, counted and measured here: the driver of many runners has no time to.
         """
-        self.set_exploration(settings.epsilon, settings.temperature, settings.top_fraction)
+        self.set_exploration(settings)
         self.set_weights(_fetch(settings.weights))
         references: dict[str, FrameDistance] = _fetch(settings.references)
         episodes = self.sample()
@@ -141,6 +148,8 @@ class GameRunner(SingleAgentEnvRunner):
             snapshots=self.snapshots,
             fault=self.fault,
         )
+        if self.module is not None and self.module.epsilon_spread:
+            rollout.ended = self._end_episodes(episodes)
         for episode in filter(len, episodes):
             fragment = to_fragment(episode, episodic=self.config.episodic_returns)
             if self.config.reward_clipping:
@@ -156,12 +165,24 @@ class GameRunner(SingleAgentEnvRunner):
                     rollout.distances[fragment.game] = np.concatenate([before, found])
         return rollout
 
-    def set_exploration(self, epsilon: float, temperature: float, top_fraction: float) -> None:
+    def _end_episodes(self, episodes: list[Any]) -> list[tuple[int, float]]:
+        """Add up the rewards of episodes; return arm and return of those that ended."""
+        ended = []
+        for episode in filter(len, episodes):
+            value = self._returns.pop(episode.id_, 0.0) + float(episode.get_return())
+            if episode.is_done:
+                state = episode.get_extra_model_outputs(Columns.STATE_OUT, -1)
+                ended.append((int(state["arm"][0]) - 1, value))
+            else:
+                self._returns[episode.id_] = value
+        return ended
+
+    def set_exploration(self, settings: PlaySettings) -> None:
         """Set epsilon and temperature of exploration and the top fraction of the reward."""
         if self.module is not None:
-            self.module.set_exploration(epsilon, temperature)
+            self.module.set_exploration(settings.epsilon, settings.temperature, settings.arm_odds_K)
         # The config is frozen. A restarted runner begins with the original value.
-        vars(self.config)["top_fraction"] = top_fraction
+        vars(self.config)["top_fraction"] = settings.top_fraction
 
     def set_weights(self, weights: dict[str, Any]) -> None:
         """Set the weights of the policy, arrays by name."""

@@ -33,6 +33,7 @@ MODEL_CONFIG = {
     "burn_in": 0,
     "burst_exponent": 0.0,
     "noise_alpha": 0.0,
+    "epsilon_spread": 0.0,
     "sticky": 0.0,
 }
 
