@@ -303,20 +303,16 @@ class AutoExplore(Algorithm):
         self.snapshots = merge_snapshots(rollout.snapshots for rollout in rollouts)
         staleness = [rollout.staleness for rollout in rollouts]
         values = {"mean": np.mean(staleness), "max": max(staleness)}
-        counts = {"lost": self.sampler.lost, "stale": self.sampler.stale}
-        counts["in_flight"] = self.sampler.in_flight
+        counts = {name: getattr(self.sampler, name) for name in ("lost", "stale", "in_flight")}
         self.metrics.log_dict({"staleness": values, "rollouts": counts}, key="sampling", window=1)
 
     def _play_settings(self) -> PlaySettings:
         """Return the current settings of the rollouts, with the newest weights."""
-        weights = self.learner_group.get_weights()[DEFAULT_MODULE_ID]
+        # One copy of the weights for all runners.
+        weights = ray.put(self.learner_group.get_weights()[DEFAULT_MODULE_ID])
+        c, odds_K = self.config, self.bandit.odds()
         return PlaySettings(
-            self.epsilon,
-            self.config.temperature,
-            self.config.top_fraction,
-            ray.put(weights),  # one copy for all runners
-            self.references,
-            self.bandit.odds(),
+            self.epsilon, c.temperature, c.top_fraction, weights, self.references, odds_K
         )
 
     def _sample(self, settings: PlaySettings) -> list[RunnerRollout]:

@@ -280,7 +280,11 @@ PRESETS: dict[str, ExploreConfig] = {
 
 
 def _expert(config: ExploreConfig, **changes: Any) -> ExploreConfig:
-    """Return a preset for a game's own reward, with a larger discount factor."""
+    """Return a preset for a game's own reward, with a larger discount factor.
+
+    Most games reward nothing that uniformly random play does: episodes differ in how much they
+    explore, and in what.
+    """
     loss = replace(
         config.loss,
         gamma=0.99,
@@ -294,19 +298,26 @@ def _expert(config: ExploreConfig, **changes: Any) -> ExploreConfig:
         normalize_rewards=False,
         reward_clipping=True,
         episodic_returns=True,
+        epsilon=0.8,
+        final_epsilon=0.4,
+        epsilon_spread=6.0,
+        burst_exponent=2.0,
+        noise_alpha=0.3,
         **changes,
     )
 
 
 PRESETS |= {
     "expert-debug": _expert(PRESETS["debug"]),
-    # A game's own reward is cheap to compute, so that the agent plays and learns for longer.
+    # A game's own reward is cheap to compute, so that the agent plays for longer, and learns little
+    # from each step: rewards are to be found first.
     "expert-cpu": _expert(
         PRESETS["cpu"],
-        epochs=25,
-        steps_per_epoch=100,
-        updates_per_epoch=40,
-        epsilon_epochs=15,
+        epochs=40,
+        steps_per_epoch=200,
+        updates_per_epoch=16,
+        min_replay_ratio=3.0,
+        epsilon_epochs=20,
         evaluate_every=5,
         evaluation_steps=400,
         lr=1e-3,

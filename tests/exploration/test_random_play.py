@@ -44,6 +44,10 @@ def test_a_good_agent_is_compared_with_random_play(
     expected = 2 * rewards.sum() + rewards[:10].sum()
     assert compared["expert"]["returns"] == pytest.approx([expected] * 3, rel=1e-6)
     assert compared["expert"]["screens"] == ROOMS * CELLS_PER_ROOM - START
+    assert compared["expert"]["actions"] == {name: float(name == "right") for name in ACTIONS}
+    assert sum(compared["random"]["actions"].values()) == pytest.approx(1.0)
+    assert compared["expert"]["unlike"] > 0.2, "random play does not get to the last room"
+    assert compared["expert"]["distance"] > 0.5
     assert compared["random"]["return"] == np.mean(compared["random"]["returns"])
     assert len(set(compared["random"]["returns"])) > 1
     assert compared["random"]["return"] < expected
@@ -52,6 +56,7 @@ def test_a_good_agent_is_compared_with_random_play(
     report_depth(compared)
     printed = " ".join(capsys.readouterr().out.split())
     assert f"mean of 3 x 70 steps: return {expected:.1f} of the expert" in printed
+    assert "right is 100% of its actions" in printed
     assert "warning" not in printed
 
 
@@ -98,10 +103,12 @@ def test_each_policy_begins_an_episode_with_its_first_frame() -> None:
     policies = [Recorder(), Recorder()]
     env = vector_env(["Counting", "Corridor"], 5)
     try:
-        returns, _ = play_side_by_side(policies, env, 12, [1, 2])
+        played = play_side_by_side(policies, env, 12, [1, 2])
     finally:
         close_vector_env(env)
-    assert returns[0] == 15 + 15 + 1 + 2
+    assert played[0].value == 15 + 15 + 1 + 2
+    assert played[0].actions == [0] * 12
+    assert [read_step_and_action(frame)[0] for frame in played[0].frames] == [1, 5, 4]
     for episode in policies[0].episodes:
         steps = [read_step_and_action(frame)[0] for frame in episode]
         assert steps == list(range(len(steps)))
