@@ -310,10 +310,8 @@ class AutoExplore(Algorithm):
         """Return the current settings of the rollouts, with the newest weights."""
         # One copy of the weights for all runners.
         weights = ray.put(self.learner_group.get_weights()[DEFAULT_MODULE_ID])
-        c, odds_K = self.config, self.bandit.odds()
-        return PlaySettings(
-            self.epsilon, c.temperature, c.top_fraction, weights, self.references, odds_K
-        )
+        values = (self.epsilon, self.config.temperature, self.config.top_fraction)
+        return PlaySettings(*values, weights, self.references, self.bandit.odds())
 
     def _sample(self, settings: PlaySettings) -> list[RunnerRollout]:
         """Let the runners play; return their rollouts."""
@@ -385,8 +383,7 @@ class AutoExplore(Algorithm):
         """Return RLlib's state, the screens and, with `replay_in_checkpoint`, the replay buffer."""
         state: dict[str, Any] = super().get_state(*arguments, **options)
         state["screens"] = {game: sorted(keys) for game, keys in self.screens.items()}
-        state["entropy_scale"] = self.updates.entropy_scale
-        state["bandit"] = self.bandit.get_state()
+        state |= {"entropy_scale": self.updates.entropy_scale, "bandit": self.bandit.get_state()}
         if self.config.replay_in_checkpoint:
             state["replay"] = self.replay.get_state()
         return state

@@ -72,6 +72,21 @@ def test_the_agent_walks_the_corridor_to_its_end_over_three_seeds(ray_cluster, r
     assert all(after >= LAST_ROOM for _, after in reached.values()), reached
 
 
+def test_the_agent_learns_from_priorities_and_episodes_of_many_epsilons(ray_cluster):
+    mixture = {"epsilon": 0.5, "final_epsilon": 0.5, "epsilon_spread": 4.0, "burst_exponent": 2.0}
+    algorithm = corridor(0, priority_exponent=0.9, **mixture)
+    try:
+        untrained = farthest(Agent(algorithm.network(), 0.0, 1.0), 0)
+        for _ in range(8):
+            algorithm.train()
+        trained = farthest(Agent(algorithm.network(), 0.0, 1.0), 0)
+        returns = algorithm.bandit.get_state()
+    finally:
+        algorithm.stop()
+    assert untrained < LAST_ROOM <= trained
+    assert len(returns) == 8 * 4, "each env ends one episode in an epoch"
+
+
 class RealisticScorer(FarAwayScorer):
     """Scorer with the level and the spread of a real uncertainty: 0.2 + 0.03 * depth."""
 
