@@ -37,8 +37,8 @@ class Item:
     """Games that it is about; empty for any."""
     minutes: Mapping[str, float] = field(default_factory=dict)
     """Preset -> minutes of a seed on two cores, in a new folder: measured on the clock on a quiet
-    machine, or the processor time of all processes, which differs little from that. Those of
-    CoinRun at cpu are on the clock beside other jobs, but for table 2."""
+    machine, or the processor time of all processes, which differs little from that. Those at
+    cpu are sums of the stages' times, some of them beside other jobs."""
 
     @property
     def is_made_here(self) -> bool:
@@ -93,7 +93,7 @@ def _elsewhere(name: str, title: str, command: str) -> Item:
 ITEMS = (
     _settings("table1", "RetroAct beside other data sets"),
     _coinrun("table2", "visual fidelity, basic test set", debug=0.5, cpu=4.8),
-    _coinrun("table3", "visual fidelity, diverse test set", debug=1.1, cpu=38),
+    _coinrun("table3", "visual fidelity, diverse test set", debug=1.1, cpu=20),
     _table(
         "table4",
         "Pretraining on more games, token input, TDCE loss, autoregressive sampling",
@@ -108,7 +108,7 @@ ITEMS = (
     _settings("table10", "Settings of the optimizer"),
     _table("table11", "All models sampled autoregressively, first game", debug=0.5),
     _table("table12", "One model for all games", debug=0.5),
-    _coinrun("table13", "models on an agent's data, basic test set", debug=0.9, cpu=26),
+    _coinrun("table13", "models on an agent's data, basic test set", debug=0.9, cpu=14),
     _elsewhere("figure3", "Games of RetroAct", "catalog --counts --plot labels.png"),
     _figure("figure4", "One start, each action, first game", debug=0.3),
     _figure("figure5", "Meaning of the tokens: nearest and farthest codes", debug=0.3),
@@ -126,10 +126,10 @@ ITEMS = (
     _figure("figure13", "Play of the explorer", debug=0.4),
     _elsewhere("figure14", "Page of the first user study", "study people serve"),
     _elsewhere("figure15", "User study: quality of actions", "study people"),
-    _coinrun("figure16", "quality and control over the horizon", "figure", debug=0.9),
+    _coinrun("figure16", "quality and control over the horizon", "figure", debug=0.9, cpu=12),
     _coinrun("figure17", "GenieRedux-G, motion and actions", "figure", debug=0.5, cpu=2.1),
-    _coinrun("figure18", "GenieRedux-TA, motion", "figure", debug=1.0, cpu=26),
-    _coinrun("figure19", "GenieRedux-TA, each action", "figure", debug=1.0, cpu=26),
+    _coinrun("figure18", "GenieRedux-TA, motion", "figure", debug=1.0, cpu=14),
+    _coinrun("figure19", "GenieRedux-TA, each action", "figure", debug=1.0, cpu=14),
     Item(
         "figure20",
         "CoinRun: Jafar",
@@ -140,9 +140,9 @@ ITEMS = (
         ("CoinRun",),
     ),
     _coinrun("figure21", "GenieRedux with Jafar's sizes", "figure", debug=0.5),
-    _coinrun("figure22", "GenieRedux-G-TA, motion", "figure", debug=0.9, cpu=18),
-    _coinrun("figure23", "GenieRedux-G-TA, each action", "figure", debug=1.0, cpu=18),
-    _coinrun("figure24", "limits of GenieRedux-G-TA", "figure", debug=0.9, cpu=19),
+    _coinrun("figure22", "GenieRedux-G-TA, motion", "figure", debug=0.9, cpu=12),
+    _coinrun("figure23", "GenieRedux-G-TA, each action", "figure", debug=1.0, cpu=12),
+    _coinrun("figure24", "limits of GenieRedux-G-TA", "figure", debug=0.9, cpu=13),
     _elsewhere("appendixA2", "Test set of an expert", "expert"),
     _coinrun("appendixF5", "GenieRedux with the sizes of Jafar", debug=0.5),
     _elsewhere("appendixB", "Super-resolution of frames", "train upscaler"),
