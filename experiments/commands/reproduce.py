@@ -203,7 +203,7 @@ def print_items(*, as_json: bool) -> None:
     )
     console.print(table)
     console.print(
-        "Minutes were measured, with one seed in a new folder on two cores; those at cpu partly beside "
-        "other jobs. The predicted time is that of all training, "
+        "Minutes were measured, with one seed in a new folder on two cores; those at cpu partly "
+        "beside other jobs. The predicted time is that of all training, "
         f"{cards}; playing, exploring and evaluating come on top. It was not measured."
     )
