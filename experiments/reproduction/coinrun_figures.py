@@ -1,6 +1,6 @@
 """Figures of the case study on CoinRun (App. F): motion, and each action from one start."""
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from envs.controls import numbered_actions
 from envs.episodes.dataset import EpisodeReader
+from envs.utils.atomic_io import write_atomic, write_json_atomic
 from envs.utils.images import Frames
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.runner import StageContext
@@ -20,9 +21,8 @@ from experiments.reports.images import (
 from experiments.reproduction.coinrun_plans import (
     base_play,
     basic_play,
-    diverse_play,
+    diverse_plan,
     jafar_sized_models,
-    trained_agent_models,
 )
 from experiments.reproduction.figures import (
     PREDICTED,
@@ -30,10 +30,11 @@ from experiments.reproduction.figures import (
     Figure,
     most_moving,
     strip_sampling,
+    study_args,
 )
 from experiments.reproduction.plans import TablePlan
 from experiments.studies.arguments import HorizonArgs
-from experiments.studies.common import open_study_model, write_result
+from experiments.studies.common import open_study_model
 from experiments.studies.horizon import measure_horizon, plot_horizon
 from worldmodel import GenieRedux, WorldModel
 from worldmodel.config import CONTEXT
@@ -52,9 +53,7 @@ def random_strips(c: PipelineConfig) -> Figure:
 def agent_strips(c: PipelineConfig, *, model: str, label: str, part: str) -> Figure:
     """Return a figure of a model on the trained agent's play: its motion or its actions."""
     # GenieRedux-TA has the tokenizer of GenieRedux-G-TA, which is needed either way.
-    models = tuple(found for found in trained_agent_models(c) if found.name in ("ta", model))
-    plays = (diverse_play(c),)
-    plan = TablePlan(models, (), more_plays=plays, base=base_play(c), trains_base=False)
+    plan = diverse_plan(c, "ta", model)
     return _figure(c, plan, model, label, part)
 
 
@@ -70,39 +69,40 @@ def horizon_figure(c: PipelineConfig) -> Figure:
 
     One given frame says nothing of motion, so that the figure compares it with four.
     """
-    test, models = diverse_play(c), trained_agent_models(c)[:1]
-    plan = TablePlan(models, (), more_plays=(test,), base=base_play(c), trains_base=False)
+    plan = diverse_plan(c, "ta")
+    (test,) = plan.more_plays
 
     def draw(context: StageContext) -> list[str]:
-        results: dict[str, Any] = {"modes": {}}
-        lines = []
-        for given in GIVEN_FRAMES:
-            args = HorizonArgs(
-                model=context.path(f"model-{models[0].name}"),
-                data=(context.path(f"data-{test.name}"),),
-                out=context.out,
-                context=given,
-                horizon=PREDICTED,
-                limit=c.evaluate.get("limit") or HorizonArgs.limit,
-                sampling_steps=c.evaluate.get("steps", HorizonArgs.sampling_steps),
-                precision=c.precision,
-            )
-            world = open_study_model(args)
+        args = study_args(
+            HorizonArgs,
+            context,
+            c,
+            "ta",
+            test,
+            horizon=PREDICTED,
+            limit=c.evaluate.get("limit") or HorizonArgs.limit,
+            sampling_steps=c.evaluate.get("steps", HorizonArgs.sampling_steps),
+            seed=c.seed,
+            threads=c.threads or None,
+        )
+        world = open_study_model(args)
+        modes, lines = {}, []
+        for given, paper in GIVEN_FRAMES.items():
             name = f"{given} given frame{'s' if given > 1 else ''}"
-            measured = measure_horizon(args, world, "one_pass")
-            results |= {"window": world.cfg.frames}
-            results["modes"][name] = measured
-            means = {
-                measure: np.mean([frame["mean"] for frame in measured["overall"][measure]])
+            modes[name] = measure_horizon(replace(args, context=given), world, "one_pass")
+            quality, control = (
+                np.mean([frame["mean"] for frame in modes[name]["overall"][measure]])
                 for measure in ("psnr", "delta_psnr")
-            }
-            lines.append(
-                f"{name}: {means['psnr']:.2f} dB over {PREDICTED} frames (paper: "
-                f"{GIVEN_FRAMES[given]:.2f}), delta-PSNR {means['delta_psnr']:.2f} dB"
             )
-        picture = plot_horizon(results, max(GIVEN_FRAMES))
-        write_result(args, "horizon", results, {"": picture})
-        return [str(context.out / "horizon.png"), *lines]
+            lines.append(
+                f"{name}: {quality:.2f} dB over {PREDICTED} frames (paper: {paper:.2f}), "
+                f"delta-PSNR {control:.2f} dB"
+            )
+        results = {"window": world.cfg.frames, "modes": modes}
+        write_json_atomic(context.out / "horizon.json", results)
+        picture = context.out / "horizon.png"
+        write_atomic(picture, plot_horizon(results, max(GIVEN_FRAMES)))
+        return [str(picture), *lines]
 
     return Figure(plan, draw)
 

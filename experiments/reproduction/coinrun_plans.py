@@ -69,6 +69,13 @@ def trained_agent_models(c: PipelineConfig) -> tuple[Model, ...]:
     )
 
 
+def diverse_plan(c: PipelineConfig, *names: str) -> TablePlan:
+    """Return the plan of a figure: some `trained_agent_models` on the diverse test set."""
+    models = tuple(model for model in trained_agent_models(c) if model.name in names)
+    plays = (diverse_play(c),)
+    return TablePlan(models, (), more_plays=plays, base=base_play(c), trains_base=False)
+
+
 def model_rows(test: Play, *, agent: bool, lam: bool = True) -> Iterator[TableRow]:
     """Yield the rows of the models on random play or, if `agent`, on the agent's."""
     recorded, latent = ("ta", "latent-ta") if agent else ("base", "latent")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from experiments.studies.arguments import ModelArgs
 from worldmodel import GenieReduxG
 from worldmodel.config import CONTEXT
 
+AnyModelArgs = TypeVar("AnyModelArgs", bound=ModelArgs)
 PREDICTED = 10
 """Predicted frames of a film strip, after CONTEXT given ones."""
 PLAYED = 12
@@ -81,6 +82,20 @@ def figure_stages(name: str, figure: Figure, c: PipelineConfig, test_player: str
     return [*stages, Stage(name, f"draw {name}", run, inputs, f"figures/{name}", settings)]
 
 
+def study_args(
+    kind: type[AnyModelArgs],
+    context: StageContext,
+    c: PipelineConfig,
+    model: str,
+    test: Play,
+    **flags: Any,
+) -> AnyModelArgs:
+    """Return the flags of a study of a model on a test set, which writes to the figure's folder."""
+    data = (context.path(f"data-{test.name}"),)
+    folder = context.path(f"model-{model}")
+    return kind(model=folder, data=data, out=context.out, precision=c.precision, **flags)
+
+
 def study_figure(
     c: PipelineConfig, study: Callable[[Any], None], args: type[ModelArgs], **flags: Any
 ) -> Figure:
@@ -88,9 +103,7 @@ def study_figure(
     test = Play("held-out", c.games)
 
     def draw(context: StageContext) -> list[str]:
-        data = (context.path(f"data-{test.name}"),)
-        chosen = {"precision": c.precision, **flags}
-        study(args(model=context.path("model-base"), data=data, out=context.out, **chosen))
+        study(study_args(args, context, c, "base", test, **flags))
         return [str(file) for file in sorted(context.out.glob("*.png"))]
 
     return Figure(TablePlan((), (), more_plays=(test,)), draw)

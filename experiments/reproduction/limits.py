@@ -18,9 +18,8 @@ from envs.utils.images import heat_map
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.runner import StageContext
 from experiments.reports.images import write_labelled_films
-from experiments.reproduction.coinrun_plans import base_play, diverse_play, trained_agent_models
-from experiments.reproduction.figures import PREDICTED, SCALE, Figure, strip_sampling
-from experiments.reproduction.plans import TablePlan
+from experiments.reproduction.coinrun_plans import diverse_plan
+from experiments.reproduction.figures import PREDICTED, SCALE, Figure, strip_sampling, study_args
 from experiments.studies.arguments import ModelArgs
 from experiments.studies.common import StudyWindows, map_windows, open_study_model
 from exploration.reward.token_entropy import uncertainty_reward
@@ -91,19 +90,19 @@ class SearchedWindows:
 
 def limits_strips(c: PipelineConfig) -> Figure:
     """Return figure 24: the worst of those windows that one frame tells least of."""
-    models = tuple(model for model in trained_agent_models(c) if model.name == "ta")
-    test = diverse_play(c)
-    plan = TablePlan(models, (), more_plays=(test,), base=base_play(c), trains_base=False)
+    plan = diverse_plan(c, "ta")
+    (test,) = plan.more_plays
 
     def draw(context: StageContext) -> list[str]:
-        args = ModelArgs(
-            model=context.path(f"model-{models[0].name}"),
-            data=(context.path(f"data-{test.name}"),),
-            out=context.out,
+        args = study_args(
+            ModelArgs,
+            context,
+            c,
+            "ta",
+            test,
             limit=4 * (c.evaluate.get("limit") or 64),
             seed=c.seed,
             threads=c.threads or None,
-            precision=c.precision,
         )
         found = search_windows(args, strip_sampling(c))
         result = rank_windows(found)

@@ -116,10 +116,16 @@ def plot_horizon(results: Mapping[str, Any], context: int) -> bytes:
             axes.plot(x, mean, color=colour, label=mode.replace("_", " "))
             if low[0] is not None:
                 axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        overall = next(iter(results["modes"].values()))["overall"]
-        if f"copy_{name}" in overall:
-            copied = [value["mean"] for value in overall[f"copy_{name}"]]
-            axes.plot(x, copied, "--", color="0.4", label="copying")
+        copies = {
+            mode: [value["mean"] for value in result["overall"].get(f"copy_{name}", [])]
+            for mode, result in results["modes"].items()
+        }
+        if len(set(map(tuple, copies.values()))) == 1:  # the same frames are given in each mode
+            copies = {"": next(iter(copies.values()))}
+        for number, (mode, copied) in enumerate(copies.items()):
+            if copied:
+                label = f"copying, {mode}" if mode else "copying"
+                axes.plot(x, copied, "--", color=COLOURS[number] if mode else "0.4", label=label)
         if len(x) > inside:
             span = (inside + 0.5, len(x) + 0.5)
             axes.axvspan(*span, color="0.93", zorder=0, label="past the window")

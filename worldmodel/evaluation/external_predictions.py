@@ -18,7 +18,7 @@ a tree of the same shape,
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -100,12 +100,12 @@ class ExternalPredictions:
 
 def _check_actions(window: Path, clips: ClipDataset, window_id: int, horizon: int) -> None:
     """Raise InputError if a peer's window, where it was kept, is another one than this."""
-    if not window.exists():
+    written, context = _read_description(window), clips.length - horizon
+    if not written:
         return
-    written, context = json.loads(window.read_text()), clips.length - horizon
     actions = clips.labels(np.array([window_id]))[0][0].tolist()
     compared = min(len(actions), len(written["actions"]))
-    if written["context"] != context or written["actions"][:compared] != actions[:compared]:
+    if written.get("context") != context or written["actions"][:compared] != actions[:compared]:
         raise InputError(
             f"{window}: was written for other given frames or other actions: export the windows of "
             "these data, and predict them"
@@ -114,9 +114,23 @@ def _check_actions(window: Path, clips: ClipDataset, window_id: int, horizon: in
 
 def _check_replaced(window: Path, replaced: ReplacedActions) -> None:
     """Raise InputError if a peer's window, where it was kept, was written for other actions."""
-    written = json.loads(window.read_text()).get("replaced", "all") if window.exists() else replaced
+    description = _read_description(window)
+    written = description.get("replaced", "all") if description else replaced
     if written != replaced:
         raise InputError(f"{window}: was written with --delta-actions {written}, not {replaced}")
+
+
+def _read_description(window: Path) -> dict[str, Any]:
+    """Return the content of a window.json, {} without one. Raises InputError for any other file."""
+    if not window.exists():
+        return {}
+    try:
+        written = json.loads(window.read_text())
+    except ValueError:
+        written = None
+    if not isinstance(written, dict) or not isinstance(written.get("actions"), list):
+        raise InputError(f"{window}: describes no window: export it again")
+    return written
 
 
 def read_png_frame(file: Path, size: tuple[int, ...]) -> Tensor:

@@ -135,6 +135,10 @@ def test_bad_predictions_are_refused(context: StageContext, tmp_path: Path) -> N
     (window / "window.json").write_text(json.dumps(described))
     with pytest.raises(InputError, match=r"window.json: was written for other given frames or"):
         draw(context, windows)
+    for broken in ("{", "[]", '{"context": 2}'):
+        (window / "window.json").write_text(broken)
+        with pytest.raises(InputError, match=r"window.json: describes no window"):
+            draw(context, windows)
 
 
 @pytest.mark.parametrize(
